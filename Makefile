@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+# Every target sets itself up in .venv the first time, with the versions of constraints.txt.
+#
+#   PYTHON=python3.12 make test      another Python (before .venv exists)
+#   AAPT_CUDA=OFF make test          without the CUDA code, though nvcc is there (AUTO, ON or OFF)
+
+PYTHON ?= python3
+AAPT_CUDA ?= AUTO
+WHEELS ?= dist
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+BUILD_INPUTS := pyproject.toml CMakeLists.txt constraints.txt $(shell find cmake csrc -type f)
+
+export AAPT_CUDA
+# Idle OpenMP threads give their core back instead of spinning.
+export OMP_WAIT_POLICY := passive
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+.PHONY: help demo test lint bench wheel train-person clean FORCE
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.installed-video ## generate a dancing person: demo.mp4 and the contact sheet demo.png
+	$(BIN)/aapt-fast generate --motion dance --frames 240 --out demo.mp4 --sheet demo.png
+
+test: $(VENV)/.installed-video,test ## run the tests
+	$(BIN)/python -m pytest -q tests
+
+lint: $(VENV)/.lint-tools ## check style, formatting and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.installed-video,test ## run the benchmarks
+	$(BIN)/python -m pytest bench --benchmark-only
+
+wheel: $(VENV)/.build-tools ## build a wheel in dist/
+	$(BIN)/python -m pip wheel --disable-pip-version-check --no-build-isolation --no-deps -w $(WHEELS) .
+
+train-person: $(VENV)/.installed-video ## train the bundled person model from nothing in runs/person
+	$(BIN)/python -m aapt_fast.cli train person --out runs/person
+
+clean: ## remove what was built; .venv keeps its packages
+	rm -rf build dist .pytest_cache .ruff_cache .mypy_cache .benchmarks
+	rm -f $(VENV)/.installed-*
+
+# ---- .venv, in steps. Each stamp is newer than what it was made from. ----
+
+$(VENV)/.created:
+	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+$(VENV)/.lint-tools: constraints.txt | $(VENV)/.created
+	$(INSTALL) ruff mypy
+	touch $@
+
+$(VENV)/.build-tools: constraints.txt | $(VENV)/.created
+	$(INSTALL) scikit-build-core pybind11 cmake ninja
+	touch $@
+
+# torch by itself and first, so that a CPU build of it that is already there is kept.
+$(VENV)/.torch: constraints.txt | $(VENV)/.created
+	$(INSTALL) torch
+	touch $@
+
+# Rewritten only when the setting changes, so that a build with another one replaces the installed module.
+$(VENV)/.aapt-cuda: FORCE | $(VENV)/.created
+	@echo $(AAPT_CUDA) | cmp -s - $@ || echo $(AAPT_CUDA) > $@
+
+# The part of the name after .installed- is the list of extras. Editable: edits of Python files count at once.
+$(VENV)/.installed-%: $(BUILD_INPUTS) $(VENV)/.build-tools $(VENV)/.torch $(VENV)/.aapt-cuda
+	$(INSTALL) --no-build-isolation --editable ".[$*]"
+	touch $@

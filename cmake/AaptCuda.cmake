@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+# Decides whether CUDA is built (sets AAPT_HAVE_CUDA) and says how kernels are compiled and linked.
+#
+# AUTO builds CUDA exactly when nvcc is found. An nvcc that is found but does not work is an error, never a quiet
+# CPU-only build; that is why check_language(CUDA), which cannot tell the two apart, is not used.
+
+set(AAPT_CUDA AUTO CACHE STRING "Build the CUDA code: AUTO (when nvcc is found), ON or OFF")
+set_property(CACHE AAPT_CUDA PROPERTY STRINGS AUTO ON OFF)
+if(NOT AAPT_CUDA MATCHES "^(AUTO|ON|OFF)$")
+  message(FATAL_ERROR "AAPT_CUDA: expected AUTO, ON or OFF, got '${AAPT_CUDA}'")
+endif()
+
+# Runs on every GPU from Ampere on: machine code for sm_80 and sm_90, PTX for whatever comes later.
+set(AAPT_PORTABLE_ARCHITECTURES 80-real 90-real 80-virtual)
+
+# Sets <result> to the nvcc to use, or to a false value. What the user named comes first.
+function(aapt_find_nvcc result)
+  if(CMAKE_CUDA_COMPILER)
+    set(${result} "${CMAKE_CUDA_COMPILER}" PARENT_SCOPE)
+  elseif(DEFINED ENV{CUDACXX})
+    set(${result} "$ENV{CUDACXX}" PARENT_SCOPE)
+  else()
+    find_program(AAPT_NVCC nvcc HINTS ENV CUDA_HOME ENV CUDA_PATH PATHS /usr/local/cuda PATH_SUFFIXES bin)
+    set(${result} "${AAPT_NVCC}" PARENT_SCOPE)
+  endif()
+endfunction()
+
+# Stops with nvcc's own words unless it can compile and link an empty program.
+function(aapt_require_working_nvcc nvcc)
+  set(probe "${PROJECT_BINARY_DIR}/nvcc_probe")
+  file(WRITE "${probe}.cu" "int main() { return 0; }\n")
+  separate_arguments(flags UNIX_COMMAND "$ENV{CUDAFLAGS}")
+  if(DEFINED ENV{CUDAHOSTCXX})
+    list(APPEND flags -ccbin "$ENV{CUDAHOSTCXX}")
+  endif()
+  execute_process(COMMAND "${nvcc}" ${flags} "${probe}.cu" -o "${probe}"
+    RESULT_VARIABLE status OUTPUT_VARIABLE output ERROR_VARIABLE output)
+  if(NOT status EQUAL 0)
+    message(FATAL_ERROR "${nvcc} was found but cannot compile and link an empty program (${status}):\n${output}\n"
+      "Repair the CUDA toolkit, or set AAPT_CUDA=OFF for a build without CUDA.")
+  endif()
+endfunction()
+
+# aapt_kernels(<name> ARCHITECTURES <arch>... SOURCES <file>... [CUTLASS])
+# Compiles the sources for these architectures only and links them into _C. CUTLASS: the sources include its headers.
+function(aapt_kernels name)
+  cmake_parse_arguments(PARSE_ARGV 1 kernels "CUTLASS" "" "ARCHITECTURES;SOURCES")
+  add_library(${name} OBJECT ${kernels_SOURCES})
+  set_target_properties(${name} PROPERTIES
+    CUDA_ARCHITECTURES "${kernels_ARCHITECTURES}"
+    CUDA_RUNTIME_LIBRARY Static
+    CUDA_STANDARD 17)
+  target_include_directories(${name} PRIVATE "${PROJECT_SOURCE_DIR}/csrc")
+  target_compile_options(${name} PRIVATE -Xfatbin=-compress-all)
+  if(kernels_CUTLASS)
+    include(AaptCutlass)
+    target_link_libraries(${name} PRIVATE aapt_cutlass)
+  endif()
+  target_link_libraries(_C PRIVATE ${name})
+  get_property(known GLOBAL PROPERTY AAPT_ARCHITECTURES)
+  list(APPEND known ${kernels_ARCHITECTURES})
+  list(REMOVE_DUPLICATES known)
+  set_property(GLOBAL PROPERTY AAPT_ARCHITECTURES "${known}")
+endfunction()
+
+# Links the CUDA runtime statically: the module imports on a machine without CUDA and shares torch's primary context.
+function(aapt_link_cuda target)
+  set_target_properties(${target} PROPERTIES LINKER_LANGUAGE CXX CUDA_RUNTIME_LIBRARY Static)
+  target_link_libraries(${target} PRIVATE CUDA::cudart_static)
+  target_link_options(${target} PRIVATE LINKER:--exclude-libs,ALL)
+endfunction()
+
+set(AAPT_HAVE_CUDA false)
+if(NOT AAPT_CUDA STREQUAL "OFF")
+  aapt_find_nvcc(nvcc)
+  if(nvcc)
+    aapt_require_working_nvcc("${nvcc}")
+    set(CMAKE_CUDA_COMPILER "${nvcc}" CACHE FILEPATH "CUDA compiler")
+    set(CMAKE_CUDA_ARCHITECTURES OFF)  # each target names its own
+    enable_language(CUDA)
+    find_package(CUDAToolkit REQUIRED)
+    set(AAPT_HAVE_CUDA true)
+  elseif(AAPT_CUDA STREQUAL "ON")
+    message(FATAL_ERROR
+      "AAPT_CUDA=ON: expected nvcc in CUDACXX, CUDA_HOME, CUDA_PATH, PATH or /usr/local/cuda, got none")
+  endif()
+endif()
+if(AAPT_HAVE_CUDA)
+  message(STATUS "aapt_fast: with CUDA ${CMAKE_CUDA_COMPILER_VERSION} (${CMAKE_CUDA_COMPILER})")
+else()
+  message(STATUS "aapt_fast: without CUDA (AAPT_CUDA=${AAPT_CUDA})")
+endif()

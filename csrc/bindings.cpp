@@ -1,0 +1,9 @@
+// SPDX-License-Identifier: Apache-2.0
+// The only pybind11 module: aapt_fast._C. Python reaches it through ops/_load.py.
+#include "bindings.h"
+
+PYBIND11_MODULE(_C, module) {
+  module.doc() = "Compiled part of aapt_fast; takes pointers, sizes and streams, knows nothing of torch.";
+  aapt::register_build_info(module);
+  aapt::register_device_info(module);
+}

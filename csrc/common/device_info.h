@@ -1,0 +1,26 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the CUDA runtime says about the GPUs. Implemented once with CUDA and once without.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+namespace aapt {
+
+struct DeviceInfo {
+  std::string name;
+  int compute_capability_major;
+  int compute_capability_minor;
+  std::int64_t total_memory;  // bytes
+  int multiprocessors;
+  int driver_version;   // newest CUDA the driver supports, 1000 * major + 10 * minor
+  int runtime_version;  // CUDA runtime linked into this module, same encoding
+};
+
+// Number of usable GPUs; 0 without a driver. Throws std::runtime_error when a driver is there but fails.
+int device_count();
+
+// Throws std::out_of_range unless 0 <= device < device_count().
+DeviceInfo device_info(int device);
+
+}  // namespace aapt

@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The compiled module `aapt_fast._C`, loaded on first use.
+
+Importing the package needs no compiled module: every op has a torch reference. A module that was never built is
+reported as absent; one that was built but does not load is an error, never a quiet fallback.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from types import ModuleType
+
+_NAME = "aapt_fast._C"
+
+
+@functools.cache
+def extension_or_none() -> ModuleType | None:
+    """The compiled module, or None when it was not built. Raises `RuntimeError` when it exists but does not load."""
+    try:
+        return importlib.import_module(_NAME)
+    except ModuleNotFoundError as error:
+        if error.name != _NAME:
+            raise
+        return None
+    except ImportError as error:
+        raise RuntimeError(
+            f"{_NAME}: expected a module built for this machine, got {error}. "
+            "Rebuild it here: run `pip install .` in a checkout of aapt_fast."
+        ) from error
+
+
+def extension() -> ModuleType:
+    """The compiled module. Raises `RuntimeError` saying how to get it when it was not built or does not load."""
+    module = extension_or_none()
+    if module is None:
+        raise RuntimeError(
+            f"{_NAME}: expected the compiled module, got none. Build it: run `pip install .` in a checkout of "
+            "aapt_fast (a C++ compiler is enough; with nvcc it includes the CUDA code)."
+        )
+    return module

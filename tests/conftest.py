@@ -1,0 +1,25 @@
+# SPDX-License-Identifier: Apache-2.0
+"""For every test: few threads, idle ones asleep, and the same random numbers each time."""
+
+from __future__ import annotations
+
+import os
+
+# Read by OpenMP when torch loads it, so it is set before that import.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+import random
+
+import numpy
+import pytest
+import torch
+
+torch.set_num_threads(min(2, torch.get_num_threads()))
+
+
+@pytest.fixture(autouse=True)
+def fixed_seeds() -> None:
+    """Seeds the global generators before each test, whatever ran before it."""
+    random.seed(0)
+    numpy.random.seed(0)
+    torch.manual_seed(0)
