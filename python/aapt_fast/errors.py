@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The errors users meet, and the one way to raise them: argument, expected, got."""
+
+from __future__ import annotations
+
+import torch
+
+
+class CheckpointError(ValueError):
+    """A weight file is damaged, incomplete or belongs to another model; the message names file and key."""
+
+
+class PoolExhausted(RuntimeError):
+    """The page pool has no free page left; the message says how many were asked for and how many exist."""
+
+
+class SessionClosed(RuntimeError):
+    """A closed session was used."""
+
+
+def require(condition: bool, argument: str, expected: object, got: object) -> None:
+    """Raise `ValueError("<argument>: expected <expected>, got <got>")` unless `condition` holds."""
+    if not condition:
+        raise ValueError(f"{argument}: expected {expected}, got {got}")
+
+
+def require_type(argument: str, value: object, *types: type) -> None:
+    """Raise `TypeError` unless `value` is an instance of one of `types`."""
+    if not isinstance(value, types):
+        names = " or ".join(kind.__name__ for kind in types)
+        raise TypeError(f"{argument}: expected {names}, got {type(value).__name__}")
+
+
+def require_shape(argument: str, tensor: torch.Tensor, *shape: int | str) -> None:
+    """Check the shape of `tensor`: an int must match, a str names a free dimension (shown in the message)."""
+    require_type(argument, tensor, torch.Tensor)
+    actual = tuple(tensor.shape)
+    fits = len(actual) == len(shape) and all(
+        isinstance(want, str) or want == have for want, have in zip(shape, actual, strict=True)
+    )
+    if not fits:
+        expected = "[" + ", ".join(str(want) for want in shape) + "]"
+        raise ValueError(f"{argument}: expected shape {expected}, got {list(actual)}")
+
+
+def require_dtype(argument: str, tensor: torch.Tensor, *dtypes: torch.dtype) -> None:
+    """Check that the dtype of `tensor` is one of `dtypes`."""
+    require(tensor.dtype in dtypes, argument, " or ".join(str(dtype) for dtype in dtypes), tensor.dtype)
+
+
+def require_device(argument: str, tensor: torch.Tensor, device: torch.device) -> None:
+    """Check that `tensor` lives on `device`."""
+    require(tensor.device == device, argument, f"a tensor on {device}", f"one on {tensor.device}")

@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ops of `aapt_fast`: one file each, registered with `torch.library` in the namespace `torch.ops.aapt`.
+
+`reference.py` holds the readable maths, `cache.py` the key-value cache that models see.
+"""
+
+from __future__ import annotations
+
+from aapt_fast.ops.cache import Cache, GrowingCache
+from aapt_fast.ops.causal_conv3d import causal_conv3d
+from aapt_fast.ops.channel_concat import IMPLEMENTATIONS as _CHANNEL_CONCAT
+from aapt_fast.ops.channel_concat import channel_concat, channel_concat_noise
+from aapt_fast.ops.gate_residual_norm import IMPLEMENTATIONS as _GATE_RESIDUAL_NORM
+from aapt_fast.ops.gate_residual_norm import gate_residual_norm
+from aapt_fast.ops.kv_write import IMPLEMENTATIONS as _KV_WRITE
+from aapt_fast.ops.kv_write import kv_write, normalise_and_rotate
+from aapt_fast.ops.paged_attention import IMPLEMENTATIONS as _PAGED_ATTENTION
+from aapt_fast.ops.paged_attention import PAGE_SLOTS, paged_attention
+from aapt_fast.ops.philox import IMPLEMENTATIONS as _PHILOX
+from aapt_fast.ops.philox import philox_normal
+from aapt_fast.ops.rope import FrameRope, rope_tables
+
+__all__ = [
+    "PAGE_SLOTS",
+    "Cache",
+    "FrameRope",
+    "GrowingCache",
+    "causal_conv3d",
+    "channel_concat",
+    "channel_concat_noise",
+    "gate_residual_norm",
+    "implementations",
+    "kv_write",
+    "normalise_and_rotate",
+    "paged_attention",
+    "philox_normal",
+    "rope_tables",
+]
+
+
+def implementations() -> dict[str, dict[str, str]]:
+    """What runs for each op, by device type, in words: {op: {"cpu": ..., "cuda": ...}}."""
+    return {
+        "causal_conv3d": {
+            "cpu": "torch composition: 2-D convolutions over gathered time taps",
+            "cuda": "torch.nn.functional.conv3d (no kernel is loaded)",
+        },
+        "channel_concat": dict(_CHANNEL_CONCAT),
+        "channel_concat_noise": dict(_CHANNEL_CONCAT),
+        "gate_residual_norm": dict(_GATE_RESIDUAL_NORM),
+        "kv_write": dict(_KV_WRITE),
+        "paged_attention": dict(_PAGED_ATTENTION),
+        "philox_normal": dict(_PHILOX),
+    }

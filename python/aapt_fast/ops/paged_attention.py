@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Attention of the tokens of one step over keys and values that lie in pages.
+
+For row b let the key set be the first `page_valid[b, m]` slots of page `page_ids[b, m]`, for all entries m. Then
+
+    s[n, j] = scale * q[b, n, h] . k[j, h * Hkv // H]      (the query heads share Hkv key heads in equal groups)
+    lse[b, h, n] = ln sum_j exp(s[n, j])
+    out[b, n, h] = sum_j exp(s[n, j] - lse[b, h, n]) v[j, h * Hkv // H]
+
+There is no other mask, and the order of the entries has no meaning: keys carry their position (RoPE) already. Pages and
+slots that are not listed may hold anything, NaN included. The log-sum-exp lets partial results be merged.
+"""
+
+from __future__ import annotations
+
+from itertools import groupby
+from operator import itemgetter
+
+import torch
+
+from aapt_fast.errors import require_shape
+from aapt_fast.ops import reference
+from aapt_fast.ops._checks import PAGE_SLOTS, check_inference, check_page_id, check_pages, check_queries, check_tensor
+from aapt_fast.ops._library import library
+
+IMPLEMENTATIONS = {
+    "cpu": "torch composition: gather of the valid slots, then torch's CPU flash attention",
+    "cuda": "torch reference: float32 softmax over all listed slots (slow, no kernel is loaded)",
+}
+
+library.define(
+    "paged_attention(Tensor q, Tensor k_pages, Tensor v_pages, Tensor page_ids, Tensor page_valid, float scale)"
+    " -> (Tensor, Tensor)"
+)
+
+
+def paged_attention(
+    q: torch.Tensor,
+    k_pages: torch.Tensor,
+    v_pages: torch.Tensor,
+    page_ids: torch.Tensor,
+    page_valid: torch.Tensor,
+    scale: float | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attend to the valid slots of the listed pages. Inference only.
+
+    Args:
+        q: [B, Nq, H, D], float32, bfloat16 or float16, normalised and rotated.
+        k_pages: [P, 64, Hkv, D], same dtype; H is a multiple of Hkv.
+        v_pages: [P, 64, Hkv, D], same dtype.
+        page_ids: int32 [B, M], pages of each row in any order.
+        page_valid: int32 [B, M], valid slots (0..64) of each listed page; 0 means the entry is unused and its page id
+            is not looked at.
+        scale: factor on the scores; None means D ** -0.5.
+
+    Returns:
+        out: [B, Nq, H, D] in q.dtype, contiguous.
+        lse: float32 [B, H, Nq], natural logarithm. A row without any valid slot has out 0 and lse -inf.
+
+    Raises:
+        ValueError: wrong shape, dtype or device of an argument; on the CPU also a page id outside the pool or a
+            valid count outside 0..64.
+        RuntimeError: an input requires a gradient while gradients are recorded.
+    """
+    check_pages(k_pages, v_pages)
+    check_queries(q, k_pages)
+    require_shape("page_ids", page_ids, q.shape[0], "M")
+    check_tensor("page_ids", page_ids, page_ids.shape, torch.int32, q.device)
+    check_tensor("page_valid", page_valid, page_ids.shape, torch.int32, q.device)
+    check_inference("paged_attention", q, k_pages, v_pages)
+    return torch.ops.aapt.paged_attention.default(
+        q, k_pages, v_pages, page_ids, page_valid, q.shape[-1] ** -0.5 if scale is None else scale
+    )
+
+
+def _cpu(
+    q: torch.Tensor,
+    k_pages: torch.Tensor,
+    v_pages: torch.Tensor,
+    page_ids: torch.Tensor,
+    page_valid: torch.Tensor,
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    batch, tokens, heads, _ = q.shape
+    out = torch.zeros(q.shape, dtype=q.dtype)
+    lse = torch.full((batch, heads, tokens), -torch.inf)
+    for counts, rows in _rows_by_layout(page_ids, page_valid, k_pages.shape[0]).items():
+        if not counts or tokens == 0:
+            continue
+        index = torch.tensor([row for row, _ in rows])
+        pages = torch.tensor([row_pages for _, row_pages in rows])  # [rows, entries]
+        keys, values = _gather(k_pages, pages, counts), _gather(v_pages, pages, counts)
+        attended, attended_lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default(
+            q.index_select(0, index).transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2), scale=scale
+        )
+        out[index], lse[index] = attended.transpose(1, 2), attended_lse
+    return out, lse
+
+
+def _rows_by_layout(
+    page_ids: torch.Tensor, page_valid: torch.Tensor, pages: int
+) -> dict[tuple[int, ...], list[tuple[int, list[int]]]]:
+    """Rows that can share one gather: {sorted valid counts: [(row, page ids in the order of the counts)]}.
+
+    The order within a count is that of the table, so that the result does not depend on where pages lie in the pool.
+    """
+    layouts: dict[tuple[int, ...], list[tuple[int, list[int]]]] = {}
+    for row, (ids, counts) in enumerate(zip(page_ids.tolist(), page_valid.tolist(), strict=True)):
+        used = sorted(((count, page) for count, page in zip(counts, ids, strict=True) if count), key=itemgetter(0))
+        for count, page in used:
+            if not 0 < count <= PAGE_SLOTS:
+                raise ValueError(f"page_valid: expected counts in 0..{PAGE_SLOTS}, got {count} in row {row}")
+            check_page_id(page, pages, row)
+        layouts.setdefault(tuple(count for count, _ in used), []).append((row, [page for _, page in used]))
+    return layouts
+
+
+def _gather(pages: torch.Tensor, ids: torch.Tensor, counts: tuple[int, ...]) -> torch.Tensor:
+    """The first counts[m] slots of page ids[r, m], for all m one after the other: [rows, sum(counts), Hkv, D]."""
+    parts, start = [], 0
+    for count, run in groupby(counts):
+        stop = start + len(list(run))
+        part = pages[:, :count].index_select(0, ids[:, start:stop].flatten())
+        parts.append(part.view(len(ids), -1, *pages.shape[2:]))
+        start = stop
+    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+
+
+library.impl("paged_attention", _cpu, "CPU")
+library.impl("paged_attention", reference.paged_attention, "CUDA")
+
+
+@torch.library.register_fake("aapt::paged_attention", lib=library)
+def _fake(
+    q: torch.Tensor,
+    k_pages: torch.Tensor,
+    v_pages: torch.Tensor,
+    page_ids: torch.Tensor,
+    page_valid: torch.Tensor,
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    batch, tokens, heads, _ = q.shape
+    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    return out, q.new_empty((batch, heads, tokens), dtype=torch.float32)

@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The maths of every op in plain torch, in float32 (float64 if the input is), without regard to speed.
+
+These functions are the oracles of the tests and the definition of what a kernel has to compute. Results have the
+input's dtype. Nothing here checks its arguments; the public functions do.
+"""
+
+from __future__ import annotations
+
+import torch
+
+PHILOX_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+PHILOX_KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
+
+
+def wide(x: torch.Tensor) -> torch.Tensor:
+    """`x` in float32, or in float64 if it is."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def paged_attention(
+    q: torch.Tensor,
+    k_pages: torch.Tensor,
+    v_pages: torch.Tensor,
+    page_ids: torch.Tensor,
+    page_valid: torch.Tensor,
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Masked softmax over all slots of all listed pages; reads no value back to the host.
+
+    q [B, Nq, H, D], pages [P, S, Hkv, D], page_ids and page_valid int32 [B, M] -> out [B, Nq, H, D], lse [B, H, Nq].
+    """
+    batch, _, heads, _ = q.shape
+    slots, kv_heads = k_pages.shape[1:3]
+    valid = torch.arange(slots, device=q.device) < page_valid[..., None]  # [B, M, S]
+    used_ids = torch.where(page_valid > 0, page_ids, 0)
+
+    def gather(pages: torch.Tensor) -> torch.Tensor:  # -> [B, H, M * S, D]
+        listed = torch.where(valid[..., None, None], wide(pages[used_ids]), 0)  # drops NaN in unused slots
+        return listed.flatten(1, 2).transpose(1, 2).repeat_interleave(heads // kv_heads, 1)
+
+    scores = wide(q).transpose(1, 2) @ gather(k_pages).transpose(2, 3) * scale
+    scores = scores.masked_fill(~valid.view(batch, 1, 1, -1), -torch.inf)
+    lse = scores.logsumexp(-1)
+    weights = torch.where(lse[..., None] == -torch.inf, 0, (scores - lse[..., None]).exp())
+    out = weights @ gather(v_pages)
+    return out.transpose(1, 2).to(q.dtype).contiguous(), lse.float()
+
+
+def rms_norm(x: torch.Tensor, eps: float) -> torch.Tensor:
+    """x / sqrt(mean(x^2) + eps) over the last dimension."""
+    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
+
+
+def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Turn each pair (x[2i], x[2i+1]) of x [..., N, H, D] by the angle with cos, sin [N, D/2]."""
+    even, odd = x[..., 0::2], x[..., 1::2]
+    cos, sin = cos[:, None], sin[:, None]
+    return torch.stack((even * cos - odd * sin, even * sin + odd * cos), -1).flatten(-2)
+
+
+def normalise_and_rotate(
+    x: torch.Tensor, weight: torch.Tensor | None, cos: torch.Tensor | None, sin: torch.Tensor | None, eps: float
+) -> torch.Tensor:
+    """RMSNorm of x [..., N, H, D] per head (weight [D]) or across heads (weight [H * D]), then RoPE."""
+    y = wide(x)
+    if weight is not None:
+        across = y.flatten(-2) if weight.shape[0] != x.shape[-1] else y
+        y = (rms_norm(across, eps) * wide(weight)).view(y.shape)
+    if cos is not None:
+        y = rotate(y, cos, sin)
+    return y.to(x.dtype)
+
+
+def kv_write(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    q_weight: torch.Tensor | None,
+    k_weight: torch.Tensor | None,
+    cos: torch.Tensor | None,
+    sin: torch.Tensor | None,
+    k_pages: torch.Tensor,
+    v_pages: torch.Tensor,
+    page_ids: torch.Tensor,
+    eps: float,
+) -> torch.Tensor:
+    """Token n of row b goes to slot n % S of page page_ids[b, n // S]; pages are changed in place."""
+    slots = k_pages.shape[1]
+    k = normalise_and_rotate(k, k_weight, cos, sin, eps)
+    for row in range(q.shape[0]):
+        for token in range(q.shape[1]):
+            page = page_ids[row, token // slots]
+            k_pages[page, token % slots] = k[row, token]
+            v_pages[page, token % slots] = v[row, token]
+    return normalise_and_rotate(q, q_weight, cos, sin, eps)
+
+
+def channel_concat(
+    noised: torch.Tensor,
+    recycled: torch.Tensor,
+    control: torch.Tensor | None,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    patch: int,
+) -> torch.Tensor:
+    """Patch embedding of the channel-wise concatenation: [B, C, h, w] x 2 (+ [B, Cc, h, w]) -> [B, N, d]."""
+    sources = [noised, recycled] if control is None else [noised, recycled, control]
+    patches = torch.nn.functional.pixel_unshuffle(wide(torch.cat(sources, 1)), patch)
+    tokens = patches.flatten(2).transpose(1, 2) @ wide(weight).T
+    return (tokens if bias is None else tokens + wide(bias)).to(noised.dtype)
+
+
+def gate_residual_norm(
+    x: torch.Tensor,
+    y: torch.Tensor | None,
+    gate: torch.Tensor | None,
+    scale: torch.Tensor | None,
+    shift: torch.Tensor | None,
+    eps: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """residual = x + gate * y and RMSNorm(residual) * (1 + scale) + shift, both in x.dtype; missing parts drop out."""
+    residual = wide(x)
+    if y is not None:
+        residual = residual + (wide(y) if gate is None else wide(gate) * wide(y))
+    normed = rms_norm(residual, eps)
+    if scale is not None:
+        normed = normed * (1 + wide(scale))
+    if shift is not None:
+        normed = normed + wide(shift)
+    return residual.to(x.dtype), normed.to(x.dtype)
+
+
+def philox_words(counter: tuple[int, int, int, int], key: tuple[int, int]) -> tuple[int, int, int, int]:
+    """Philox4x32-10 on Python integers."""
+    x0, x1, x2, x3 = counter
+    for number in range(10):
+        k0, k1 = ((word + number * step) % 2**32 for word, step in zip(key, PHILOX_KEY_STEPS, strict=True))
+        high0, low0 = divmod(PHILOX_MULTIPLIERS[0] * x0, 2**32)
+        high1, low1 = divmod(PHILOX_MULTIPLIERS[1] * x2, 2**32)
+        x0, x1, x2, x3 = high1 ^ x1 ^ k0, low1, high0 ^ x3 ^ k1, low0
+    return x0, x1, x2, x3

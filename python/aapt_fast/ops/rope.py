@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Cosines and sines of 3D rotary positions (time, row, column), computed in float64 on the host.
+
+The D / 2 pairs of a head are split over the three axes. Pair i of the n pairs of an axis turns by
+
+    angle = position * theta ** (-i / n)
+
+The default split is that of Wan: D // 6 pairs for rows, as many for columns, the rest for time (22, 21, 21 at D = 128).
+
+* Time: position = frame index * `temporal_interval`, a fixed interval, so that a stream has no end. float64 keeps the
+  angle of frame 1,000,000 exact to 1e-9; float32 would be off by 0.03.
+* Space: integer rows and columns (Wan), or stretched: with `spatial_extent` = (H0, W0), row r of a grid of h rows sits at
+  r * H0 / h, so that every resolution covers the range of the one that was trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from aapt_fast.errors import require
+
+
+def rope_split(head_dim: int) -> tuple[int, int, int]:
+    """Wan's number of pairs for (time, rows, columns); their sum is head_dim / 2."""
+    return head_dim // 2 - 2 * (head_dim // 6), head_dim // 6, head_dim // 6
+
+
+def axis_angles(positions: torch.Tensor, pairs: int, theta: float) -> torch.Tensor:
+    """Angles of one axis: positions float64 [n] -> float64 [n, pairs]."""
+    exponents = torch.arange(pairs, dtype=torch.float64) / max(pairs, 1)
+    return positions[:, None] * theta**-exponents
+
+
+def temporal_angles(
+    frames: Sequence[float], pairs: int, theta: float = 10000.0, temporal_interval: float = 1.0
+) -> torch.Tensor:
+    """Angles of the time axis for each frame index: float64 [F, pairs]."""
+    return axis_angles(torch.tensor(frames, dtype=torch.float64) * temporal_interval, pairs, theta)
+
+
+def spatial_angles(
+    grid: tuple[int, int],
+    pairs: tuple[int, int],
+    theta: float = 10000.0,
+    spatial_extent: tuple[float, float] | None = None,
+) -> torch.Tensor:
+    """Angles of the row and column axes for a grid of (h, w) tokens, row-major: float64 [h * w, sum(pairs)]."""
+    (height, width), extent = grid, spatial_extent or grid
+    rows = axis_angles(torch.arange(height, dtype=torch.float64) * (extent[0] / height), pairs[0], theta)
+    columns = axis_angles(torch.arange(width, dtype=torch.float64) * (extent[1] / width), pairs[1], theta)
+    rows = rows[:, None].expand(height, width, pairs[0])
+    columns = columns[None].expand(height, width, pairs[1])
+    return torch.cat((rows, columns), -1).flatten(0, 1)
+
+
+class FrameRope:
+    """Tables for one grid of tokens. The spatial part is computed once, each call adds the time of its frames.
+
+    Args:
+        grid: (h, w), tokens per frame down and across.
+        head_dim: D, even.
+        split: pairs for (time, rows, columns), summing to D / 2; None means Wan's split.
+        theta: base of the frequencies.
+        spatial_extent: (H0, W0), the range of positions to stretch the grid over; None means integer positions.
+        temporal_interval: distance between two frames.
+        device: where the tables end up.
+
+    Raises:
+        ValueError: odd head_dim, a split that does not sum to D / 2, or a size that is not positive.
+    """
+
+    def __init__(
+        self,
+        grid: tuple[int, int],
+        head_dim: int,
+        *,
+        split: tuple[int, int, int] | None = None,
+        theta: float = 10000.0,
+        spatial_extent: tuple[float, float] | None = None,
+        temporal_interval: float = 1.0,
+        device: torch.device | str | None = None,
+    ) -> None:
+        require(len(grid) == 2 and min(grid) > 0, "grid", "two positive sizes (h, w)", grid)
+        require(head_dim > 0 and head_dim % 2 == 0, "head_dim", "a positive even number", head_dim)
+        split = rope_split(head_dim) if split is None else split
+        fits = len(split) == 3 and min(split) >= 0 and sum(split) == head_dim // 2
+        require(fits, "split", f"pairs for (time, rows, columns) that sum to {head_dim // 2}", split)
+        require(theta > 0, "theta", "a positive number", theta)
+        extent = spatial_extent or grid
+        require(len(extent) == 2 and min(extent) > 0, "spatial_extent", "two positive sizes (H0, W0)", spatial_extent)
+        self.grid, self.split, self.theta, self.temporal_interval = grid, split, theta, temporal_interval
+        angles = spatial_angles(grid, split[1:], theta, spatial_extent)
+        self._cos, self._sin = angles.cos().float().to(device), angles.sin().float().to(device)
+
+    def __call__(self, frame_index: float | Sequence[float]) -> tuple[torch.Tensor, torch.Tensor]:
+        """cos and sin for one frame index, or for F of them one after the other: float32 [F * h * w, D / 2] each."""
+        frames = [frame_index] if isinstance(frame_index, int | float) else list(frame_index)
+        angles = temporal_angles(frames, self.split[0], self.theta, self.temporal_interval)
+        return self._join(angles.cos(), self._cos), self._join(angles.sin(), self._sin)
+
+    @staticmethod
+    def _join(time: torch.Tensor, space: torch.Tensor) -> torch.Tensor:
+        """[F, pairs] and [h * w, pairs] -> [F * h * w, all pairs]."""
+        frames, tokens = time.shape[0], space.shape[0]
+        time = time.float().to(space.device)[:, None].expand(frames, tokens, -1)
+        return torch.cat((time, space.expand(frames, tokens, -1)), -1).flatten(0, 1)
+
+
+def rope_tables(
+    frame_index: float | Sequence[float],
+    grid: tuple[int, int],
+    head_dim: int,
+    *,
+    split: tuple[int, int, int] | None = None,
+    theta: float = 10000.0,
+    spatial_extent: tuple[float, float] | None = None,
+    temporal_interval: float = 1.0,
+    device: torch.device | str | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """cos and sin, float32 [F * h * w, D / 2] each, for one frame index or a list of F; arguments as in `FrameRope`."""
+    table = FrameRope(
+        grid,
+        head_dim,
+        split=split,
+        theta=theta,
+        spatial_extent=spatial_extent,
+        temporal_interval=temporal_interval,
+        device=device,
+    )
+    return table(frame_index)
