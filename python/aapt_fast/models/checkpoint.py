@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Model files: one safetensors file holds generator, VAE and, in its metadata, their configurations.
+
+Nothing is executed on loading, nothing is guessed: a damaged file, a missing, extra or misshapen tensor is refused by
+name, and a model never keeps a random or empty tensor.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from aapt_fast.errors import CheckpointError, require
+from aapt_fast.models.config import generator_config_from_json, mini_vae_config_from_json, to_json
+from aapt_fast.models.generator import Generator
+from aapt_fast.models.mini_vae import MiniVAE
+from aapt_fast.models.stream_model import StreamModel
+
+FORMAT = "aapt_fast-1"
+
+
+def save_model(path: Path, model: StreamModel, dtype: torch.dtype = torch.float16) -> None:
+    """Write generator and VAE to `path`, weights in `dtype`; a failed write leaves no file behind."""
+    tensors = {f"generator.{name}": value for name, value in model.generator.state_dict().items()}
+    tensors |= {f"vae.{name}": value for name, value in model.vae.state_dict().items()}
+    tensors = {name: value.detach().to("cpu", dtype).contiguous() for name, value in tensors.items()}
+    configs = {"generator": to_json(model.generator.config), "vae": to_json(model.vae.config)}
+    metadata = {"format": FORMAT, "name": model.name, "config": json.dumps(configs)}
+    partial = path.with_name(path.name + ".partial")
+    try:
+        save_file(tensors, partial, metadata)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def load_model(
+    source: str | Path, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> StreamModel:
+    """A bundled model by name (`mini-person`) or a file written by `save_model`, ready to stream.
+
+    Raises ValueError for a name that is not bundled, CheckpointError (file, key, expected, got) for a bad file.
+    """
+    path = model_path(source)
+    with _open(path) as file:
+        metadata = file.metadata() or {}
+        got = metadata.get("format", "none")
+        if got != FORMAT:
+            raise CheckpointError(f"{path}: expected metadata format {FORMAT}, got {got}")
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    try:
+        configs = json.loads(metadata["config"])
+        generator = _build(Generator, generator_config_from_json(configs["generator"]))
+        vae = _build(MiniVAE, mini_vae_config_from_json(configs["vae"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: expected readable configurations in the metadata, got {error!r}") from error
+    groups = {"generator": generator, "vae": vae}
+    strangers = [name for name in tensors if name.split(".")[0] not in groups]
+    if strangers:
+        raise CheckpointError(f"{path}: expected keys under generator. and vae., got {strangers[0]!r}")
+    for prefix, module in groups.items():
+        part = {name.removeprefix(prefix + "."): t for name, t in tensors.items() if name.startswith(prefix + ".")}
+        _assign(path, prefix, module, part, dtype)
+    return StreamModel(generator.to(device).eval(), vae.to(device).eval(), name=metadata.get("name", path.stem))
+
+
+def model_path(source: str | Path) -> Path:
+    """The weight file of a bundled model's name or of a path. Raises ValueError if there is neither."""
+    bundled = {entry.name: Path(str(entry)) for entry in assets().iterdir() if (entry / "model.safetensors").is_file()}
+    if str(source) in bundled:
+        return bundled[str(source)] / "model.safetensors"
+    path = Path(source)
+    require(path.is_file(), "model", f"a bundled model ({', '.join(bundled) or 'none'}) or a file", str(source))
+    return path
+
+
+@dataclass(frozen=True)
+class FirstFrame:
+    """One picture of a model's gallery: uint8 [H, W, 3], and the pose angles and identity it was rendered from."""
+
+    image: np.ndarray
+    pose: tuple[float, ...]
+    identity: int
+
+
+def load_gallery(source: str | Path) -> list[FirstFrame]:
+    """The first frames that come with a model; empty if it has none. Raises CheckpointError for a damaged gallery."""
+    index = model_path(source).with_name("gallery.json")
+    if not index.is_file():
+        return []
+    try:
+        entries = json.loads(index.read_text())["first_frames"]
+        return [
+            FirstFrame(
+                np.asarray(Image.open(index.with_name(entry["image"])).convert("RGB")),
+                tuple(entry["pose"]),
+                int(entry["identity"]),
+            )
+            for entry in entries
+        ]
+    except (KeyError, TypeError, ValueError, OSError) as error:
+        raise CheckpointError(f"{index}: expected a gallery with image, pose and identity, got {error!r}") from error
+
+
+def assets() -> Path:
+    """The folder of the bundled models."""
+    return Path(str(resources.files("aapt_fast"))) / "assets"
+
+
+def _open(path: Path):  # type: ignore[no-untyped-def]
+    with path.open("rb") as file:
+        head = file.read(64)
+    if head.startswith(b"version https://git-lfs"):
+        raise CheckpointError(f"{path}: expected safetensors, got a git-lfs pointer; run `git lfs pull`")
+    if head.lstrip()[:1] == b"<":
+        raise CheckpointError(f"{path}: expected safetensors, got a web page")
+    if head.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x04")):
+        raise CheckpointError(f"{path}: expected safetensors, got a pickle, which could run code; it was not opened")
+    try:
+        return safe_open(path, framework="pt", device="cpu")
+    except SafetensorError as error:
+        raise CheckpointError(f"{path}: expected a whole safetensors file, got {error}") from error
+
+
+def _build(kind: type[nn.Module], config: object) -> nn.Module:
+    with torch.device("meta"):
+        return kind(config)
+
+
+def _assign(path: Path, prefix: str, module: nn.Module, tensors: dict[str, Tensor], dtype: torch.dtype) -> None:
+    expected = module.state_dict()
+    for name, want in expected.items():
+        if name not in tensors:
+            raise CheckpointError(f"{path}: expected key {prefix}.{name}, got none")
+        if tensors[name].shape != want.shape:
+            raise CheckpointError(
+                f"{path}: {prefix}.{name}: expected shape {list(want.shape)}, got {list(tensors[name].shape)}"
+            )
+    extra = [name for name in tensors if name not in expected]
+    if extra:
+        raise CheckpointError(f"{path}: expected no key {prefix}.{extra[0]}, got one")
+    for name, value in tensors.items():
+        if not value.isfinite().all():
+            raise CheckpointError(f"{path}: {prefix}.{name}: expected finite values, got nan or inf")
+    module.load_state_dict({name: value.to(dtype) for name, value in tensors.items()}, strict=True, assign=True)

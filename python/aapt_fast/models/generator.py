@@ -1,0 +1,272 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The generator: a block-causal MMDiT that turns noise, the recycled frame and controls into the next frame.
+
+One code for training and streaming: the blocks hand raw q, k, v to a cache (`aapt_fast.ops.cache`), which knows what
+each frame may see. Shapes: B batch, F frames, N tokens per frame, d width, H heads, h w latent grid.
+Source: AAPT (arXiv 2506.09350) section 2 and appendix B; the block follows MMDiT with a shared timestep MLP plus learned
+per-layer vectors ("AdaSingle").
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from aapt_fast.errors import require, require_shape
+from aapt_fast.models.config import GeneratorConfig
+from aapt_fast.ops import FrameRope, channel_concat, gate_residual_norm, normalise_and_rotate
+from aapt_fast.ops.cache import Cache, GrowingCache
+
+TIMESTEP_FEATURES = 256
+SHIFT1, SCALE1, GATE1, SHIFT2, SCALE2, GATE2 = range(6)
+
+TextKV = list[tuple[Tensor, Tensor]]
+"""Per layer the normalised keys and the values [B, L, H, D] of the prompt."""
+
+
+class TimestepModulation(nn.Module):
+    """Timesteps t [B] in 0..1 -> shared shift, scale and gate vectors [B, 6, d]."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(TIMESTEP_FEATURES, width), nn.SiLU(), nn.Linear(width, width))
+        self.out = nn.Linear(width, 6 * width)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, t: Tensor) -> Tensor:
+        half = TIMESTEP_FEATURES // 2
+        frequencies = torch.exp(-math.log(1e4) * torch.arange(half, device=t.device) / half)
+        angles = 1000.0 * t.float()[:, None] * frequencies
+        features = torch.cat([angles.cos(), angles.sin()], dim=-1).to(self.out.weight.dtype)
+        return self.out(F.silu(self.mlp(features))).unflatten(-1, (6, -1))
+
+
+class Stream(nn.Module):
+    """The weights one stream (video or text) has in one block: QKV, output, MLP, head norms, modulation."""
+
+    def __init__(self, config: GeneratorConfig, keys_only: bool = False) -> None:
+        super().__init__()
+        width, hidden = config.width, config.mlp_ratio * config.width
+        self.heads = config.heads
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.q_norm = nn.Parameter(torch.ones(config.head_dim))
+        self.k_norm = nn.Parameter(torch.ones(config.head_dim))
+        self.modulation = nn.Parameter(torch.zeros(6, width))
+        with torch.no_grad():
+            self.modulation[[GATE1, GATE2]] = 1.0
+        if not keys_only:
+            self.out = nn.Linear(width, width)
+            self.up = nn.Linear(width, hidden)
+            self.down = nn.Linear(hidden, width)
+            nn.init.normal_(self.out.weight, std=0.02)
+            nn.init.normal_(self.down.weight, std=0.01)
+
+    def project(self, normed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens [..., d] -> raw q, k, v [..., H, D]."""
+        q, k, v = self.qkv(normed).unflatten(-1, (3, self.heads, -1)).unbind(-3)
+        return q, k, v
+
+    def mlp(self, normed: Tensor) -> Tensor:
+        """Tokens [..., d] -> [..., d]."""
+        return self.down(F.gelu(self.up(normed), approximate="tanh"))
+
+
+class Block(nn.Module):
+    """One MMDiT block: the video stream attends through the cache; the text stream, if any, only to itself."""
+
+    def __init__(self, config: GeneratorConfig, last: bool) -> None:
+        super().__init__()
+        self.video = Stream(config)
+        self.text = Stream(config, keys_only=last) if config.text_width else None
+
+    def forward(
+        self, x: Tensor, update: Tensor | None, gate: Tensor | None, modulation: Tensor, cache: Cache, layer: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Video tokens x [B, F, N, d] with the previous block's pending gated `update`; returns the same triple.
+
+        Leaving the last addition to the next norm lets one kernel do gate, residual, norm and modulation.
+        """
+        stream, (batch, frames, tokens, width) = self.video, x.shape
+        m = (modulation + stream.modulation).to(x.dtype)[:, :, None]  # [B, 6, 1, d]
+        flat = (batch, frames * tokens, width)
+        x, normed = gate_residual_norm(
+            x.view(flat), update.view(flat) if update is not None else None, gate, m[:, SCALE1], m[:, SHIFT1]
+        )
+        q, k, v = stream.project(normed.view(batch, frames, tokens, width))
+        attended = cache.attend(layer, q, k, v, stream.q_norm, stream.k_norm)
+        update = stream.out(attended.flatten(-2))
+        x, normed = gate_residual_norm(x, update.view(flat), m[:, GATE1], m[:, SCALE2], m[:, SHIFT2])
+        shape = (batch, frames, tokens, width)
+        return x.view(shape), stream.mlp(normed).view(shape), m[:, GATE2]
+
+    def encode_text(self, x: Tensor, modulation: Tensor, last: bool) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Text tokens x [B, L, d] -> the next layer's tokens and this layer's (keys, values) [B, L, H, D]."""
+        stream = self.text
+        assert stream is not None
+        m = (modulation + stream.modulation).to(x.dtype)[:, :, None]
+        _, normed = gate_residual_norm(x, None, None, m[:, SCALE1], m[:, SHIFT1])
+        q, k, v = stream.project(normed)
+        q = normalise_and_rotate(q, stream.q_norm, None, None)
+        k = normalise_and_rotate(k, stream.k_norm, None, None)
+        if last:
+            return x, (k, v)
+        attended = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
+        update = stream.out(attended.transpose(1, 2).flatten(-2))
+        x, normed = gate_residual_norm(x, update, m[:, GATE1], m[:, SCALE2], m[:, SHIFT2])
+        return x + m[:, GATE2] * stream.mlp(normed), (k, v)
+
+
+class ConvHead(nn.Module):
+    """Refines the tokens' picture at latent resolution: [B, w + inputs, h, w] -> frame [B, C, h, w]."""
+
+    def __init__(self, inputs: int, width: int, blocks: int, outputs: int) -> None:
+        super().__init__()
+        self.conv_in = nn.Conv2d(inputs, width, 3, padding=1)
+        self.first = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in range(blocks))
+        self.second = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in range(blocks))
+        self.conv_out = nn.Conv2d(width, outputs, 3, padding=1)
+        for conv in [*self.second, self.conv_out]:
+            nn.init.normal_(conv.weight, std=0.01)
+            nn.init.zeros_(conv.bias)
+
+    def forward(self, picture: Tensor, inputs: Tensor) -> Tensor:
+        x = (picture + self.conv_in(inputs)).contiguous(memory_format=torch.channels_last)
+        for first, second in zip(self.first, self.second, strict=True):
+            x = x + second(F.silu(first(F.silu(x))))
+        # few channels out: oneDNN's bf16 backward would be 50 times slower than fp32
+        with torch.autocast(x.device.type, enabled=False):
+            return self.conv_out(F.silu(x).to(self.conv_out.weight.dtype))
+
+
+class Generator(nn.Module):
+    """Predicts clean frames. See `forward`; `new_cache` makes the cache of a whole clip."""
+
+    def __init__(self, config: GeneratorConfig) -> None:
+        super().__init__()
+        self.config = config
+        width, channels, patch = config.width, config.latent_channels, config.patch
+        control = config.control.step_channels if config.control else 0
+        self.control_stem: nn.Module | None = None
+        if config.control_width:
+            require(control > 0, "control_width", "0 without a control", config.control_width)
+            self.control_stem = nn.Sequential(
+                nn.Conv2d(control, 2 * config.control_width, 1),
+                nn.SiLU(),
+                nn.Conv2d(2 * config.control_width, config.control_width, 3, padding=1),
+            )
+            control = config.control_width
+        inputs = 2 * channels + control
+        self.patch_embed = nn.Linear(inputs * patch**2, width)
+        self.timestep = TimestepModulation(width)
+        self.text_in = nn.Linear(config.text_width, width) if config.text_width else None
+        self.blocks = nn.ModuleList(Block(config, last=i == config.layers - 1) for i in range(config.layers))
+        self.modulation_out = nn.Parameter(torch.zeros(2, width))
+        self.unpatch = nn.Linear(width, (config.head_width or channels) * patch**2)
+        self.head: ConvHead | None = None
+        if config.head_width:
+            self.head = ConvHead(inputs, config.head_width, config.head_blocks, channels)
+        else:
+            nn.init.zeros_(self.unpatch.weight)
+            nn.init.zeros_(self.unpatch.bias)
+        if config.prediction == "frame":
+            self.skip = nn.Parameter(torch.tensor([0.0, 1.0]))  # shares of the noised and the recycled frame
+
+    def forward(self, noised: Tensor, recycled: Tensor, control: Tensor | None, t: Tensor, cache: Cache) -> Tensor:
+        """Predict the clean frames x0 of F consecutive frames and extend `cache` by them.
+
+        noised [B, C, F, h, w]: x_t = (1 - t) x0 + t eps; recycled [B, C, F, h, w]: the frame before each;
+        control [B, step_channels, F, h, w] or None; t [B] in 0..1. Returns x0 [B, C, F, h, w] in float32.
+        At t = 1 this is the paper's one-evaluation generator, eps - v(eps). Raises ValueError for other shapes.
+        """
+        self._check(noised, recycled, control, t)
+        batch, channels, frames, height, width = noised.shape
+        grid = (height // self.config.patch, width // self.config.patch)
+        flat_noised, flat_recycled = _frames_first(noised), _frames_first(recycled)
+        features = _frames_first(control) if control is not None else None
+        if self.control_stem is not None and features is not None:
+            features = self.control_stem(features.contiguous(memory_format=torch.channels_last))
+        tokens = channel_concat(
+            flat_noised, flat_recycled, features, self.patch_embed.weight, self.patch_embed.bias, self.config.patch
+        )
+        x = tokens.view(batch, frames, grid[0] * grid[1], -1)
+        modulation = self.timestep(t)
+        update, gate = None, None
+        for layer, block in enumerate(self.blocks):
+            x, update, gate = block(x, update, gate, modulation, cache, layer)
+        cache.advance(frames)
+        final = (self.modulation_out + modulation[:, :2]).to(x.dtype)[:, :, None]
+        _, normed = gate_residual_norm(x.flatten(1, 2), update.flatten(1, 2), gate, final[:, 1], final[:, 0])
+        output = self._picture(normed, features, flat_noised, flat_recycled, grid)
+        output = output.float().view(batch, frames, channels, height, width).transpose(1, 2)
+        if self.config.prediction == "velocity":
+            return noised.float() - t.float().view(-1, 1, 1, 1, 1) * output
+        return output + self.skip[0] * noised.float() + self.skip[1] * recycled.float()
+
+    def _picture(
+        self, tokens: Tensor, features: Tensor | None, noised: Tensor, recycled: Tensor, grid: tuple[int, int]
+    ) -> Tensor:
+        """Tokens [B, F N, d] -> the network's output [B F, C, h, w]."""
+        patches = self.unpatch(tokens).view(len(noised), *grid, -1).permute(0, 3, 1, 2)
+        picture = F.pixel_shuffle(patches, self.config.patch)
+        if self.head is None:
+            return picture
+        sources = [noised, recycled] + ([features] if features is not None else [])
+        return self.head(picture, torch.cat([source.to(picture.dtype) for source in sources], dim=1))
+
+    def encode_text(self, text: Tensor, t: Tensor) -> TextKV:
+        """Prompt embeddings [B, L, text_width] -> per-layer keys and values; once per prompt and timestep t [B].
+
+        Raises ValueError if the model has no text stream.
+        """
+        require(self.text_in is not None, "prompt", "none: this model has no text stream", "a prompt")
+        assert self.text_in is not None
+        require_shape("text", text, "B", "L", self.config.text_width)
+        x, modulation, keys_values = self.text_in(text), self.timestep(t), []
+        for layer, block in enumerate(self.blocks):
+            x, kv = block.encode_text(x, modulation, last=layer == self.config.layers - 1)
+            keys_values.append(kv)
+        return keys_values
+
+    def rope(self, height: int, width: int) -> FrameRope:
+        """Positions for latents of height x width, stretched onto the native grid."""
+        config = self.config
+        native = (config.grid[0] // config.patch, config.grid[1] // config.patch)
+        return FrameRope(
+            grid=(height // config.patch, width // config.patch),
+            head_dim=config.head_dim,
+            theta=config.rope_theta,
+            spatial_extent=native,
+            temporal_interval=config.temporal_interval,
+        )
+
+    def new_cache(self, height: int | None = None, width: int | None = None, text: TextKV | None = None) -> GrowingCache:
+        """An empty differentiable cache for latents of height x width (default: the native grid)."""
+        rope = self.rope(height or self.config.grid[0], width or self.config.grid[1])
+        return GrowingCache(self.config.layers, self.config.window, rope, text=text)
+
+    def _check(self, noised: Tensor, recycled: Tensor, control: Tensor | None, t: Tensor) -> None:
+        config = self.config
+        require_shape("noised", noised, "B", config.latent_channels, "F", "h", "w")
+        require_shape("recycled", recycled, *noised.shape)
+        for name, length in (("height", noised.shape[3]), ("width", noised.shape[4])):
+            require(length % config.patch == 0, f"noised {name}", f"a multiple of {config.patch}", length)
+        require_shape("t", t, noised.shape[0])
+        if config.control is None:
+            require(control is None, "control", "None: this model has no control", "a tensor")
+        else:
+            require(control is not None, "control", f"{config.control.step_channels} channels", None)
+            require_shape("control", control, noised.shape[0], config.control.step_channels, *noised.shape[2:])
+
+
+def _frames_first(x: Tensor) -> Tensor:
+    """[B, C, F, h, w] -> [B F, C, h, w]."""
+    return x.transpose(1, 2).flatten(0, 1)
+
+
+def shift_time(u: Tensor, shift: float) -> Tensor:
+    """The timestep schedule's warp, shift u / (1 + (shift - 1) u), for u in 0..1 (AAPT section 2.2)."""
+    return shift * u / (1 + (shift - 1) * u)

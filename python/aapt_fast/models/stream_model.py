@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a session needs, in one object: generator, video VAE and, if there are prompts in words, a text encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+import numpy
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from aapt_fast.errors import require, require_shape, require_type
+from aapt_fast.models.config import ControlConfig, GeneratorConfig
+from aapt_fast.models.generator import Generator
+
+VIDEO_SCALE = 8
+"""Pixels per latent cell, down and across."""
+
+
+class VideoDecoder(Protocol):
+    """The streaming side of a video VAE: the state of one stream of video."""
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """The next latents [B, C, n, h, w] -> video [B, 3, F, H, W] in -1..1: F = 1 for the first, then 4 n."""
+        ...
+
+    def clone(self) -> VideoDecoder:
+        """A decoder that continues from here on its own, bit for bit."""
+        ...
+
+    def reset(self) -> None:
+        """Forget everything decoded so far."""
+        ...
+
+
+class VideoVAE(Protocol):
+    """The part of a video VAE that streaming uses."""
+
+    @property
+    def latent_channels(self) -> int:
+        """C, channels of a latent frame."""
+        ...
+
+    def encode(self, video: Tensor) -> Tensor:
+        """Video [B, 3, 1 + 4 n, H, W] in -1..1 -> latents [B, C, 1 + n, h, w]."""
+        ...
+
+    def stream(self) -> VideoDecoder:
+        """A decoder at the start of a video."""
+        ...
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """The weights, which have one dtype and device."""
+        ...
+
+
+class StreamModel:
+    """Generator and VAE that fit together, ready for `StreamSession`.
+
+    A generator in bfloat16 or float16 runs under autocast: frames, noise and controls stay in float32.
+
+    Args:
+        generator: sessions run at its native grid.
+        vae: with as many latent channels.
+        name: shown to users.
+        text_encoder: str -> embeddings [L, text_width]; for a generator with a text stream.
+
+    Raises:
+        ValueError: the parts do not fit together, or lie on different devices.
+    """
+
+    def __init__(
+        self,
+        generator: Generator,
+        vae: VideoVAE,
+        name: str = "",
+        text_encoder: Callable[[str], Tensor] | None = None,
+    ) -> None:
+        self.generator, self.vae, self.name, self.text_encoder = generator, vae, name, text_encoder
+        weight, vae_weight = generator.patch_embed.weight, next(iter(vae.parameters()))
+        self.device, self.dtype, self._vae_dtype = weight.device, weight.dtype, vae_weight.dtype
+        channels = generator.config.latent_channels
+        require(vae.latent_channels == channels, "vae", f"{channels} latent channels", vae.latent_channels)
+        require(vae_weight.device == self.device, "vae", f"weights on {self.device}", vae_weight.device)
+        fits = text_encoder is None or generator.config.text_width > 0
+        require(fits, "text_encoder", "none: the generator has no text stream", "one")
+
+    @property
+    def config(self) -> GeneratorConfig:
+        """Of the generator."""
+        return self.generator.config
+
+    @property
+    def control(self) -> ControlConfig | None:
+        """What a step's control is, or None if there is none."""
+        return self.config.control
+
+    @property
+    def video_size(self) -> tuple[int, int]:
+        """(H, W) of the video."""
+        height, width = self.config.grid
+        return VIDEO_SCALE * height, VIDEO_SCALE * width
+
+    def autocast(self) -> torch.autocast:
+        """The context in which the generator takes float32 frames, whatever the dtype of its weights."""
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+
+    def encode_image(self, image: Image.Image | numpy.ndarray | Tensor) -> Tensor:
+        """The latent frame of an image, float32 [1, C, 1, h, w].
+
+        Args:
+            image: a PIL image, uint8 [H, W, 3], or float [3, H, W] in -1..1, of exactly `video_size`.
+
+        Raises:
+            TypeError: something else.
+            ValueError: another shape, dtype or size, or values that are not in -1..1.
+        """
+        pixels = _pixels(image, self.video_size).to(self.device, self._vae_dtype)
+        latents = self.vae.encode(pixels[None, :, None]).float()
+        require_shape("latents of the image", latents, 1, self.config.latent_channels, 1, *self.config.grid)
+        return latents
+
+    def embed(self, prompt: str | Tensor) -> Tensor:
+        """A prompt, or its embeddings [L, text_width] -> embeddings [1, L, text_width] for the generator.
+
+        Raises ValueError without a text stream or, for a str, without a text encoder, and for another shape or values
+        that are not finite; TypeError for something else.
+        """
+        width = self.config.text_width
+        require(width > 0, "prompt", "none: this model has no text stream", type(prompt).__name__)
+        if isinstance(prompt, str):
+            require(self.text_encoder is not None, "prompt", "embeddings: this model has no text encoder", "a str")
+            assert self.text_encoder is not None
+            prompt = self.text_encoder(prompt)
+        require_type("prompt", prompt, Tensor)
+        require_shape("prompt", prompt, "L", width)
+        require(len(prompt) > 0, "prompt", "at least one token", "none")
+        require(prompt.is_floating_point(), "prompt", "a floating-point tensor", prompt.dtype)
+        require(bool(prompt.isfinite().all()), "prompt", "finite values", "nan or inf")
+        return prompt[None].to(self.device, self.dtype, copy=True)
+
+    def decode(self, decoder: VideoDecoder, frame: Tensor) -> Tensor:
+        """The next latent frame [1, C, 1, h, w] of a stream -> its video frames, uint8 [F, H, W, 3]."""
+        video = decoder.decode(frame.to(self._vae_dtype))[0].float().clamp(-1, 1)
+        return video.add(1).mul(127.5).round().to(torch.uint8).permute(1, 2, 3, 0).contiguous()
+
+
+def _pixels(image: object, size: tuple[int, int]) -> Tensor:
+    """An image -> float32 [3, H, W] in -1..1."""
+    if isinstance(image, Image.Image):
+        image = numpy.array(image.convert("RGB"))
+    if isinstance(image, numpy.ndarray):
+        image = torch.as_tensor(image)
+    require_type("image", image, Tensor)
+    assert isinstance(image, Tensor)
+    if image.dtype == torch.uint8:
+        require_shape("image", image, *size, 3)
+        return image.permute(2, 0, 1).float() / 127.5 - 1
+    require(image.is_floating_point(), "image", "uint8 [H, W, 3] or float [3, H, W]", image.dtype)
+    require_shape("image", image, 3, *size)
+    require(bool((image.abs() <= 1).all()), "image", "values in -1..1", "others, or nan")
+    return image.float()

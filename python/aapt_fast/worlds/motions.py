@@ -1,0 +1,267 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The vocabulary of motions, each a function from seconds to pose angles, and the player that cross-fades them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from aapt_fast.errors import require
+from aapt_fast.worlds.skeleton import ANGLE, ANGLES
+
+FPS = 24.0
+FADE = 8  # video frames of a cross-fade between two motions
+
+Motion = Callable[[Tensor], Tensor]
+"""Seconds [T] -> pose angles [T, 17]; also waves and drifts, seconds [T] -> [T]."""
+
+
+class _Dice:
+    """Random draws and waves of one motion instance; every draw comes from the caller's generator."""
+
+    def __init__(self, generator: torch.Generator) -> None:
+        self._generator = generator
+        self._phase = self.between(0.0, 2 * math.pi)
+
+    def between(self, low: float, high: float) -> float:
+        return low + (high - low) * float(torch.rand(1, generator=self._generator))
+
+    def side(self) -> str:
+        return "left" if self.between(0, 1) < 0.5 else "right"
+
+    def sign(self) -> float:
+        return 1.0 if self.between(0, 1) < 0.5 else -1.0
+
+    def wave(self, hertz: float, phase: float = 0.0) -> Motion:
+        return lambda t: torch.sin(2 * math.pi * hertz * t + self._phase + phase)
+
+
+def _pose(t: Tensor, **angles: Tensor | float) -> Tensor:
+    """Relaxed standing with the named angles replaced; `arms_*`, `legs_*`, `elbows`, `knees` set both sides."""
+    pose = torch.zeros(len(t), len(ANGLES))
+    defaults: dict[str, Tensor | float] = dict(bow=0.04, arms_raise=0.15, elbows=0.25)
+    for name, value in {**defaults, **angles}.items():
+        singular = name.replace("arms", "arm").replace("legs", "leg").replace("elbows", "elbow").replace("knees", "knee")
+        names = [name] if name in ANGLE else [f"left_{singular}", f"right_{singular}"]
+        for each in names:
+            pose[:, ANGLE[each]] = value
+    return pose
+
+
+def _idle(dice: _Dice) -> Motion:
+    heading, breath, sway = dice.between(-0.9, 0.9), dice.wave(0.4), dice.wave(0.2)
+    return lambda t: _pose(
+        t, bow=0.04 + 0.03 * breath(t), arms_raise=0.17 + 0.05 * breath(t), heading=heading + 0.15 * sway(t)
+    )
+
+
+def _walk(dice: _Dice) -> Motion:
+    hertz, reach = dice.between(0.8, 1.3), dice.between(0.4, 0.65)
+    heading = dice.sign() * dice.between(0.5, 1.2)
+    stride, left_lift, right_lift = dice.wave(hertz), dice.wave(hertz, -1.2), dice.wave(hertz, math.pi - 1.2)
+    return lambda t: _pose(
+        t,
+        left_leg_swing=reach * stride(t),
+        right_leg_swing=-reach * stride(t),
+        left_knee=0.15 + 0.7 * reach * (1 + left_lift(t)),
+        right_knee=0.15 + 0.7 * reach * (1 + right_lift(t)),
+        left_arm_swing=-0.9 * reach * stride(t),
+        right_arm_swing=0.9 * reach * stride(t),
+        elbows=0.5,
+        heading=heading,
+    )
+
+
+def _wave(dice: _Dice) -> Motion:
+    hertz, side, height = dice.between(0.8, 1.5), dice.side(), dice.between(1.6, 2.3)
+    heading, swing, bend, sway = dice.between(-0.9, 0.9), dice.wave(hertz), dice.wave(hertz, 1.0), dice.wave(hertz / 2)
+    return lambda t: _pose(
+        t,
+        **{f"{side}_arm_raise": height + 0.15 * swing(t), f"{side}_elbow": 0.7 + 0.6 * bend(t)},
+        tilt=0.05 * sway(t),
+        heading=heading,
+    )
+
+
+def _jump(dice: _Dice) -> Motion:
+    """Jumping jack."""
+    heading, wave = dice.between(-0.4, 0.4), dice.wave(dice.between(0.7, 1.2))
+
+    def motion(t: Tensor) -> Tensor:
+        open_ = 0.5 + 0.5 * wave(t)
+        return _pose(
+            t,
+            arms_raise=0.2 + 2.5 * open_,
+            elbows=0.1,
+            legs_raise=0.02 + 0.38 * open_,
+            lift=0.10 * (1 - (2 * open_ - 1) ** 2),
+            heading=heading,
+        )
+
+    return motion
+
+
+def _squat(dice: _Dice) -> Motion:
+    heading, wave = dice.between(-0.9, 0.9), dice.wave(dice.between(0.4, 0.8))
+
+    def motion(t: Tensor) -> Tensor:
+        down = 0.5 + 0.5 * wave(t)
+        return _pose(
+            t,
+            legs_swing=1.25 * down,
+            knees=2.1 * down,
+            bow=0.05 + 0.45 * down,
+            arms_swing=1.5 * down,
+            elbows=0.1,
+            heading=heading,
+        )
+
+    return motion
+
+
+def _kick(dice: _Dice) -> Motion:
+    wave, heading = dice.wave(dice.between(0.5, 0.9)), dice.sign() * dice.between(0.3, 1.1)
+
+    def motion(t: Tensor) -> Tensor:
+        left, right = wave(t).clamp(0, 1), (-wave(t)).clamp(0, 1)
+        return _pose(
+            t,
+            left_leg_swing=1.3 * left,
+            right_leg_swing=1.3 * right,
+            left_knee=1.4 * left * (1 - left),
+            right_knee=1.4 * right * (1 - right),
+            left_arm_swing=0.9 * right - 0.5 * left,
+            right_arm_swing=0.9 * left - 0.5 * right,
+            arms_raise=0.35,
+            heading=heading,
+        )
+
+    return motion
+
+
+def _dance(dice: _Dice) -> Motion:
+    hertz, between = dice.between(0.6, 1.1), dice.between
+    heading, beat, bounce, turn = between(-0.5, 0.5), dice.wave(hertz), dice.wave(2 * hertz), dice.wave(hertz / 2)
+    arms: dict[str, tuple[float, float, Motion]] = {}
+    for side in ("left", "right"):
+        arms[f"{side}_arm_swing"] = (between(-0.2, 0.8), between(0.2, 0.6), dice.wave(hertz, between(0, 6)))
+        raising = dice.wave(hertz * between(0.7, 1.4), between(0, 6))
+        arms[f"{side}_arm_raise"] = (between(0.4, 1.6), between(0.2, 0.7), raising)
+        arms[f"{side}_elbow"] = (between(0.6, 1.4), between(0.3, 0.7), dice.wave(1.3 * hertz, between(0, 6)))
+
+    def motion(t: Tensor) -> Tensor:
+        down = 0.5 + 0.5 * bounce(t)
+        return _pose(
+            t,
+            **{name: rest + reach * wave(t) for name, (rest, reach, wave) in arms.items()},
+            tilt=0.18 * beat(t),
+            legs_swing=0.3 * down,
+            knees=0.6 * down,
+            legs_raise=0.12,
+            heading=heading + 0.4 * turn(t),
+        )
+
+    return motion
+
+
+def _bow(dice: _Dice) -> Motion:
+    heading, wave = dice.between(-1.1, 1.1), dice.wave(dice.between(0.3, 0.5))
+
+    def motion(t: Tensor) -> Tensor:
+        down = 0.5 + 0.5 * wave(t)
+        return _pose(t, bow=0.95 * down, arms_swing=0.3 * down, legs_swing=-0.15 * down, heading=heading)
+
+    return motion
+
+
+MOTIONS: dict[str, Callable[[_Dice], Motion]] = {
+    "idle": _idle,
+    "walk": _walk,
+    "wave": _wave,
+    "jump": _jump,
+    "squat": _squat,
+    "kick": _kick,
+    "dance": _dance,
+    "bow": _bow,
+}
+
+
+def make_motion(name: str, generator: torch.Generator) -> Motion:
+    """One instance of a named motion, its tempo, size and heading drawn from `generator`.
+
+    Raises ValueError for an unknown name.
+    """
+    require(name in MOTIONS, "motion", " | ".join(MOTIONS), name)
+    return MOTIONS[name](_Dice(generator))
+
+
+class MotionPlayer:
+    """Plays one motion at a time and cross-fades to the next when asked: the source of live pose control.
+
+    Asked during a fade, it fades on from the mixture that it shows just then, so the body never jumps.
+    `start` [17] is the pose to fade from at the beginning, for example that of the first image.
+    """
+
+    def __init__(self, name: str, seed: int = 0, start: Tensor | None = None) -> None:
+        self._generator = torch.Generator().manual_seed(seed)
+        self._frame = 0
+        self._layers = [(-FADE, make_motion(name, self._generator))]  # (begun at, motion); each fades in over the last
+        self._drift = _drift(_Dice(self._generator))
+        self._start = start
+
+    def play(self, name: str) -> None:
+        """Fade to another motion over the next `FADE` video frames."""
+        motion = make_motion(name, self._generator)
+        if self._layers[-1][0] == self._frame:  # never shown
+            self._layers.pop()
+        self._layers.append((self._frame, motion))
+
+    def next(self, frames: int) -> Tensor:
+        """Pose angles [frames, 17] of the next video frames, at 24 per second."""
+        index = torch.arange(self._frame, self._frame + frames)
+        self._frame += frames
+        t = index / FPS
+        angles = self._layers[0][1](t)
+        for begun, motion in self._layers[1:]:
+            angles = _blend(angles, motion(t), (index - begun + 1) / FADE)
+        covered = max(number for number, (begun, _) in enumerate(self._layers) if self._frame - begun + 1 >= FADE)
+        self._layers = self._layers[covered:]
+        angles[:, ANGLE["shift"]] = self._drift(t)
+        if self._start is not None:
+            angles = _blend(self._start.expand_as(angles), angles, (index + 1) / FADE)
+        return angles
+
+
+def _drift(dice: _Dice) -> Motion:
+    """A slow wandering to the left and right, in metres."""
+    slow, slower = dice.wave(dice.between(0.1, 0.35)), dice.wave(dice.between(0.1, 0.35), dice.between(0, 6))
+    centre = dice.between(-0.15, 0.15)
+    return lambda t: centre + 0.22 * slow(t) + 0.12 * slower(t)
+
+
+def _blend(before: Tensor, after: Tensor, share: Tensor) -> Tensor:
+    """A smooth cross-fade of poses [T, 17]; `share` [T] of `after` is clamped to 0..1 and eased."""
+    share = share.clamp(0, 1)[:, None]
+    share = share * share * (3 - 2 * share)
+    return after * share + before * (1 - share)
+
+
+def random_motion(frames: int, seed: int, start: Tensor | None = None) -> Tensor:
+    """Pose angles [frames, 17] of a medley: a new motion every one to three seconds, cross-faded; from pose `start`."""
+    generator = torch.Generator().manual_seed(seed)
+    names = list(MOTIONS)
+
+    def pick() -> str:
+        return names[int(torch.randint(len(names), (1,), generator=generator))]
+
+    player = MotionPlayer(pick(), int(torch.randint(2**31, (1,), generator=generator)), start)
+    angles = []
+    while frames > 0:
+        length = min(frames, int(torch.randint(24, 73, (1,), generator=generator)))
+        angles.append(player.next(length))
+        player.play(pick())
+        frames -= length
+    return torch.cat(angles)
