@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Real-time, interactive, streaming video generation (AAPT, arXiv 2506.09350).
+
+    model = aapt_fast.load_model("mini-person")
+    with aapt_fast.StreamSession(model, image, seed=0) as session:
+        frames = session.step(control)      # uint8 [4, H, W, 3]
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+
+from aapt_fast.errors import CheckpointError, PoolExhausted, SessionClosed
+from aapt_fast.models.checkpoint import load_gallery, load_model
+from aapt_fast.models.stream_model import StreamModel
+from aapt_fast.streaming.session import StreamSession
+
+try:
+    __version__ = version("aapt_fast")
+except PackageNotFoundError:  # run from a source tree that was never installed
+    __version__ = "0+source"
+
+__all__ = [
+    "CheckpointError",
+    "PoolExhausted",
+    "SessionClosed",
+    "StreamModel",
+    "StreamSession",
+    "__version__",
+    "load_gallery",
+    "load_model",
+]

@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stream a video from a first image and a motion, one latent frame at a time."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+from tqdm import tqdm
+
+from aapt_fast.cli.video_writer import VideoWriter
+from aapt_fast.errors import require
+from aapt_fast.models.checkpoint import load_gallery, load_model
+from aapt_fast.ops import implementations
+from aapt_fast.streaming.session import StreamSession
+from aapt_fast.training.metrics import psnr
+from aapt_fast.training.sheet import save_sheet
+from aapt_fast.worlds.motions import FPS, MOTIONS, MotionPlayer, random_motion
+from aapt_fast.worlds.person import make_identity, render
+from aapt_fast.worlds.skeleton import Camera, draw_skeleton, forward_kinematics
+
+STARTED = time.perf_counter()
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", default="mini-person", help="a bundled model or a file (default: mini-person)")
+    parser.add_argument("--image", default="0", help="number in the model's gallery, or a picture file")
+    parser.add_argument(
+        "--motion", help=f"{' | '.join(MOTIONS)} | medley, or a script like walk:48,wave:72 (video frames each)"
+    )
+    parser.add_argument("--controls", type=Path, help=".npy or .json with image points [frames, joints, 3]")
+    parser.add_argument("--frames", type=int, default=240, help="video frames to make, rounded up to whole steps")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--nfe", type=int, default=1, help="network evaluations per step")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32")
+    parser.add_argument("--out", type=Path, required=True, help="x.mp4, x.gif or a folder")
+    parser.add_argument("--scale", type=int, default=4, help="enlarge what is written by this factor")
+    parser.add_argument("--sheet", type=Path, help="PNG: skeleton, truth (where known) and video side by side")
+
+
+@dataclass(frozen=True)
+class Start:
+    """The first image uint8 [H, W, 3]; its pose and identity when it comes from the gallery."""
+
+    image: np.ndarray
+    pose: Tensor | None = None
+    identity: int | None = None
+
+
+def run(arguments: argparse.Namespace) -> None:
+    require(arguments.frames >= 1, "frames", "at least 1", arguments.frames)
+    require(not (arguments.motion and arguments.controls), "controls", "either --motion or --controls", "both")
+    model = load_model(arguments.model, device=arguments.device, dtype=DTYPES[arguments.dtype])
+    start = _first_image(arguments.image, arguments.model)
+    steps = -(-arguments.frames // 4)
+    angles = None if arguments.controls else _angles(arguments.motion or "medley", 4 * steps, arguments.seed, start)
+    points = _read_controls(arguments.controls, 4 * steps) if angles is None else _points(angles)
+
+    first_frame_s, streaming_s, pictures = 0.0, 0.0, []
+    image_control = None if start.pose is None else _points(start.pose[None])[0]
+    with (
+        StreamSession(
+            model, start.image, image_control=image_control, seed=arguments.seed, nfe=arguments.nfe
+        ) as session,
+        VideoWriter(arguments.out, fps=int(FPS), scale=arguments.scale) as writer,
+    ):
+        for control in tqdm(points.split(4), desc="stream", unit="step"):
+            begun = time.perf_counter()
+            frames = session.step(control).cpu()
+            streaming_s += time.perf_counter() - begun
+            first_frame_s = first_frame_s or time.perf_counter() - STARTED
+            writer.write(frames.numpy())
+            pictures.append(frames)
+        step_ms = session.latency.step_ms
+    video = torch.cat(pictures)
+    fps = len(video) / streaming_s
+    report = _report(arguments, model.name, len(video), fps, step_ms, first_frame_s)
+    if arguments.sheet:
+        report |= _write_sheet(arguments.sheet, video, points, angles, start)
+    print(json.dumps(report))
+
+
+def _report(
+    arguments: argparse.Namespace,
+    model: str,
+    frames: int,
+    fps: float,
+    step_ms: dict[str, float | None],
+    first_frame_s: float,
+) -> dict[str, object]:
+    device = torch.device(arguments.device).type
+    return {
+        "model": model,
+        "frames": frames,
+        "fps": round(fps, 1),
+        "first_frame_s": round(first_frame_s, 3),
+        "step_ms": {name: round(value or 0.0, 2) for name, value in step_ms.items()},
+        "nfe": arguments.nfe,
+        "device": arguments.device,
+        "dtype": arguments.dtype,
+        "what_ran": {name: by_device[device] for name, by_device in implementations().items()},
+        "out": str(arguments.out),
+    }
+
+
+def _first_image(image: str, model: str) -> Start:
+    """A picture file, or number `image` of the model's gallery."""
+    if not image.isdigit():
+        try:
+            return Start(np.asarray(Image.open(image).convert("RGB")))
+        except UnidentifiedImageError as error:
+            raise ValueError(f"image: expected a picture file, got {image}") from error
+    gallery = load_gallery(model)
+    require(len(gallery) > 0, "image", "a picture file, as this model has no gallery", image)
+    require(int(image) < len(gallery), "image", f"a gallery number 0..{len(gallery) - 1} or a picture file", image)
+    entry = gallery[int(image)]
+    return Start(entry.image, torch.tensor(entry.pose), entry.identity)
+
+
+def _angles(motion: str, frames: int, seed: int, start: Start) -> Tensor:
+    """Pose angles [frames, 17] of a named motion, a medley or a script name:frames,name:frames,..."""
+    if motion == "medley":
+        return random_motion(frames, seed, start.pose)
+    script = list(_script(motion, frames))
+    player = MotionPlayer(script[0][0], seed, start.pose)
+    parts = []
+    for number, (name, length) in enumerate(script):
+        if number:
+            player.play(name)
+        parts.append(player.next(length))
+    return torch.cat(parts)[:frames]
+
+
+def _script(motion: str, frames: int) -> Iterator[tuple[str, int]]:
+    parts = motion.split(",")
+    for number, part in enumerate(parts):
+        name, _, length = part.partition(":")
+        require(not length or (length.isdigit() and int(length) > 0), "motion", "name:video frames", part)
+        last = number == len(parts) - 1
+        count = int(length) if length else 48
+        yield name, max(frames, 1) if last else count
+
+
+def _points(angles: Tensor) -> Tensor:
+    """Image points [n, 19, 3] of pose angles [n, 17]."""
+    return Camera().project(forward_kinematics(angles))
+
+
+def _read_controls(path: Path, frames: int) -> Tensor:
+    """Image points [frames, J, 3] from a .npy or .json file; the last entry is held if the file is shorter."""
+    require(path.suffix in (".npy", ".json"), "controls", "a .npy or .json file", path.name)
+    try:
+        values = np.load(path) if path.suffix == ".npy" else np.array(json.loads(path.read_text()), np.float32)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"controls: expected numbers [frames, joints, 3] in {path}, got {error}") from error
+    require(values.ndim == 3 and values.shape[2] == 3, "controls", "shape [frames, joints, 3]", list(values.shape))
+    require(len(values) > 0, "controls", "at least one video frame", "none")
+    points = torch.from_numpy(values.astype(np.float32))[:frames]
+    return torch.cat([points, points[-1:].expand(frames - len(points), -1, -1)])
+
+
+def _write_sheet(path: Path, video: Tensor, points: Tensor, angles: Tensor | None, start: Start) -> dict[str, object]:
+    """Save the contact sheet; with a known person, also the true video and how close the generated one comes."""
+    size, picks = video.shape[1], torch.linspace(0, len(video) - 1, 12).long()
+    generated = video.permute(3, 0, 1, 2).float() / 127.5 - 1
+    rows = [draw_skeleton(points[picks], size) * 2 - 1]
+    extra: dict[str, object] = {"sheet": str(path)}
+    if start.identity is not None and angles is not None:
+        truth = render(forward_kinematics(angles), make_identity(start.identity), size).transpose(0, 1) * 2 - 1
+        rows.append(truth[:, picks].transpose(0, 1))
+        extra["psnr_to_truth"] = round(float(psnr(generated, truth).mean()), 2)
+    rows.append(generated[:, picks].transpose(0, 1))
+    save_sheet(path, rows, zoom=2)
+    return extra

@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How long a session's user waits."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+
+PERCENTILES = (50, 95, 99)
+
+
+class LatencyCounter:
+    """Times of one session. Percentiles are over the last `kept` steps, so that its size stays the same for days.
+
+    `first_frame_s`: seconds from the start (constructor, `reset` or `fork`) until the session could take a step.
+    `count`: steps since then.
+    """
+
+    def __init__(self, kept: int = 4096) -> None:
+        self.first_frame_s = 0.0
+        self.count = 0
+        self._seconds: deque[float] = deque(maxlen=kept)
+
+    def record_step(self, seconds: float) -> None:
+        """Add a step."""
+        self.count += 1
+        self._seconds.append(seconds)
+
+    @property
+    def step_ms(self) -> dict[str, float | None]:
+        """Milliseconds per step by nearest rank, {"p50": ..., "p95": ..., "p99": ...}; None before the first step."""
+        ordered = sorted(self._seconds)
+
+        def percentile(percent: int) -> float | None:
+            return 1e3 * ordered[math.ceil(percent / 100 * len(ordered)) - 1] if ordered else None
+
+        return {f"p{percent}": percentile(percent) for percent in PERCENTILES}
+
+    def as_dict(self) -> dict[str, object]:
+        """Everything, ready for JSON: {"first_frame_s": ..., "step_ms": {...}, "count": ...}."""
+        return {"first_frame_s": self.first_frame_s, "step_ms": self.step_ms, "count": self.count}

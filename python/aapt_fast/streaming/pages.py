@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The memory of all sessions on a device: pages of 64 slots, counted by holders.
+
+There are two ledgers. The holders of each page say when it is free again: a fork holds the pages of its origin
+instead of copying them. Reservations say who may come in: whoever declares the most pages it will ever hold, and
+stays below, finds a free page whenever it allocates one, because
+
+    pages in use <= holds <= reserved <= pages
+
+A page that one of several holders replaces by a copy keeps the first two sides equal at worst, so a reservation need
+not include that copy.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import torch
+
+from aapt_fast.errors import PoolExhausted, require
+from aapt_fast.ops import PAGE_SLOTS
+
+PAGE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def pages_for(tokens: int) -> int:
+    """Pages that `tokens` tokens fill when they start on a page."""
+    return -(-tokens // PAGE_SLOTS)
+
+
+def pool_bytes(layers: int, pages: int, heads: int, head_dim: int, dtype: torch.dtype = torch.float32) -> int:
+    """Bytes of the keys and values of a `PagePool` with these arguments, without allocating anything."""
+    return 2 * layers * pages * PAGE_SLOTS * heads * head_dim * dtype.itemsize
+
+
+class PagePool:
+    """Keys and values in pages, allocated once. Not safe to use from several threads at a time.
+
+    `k` and `v` are [layers, pages, 64, heads, head_dim], zero at first.
+
+    Args:
+        layers: layers of the model; a page has slots in each of them.
+        pages: number of pages.
+        heads: key and value heads.
+        head_dim: width of a head.
+        dtype: float32, bfloat16 or float16.
+        device: where the pages live.
+
+    Raises:
+        ValueError: a size below 1, or another dtype.
+    """
+
+    def __init__(
+        self,
+        layers: int,
+        pages: int,
+        heads: int,
+        head_dim: int,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        for name, size in (("layers", layers), ("pages", pages), ("heads", heads), ("head_dim", head_dim)):
+            require(size >= 1, name, "at least 1", size)
+        require(dtype in PAGE_DTYPES, "dtype", " or ".join(map(str, PAGE_DTYPES)), dtype)
+        self.k = torch.zeros(layers, pages, PAGE_SLOTS, heads, head_dim, dtype=dtype, device=device)
+        self.v = torch.zeros_like(self.k)
+        self.by_layer = list(zip(self.k.unbind(0), self.v.unbind(0), strict=True))
+        """For each layer its keys and values [pages, 64, heads, head_dim], as the ops take them."""
+        self._holders = [0] * pages
+        self._free = list(range(pages))[::-1]  # a stack, page 0 on top
+        self._reserved = 0
+
+    @property
+    def pages(self) -> int:
+        """Number of pages."""
+        return len(self._holders)
+
+    @property
+    def free(self) -> int:
+        """Pages that nobody holds."""
+        return len(self._free)
+
+    @property
+    def available(self) -> int:
+        """Pages that can still be reserved."""
+        return min(self.pages - self._reserved, self.free)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of `k` and `v`."""
+        return self.k.nbytes + self.v.nbytes
+
+    def reserve(self, count: int) -> None:
+        """Promise that the caller can hold up to `count` pages at a time. Raises PoolExhausted if there are fewer."""
+        if count > self.available:
+            raise PoolExhausted(f"reserve: asked for {count} pages, {self.available} of {self.pages} are available")
+        self._reserved += count
+
+    def unreserve(self, count: int) -> None:
+        """Take back a promise of `count` pages. Raises ValueError if fewer are reserved."""
+        require(count <= self._reserved, "count", f"at most the {self._reserved} reserved pages", count)
+        self._reserved -= count
+
+    def allocate(self, count: int) -> list[int]:
+        """Ids of `count` free pages, which the caller now holds; they contain anything.
+
+        All or nothing: raises PoolExhausted, having changed nothing, if there are fewer.
+        """
+        if count > self.free:
+            raise PoolExhausted(f"allocate: asked for {count} pages, {self.free} of {self.pages} are free")
+        ids = [self._free.pop() for _ in range(count)]
+        for page in ids:
+            self._holders[page] = 1
+        return ids
+
+    def share(self, ids: Sequence[int]) -> None:
+        """Add a holder to each of these pages. Raises ValueError, having changed nothing, if one is free."""
+        self._require_holds(ids)
+        for page in ids:
+            self._holders[page] += 1
+
+    def is_shared(self, page: int) -> bool:
+        """Whether `page` has several holders, so that none of them may write to it."""
+        return self._holders[page] > 1
+
+    def release(self, ids: Sequence[int]) -> None:
+        """Take one hold off each of these pages; without any, a page is free.
+
+        Raises ValueError, having changed nothing, for a page that is not held that often: it was released before.
+        """
+        self._require_holds(ids)
+        for page in ids:
+            self._holders[page] -= 1
+            if self._holders[page] == 0:
+                self._free.append(page)
+
+    def copy_pages(self, ids: Sequence[int], source: PagePool, source_ids: Sequence[int]) -> None:
+        """Copy pages of `source`, a pool with equal layers and heads (it may be this one), to pages of this pool."""
+        for page, source_page in zip(ids, source_ids, strict=True):
+            self.k[:, page].copy_(source.k[:, source_page])
+            self.v[:, page].copy_(source.v[:, source_page])
+
+    def _require_holds(self, ids: Sequence[int]) -> None:
+        for page, count in Counter(ids).items():
+            require(0 <= page < self.pages, "ids", f"pages in 0..{self.pages - 1}", page)
+            holders = self._holders[page]
+            require(
+                count <= holders, "ids", "pages that are held", f"page {page} {count} times, it has {holders} holders"
+            )

@@ -1,0 +1,339 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One user's stream: an image, then four video frames per step, each under that step's control.
+
+A step draws noise from (seed, step), runs the generator `nfe` times over the cached past, and decodes the new frame.
+Whatever a session remembers is in its object, so it can be forked, started over and closed at any step.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from types import TracebackType
+
+import numpy
+import torch
+from PIL import Image
+from torch import Tensor
+
+from aapt_fast.errors import PoolExhausted, SessionClosed, require, require_type
+from aapt_fast.models.config import GeneratorConfig
+from aapt_fast.models.sampler import sample_frame, timesteps
+from aapt_fast.models.stream_model import StreamModel
+from aapt_fast.ops import philox_normal
+from aapt_fast.streaming.controls import step_entries
+from aapt_fast.streaming.latency import LatencyCounter
+from aapt_fast.streaming.paged_cache import PagedCache, TextPages, pages_needed
+from aapt_fast.streaming.pages import PagePool
+
+ImageLike = Image.Image | numpy.ndarray | Tensor
+
+
+def session_pages(config: GeneratorConfig, nfe: int = 1, text_length: int = 0) -> int:
+    """The pages a session reserves: one cache per evaluation, each with its own text pages."""
+    return nfe * pages_needed(config.tokens, config.window, text_length)
+
+
+def page_pool(model: StreamModel, pages: int) -> PagePool:
+    """A pool of `pages` pages, on the device and in the dtype of `model`, for sessions of that model."""
+    config = model.config
+    return PagePool(config.layers, pages, config.heads, config.head_dim, model.dtype, model.device)
+
+
+@dataclass(frozen=True)
+class _Start:
+    """What a run begins with."""
+
+    image: Tensor  # float32 [1, C, 1, h, w]
+    control: Tensor | None  # of the image, float32 [entries * entry_channels, h, w]
+    prompt: Tensor | None  # [1, L, text_width]
+    seed: int
+
+
+class StreamSession:
+    """A stream of video under live control. Not safe to use from several threads at a time.
+
+    Args:
+        model: shared by any number of sessions.
+        image: the first video frame: a PIL image, uint8 [H, W, 3], or float [3, H, W] in -1..1, of exactly
+            `model.video_size`.
+        prompt: embeddings [L, text_width], or a str if the model has a text encoder; None for no text.
+        seed: of the noise, a 64-bit integer.
+        nfe: evaluations of the generator per step.
+        image_control: one control entry that describes the image, for models whose steps also take the control of the
+            step before; zeros without it.
+        pool: where the session keeps its past. It reserves `session_pages` pages here and now, so that no later step
+            can run out of memory. Without a pool the session makes one of exactly that size for itself.
+
+    Raises:
+        TypeError: an argument of another type.
+        ValueError: an argument with another size, shape, dtype or range, or one that the model has no use for.
+        PoolExhausted: the pool has too few pages; it stays as it was.
+    """
+
+    def __init__(
+        self,
+        model: StreamModel,
+        image: ImageLike,
+        *,
+        prompt: str | Tensor | None = None,
+        seed: int = 0,
+        nfe: int = 1,
+        image_control: object = None,
+        pool: PagePool | None = None,
+    ) -> None:
+        begun = time.perf_counter()
+        require_type("nfe", nfe, int)
+        require(nfe >= 1, "nfe", "at least 1 evaluation per step", nfe)
+        if pool is not None:
+            _check_pool(pool, model)
+        self.model, self.nfe = model, nfe
+        self._pool, self._owns_pool = pool, pool is None
+        self._caches: list[PagedCache] = []
+        self._closed: str | None = None  # why
+        with torch.inference_mode():
+            start = _Start(
+                model.encode_image(image),
+                self._image_entries(image_control),
+                model.embed(prompt) if prompt is not None else None,
+                _checked_seed(seed),
+            )
+            self._begin(start, begun)
+
+    @torch.inference_mode()
+    def step(self, control: object = None) -> Tensor:
+        """The next four video frames, uint8 [4, H, W, 3] on the device of the model, complete when this returns.
+
+        Args:
+            control: of this step, one entry per video frame or one for all of them: [entries, J, 3] or [J, 3] for
+                poses, [entries, C, h, w] or [C, h, w] for maps; None for a model without control.
+
+        Raises:
+            TypeError, ValueError: a bad control. Nothing has changed, the session can go on.
+            PoolExhausted: somebody has taken pages of the pool without a reservation. Likewise.
+            SessionClosed: the session is closed. Any other error in the middle of a step closes it.
+        """
+        self._require_open()
+        begun = time.perf_counter()
+        entries = self._entries(control)
+        for cache in self._caches:
+            cache.prepare()
+        try:
+            frame = self._next_frame(entries)
+            video = self.model.decode(self._decoder, frame)
+            _wait_for(video)
+        except BaseException as error:
+            self._close(f"by {type(error).__name__} in step {self._steps + 1}")
+            raise
+        self._frame, self._previous = frame, entries
+        self._steps += 1
+        self.latency.record_step(time.perf_counter() - begun)
+        return video
+
+    @torch.inference_mode()
+    def fork(self) -> StreamSession:
+        """An independent session that goes on from here, bit for bit like this one under the same controls.
+
+        In a given pool the fork reserves pages like any session, and shares those of the past until one side writes
+        to them. A session with a pool of its own gives the fork another such pool, a copy: that always works.
+        Raises PoolExhausted if the given pool has too few pages, SessionClosed after `close`.
+        """
+        self._require_open()
+        begun = time.perf_counter()
+        assert self._pool is not None
+        pool = page_pool(self.model, self._pool.pages) if self._owns_pool else self._pool
+        other = copy.copy(self)
+        other._pool, other._caches = pool, _all_or_none(cache.fork(pool) for cache in self._caches)
+        other._decoder = self._decoder.clone()
+        other.latency = LatencyCounter()
+        other.latency.first_frame_s = time.perf_counter() - begun
+        return other
+
+    @torch.inference_mode()
+    def reset(
+        self,
+        image: ImageLike | None = None,
+        *,
+        prompt: str | Tensor | None = None,
+        seed: int | None = None,
+        image_control: object = None,
+    ) -> None:
+        """Start over, with the arguments of the constructor; what is not given stays as it was.
+
+        The control of the image goes with it: a new image without one has none.
+        Raises TypeError and ValueError, having changed nothing, as the constructor does. PoolExhausted if a longer
+        prompt does not fit the given pool; the session is closed then.
+        """
+        self._require_open()
+        begun, old = time.perf_counter(), self._start
+        keeps_control = image is None and image_control is None
+        start = _Start(
+            self.model.encode_image(image) if image is not None else old.image,
+            old.control if keeps_control else self._image_entries(image_control),
+            self.model.embed(prompt) if prompt is not None else old.prompt,
+            _checked_seed(seed) if seed is not None else old.seed,
+        )
+        self._release_caches()
+        try:
+            self._begin(start, begun)
+        except BaseException as error:
+            self._close(f"by {type(error).__name__} in reset")
+            raise
+
+    def close(self) -> None:
+        """Give the pages back. A second call does nothing."""
+        self._close("by close()")
+
+    def __enter__(self) -> StreamSession:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def first_frame(self) -> Tensor:
+        """The image as the VAE shows it, uint8 [H, W, 3]: the video frame before those of the first step."""
+        return self._first_frame
+
+    @property
+    def frame(self) -> Tensor:
+        """The newest latent frame, float32 [1, C, 1, h, w]: the recycled frame of the next step."""
+        return self._frame
+
+    @property
+    def steps(self) -> int:
+        """Steps taken since the start or the last reset."""
+        return self._steps
+
+    @property
+    def seed(self) -> int:
+        """Of the noise."""
+        return self._start.seed
+
+    @property
+    def closed(self) -> bool:
+        """Whether the session has given its pages back and can no longer be used."""
+        return self._closed is not None
+
+    def _begin(self, start: _Start, begun: float) -> None:
+        decoder = self.model.vae.stream()
+        first_frame = self.model.decode(decoder, start.image)[0]
+        self._open_caches(start.prompt)
+        _wait_for(first_frame)
+        self._start, self._decoder, self._first_frame = start, decoder, first_frame
+        self._frame, self._previous, self._steps = start.image, start.control, 0
+        self.latency = LatencyCounter()
+        self.latency.first_frame_s = time.perf_counter() - begun
+
+    def _open_caches(self, prompt: Tensor | None) -> None:
+        """One cache per evaluation: what evaluation k attends to was computed at the same timestep t_k."""
+        config, generator = self.model.config, self.model.generator
+        pages = session_pages(config, self.nfe, prompt.shape[1] if prompt is not None else 0)
+        if self._owns_pool and (self._pool is None or self._pool.pages != pages):
+            self._pool = None  # its memory goes first
+            self._pool = page_pool(self.model, pages)
+        pool = self._pool
+        assert pool is not None
+        if pages > pool.available:
+            raise PoolExhausted(f"session: asked for {pages} pages, {pool.available} of {pool.pages} are available")
+        rope = generator.rope(*config.grid)
+
+        def open_cache(level: Tensor) -> PagedCache:
+            if prompt is None:
+                return PagedCache(pool, rope, config.tokens, config.window)
+            with self.model.autocast():
+                text = TextPages(pool, generator.encode_text(prompt, level[None]))
+            try:
+                return PagedCache(pool, rope, config.tokens, config.window, text)
+            finally:
+                text.release()  # the cache holds it
+
+        levels = timesteps(self.nfe, config.shift).to(self.model.device)[:-1]
+        self._caches = _all_or_none(open_cache(level) for level in levels)
+
+    def _next_frame(self, entries: Tensor | None) -> Tensor:
+        """Run the generator: entries of this step [entries * entry_channels, h, w] -> frame [1, C, 1, h, w]."""
+        device, config = self.model.device, self.model.config
+        seed, step = (torch.tensor([number], device=device) for number in (self.seed, self._steps + 1))
+        noise = philox_normal(seed, step, (config.latent_channels, *config.grid))[:, :, None]
+        control = entries
+        if config.control is not None and config.control.with_previous:
+            control = torch.cat([entries, self._previous])
+        if control is not None:
+            control = control[None, :, None]
+        with self.model.autocast():
+            return sample_frame(self.model.generator, noise, self._frame, control, self._caches)
+
+    def _entries(self, control: object) -> Tensor | None:
+        """A step's control -> float32 [entries * entry_channels, h, w] on the device."""
+        config = self.model.control
+        if config is None:
+            require(control is None, "control", "None: this model has no control", type(control).__name__)
+            return None
+        return step_entries(control, config, self.model.config.grid).to(self.model.device, copy=True)
+
+    def _image_entries(self, image_control: object) -> Tensor | None:
+        """The control of the image as previous control of step 1, or None where steps do not take it."""
+        config = self.model.control
+        if config is None or not config.with_previous:
+            expected = "None: this model's steps take no previous control"
+            require(image_control is None, "image_control", expected, type(image_control).__name__)
+            return None
+        if image_control is None:
+            channels = config.entries * config.entry_channels
+            return torch.zeros(channels, *self.model.config.grid, device=self.model.device)
+        return self._entries(image_control)
+
+    def _close(self, why: str) -> None:
+        if self._closed is None:
+            self._closed = why
+            self._release_caches()
+            self._decoder.reset()
+            if self._owns_pool:
+                self._pool = None
+
+    def _release_caches(self) -> None:
+        for cache in self._caches:
+            cache.release()
+        self._caches = []
+
+    def _require_open(self) -> None:
+        if self._closed is not None:
+            raise SessionClosed(f"session: it was closed {self._closed}")
+
+
+def _all_or_none(caches: Iterable[PagedCache]) -> list[PagedCache]:
+    """The caches as a list; if making one fails, those before it are released."""
+    made: list[PagedCache] = []
+    try:
+        for cache in caches:
+            made.append(cache)
+    except BaseException:
+        for cache in made:
+            cache.release()
+        raise
+    return made
+
+
+def _check_pool(pool: PagePool, model: StreamModel) -> None:
+    config = model.config
+    expected = (config.layers, config.heads, config.head_dim, model.dtype, model.device)
+    layers, _, _, heads, head_dim = pool.k.shape
+    got = (layers, heads, head_dim, pool.k.dtype, pool.k.device)
+    require(got == expected, "pool", f"layers, heads, head_dim, dtype, device {expected}", got)
+
+
+def _checked_seed(seed: int) -> int:
+    require_type("seed", seed, int)
+    require(-(2**63) <= seed < 2**63, "seed", "a signed 64-bit integer", seed)
+    return seed
+
+
+def _wait_for(tensor: Tensor) -> None:
+    """Until `tensor` has been computed."""
+    if tensor.is_cuda:
+        torch.cuda.current_stream(tensor.device).synchronize()

@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stage 1, diffusion adaptation: flow matching with teacher forcing (AAPT section 2.2). Reads top to bottom.
+
+    aapt-fast train person --stage diffusion --out runs/person
+
+Every clip has one timestep t; all its frames are trained at once under the block-causal rule of the cache. The recycled
+frame is the true previous one, the target is the next. Clips are as long as the window and the sink's saturated
+distance together, so every distance of an endless stream occurs in training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from aapt_fast.errors import require
+from aapt_fast.models.config import GeneratorConfig
+from aapt_fast.models.generator import Generator
+from aapt_fast.streaming.controls import clip_controls
+from aapt_fast.training.ema import WeightAverage
+from aapt_fast.training.optimiser import MatrixOptimiser
+from aapt_fast.training.run import TrainingRun
+from aapt_fast.training.schedule import sample_timesteps, warm_cosine
+
+Evaluation = Callable[[Generator], dict[str, float]]
+
+
+@dataclass(frozen=True)
+class DiffusionConfig:
+    """One run of stage 1; rates are those of Muon (matrices) and AdamW (the rest)."""
+
+    model: GeneratorConfig
+    steps: int = 8000
+    batch: int = 5
+    matrix_rate: float = 0.02
+    rate: float = 1.5e-3
+    weight_decay: float = 0.01
+    share_at_one: float = 0.5  # clips trained at exactly t = 1, where one evaluation makes a frame
+    smallest_t: float = 0.3  # of the weight 1 / t^2 that turns a frame error into a velocity error
+    recycled_noise: float = 0.0  # most noise added to recycled frames after the first; the paper adds none
+    drop_first_pose: float = 0.1  # clips whose first control does not say the pose of the image
+    evaluate_every: int = 500
+    seed: int = 0
+
+
+def train_diffusion(
+    folder: Path,
+    config: DiffusionConfig,
+    latents: Tensor,
+    points: Tensor,
+    channel_weights: Tensor,
+    evaluate: Evaluation,
+) -> Generator:
+    """Train on latents [clips, C, 1 + n, h, w] and points [clips, 1 + 4 n, J, 3]; returns the averaged weights.
+
+    `channel_weights` [C] weigh the latent channels in the loss. `evaluate` is called on the averaged weights.
+    Raises ValueError for clips that do not fit each other or the model.
+    """
+    clips, _, frames = latents.shape[:3]
+    require(clips > 0, "latents", "at least one clip", "an empty set")
+    require(len(points) == clips, "points", f"{clips} clips", len(points))
+    require(points.shape[1] == 1 + 4 * (frames - 1), "points", f"{1 + 4 * (frames - 1)} video frames", points.shape[1])
+    window = config.model.window
+    require(frames - 1 > window + 1, "latents", f"more than {window + 2} frames (window and sink)", frames)
+    require(config.model.control is not None, "model.control", "a pose control", None)
+
+    torch.manual_seed(config.seed)
+    model = Generator(config.model)
+    average = WeightAverage(model)
+    optimiser = MatrixOptimiser(
+        model, matrix_rate=config.matrix_rate, rate=config.rate, weight_decay=config.weight_decay
+    )
+    run = TrainingRun(folder, config, {"model": model, "average": average, "optimiser": optimiser})
+
+    for step in run.steps(config.steps, config.seed):
+        if step % config.evaluate_every == 0 and step > 0:
+            with average.applied():
+                run.log(**evaluate(model))
+
+        # a batch of clips, each at its own t
+        picks = torch.randint(clips, (config.batch,))
+        clean, recycled = latents[picks, :, 1:], latents[picks, :, :-1].clone()
+        recycled[:, :, 1:] += config.recycled_noise * torch.rand(config.batch, 1, 1, 1, 1) * torch.randn_like(clean[:, :, 1:])
+        control = _controls(points[picks], config)
+        t = sample_timesteps(config.batch, config.model.shift, config.share_at_one)
+        t_wide = t.view(-1, 1, 1, 1, 1)
+        noised = (1 - t_wide) * clean + t_wide * torch.randn_like(clean)
+
+        # one training step
+        optimiser.set_rate(warm_cosine(step, config.steps))
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            predicted = model(noised, recycled, control, t, model.new_cache())
+        loss = flow_matching_loss(predicted, clean, t, channel_weights, config.smallest_t)
+        run.track(loss=loss)
+        optimiser.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        average.update(step)
+
+    with average.applied():
+        run.log(**evaluate(model))
+    model.load_state_dict(average.state_dict(), strict=True)
+    return model.eval()
+
+
+def flow_matching_loss(
+    predicted: Tensor, clean: Tensor, t: Tensor, channel_weights: Tensor, smallest_t: float
+) -> Tensor:
+    """Mean weighted squared error of frames [B, C, F, h, w], equal to the error of v = eps - x0 where t > smallest_t.
+
+    x0 = x_t - t v, so |v - v'|^2 = |x0 - x0'|^2 / t^2; below `smallest_t` the weight stays constant.
+    """
+    weight = t.clamp_min(smallest_t).square().reciprocal().view(-1, 1, 1, 1, 1)
+    return (weight * channel_weights.view(1, -1, 1, 1, 1) * (predicted - clean).square()).mean()
+
+
+def _controls(points: Tensor, config: DiffusionConfig) -> Tensor:
+    """Controls [B, step_channels, n, h, w]; some clips do not tell the pose of their image, as some users will not."""
+    control_config = config.model.control
+    assert control_config is not None
+    controls = clip_controls(points, control_config, config.model.grid)
+    if control_config.with_previous:
+        dropped = torch.rand(len(points)) < config.drop_first_pose
+        controls[dropped, controls.shape[1] // 2 :, 0] = 0
+    return controls
+
+
+@torch.no_grad()
+def decoder_sensitivity(decode: Callable[[Tensor], Tensor], latents: Tensor, size: float = 0.2) -> Tensor:
+    """Weights [C], mean 1: the square root of how much a disturbance of each channel changes the video.
+
+    latents [B, C, F, h, w] of unit standard deviation.
+    """
+    video, changes = decode(latents), []
+    for channel in range(latents.shape[1]):
+        disturbed = latents.clone()
+        disturbed[:, channel] += size * torch.randn_like(disturbed[:, channel])
+        changes.append((decode(disturbed) - video).square().mean())
+    weights = torch.stack(changes).sqrt()
+    return weights / weights.mean()

@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Exponential moving average of weights, with a warm-up so that early averages are not dominated by the start."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+class WeightAverage:
+    """Keeps an average of the parameters of `model`; `applied()` swaps it in for an evaluation."""
+
+    def __init__(self, model: nn.Module, decay: float = 0.995) -> None:
+        self._parameters = dict(model.named_parameters())
+        self._decay = decay
+        self.average = {name: parameter.detach().clone() for name, parameter in self._parameters.items()}
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Move the average towards the weights after update number `step` (0-based)."""
+        decay = min(self._decay, (step + 1) / (step + 10))
+        for name, parameter in self._parameters.items():
+            self.average[name].lerp_(parameter, 1 - decay)
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Within the block the model holds the averaged weights."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    def _swap(self) -> None:
+        for name, parameter in self._parameters.items():
+            parameter.data, self.average[name] = self.average[name], parameter.data
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return self.average
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        for name, value in self.average.items():
+            value.copy_(state[name])

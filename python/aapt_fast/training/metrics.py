@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How close a video is to the truth. All take video [..., 3, T, H, W] in -1..1 and return one value per video frame."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+LUMA = (0.299, 0.587, 0.114)
+
+
+def psnr(video: Tensor, truth: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio [..., T] in dB; the peak is the full range of 2."""
+    error = ((video - truth) / 2).square().mean(dim=(-4, -2, -1))
+    return -10 * error.clamp_min(1e-10).log10()
+
+
+def ssim(video: Tensor, truth: Tensor) -> Tensor:
+    """Structural similarity [..., T] of the luma in 7x7 uniform windows (Wang et al. 2004)."""
+    a, b = _luma(video), _luma(truth)
+    mean_a, mean_b = F.avg_pool2d(a, 7, 1), F.avg_pool2d(b, 7, 1)
+    var_a = F.avg_pool2d(a * a, 7, 1) - mean_a**2
+    var_b = F.avg_pool2d(b * b, 7, 1) - mean_b**2
+    covariance = F.avg_pool2d(a * b, 7, 1) - mean_a * mean_b
+    c1, c2 = 0.01**2, 0.03**2
+    score = (2 * mean_a * mean_b + c1) * (2 * covariance + c2)
+    score = score / ((mean_a**2 + mean_b**2 + c1) * (var_a + var_b + c2))
+    return score.mean(dim=(-3, -2, -1)).view(*video.shape[:-4], video.shape[-3])
+
+
+def sharpness(video: Tensor, truth: Tensor) -> Tensor:
+    """Gradient energy [..., T] relative to the truth's: 1 is as sharp as the truth, less is blur, more is noise."""
+    return _gradient_energy(video) / _gradient_energy(truth).clamp_min(1e-12)
+
+
+def _luma(video: Tensor) -> Tensor:
+    weights = torch.tensor(LUMA, dtype=video.dtype, device=video.device).view(3, 1, 1, 1)
+    grey = ((video + 1) / 2 * weights).sum(dim=-4)
+    return grey.reshape(-1, 1, *grey.shape[-2:])
+
+
+def _gradient_energy(video: Tensor) -> Tensor:
+    across = (video[..., 1:] - video[..., :-1]).square().mean(dim=(-4, -2, -1))
+    down = (video[..., 1:, :] - video[..., :-1, :]).square().mean(dim=(-4, -2, -1))
+    return across + down

@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Muon for the matrices inside the network, AdamW for everything else, behind one step()."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class MatrixOptimiser:
+    """`torch.optim.Muon` on linear maps and convolution kernels of blocks, head and stem; AdamW on the rest.
+
+    Muon wants plain matrices: kernels are seen as [outputs, inputs * taps], a fused QKV as three matrices, through
+    parameters that share memory with the model's own.
+    """
+
+    def __init__(self, model: nn.Module, *, matrix_rate: float, rate: float, weight_decay: float = 0.01) -> None:
+        self._views: list[tuple[nn.Parameter, Tensor, slice]] = []
+        self._rest: list[nn.Parameter] = []
+        for name, parameter in model.named_parameters():
+            if self._is_inner_matrix(name, parameter):
+                parts = 3 if ".qkv." in name else 1
+                rows = len(parameter) // parts
+                for part in range(parts):
+                    span = slice(part * rows, (part + 1) * rows)
+                    self._views.append((nn.Parameter(parameter.data[span].flatten(1)), parameter, span))
+            else:
+                self._rest.append(parameter)
+        self._rates = (matrix_rate, rate)
+        self._muon = torch.optim.Muon([view for view, _, _ in self._views], lr=matrix_rate, weight_decay=weight_decay)
+        self._adam = torch.optim.AdamW(self._rest, lr=rate, betas=(0.9, 0.95), weight_decay=weight_decay, fused=True)
+
+    @staticmethod
+    def _is_inner_matrix(name: str, parameter: nn.Parameter) -> bool:
+        inner = name.startswith(("blocks.", "head.", "control_stem."))
+        return inner and name.endswith("weight") and parameter.ndim in (2, 4)
+
+    def set_rate(self, factor: float) -> None:
+        """Scale both learning rates."""
+        for optimiser, rate in zip((self._muon, self._adam), self._rates, strict=True):
+            for group in optimiser.param_groups:
+                group["lr"] = rate * factor
+
+    def zero_grad(self) -> None:
+        for parameter in self._rest:
+            parameter.grad = None
+        for view, parameter, _ in self._views:
+            view.grad = parameter.grad = None
+
+    def step(self) -> None:
+        for view, parameter, span in self._views:
+            if parameter.grad is not None:
+                view.grad = parameter.grad[span].flatten(1)
+        self._muon.step()
+        self._adam.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"muon": self._muon.state_dict(), "adam": self._adam.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._muon.load_state_dict(state["muon"])
+        self._adam.load_state_dict(state["adam"])

@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Recipes: which data, which stages and which settings make a bundled model.
+
+    make train-person        # renders, trains the codec and stage 1, exports and evaluates; resumable at any kill
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from aapt_fast.errors import require
+from aapt_fast.models.checkpoint import save_model
+from aapt_fast.models.generator import Generator
+from aapt_fast.models.mini_vae import MiniVAE
+from aapt_fast.models.presets import MINI_PERSON, PERSON_CONTROL
+from aapt_fast.models.stream_model import StreamModel
+from aapt_fast.streaming.controls import clip_controls
+from aapt_fast.training.codec import CodecConfig, train_codec
+from aapt_fast.training.data import ClipSet, ClipSetConfig, make_clip, render_clips, to_float
+from aapt_fast.training.diffusion import DiffusionConfig, decoder_sensitivity, train_diffusion
+from aapt_fast.training.evaluate import evaluate_person
+from aapt_fast.training.metrics import psnr, sharpness
+from aapt_fast.training.rollout import rollout
+from aapt_fast.worlds.motions import random_motion
+from aapt_fast.worlds.person import make_identity, render
+from aapt_fast.worlds.skeleton import forward_kinematics
+
+STAGES = ("codec", "diffusion", "export", "evaluate")
+
+GALLERY = 16  # persons and rooms the generator knows
+STRANGERS_CLIPS = ClipSetConfig("open", clips=640, seed=1)
+GALLERY_CLIPS = ClipSetConfig("gallery", clips=960, identities=GALLERY, seed=2)
+HELD_OUT_STRANGERS = ClipSetConfig("held-out-strangers", clips=8, seed=3)
+HELD_OUT_GALLERY = ClipSetConfig("held-out-gallery", clips=8, identities=GALLERY, seed=5)
+FIRST_FRAMES = ClipSetConfig("first-frames", clips=GALLERY, frames=5, identities=GALLERY, seed=6)
+
+CODEC = CodecConfig()
+DIFFUSION = DiffusionConfig(model=MINI_PERSON, steps=8000, batch=5, recycled_noise=0.15)
+
+
+def train_person(out: Path, stages: tuple[str, ...] = STAGES) -> None:
+    """Run the stages in order; each starts from what the one before left in `out`, and goes on where it was killed.
+
+    Raises ValueError for an unknown stage or one whose predecessor has not finished.
+    """
+    for stage in stages:
+        require(stage in STAGES, "stage", " | ".join(STAGES), stage)
+    if "codec" in stages:
+        train_codec_stage(out)
+    if "diffusion" in stages:
+        train_diffusion_stage(out)
+    if "export" in stages:
+        export_person(out)
+    if "evaluate" in stages:
+        evaluate_person(_load_trained(out), out / "evaluation")
+
+
+def train_codec_stage(out: Path, config: CodecConfig = CODEC) -> MiniVAE:
+    """Stage 0: the VAE, on people of the gallery and on strangers."""
+    clip_sets = [render_clips(out / "data", STRANGERS_CLIPS), render_clips(out / "data", GALLERY_CLIPS)]
+    held_out = torch.stack([to_float(make_clip(HELD_OUT_STRANGERS, i)[0]) for i in range(HELD_OUT_STRANGERS.clips)])
+    vae = train_codec(out / "codec", config, clip_sets, held_out)
+    calibrate(vae, clip_sets)
+    torch.save(vae.state_dict(), out / "codec" / "vae.pt")
+    return vae
+
+
+def train_diffusion_stage(out: Path, config: DiffusionConfig = DIFFUSION) -> Generator:
+    """Stage 1 of AAPT: teacher-forced flow matching on the gallery's latents."""
+    vae = _load_codec(out)
+    clip_set = render_clips(out / "data", GALLERY_CLIPS)
+    latents = encode_clips(vae, clip_set, out / "data" / "gallery.latents.pt")
+    sensitivity = decoder_sensitivity(vae.decode, latents[:4, :, :6])
+    generator = train_diffusion(
+        out / "diffusion", config, latents, clip_set.points, sensitivity, HeldOutRollout(vae, HELD_OUT_GALLERY)
+    )
+    torch.save(generator.state_dict(), out / "diffusion" / "generator.pt")
+    return generator
+
+
+@torch.no_grad()
+def calibrate(vae: MiniVAE, clip_sets: list[ClipSet], clips: int = 16) -> None:
+    """Set `latent_std` so that the latents of the data have unit standard deviation."""
+    vae.latent_std.fill_(1.0)
+    latents: list[Tensor] = [vae.encode(clip_set.clip(i)[None]) for clip_set in clip_sets for i in range(clips)]
+    vae.latent_std.copy_(torch.cat(latents).std())
+
+
+@torch.no_grad()
+def encode_clips(vae: MiniVAE, clip_set: ClipSet, path: Path) -> Tensor:
+    """Latents [clips, C, 1 + n, h, w] of all clips; kept in `path`, made anew when the codec changed."""
+    stamp = float(torch.stack([p.double().square().sum() for p in vae.state_dict().values()]).sum())
+    if path.exists():
+        kept = torch.load(path, weights_only=True)
+        if kept["codec"] == stamp and len(kept["latents"]) == len(clip_set):
+            return kept["latents"]
+    batches = torch.arange(len(clip_set)).split(8)
+    latents = torch.cat([vae.encode(torch.stack([clip_set.clip(int(i)) for i in batch])) for batch in batches])
+    torch.save({"codec": stamp, "latents": latents}, path)
+    return latents
+
+
+class HeldOutRollout:
+    """The evaluation during training: one-evaluation rollouts of held-out motions, PSNR at a few video frames."""
+
+    def __init__(self, vae: MiniVAE, config: ClipSetConfig) -> None:
+        clips = [make_clip(config, i) for i in range(config.clips)]
+        self._vae = vae
+        self._truth = torch.stack([to_float(video) for video, _ in clips])
+        self._controls = clip_controls(torch.stack([points for _, points in clips]), PERSON_CONTROL, MINI_PERSON.grid)
+        self._image = vae.encode(self._truth[:, :, :1]).detach()
+
+    @torch.no_grad()
+    def __call__(self, generator: Generator) -> dict[str, float]:
+        frames = rollout(generator, self._image, self._controls, torch.arange(len(self._truth)))
+        video = self._vae.decode(torch.cat([self._image, frames], dim=2))
+        curve = psnr(video, self._truth).mean(0)
+        sharp = sharpness(video, self._truth)[:, 40:].mean()
+        return {f"psnr_{mark}": float(curve[mark]) for mark in (4, 12, 40, 60)} | {"sharpness": float(sharp)}
+
+
+def export_person(out: Path) -> Path:
+    """Write the bundle `out`/mini-person: weights in float16, first frames, their poses."""
+    bundle = out / "mini-person"
+    bundle.mkdir(parents=True, exist_ok=True)
+    save_model(bundle / "model.safetensors", _load_trained(out))
+    first_frames = []
+    for number in range(FIRST_FRAMES.clips):
+        angles = random_motion(FIRST_FRAMES.frames, FIRST_FRAMES.motion_seed(number))[:1]
+        pixels = (render(forward_kinematics(angles), make_identity(FIRST_FRAMES.identity_seed(number))) * 255 + 0.5).byte()
+        name = f"{number:02d}.png"
+        Image.fromarray(pixels[0].permute(1, 2, 0).numpy()).save(bundle / name)
+        pose = [round(angle, 6) for angle in angles[0].tolist()]
+        first_frames.append({"image": name, "identity": FIRST_FRAMES.identity_seed(number), "pose": pose})
+    (bundle / "gallery.json").write_text(json.dumps({"world": "person", "first_frames": first_frames}, indent=1))
+    return bundle
+
+
+def _load_codec(out: Path) -> MiniVAE:
+    path = out / "codec" / "vae.pt"
+    require(path.exists(), "out", f"a folder with a finished codec ({path})", "none; run stage codec first")
+    vae = MiniVAE(CODEC.model)
+    vae.load_state_dict(torch.load(path, weights_only=True))
+    return vae.eval().requires_grad_(False)
+
+
+def _load_trained(out: Path) -> StreamModel:
+    path = out / "diffusion" / "generator.pt"
+    require(path.exists(), "out", f"a folder with a finished stage 1 ({path})", "none; run stage diffusion first")
+    generator = Generator(DIFFUSION.model)
+    generator.load_state_dict(torch.load(path, weights_only=True))
+    return StreamModel(generator.eval().requires_grad_(False), _load_codec(out), name="mini-person")

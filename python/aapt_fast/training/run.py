@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every training run shares: its folder, its log, its checkpoints, and stopping without losing anything.
+
+Randomness is drawn anew at every step from (seed, step), so a resumed run takes the identical next step without any
+generator state in the checkpoint.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import math
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from tqdm import tqdm
+
+from aapt_fast.errors import CheckpointError
+
+
+class Stateful(Protocol):
+    """Anything a checkpoint can hold: modules, optimisers, averages."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> Any: ...
+
+
+class TrainingRun:
+    """One run in one folder: `config.json`, `log.csv`, `checkpoint.pt`, sample sheets.
+
+    Raises ValueError when the folder holds a run with another configuration, CheckpointError when its checkpoint
+    cannot be read or does not fit `state`.
+    """
+
+    def __init__(self, folder: Path, config: Any, state: dict[str, Stateful], *, checkpoint_seconds: float = 60) -> None:
+        self.folder = folder
+        self.step = 0
+        self._state = state
+        self._seconds_before = 0.0
+        self._started = self._saved = time.monotonic()
+        self._checkpoint_seconds = checkpoint_seconds
+        self._stop = False
+        self._averages: dict[str, float] = {}
+        folder.mkdir(parents=True, exist_ok=True)
+        self._check_config(config)
+        self._resume()
+
+    @property
+    def seconds(self) -> float:
+        """Training time so far, all sessions together."""
+        return self._seconds_before + time.monotonic() - self._started
+
+    def steps(self, total: int, seed: int) -> Iterator[int]:
+        """Yield the remaining step numbers; seeds torch for each, saves every minute, on SIGTERM, Ctrl-C and at the end."""
+        handlers = {kind: signal.signal(kind, self._ask_to_stop) for kind in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            with tqdm(total=total, initial=self.step, desc=self.folder.name, mininterval=2) as progress:
+                while self.step < total and not self._stop:
+                    torch.manual_seed(seed * 1_000_003 + self.step)
+                    yield self.step
+                    self.step += 1
+                    progress.update()
+                    progress.set_postfix({key: f"{value:.4g}" for key, value in self._averages.items()}, refresh=False)
+                    if time.monotonic() - self._saved > self._checkpoint_seconds:
+                        self.save()
+            self.save()
+        finally:
+            for kind, handler in handlers.items():
+                signal.signal(kind, handler)
+        if self._stop:
+            raise KeyboardInterrupt(f"stopped at step {self.step}, saved in {self.folder}")
+
+    def track(self, **values: torch.Tensor) -> None:
+        """Note the losses of this step; raises FloatingPointError naming loss and step if one is not finite."""
+        for name, value in values.items():
+            number = float(value.detach())
+            if not math.isfinite(number):
+                raise FloatingPointError(
+                    f"{name} is {number} at step {self.step} (batch seed {self.step}); "
+                    f"the last checkpoint in {self.folder} is intact"
+                )
+            self._averages[name] = 0.97 * self._averages.get(name, number) + 0.03 * number
+
+    def log(self, **values: float) -> None:
+        """Append one row to log.csv: step, seconds, averaged losses and `values`.
+
+        Rows of steps that a resumed run takes once more give way to the new ones.
+        """
+        row = {"step": self.step, "seconds": round(self.seconds), **self._averages, **values}
+        path = self.folder / "log.csv"
+        old: list[dict[str, Any]] = list(csv.DictReader(path.read_text().splitlines())) if path.exists() else []
+        rows = [*(each for each in old if int(each["step"]) < self.step), row]
+        columns = list(dict.fromkeys(key for each in rows for key in each))
+        _write_atomically(path, lambda partial: _write_csv(partial, columns, rows))
+        tqdm.write("  ".join(f"{key} {value:.4g}" for key, value in row.items()))
+
+    def save(self) -> None:
+        """Write checkpoint.pt; a run killed while saving keeps the previous one."""
+        content = {
+            "step": self.step,
+            "seconds": self.seconds,
+            "averages": self._averages,
+            "state": {name: part.state_dict() for name, part in self._state.items()},
+        }
+        _write_atomically(self.folder / "checkpoint.pt", lambda partial: torch.save(content, partial))
+        self._saved = time.monotonic()
+
+    def _check_config(self, config: Any) -> None:
+        path = self.folder / "config.json"
+        text = json.dumps(dataclasses.asdict(config), indent=1)
+        if not path.exists():
+            _write_atomically(path, lambda partial: partial.write_text(text))
+        elif path.read_text() != text:
+            before, now = json.loads(path.read_text()), json.loads(text)
+            names = [key for key in before | now if key not in before or key not in now or before[key] != now[key]]
+            raise ValueError(f"{', '.join(names)}: expected the values in {path}, got others; use a new folder")
+
+    def _resume(self) -> None:
+        path = self.folder / "checkpoint.pt"
+        if not path.exists():
+            return
+        try:
+            content = torch.load(path, weights_only=True)
+            for name, part in self._state.items():
+                part.load_state_dict(content["state"][name])
+            self.step, self._seconds_before = content["step"], content["seconds"]
+            self._averages = content["averages"]
+        except Exception as error:
+            got = f"{type(error).__name__}: {error}"
+            raise CheckpointError(f"{path}: expected a readable checkpoint of this training, got {got}") from error
+
+    def _ask_to_stop(self, *_: object) -> None:
+        self._stop = True
+
+
+def _write_csv(path: Path, columns: list[str], rows: list[dict[str, Any]]) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _write_atomically(path: Path, write: Any) -> None:
+    partial = path.with_name(path.name + ".partial")
+    try:
+        write(partial)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,21 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Contact sheets: rows of video frames in one picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+
+def save_sheet(path: Path, rows: Sequence[Tensor], zoom: int = 1) -> None:
+    """Write `rows`, each video frames [n, 3, H, W] in -1..1, as one PNG."""
+    picture = torch.cat([torch.cat(list(row), dim=2) for row in rows], dim=1)
+    pixels = ((picture.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).cpu().numpy()
+    image = Image.fromarray(pixels)
+    if zoom > 1:
+        image = image.resize((image.width * zoom, image.height * zoom), Image.Resampling.NEAREST)
+    image.save(path, format="PNG")
