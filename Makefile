@@ -37,7 +37,7 @@ lint: $(VENV)/.lint-tools ## check style, formatting and types
 	$(BIN)/mypy
 
 bench: $(VENV)/.installed-video,test ## run the benchmarks
-	$(BIN)/python -m pytest bench --benchmark-only
+	$(BIN)/python -m pytest bench --benchmark-only --timeout 0
 
 wheel: $(VENV)/.build-tools ## build a wheel in dist/
 	$(BIN)/python -m pip wheel --disable-pip-version-check --no-build-isolation --no-deps -w $(WHEELS) .

@@ -7,7 +7,7 @@ Two systems make the same frames, in turn, step after step:
 
 Also: seconds from process start to the first four frames, and memory after 400 and after 2,000 video frames.
 
-    python bench/bench_stream.py [--steps N] [--dtype float32|bfloat16]    table, then one JSON document as the last line
+    python bench/bench_stream.py [--steps N] [--dtype float32|bfloat16]    table, then JSON as the last line
     pytest bench/bench_stream.py                                           the same systems under pytest-benchmark
 """
 
@@ -149,7 +149,8 @@ def main() -> None:
     results = [result for dtype in arguments.dtype or DTYPES for result in measure(dtype, arguments.steps)]
     print(f"{'name':48} {'p50 ms':>8} {'p95 ms':>8} {'fps':>8} {'ratio':>7}")
     for result in results:
-        print(f"{result['name']:48} {result['p50_ms']:8.2f} {result['p95_ms']:8.2f} {result['video_fps']:8.1f} {result['ratio']:7.2f}")
+        times = f"{result['p50_ms']:8.2f} {result['p95_ms']:8.2f} {result['video_fps']:8.1f}"
+        print(f"{result['name']:48} {times} {result['ratio']:7.2f}")
     facts = {"process_to_first_frames_s": first_frame_seconds(), "resident_mb": resident_megabytes((400, 2000))}
     print(facts)
     machine = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"

@@ -7,8 +7,8 @@ Three systems with the same weights decode the same latents, in turn, round afte
     diffusers + oneDNN   the same module with every 3-D convolution handed to oneDNN in channels_last_3d. torch sends
                          float32 conv3d to a slow path on the CPU; this baseline shows what remains without that.
 
-    python bench/bench_wan_vae.py [--full] [--rounds N] [--threads N]     table, then one JSON document as the last line
-    pytest bench/bench_wan_vae.py                                         the same systems under pytest-benchmark
+    python bench/bench_wan_vae.py [--full] [--rounds N] [--threads N]    a table; the last line is one JSON document
+    pytest bench/bench_wan_vae.py                                        the same systems under pytest-benchmark
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def flops_per_frame(base_dim: int) -> int:
 
 
 def measure(base_dim: int, rounds: int) -> list[dict]:
-    """One result per system: milliseconds per latent frame over `rounds` interleaved rounds, and the ratio to ours."""
+    """One result per system: milliseconds per latent frame over interleaved rounds, and the median ratio to ours."""
     steps = {name: build(base_dim) for name, build in SYSTEMS.items()}
     milliseconds: dict[str, list[float]] = {name: [] for name in steps}
     differences = dict.fromkeys(steps, 0.0)
@@ -164,7 +164,7 @@ def main() -> None:
     results = []
     for base_dim in (32, 96) if arguments.full else (32,):
         work = flops_per_frame(base_dim)
-        print(f"base_dim {base_dim}, {HEIGHT}x{WIDTH}, float32: {work / 1e9:.1f} GFLOP per latent frame, taken directly")
+        print(f"base_dim {base_dim}, {HEIGHT}x{WIDTH}, float32: {work / 1e9:.1f} GFLOP per latent frame")
         print(f"{'system':20} {'median ms':>10} {'min ms':>10} {'GFLOP/s':>10} {'times ours':>11} {'difference':>11}")
         for result in measure(base_dim, arguments.rounds):
             rate = work / result["median_ms"] / 1e6

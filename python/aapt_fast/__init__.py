@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Real-time, interactive, streaming video generation (AAPT, arXiv 2506.09350).
 
-    model = aapt_fast.load_model("mini-person")
-    with aapt_fast.StreamSession(model, image, seed=0) as session:
-        frames = session.step(control)      # uint8 [4, H, W, 3]
+model = aapt_fast.load_model("mini-person")
+with aapt_fast.StreamSession(model, image, seed=0) as session:
+    frames = session.step(control)      # uint8 [4, H, W, 3]
 """
 
 from __future__ import annotations

@@ -130,9 +130,18 @@ def test_noise_variant_refuses_gradients():
 
 BAD_INPUTS = {
     "noised": ({"noised": torch.randn(2, 4, 6, 2)}, r"noised: expected shape \[2, 4, 6, 4\], got \[2, 4, 6, 2\]"),
-    "noised dimensions": ({"noised": torch.randn(4, 6, 4)}, r"noised: expected shape \[B, C, h, w\], got \[4, 6, 4\]"),
-    "noised dtype": ({"noised": torch.randn(2, 4, 6, 4).half()}, r"noised: expected torch\.float32, got torch\.float16"),
-    "recycled dtype": ({"recycled": torch.ones(2, 4, 6, 4).int()}, "recycled: expected a floating point dtype, got tor"),
+    "noised dimensions": (
+        {"noised": torch.randn(4, 6, 4)},
+        r"noised: expected shape \[B, C, h, w\], got \[4, 6, 4\]",
+    ),
+    "noised dtype": (
+        {"noised": torch.randn(2, 4, 6, 4).half()},
+        r"noised: expected torch\.float32, got torch\.float16",
+    ),
+    "recycled dtype": (
+        {"recycled": torch.ones(2, 4, 6, 4).int()},
+        "recycled: expected a floating point dtype, got tor",
+    ),
     "control": ({"control": torch.randn(1, 3, 6, 4)}, r"control: expected shape \[2, Cc, 6, 4\], got \[1, 3, 6, 4\]"),
     "control device": ({"control": torch.randn(2, 3, 6, 4, device="meta")}, "control: expected a tensor on cpu, got"),
     "weight columns": ({"weight": torch.randn(10, 43)}, r"weight: expected shape \[d, 44\], got \[10, 43\]"),

@@ -69,16 +69,16 @@ def test_result_never_shares_memory_with_q():
     assert torch.equal(out, q) and out.data_ptr() != q.data_ptr()
 
 
+@pytest.mark.parametrize("norm", ["no norm", "per head"])
 @pytest.mark.parametrize("view", [strided, every_second])
-def test_strided_inputs(view):
+def test_strided_inputs(view, norm):
     q, k, v = tokens_of(2, 65)
-    cos, sin = rotation(65)
-    q_weight, k_weight = weights("per head")
-    table = page_table(2, 65)
+    tables, table = rotation(65), page_table(2, 65)
+    norms = weights(norm)
     expected_pages, pages = pool(), [view(x) for x in pool()]
-    expected = kv_write(q, k, v, q_weight, k_weight, cos, sin, *expected_pages, table)
-    norms, tables = (view(q_weight), view(k_weight)), (view(cos), view(sin))
-    out = kv_write(view(q), view(k), view(v), *norms, *tables, *pages, strided(table))
+    expected = kv_write(q, k, v, *norms, *tables, *expected_pages, table)
+    norm_views = [x if x is None else view(x) for x in norms]
+    out = kv_write(view(q), view(k), view(v), *norm_views, *(view(x) for x in tables), *pages, strided(table))
     assert_near(out, expected, 1e-6)
     for actual, wanted in zip(pages, expected_pages, strict=True):
         assert_near(actual, wanted, 1e-6)
@@ -129,7 +129,9 @@ def test_gradients_of_the_pure_part(size):
     cos, sin = rope_tables(1, (1, 3), 4)
     assert torch.autograd.gradcheck(lambda x, weight: normalise_and_rotate(x, weight, cos, sin), (x, weight))
     actual = torch.autograd.grad(normalise_and_rotate(x, weight, cos, sin).square().sum(), (x, weight))
-    expected = torch.autograd.grad(reference.normalise_and_rotate(x, weight, cos, sin, 1e-6).square().sum(), (x, weight))
+    expected = torch.autograd.grad(
+        reference.normalise_and_rotate(x, weight, cos, sin, 1e-6).square().sum(), (x, weight)
+    )
     for gradient, wanted in zip(actual, expected, strict=True):
         assert_near(gradient, wanted, 1e-10)
 
@@ -170,13 +172,19 @@ BAD_INPUTS = {
     "v device": ({"v": torch.randn(1, 5, 2, 16, device="meta")}, "v: expected a tensor on cpu, got one on meta"),
     "q_weight": ({"q_weight": torch.ones(32)}, r"q_weight: expected shape \[16\] or \[64\], got \[32\]"),
     "k_weight": ({"k_weight": torch.ones(64)}, r"k_weight: expected shape \[16\] or \[32\], got \[64\]"),
-    "weight dtype": ({"q_weight": torch.ones(16).int()}, "q_weight: expected a floating point dtype, got torch.int32"),
+    "weight dtype": (
+        {"q_weight": torch.ones(16).int()},
+        "q_weight: expected a floating point dtype, got torch.int32",
+    ),
     "cos without sin": ({"sin": None}, "sin: expected a tensor, as cos is one, got None"),
     "sin without cos": ({"cos": None}, "cos: expected a tensor, as sin is one, got None"),
     "cos length": ({"cos": torch.ones(4, 8)}, r"cos: expected shape \[5, 8\], got \[4, 8\]"),
     "sin dtype": ({"sin": torch.ones(5, 8).double()}, r"sin: expected torch\.float32, got torch\.float64"),
     "page size": ({"k_pages": torch.ones(7, 16, 2, 16)}, r"k_pages: expected shape \[P, 64, Hkv, D\], got \[7, 16"),
-    "value pages": ({"v_pages": torch.ones(7, 64, 2, 8)}, r"v_pages: expected shape \[7, 64, 2, 16\], got \[7, 64, 2, 8\]"),
+    "value pages": (
+        {"v_pages": torch.ones(7, 64, 2, 8)},
+        r"v_pages: expected shape \[7, 64, 2, 16\], got \[7, 64, 2, 8\]",
+    ),
     "table length": ({"page_ids": torch.zeros(1, 2).int()}, r"page_ids: expected shape \[1, 1\], got \[1, 2\]"),
     "table dtype": ({"page_ids": torch.zeros(1, 1).long()}, r"page_ids: expected torch\.int32, got torch\.int64"),
     "page outside the pool": (

@@ -126,7 +126,10 @@ def test_lse_merges_two_halves_of_a_table():
 
 def test_opcheck():
     case = paged_case([[36, 36, 0], [1, 64, 2]], head_dim=HEAD_DIM)
-    pages = case.k_pages.nan_to_num(), strided(case.v_pages.nan_to_num())  # opcheck compares inputs, NaN differs from NaN
+    pages = (
+        case.k_pages.nan_to_num(),
+        strided(case.v_pages.nan_to_num()),
+    )  # opcheck compares inputs, NaN differs from NaN
     arguments = (strided(queries(2)), *pages, case.page_ids, case.page_valid, 0.25)
     torch.library.opcheck(torch.ops.aapt.paged_attention.default, arguments)
 
@@ -150,7 +153,10 @@ def test_gradients_are_refused():
 BAD_INPUTS = {
     "q dimensions": ({"q": queries(2)[0]}, r"q: expected shape \[B, Nq, H, 16\], got \[5, 4, 16\]"),
     "q width": ({"q": torch.randn(2, 5, 4, 8)}, r"q: expected shape \[B, Nq, H, 16\], got \[2, 5, 4, 8\]"),
-    "q heads": ({"q": queries(2, heads=3)}, "q: expected a number of heads that is a multiple of the pages' 2, got 3"),
+    "q heads": (
+        {"q": queries(2, heads=3)},
+        "q: expected a number of heads that is a multiple of the pages' 2, got 3",
+    ),
     "q dtype": ({"q": queries(2).bfloat16()}, r"q: expected torch\.float32, got torch\.bfloat16"),
     "q device": ({"q": queries(2, device="meta")}, "q: expected a tensor on cpu, got one on meta"),
     "page size": ({"k_pages": torch.randn(6, 32, 2, 16)}, r"k_pages: expected shape \[P, 64, Hkv, D\], got \[6, 32"),
@@ -162,7 +168,10 @@ BAD_INPUTS = {
         {"v_pages": torch.randn(5, 64, 2, 16)},
         r"v_pages: expected shape \[\d, 64, 2, 16\], got \[5, 64, 2, 16\]",
     ),
-    "values dtype": ({"v_pages": torch.zeros(6, 64, 2, 16).half()}, r"v_pages: expected torch\.float32, got torch\.fl"),
+    "values dtype": (
+        {"v_pages": torch.zeros(6, 64, 2, 16).half()},
+        r"v_pages: expected torch\.float32, got torch\.fl",
+    ),
     "table rows": ({"page_ids": torch.zeros(3, 2).int()}, r"page_ids: expected shape \[2, M\], got \[3, 2\]"),
     "table dtype": ({"page_ids": torch.zeros(2, 2).long()}, r"page_ids: expected torch\.int32, got torch\.int64"),
     "valid shape": ({"page_valid": torch.zeros(2, 3).int()}, r"page_valid: expected shape \[2, 2\], got \[2, 3\]"),

@@ -58,7 +58,9 @@ def test_words_equal_the_reference_on_random_inputs():
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize(
-    ("seed", "step"), [(0, 0), (7, 3), (-1, 2**40 + 5), (2**63 - 1, 1), (-(2**63), -1)], ids=lambda value: f"{value:#x}"
+    ("seed", "step"),
+    [(0, 0), (7, 3), (-1, 2**40 + 5), (2**63 - 1, 1), (-(2**63), -1)],
+    ids=lambda value: f"{value:#x}",
 )
 def test_frame_equals_the_definition(seed, step, device):
     shape = (3, 5, 2)  # 30 numbers: the last counter is used in half
@@ -112,7 +114,9 @@ def test_opcheck():
 
 
 def test_compile():
-    compiled = torch.compile(lambda seed: philox_normal(seed, seed + 1, (4, 3, 3)) + 1, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(
+        lambda seed: philox_normal(seed, seed + 1, (4, 3, 3)) + 1, fullgraph=True, backend="aot_eager"
+    )
     assert torch.equal(compiled(numbers(1, 2)), philox_normal(numbers(1, 2), numbers(2, 3), (4, 3, 3)) + 1)
 
 

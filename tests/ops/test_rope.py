@@ -41,7 +41,9 @@ def test_large_indices_keep_their_precision(frame, interval):
     pairs, theta = 10, 10000.0
     cos, sin = rope_tables(frame, (1, 1), 2 * pairs, split=(pairs, 0, 0), theta=theta, temporal_interval=interval)
     with mpmath.workdps(50):
-        angles = [mpmath.mpf(frame) * mpmath.mpf(interval) * mpmath.power(theta, mpmath.mpf(-i) / pairs) for i in range(pairs)]
+        angles = [
+            mpmath.mpf(frame) * mpmath.mpf(interval) * mpmath.power(theta, mpmath.mpf(-i) / pairs) for i in range(pairs)
+        ]
         exact_cos = torch.tensor([float(mpmath.cos(angle)) for angle in angles], dtype=torch.float64)
         exact_sin = torch.tensor([float(mpmath.sin(angle)) for angle in angles], dtype=torch.float64)
     assert_near(cos[0], exact_cos, 1e-6)

@@ -11,7 +11,7 @@ from aapt_fast.cli import doctor, evaluate, generate, train
 from aapt_fast.errors import CheckpointError, PoolExhausted
 
 COMMANDS = {"generate": generate, "doctor": doctor, "train": train, "evaluate": evaluate}
-USER_ERRORS = (ValueError, TypeError, OSError, CheckpointError, PoolExhausted, FloatingPointError)
+USER_ERRORS = (ValueError, TypeError, OSError, ImportError, CheckpointError, PoolExhausted, FloatingPointError)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -36,7 +36,7 @@ def examine() -> dict[str, Any]:
     module = extension_or_none()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     gpus = [
-        {"name": torch.cuda.get_device_name(i), "capability": "%d.%d" % torch.cuda.get_device_capability(i)}
+        {"name": torch.cuda.get_device_name(i), "capability": ".".join(map(str, torch.cuda.get_device_capability(i)))}
         for i in range(torch.cuda.device_count())
     ]
     return {

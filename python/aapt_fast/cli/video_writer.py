@@ -18,7 +18,7 @@ from aapt_fast.errors import require
 class VideoWriter:
     """Context manager: `write(frames)` with uint8 [n, H, W, 3]. The target appears only if the block ends well.
 
-    Raises ValueError for another suffix, OSError if the target's folder cannot be written, RuntimeError if .mp4 is
+    Raises ValueError for another suffix, OSError if the target's folder cannot be written, ImportError if .mp4 is
     asked for without the `av` package.
     """
 
@@ -32,8 +32,8 @@ class VideoWriter:
         self.path = path
         self._partial = path.with_name(f".{path.stem}.partial{path.suffix}")
         self._scale = scale
-        kinds = {".mp4": _Mp4, ".gif": _Gif, "": _Folder}
-        self._sink: _Mp4 | _Gif | _Folder = kinds[path.suffix](self._partial, fps)
+        kinds: dict[str, type[_Mp4 | _Gif | _Folder]] = {".mp4": _Mp4, ".gif": _Gif, "": _Folder}
+        self._sink = kinds[path.suffix](self._partial, fps)
 
     def write(self, frames: np.ndarray) -> None:
         """Append video frames uint8 [n, H, W, 3]."""
@@ -69,7 +69,7 @@ class _Mp4:
         try:
             import av
         except ImportError as error:
-            raise RuntimeError("writing .mp4 needs the package av: pip install 'aapt_fast[video]'") from error
+            raise ImportError("out: writing .mp4 needs the package av: pip install 'aapt_fast[video]'") from error
         self._av = av
         self._path, self._fps = path, fps
         self._container: Any = None

@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from aapt_fast.errors import CheckpointError, require
+from aapt_fast.errors import CheckpointError, require, require_type
 from aapt_fast.models.config import generator_config_from_json, mini_vae_config_from_json, to_json
 from aapt_fast.models.generator import Generator
 from aapt_fast.models.mini_vae import MiniVAE
@@ -30,7 +30,12 @@ FORMAT = "aapt_fast-1"
 
 
 def save_model(path: Path, model: StreamModel, dtype: torch.dtype = torch.float16) -> None:
-    """Write generator and VAE to `path`, weights in `dtype`; a failed write leaves no file behind."""
+    """Write generator and VAE to `path`, weights in `dtype`; a failed write leaves no file behind.
+
+    Raises TypeError if the model's VAE is not the small one.
+    """
+    require_type("model.vae", model.vae, MiniVAE)
+    assert isinstance(model.vae, MiniVAE)
     tensors = {f"generator.{name}": value for name, value in model.generator.state_dict().items()}
     tensors |= {f"vae.{name}": value for name, value in model.vae.state_dict().items()}
     tensors = {name: value.detach().to("cpu", dtype).contiguous() for name, value in tensors.items()}

@@ -38,6 +38,7 @@ class ControlConfig:
 
     @property
     def entry_channels(self) -> int:
+        """Channels of one entry as maps at latent resolution."""
         return 5 * len(self.limbs) if self.kind == "pose" else self.channels
 
     @property
@@ -84,6 +85,7 @@ class GeneratorConfig:
 
     @property
     def head_dim(self) -> int:
+        """Width of one attention head."""
         return self.width // self.heads
 
     @property
@@ -121,4 +123,5 @@ def generator_config_from_json(data: dict[str, Any]) -> GeneratorConfig:
 
 def mini_vae_config_from_json(data: dict[str, Any]) -> MiniVAEConfig:
     """The inverse of `to_json` for the small VAE."""
-    return MiniVAEConfig(**{key: tuple(value) if isinstance(value, list) else value for key, value in data.items()})
+    fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
+    return MiniVAEConfig(**fields)

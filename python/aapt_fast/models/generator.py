@@ -3,8 +3,8 @@
 
 One code for training and streaming: the blocks hand raw q, k, v to a cache (`aapt_fast.ops.cache`), which knows what
 each frame may see. Shapes: B batch, F frames, N tokens per frame, d width, H heads, h w latent grid.
-Source: AAPT (arXiv 2506.09350) section 2 and appendix B; the block follows MMDiT with a shared timestep MLP plus learned
-per-layer vectors ("AdaSingle").
+Source: AAPT (arXiv 2506.09350) section 2 and appendix B; the block follows MMDiT with a shared timestep MLP plus
+learned per-layer vectors ("AdaSingle").
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ class TimestepModulation(nn.Module):
         nn.init.zeros_(self.out.bias)
 
     def forward(self, t: Tensor) -> Tensor:
+        """t [B] -> [B, 6, d]."""
         half = TIMESTEP_FEATURES // 2
         frequencies = torch.exp(-math.log(1e4) * torch.arange(half, device=t.device) / half)
         angles = 1000.0 * t.float()[:, None] * frequencies
@@ -121,7 +122,7 @@ class Block(nn.Module):
 
 
 class ConvHead(nn.Module):
-    """Refines the tokens' picture at latent resolution: [B, w + inputs, h, w] -> frame [B, C, h, w]."""
+    """Refines the tokens' picture at latent resolution with convolutions that also see the inputs."""
 
     def __init__(self, inputs: int, width: int, blocks: int, outputs: int) -> None:
         super().__init__()
@@ -134,6 +135,7 @@ class ConvHead(nn.Module):
             nn.init.zeros_(conv.bias)
 
     def forward(self, picture: Tensor, inputs: Tensor) -> Tensor:
+        """The tokens' picture [B, w, h, w] and the network's inputs [B, inputs, h, w] -> [B, outputs, h, w]."""
         x = (picture + self.conv_in(inputs)).contiguous(memory_format=torch.channels_last)
         for first, second in zip(self.first, self.second, strict=True):
             x = x + second(F.silu(first(F.silu(x))))
@@ -243,7 +245,9 @@ class Generator(nn.Module):
             temporal_interval=config.temporal_interval,
         )
 
-    def new_cache(self, height: int | None = None, width: int | None = None, text: TextKV | None = None) -> GrowingCache:
+    def new_cache(
+        self, height: int | None = None, width: int | None = None, text: TextKV | None = None
+    ) -> GrowingCache:
         """An empty differentiable cache for latents of height x width (default: the native grid)."""
         rope = self.rope(height or self.config.grid[0], width or self.config.grid[1])
         return GrowingCache(self.config.layers, self.config.window, rope, text=text)
@@ -268,5 +272,5 @@ def _frames_first(x: Tensor) -> Tensor:
 
 
 def shift_time(u: Tensor, shift: float) -> Tensor:
-    """The timestep schedule's warp, shift u / (1 + (shift - 1) u), for u in 0..1 (AAPT section 2.2)."""
+    """The timestep schedule's warp, shift u / (1 + (shift - 1) u), for u [...] in 0..1 (AAPT section 2.2)."""
     return shift * u / (1 + (shift - 1) * u)

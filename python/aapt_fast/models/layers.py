@@ -19,7 +19,7 @@ class History:
         return self._frames.get(layer)
 
     def keep(self, layer: nn.Module, frames: Tensor) -> None:
-        """Remember the newest input frames of `layer`."""
+        """Remember the newest input frames [B, C, taps - 1, H, W] of `layer`."""
         self._frames[layer] = frames
 
     def clone(self) -> History:
@@ -86,6 +86,7 @@ class ChannelNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
+        """[B, C, T, H, W] -> the same shape."""
         scale = torch.rsqrt(x.float().square().mean(dim=1, keepdim=True) + self.eps).to(x.dtype)
         return x * scale * self.gain.to(x.dtype).view(1, -1, 1, 1, 1)
 

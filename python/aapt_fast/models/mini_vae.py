@@ -31,6 +31,7 @@ class ResidualBlock(nn.Module):
         self.conv2 = VideoConv(channels, channels, taps=1, kernel=3, init_std=0.01)
 
     def forward(self, x: Tensor, history: History | None) -> Tensor:
+        """[B, C, T, H, W] -> the same shape."""
         hidden = self.conv1(F.silu(self.norm(x)), history)
         return x + self.conv2(F.silu(hidden))
 
@@ -52,6 +53,7 @@ class Encoder(nn.Module):
         self.conv_out = VideoConv(quarter, config.latent_channels, taps=1, kernel=1, init_std=0.0, full_precision=True)
 
     def forward(self, folded: Tensor, history: History | None) -> Tensor:
+        """Folded video [B, 12, n, H, W] -> [B, z, n, H/8, W/8]; `history` carries a stream on."""
         x = self.conv_in(fold_space(folded, 2))
         for block in self.blocks_full:
             x = block(x, history)
@@ -81,6 +83,7 @@ class Decoder(nn.Module):
         self.conv_out = VideoConv(full, RGB * 4, taps=1, kernel=3, init_std=0.0)
 
     def forward(self, latents: Tensor, history: History | None) -> Tensor:
+        """Latents [B, z, n, h, w] -> [B, 3, 4 n, 8 h, 8 w]; `history` carries a stream on."""
         x = self.conv_in(latents, history)
         for block in self.blocks_quarter:
             x = block(x, history)
@@ -111,6 +114,7 @@ class MiniVAE(nn.Module):
 
     @property
     def latent_channels(self) -> int:
+        """z, channels of a latent frame."""
         return self.config.latent_channels
 
     def encode(self, video: Tensor, linear_only: bool = False) -> Tensor:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import numpy
 import torch
@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from aapt_fast.errors import require, require_shape, require_type
 from aapt_fast.models.config import ControlConfig, GeneratorConfig
 from aapt_fast.models.generator import Generator
+
+ImageLike: TypeAlias = Image.Image | numpy.ndarray | Tensor
 
 VIDEO_SCALE = 8
 """Pixels per latent cell, down and across."""
@@ -107,7 +109,7 @@ class StreamModel:
         """The context in which the generator takes float32 frames, whatever the dtype of its weights."""
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
-    def encode_image(self, image: Image.Image | numpy.ndarray | Tensor) -> Tensor:
+    def encode_image(self, image: ImageLike) -> Tensor:
         """The latent frame of an image, float32 [1, C, 1, h, w].
 
         Args:

@@ -10,6 +10,7 @@ configuration). The first latent frame stands for one video frame, every later o
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -93,7 +94,8 @@ class Encoder(nn.Module):
         widths = config.widths
         self.conv1 = CausalConv3d(RGB, widths[0], 3)
         self.downsamples = nn.ModuleList()
-        for level, (inputs, outputs) in enumerate(zip((widths[0], *widths), widths, strict=False)):
+        for level, outputs in enumerate(widths):
+            inputs = widths[level - 1] if level else widths[0]
             for block in range(config.num_res_blocks):
                 self.downsamples.append(ResidualBlock(outputs if block else inputs, outputs))
             if level < len(widths) - 1:
@@ -143,7 +145,8 @@ def middle_layers(width: int) -> nn.ModuleList:
 class WanVAE(nn.Module):
     """Encoder and decoder of Wan 2.1. It computes in the dtype of its parameters and casts its input to that.
 
-    `encode` and `decode` take whole clips and are differentiable; `stream` and `stream_encoder` take a clip as it comes.
+    `encode` and `decode` take whole clips and are differentiable; `stream` and `stream_encoder` take a clip piece by
+    piece.
     """
 
     def __init__(self, config: WanVAEConfig = WanVAEConfig()) -> None:
@@ -234,6 +237,9 @@ class WanVAE(nn.Module):
         require(min(latents.shape) > 0, "latents", "at least one element in every dimension", list(latents.shape))
 
 
+AnyStream = TypeVar("AnyStream", bound="_Stream")
+
+
 class _Stream:
     """The state of a clip between two chunks: the features that causal layers look back on, and the clip's size."""
 
@@ -246,14 +252,14 @@ class _Stream:
         self._cache = FeatureCache()
         self._size: tuple[int, ...] | None = None
 
-    def clone(self):  # type: ignore[no-untyped-def]
+    def clone(self: AnyStream) -> AnyStream:
         """A stream that goes on from here on its own, bit for bit like this one."""
         other = type(self)(self.vae)
         other._cache, other._size = self._cache.clone(), self._size
         return other
 
     def _take(self, argument: str, chunk: Tensor, per_step: int) -> None:
-        """Check that `chunk` [B, C, T, H, W] can follow: one frame at first, then multiples of `per_step`, one size."""
+        """Check that `chunk` [B, C, T, H, W] can follow: one frame, then multiples of `per_step`, all of one size."""
         length, size = chunk.shape[2], (chunk.shape[0], *chunk.shape[3:])
         if self._size is None:
             require(length == 1, argument, "exactly one frame in the first chunk of a stream", length)

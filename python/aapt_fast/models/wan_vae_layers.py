@@ -32,7 +32,7 @@ class FeatureCache:
         return self._frames.get(key)
 
     def append(self, key: str, frames: Tensor, keep: int) -> None:
-        """Add `frames` [B, C, T, H, W] to those under `key` and keep the last `keep`; before the first, all is zero."""
+        """Add `frames` [B, C, T, H, W] to those under `key` and keep the last `keep`; at first the past is zero."""
         past = self._frames.get(key)
         recent = frames[:, :, -keep:]
         missing = keep - recent.shape[2]
@@ -124,7 +124,7 @@ class ResidualBlock(nn.Module):
         norm1, conv1, norm2, conv2 = self.residual.values()
         y = conv1(F.silu(norm1(x), inplace=True), cache)
         y = conv2(F.silu(norm2(y), inplace=True), cache)
-        return y.add_(x if self.shortcut is None else self.shortcut(x, cache))
+        return y + (x if self.shortcut is None else self.shortcut(x, cache))
 
 
 class FrameAttention(nn.Module):
@@ -168,7 +168,7 @@ class Upsample(nn.Module):
 
     @staticmethod
     def _double_time(x: Tensor, time_conv: CausalConv3d, cache: FeatureCache) -> Tensor:
-        """[B, C, T, H, W] -> [B, C, 2 T, H, W]. The first frame of a stream stays one, and later ones do not see it."""
+        """[B, C, T, H, W] -> [B, C, 2 T, H, W]; the first frame of a stream stays one, later ones do not see it."""
         if cache.get(time_conv.cache_key) is None:
             cache.append(time_conv.cache_key, torch.zeros_like(x), time_conv.past)
             return x
@@ -180,9 +180,9 @@ class Upsample(nn.Module):
 def upsample_and_convolve(frames: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Nearest upsampling by two, then a 3x3 convolution with zero padding, without making the large image.
 
-    frames [N, C, h, w], weight [O, C, 3, 3], bias [O] -> [N, O, 2 h, 2 w]. Under each of the four output positions of an
-    input pixel the three taps of a row fall on two input rows only (even: one and two taps, odd: two and one), and so
-    for columns. Hence four 2x2 kernels with summed taps, 16 multiplications instead of 36, done as one convolution.
+    frames [N, C, h, w], weight [O, C, 3, 3], bias [O] -> [N, O, 2 h, 2 w]. At each of the four output pixels of an
+    input pixel the three taps along a column fall on two input rows only (even: one and two taps, odd: two and one),
+    and so along a row. Hence four 2x2 kernels with summed taps, 16 multiplications instead of 36, as one convolution.
     """
     outputs = weight.shape[0]
     taps_on_inputs = weight.new_tensor([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]])  # [odd, input, tap]

@@ -6,9 +6,9 @@ Frames count from 1. The tokens of frame i attend to
     text | sink (frame 1) | window (the `window` frames before i, as far as they exist) | frame i itself
 
 in both directions inside a frame, and to each of these once: while frame 1 is still in the window, it is the sink.
-Queries and keys of a frame are rotated at the frame's own index. The sink's distance saturates: once frame 1 has left
-the window, it is rotated as if it sat at i - (window + 1), directly before the window, so that an endless stream never
-shows the model a distance that it has not seen in training. Text is not rotated.
+Queries and keys of a frame are rotated at the frame's own index. The sink's distance saturates: once frame 1 has
+left the window, it is rotated as if it sat at i - (window + 1), directly before the window, so that an endless stream
+never shows the model a distance that it has not seen in training. Text is not rotated.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ class GrowingCache:
         q_weight: torch.Tensor | None,
         k_weight: torch.Tensor | None,
     ) -> torch.Tensor:
-        """See `Cache.attend`. Raises ValueError for a wrong layer or shape."""
+        """As `Cache.attend`: q [B, F, N, H, D] -> the same shape. Raises ValueError for a wrong layer or shape."""
         require(0 <= layer < self.layers, "layer", f"0..{self.layers - 1}", layer)
         require_shape("q", q, "B", "F", "N", "H", "D")
         batch, frames, tokens, _, width = q.shape

@@ -48,14 +48,14 @@ def causal_conv3d(x: Tensor, weight: Tensor, bias: Tensor | None = None, history
     Raises:
         ValueError: a shape, dtype or device does not fit; the message names the argument.
 
-    On the CPU the result comes from 2-D convolutions (see `_convolve_cpu`), on CUDA from `F.conv3d`. Under autocast all
-    arguments are cast to the autocast dtype.
+    On the CPU the result comes from 2-D convolutions (see `_convolve_cpu`), on CUDA from `F.conv3d`. Under autocast
+    every argument but float64 is cast to the autocast dtype.
     """
     return torch.ops.aapt.causal_conv3d(x, weight, bias, history)
 
 
 def causal_conv3d_reference(x: Tensor, weight: Tensor, bias: Tensor | None, history: Tensor | None) -> Tensor:
-    """`causal_conv3d` in two lines of plain torch: put the past in front, then convolve. Same arguments."""
+    """`causal_conv3d` in plain torch: put the past in front of x [B, C, T, H, W], then convolve. Same arguments."""
     kt, kh, kw = weight.shape[2:]
     frames = F.pad(x, (0, 0, 0, 0, kt - 1, 0)) if history is None else torch.cat([history, x], dim=2)
     return F.conv3d(frames, weight, bias, padding=(0, kh // 2, kw // 2))
@@ -64,8 +64,8 @@ def causal_conv3d_reference(x: Tensor, weight: Tensor, bias: Tensor | None, hist
 def tap_major(weight: Tensor) -> Tensor:
     """The same values [O, C, kt, kh, kw], in memory as (O, kh, kw, kt, C).
 
-    Then the 2-D weight [O, kt * C, kh, kw] of the convolution over gathered taps is a view, in the channels-last layout
-    that oneDNN reads directly. The values do not depend on the layout; only the speed on small frames does.
+    Then the 2-D weight [O, kt * C, kh, kw] of the convolution over gathered taps is a view, in the channels-last
+    layout that oneDNN reads directly. Results do not depend on the layout; only the speed on small frames does.
     """
     return weight.permute(0, 3, 4, 2, 1).contiguous().permute(0, 4, 3, 1, 2)
 
@@ -80,24 +80,24 @@ def _convolve_cpu(x: Tensor, weight: Tensor, bias: Tensor | None, history: Tenso
     """Choose the cheapest of three equal ways to sum over the kt time taps."""
     _check(x, weight, bias, history)
     if history is None:
-        weight = weight[:, :, -x.shape[2] :]  # the taps further back than the first frame see only zeros
+        weight = weight[:, :, -x.shape[2] :]  # taps further back than the first frame see only zeros
     frames = _with_past(x, history, weight.shape[2])
-    outputs, channels, taps = weight.shape[:3]
-    positions = x.shape[2] * x.shape[3] * x.shape[4]
-    if 1 < taps and taps * outputs <= _OUTPUT_BLOCK:
+    if weight.shape[2] > 1 and weight.shape[2] * weight.shape[0] <= _OUTPUT_BLOCK:
         y = _taps_in_outputs(frames, weight, bias)
-    elif (
-        taps == 3
-        and weight.shape[3] > 1
-        and x.shape[2] % 2 == 0
-        and x.dtype == torch.float32
-        and min(outputs, channels) >= _PAIRING_MIN_CHANNELS
-        and positions >= _PAIRING_MIN_POSITIONS
-    ):
+    elif _pairing_pays(x, weight):
         y = _pairs_of_frames(frames, weight, bias)
     else:
         y = _taps_in_inputs(frames, weight, bias)
     return y.permute(0, 4, 1, 2, 3).contiguous(memory_format=torch.channels_last_3d)
+
+
+def _pairing_pays(x: Tensor, weight: Tensor) -> bool:
+    """Whether `_pairs_of_frames` applies and is faster. In float32 only: sums of inputs need the spare digits."""
+    length, height, width = x.shape[2:]
+    outputs, channels, taps, kernel_height = weight.shape[:4]
+    applies = taps == 3 and length % 2 == 0 and x.dtype == torch.float32
+    large = length * height * width >= _PAIRING_MIN_POSITIONS and min(outputs, channels) >= _PAIRING_MIN_CHANNELS
+    return applies and large and kernel_height > 1
 
 
 def _with_past(x: Tensor, history: Tensor | None, taps: int) -> Tensor:

@@ -28,7 +28,8 @@ IMPLEMENTATIONS = {
 }
 
 library.define(
-    "channel_concat(Tensor noised, Tensor recycled, Tensor? control, Tensor weight, Tensor? bias, SymInt patch) -> Tensor"
+    "channel_concat(Tensor noised, Tensor recycled, Tensor? control, Tensor weight, Tensor? bias, SymInt patch)"
+    " -> Tensor"
 )
 library.define(
     "channel_concat_noise(Tensor recycled, Tensor? control, Tensor weight, Tensor? bias, SymInt patch,"
@@ -118,7 +119,9 @@ def _check(
     require_shape("recycled", recycled, "B", "C", "h", "w")
     require(recycled.is_floating_point(), "recycled", "a floating point dtype", recycled.dtype)
     batch, channels, height, width = recycled.shape
-    require(patch > 0 and height % patch == 0 and width % patch == 0, "patch", f"a divisor of {height} and {width}", patch)
+    require(
+        patch > 0 and height % patch == 0 and width % patch == 0, "patch", f"a divisor of {height} and {width}", patch
+    )
     total = 2 * channels
     if control is not None:
         require_shape("control", control, batch, "Cc", height, width)
@@ -173,9 +176,10 @@ def _autocast(device_type: str) -> Callable[..., torch.Tensor]:
     return cast_and_embed
 
 
-for key in ("CPU", "CUDA"):
-    library.impl("channel_concat", _tokens, key)
-    library.impl("channel_concat_noise", _tokens_and_noise, key)
+library.impl("channel_concat", _tokens, "CPU")
+library.impl("channel_concat", _tokens, "CUDA")
+library.impl("channel_concat_noise", _tokens_and_noise, "CPU")
+library.impl("channel_concat_noise", _tokens_and_noise, "CUDA")
 library.impl("channel_concat", _autocast("cpu"), "AutocastCPU")
 library.impl("channel_concat", _autocast("cuda"), "AutocastCUDA")
 

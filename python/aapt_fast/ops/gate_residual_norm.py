@@ -103,10 +103,10 @@ def _composition(
     return residual.to(x.dtype).contiguous(), normed.to(x.dtype).contiguous()
 
 
-for key in ("CPU", "CUDA"):
-    library.impl("gate_residual_norm", _composition, key)
-for device in ("cpu", "cuda"):
-    torch.library.register_autocast("aapt::gate_residual_norm", device, torch.float32, lib=library)
+library.impl("gate_residual_norm", _composition, "CPU")
+library.impl("gate_residual_norm", _composition, "CUDA")
+torch.library.register_autocast("aapt::gate_residual_norm", "cpu", torch.float32, lib=library)
+torch.library.register_autocast("aapt::gate_residual_norm", "cuda", torch.float32, lib=library)
 
 
 @torch.library.register_fake("aapt::gate_residual_norm", lib=library)
@@ -127,9 +127,7 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.
     ctx.shift = None if shift is None else (shift.shape, shift.dtype)
 
 
-def _backward(
-    ctx: Any, residual_grad: torch.Tensor, normed_grad: torch.Tensor
-) -> tuple[torch.Tensor | None, ...]:
+def _backward(ctx: Any, residual_grad: torch.Tensor, normed_grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
     """With u = residual * inverse and g the gradient of normed, the gradient of the residual is
 
     residual_grad + inverse * (g' - u * mean(g' * u)),   g' = g * (1 + scale),

@@ -16,7 +16,15 @@ from __future__ import annotations
 import torch
 
 from aapt_fast.errors import require
-from aapt_fast.ops._checks import PAGE_SLOTS, check_inference, check_page_id, check_pages, check_queries, check_tensor, check_vector
+from aapt_fast.ops._checks import (
+    PAGE_SLOTS,
+    check_inference,
+    check_page_id,
+    check_pages,
+    check_queries,
+    check_tensor,
+    check_vector,
+)
 from aapt_fast.ops._library import library
 
 IMPLEMENTATIONS = {
@@ -79,9 +87,7 @@ def kv_write(
     _check_rotation(q, cos, sin)
     check_tensor("page_ids", page_ids, (batch, -(-tokens // PAGE_SLOTS)), torch.int32, q.device)
     check_inference("kv_write", q, k, v, q_weight, k_weight)
-    return torch.ops.aapt.kv_write.default(
-        q, k, v, q_weight, k_weight, cos, sin, k_pages, v_pages, page_ids, eps
-    )
+    return torch.ops.aapt.kv_write.default(q, k, v, q_weight, k_weight, cos, sin, k_pages, v_pages, page_ids, eps)
 
 
 def normalise_and_rotate(

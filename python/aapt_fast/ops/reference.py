@@ -14,7 +14,7 @@ PHILOX_KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
 
 
 def wide(x: torch.Tensor) -> torch.Tensor:
-    """`x` in float32, or in float64 if it is."""
+    """`x` [...] in float32, or in float64 if it is."""
     return x if x.dtype == torch.float64 else x.float()
 
 
@@ -48,7 +48,7 @@ def paged_attention(
 
 
 def rms_norm(x: torch.Tensor, eps: float) -> torch.Tensor:
-    """x / sqrt(mean(x^2) + eps) over the last dimension."""
+    """x / sqrt(mean(x^2) + eps) for x [..., d], the mean over d."""
     return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
 
 
@@ -119,7 +119,7 @@ def gate_residual_norm(
     shift: torch.Tensor | None,
     eps: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """residual = x + gate * y and RMSNorm(residual) * (1 + scale) + shift, both in x.dtype; missing parts drop out."""
+    """residual = x + gate * y and RMSNorm(residual) * (1 + scale) + shift, both [B, N, d]; missing parts drop out."""
     residual = wide(x)
     if y is not None:
         residual = residual + (wide(y) if gate is None else wide(gate) * wide(y))

@@ -5,12 +5,12 @@ The D / 2 pairs of a head are split over the three axes. Pair i of the n pairs o
 
     angle = position * theta ** (-i / n)
 
-The default split is that of Wan: D // 6 pairs for rows, as many for columns, the rest for time (22, 21, 21 at D = 128).
+The default split is Wan's: D // 6 pairs for rows, as many for columns, the rest for time (22, 21, 21 at D = 128).
 
 * Time: position = frame index * `temporal_interval`, a fixed interval, so that a stream has no end. float64 keeps the
   angle of frame 1,000,000 exact to 1e-9; float32 would be off by 0.03.
-* Space: integer rows and columns (Wan), or stretched: with `spatial_extent` = (H0, W0), row r of a grid of h rows sits at
-  r * H0 / h, so that every resolution covers the range of the one that was trained.
+* Space: integer rows and columns (Wan), or stretched: with `spatial_extent` = (H0, W0), row r of a grid of h rows
+  sits at r * H0 / h, so that every resolution covers the range of the one that was trained.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def rope_tables(
     temporal_interval: float = 1.0,
     device: torch.device | str | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """cos and sin, float32 [F * h * w, D / 2] each, for one frame index or a list of F; arguments as in `FrameRope`."""
+    """cos and sin, float32 [F * h * w, D / 2], for one frame index or a list of F; arguments as in `FrameRope`."""
     table = FrameRope(
         grid,
         head_dim,

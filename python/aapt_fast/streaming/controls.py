@@ -49,18 +49,18 @@ def step_entries(control: object, config: ControlConfig, grid: tuple[int, int]) 
     [entries, J, 3] or [J, 3] for poses, [entries, C, h, w] or [C, h, w] for maps. Raises TypeError for something
     else, ValueError for another shape or a value that is not finite.
     """
-    if not isinstance(control, Tensor) and hasattr(control, "__array__"):
-        control = torch.as_tensor(control)
-    require_type("control", control, Tensor)
+    values: Tensor = torch.as_tensor(control) if hasattr(control, "__array__") else control
+    require_type("control", values, Tensor)
     entry: tuple[int | str, ...]
     entry = (config.joints, 3) if config.kind == "pose" else (config.channels, *grid)
-    if control.ndim == len(entry):
-        require_shape("control", control, *entry)
-        control = control.expand(config.entries, *control.shape)
-    require_shape("control", control, config.entries, *entry)
-    require(control.is_floating_point(), "control", "a floating-point tensor", control.dtype)
-    require(bool(control.isfinite().all()), "control", "finite values", "nan or inf")
-    maps = limb_maps(control.float(), config.limbs, grid) if config.kind == "pose" else control.float()
+    if values.ndim == len(entry):
+        require_shape("control", values, *entry)
+        values = values.expand(config.entries, *values.shape)
+    require_shape("control", values, config.entries, *entry)
+    require(values.is_floating_point(), "control", "a floating-point tensor", values.dtype)
+    values = values.float()
+    require(bool(values.isfinite().all()), "control", "finite values", "nan or inf")
+    maps = limb_maps(values, config.limbs, grid) if config.kind == "pose" else values
     return maps.flatten(0, 1)
 
 

@@ -178,9 +178,7 @@ class PagedCache:
         step, (k_pages, v_pages) = self._step, self.pool.by_layer[layer]
         assert step is not None
         own_ids = step.page_ids[:, -len(step.own) :]
-        rotated_q = kv_write(
-            q[0], k[0], v[0], q_weight, k_weight, *step.rotation, k_pages, v_pages, own_ids, self.eps
-        )
+        rotated_q = kv_write(q[0], k[0], v[0], q_weight, k_weight, *step.rotation, k_pages, v_pages, own_ids, self.eps)
         if self.next_frame == 1:
             self._keep_sink_keys(layer, k[0, 0], k_weight)
         if step.sink_rotation is not None:

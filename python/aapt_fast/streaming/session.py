@@ -13,22 +13,18 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from types import TracebackType
 
-import numpy
 import torch
-from PIL import Image
 from torch import Tensor
 
 from aapt_fast.errors import PoolExhausted, SessionClosed, require, require_type
 from aapt_fast.models.config import GeneratorConfig
 from aapt_fast.models.sampler import sample_frame, timesteps
-from aapt_fast.models.stream_model import StreamModel
+from aapt_fast.models.stream_model import ImageLike, StreamModel
 from aapt_fast.ops import philox_normal
 from aapt_fast.streaming.controls import step_entries
 from aapt_fast.streaming.latency import LatencyCounter
 from aapt_fast.streaming.paged_cache import PagedCache, TextPages, pages_needed
 from aapt_fast.streaming.pages import PagePool
-
-ImageLike = Image.Image | numpy.ndarray | Tensor
 
 
 def session_pages(config: GeneratorConfig, nfe: int = 1, text_length: int = 0) -> int:
@@ -73,6 +69,9 @@ class StreamSession:
         PoolExhausted: the pool has too few pages; it stays as it was.
     """
 
+    latency: LatencyCounter
+    """Times since the start or the last reset."""
+
     def __init__(
         self,
         model: StreamModel,
@@ -93,6 +92,7 @@ class StreamSession:
         self._pool, self._owns_pool = pool, pool is None
         self._caches: list[PagedCache] = []
         self._closed: str | None = None  # why
+        self._steps = 0
         with torch.inference_mode():
             start = _Start(
                 model.encode_image(image),
@@ -162,6 +162,7 @@ class StreamSession:
     ) -> None:
         """Start over, with the arguments of the constructor; what is not given stays as it was.
 
+        So image is a PIL image, uint8 [H, W, 3] or float [3, H, W], and prompt a str or embeddings [L, text_width].
         The control of the image goes with it: a new image without one has none.
         Raises TypeError and ValueError, having changed nothing, as the constructor does. PoolExhausted if a longer
         prompt does not fit the given pool; the session is closed then.

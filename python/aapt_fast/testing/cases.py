@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Hostile inputs: what a kernel must survive without a caller having done anything wrong.
 
-Pages and slots that are not listed hold NaN, unused entries of a page table hold absurd ids, tensors are strided views
-into larger ones whose remaining elements are NaN, and lengths lie around the page size.
+Pages and slots that are not listed hold NaN, unused entries of a page table hold absurd ids, tensors are strided
+views into larger ones whose remaining elements are NaN, and lengths lie around the page size.
 """
 
 from __future__ import annotations
@@ -54,9 +54,7 @@ class PagedCase:
         moved[order] = torch.arange(len(order))
         used = self.page_valid > 0
         ids = torch.where(used, order[torch.where(used, self.page_ids, 0)], self.page_ids).int()
-        return PagedCase(
-            self.k_pages[moved], self.v_pages[moved], ids, self.page_valid, self.keys, self.values
-        )
+        return PagedCase(self.k_pages[moved], self.v_pages[moved], ids, self.page_valid, self.keys, self.values)
 
 
 def paged_case(
@@ -98,5 +96,5 @@ def paged_case(
                 start += count
         keys.append(row[0].to(device))
         values.append(row[1].to(device))
-    pages = (tensor.to(device) for tensor in (k_pages, v_pages, page_ids, page_valid))
-    return PagedCase(*pages, keys, values)
+    k_pages, v_pages = k_pages.to(device), v_pages.to(device)
+    return PagedCase(k_pages, v_pages, page_ids.to(device), page_valid.to(device), keys, values)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Stage 0: train the small VAE on random crops; a patch GAN joins late. Reads top to bottom.
 
-    aapt-fast train person --stage codec --out runs/person
+aapt-fast train person --stage codec --out runs/person
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from aapt_fast.training.data import ClipSet, to_float
 from aapt_fast.training.ema import WeightAverage
 from aapt_fast.training.losses import codec_loss, relativistic_discriminator_loss, relativistic_generator_loss
 from aapt_fast.training.metrics import psnr, sharpness, ssim
-from aapt_fast.training.run import TrainingRun
+from aapt_fast.training.run import Stateful, TrainingRun
 from aapt_fast.training.schedule import warm_cosine
 from aapt_fast.training.sheet import save_sheet
 
@@ -57,7 +57,7 @@ def train_codec(folder: Path, config: CodecConfig, clip_sets: list[ClipSet], hel
         [{"params": convolutional}, {"params": linear}], betas=(0.9, 0.95), weight_decay=1e-4, fused=True
     )
     critic_optimiser = torch.optim.AdamW(critic.parameters(), lr=4e-4, betas=(0.5, 0.9))
-    parts = {"model": model, "critic": critic, "average": average}
+    parts: dict[str, Stateful] = {"model": model, "critic": critic, "average": average}
     run = TrainingRun(folder, config, {**parts, "optimiser": optimiser, "critic_optimiser": critic_optimiser})
 
     def reconstruct(truth: Tensor, noise_level: Tensor) -> tuple[Tensor, Tensor]:
@@ -147,7 +147,9 @@ def _random_crops(clip_sets: list[ClipSet], config: CodecConfig) -> Tensor:
         frames, height, width = clip_set.video.shape[1:4]
         t = _below(frames - config.crop_frames + 1)
         y, x = _below(height - config.crop + 1), _below(width - config.crop + 1)
-        window = clip_set.video[_below(len(clip_set)), t : t + config.crop_frames, y : y + config.crop, x : x + config.crop]
+        window = clip_set.video[
+            _below(len(clip_set)), t : t + config.crop_frames, y : y + config.crop, x : x + config.crop
+        ]
         crops.append(torch.from_numpy(window.copy()))
     return to_float(torch.stack(crops))
 

@@ -4,7 +4,7 @@
     aapt-fast train person --stage diffusion --out runs/person
 
 Every clip has one timestep t; all its frames are trained at once under the block-causal rule of the cache. The recycled
-frame is the true previous one, the target is the next. Clips are as long as the window and the sink's saturated
+frame is the true previous one, the target is the next. Clips are longer than the window and the sink's saturated
 distance together, so every distance of an endless stream occurs in training.
 """
 
@@ -35,7 +35,9 @@ class DiffusionConfig:
 
     model: GeneratorConfig
     steps: int = 8000
-    batch: int = 5
+    batch: int = 6
+    clip_frames: int = 10  # frames trained at once
+    share_at_start: float = 0.5  # batches cut from the start of the clips, where the recycled frame is an image's
     matrix_rate: float = 0.02
     rate: float = 1.5e-3
     weight_decay: float = 0.01
@@ -64,8 +66,12 @@ def train_diffusion(
     require(clips > 0, "latents", "at least one clip", "an empty set")
     require(len(points) == clips, "points", f"{clips} clips", len(points))
     require(points.shape[1] == 1 + 4 * (frames - 1), "points", f"{1 + 4 * (frames - 1)} video frames", points.shape[1])
-    window = config.model.window
-    require(frames - 1 > window + 1, "latents", f"more than {window + 2} frames (window and sink)", frames)
+    longest = frames - 1
+    require(
+        config.clip_frames <= longest, "clip_frames", f"at most {longest}, the frames of a clip", config.clip_frames
+    )
+    least = config.model.window + 2
+    require(config.clip_frames >= least, "clip_frames", f"at least {least} (window and sink)", config.clip_frames)
     require(config.model.control is not None, "model.control", "a pose control", None)
 
     torch.manual_seed(config.seed)
@@ -83,9 +89,13 @@ def train_diffusion(
 
         # a batch of clips, each at its own t
         picks = torch.randint(clips, (config.batch,))
-        clean, recycled = latents[picks, :, 1:], latents[picks, :, :-1].clone()
-        recycled[:, :, 1:] += config.recycled_noise * torch.rand(config.batch, 1, 1, 1, 1) * torch.randn_like(clean[:, :, 1:])
-        control = _controls(points[picks], config)
+        at_start = bool(torch.rand(()) < config.share_at_start)
+        first = 0 if at_start else int(torch.randint(longest - config.clip_frames + 1, ()))
+        span = slice(first, first + config.clip_frames)
+        clean, recycled = latents[picks, :, 1:][:, :, span], latents[picks, :, :-1][:, :, span].clone()
+        noise_level = config.recycled_noise * torch.rand(config.batch, 1, 1, 1, 1)
+        recycled[:, :, 1:] += noise_level * torch.randn_like(recycled[:, :, 1:])
+        control = _controls(points[picks], config)[:, :, span]
         t = sample_timesteps(config.batch, config.model.shift, config.share_at_one)
         t_wide = t.view(-1, 1, 1, 1, 1)
         noised = (1 - t_wide) * clean + t_wide * torch.randn_like(clean)

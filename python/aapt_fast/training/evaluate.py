@@ -76,7 +76,11 @@ def evaluate_person(
         truth = torch.stack([each.video for each in truths])
         points = torch.stack([each.points for each in truths])
         video = _generate(model, control, truth, points, seeds, nfe)
-        for name, candidate in (("model", video), ("codec", _codec(model, truth)), ("still", truth[:, :, :1].expand_as(truth))):
+        for name, candidate in (
+            ("model", video),
+            ("codec", _codec(model, truth)),
+            ("still", truth[:, :, :1].expand_as(truth)),
+        ):
             for metric in (psnr, ssim, sharpness):
                 sums.setdefault(f"{name} {metric.__name__}", []).append(metric(candidate, truth))
         mirrored_truth = torch.stack([each.mirrored_video for each in truths])
@@ -117,7 +121,7 @@ def _decode(model: StreamModel, latents: Tensor, chunk: int = 8) -> Tensor:
 
 
 def _right_side(video: Tensor, mirrored_truth: Tensor, truth: Tensor) -> Tensor:
-    """Per clip: is the video, where the two truths differ, closer to the mirrored motion that was asked for? [B] bool."""
+    """Per clip [B]: is the video, where the two truths differ, closer to the mirrored motion that was asked for?"""
     video, mirrored_truth, truth = (each[:, :, 12:] for each in (video, mirrored_truth, truth))
     differs = ((mirrored_truth - truth).abs().amax(1, keepdim=True) > 0.2).float()
     asked = ((video - mirrored_truth).square() * differs).sum((1, 2, 3, 4))

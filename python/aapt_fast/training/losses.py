@@ -15,7 +15,7 @@ def codec_loss(video: Tensor, truth: Tensor) -> Tensor:
 
 
 def relativistic_generator_loss(fake: Tensor, real: Tensor) -> Tensor:
-    """mean softplus(-(fake - real)) over paired logits (R3GAN, arXiv 2501.05441; AAPT section 2.4, as a minimisation)."""
+    """mean softplus(-(fake - real)) over paired logits (R3GAN, arXiv 2501.05441, as a minimisation)."""
     return F.softplus(real - fake).mean()
 
 

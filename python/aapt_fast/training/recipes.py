@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Recipes: which data, which stages and which settings make a bundled model.
 
-    make train-person        # renders, trains the codec and stage 1, exports and evaluates; resumable at any kill
+make train-person        # renders, trains the codec and stage 1, exports and evaluates; resumable at any kill
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ HELD_OUT_GALLERY = ClipSetConfig("held-out-gallery", clips=8, identities=GALLERY
 FIRST_FRAMES = ClipSetConfig("first-frames", clips=GALLERY, frames=5, identities=GALLERY, seed=6)
 
 CODEC = CodecConfig()
-DIFFUSION = DiffusionConfig(model=MINI_PERSON, steps=8000, batch=5, recycled_noise=0.15)
+DIFFUSION = DiffusionConfig(model=MINI_PERSON, steps=5500, recycled_noise=0.15)
 
 
 def train_person(out: Path, stages: tuple[str, ...] = STAGES) -> None:
@@ -132,7 +132,9 @@ def export_person(out: Path) -> Path:
     first_frames = []
     for number in range(FIRST_FRAMES.clips):
         angles = random_motion(FIRST_FRAMES.frames, FIRST_FRAMES.motion_seed(number))[:1]
-        pixels = (render(forward_kinematics(angles), make_identity(FIRST_FRAMES.identity_seed(number))) * 255 + 0.5).byte()
+        pixels = (
+            render(forward_kinematics(angles), make_identity(FIRST_FRAMES.identity_seed(number))) * 255 + 0.5
+        ).byte()
         name = f"{number:02d}.png"
         Image.fromarray(pixels[0].permute(1, 2, 0).numpy()).save(bundle / name)
         pose = [round(angle, 6) for angle in angles[0].tolist()]

@@ -39,7 +39,9 @@ class TrainingRun:
     cannot be read or does not fit `state`.
     """
 
-    def __init__(self, folder: Path, config: Any, state: dict[str, Stateful], *, checkpoint_seconds: float = 60) -> None:
+    def __init__(
+        self, folder: Path, config: Any, state: dict[str, Stateful], *, checkpoint_seconds: float = 60
+    ) -> None:
         self.folder = folder
         self.step = 0
         self._state = state
@@ -58,7 +60,7 @@ class TrainingRun:
         return self._seconds_before + time.monotonic() - self._started
 
     def steps(self, total: int, seed: int) -> Iterator[int]:
-        """Yield the remaining step numbers; seeds torch for each, saves every minute, on SIGTERM, Ctrl-C and at the end."""
+        """Yield the remaining steps, torch seeded for each; saves every minute, on SIGTERM, Ctrl-C and at the end."""
         handlers = {kind: signal.signal(kind, self._ask_to_stop) for kind in (signal.SIGTERM, signal.SIGINT)}
         try:
             with tqdm(total=total, initial=self.step, desc=self.folder.name, mininterval=2) as progress:
@@ -67,7 +69,8 @@ class TrainingRun:
                     yield self.step
                     self.step += 1
                     progress.update()
-                    progress.set_postfix({key: f"{value:.4g}" for key, value in self._averages.items()}, refresh=False)
+                    shown = {name: f"{value:.4g}" for name, value in self._averages.items()}
+                    progress.set_postfix(shown, refresh=False)
                     if time.monotonic() - self._saved > self._checkpoint_seconds:
                         self.save()
             self.save()

@@ -44,7 +44,9 @@ def _pose(t: Tensor, **angles: Tensor | float) -> Tensor:
     pose = torch.zeros(len(t), len(ANGLES))
     defaults: dict[str, Tensor | float] = dict(bow=0.04, arms_raise=0.15, elbows=0.25)
     for name, value in {**defaults, **angles}.items():
-        singular = name.replace("arms", "arm").replace("legs", "leg").replace("elbows", "elbow").replace("knees", "knee")
+        singular = name
+        for part in ("arm", "leg", "elbow", "knee"):
+            singular = singular.replace(f"{part}s", part)
         names = [name] if name in ANGLE else [f"left_{singular}", f"right_{singular}"]
         for each in names:
             pose[:, ANGLE[each]] = value
@@ -77,7 +79,8 @@ def _walk(dice: _Dice) -> Motion:
 
 def _wave(dice: _Dice) -> Motion:
     hertz, side, height = dice.between(0.8, 1.5), dice.side(), dice.between(1.6, 2.3)
-    heading, swing, bend, sway = dice.between(-0.9, 0.9), dice.wave(hertz), dice.wave(hertz, 1.0), dice.wave(hertz / 2)
+    heading = dice.between(-0.9, 0.9)
+    swing, bend, sway = dice.wave(hertz), dice.wave(hertz, 1.0), dice.wave(hertz / 2)
     return lambda t: _pose(
         t,
         **{f"{side}_arm_raise": height + 0.15 * swing(t), f"{side}_elbow": 0.7 + 0.6 * bend(t)},
@@ -208,7 +211,7 @@ class MotionPlayer:
     def __init__(self, name: str, seed: int = 0, start: Tensor | None = None) -> None:
         self._generator = torch.Generator().manual_seed(seed)
         self._frame = 0
-        self._layers = [(-FADE, make_motion(name, self._generator))]  # (begun at, motion); each fades in over the last
+        self._layers = [(-FADE, make_motion(name, self._generator))]  # (begun at, motion); each covers the last
         self._drift = _drift(_Dice(self._generator))
         self._start = start
 
@@ -250,7 +253,7 @@ def _blend(before: Tensor, after: Tensor, share: Tensor) -> Tensor:
 
 
 def random_motion(frames: int, seed: int, start: Tensor | None = None) -> Tensor:
-    """Pose angles [frames, 17] of a medley: a new motion every one to three seconds, cross-faded; from pose `start`."""
+    """Pose angles [frames, 17] of a medley, from pose `start`: another motion every one to three seconds, faded in."""
     generator = torch.Generator().manual_seed(seed)
     names = list(MOTIONS)
 

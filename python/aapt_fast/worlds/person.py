@@ -77,7 +77,14 @@ def make_identity(seed: int) -> Identity:
 
     hue = between()
     skin = torch.tensor([0.96, 0.76, 0.62]) * (1 - 0.6 * between() ** 1.3)
-    hairs = ((0.08, 0.5, 0.18), (0.08, 0.6, 0.35), (0.12, 0.55, 0.8), (0.03, 0.7, 0.5), (0.0, 0.0, 0.6), (0.6, 0.2, 0.1))
+    hairs = (
+        (0.08, 0.5, 0.18),
+        (0.08, 0.6, 0.35),
+        (0.12, 0.55, 0.8),
+        (0.03, 0.7, 0.5),
+        (0.0, 0.0, 0.6),
+        (0.6, 0.2, 0.1),
+    )
     shirt = _hsv(hue, between(0.55, 0.85), between(0.6, 0.95))
     trousers = _hsv((hue + between(0.2, 0.8)) % 1, between(0.3, 0.7), between(0.25, 0.7))
     shoes = _hsv(between(), between(0, 0.6), between(0.15, 0.95))

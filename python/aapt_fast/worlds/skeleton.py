@@ -52,9 +52,7 @@ def forward_kinematics(angles: Tensor) -> Tensor:
     """Joints [N, 19, 3] in metres of the poses `angles` [N, 17] (radians; lift and shift in metres)."""
     pose = {name: angles[:, index] for name, index in ANGLE.items()}
     zero = torch.zeros_like(pose["bow"])
-    up = _vector(
-        pose["tilt"].sin(), pose["bow"].cos() * pose["tilt"].cos(), pose["bow"].sin()
-    )  # the spine's direction
+    up = _vector(pose["tilt"].sin(), pose["bow"].cos() * pose["tilt"].cos(), pose["bow"].sin())  # the spine's direction
     joints: dict[str, Tensor] = {"pelvis": _vector(zero, zero, zero)}
     joints["chest"] = joints["pelvis"] + TORSO * up
     joints["neck"] = joints["chest"] + NECK * up
@@ -107,9 +105,7 @@ def _place(body: Tensor, pose: dict[str, Tensor]) -> Tensor:
 
 def mirror(angles: Tensor) -> Tensor:
     """The poses [..., 17] seen in a mirror: left and right exchanged, turned and shifted the other way."""
-    swapped = [
-        name.replace("left", "#").replace("right", "left").replace("#", "right") for name in ANGLES
-    ]
+    swapped = [name.replace("left", "#").replace("right", "left").replace("#", "right") for name in ANGLES]
     mirrored = angles[..., [ANGLE[name] for name in swapped]].clone()
     for name in ("tilt", "shift", "heading"):
         mirrored[..., ANGLE[name]] *= -1
@@ -141,7 +137,7 @@ def limb_colours() -> Tensor:
 
 
 def draw_skeleton(points: Tensor, size: int, thickness: float = 1.6) -> Tensor:
-    """Stick figures [N, 3, size, size] in 0..1 on black of the points [N, 19, 3]: for people to look at, not control."""
+    """Stick figures [N, 3, size, size] in 0..1 on black of the points [N, 19, 3]: for people, not for control."""
     centres = torch.arange(size, device=points.device) + 0.5
     image = torch.zeros(len(points), 3, size, size, device=points.device)
     for (start, end), colour in zip(LIMBS, limb_colours().to(points.device), strict=True):

@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The commands as a user types them, on a nano model with random weights."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from aapt_fast.cli import main
+from aapt_fast.models.checkpoint import save_model
+from aapt_fast.models.config import MiniVAEConfig
+from aapt_fast.models.generator import Generator
+from aapt_fast.models.mini_vae import MiniVAE
+from aapt_fast.models.presets import NANO
+from aapt_fast.models.stream_model import StreamModel
+
+TINY_VAE = MiniVAEConfig(encoder_widths=(4, 4, 4), decoder_widths=(4, 4, 4))
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A nano model with a gallery of one picture, 32x32."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    save_model(folder / "nano.safetensors", StreamModel(Generator(NANO), MiniVAE(TINY_VAE), name="nano"))
+    Image.fromarray(np.full((32, 32, 3), 90, np.uint8)).save(folder / "00.png")
+    entry = {"image": "00.png", "identity": 0, "pose": [0.0] * 17}
+    (folder / "gallery.json").write_text(json.dumps({"world": "person", "first_frames": [entry]}))
+    return folder / "nano.safetensors"
+
+
+def generate(model: Path, out: Path, *arguments: str) -> int:
+    return main(["generate", "--model", str(model), "--frames", "8", "--scale", "1", "--out", str(out), *arguments])
+
+
+def test_generate_reports_what_it_did(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sheet = tmp_path / "sheet.png"
+    assert generate(model, tmp_path / "x.gif", "--motion", "walk:4,wave", "--sheet", str(sheet)) == 0
+    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert report["frames"] == 8 and report["nfe"] == 1 and report["dtype"] == "float32" and report["device"] == "cpu"
+    assert set(report["step_ms"]) == {"p50", "p95", "p99"} and report["fps"] > 0 and report["first_frame_s"] > 0
+    assert "paged_attention" in report["what_ran"] and report["model"] == "nano"
+    with Image.open(sheet) as picture:
+        assert picture.size == (2 * 12 * 32, 2 * 3 * 32)  # skeleton, truth, video
+
+
+def test_frames_round_up_to_steps_and_seeds_reproduce(model: Path, tmp_path: Path) -> None:
+    for name, seed in (("a", "1"), ("b", "1"), ("c", "2")):
+        assert generate(model, tmp_path / name, "--frames", "5", "--motion", "dance", "--seed", seed) == 0
+    a, b, c = ([p.read_bytes() for p in sorted((tmp_path / name).iterdir())] for name in "abc")
+    assert len(a) == 8 and a == b and a != c
+
+
+def test_controls_from_a_file_and_a_picture(model: Path, tmp_path: Path) -> None:
+    points = torch.rand(6, 19, 3)
+    np.save(tmp_path / "poses.npy", points.numpy())
+    (tmp_path / "poses.json").write_text(json.dumps(points.tolist()))
+    picture = str(model.with_name("00.png"))
+    for kind in ("npy", "json"):
+        controls = str(tmp_path / f"poses.{kind}")
+        assert generate(model, tmp_path / kind, "--image", picture, "--controls", controls, "--nfe", "2") == 0
+    a, b = ([p.read_bytes() for p in sorted((tmp_path / kind).iterdir())] for kind in ("npy", "json"))
+    assert a == b
+
+
+BAD = {
+    "motion": (["--motion", "fly"], "motion: expected idle | walk"),
+    "script": (["--motion", "walk:x"], "motion: expected name:video frames, got walk:x"),
+    "frames": (["--frames", "0"], "frames: expected at least 1, got 0"),
+    "nfe": (["--nfe", "0"], "nfe: expected at least 1"),
+    "gallery number": (["--image", "7"], "image: expected a gallery number 0..0 or a picture file, got 7"),
+    "missing picture": (["--image", "no.png"], "no.png"),
+    "picture of another size": (["--image", "BIG"], "image: expected shape [32, 32, 3], got [16, 16, 3]"),
+    "not a picture": (["--image", "TEXT"], "image: expected a picture file"),
+    "nan control": (["--controls", "NAN"], "control: expected finite values"),
+    "control shape": (["--controls", "FLAT"], "controls: expected shape [frames, joints, 3], got [4, 3]"),
+    "control joints": (["--controls", "FEW"], "control: expected shape [4, 19, 3], got [4, 5, 3]"),
+    "control file": (["--controls", "TEXT"], "controls: expected a .npy or .json file"),
+    "two sources": (["--controls", "NAN", "--motion", "walk"], "either --motion or --controls"),
+    "suffix": (["--out", "x.avi"], "out: expected a name ending in .mp4 or .gif"),
+    "folder": (["--out", "/no/such/place/x.gif"], "out: expected a writable folder"),
+    "model": (["--model", "nothing"], "model: expected a bundled model"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_mistakes_are_one_line(
+    model: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (16, 16)).save("big.png")
+    Path("text.txt").write_text("words")
+    np.save("nan.npy", np.full((8, 19, 3), np.nan, np.float32))
+    np.save("flat.npy", np.zeros((4, 3), np.float32))
+    np.save("few.npy", np.zeros((8, 5, 3), np.float32))
+    files = {"BIG": "big.png", "TEXT": "text.txt", "NAN": "nan.npy", "FLAT": "flat.npy", "FEW": "few.npy"}
+    before = sorted(tmp_path.rglob("*"))
+    arguments, message = BAD[name]
+    assert generate(model, tmp_path / "x.gif", *(files.get(a, a) for a in arguments)) == 2
+    printed = capsys.readouterr()
+    assert message in printed.err.splitlines()[-1]
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_ctrl_c_leaves_nothing(model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    command = [sys.executable, "-m", "aapt_fast.cli", "generate", "--model", str(model), "--frames", "400000"]
+    process = subprocess.Popen(
+        [*command, "--motion", "walk", "--out", str(out / "x.gif")],
+        stderr=subprocess.PIPE,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    try:
+        assert process.stderr is not None
+        seen = b""
+        deadline = time.monotonic() + 120
+        while b"step" not in seen and time.monotonic() < deadline:  # the progress bar moves: frames are being made
+            seen += process.stderr.read1(4096)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
+    finally:
+        process.kill()
+    assert list(out.iterdir()) == []
+
+
+def test_doctor_knows_every_op(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert {"build", "torch", "gpu", "ops", "models"} <= set(report)
+    ops = [op.removeprefix("aapt::").split(".")[0] for op in torch._C._dispatch_get_all_op_names() if "aapt::" in op]
+    assert set(ops) == set(report["ops"])
+    assert main(["doctor"]) == 0
+    assert "paged_attention" in capsys.readouterr().out

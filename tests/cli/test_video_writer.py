@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files appear whole or not at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+from aapt_fast.cli.video_writer import VideoWriter
+
+FRAMES = np.stack([np.full((16, 24, 3), value, np.uint8) for value in (0, 60, 120, 180, 240)])
+
+
+def test_mp4(tmp_path: Path) -> None:
+    with VideoWriter(tmp_path / "x.mp4", fps=24, scale=2) as writer:
+        writer.write(FRAMES[:2])
+        writer.write(FRAMES[2:])
+    with av.open(str(tmp_path / "x.mp4")) as container:
+        decoded = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+        assert container.streams.video[0].average_rate == 24
+    assert len(decoded) == 5 and decoded[0].shape == (32, 48, 3)
+    assert np.abs(np.stack(decoded).astype(int)[:, ::2, ::2] - FRAMES).max() < 12  # lossy
+
+
+def test_gif_and_folder(tmp_path: Path) -> None:
+    for name in ("x.gif", "frames"):
+        with VideoWriter(tmp_path / name) as writer:
+            writer.write(FRAMES)
+    with Image.open(tmp_path / "x.gif") as gif:
+        assert gif.n_frames == 5
+    written = sorted((tmp_path / "frames").iterdir())
+    assert [path.name for path in written] == [f"{i:06d}.png" for i in range(5)]
+    assert all(np.array_equal(np.asarray(Image.open(p)), f) for p, f in zip(written, FRAMES, strict=True))
+
+
+@pytest.mark.parametrize("name", ["x.mp4", "x.gif", "frames"])
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_an_interrupted_file_leaves_nothing(tmp_path: Path, name: str, error: type[BaseException]) -> None:
+    with pytest.raises(error), VideoWriter(tmp_path / name) as writer:
+        writer.write(FRAMES)
+        raise error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_existing_video_is_replaced_only_at_the_end(tmp_path: Path) -> None:
+    target = tmp_path / "x.gif"
+    target.write_bytes(b"old")
+    with VideoWriter(target) as writer:
+        writer.write(FRAMES)
+        assert target.read_bytes() == b"old"
+    assert target.read_bytes()[:3] == b"GIF"
+
+
+def test_bad_targets(tmp_path: Path) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    with pytest.raises(ValueError, match=r"out: expected a name ending in .mp4 or .gif, or a folder, got x.avi"):
+        VideoWriter(tmp_path / "x.avi")
+    with pytest.raises(ValueError, match="out: expected a new or empty folder"):
+        VideoWriter(tmp_path / "full")
+    with pytest.raises(OSError, match="out: expected a writable folder"):
+        VideoWriter(tmp_path / "missing" / "x.mp4")
+    with pytest.raises(ValueError, match="scale: expected at least 1, got 0"):
+        VideoWriter(tmp_path / "x.mp4", scale=0)

@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import dataclasses
+
+import numpy
+import pytest
+import torch
+from PIL import Image
+
+from aapt_fast.models.generator import Generator
+from aapt_fast.models.mini_vae import MiniVAE
+from aapt_fast.models.presets import NANO, NANO_TEXT
+from aapt_fast.models.stream_model import StreamModel
+from aapt_fast.testing.streams import SMALL_VAE
+
+
+def make_model(config=NANO, dtype=torch.float32, vae_dtype=torch.float32, **options) -> StreamModel:
+    return StreamModel(Generator(config).to(dtype), MiniVAE(SMALL_VAE).to(vae_dtype), **options)
+
+
+def test_what_sessions_need_to_know():
+    model = make_model(NANO_TEXT, torch.bfloat16, name="nano text")
+    assert (model.config, model.control, model.name) == (NANO_TEXT, None, "nano text")
+    assert model.video_size == (32, 48) and model.dtype == torch.bfloat16 and model.device == torch.device("cpu")
+    assert make_model().control == NANO.control
+
+
+@torch.inference_mode()
+def test_every_kind_of_image():
+    model = make_model()
+    pixels = numpy.random.randint(0, 256, (32, 32, 3), dtype=numpy.uint8)
+    as_float = torch.from_numpy(pixels).permute(2, 0, 1) / 127.5 - 1
+    expected = model.vae.encode(as_float[None, :, None])
+    for image in (pixels, torch.from_numpy(pixels), Image.fromarray(pixels), as_float, as_float.double()):
+        assert torch.equal(model.encode_image(image), expected)
+    grey = Image.fromarray(pixels[..., 0])
+    assert torch.equal(model.encode_image(grey), model.encode_image(numpy.array(grey.convert("RGB"))))
+
+
+@pytest.mark.parametrize(
+    ("image", "error", "message"),
+    [
+        (torch.zeros(3, 32, 40), ValueError, r"image: expected shape \[3, 32, 32\], got \[3, 32, 40\]"),
+        (numpy.zeros((8, 32, 3), numpy.uint8), ValueError, r"image: expected shape \[32, 32, 3\], got \[8, 32, 3\]"),
+        (Image.new("RGB", (40, 32)), ValueError, r"image: expected shape \[32, 32, 3\], got \[32, 40, 3\]"),
+        (torch.full((3, 32, 32), 255.0), ValueError, r"image: expected values in -1..1"),
+        (torch.full((3, 32, 32), torch.nan), ValueError, r"image: expected values in -1..1"),
+        (torch.zeros(3, 32, 32).long(), ValueError, r"image: expected uint8 \[H, W, 3\] or float"),
+        ("a.png", TypeError, "image: expected Tensor, got str"),
+    ],
+)
+def test_bad_images(image, error, message):
+    with pytest.raises(error, match=message):
+        make_model().encode_image(image)
+
+
+@torch.inference_mode()
+def test_dtypes_meet_at_the_edges():
+    """Latent frames are float32 outside, whatever the dtype of the VAE; embeddings follow the generator."""
+    model = make_model(NANO_TEXT, torch.bfloat16, vae_dtype=torch.bfloat16)
+    frame = model.encode_image(torch.zeros(3, 32, 48))
+    assert frame.dtype == torch.float32 and frame.shape == (1, 16, 1, 4, 6)
+    assert model.embed(torch.zeros(5, 12)).dtype == torch.bfloat16
+    assert model.decode(model.vae.stream(), frame).shape == (1, 32, 48, 3)
+
+
+@pytest.mark.parametrize(("level", "byte"), [(-1.0, 0), (1.0, 255), (0.0, 128), (-0.5, 64), (1.7, 255)])
+def test_decoded_pixels_are_rounded_to_bytes(level, byte):
+    class Flat:
+        def decode(self, latents):
+            return torch.full((1, 3, 4, 2, 2), level)
+
+    video = make_model().decode(Flat(), torch.zeros(1, 16, 1, 4, 4))
+    assert video.dtype == torch.uint8 and video.shape == (4, 2, 2, 3) and video.eq(byte).all()
+
+
+def test_prompts_in_words_go_through_the_encoder():
+    embeddings = torch.randn(5, 12)
+    model = make_model(NANO_TEXT, text_encoder={"a cat": embeddings}.__getitem__)
+    assert torch.equal(model.embed("a cat"), embeddings[None])
+    assert torch.equal(model.embed(embeddings), embeddings[None])
+
+
+@pytest.mark.parametrize(
+    ("prompt", "error", "message"),
+    [
+        ("a cat", ValueError, "prompt: expected embeddings: this model has no text encoder, got a str"),
+        (torch.zeros(3, 11), ValueError, r"prompt: expected shape \[L, 12\], got \[3, 11\]"),
+        (torch.zeros(1, 3, 12), ValueError, r"prompt: expected shape \[L, 12\], got \[1, 3, 12\]"),
+        (torch.zeros(0, 12), ValueError, "prompt: expected at least one token"),
+        (torch.full((3, 12), torch.nan), ValueError, "prompt: expected finite values"),
+        (torch.zeros(3, 12).long(), ValueError, "prompt: expected a floating-point tensor"),
+        ([0.0], TypeError, "prompt: expected Tensor, got list"),
+    ],
+)
+def test_bad_prompts(prompt, error, message):
+    with pytest.raises(error, match=message):
+        make_model(NANO_TEXT).embed(prompt)
+
+
+def test_parts_that_do_not_fit():
+    generator = Generator(NANO)
+    with pytest.raises(ValueError, match="vae: expected 16 latent channels, got 8"):
+        StreamModel(generator, MiniVAE(dataclasses.replace(SMALL_VAE, latent_channels=8)))
+    with pytest.raises(ValueError, match="text_encoder: expected none"):
+        StreamModel(generator, MiniVAE(SMALL_VAE), text_encoder=lambda words: torch.zeros(1, 12))
+    with pytest.raises(ValueError, match="prompt: expected none: this model has no text stream"):
+        make_model().embed(torch.zeros(3, 12))

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from aapt_fast.testing.compare import assert_near
+from aapt_fast.training.metrics import psnr, sharpness, ssim
+
+METRICS = [psnr, ssim, sharpness]
+
+
+def videos(*leading: int, frames: int = 4) -> torch.Tensor:
+    """Smooth random video [..., 3, frames, 24, 24] in -1..1."""
+    noise = torch.rand(*leading, 3, frames, 6, 6) * 1.6 - 0.8
+    return noise.repeat_interleave(4, -1).repeat_interleave(4, -2)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("leading", [(), (2,), (2, 3)], ids=str)
+def test_one_value_per_video_frame(metric, leading):
+    truth = videos(*leading)
+    video = truth + 0.1 * torch.randn_like(truth)
+    values = metric(video, truth)
+    assert values.shape == (*leading, 4)
+    first = (0,) * len(leading)
+    alone = metric(video[first][:, 2:3], truth[first][:, 2:3])
+    assert_near(alone, values[first][2:3], 1e-5, "one video frame on its own")
+
+
+@pytest.mark.parametrize("offset", [0.2, -0.02])
+def test_psnr_of_a_constant_offset(offset):
+    """Peak 2: 20 log10(2 / |offset|)."""
+    truth = videos(2)
+    expected = torch.full((2, 4), 20 * math.log10(2 / abs(offset)))
+    assert_near(psnr(truth + offset, truth), expected, 1e-4, "psnr")
+
+
+def test_psnr_of_the_worst_and_of_the_truth_itself():
+    white = torch.ones(3, 1, 8, 8)
+    assert float(psnr(-white, white)) == pytest.approx(0, abs=1e-5)
+    assert float(psnr(white, white)) == pytest.approx(100)
+
+
+def test_ssim_of_the_truth_is_one():
+    truth = videos(2)
+    assert_near(ssim(truth, truth), torch.ones(2, 4), 1e-5, "ssim")
+
+
+def test_ssim_of_flat_pictures_is_the_luminance_term():
+    """Grey levels a and b in 0..1 without any structure: (2 a b + c) / (a^2 + b^2 + c), c = 0.01^2."""
+    a, b = 0.3, 0.7
+    flat = [torch.full((3, 1, 16, 16), 2 * level - 1) for level in (a, b)]
+    assert float(ssim(*flat)) == pytest.approx((2 * a * b + 1e-4) / (a**2 + b**2 + 1e-4), rel=1e-3)
+
+
+def test_ssim_of_an_inverted_structure_is_negative():
+    """A checkerboard and its negative: equal means, covariance minus the variance."""
+    board = ((torch.arange(16)[:, None] + torch.arange(16)) % 2).float().expand(3, 1, 16, 16)
+    assert float(ssim(board - 0.5, 0.5 - board)) < -0.9
+
+
+def test_ssim_falls_with_noise():
+    truth = videos(1)
+    scores = [float(ssim(truth + size * torch.randn_like(truth), truth).mean()) for size in (0.0, 0.1, 0.4)]
+    assert scores[0] > scores[1] + 0.01 > scores[2] + 0.1
+
+
+@pytest.mark.parametrize("contrast", [1.0, 0.5, 2.0])
+def test_sharpness_is_the_ratio_of_gradient_energies(contrast):
+    truth = videos(2)
+    assert_near(sharpness(contrast * truth + 0.1, truth), torch.full((2, 4), contrast**2), 1e-4, "sharpness")
+
+
+def test_sharpness_tells_blur_from_noise():
+    truth = videos(1)
+    blurred = torch.nn.functional.avg_pool3d(truth, (1, 3, 3), 1, (0, 1, 1), count_include_pad=False)
+    assert sharpness(blurred, truth).max() < 0.7
+    assert sharpness(truth + 0.3 * torch.randn_like(truth), truth).min() > 1.3
