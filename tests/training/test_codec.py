@@ -126,8 +126,8 @@ def test_random_crops_come_from_everywhere(clip_set):
 
 
 def test_the_codec_learns(tmp_path, clip_set, held_out):
-    """Thirty steps from the linear codec: the average improves on what it was trained on, and the sheet shows it."""
-    config = dataclasses.replace(SHORT, steps=30, batch=3, crop=32, crop_frames=9, gan_from=0.8, evaluate_every=100)
+    """Sixty steps from the linear codec: the average improves on what it was trained on, and the sheet shows it."""
+    config = dataclasses.replace(SHORT, steps=60, batch=3, crop=32, crop_frames=9, gan_from=0.8, evaluate_every=100)
     train_codec(tmp_path, config, [clip_set], clip_set.clip(0)[None])
     with (tmp_path / "log.csv").open() as file:
         first, last = csv.DictReader(file)

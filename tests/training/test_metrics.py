@@ -74,6 +74,14 @@ def test_sharpness_is_the_ratio_of_gradient_energies(contrast):
     assert_near(sharpness(contrast * truth + 0.1, truth), torch.full((2, 4), contrast**2), 1e-4, "sharpness")
 
 
+def test_sharpness_counts_both_directions():
+    """The truth rises by 1 across and by 2 down: energy 5, of which a video that rises across has 1."""
+    across, down = torch.arange(8.0).expand(3, 1, 8, 8), torch.arange(8.0)[:, None].expand(3, 1, 8, 8)
+    truth = across + 2 * down
+    assert_near(sharpness(across, truth), torch.tensor([1 / 5]), 1e-5, "across")
+    assert_near(sharpness(2 * down, truth), torch.tensor([4 / 5]), 1e-5, "down")
+
+
 def test_sharpness_tells_blur_from_noise():
     truth = videos(1)
     blurred = torch.nn.functional.avg_pool3d(truth, (1, 3, 3), 1, (0, 1, 1), count_include_pad=False)

@@ -65,17 +65,17 @@ def load_model(
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     try:
         configs = json.loads(metadata["config"])
-        generator = _build(Generator, generator_config_from_json(configs["generator"]))
-        vae = _build(MiniVAE, mini_vae_config_from_json(configs["vae"]))
+        generator = Generator(generator_config_from_json(configs["generator"])).to(dtype)
+        vae = MiniVAE(mini_vae_config_from_json(configs["vae"])).to(dtype)
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: expected readable configurations in the metadata, got {error!r}") from error
-    groups = {"generator": generator, "vae": vae}
+    groups: dict[str, nn.Module] = {"generator": generator, "vae": vae}
     strangers = [name for name in tensors if name.split(".")[0] not in groups]
     if strangers:
         raise CheckpointError(f"{path}: expected keys under generator. and vae., got {strangers[0]!r}")
     for prefix, module in groups.items():
         part = {name.removeprefix(prefix + "."): t for name, t in tensors.items() if name.startswith(prefix + ".")}
-        _assign(path, prefix, module, part, dtype)
+        _fill(path, prefix, module, part)
     return StreamModel(generator.to(device).eval(), vae.to(device).eval(), name=metadata.get("name", path.stem))
 
 
@@ -137,12 +137,7 @@ def _open(path: Path):  # type: ignore[no-untyped-def]
         raise CheckpointError(f"{path}: expected a whole safetensors file, got {error}") from error
 
 
-def _build(kind: type[nn.Module], config: object) -> nn.Module:
-    with torch.device("meta"):
-        return kind(config)
-
-
-def _assign(path: Path, prefix: str, module: nn.Module, tensors: dict[str, Tensor], dtype: torch.dtype) -> None:
+def _fill(path: Path, prefix: str, module: nn.Module, tensors: dict[str, Tensor]) -> None:
     expected = module.state_dict()
     for name, want in expected.items():
         if name not in tensors:
@@ -157,4 +152,4 @@ def _assign(path: Path, prefix: str, module: nn.Module, tensors: dict[str, Tenso
     for name, value in tensors.items():
         if not value.isfinite().all():
             raise CheckpointError(f"{path}: {prefix}.{name}: expected finite values, got nan or inf")
-    module.load_state_dict({name: value.to(dtype) for name, value in tensors.items()}, strict=True, assign=True)
+    module.load_state_dict(tensors, strict=True)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Layers shared by the models."""
+"""Layers that the video VAEs share: the causal convolution and what a stream remembers for it, space to channels."""
 
 from __future__ import annotations
 
@@ -7,88 +7,79 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-
-class History:
-    """The last input frames of every temporal convolution of one stream; owned by the caller, never shared."""
-
-    def __init__(self) -> None:
-        self._frames: dict[nn.Module, Tensor] = {}
-
-    def take(self, layer: nn.Module) -> Tensor | None:
-        """What `layer` saw last [B, C, taps - 1, H, W], or None at the start of the stream."""
-        return self._frames.get(layer)
-
-    def keep(self, layer: nn.Module, frames: Tensor) -> None:
-        """Remember the newest input frames [B, C, taps - 1, H, W] of `layer`."""
-        self._frames[layer] = frames
-
-    def clone(self) -> History:
-        """A history that goes its own way from here; tensors are never written in place, so they can be shared."""
-        other = History()
-        other._frames = dict(self._frames)
-        return other
+from aapt_fast.ops.causal_conv3d import causal_conv3d, tap_major
 
 
-class VideoConv(nn.Module):
-    """Causal convolution over video [B, C, T, H, W]: `taps` frames (this one and those before), kernel x kernel pixels.
+class FeatureCache:
+    """What a stream remembers between chunks: per layer, the last frames it has seen.
 
-    `full_precision` leaves autocast: oneDNN's bf16 backward is up to 40 times slower than fp32 where 16 channels meet a
-    wide layer.
+    The owner of the stream owns the cache and passes it to every forward call. Stored tensors [B, C, n, H, W] are
+    replaced, never written to, so a clone may share them and still is an independent, bit-exact copy.
     """
 
-    def __init__(
-        self,
-        inputs: int,
-        outputs: int,
-        *,
-        taps: int,
-        kernel: int,
-        init_std: float | None = None,
-        full_precision: bool = False,
-    ) -> None:
-        super().__init__()
-        self.taps, self.kernel, self.full_precision = taps, kernel, full_precision
-        self.weight = nn.Parameter(torch.empty(outputs, inputs, taps, kernel, kernel))
-        self.bias = nn.Parameter(torch.zeros(outputs))
-        fan_in = inputs * taps * kernel * kernel
-        nn.init.normal_(self.weight, std=fan_in**-0.5 / 3**0.5 if init_std is None else init_std)
+    def __init__(self, tensors: dict[str, Tensor] | None = None) -> None:
+        self._frames = dict(tensors or {})
 
-    def forward(self, x: Tensor, history: History | None = None) -> Tensor:
-        """Video [B, C, T, H, W] -> [B, outputs, T, H, W]; `history` holds the frames before a later chunk."""
-        if self.full_precision:
-            with torch.autocast(x.device.type, enabled=False):
-                return self._convolve(x.to(self.weight.dtype), history)
-        return self._convolve(x, history)
+    def __len__(self) -> int:
+        return len(self._frames)
 
-    def _convolve(self, x: Tensor, history: History | None) -> Tensor:
-        batch, channels, frames, height, width = x.shape
-        if self.taps > 1:
-            before = history.take(self) if history is not None else None
-            if before is None:
-                before = x.new_zeros(batch, channels, self.taps - 1, height, width)
-            x = torch.cat([before, x], dim=2)
-            if history is not None:
-                history.keep(self, x[:, :, frames:].clone() if frames < self.taps else x[:, :, -(self.taps - 1) :])
-            x = torch.cat([x[:, :, tap : tap + frames] for tap in range(self.taps)], dim=1)
-        flat = x.permute(0, 2, 1, 3, 4).reshape(batch * frames, -1, height, width)
-        flat = flat.contiguous(memory_format=torch.channels_last)
-        weight = self.weight.transpose(1, 2).flatten(1, 2)
-        y = F.conv2d(flat, weight, self.bias, padding=self.kernel // 2)
-        return y.view(batch, frames, -1, height, width).permute(0, 2, 1, 3, 4)
+    def get(self, key: str) -> Tensor | None:
+        """The frames [B, C, n, H, W] remembered under `key`, or None before the first chunk."""
+        return self._frames.get(key)
+
+    def append(self, key: str, frames: Tensor, keep: int) -> None:
+        """Add `frames` [B, C, T, H, W] to those under `key` and keep the last `keep`; at first the past is zero."""
+        past = self._frames.get(key)
+        recent = frames[:, :, -keep:]
+        missing = keep - recent.shape[2]
+        if missing and past is None:
+            recent = F.pad(recent, (0, 0, 0, 0, missing, 0))
+        elif missing:
+            recent = torch.cat([past[:, :, -missing:], recent], dim=2)
+        self._frames[key] = recent.clone(memory_format=torch.channels_last_3d)
+
+    def clone(self) -> FeatureCache:
+        """An independent copy, for the fork of a session."""
+        return FeatureCache(self._frames)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The remembered frames by layer, for saving a session; `FeatureCache(tensors)` is the way back."""
+        return dict(self._frames)
 
 
-class ChannelNorm(nn.Module):
-    """RMSNorm over the channels of [B, C, T, H, W] with a learned gain."""
+class CausalConv3d(nn.Conv3d):
+    """`ops.causal_conv3d` with parameters `weight` [O, C, kt, kh, kw] and `bias` [O].
 
-    def __init__(self, channels: int, eps: float = 1e-5) -> None:
-        super().__init__()
-        self.gain = nn.Parameter(torch.ones(channels))
-        self.eps = eps
+    The weight is stored in the layout of `tap_major`. Its shape, and so a state dict, is the usual one, but
+    `weight.is_contiguous()` is False: safetensors asks for `.contiguous()` before saving.
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, C, T, H, W] -> the same shape."""
-        scale = torch.rsqrt(x.float().square().mean(dim=1, keepdim=True) + self.eps).to(x.dtype)
-        return x * scale * self.gain.to(x.dtype).view(1, -1, 1, 1, 1)
+    `cache_key` names the layer in a `FeatureCache`; the model that owns the layer sets it with `name_cached_layers`.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int | tuple[int, int, int]) -> None:
+        super().__init__(in_channels, out_channels, kernel_size)
+        self.weight = nn.Parameter(tap_major(self.weight.detach()))
+        self.cache_key = ""
+
+    @property
+    def past(self) -> int:
+        """Number of frames before the present one that an output depends on."""
+        return self.kernel_size[0] - 1
+
+    def forward(self, x: Tensor, cache: FeatureCache | None = None) -> Tensor:
+        """The next chunk [B, C, T, H, W] of the stream that `cache` belongs to, or a whole clip -> [B, O, T, H, W]."""
+        history = cache.get(self.cache_key) if cache is not None else None
+        y = causal_conv3d(x, self.weight, self.bias, history)
+        if self.past and cache is not None:
+            cache.append(self.cache_key, x, self.past)
+        return y
+
+
+def name_cached_layers(model: nn.Module) -> None:
+    """Give every `CausalConv3d` in `model` its qualified module name as `cache_key`."""
+    for name, layer in model.named_modules():
+        if isinstance(layer, CausalConv3d):
+            layer.cache_key = name
 
 
 def fold_space(x: Tensor, factor: int) -> Tensor:

@@ -15,10 +15,45 @@ from torch import Tensor, nn
 
 from aapt_fast.errors import require, require_shape
 from aapt_fast.models.config import MiniVAEConfig
-from aapt_fast.models.layers import ChannelNorm, History, VideoConv, fold_space, unfold_space
+from aapt_fast.models.layers import CausalConv3d, FeatureCache, fold_space, name_cached_layers, unfold_space
 
 SPACE, TIME, RGB = 8, 4, 3
 BLOCK = RGB * TIME * SPACE * SPACE
+
+
+class NarrowConv(CausalConv3d):
+    """A convolution that leaves autocast: where 16 channels meet a wide layer, oneDNN's bf16 backward is up to 40 times
+    slower than fp32."""
+
+    def forward(self, x: Tensor, cache: FeatureCache | None = None) -> Tensor:
+        """[B, C, T, H, W] -> [B, O, T, H, W]."""
+        with torch.autocast(x.device.type, enabled=False):
+            return super().forward(x.to(self.weight.dtype), cache)
+
+
+def convolution(
+    inputs: int, outputs: int, *, taps: int, kernel: int, init_std: float | None = None, narrow: bool = False
+) -> CausalConv3d:
+    """A causal convolution over `taps` frames and kernel x kernel pixels, with small random weights and no bias."""
+    layer = (NarrowConv if narrow else CausalConv3d)(inputs, outputs, (taps, kernel, kernel))
+    fan_in = inputs * taps * kernel * kernel
+    nn.init.normal_(layer.weight, std=(3 * fan_in) ** -0.5 if init_std is None else init_std)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+class ChannelNorm(nn.Module):
+    """RMSNorm over the channels of [B, C, T, H, W] with a learned gain."""
+
+    def __init__(self, channels: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(channels))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, T, H, W] -> the same shape."""
+        scale = torch.rsqrt(x.float().square().mean(dim=1, keepdim=True) + self.eps).to(x.dtype)
+        return x * scale * self.gain.to(x.dtype).view(1, -1, 1, 1, 1)
 
 
 class ResidualBlock(nn.Module):
@@ -27,12 +62,12 @@ class ResidualBlock(nn.Module):
     def __init__(self, channels: int, taps: int) -> None:
         super().__init__()
         self.norm = ChannelNorm(channels)
-        self.conv1 = VideoConv(channels, channels, taps=taps, kernel=3)
-        self.conv2 = VideoConv(channels, channels, taps=1, kernel=3, init_std=0.01)
+        self.conv1 = convolution(channels, channels, taps=taps, kernel=3)
+        self.conv2 = convolution(channels, channels, taps=1, kernel=3, init_std=0.01)
 
-    def forward(self, x: Tensor, history: History | None) -> Tensor:
+    def forward(self, x: Tensor, cache: FeatureCache | None) -> Tensor:
         """[B, C, T, H, W] -> the same shape."""
-        hidden = self.conv1(F.silu(self.norm(x)), history)
+        hidden = self.conv1(F.silu(self.norm(x)), cache)
         return x + self.conv2(F.silu(hidden))
 
 
@@ -43,26 +78,26 @@ class Encoder(nn.Module):
         super().__init__()
         full, half, quarter = config.encoder_widths
         counts = config.encoder_blocks
-        self.conv_in = VideoConv(RGB * TIME * 4, full, taps=1, kernel=3)
+        self.conv_in = convolution(RGB * TIME * 4, full, taps=1, kernel=3)
         self.blocks_full = nn.ModuleList(ResidualBlock(full, taps=1) for _ in range(counts[0]))
-        self.down_half = VideoConv(4 * full, half, taps=1, kernel=1)
+        self.down_half = convolution(4 * full, half, taps=1, kernel=1)
         self.blocks_half = nn.ModuleList(ResidualBlock(half, taps=2) for _ in range(counts[1]))
-        self.down_quarter = VideoConv(4 * half, quarter, taps=1, kernel=1)
+        self.down_quarter = convolution(4 * half, quarter, taps=1, kernel=1)
         self.blocks_quarter = nn.ModuleList(ResidualBlock(quarter, taps=2) for _ in range(counts[2]))
         self.norm_out = ChannelNorm(quarter)
-        self.conv_out = VideoConv(quarter, config.latent_channels, taps=1, kernel=1, init_std=0.0, full_precision=True)
+        self.conv_out = convolution(quarter, config.latent_channels, taps=1, kernel=1, init_std=0.0, narrow=True)
 
-    def forward(self, folded: Tensor, history: History | None) -> Tensor:
-        """Folded video [B, 12, n, H, W] -> [B, z, n, H/8, W/8]; `history` carries a stream on."""
+    def forward(self, folded: Tensor, cache: FeatureCache | None) -> Tensor:
+        """Folded video [B, 12, n, H, W] -> [B, z, n, H/8, W/8]; `cache` carries a stream on."""
         x = self.conv_in(fold_space(folded, 2))
         for block in self.blocks_full:
-            x = block(x, history)
+            x = block(x, cache)
         x = self.down_half(fold_space(x, 2))
         for block in self.blocks_half:
-            x = block(x, history)
+            x = block(x, cache)
         x = self.down_quarter(fold_space(x, 2))
         for block in self.blocks_quarter:
-            x = block(x, history)
+            x = block(x, cache)
         return self.conv_out(F.silu(self.norm_out(x)))
 
 
@@ -73,26 +108,26 @@ class Decoder(nn.Module):
         super().__init__()
         full, half, quarter = config.decoder_widths
         counts = config.decoder_blocks
-        self.conv_in = VideoConv(config.latent_channels, quarter, taps=2, kernel=3, full_precision=True)
+        self.conv_in = convolution(config.latent_channels, quarter, taps=2, kernel=3, narrow=True)
         self.blocks_quarter = nn.ModuleList(ResidualBlock(quarter, taps=2) for _ in range(counts[2]))
-        self.up_half = VideoConv(quarter, 8 * half, taps=1, kernel=1)
+        self.up_half = convolution(quarter, 8 * half, taps=1, kernel=1)
         self.blocks_half = nn.ModuleList(ResidualBlock(half, taps=2) for _ in range(counts[1]))
-        self.up_full = VideoConv(half, 8 * full, taps=1, kernel=1)
+        self.up_full = convolution(half, 8 * full, taps=1, kernel=1)
         self.blocks_full = nn.ModuleList(ResidualBlock(full, taps=1) for _ in range(counts[0]))
         self.norm_out = ChannelNorm(full)
-        self.conv_out = VideoConv(full, RGB * 4, taps=1, kernel=3, init_std=0.0)
+        self.conv_out = convolution(full, RGB * 4, taps=1, kernel=3, init_std=0.0)
 
-    def forward(self, latents: Tensor, history: History | None) -> Tensor:
-        """Latents [B, z, n, h, w] -> [B, 3, 4 n, 8 h, 8 w]; `history` carries a stream on."""
-        x = self.conv_in(latents, history)
+    def forward(self, latents: Tensor, cache: FeatureCache | None) -> Tensor:
+        """Latents [B, z, n, h, w] -> [B, 3, 4 n, 8 h, 8 w]; `cache` carries a stream on."""
+        x = self.conv_in(latents, cache)
         for block in self.blocks_quarter:
-            x = block(x, history)
+            x = block(x, cache)
         x = unfold_time(unfold_space(self.up_half(x), 2), 2)
         for block in self.blocks_half:
-            x = block(x, history)
+            x = block(x, cache)
         x = unfold_time(unfold_space(self.up_full(x), 2), 2)
         for block in self.blocks_full:
-            x = block(x, history)
+            x = block(x, cache)
         return unfold_space(self.conv_out(F.silu(self.norm_out(x))), 2)
 
 
@@ -106,11 +141,12 @@ class MiniVAE(nn.Module):
     def __init__(self, config: MiniVAEConfig = MiniVAEConfig()) -> None:
         super().__init__()
         self.config = config
-        self.linear_encoder = VideoConv(BLOCK, config.latent_channels, taps=1, kernel=1)
-        self.linear_decoder = VideoConv(config.latent_channels, BLOCK, taps=1, kernel=1)
+        self.linear_encoder = convolution(BLOCK, config.latent_channels, taps=1, kernel=1)
+        self.linear_decoder = convolution(config.latent_channels, BLOCK, taps=1, kernel=1)
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
         self.register_buffer("latent_std", torch.ones(()))
+        name_cached_layers(self)
 
     @property
     def latent_channels(self) -> int:
@@ -133,12 +169,12 @@ class MiniVAE(nn.Module):
         """Latents [B, z, 1 + n, h, w] -> video [B, 3, 1 + 4 n, 8 h, 8 w] in -1..1."""
         return self.reconstruct(latents)[:, :, TIME - 1 :].clamp(-1, 1)
 
-    def reconstruct(self, latents: Tensor, history: History | None = None, linear_only: bool = False) -> Tensor:
-        """Latents [B, z, n, h, w] -> unclamped video [B, 3, 4 n, 8 h, 8 w]; `history` carries a stream on."""
+    def reconstruct(self, latents: Tensor, cache: FeatureCache | None = None, linear_only: bool = False) -> Tensor:
+        """Latents [B, z, n, h, w] -> unclamped video [B, 3, 4 n, 8 h, 8 w]; `cache` carries a stream on."""
         require_shape("latents", latents, "B", self.latent_channels, "n", "h", "w")
         latents = latents * self.latent_std.to(latents.dtype)
         video = unfold_time(unfold_space(self.linear_decoder(latents), SPACE), TIME)
-        return video if linear_only else video + self.decoder(latents, history)
+        return video if linear_only else video + self.decoder(latents, cache)
 
     def stream(self) -> VideoStream:
         """A streaming decoder that continues from chunk to chunk."""
@@ -169,12 +205,12 @@ class VideoStream:
 
     def __init__(self, vae: MiniVAE) -> None:
         self._vae = vae
-        self._history = History()
+        self._cache = FeatureCache()
         self._started = False
 
     def decode(self, latents: Tensor) -> Tensor:
         """The next latents [B, z, n, h, w] -> their video frames [B, 3, F, 8 h, 8 w] in -1..1."""
-        video = self._vae.reconstruct(latents, self._history).clamp(-1, 1)
+        video = self._vae.reconstruct(latents, self._cache).clamp(-1, 1)
         if not self._started:
             video = video[:, :, TIME - 1 :]
         self._started = True
@@ -183,12 +219,12 @@ class VideoStream:
     def clone(self) -> VideoStream:
         """A stream that continues from here on its own, bit for bit."""
         other = VideoStream(self._vae)
-        other._history, other._started = self._history.clone(), self._started
+        other._cache, other._started = self._cache.clone(), self._started
         return other
 
     def reset(self) -> None:
         """Forget everything decoded so far."""
-        self._history, self._started = History(), False
+        self._cache, self._started = FeatureCache(), False
 
 
 def fold_time(video: Tensor, factor: int) -> Tensor:

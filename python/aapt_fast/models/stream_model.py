@@ -154,7 +154,7 @@ def _pixels(image: object, size: tuple[int, int]) -> Tensor:
     if isinstance(image, Image.Image):
         image = numpy.array(image.convert("RGB"))
     if isinstance(image, numpy.ndarray):
-        image = torch.as_tensor(image)
+        image = torch.tensor(image)
     require_type("image", image, Tensor)
     assert isinstance(image, Tensor)
     if image.dtype == torch.uint8:

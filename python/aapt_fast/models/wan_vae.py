@@ -17,16 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aapt_fast.errors import require, require_shape
-from aapt_fast.models.wan_vae_layers import (
-    CausalConv3d,
-    Downsample,
-    FeatureCache,
-    FrameAttention,
-    ResidualBlock,
-    RMSNorm,
-    Upsample,
-    name_cached_layers,
-)
+from aapt_fast.models.layers import CausalConv3d, FeatureCache, name_cached_layers
+from aapt_fast.models.wan_vae_layers import Downsample, FrameAttention, ResidualBlock, RMSNorm, Upsample
 
 RGB = 3
 

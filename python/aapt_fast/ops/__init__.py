@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from aapt_fast.ops.cache import Cache, GrowingCache
+from aapt_fast.ops.causal_conv3d import IMPLEMENTATIONS as _CAUSAL_CONV3D
 from aapt_fast.ops.causal_conv3d import causal_conv3d
 from aapt_fast.ops.channel_concat import IMPLEMENTATIONS as _CHANNEL_CONCAT
 from aapt_fast.ops.channel_concat import channel_concat, channel_concat_noise
@@ -41,10 +42,7 @@ __all__ = [
 def implementations() -> dict[str, dict[str, str]]:
     """What runs for each op, by device type, in words: {op: {"cpu": ..., "cuda": ...}}."""
     return {
-        "causal_conv3d": {
-            "cpu": "torch composition: 2-D convolutions over gathered time taps",
-            "cuda": "torch.nn.functional.conv3d (no kernel is loaded)",
-        },
+        "causal_conv3d": dict(_CAUSAL_CONV3D),
         "channel_concat": dict(_CHANNEL_CONCAT),
         "channel_concat_noise": dict(_CHANNEL_CONCAT),
         "gate_residual_norm": dict(_GATE_RESIDUAL_NORM),

@@ -94,7 +94,7 @@ class TrainingRun:
     def log(self, **values: float) -> None:
         """Append one row to log.csv: step, seconds, averaged losses and `values`.
 
-        Rows of steps that a resumed run takes once more give way to the new ones.
+        There is one row per step: a step that is taken again after a kill replaces its row and those after it.
         """
         row = {"step": self.step, "seconds": round(self.seconds), **self._averages, **values}
         path = self.folder / "log.csv"

@@ -205,7 +205,7 @@ class MotionPlayer:
     """Plays one motion at a time and cross-fades to the next when asked: the source of live pose control.
 
     Asked during a fade, it fades on from the mixture that it shows just then, so the body never jumps.
-    `start` [17] is the pose to fade from at the beginning, for example that of the first image.
+    `start` [17 angles] is the pose to fade from at the beginning, for example that of the first image.
     """
 
     def __init__(self, name: str, seed: int = 0, start: Tensor | None = None) -> None:
@@ -253,7 +253,7 @@ def _blend(before: Tensor, after: Tensor, share: Tensor) -> Tensor:
 
 
 def random_motion(frames: int, seed: int, start: Tensor | None = None) -> Tensor:
-    """Pose angles [frames, 17] of a medley, from pose `start`: another motion every one to three seconds, faded in."""
+    """Pose angles [frames, 17] of a medley from pose `start`: another motion every one to three seconds, faded in."""
     generator = torch.Generator().manual_seed(seed)
     names = list(MOTIONS)
 
