@@ -13,9 +13,9 @@ from diffusers import AutoencoderKLWan
 from torch import Tensor
 
 from aapt_fast.errors import CheckpointError
+from aapt_fast.models.layers import FeatureCache
 from aapt_fast.models.wan_vae import WanVAE, WanVAEConfig
 from aapt_fast.models.wan_vae_keys import diffusers_to_wan_key, from_diffusers_state_dict
-from aapt_fast.models.layers import FeatureCache
 from aapt_fast.models.wan_vae_layers import Upsample, upsample_and_convolve
 from aapt_fast.testing.compare import assert_near
 

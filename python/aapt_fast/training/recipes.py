@@ -26,6 +26,7 @@ from aapt_fast.training.diffusion import DiffusionConfig, decoder_sensitivity, t
 from aapt_fast.training.evaluate import evaluate_person
 from aapt_fast.training.metrics import psnr, sharpness
 from aapt_fast.training.rollout import rollout
+from aapt_fast.training.sheet import save_sheet
 from aapt_fast.worlds.motions import random_motion
 from aapt_fast.worlds.person import make_identity, render
 from aapt_fast.worlds.skeleton import forward_kinematics
@@ -76,9 +77,8 @@ def train_diffusion_stage(out: Path, config: DiffusionConfig = DIFFUSION) -> Gen
     clip_set = render_clips(out / "data", GALLERY_CLIPS)
     latents = encode_clips(vae, clip_set, out / "data" / "gallery.latents.pt")
     sensitivity = decoder_sensitivity(vae.decode, latents[:4, :, :6])
-    generator = train_diffusion(
-        out / "diffusion", config, latents, clip_set.points, sensitivity, HeldOutRollout(vae, HELD_OUT_GALLERY)
-    )
+    evaluation = HeldOutRollout(vae, HELD_OUT_GALLERY, out / "diffusion" / "samples.png")
+    generator = train_diffusion(out / "diffusion", config, latents, clip_set.points, sensitivity, evaluation)
     torch.save(generator.state_dict(), out / "diffusion" / "generator.pt")
     return generator
 
@@ -106,11 +106,14 @@ def encode_clips(vae: MiniVAE, clip_set: ClipSet, path: Path) -> Tensor:
 
 
 class HeldOutRollout:
-    """The evaluation during training: one-evaluation rollouts of held-out motions, PSNR at a few video frames."""
+    """The evaluation during training: one-evaluation rollouts of held-out motions, PSNR at a few video frames.
 
-    def __init__(self, vae: MiniVAE, config: ClipSetConfig) -> None:
+    Every call writes the sample sheet `sheet`: rows of truth and generated video.
+    """
+
+    def __init__(self, vae: MiniVAE, config: ClipSetConfig, sheet: Path) -> None:
         clips = [make_clip(config, i) for i in range(config.clips)]
-        self._vae = vae
+        self._vae, self._sheet = vae, sheet
         self._truth = torch.stack([to_float(video) for video, _ in clips])
         self._controls = clip_controls(torch.stack([points for _, points in clips]), PERSON_CONTROL, MINI_PERSON.grid)
         self._image = vae.encode(self._truth[:, :, :1]).detach()
@@ -119,6 +122,9 @@ class HeldOutRollout:
     def __call__(self, generator: Generator) -> dict[str, float]:
         frames = rollout(generator, self._image, self._controls, torch.arange(len(self._truth)))
         video = self._vae.decode(torch.cat([self._image, frames], dim=2))
+        picks = torch.linspace(0, video.shape[2] - 1, 9).long()
+        rows = [row[i][:, picks].transpose(0, 1) for i in range(4) for row in (self._truth, video)]
+        save_sheet(self._sheet, rows, zoom=2)
         curve = psnr(video, self._truth).mean(0)
         sharp = sharpness(video, self._truth)[:, 40:].mean()
         return {f"psnr_{mark}": float(curve[mark]) for mark in (4, 12, 40, 60)} | {"sharpness": float(sharp)}
