@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -81,7 +80,7 @@ def load_model(
 
 def model_path(source: str | Path) -> Path:
     """The weight file of a bundled model's name or of a path. Raises ValueError if there is neither."""
-    bundled = {entry.name: Path(str(entry)) for entry in assets().iterdir() if (entry / "model.safetensors").is_file()}
+    bundled = {entry.name: entry for entry in assets().iterdir() if (entry / "model.safetensors").is_file()}
     if str(source) in bundled:
         return bundled[str(source)] / "model.safetensors"
     path = Path(source)
@@ -119,7 +118,7 @@ def load_gallery(source: str | Path) -> list[FirstFrame]:
 
 def assets() -> Path:
     """The folder of the bundled models."""
-    return Path(str(resources.files("aapt_fast"))) / "assets"
+    return Path(__file__).parents[1] / "assets"
 
 
 def _open(path: Path):  # type: ignore[no-untyped-def]

@@ -15,15 +15,16 @@ from torch import Tensor
 
 from aapt_fast.errors import require
 from aapt_fast.models.checkpoint import save_model
+from aapt_fast.models.config import GeneratorConfig
 from aapt_fast.models.generator import Generator
 from aapt_fast.models.mini_vae import MiniVAE
-from aapt_fast.models.presets import MINI_PERSON, PERSON_CONTROL
+from aapt_fast.models.presets import MINI_PERSON
 from aapt_fast.models.stream_model import StreamModel
 from aapt_fast.streaming.controls import clip_controls
 from aapt_fast.training.codec import CodecConfig, train_codec
 from aapt_fast.training.data import ClipSet, ClipSetConfig, make_clip, render_clips, to_float
 from aapt_fast.training.diffusion import DiffusionConfig, decoder_sensitivity, train_diffusion
-from aapt_fast.training.evaluate import evaluate_person
+from aapt_fast.training.evaluate import HELD_OUT, evaluate_person
 from aapt_fast.training.metrics import psnr, sharpness
 from aapt_fast.training.rollout import rollout
 from aapt_fast.training.sheet import save_sheet
@@ -52,16 +53,16 @@ def train_person(out: Path, stages: tuple[str, ...] = STAGES) -> None:
     for stage in stages:
         require(stage in STAGES, "stage", " | ".join(STAGES), stage)
     if "codec" in stages:
-        train_codec_stage(out)
+        train_codec_stage(out, CODEC)
     if "diffusion" in stages:
-        train_diffusion_stage(out)
+        train_diffusion_stage(out, DIFFUSION)
     if "export" in stages:
         export_person(out)
     if "evaluate" in stages:
-        evaluate_person(_load_trained(out), out / "evaluation")
+        evaluate_person(_load_trained(out), out / "evaluation", HELD_OUT)
 
 
-def train_codec_stage(out: Path, config: CodecConfig = CODEC) -> MiniVAE:
+def train_codec_stage(out: Path, config: CodecConfig) -> MiniVAE:
     """Stage 0: the VAE, on people of the gallery and on strangers."""
     clip_sets = [render_clips(out / "data", STRANGERS_CLIPS), render_clips(out / "data", GALLERY_CLIPS)]
     held_out = torch.stack([to_float(make_clip(HELD_OUT_STRANGERS, i)[0]) for i in range(HELD_OUT_STRANGERS.clips)])
@@ -71,13 +72,13 @@ def train_codec_stage(out: Path, config: CodecConfig = CODEC) -> MiniVAE:
     return vae
 
 
-def train_diffusion_stage(out: Path, config: DiffusionConfig = DIFFUSION) -> Generator:
+def train_diffusion_stage(out: Path, config: DiffusionConfig) -> Generator:
     """Stage 1 of AAPT: teacher-forced flow matching on the gallery's latents."""
     vae = _load_codec(out)
     clip_set = render_clips(out / "data", GALLERY_CLIPS)
     latents = encode_clips(vae, clip_set, out / "data" / "gallery.latents.pt")
     sensitivity = decoder_sensitivity(vae.decode, latents[:4, :, :6])
-    evaluation = HeldOutRollout(vae, HELD_OUT_GALLERY, out / "diffusion" / "samples.png")
+    evaluation = HeldOutRollout(vae, config.model, HELD_OUT_GALLERY, out / "diffusion" / "samples.png")
     generator = train_diffusion(out / "diffusion", config, latents, clip_set.points, sensitivity, evaluation)
     torch.save(generator.state_dict(), out / "diffusion" / "generator.pt")
     return generator
@@ -87,7 +88,8 @@ def train_diffusion_stage(out: Path, config: DiffusionConfig = DIFFUSION) -> Gen
 def calibrate(vae: MiniVAE, clip_sets: list[ClipSet], clips: int = 16) -> None:
     """Set `latent_std` so that the latents of the data have unit standard deviation."""
     vae.latent_std.fill_(1.0)
-    latents: list[Tensor] = [vae.encode(clip_set.clip(i)[None]) for clip_set in clip_sets for i in range(clips)]
+    sample = [clip_set.clip(i) for clip_set in clip_sets for i in range(min(clips, len(clip_set)))]
+    latents: list[Tensor] = [vae.encode(video[None]) for video in sample]
     vae.latent_std.copy_(torch.cat(latents).std())
 
 
@@ -111,11 +113,13 @@ class HeldOutRollout:
     Every call writes the sample sheet `sheet`: rows of truth and generated video.
     """
 
-    def __init__(self, vae: MiniVAE, config: ClipSetConfig, sheet: Path) -> None:
+    def __init__(self, vae: MiniVAE, model: GeneratorConfig, config: ClipSetConfig, sheet: Path) -> None:
+        require(model.control is not None, "model.control", "a pose control", None)
+        assert model.control is not None
         clips = [make_clip(config, i) for i in range(config.clips)]
         self._vae, self._sheet = vae, sheet
         self._truth = torch.stack([to_float(video) for video, _ in clips])
-        self._controls = clip_controls(torch.stack([points for _, points in clips]), PERSON_CONTROL, MINI_PERSON.grid)
+        self._controls = clip_controls(torch.stack([points for _, points in clips]), model.control, model.grid)
         self._image = vae.encode(self._truth[:, :, :1]).detach()
 
     @torch.no_grad()
@@ -126,8 +130,9 @@ class HeldOutRollout:
         rows = [row[i][:, picks].transpose(0, 1) for i in range(4) for row in (self._truth, video)]
         save_sheet(self._sheet, rows, zoom=2)
         curve = psnr(video, self._truth).mean(0)
-        sharp = sharpness(video, self._truth)[:, 40:].mean()
-        return {f"psnr_{mark}": float(curve[mark]) for mark in (4, 12, 40, 60)} | {"sharpness": float(sharp)}
+        sharp = sharpness(video, self._truth)[:, len(curve) * 2 // 3 :].mean()
+        marks = [mark for mark in (4, 12, 40, 60) if mark < len(curve)]
+        return {**{f"psnr_{mark}": float(curve[mark]) for mark in marks}, "sharpness": float(sharp)}
 
 
 def export_person(out: Path) -> Path:
@@ -138,9 +143,8 @@ def export_person(out: Path) -> Path:
     first_frames = []
     for number in range(FIRST_FRAMES.clips):
         angles = random_motion(FIRST_FRAMES.frames, FIRST_FRAMES.motion_seed(number))[:1]
-        pixels = (
-            render(forward_kinematics(angles), make_identity(FIRST_FRAMES.identity_seed(number))) * 255 + 0.5
-        ).byte()
+        identity = make_identity(FIRST_FRAMES.identity_seed(number))
+        pixels = (render(forward_kinematics(angles), identity, FIRST_FRAMES.size) * 255 + 0.5).byte()
         name = f"{number:02d}.png"
         Image.fromarray(pixels[0].permute(1, 2, 0).numpy()).save(bundle / name)
         pose = [round(angle, 6) for angle in angles[0].tolist()]

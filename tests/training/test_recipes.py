@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The recipe of the bundled model from an empty folder to a streaming session, at a size that takes seconds."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+import aapt_fast
+from aapt_fast.models.config import MiniVAEConfig
+from aapt_fast.models.presets import NANO
+from aapt_fast.training import recipes
+from aapt_fast.training.codec import CodecConfig
+from aapt_fast.training.data import ClipSetConfig, make_clip
+from aapt_fast.training.diffusion import DiffusionConfig
+
+CLIPS = {"STRANGERS_CLIPS": 2, "GALLERY_CLIPS": 4, "HELD_OUT_STRANGERS": 1, "HELD_OUT_GALLERY": 4, "FIRST_FRAMES": 2}
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every constant of the recipe, smaller."""
+    for name, clips in {**CLIPS, "HELD_OUT": 1}.items():
+        config: ClipSetConfig = getattr(recipes, name)
+        frames = min(config.frames, 25)
+        monkeypatch.setattr(recipes, name, dataclasses.replace(config, clips=clips, frames=frames, size=32))
+    vae = MiniVAEConfig(encoder_widths=(4, 4, 4), decoder_widths=(4, 4, 4))
+    codec = CodecConfig(model=vae, steps=3, batch=1, crop=32, evaluate_every=2, compile=False)
+    monkeypatch.setattr(recipes, "CODEC", codec)
+    monkeypatch.setattr(recipes, "DIFFUSION", DiffusionConfig(NANO, steps=3, batch=2, clip_frames=5, evaluate_every=2))
+
+
+def test_from_an_empty_folder_to_a_session(tiny: None, tmp_path: Path) -> None:
+    recipes.train_person(tmp_path)
+    for name in ("codec/log.csv", "codec/samples.png", "diffusion/log.csv", "diffusion/samples.png"):
+        assert (tmp_path / name).stat().st_size > 0
+    assert "mirrored pose followed" in (tmp_path / "evaluation" / "report.md").read_text()
+    file = tmp_path / "mini-person" / "model.safetensors"
+    model, gallery = aapt_fast.load_model(file), aapt_fast.load_gallery(file)
+    assert len(gallery) == 2 and len(gallery[0].pose) == 17
+    with aapt_fast.StreamSession(model, gallery[0].image) as session:
+        assert session.step(make_clip(recipes.GALLERY_CLIPS, 0)[1][:4]).shape == (4, 32, 32, 3)
+
+
+def test_stages_in_the_wrong_order_say_what_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"out: expected a folder with a finished codec"):
+        recipes.train_person(tmp_path, ("diffusion",))
+    with pytest.raises(ValueError, match=r"out: expected a folder with a finished stage 1"):
+        recipes.train_person(tmp_path, ("export",))
+    with pytest.raises(ValueError, match=r"stage: expected codec \| diffusion \| export \| evaluate, got sing"):
+        recipes.train_person(tmp_path, ("sing",))
