@@ -14,9 +14,6 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 BUILD_INPUTS := pyproject.toml CMakeLists.txt constraints.txt $(shell find cmake csrc -type f)
 
 export AAPT_CUDA
-# Idle OpenMP threads give their core back instead of spinning.
-export OMP_WAIT_POLICY := passive
-
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
@@ -29,7 +26,7 @@ demo: $(VENV)/.installed-video ## generate a dancing person: demo.mp4 and the co
 	$(BIN)/aapt-fast generate --motion dance --frames 240 --out demo.mp4 --sheet demo.png
 
 test: $(VENV)/.installed-video,test ## run the tests
-	$(BIN)/python -m pytest -q tests
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -q tests
 
 lint: $(VENV)/.lint-tools ## check style, formatting and types
 	$(BIN)/ruff check .

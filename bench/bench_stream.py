@@ -68,7 +68,7 @@ def plain_stream(dtype: torch.dtype, points: Tensor) -> Step:
 
     @torch.inference_mode()
     def step(number: int) -> Tensor:
-        window = points[4 * number - 3 : 5 + 4 * number] if number else points[:5]
+        window = points[max(4 * number - 4, 0) : 5 + 4 * number]
         maps = clip_controls(window[None], control, model.generator.config.grid)[:, :, -1:].to(dtype)
         shape = tuple(state["recycled"].shape[i] for i in (1, 3, 4))
         noise = philox_normal(seed, torch.full((1,), number + 1), shape)[:, :, None].to(dtype)

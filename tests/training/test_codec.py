@@ -125,14 +125,15 @@ def test_random_crops_come_from_everywhere(clip_set):
         assert len(seen) > count // 2 and min(seen) >= 0 and max(seen) < count
 
 
-def test_the_codec_learns(tmp_path, clip_set, held_out):
+def test_the_codec_learns(tmp_path, clip_set):
     """Sixty steps from the linear codec: the average improves on what it was trained on, and the sheet shows it."""
-    config = dataclasses.replace(SHORT, steps=60, batch=3, crop=32, crop_frames=9, gan_from=0.8, evaluate_every=100)
+    whole_clips = dataclasses.replace(SHORT, batch=3, crop=32, crop_frames=9)
+    config = dataclasses.replace(whole_clips, steps=60, learning_rate=8e-3, gan_from=0.8, evaluate_every=100)
     train_codec(tmp_path, config, [clip_set], clip_set.clip(0)[None])
     with (tmp_path / "log.csv").open() as file:
         first, last = csv.DictReader(file)
     assert float(first["psnr"]) == pytest.approx(float(first["psnr_linear"]), abs=1e-3)
-    assert float(last["psnr"]) > float(first["psnr"]) + 0.1
+    assert float(last["psnr"]) > float(first["psnr"]) + 0.4
     assert float(last["critic"]) > 0
     assert Image.open(tmp_path / "samples.png").size == (9 * 32 * 2, 2 * 32 * 2)
 

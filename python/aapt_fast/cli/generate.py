@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--nfe", type=int, default=1, help="network evaluations per step")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--dtype", choices=DTYPES, default="float32")
+    parser.add_argument("--dtype", choices=["auto", *DTYPES], default="auto", help="auto: bfloat16 where it is fast")
     parser.add_argument("--out", type=Path, required=True, help="x.mp4, x.gif or a folder")
     parser.add_argument("--scale", type=int, default=4, help="enlarge what is written by this factor")
     parser.add_argument("--sheet", type=Path, help="PNG: skeleton, truth (where known) and video side by side")
@@ -60,6 +60,8 @@ class Start:
 def run(arguments: argparse.Namespace) -> None:
     require(arguments.frames >= 1, "frames", "at least 1", arguments.frames)
     require(not (arguments.motion and arguments.controls), "controls", "either --motion or --controls", "both")
+    if arguments.dtype == "auto":
+        arguments.dtype = _fast_dtype(torch.device(arguments.device))
     model = load_model(arguments.model, device=arguments.device, dtype=DTYPES[arguments.dtype])
     start = _first_image(arguments.image, arguments.model)
     steps = -(-arguments.frames // 4)
@@ -88,6 +90,11 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.sheet:
         report |= _write_sheet(arguments.sheet, video, points, angles, start)
     print(json.dumps(report))
+
+
+def _fast_dtype(device: torch.device) -> str:
+    """bfloat16 where the device computes in it: GPUs, and CPUs with AVX-512 bf16 instructions."""
+    return "bfloat16" if device.type == "cuda" or torch.cpu._is_avx512_bf16_supported() else "float32"
 
 
 def _report(

@@ -76,6 +76,8 @@ class GeneratorConfig:
     temporal_interval: float = 1.0
 
     def __post_init__(self) -> None:
+        require(self.layers >= 1, "layers", "at least 1", self.layers)
+        require(self.heads >= 1, "heads", "at least 1", self.heads)
         require(self.width % self.heads == 0, "width", f"a multiple of heads = {self.heads}", self.width)
         require(self.head_dim % 2 == 0, "width / heads", "an even head dimension", self.head_dim)
         require(self.prediction in ("velocity", "frame"), "prediction", "velocity or frame", self.prediction)

@@ -52,7 +52,8 @@ class ChannelNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, T, H, W] -> the same shape."""
-        scale = torch.rsqrt(x.float().square().mean(dim=1, keepdim=True) + self.eps).to(x.dtype)
+        norm = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=torch.float32)
+        scale = torch.rsqrt(norm.square() / x.shape[1] + self.eps).to(x.dtype)
         return x * scale * self.gain.to(x.dtype).view(1, -1, 1, 1, 1)
 
 
@@ -67,8 +68,8 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor, cache: FeatureCache | None) -> Tensor:
         """[B, C, T, H, W] -> the same shape."""
-        hidden = self.conv1(F.silu(self.norm(x)), cache)
-        return x + self.conv2(F.silu(hidden))
+        hidden = self.conv1(F.silu(self.norm(x), inplace=True), cache)
+        return x + self.conv2(F.silu(hidden, inplace=True))
 
 
 class Encoder(nn.Module):
@@ -98,7 +99,7 @@ class Encoder(nn.Module):
         x = self.down_quarter(fold_space(x, 2))
         for block in self.blocks_quarter:
             x = block(x, cache)
-        return self.conv_out(F.silu(self.norm_out(x)))
+        return self.conv_out(F.silu(self.norm_out(x), inplace=True))
 
 
 class Decoder(nn.Module):
@@ -128,7 +129,7 @@ class Decoder(nn.Module):
         x = unfold_time(unfold_space(self.up_full(x), 2), 2)
         for block in self.blocks_full:
             x = block(x, cache)
-        return unfold_space(self.conv_out(F.silu(self.norm_out(x))), 2)
+        return unfold_space(self.conv_out(F.silu(self.norm_out(x), inplace=True)), 2)
 
 
 class MiniVAE(nn.Module):
@@ -208,6 +209,7 @@ class VideoStream:
         self._cache = FeatureCache()
         self._started = False
 
+    @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """The next latents [B, z, n, h, w] -> their video frames [B, 3, F, 8 h, 8 w] in -1..1."""
         video = self._vae.reconstruct(latents, self._cache).clamp(-1, 1)
