@@ -69,7 +69,7 @@ class ResidualBlock(nn.Module):
     def forward(self, x: Tensor, cache: FeatureCache | None) -> Tensor:
         """[B, C, T, H, W] -> the same shape."""
         hidden = self.conv1(F.silu(self.norm(x), inplace=True), cache)
-        return x + self.conv2(F.silu(hidden, inplace=True))
+        return x + self.conv2(F.silu(hidden))
 
 
 class Encoder(nn.Module):
