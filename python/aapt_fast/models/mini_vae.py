@@ -123,10 +123,10 @@ class Decoder(nn.Module):
         x = self.conv_in(latents, cache)
         for block in self.blocks_quarter:
             x = block(x, cache)
-        x = unfold_time(unfold_space(self.up_half(x), 2), 2)
+        x = _enlarge(self.up_half(x))
         for block in self.blocks_half:
             x = block(x, cache)
-        x = unfold_time(unfold_space(self.up_full(x), 2), 2)
+        x = _enlarge(self.up_full(x))
         for block in self.blocks_full:
             x = block(x, cache)
         return unfold_space(self.conv_out(F.silu(self.norm_out(x), inplace=True)), 2)
@@ -227,6 +227,11 @@ class VideoStream:
     def reset(self) -> None:
         """Forget everything decoded so far."""
         self._cache, self._started = FeatureCache(), False
+
+
+def _enlarge(x: Tensor) -> Tensor:
+    """[B, 8 C, n, H, W] -> [B, C, 2 n, 2 H, 2 W], in the memory format that the following layers are fastest in."""
+    return unfold_time(unfold_space(x, 2), 2).contiguous(memory_format=torch.channels_last_3d)
 
 
 def fold_time(video: Tensor, factor: int) -> Tensor:
