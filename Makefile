@@ -17,7 +17,7 @@ export AAPT_CUDA
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test lint bench wheel train-person clean FORCE
+.PHONY: help demo test emulated lint bench wheel train-person clean FORCE
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -25,8 +25,14 @@ help: ## show this list
 demo: $(VENV)/.installed-video ## generate a dancing person: demo.mp4 and the contact sheet demo.png
 	$(BIN)/aapt-fast generate --motion dance --frames 240 --out demo.mp4 --sheet demo.png
 
-test: $(VENV)/.installed-video,test ## run the tests
+test: $(VENV)/.installed-video,test emulated ## run the tests
 	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -q tests
+
+emulated: $(VENV)/.build-tools ## build the kernels for the CPU, as the tests run them
+	@$(BIN)/cmake -G Ninja -S . -B build/emulated -DAAPT_EMULATE=ON --log-level=WARNING \
+	  -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) -DPython_EXECUTABLE=$(abspath $(BIN)/python) \
+	  -Dpybind11_DIR=$$($(BIN)/python -m pybind11 --cmakedir) > /dev/null
+	@$(BIN)/cmake --build build/emulated
 
 lint: $(VENV)/.lint-tools ## check style, formatting and types
 	$(BIN)/ruff check .
@@ -56,8 +62,10 @@ $(VENV)/.lint-tools: constraints.txt | $(VENV)/.created
 	$(INSTALL) ruff mypy
 	touch $@
 
+# Without dependencies: of CUTLASS and CUDA the headers are wanted, and the disassembler for the tests.
 $(VENV)/.build-tools: constraints.txt | $(VENV)/.created
 	$(INSTALL) scikit-build-core pybind11 cmake ninja
+	$(INSTALL) --no-deps nvidia-cutlass nvidia-cuda-runtime nvidia-cuda-crt nvidia-cuda-cccl nvidia-cuda-nvdisasm
 	touch $@
 
 # torch by itself and first, so that a CPU build of it that is already there is kept.
@@ -71,5 +79,5 @@ $(VENV)/.aapt-cuda: FORCE | $(VENV)/.created
 
 # The part of the name after .installed- is the list of extras. Editable: edits of Python files count at once.
 $(VENV)/.installed-%: $(BUILD_INPUTS) $(VENV)/.build-tools $(VENV)/.torch $(VENV)/.aapt-cuda
-	$(INSTALL) --no-build-isolation --editable ".[$*]"
+	$(INSTALL) --no-build-isolation --config-settings=cmake.define.AAPT_STRICT=ON --editable ".[$*]"
 	touch $@

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# Decides whether CUDA is built (sets AAPT_HAVE_CUDA) and says how kernels are compiled and linked.
+# Decides whether CUDA is built (sets AAPT_HAVE_CUDA) and says how it is linked.
 #
 # AUTO builds CUDA exactly when nvcc is found. An nvcc that is found but does not work is an error, never a quiet
 # CPU-only build; that is why check_language(CUDA), which cannot tell the two apart, is not used.
@@ -9,6 +9,8 @@ set_property(CACHE AAPT_CUDA PROPERTY STRINGS AUTO ON OFF)
 if(NOT AAPT_CUDA MATCHES "^(AUTO|ON|OFF)$")
   message(FATAL_ERROR "AAPT_CUDA: expected AUTO, ON or OFF, got '${AAPT_CUDA}'")
 endif()
+
+option(AAPT_EMULATE "Build the kernels for the CPU, one fiber per CUDA thread: for tests, never for a wheel" OFF)
 
 # Runs on every GPU from Ampere on: machine code for sm_80 and sm_90, PTX for whatever comes later.
 set(AAPT_PORTABLE_ARCHITECTURES 80-real 90-real 80-virtual)
@@ -41,28 +43,6 @@ function(aapt_require_working_nvcc nvcc)
   endif()
 endfunction()
 
-# aapt_kernels(<name> ARCHITECTURES <arch>... SOURCES <file>... [CUTLASS])
-# Compiles the sources for these architectures only and links them into _C. CUTLASS: the sources include its headers.
-function(aapt_kernels name)
-  cmake_parse_arguments(PARSE_ARGV 1 kernels "CUTLASS" "" "ARCHITECTURES;SOURCES")
-  add_library(${name} OBJECT ${kernels_SOURCES})
-  set_target_properties(${name} PROPERTIES
-    CUDA_ARCHITECTURES "${kernels_ARCHITECTURES}"
-    CUDA_RUNTIME_LIBRARY Static
-    CUDA_STANDARD 17)
-  target_include_directories(${name} PRIVATE "${PROJECT_SOURCE_DIR}/csrc")
-  target_compile_options(${name} PRIVATE -Xfatbin=-compress-all)
-  if(kernels_CUTLASS)
-    include(AaptCutlass)
-    target_link_libraries(${name} PRIVATE aapt_cutlass)
-  endif()
-  target_link_libraries(_C PRIVATE ${name})
-  get_property(known GLOBAL PROPERTY AAPT_ARCHITECTURES)
-  list(APPEND known ${kernels_ARCHITECTURES})
-  list(REMOVE_DUPLICATES known)
-  set_property(GLOBAL PROPERTY AAPT_ARCHITECTURES "${known}")
-endfunction()
-
 # Links the CUDA runtime statically: the module imports on a machine without CUDA and shares torch's primary context.
 function(aapt_link_cuda target)
   set_target_properties(${target} PROPERTIES LINKER_LANGUAGE CXX CUDA_RUNTIME_LIBRARY Static)
@@ -71,7 +51,12 @@ function(aapt_link_cuda target)
 endfunction()
 
 set(AAPT_HAVE_CUDA false)
-if(NOT AAPT_CUDA STREQUAL "OFF")
+if(AAPT_EMULATE)
+  set(AAPT_EMULATE_LITERAL true)
+else()
+  set(AAPT_EMULATE_LITERAL false)
+endif()
+if(NOT AAPT_CUDA STREQUAL "OFF" AND NOT AAPT_EMULATE)
   aapt_find_nvcc(nvcc)
   if(nvcc)
     aapt_require_working_nvcc("${nvcc}")
@@ -87,6 +72,8 @@ if(NOT AAPT_CUDA STREQUAL "OFF")
 endif()
 if(AAPT_HAVE_CUDA)
   message(STATUS "aapt_fast: with CUDA ${CMAKE_CUDA_COMPILER_VERSION} (${CMAKE_CUDA_COMPILER})")
+elseif(AAPT_EMULATE)
+  message(STATUS "aapt_fast: with emulated kernels")
 else()
   message(STATUS "aapt_fast: without CUDA (AAPT_CUDA=${AAPT_CUDA})")
 endif()

@@ -34,3 +34,15 @@ add_library(aapt_cutlass INTERFACE)
 target_include_directories(aapt_cutlass SYSTEM INTERFACE
   "${cutlass_root}/include" "${cutlass_root}/tools/util/include")
 target_compile_options(aapt_cutlass INTERFACE $<$<COMPILE_LANGUAGE:CUDA>:--expt-relaxed-constexpr>)
+
+# Its headers include those of the CUDA runtime, which nvcc knows and a C++ compiler has to be shown: those of the
+# packages nvidia-cuda-runtime, -crt and -cccl of the Python that runs the build, or a toolkit's.
+if(AAPT_EMULATE)
+  find_path(AAPT_CUDA_INCLUDE cuda_runtime_api.h
+    HINTS "${Python_SITELIB}/nvidia/cu13/include" "$ENV{CUDA_HOME}/include" /usr/local/cuda/include)
+  if(NOT AAPT_CUDA_INCLUDE)
+    message(FATAL_ERROR "AAPT_EMULATE: expected the CUDA headers in the packages nvidia-cuda-runtime, nvidia-cuda-crt "
+      "and nvidia-cuda-cccl of ${Python_EXECUTABLE}, or in CUDA_HOME, got none")
+  endif()
+  target_include_directories(aapt_cutlass SYSTEM INTERFACE "${AAPT_CUDA_INCLUDE}" "${AAPT_CUDA_INCLUDE}/cccl")
+endif()

@@ -6,4 +6,11 @@ PYBIND11_MODULE(_C, module) {
   module.doc() = "Compiled part of aapt_fast; takes pointers, sizes and streams, knows nothing of torch.";
   aapt::register_build_info(module);
   aapt::register_device_info(module);
+#ifdef AAPT_KERNELS  // compiled for a GPU or for the emulation
+  aapt::register_tensor(module);
+  aapt::register_paged_attention(module);
+#endif
+#ifdef AAPT_EMULATE
+  aapt::register_emulate(module);
+#endif
 }

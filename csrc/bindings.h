@@ -9,4 +9,11 @@ namespace aapt {
 void register_build_info(pybind11::module_& module);
 void register_device_info(pybind11::module_& module);
 
+// with kernels only
+void register_tensor(pybind11::module_& module);
+void register_paged_attention(pybind11::module_& module);
+
+// in the emulation only
+void register_emulate(pybind11::module_& module);
+
 }  // namespace aapt

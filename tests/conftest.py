@@ -14,7 +14,15 @@ import numpy
 import pytest
 import torch
 
+from aapt_fast.testing.targets import EMULATED_BUILD
+
 torch.set_num_threads(min(2, torch.get_num_threads()))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Options of tests/kernels; they stand here because pytest reads options from the outermost folder only."""
+    parser.addoption("--target", choices=["emulated", "cuda"], default="emulated", help="where kernels run")
+    parser.addoption("--emulated-build", default=str(EMULATED_BUILD), help="folder with the emulated module")
 
 
 @pytest.fixture(autouse=True)

@@ -17,7 +17,7 @@ py::dict build_info() {
   info["cutlass_version"] = build_config::kCutlassVersion;
   info["compiler"] = build_config::kCompiler;
   info["build_type"] = build_config::kBuildType;
-  info["emulated"] = false;
+  info["emulated"] = build_config::kEmulated;
   return info;
 }
 

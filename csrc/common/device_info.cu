@@ -4,6 +4,7 @@
 #include <stdexcept>
 
 #include "common/cuda_check.h"
+#include "common/tensor.h"
 
 namespace aapt {
 namespace {
@@ -48,6 +49,15 @@ DeviceInfo device_info(int device) {
   info.driver_version = driver_version();
   cuda_check(cudaRuntimeGetVersion(&info.runtime_version), "cudaRuntimeGetVersion");
   return info;
+}
+
+void require_capability(int device, int major, int minor) {
+  int has_major = 0, has_minor = 0;
+  cuda_check(cudaDeviceGetAttribute(&has_major, cudaDevAttrComputeCapabilityMajor, device), "cudaDeviceGetAttribute");
+  cuda_check(cudaDeviceGetAttribute(&has_minor, cudaDevAttrComputeCapabilityMinor, device), "cudaDeviceGetAttribute");
+  const auto text = [](int x, int y) { return std::to_string(x) + "." + std::to_string(y); };
+  require_supported(has_major > major || (has_major == major && has_minor >= minor), "device",
+                    "compute capability " + text(major, minor) + " or newer for this kernel", text(has_major, has_minor));
 }
 
 }  // namespace aapt

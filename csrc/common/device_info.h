@@ -23,4 +23,7 @@ int device_count();
 // Throws std::out_of_range unless 0 <= device < device_count().
 DeviceInfo device_info(int device);
 
+// Throws Unsupported unless the GPU has at least this compute capability. The emulation has every one.
+void require_capability(int device, int major, int minor);
+
 }  // namespace aapt

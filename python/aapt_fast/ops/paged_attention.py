@@ -3,18 +3,18 @@
 
 For row b let the key set be the first `page_valid[b, m]` slots of page `page_ids[b, m]`, for all entries m. Then
 
-    s[n, j] = scale * q[b, n, h] . k[j, h * Hkv // H]      (the query heads share Hkv key heads in equal groups)
+    s[n, j] = scale * q[b, n, h] . k[j, h * Hkv // H] + page_bias[b, m(j)]
     lse[b, h, n] = ln sum_j exp(s[n, j])
     out[b, n, h] = sum_j exp(s[n, j] - lse[b, h, n]) v[j, h * Hkv // H]
 
-There is no other mask, and the order of the entries has no meaning: keys carry their position (RoPE) already. Pages
+where the query heads share Hkv key heads in equal groups and m(j) is the entry that lists slot j. There is no mask, and the order of the entries has no meaning: keys carry their position (RoPE) already. Pages
 and slots that are not listed may hold anything, NaN included. The log-sum-exp lets partial results be merged.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import groupby
-from operator import itemgetter
 
 import torch
 
@@ -22,15 +22,16 @@ from aapt_fast.errors import require_shape
 from aapt_fast.ops import reference
 from aapt_fast.ops._checks import PAGE_SLOTS, check_inference, check_page_id, check_pages, check_queries, check_tensor
 from aapt_fast.ops._library import library
+from aapt_fast.ops.kernels import run_kernel, view
 
 IMPLEMENTATIONS = {
     "cpu": "torch composition: gather of the valid slots, then torch's CPU flash attention",
-    "cuda": "torch reference: float32 softmax over all listed slots (slow, no kernel is loaded)",
+    "cuda": "torch reference: float32 softmax over all listed slots (slow)",
 }
 
 library.define(
-    "paged_attention(Tensor q, Tensor k_pages, Tensor v_pages, Tensor page_ids, Tensor page_valid, float scale)"
-    " -> (Tensor, Tensor)"
+    "paged_attention(Tensor q, Tensor k_pages, Tensor v_pages, Tensor page_ids, Tensor page_valid, float scale,"
+    " Tensor? page_bias=None) -> (Tensor, Tensor)"
 )
 
 
@@ -41,6 +42,7 @@ def paged_attention(
     page_ids: torch.Tensor,
     page_valid: torch.Tensor,
     scale: float | None = None,
+    page_bias: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attend to the valid slots of the listed pages. Inference only.
 
@@ -52,14 +54,17 @@ def paged_attention(
         page_valid: int32 [B, M], valid slots (0..64) of each listed page; 0 means the entry is unused and its page id
             is not looked at.
         scale: factor on the scores; None means D ** -0.5.
+        page_bias: float32 [B, M], added to the scores of each listed page (natural units), or None.
 
     Returns:
         out: [B, Nq, H, D] in q.dtype, contiguous.
         lse: float32 [B, H, Nq], natural logarithm. A row without any valid slot has out 0 and lse -inf.
 
+    A page id outside the pool or a valid count outside 0..64 is an error on the CPU; on a GPU, where looking at the
+    values would mean waiting for them, a kernel reads nothing outside the pool and makes the row's results NaN.
+
     Raises:
-        ValueError: wrong shape, dtype or device of an argument; on the CPU also a page id outside the pool or a
-            valid count outside 0..64.
+        ValueError: wrong shape, dtype or device of an argument; on the CPU also wrong values in the page table.
         RuntimeError: an input requires a gradient while gradients are recorded.
     """
     check_pages(k_pages, v_pages)
@@ -67,10 +72,31 @@ def paged_attention(
     require_shape("page_ids", page_ids, q.shape[0], "M")
     check_tensor("page_ids", page_ids, page_ids.shape, torch.int32, q.device)
     check_tensor("page_valid", page_valid, page_ids.shape, torch.int32, q.device)
-    check_inference("paged_attention", q, k_pages, v_pages)
+    if page_bias is not None:
+        check_tensor("page_bias", page_bias, page_ids.shape, torch.float32, q.device)
+    check_inference("paged_attention", q, k_pages, v_pages, page_bias)
     return torch.ops.aapt.paged_attention.default(
-        q, k_pages, v_pages, page_ids, page_valid, q.shape[-1] ** -0.5 if scale is None else scale
+        q, k_pages, v_pages, page_ids, page_valid, q.shape[-1] ** -0.5 if scale is None else scale, page_bias
     )
+
+
+def _kernel(
+    q: torch.Tensor,
+    k_pages: torch.Tensor,
+    v_pages: torch.Tensor,
+    page_ids: torch.Tensor,
+    page_valid: torch.Tensor,
+    scale: float,
+    page_bias: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor] | None:
+    def launch(kernel: Callable[..., None], stream: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+        out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+        lse = q.new_empty((q.shape[0], q.shape[2], q.shape[1]), dtype=torch.float32)
+        table = (view(page_ids), view(page_valid), view(page_bias))
+        kernel(view(q), view(k_pages), view(v_pages), *table, view(out), view(lse), scale, stream)
+        return out, lse
+
+    return run_kernel("paged_attention", q.device, launch)
 
 
 def _cpu(
@@ -80,18 +106,31 @@ def _cpu(
     page_ids: torch.Tensor,
     page_valid: torch.Tensor,
     scale: float,
+    page_bias: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    layouts = _rows_by_layout(page_ids, page_valid, k_pages.shape[0])
+    computed = _kernel(q, k_pages, v_pages, page_ids, page_valid, scale, page_bias)
+    if computed is not None:
+        return computed
     batch, tokens, heads, _ = q.shape
     out = torch.zeros(q.shape, dtype=q.dtype)
     lse = torch.full((batch, heads, tokens), -torch.inf)
-    for counts, rows in _rows_by_layout(page_ids, page_valid, k_pages.shape[0]).items():
+    for counts, rows in layouts.items():
         if not counts or tokens == 0:
             continue
-        index = torch.tensor([row for row, _ in rows])
-        pages = torch.tensor([row_pages for _, row_pages in rows])  # [rows, entries]
+        index = torch.tensor([row for row, _, _ in rows])
+        pages = torch.tensor([row_pages for _, row_pages, _ in rows])  # [rows, entries]
+        bias = None
+        if page_bias is not None:
+            entries = torch.tensor([row_entries for _, _, row_entries in rows])
+            bias = page_bias[index].gather(1, entries).repeat_interleave(torch.tensor(counts), 1)[:, None, None]
         keys, values = _gather(k_pages, pages, counts), _gather(v_pages, pages, counts)
         attended, attended_lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default(
-            q.index_select(0, index).transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2), scale=scale
+            q.index_select(0, index).transpose(1, 2),
+            keys.transpose(1, 2),
+            values.transpose(1, 2),
+            attn_mask=bias,
+            scale=scale,
         )
         out[index], lse[index] = attended.transpose(1, 2), attended_lse
     return out, lse
@@ -99,19 +138,20 @@ def _cpu(
 
 def _rows_by_layout(
     page_ids: torch.Tensor, page_valid: torch.Tensor, pages: int
-) -> dict[tuple[int, ...], list[tuple[int, list[int]]]]:
-    """Rows that can share one gather: {sorted valid counts: [(row, page ids in the order of the counts)]}.
+) -> dict[tuple[int, ...], list[tuple[int, list[int], list[int]]]]:
+    """Rows that can share one gather: {sorted valid counts: [(row, page ids, entries, in the order of the counts)]}.
 
     The order within a count is that of the table, so that the result does not depend on where pages lie in the pool.
     """
-    layouts: dict[tuple[int, ...], list[tuple[int, list[int]]]] = {}
+    layouts: dict[tuple[int, ...], list[tuple[int, list[int], list[int]]]] = {}
     for row, (ids, counts) in enumerate(zip(page_ids.tolist(), page_valid.tolist(), strict=True)):
-        used = sorted(((count, page) for count, page in zip(counts, ids, strict=True) if count), key=itemgetter(0))
-        for count, page in used:
+        used = sorted((count, entry, ids[entry]) for entry, count in enumerate(counts) if count)
+        for count, _, page in used:
             if not 0 < count <= PAGE_SLOTS:
                 raise ValueError(f"page_valid: expected counts in 0..{PAGE_SLOTS}, got {count} in row {row}")
             check_page_id(page, pages, row)
-        layouts.setdefault(tuple(count for count, _ in used), []).append((row, [page for _, page in used]))
+        key = tuple(count for count, _, _ in used)
+        layouts.setdefault(key, []).append((row, [page for _, _, page in used], [entry for _, entry, _ in used]))
     return layouts
 
 
@@ -126,8 +166,22 @@ def _gather(pages: torch.Tensor, ids: torch.Tensor, counts: tuple[int, ...]) -> 
     return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
 
+def _cuda(
+    q: torch.Tensor,
+    k_pages: torch.Tensor,
+    v_pages: torch.Tensor,
+    page_ids: torch.Tensor,
+    page_valid: torch.Tensor,
+    scale: float,
+    page_bias: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    arguments = (q, k_pages, v_pages, page_ids, page_valid, scale, page_bias)
+    computed = _kernel(*arguments)
+    return reference.paged_attention(*arguments) if computed is None else computed
+
+
 library.impl("paged_attention", _cpu, "CPU")
-library.impl("paged_attention", reference.paged_attention, "CUDA")
+library.impl("paged_attention", _cuda, "CUDA")
 
 
 @torch.library.register_fake("aapt::paged_attention", lib=library)
@@ -138,6 +192,7 @@ def _fake(
     page_ids: torch.Tensor,
     page_valid: torch.Tensor,
     scale: float,
+    page_bias: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     batch, tokens, heads, _ = q.shape
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)

@@ -25,10 +25,12 @@ def paged_attention(
     page_ids: torch.Tensor,
     page_valid: torch.Tensor,
     scale: float,
+    page_bias: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Masked softmax over all slots of all listed pages; reads no value back to the host.
 
-    q [B, Nq, H, D], pages [P, S, Hkv, D], page_ids and page_valid int32 [B, M] -> out [B, Nq, H, D], lse [B, H, Nq].
+    q [B, Nq, H, D], pages [P, S, Hkv, D], page_ids and page_valid int32 [B, M], page_bias float32 [B, M]
+    -> out [B, Nq, H, D], lse [B, H, Nq].
     """
     batch, _, heads, _ = q.shape
     slots, kv_heads = k_pages.shape[1:3]
@@ -40,6 +42,8 @@ def paged_attention(
         return listed.flatten(1, 2).transpose(1, 2).repeat_interleave(heads // kv_heads, 1)
 
     scores = wide(q).transpose(1, 2) @ gather(k_pages).transpose(2, 3) * scale
+    if page_bias is not None:
+        scores = scores + wide(page_bias).repeat_interleave(slots, 1)[:, None, None]
     scores = scores.masked_fill(~valid.view(batch, 1, 1, -1), -torch.inf)
     lse = scores.logsumexp(-1)
     weights = torch.where(lse[..., None] == -torch.inf, 0, (scores - lse[..., None]).exp())

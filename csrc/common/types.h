@@ -1,0 +1,26 @@
+// SPDX-License-Identifier: Apache-2.0
+// Element types. A half-precision number is its bits; only arch.h converts between them and float.
+#pragma once
+
+#include <cstdint>
+
+namespace aapt {
+
+enum class Dtype : int { kFloat32, kBFloat16, kFloat16, kInt32, kInt64 };
+
+struct bfloat16 {
+  std::uint16_t bits;
+};
+
+struct float16 {
+  std::uint16_t bits;
+};
+
+// What one thread moves at once: 16 bytes, 8 half-precision elements.
+struct alignas(16) Vector16 {
+  std::uint32_t word[4];
+};
+
+constexpr int kPageSlots = 64;
+
+}  // namespace aapt

@@ -1,0 +1,190 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "emulate/machine.h"
+
+#include <algorithm>
+#include <cstring>
+#include <mutex>
+#include <numeric>
+#include <stdexcept>
+#include <utility>
+
+namespace aapt::emulate {
+namespace {
+
+std::mutex one_at_a_time;  // guards the two below
+Machine* running = nullptr;
+unsigned schedule_seed = 0;
+
+std::string text(Index3 index) {
+  return "(" + std::to_string(index.x) + ", " + std::to_string(index.y) + ", " + std::to_string(index.z) + ")";
+}
+
+}  // namespace
+
+Machine& machine() { return *running; }
+
+void set_schedule(unsigned seed) {
+  const std::lock_guard<std::mutex> lock(one_at_a_time);
+  schedule_seed = seed;
+}
+
+void run(const Launch& how, const std::function<void()>& kernel) {
+  const std::lock_guard<std::mutex> lock(one_at_a_time);
+  Machine fresh(schedule_seed);
+  running = &fresh;
+  fresh.run(how, kernel);
+}
+
+void misuse(const std::string& what) { throw std::runtime_error("emulated " + what); }
+
+void Copy::land() const {
+  if (valid) std::memcpy(to, from, valid);
+  std::memset(static_cast<char*>(to) + valid, 0, bytes - valid);
+}
+
+// ---- inside a fiber ----
+
+void Machine::wait(const std::uint64_t* counter, std::uint64_t target, const char* reason) {
+  if (*counter >= target) return;
+  current_->awaited = counter;
+  current_->target = target;
+  current_->reason = reason;
+  current_->fiber.suspend();
+}
+
+void Machine::arrive(int id, int threads, bool wait_for_others) {
+  NamedBarrier& barrier = block().barriers[id];
+  const std::uint64_t target = barrier.generation + 1;
+  if (++barrier.arrived == threads) {
+    barrier.arrived = 0;
+    ++barrier.generation;
+  }
+  if (wait_for_others) wait(&barrier.generation, target, id == 0 ? "sync_threads" : "named_barrier_sync");
+}
+
+Deposit* Machine::collective(const void* bytes, std::size_t size, const std::function<void(Deposit*)>& combine) {
+  Warp& warp = block().warps[current_->warp()];
+  const std::uint64_t target = warp.generation + 1;
+  Deposit* deposits = warp.deposits[target & 1];
+  std::memcpy(deposits[current_->lane()].word, bytes, size);
+  if (++warp.arrived == warp.width) {
+    warp.arrived = 0;
+    if (combine) combine(deposits);
+    ++warp.generation;
+  }
+  wait(&warp.generation, target, "an operation of its whole warp");
+  return deposits;
+}
+
+void Machine::entry() {
+  Machine& self = machine();
+  try {
+    (*self.kernel_)();
+  } catch (...) {
+    if (!self.failure_) self.failure_ = std::current_exception();
+  }
+  Thread& thread = self.thread();
+  thread.done = true;
+  --thread.block->live;
+  --self.live_;
+  for (;;) thread.fiber.suspend();
+}
+
+// ---- the scheduler ----
+
+void Machine::run(const Launch& how, const std::function<void()>& kernel) {
+  launch_ = how;
+  kernel_ = &kernel;
+  threads_ = std::vector<Thread>(how.threads * how.cluster);
+  blocks_ = std::vector<Block>(how.cluster);
+  order_.resize(threads_.size());
+  std::iota(order_.begin(), order_.end(), 0);
+  if (seed_) std::shuffle(order_.begin(), order_.end(), random_);
+  for (unsigned z = 0; z < how.grid.z; ++z) {
+    for (unsigned y = 0; y < how.grid.y; ++y) {
+      for (unsigned x = 0; x < how.grid.x; x += how.cluster) {
+        start_cluster({x, y, z});
+        run_cluster();
+      }
+    }
+  }
+}
+
+void Machine::start_cluster(Index3 first) {
+  const int warps = (launch_.threads + 31) / 32;
+  cluster_barrier = {};
+  pending_.clear();
+  for (unsigned rank = 0; rank < launch_.cluster; ++rank) {
+    Block& block = blocks_[rank];
+    block = {};
+    block.index = {first.x + rank, first.y, first.z};
+    block.rank = rank;
+    block.threads = block.live = launch_.threads;
+    block.warps.assign(warps, {});
+    if (launch_.threads % 32) block.warps.back().width = launch_.threads % 32;
+    block.memory.assign(launch_.shared_bytes + 1024, static_cast<char>(0xff));
+    for (unsigned i = 0; i < launch_.threads; ++i) {
+      Thread& thread = threads_[rank * launch_.threads + i];
+      Fiber fiber = std::move(thread.fiber);  // keeps its stack
+      thread = {};
+      thread.fiber = std::move(fiber);
+      thread.block = &block;
+      thread.index = i;
+      thread.fiber.prepare(&Machine::entry);
+    }
+  }
+  live_ = static_cast<int>(threads_.size());
+}
+
+void Machine::run_cluster() {
+  held_warps_ = 0;
+  while (live_ || !pending_.empty()) {
+    bool everyone_had_a_turn = true;
+    const bool someone_ran = run_threads(everyone_had_a_turn);
+    if (failure_) std::rethrow_exception(failure_);
+    const bool stuck = !someone_ran && everyone_had_a_turn;
+    if (!pending_.empty() && (stuck || (seed_ && random_() % 4 == 0))) {
+      const std::size_t which = seed_ ? random_() % pending_.size() : 0;
+      const std::function<void()> operation = std::move(pending_[which]);
+      pending_.erase(pending_.begin() + static_cast<std::ptrdiff_t>(which));
+      operation();
+    } else if (stuck) {
+      report_deadlock();
+    } else if (!someone_ran) {
+      held_warps_ = 0;
+    }
+  }
+}
+
+// Every thread that can run, once, up to its next wait. With a random schedule some warps are held back: a few for this
+// round, others for many rounds.
+bool Machine::run_threads(bool& everyone_had_a_turn) {
+  std::uint64_t skipped = 0;
+  if (seed_) {
+    if (random_() % 8 == 0) held_warps_ = random_() | random_();
+    skipped = (random_() & random_()) | held_warps_;
+  }
+  everyone_had_a_turn = skipped == 0;
+  bool someone_ran = false;
+  for (const int i : order_) {
+    Thread& thread = threads_[i];
+    if (skipped >> (thread.warp() + 32 * (thread.block->rank & 1)) % 64 & 1) continue;
+    if (thread.done || (thread.awaited && *thread.awaited < thread.target)) continue;
+    thread.awaited = nullptr;
+    current_ = &thread;
+    someone_ran = true;
+    thread.fiber.resume();
+  }
+  return someone_ran;
+}
+
+void Machine::report_deadlock() const {
+  for (const Thread& thread : threads_) {
+    if (thread.done) continue;
+    throw std::runtime_error("emulated deadlock in block " + text(thread.block->index) + ": " + std::to_string(live_) +
+                             " threads wait for ever, thread " + std::to_string(thread.index) + " in " + thread.reason);
+  }
+  throw std::runtime_error("emulated deadlock");
+}
+
+}  // namespace aapt::emulate

@@ -1,0 +1,18 @@
+// SPDX-License-Identifier: Apache-2.0
+// Attention over pages, as the rest of the world calls it.
+#pragma once
+
+#include <optional>
+
+#include "common/launch.h"
+#include "common/tensor.h"
+
+namespace aapt {
+
+// q, out [B, N, H, D]; k_pages, v_pages [P, 64, Hkv, D]; page_ids, page_valid int32 [B, M]; page_bias float32 [B, M];
+// lse float32 [B, H, N]. out and lse are dense. Throws std::invalid_argument or Unsupported before anything is launched.
+void paged_attention_portable(const Tensor& q, const Tensor& k_pages, const Tensor& v_pages, const Tensor& page_ids,
+                              const Tensor& page_valid, const std::optional<Tensor>& page_bias, const Tensor& out,
+                              const Tensor& lse, float scale, const Stream& stream);
+
+}  // namespace aapt

@@ -1,0 +1,38 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the attention kernels are given. The maths is in python/aapt_fast/ops/paged_attention.py.
+#pragma once
+
+#include <cstdint>
+
+#include "common/launch.h"
+
+namespace aapt {
+
+struct PagedAttentionParams {
+  const void* q;                  // [B, N, H, D], rows of D dense
+  const void* k_pages;            // [P, 64, Hkv, D], likewise
+  const void* v_pages;            // [P, 64, Hkv, D]
+  const std::int32_t* page_ids;   // [B, M]
+  const std::int32_t* page_valid; // [B, M]
+  const float* page_bias;         // [B, M] or null
+  void* out;                      // [B, N, H, D], dense
+  float* lse;                     // [B, H, N], dense
+
+  // strides in elements; 64 bits, because a pool passes 2^31 elements easily
+  struct Rows {
+    std::int64_t outer, token, head;
+  };
+  Rows q_stride;      // outer: row of the batch
+  Rows k_stride;      // outer: page
+  Rows v_stride;
+  std::int64_t ids_stride[2], valid_stride[2], bias_stride[2];
+
+  int batch, tokens, heads, kv_heads, entries, pages;
+  float scale_log2;  // scale * log2(e): the softmax is computed in powers of two
+};
+
+// One instantiation per element type and head width D.
+template <class Element, int kHeadDim>
+void launch_paged_attention_portable(const PagedAttentionParams& params, const Stream& stream);
+
+}  // namespace aapt
