@@ -56,6 +56,23 @@ def test_op_and_reference_equal_explicit_softmax(table, device):
                 assert torch.equal(lse[row], torch.full_like(lse[row], -torch.inf))
 
 
+@pytest.mark.parametrize("device", DEVICES)
+def test_page_bias_is_added_to_the_scores_of_its_page(device):
+    case = paged_case([[36, 0, 5, 36], [64, 36, 0, 1]], head_dim=HEAD_DIM, device=device)
+    q, bias = queries(2, device=device), torch.tensor([[1.0, torch.nan, -2.0, 0.5], [0.0, 3.0, torch.nan, -1.0]])
+    listed = (q, case.k_pages, case.v_pages, case.page_ids, case.page_valid)
+    for out, lse in (
+        paged_attention(*listed, page_bias=bias.to(device)),
+        reference.paged_attention(*listed, HEAD_DIM**-0.5, bias.to(device)),
+    ):
+        for row in range(2):
+            keys, values = (x[row].repeat_interleave(2, 1) for x in (case.keys, case.values))
+            scores = torch.einsum("nhd,shd->hns", q[row], keys) * HEAD_DIM**-0.5
+            scores = scores + bias[row].to(device).repeat_interleave(case.page_valid[row])
+            assert_near(out[row], torch.einsum("hns,shd->nhd", scores.softmax(-1), values), 1e-5, "out")
+            assert_near(lse[row], scores.logsumexp(-1), 1e-5, "lse")
+
+
 @pytest.mark.parametrize("heads", [1, 2, 6], ids=lambda heads: f"{heads} heads")
 @pytest.mark.parametrize("tokens", [0, *LENGTHS], ids=lambda tokens: f"{tokens} tokens")
 def test_lengths_and_grouped_heads(tokens, heads):
@@ -176,6 +193,8 @@ BAD_INPUTS = {
     "table dtype": ({"page_ids": torch.zeros(2, 2).long()}, r"page_ids: expected torch\.int32, got torch\.int64"),
     "valid shape": ({"page_valid": torch.zeros(2, 3).int()}, r"page_valid: expected shape \[2, 2\], got \[2, 3\]"),
     "valid dtype": ({"page_valid": torch.zeros(2, 2)}, r"page_valid: expected torch\.int32, got torch\.float32"),
+    "bias shape": ({"page_bias": torch.zeros(2, 3)}, r"page_bias: expected shape \[2, 2\], got \[2, 3\]"),
+    "bias dtype": ({"page_bias": torch.zeros(2, 2).half()}, r"page_bias: expected torch\.float32, got torch\.float16"),
     "page outside the pool": (
         {"page_ids": torch.tensor([[0, 1], [ABSURD_PAGE, 2]]).int()},
         rf"page_ids: expected ids in 0\.\.5 \(the pool\), got {ABSURD_PAGE} in row 1",

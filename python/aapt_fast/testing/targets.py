@@ -9,11 +9,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 
 from aapt_fast.ops._load import extension
-from aapt_fast.ops.kernels import use_kernels
+from aapt_fast.ops.kernels import stream_of, use_kernels, view
 
 EMULATED_BUILD = Path(__file__).parents[3] / "build" / "emulated"
 """Where `make emulated` builds, seen from a checkout."""
@@ -34,6 +35,11 @@ class Target:
             self.module.set_schedule(schedule)
         with use_kernels(*(names or ("all",)), extension=self.module):
             yield
+
+    def call(self, function: str, *arguments: Any) -> None:
+        """Call a function of the module directly, below the checks of its op; tensors [...] are passed as views."""
+        views = [view(x) if isinstance(x, torch.Tensor) else x for x in arguments]
+        getattr(self.module, function)(*views, stream_of(self.device))
 
 
 def emulated(folder: Path = EMULATED_BUILD) -> Target:

@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Would the tests of the kernels notice? Each case plants one bug in a kernel and runs that kernel's tests."""
+
+from __future__ import annotations
+
+import pytest
+
+from aapt_fast.testing.planting import Bug, plant, passes
+from aapt_fast.testing.targets import EMULATED_BUILD
+
+ATTENTION = {
+    "source": "paged_attention/instantiations/bf16_d64.cu",
+    "tests": "test_paged_attention.py",
+    "select": "not torch.float16 and not 128",
+}
+KERNEL, SOFTMAX, TABLE = (f"paged_attention/{name}.cuh" for name in ("kernel_portable", "softmax", "page_table"))
+
+BUGS = [
+    Bug(
+        "no barrier before keys and values are overwritten",
+        KERNEL,
+        "arch::cp_async_wait<0>();\n    arch::sync_threads();\n    load_tile",
+        "arch::cp_async_wait<0>();\n    load_tile",
+        **ATTENTION,
+    ),
+    Bug(
+        "no wait for the keys",
+        KERNEL,
+        "arch::cp_async_wait<0>();\n    arch::sync_threads();",
+        "arch::sync_threads();",
+        **ATTENTION,
+    ),
+    Bug("no wait for the values", KERNEL, "arch::cp_async_wait<1>();", "", **ATTENTION),
+    Bug("a wait that leaves the values on their way", KERNEL, "cp_async_wait<1>", "cp_async_wait<2>", **ATTENTION),
+    Bug(
+        "no barrier after the values have come",
+        KERNEL,
+        "arch::cp_async_wait<1>();\n        arch::sync_threads();",
+        "arch::cp_async_wait<1>();",
+        **ATTENTION,
+    ),
+    Bug(
+        "the next keys overwrite those in use",
+        KERNEL,
+        "load_keys(next, stage ^ 1)",
+        "load_keys(next, stage)",
+        **ATTENTION,
+    ),
+    Bug(
+        "no barrier between writing and reading the result",
+        KERNEL,
+        "arch::sync_warp();\n  constexpr",
+        "constexpr",
+        **ATTENTION,
+    ),
+    Bug(
+        "unused slots are loaded", KERNEL, "const bool inside = row < valid;", "const bool inside = true;", **ATTENTION
+    ),
+    Bug(
+        "the valid count is ignored in the scores",
+        KERNEL,
+        "if (page.valid < Config::kKeys) mask",
+        "if (false) mask",
+        **ATTENTION,
+    ),
+    Bug(
+        "page offsets of keys in 32 bits",
+        KERNEL,
+        "k + page.id * params.k_stride.outer",
+        "k + page.id * int(params.k_stride.outer)",
+        **ATTENTION,
+    ),
+    Bug(
+        "page offsets of values in 32 bits",
+        KERNEL,
+        "v + page.id * params.v_stride.outer",
+        "v + page.id * int(params.v_stride.outer)",
+        **ATTENTION,
+    ),
+    Bug(
+        "the last tokens are not written",
+        KERNEL,
+        "if (first_token + r < params.tokens) {",
+        "if (first_token + Config::kRows <= params.tokens) {",
+        **ATTENTION,
+    ),
+    Bug(
+        "query heads share the wrong keys",
+        KERNEL,
+        "head * params.kv_heads / params.heads",
+        "head % params.kv_heads",
+        **ATTENTION,
+    ),
+    Bug(
+        "the last entry of the page table is skipped",
+        TABLE,
+        "while (entry_ < params_.entries)",
+        "while (entry_ + 1 < params_.entries)",
+        **ATTENTION,
+    ),
+    Bug("a page just past the pool is read", TABLE, "id >= params_.pages", "id > params_.pages", **ATTENTION),
+    Bug("65 valid slots are accepted", TABLE, "valid > kPageSlots", "valid > kPageSlots + 1", **ATTENTION),
+    Bug("the bias is not in powers of two", TABLE, "bias * kLog2E", "bias", **ATTENTION),
+    Bug(
+        "the output is not rescaled when the maximum grows",
+        SOFTMAX,
+        "out[tile][n][first] *= correction;",
+        "",
+        **ATTENTION,
+    ),
+    Bug("the sum is of one lane only", SOFTMAX, "sum_[r] += arch::shuffle_xor(sum_[r], 2);", "", **ATTENTION),
+    Bug(
+        "minus infinity minus minus infinity", SOFTMAX, "maximum == -INFINITY ? 0.0f : maximum", "maximum", **ATTENTION
+    ),
+    Bug(
+        "the log-sum-exp is in powers of two",
+        SOFTMAX,
+        "(maximum_[r] + arch::log2_approx(sum_[r])) * kLn2",
+        "maximum_[r] + arch::log2_approx(sum_[r])",
+        **ATTENTION,
+    ),
+]
+
+
+@pytest.mark.parametrize("bug", BUGS, ids=lambda bug: f"{bug.tests[5:-3]}: {bug.what}")
+def test_bug_is_noticed(bug, tmp_path):
+    assert not passes(plant(bug, tmp_path / "planted"), bug.tests, bug.select)
+
+
+@pytest.mark.parametrize("tests", sorted({(bug.tests, bug.select) for bug in BUGS}), ids=lambda tests: tests[0])
+def test_the_same_passes_without_a_bug(tests):
+    assert passes(EMULATED_BUILD, *tests)
