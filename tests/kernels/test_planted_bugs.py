@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from aapt_fast.testing.planting import Bug, plant, passes
+from aapt_fast.testing.planting import Bug, passes, plant
 from aapt_fast.testing.targets import EMULATED_BUILD
 
 ATTENTION = {

@@ -13,6 +13,7 @@ from aapt_fast.ops.channel_concat import IMPLEMENTATIONS as _CHANNEL_CONCAT
 from aapt_fast.ops.channel_concat import channel_concat, channel_concat_noise
 from aapt_fast.ops.gate_residual_norm import IMPLEMENTATIONS as _GATE_RESIDUAL_NORM
 from aapt_fast.ops.gate_residual_norm import gate_residual_norm
+from aapt_fast.ops.kernels import KERNELS, use_kernels
 from aapt_fast.ops.kv_write import IMPLEMENTATIONS as _KV_WRITE
 from aapt_fast.ops.kv_write import kv_write, normalise_and_rotate
 from aapt_fast.ops.paged_attention import IMPLEMENTATIONS as _PAGED_ATTENTION
@@ -22,6 +23,7 @@ from aapt_fast.ops.philox import philox_normal
 from aapt_fast.ops.rope import FrameRope, rope_tables
 
 __all__ = [
+    "KERNELS",
     "PAGE_SLOTS",
     "Cache",
     "FrameRope",
@@ -36,6 +38,7 @@ __all__ = [
     "paged_attention",
     "philox_normal",
     "rope_tables",
+    "use_kernels",
 ]
 
 

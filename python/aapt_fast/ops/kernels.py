@@ -110,20 +110,25 @@ def run_kernel(op: str, device: torch.device, launch: Callable[[Callable[..., An
 
     Raises:
         ValueError: a kernel that was asked for does not do these arguments.
-        RuntimeError: the launch failed.
+        RuntimeError: the launch failed, or a kernel was asked for on a GPU and the compiled module does not have it.
     """
     selected = selection()
     if selected.names == ("none",):
         return None
     module = selected.module()
-    if module is None or not runs_on(module, device):
-        return None
+    usable = module is not None and runs_on(module, device)
     for kernel in KERNELS:
-        name = kernel.replace("/", "_")
-        if kernel.split("/")[0] != op or not hasattr(module, name) or not selected.allows(kernel, module, device):
+        if kernel.split("/")[0] != op:
+            continue
+        function = getattr(module, kernel.replace("/", "_"), None) if usable else None
+        if function is None:
+            if device.type == "cuda" and selected.asks_for(kernel):
+                raise RuntimeError(f"{kernel}: expected a build of aapt_fast with this kernel and CUDA, got {module}")
+            continue
+        if not selected.allows(kernel, module, device):
             continue
         try:
-            return launch(getattr(module, name), stream_of(device))
+            return launch(function, stream_of(device))
         except module.Unsupported as obstacle:
             if selected.asks_for(kernel):
                 raise

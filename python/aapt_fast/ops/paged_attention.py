@@ -7,8 +7,9 @@ For row b let the key set be the first `page_valid[b, m]` slots of page `page_id
     lse[b, h, n] = ln sum_j exp(s[n, j])
     out[b, n, h] = sum_j exp(s[n, j] - lse[b, h, n]) v[j, h * Hkv // H]
 
-where the query heads share Hkv key heads in equal groups and m(j) is the entry that lists slot j. There is no mask, and the order of the entries has no meaning: keys carry their position (RoPE) already. Pages
-and slots that are not listed may hold anything, NaN included. The log-sum-exp lets partial results be merged.
+where the query heads share Hkv key heads in equal groups and m(j) is the entry that lists slot j. There is no mask, and
+the order of the entries has no meaning: keys carry their position (RoPE) already. Pages and slots that are not listed
+may hold anything, NaN included. The log-sum-exp lets partial results be merged.
 """
 
 from __future__ import annotations
