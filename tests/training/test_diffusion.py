@@ -12,9 +12,9 @@ import torch
 from aapt_fast.models.config import MiniVAEConfig
 from aapt_fast.models.generator import Generator
 from aapt_fast.models.mini_vae import MiniVAE
-from aapt_fast.models.presets import NANO, NANO_TEXT
+from aapt_fast.models.presets import NANO
 from aapt_fast.streaming.controls import clip_controls
-from aapt_fast.training import diffusion
+from aapt_fast.training.clips import LatentClips
 from aapt_fast.training.data import ClipSetConfig, make_clip, to_float
 from aapt_fast.training.diffusion import DiffusionConfig, decoder_sensitivity, flow_matching_loss, train_diffusion
 
@@ -22,15 +22,15 @@ SHORT = DiffusionConfig(NANO, steps=6, batch=2, clip_frames=4, evaluate_every=3,
 CLIPS = ClipSetConfig("nano", clips=4, frames=17, size=32, identities=2)
 
 
-def random_clips(clips: int = 3, frames: int = 5) -> tuple[torch.Tensor, torch.Tensor]:
+def random_clips(clips: int = 3, frames: int = 5) -> LatentClips:
     """Latents [clips, 16, frames, 4, 4] and points [clips, 1 + 4 (frames - 1), 19, 3]."""
     generator = torch.Generator().manual_seed(3)
     latents = torch.randn(clips, 16, frames, 4, 4, generator=generator)
-    return latents, torch.rand(clips, 4 * frames - 3, 19, 3, generator=generator)
+    return LatentClips(latents, torch.rand(clips, 4 * frames - 3, 19, 3, generator=generator), NANO)
 
 
 def train(folder: Path, config: DiffusionConfig = SHORT, evaluate=lambda model: {}) -> Generator:
-    return train_diffusion(folder, config, *random_clips(), torch.ones(16), evaluate)
+    return train_diffusion(folder, config, random_clips(), torch.ones(16), evaluate)
 
 
 def checkpoint(folder: Path) -> dict:
@@ -91,61 +91,43 @@ def test_evaluations_see_the_average_and_the_result_is_the_average(tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
-    latents, points = random_clips()
-    latents[:] = torch.nan
+    clips = random_clips()
+    clips.latents[:] = torch.nan
     with pytest.raises(FloatingPointError, match="loss is nan at step 0"):
-        train_diffusion(tmp_path, SHORT, latents, points, torch.ones(16), lambda model: {})
+        train_diffusion(tmp_path, SHORT, clips, torch.ones(16), lambda model: {})
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("clip_frames", "message"),
     [
-        (lambda z, p: (z[:0], p[:0], {}), "latents: expected at least one clip, got an empty set"),
-        (lambda z, p: (z, p[:2], {}), "points: expected 3 clips, got 2"),
-        (lambda z, p: (z, p[:, :-1], {}), "points: expected 17 video frames, got 16"),
-        (lambda z, p: (z, p, dict(clip_frames=5)), "clip_frames: expected at most 4, the frames of a clip, got 5"),
-        (lambda z, p: (z, p, dict(clip_frames=3)), r"clip_frames: expected at least 4 \(window and sink\), got 3"),
-        (lambda z, p: (z, p, dict(model=NANO_TEXT)), "model.control: expected a pose control, got None"),
+        (5, "clip_frames: expected at most 4, the frames of a clip, got 5"),
+        (3, r"clip_frames: expected at least 4 \(window and sink\), got 3"),
     ],
-    ids=["no clips", "clips", "video frames", "too long", "too short", "no control"],
 )
-def test_clips_that_do_not_fit_are_refused(tmp_path, change, message):
-    latents, points, fields = change(*random_clips())
-    config = dataclasses.replace(SHORT, **fields)
+def test_clips_that_are_too_short_are_refused(tmp_path, clip_frames, message):
     with pytest.raises(ValueError, match=message):
-        train_diffusion(tmp_path / "run", config, latents, points, torch.ones(16), lambda generator: {})
+        train(tmp_path / "run", dataclasses.replace(SHORT, clip_frames=clip_frames))
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("share_at_start", [0.0, 0.5, 1.0])
-def test_batches_are_spans_of_consecutive_frames(tmp_path, monkeypatch, share_at_start):
-    """All of latent frame i is i: the recycled frame is the one before, and spans begin where they should."""
+@pytest.mark.parametrize("share_at_one", [0.0, 0.25, 1.0])
+def test_timesteps_and_recycled_noise(tmp_path, monkeypatch, share_at_one):
+    """Of the recycled frames only the first one, the image, is always without noise."""
     seen = []
 
     def forward(model, noised, recycled, control, t, cache):
-        seen.append((recycled[:, 0, :, 0, 0], control, t))
+        seen.append((recycled, t))
         return recycled + 0 * model.unpatch.weight.sum()
 
-    def loss(predicted, clean, t, channel_weights, smallest_t):
-        starts.append(int(clean[0, 0, 0, 0, 0]))
-        assert torch.equal(clean[:, 0, :, 0, 0], seen[-1][0] + 1)
-        assert torch.equal(clean[:, 0, :, 0, 0], starts[-1] + torch.arange(4.0).expand(8, -1))
-        return predicted.mean()
-
-    starts: list[int] = []
     monkeypatch.setattr(Generator, "forward", forward)
-    monkeypatch.setattr(diffusion, "flow_matching_loss", loss)
-    latents = torch.arange(8.0).view(1, 1, 8, 1, 1).expand(3, 16, -1, 4, 4)
-    config = DiffusionConfig(NANO, steps=60, batch=8, clip_frames=4, share_at_one=0.25)
-    config = dataclasses.replace(config, share_at_start=share_at_start)
-    train_diffusion(tmp_path, config, latents, random_clips(frames=8)[1], torch.ones(16), lambda model: {})
-    share = sum(start == 1 for start in starts) / len(starts)
-    assert share == pytest.approx(share_at_start + (1 - share_at_start) / 4, abs=0.15)  # one of 4 places is the start
-    assert set(starts) == ({1} if share_at_start == 1 else {1, 2, 3, 4})
-    assert float((torch.cat([t for _, _, t in seen]) == 1).float().mean()) == pytest.approx(0.25, abs=0.07)
-    untold = [(control[:, 300:, 0] == 0).all((1, 2, 3)) for _, control, _ in seen]  # the pose of the recycled frame
-    assert float(torch.cat(untold).float().mean()) == pytest.approx(share * config.drop_first_pose, abs=0.06)
-    assert all((control[:, :300, 0] != 0).any() for _, control, _ in seen)
+    clips = random_clips()
+    clips.latents[:] = 1.0
+    config = dataclasses.replace(SHORT, steps=40, batch=8, share_at_one=share_at_one)
+    train_diffusion(tmp_path, config, clips, torch.ones(16), lambda model: {})
+    recycled, t = (torch.cat(tensors) for tensors in zip(*seen, strict=True))
+    assert float((t == 1).float().mean()) == pytest.approx(share_at_one, abs=0.08)
+    assert (recycled[:, :, 0] == 1).all() and (recycled[:, :, 1:] != 1).float().mean() > 0.99
+    assert recycled[:, :, 1:].std() < 0.1
 
 
 def gaussian_pair(t: float, deviation: float, count: int = 40_000) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -214,7 +196,7 @@ def test_the_nano_model_learns_the_world(tmp_path):
         return {"error": errors[-1]}
 
     config = DiffusionConfig(NANO, steps=60, batch=4, clip_frames=4, evaluate_every=20)
-    train_diffusion(tmp_path, config, latents, points, torch.ones(16), evaluate)
+    train_diffusion(tmp_path, config, LatentClips(latents, points, NANO), torch.ones(16), evaluate)
     still = float((clean - recycled).square().mean())
     assert errors[0] > errors[1] > errors[2]
     assert errors[2] < 0.9 * still

@@ -6,7 +6,15 @@ import math
 import pytest
 import torch
 
-from aapt_fast.training.losses import codec_loss, relativistic_discriminator_loss, relativistic_generator_loss
+from aapt_fast.training.losses import (
+    approximate_penalty,
+    codec_loss,
+    consistency_loss,
+    exact_penalty,
+    logit_centring,
+    relativistic_discriminator_loss,
+    relativistic_generator_loss,
+)
 
 SHAPE = (2, 3, 5, 8, 8)
 
@@ -54,6 +62,62 @@ def test_relativistic_losses_compare_pairs():
     expected = (math.log1p(math.exp(-3)) + math.log1p(math.exp(1))) / 2
     assert float(relativistic_generator_loss(fake, real)) == pytest.approx(expected, rel=1e-6)
     assert float(relativistic_discriminator_loss(real, fake)) == pytest.approx(expected, rel=1e-6)
+
+
+def test_relativistic_gradients_in_float64():
+    """d/dx softplus(x) is the logistic function of x."""
+    fake, real = (torch.randn(5, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    gap = (fake - real).detach()
+    (gradient,) = torch.autograd.grad(relativistic_generator_loss(fake, real), fake)
+    assert torch.allclose(gradient, -torch.sigmoid(-gap) / 5, rtol=1e-12)
+    (gradient,) = torch.autograd.grad(relativistic_discriminator_loss(fake, real), fake)
+    assert torch.allclose(gradient, torch.sigmoid(gap) / 5, rtol=1e-12)
+    assert torch.autograd.gradcheck(relativistic_generator_loss, (fake, real))
+
+
+def quadratic_logits(x: torch.Tensor) -> torch.Tensor:
+    """Two logits per row of x [B, 3]: a linear one with gradient (1, 2, -2), and |x|^2 / 2 with gradient x."""
+    return torch.stack([x @ torch.tensor([1.0, 2.0, -2.0], dtype=x.dtype), x.square().sum(1) / 2], dim=1)
+
+
+def test_exact_penalty_is_the_mean_squared_gradient():
+    x = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
+    expected = (9 + x.square().sum(1)).mean() / 2
+    penalty = exact_penalty(quadratic_logits(x), x)
+    assert torch.allclose(penalty, expected, rtol=1e-12)
+    (gradient,) = torch.autograd.grad(penalty, x)
+    assert torch.allclose(gradient, x / 4, rtol=1e-12)  # it can be trained through
+
+
+@pytest.mark.parametrize("sigma", [1e-2, 1e-3])
+def test_approximate_penalty_tends_to_sigma_squared_times_the_exact_one(sigma):
+    x = torch.randn(200_000, 3, dtype=torch.float64, requires_grad=True)
+    logits = quadratic_logits(x)
+    exact = exact_penalty(logits, x).detach()
+    disturbed = quadratic_logits(x + sigma * torch.randn_like(x))
+    approximate = approximate_penalty(logits, disturbed).detach() / sigma**2
+    assert float(approximate) == pytest.approx(float(exact), rel=0.02)
+
+
+def test_approximate_penalty_of_a_constant_is_zero():
+    logits = torch.randn(4, 3)
+    assert approximate_penalty(logits, logits) == 0
+    assert float(approximate_penalty(logits, logits + 0.5)) == pytest.approx(0.25, rel=1e-5)
+
+
+def test_centring_sees_the_common_part_of_the_logits_only():
+    fake, real = torch.tensor([1.0, -2.0]), torch.tensor([-1.0, 2.0])
+    assert logit_centring(fake, real) == 0
+    assert float(logit_centring(fake + 0.5, real + 0.5)) == pytest.approx(1.0)
+
+
+def test_consistency_loss_pulls_the_prediction_only():
+    predicted = torch.zeros(2, 2, 1, 1, 1, requires_grad=True)
+    target = torch.ones(2, 2, 1, 1, 1, requires_grad=True)
+    loss = consistency_loss(predicted, target, torch.tensor([3.0, 1.0]))
+    loss.backward()
+    assert loss.item() == 2 and target.grad is None
+    assert torch.equal(predicted.grad.flatten(), torch.tensor([-1.5, -0.5, -1.5, -0.5]))
 
 
 def test_losses_edit_nothing():

@@ -7,12 +7,16 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+import torch
 
 import aapt_fast
 from aapt_fast.models.config import MiniVAEConfig
 from aapt_fast.models.presets import NANO
+from aapt_fast.testing.compare import assert_near
 from aapt_fast.training import recipes
+from aapt_fast.training.adversarial import AdversarialConfig
 from aapt_fast.training.codec import CodecConfig
+from aapt_fast.training.consistency import ConsistencyConfig
 from aapt_fast.training.data import ClipSetConfig, make_clip
 from aapt_fast.training.diffusion import DiffusionConfig
 
@@ -29,17 +33,25 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     vae = MiniVAEConfig(encoder_widths=(4, 4, 4), decoder_widths=(4, 4, 4))
     codec = CodecConfig(model=vae, steps=3, batch=1, crop=32, evaluate_every=2, compile=False)
     monkeypatch.setattr(recipes, "CODEC", codec)
-    monkeypatch.setattr(recipes, "DIFFUSION", DiffusionConfig(NANO, steps=3, batch=2, clip_frames=5, evaluate_every=2))
+    short = {"steps": 3, "batch": 2, "evaluate_every": 2}
+    monkeypatch.setattr(recipes, "DIFFUSION", DiffusionConfig(NANO, clip_frames=5, **short))
+    monkeypatch.setattr(recipes, "CONSISTENCY", ConsistencyConfig(NANO, clip_frames=5, **short))
+    adversarial = AdversarialConfig(
+        NANO, segment_frames=3, identities=2, adversarial=0.1, discriminator_alone=1, **short
+    )
+    monkeypatch.setattr(recipes, "ADVERSARIAL", adversarial)
 
 
 def test_from_an_empty_folder_to_a_session(tiny: None, tmp_path: Path) -> None:
-    recipes.train_person(tmp_path)
-    for name in ("codec/log.csv", "codec/samples.png", "diffusion/log.csv", "diffusion/samples.png"):
-        assert (tmp_path / name).stat().st_size > 0
+    recipes.train_person(tmp_path, recipes.STAGES)
+    for stage in ("codec", *recipes.GENERATOR_STAGES):
+        assert all((tmp_path / stage / name).stat().st_size > 0 for name in ("log.csv", "samples.png"))
     assert "mirrored pose followed" in (tmp_path / "evaluation" / "report.md").read_text()
     file = tmp_path / "mini-person" / "model.safetensors"
     model, gallery = aapt_fast.load_model(file), aapt_fast.load_gallery(file)
     assert len(gallery) == 2 and len(gallery[0].pose) == 17
+    last = torch.load(tmp_path / "adversarial" / "generator.pt", weights_only=True)
+    assert_near(model.generator.unpatch.weight, last["unpatch.weight"].half().float(), 1e-6)
     with aapt_fast.StreamSession(model, gallery[0].image) as session:
         assert session.step(make_clip(recipes.GALLERY_CLIPS, 0)[1][:4]).shape == (4, 32, 32, 3)
 
@@ -49,5 +61,18 @@ def test_stages_in_the_wrong_order_say_what_is_missing(tmp_path: Path) -> None:
         recipes.train_person(tmp_path, ("diffusion",))
     with pytest.raises(ValueError, match=r"out: expected a folder with a finished stage 1"):
         recipes.train_person(tmp_path, ("export",))
-    with pytest.raises(ValueError, match=r"stage: expected codec \| diffusion \| export \| evaluate, got sing"):
+    with pytest.raises(
+        ValueError, match="finished stage 1 .* run stage diffusion first"
+    ):
+        recipes.train_person(tmp_path, ("adversarial",))
+    with pytest.raises(ValueError, match=r"stage: expected codec \| diffusion \| consistency \| .*, got sing"):
         recipes.train_person(tmp_path, ("sing",))
+
+
+def test_the_last_finished_stage_counts(tmp_path: Path) -> None:
+    assert recipes.last_stage(tmp_path) == "diffusion"
+    for stage in ("diffusion", "adversarial"):
+        (tmp_path / stage).mkdir()
+        (tmp_path / stage / "generator.pt").touch()
+    assert recipes.last_stage(tmp_path) == "adversarial"
+    assert recipes.last_stage(tmp_path, before="adversarial") == "diffusion"

@@ -6,7 +6,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from aapt_fast.training.recipes import STAGES, train_person
+from aapt_fast.training.recipes import MAIN_STAGES, STAGES, train_person
 
 RECIPES = {"person": train_person}
 
@@ -18,4 +18,4 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    RECIPES[arguments.recipe](arguments.out, tuple(arguments.stage or STAGES))
+    RECIPES[arguments.recipe](arguments.out, tuple(arguments.stage or MAIN_STAGES))

@@ -10,6 +10,8 @@ learned per-layer vectors ("AdaSingle").
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -144,6 +146,14 @@ class ConvHead(nn.Module):
             return self.conv_out(F.silu(x).to(self.conv_out.weight.dtype))
 
 
+class _Inputs(NamedTuple):
+    """What the network sees of each frame, frames first: [B F, channels, h, w]."""
+
+    noised: Tensor
+    recycled: Tensor
+    features: Tensor | None  # of the control
+
+
 class Generator(nn.Module):
     """Predicts clean frames. See `forward`; `new_cache` makes the cache of a whole clip."""
 
@@ -184,40 +194,63 @@ class Generator(nn.Module):
         control [B, step_channels, F, h, w] or None; t [B] in 0..1. Returns x0 [B, C, F, h, w] in float32.
         At t = 1 this is the paper's one-evaluation generator, eps - v(eps). Raises ValueError for other shapes.
         """
-        self._check(noised, recycled, control, t)
-        batch, channels, frames, height, width = noised.shape
-        grid = (height // self.config.patch, width // self.config.patch)
-        flat_noised, flat_recycled = _frames_first(noised), _frames_first(recycled)
-        features = _frames_first(control) if control is not None else None
-        if self.control_stem is not None and features is not None:
-            features = self.control_stem(features.contiguous(memory_format=torch.channels_last))
-        tokens = channel_concat(
-            flat_noised, flat_recycled, features, self.patch_embed.weight, self.patch_embed.bias, self.config.patch
-        )
-        x = tokens.view(batch, frames, grid[0] * grid[1], -1)
+        inputs = self._inputs(noised, recycled, control, t)
         modulation = self.timestep(t)
-        update, gate = None, None
+        x, update, gate = self._embed(inputs, len(t)), None, None
         for layer, block in enumerate(self.blocks):
             x, update, gate = block(x, update, gate, modulation, cache, layer)
-        cache.advance(frames)
+        cache.advance(x.shape[1])
         final = (self.modulation_out + modulation[:, :2]).to(x.dtype)[:, :, None]
         _, normed = gate_residual_norm(x.flatten(1, 2), update.flatten(1, 2), gate, final[:, 1], final[:, 0])
-        output = self._picture(normed, features, flat_noised, flat_recycled, grid)
-        output = output.float().view(batch, frames, channels, height, width).transpose(1, 2)
+        output = self._picture(normed, inputs).float().unflatten(0, x.shape[:2]).transpose(1, 2)
         if self.config.prediction == "velocity":
             return noised.float() - t.float().view(-1, 1, 1, 1, 1) * output
         return output + self.skip[0] * noised.float() + self.skip[1] * recycled.float()
 
-    def _picture(
-        self, tokens: Tensor, features: Tensor | None, noised: Tensor, recycled: Tensor, grid: tuple[int, int]
-    ) -> Tensor:
+    def hidden_states(
+        self, noised: Tensor, recycled: Tensor, control: Tensor | None, t: Tensor, cache: Cache, depths: Sequence[int]
+    ) -> list[Tensor]:
+        """The token stream [B, F, N, d] after so many blocks, for each of the ascending `depths` (1 = the first block).
+
+        The other arguments are those of `forward`. Raises ValueError for depths that do not ascend or do not exist.
+        """
+        fits = (
+            bool(depths) and list(depths) == sorted(set(depths)) and depths[0] >= 1 and depths[-1] <= len(self.blocks)
+        )
+        require(fits, "depths", f"ascending numbers of blocks in 1..{len(self.blocks)}", tuple(depths))
+        inputs = self._inputs(noised, recycled, control, t)
+        modulation = self.timestep(t)
+        x, update, gate = self._embed(inputs, len(t)), None, None
+        states = []
+        for layer, block in enumerate(self.blocks[: depths[-1]]):
+            x, update, gate = block(x, update, gate, modulation, cache, layer)
+            if layer + 1 in depths:
+                states.append(x + gate[:, None] * update)
+        return states
+
+    def _inputs(self, noised: Tensor, recycled: Tensor, control: Tensor | None, t: Tensor) -> _Inputs:
+        self._check(noised, recycled, control, t)
+        features = _frames_first(control) if control is not None else None
+        if self.control_stem is not None and features is not None:
+            features = self.control_stem(features.contiguous(memory_format=torch.channels_last))
+        return _Inputs(_frames_first(noised), _frames_first(recycled), features)
+
+    def _embed(self, inputs: _Inputs, batch: int) -> Tensor:
+        """Tokens [B, F, N, d] of the inputs of B rows."""
+        weight, bias = self.patch_embed.weight, self.patch_embed.bias
+        tokens = channel_concat(inputs.noised, inputs.recycled, inputs.features, weight, bias, self.config.patch)
+        return tokens.unflatten(0, (batch, -1))
+
+    def _picture(self, tokens: Tensor, inputs: _Inputs) -> Tensor:
         """Tokens [B, F N, d] -> the network's output [B F, C, h, w]."""
-        patches = self.unpatch(tokens).view(len(noised), *grid, -1).permute(0, 3, 1, 2)
+        frames, _, height, width = inputs.noised.shape
+        grid = (height // self.config.patch, width // self.config.patch)
+        patches = self.unpatch(tokens).view(frames, *grid, -1).permute(0, 3, 1, 2)
         picture = F.pixel_shuffle(patches, self.config.patch)
         if self.head is None:
             return picture
-        sources = [noised, recycled] + ([features] if features is not None else [])
-        return self.head(picture, torch.cat([source.to(picture.dtype) for source in sources], dim=1))
+        sources = [source.to(picture.dtype) for source in inputs if source is not None]
+        return self.head(picture, torch.cat(sources, dim=1))
 
     def encode_text(self, text: Tensor, t: Tensor) -> TextKV:
         """Prompt embeddings [B, L, text_width] -> per-layer keys and values; once per prompt and timestep t [B].

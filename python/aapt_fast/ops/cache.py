@@ -178,6 +178,41 @@ class GrowingCache:
         return parts
 
 
+class WholeClipCache:
+    """No cache at all: the frames of the one call attend to each other in both directions.
+
+    Args:
+        rope: gives (cos, sin), float32 [N, D / 2] each, for a frame index.
+        eps: of the RMSNorm.
+    """
+
+    def __init__(self, rope: Callable[[int], tuple[torch.Tensor, torch.Tensor]], *, eps: float = 1e-6) -> None:
+        self.next_frame = 1
+        self._rope, self._eps = rope, eps
+
+    def attend(
+        self,
+        layer: int,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        q_weight: torch.Tensor | None,
+        k_weight: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """As `Cache.attend`, q [B, F, N, H, D], but every frame sees all F frames."""
+        tables = [self._rope(index) for index in range(1, 1 + q.shape[1])]
+        cos, sin = (torch.cat(parts).to(q.device) for parts in zip(*tables, strict=True))
+        rotated_q = normalise_and_rotate(q.flatten(1, 2), q_weight, cos, sin, self._eps)
+        rotated_k = normalise_and_rotate(k.flatten(1, 2), k_weight, cos, sin, self._eps)
+        return _attention(rotated_q, [(rotated_k, v.flatten(1, 2))]).view(q.shape)
+
+    def advance(self, frames: int) -> None:
+        """See `Cache.advance`. Raises RuntimeError on a second call: there is nothing to continue from."""
+        if self.next_frame != 1:
+            raise RuntimeError("advance: expected one call per clip, got a second one")
+        self.next_frame += frames
+
+
 def _attention(q: torch.Tensor, parts: list[KeysAndValues]) -> torch.Tensor:
     """q [B, N, H, D] over the concatenated keys and values [B, N_i, Hkv, D] of all parts."""
     keys, values = (torch.cat(tensors, 1).transpose(1, 2) for tensors in zip(*parts, strict=True))

@@ -17,10 +17,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from aapt_fast.errors import require
 from aapt_fast.models.config import GeneratorConfig
 from aapt_fast.models.generator import Generator
-from aapt_fast.streaming.controls import clip_controls
+from aapt_fast.training.clips import LatentClips
 from aapt_fast.training.ema import WeightAverage
 from aapt_fast.training.optimiser import MatrixOptimiser
 from aapt_fast.training.run import TrainingRun
@@ -44,7 +43,6 @@ class DiffusionConfig:
     share_at_one: float = 0.5  # clips trained at exactly t = 1, where one evaluation makes a frame
     smallest_t: float = 0.3  # of the weight 1 / t^2 that turns a frame error into a velocity error
     recycled_noise: float = 0.0  # most noise added to recycled frames after the first; the paper adds none
-    drop_first_pose: float = 0.1  # clips whose first control does not say the pose of the image
     evaluate_every: int = 500
     seed: int = 0
 
@@ -52,28 +50,16 @@ class DiffusionConfig:
 def train_diffusion(
     folder: Path,
     config: DiffusionConfig,
-    latents: Tensor,
-    points: Tensor,
+    clips: LatentClips,
     channel_weights: Tensor,
     evaluate: Evaluation,
 ) -> Generator:
-    """Train on latents [clips, C, 1 + n, h, w] and points [clips, 1 + 4 n, J, 3]; returns the averaged weights.
+    """Train on `clips`; returns the averaged weights.
 
     `channel_weights` [C] weigh the latent channels in the loss. `evaluate` is called on the averaged weights.
-    Raises ValueError for clips that do not fit each other or the model.
+    Raises ValueError for clips that are too short.
     """
-    clips, _, frames = latents.shape[:3]
-    require(clips > 0, "latents", "at least one clip", "an empty set")
-    require(len(points) == clips, "points", f"{clips} clips", len(points))
-    require(points.shape[1] == 1 + 4 * (frames - 1), "points", f"{1 + 4 * (frames - 1)} video frames", points.shape[1])
-    longest = frames - 1
-    require(
-        config.clip_frames <= longest, "clip_frames", f"at most {longest}, the frames of a clip", config.clip_frames
-    )
-    least = config.model.window + 2
-    require(config.clip_frames >= least, "clip_frames", f"at least {least} (window and sink)", config.clip_frames)
-    require(config.model.control is not None, "model.control", "a pose control", None)
-
+    clips.require_frames(config.clip_frames, config.model.window + 2)
     torch.manual_seed(config.seed)
     model = Generator(config.model)
     average = WeightAverage(model)
@@ -88,23 +74,19 @@ def train_diffusion(
                 run.log(**evaluate(model))
 
         # a batch of clips, each at its own t
-        picks = torch.randint(clips, (config.batch,))
-        at_start = bool(torch.rand(()) < config.share_at_start)
-        first = 0 if at_start else int(torch.randint(longest - config.clip_frames + 1, ()))
-        span = slice(first, first + config.clip_frames)
-        clean, recycled = latents[picks, :, 1:][:, :, span], latents[picks, :, :-1][:, :, span].clone()
+        batch = clips.sample(config.batch, config.clip_frames, config.share_at_start)
+        recycled = batch.recycled.clone()
         noise_level = config.recycled_noise * torch.rand(config.batch, 1, 1, 1, 1)
         recycled[:, :, 1:] += noise_level * torch.randn_like(recycled[:, :, 1:])
-        control = _controls(points[picks], config)[:, :, span]
         t = sample_timesteps(config.batch, config.model.shift, config.share_at_one)
         t_wide = t.view(-1, 1, 1, 1, 1)
-        noised = (1 - t_wide) * clean + t_wide * torch.randn_like(clean)
+        noised = (1 - t_wide) * batch.clean + t_wide * torch.randn_like(batch.clean)
 
         # one training step
         optimiser.set_rate(warm_cosine(step, config.steps))
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            predicted = model(noised, recycled, control, t, model.new_cache())
-        loss = flow_matching_loss(predicted, clean, t, channel_weights, config.smallest_t)
+            predicted = model(noised, recycled, batch.control, t, model.new_cache())
+        loss = flow_matching_loss(predicted, batch.clean, t, channel_weights, config.smallest_t)
         run.track(loss=loss)
         optimiser.zero_grad()
         loss.backward()
@@ -127,17 +109,6 @@ def flow_matching_loss(
     """
     weight = t.clamp_min(smallest_t).square().reciprocal().view(-1, 1, 1, 1, 1)
     return (weight * channel_weights.view(1, -1, 1, 1, 1) * (predicted - clean).square()).mean()
-
-
-def _controls(points: Tensor, config: DiffusionConfig) -> Tensor:
-    """Controls [B, step_channels, n, h, w]; some clips do not tell the pose of their image, as some users will not."""
-    control_config = config.model.control
-    assert control_config is not None
-    controls = clip_controls(points, control_config, config.model.grid)
-    if control_config.with_previous:
-        dropped = torch.rand(len(points)) < config.drop_first_pose
-        controls[dropped, controls.shape[1] // 2 :, 0] = 0
-    return controls
 
 
 @torch.no_grad()

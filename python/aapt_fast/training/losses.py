@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -22,3 +23,34 @@ def relativistic_generator_loss(fake: Tensor, real: Tensor) -> Tensor:
 def relativistic_discriminator_loss(fake: Tensor, real: Tensor) -> Tensor:
     """mean softplus(fake - real) over paired logits: what the discriminator minimises."""
     return F.softplus(fake - real).mean()
+
+
+def consistency_loss(predicted: Tensor, target: Tensor, channel_weights: Tensor) -> Tensor:
+    """Mean weighted squared distance of frames [B, C, F, h, w]; the target gives no gradient."""
+    return (channel_weights.view(1, -1, 1, 1, 1) * (predicted - target.detach()).square()).mean()
+
+
+def approximate_penalty(logits: Tensor, disturbed: Tensor) -> Tensor:
+    """mean (D(x) - D(x + sigma n))^2: approximate R1 on real, R2 on generated frames (APT, arXiv 2501.08316, eq. 4).
+
+    For small sigma it tends to sigma^2 times the mean squared norm of the gradient, `exact_penalty`.
+    """
+    return (logits - disturbed).square().mean()
+
+
+def exact_penalty(logits: Tensor, frames: Tensor) -> Tensor:
+    """mean over all logits of |d logit / d frames|^2, frames [B, ...] with gradients recorded: exact R1 or R2.
+
+    One backward pass per logit of a row, each of them differentiable itself: for small models and for tests.
+    """
+    total = torch.zeros((), dtype=logits.dtype, device=logits.device)
+    columns = logits.flatten(1)
+    for column in columns.unbind(1):
+        (gradient,) = torch.autograd.grad(column.sum(), frames, create_graph=True)
+        total = total + gradient.square().sum() / len(columns)
+    return total / columns.shape[1]
+
+
+def logit_centring(fake: Tensor, real: Tensor) -> Tensor:
+    """mean (D_fake + D_real)^2: relativistic logits float, since only their difference counts; this holds them."""
+    return (fake + real).square().mean()

@@ -2,6 +2,9 @@
 """Recipes: which data, which stages and which settings make a bundled model.
 
 make train-person        # renders, trains the codec and stage 1, exports and evaluates; resumable at any kill
+
+The later stages of AAPT start from what is there: consistency from stage 1, adversarial from consistency if that has
+finished, else from stage 1. What is exported and evaluated is the last stage that has finished.
 """
 
 from __future__ import annotations
@@ -21,7 +24,10 @@ from aapt_fast.models.mini_vae import MiniVAE
 from aapt_fast.models.presets import MINI_PERSON
 from aapt_fast.models.stream_model import StreamModel
 from aapt_fast.streaming.controls import clip_controls
+from aapt_fast.training.adversarial import AdversarialConfig, train_adversarial
+from aapt_fast.training.clips import LatentClips
 from aapt_fast.training.codec import CodecConfig, train_codec
+from aapt_fast.training.consistency import ConsistencyConfig, train_consistency
 from aapt_fast.training.data import ClipSet, ClipSetConfig, make_clip, render_clips, to_float
 from aapt_fast.training.diffusion import DiffusionConfig, decoder_sensitivity, train_diffusion
 from aapt_fast.training.evaluate import HELD_OUT, evaluate_person
@@ -32,7 +38,9 @@ from aapt_fast.worlds.motions import random_motion
 from aapt_fast.worlds.person import make_identity, render
 from aapt_fast.worlds.skeleton import forward_kinematics
 
-STAGES = ("codec", "diffusion", "export", "evaluate")
+STAGES = ("codec", "diffusion", "consistency", "adversarial", "export", "evaluate")
+MAIN_STAGES = ("codec", "diffusion", "export", "evaluate")  # what makes the bundled model
+GENERATOR_STAGES = ("diffusion", "consistency", "adversarial")
 
 GALLERY = 16  # persons and rooms the generator knows
 STRANGERS_CLIPS = ClipSetConfig("open", clips=640, seed=1)
@@ -43,9 +51,11 @@ FIRST_FRAMES = ClipSetConfig("first-frames", clips=GALLERY, frames=5, identities
 
 CODEC = CodecConfig()
 DIFFUSION = DiffusionConfig(model=MINI_PERSON, steps=5500, recycled_noise=0.15)
+CONSISTENCY = ConsistencyConfig(model=MINI_PERSON)
+ADVERSARIAL = AdversarialConfig(model=MINI_PERSON, identities=GALLERY, adversarial=0.02)
 
 
-def train_person(out: Path, stages: tuple[str, ...] = STAGES) -> None:
+def train_person(out: Path, stages: tuple[str, ...] = MAIN_STAGES) -> None:
     """Run the stages in order; each starts from what the one before left in `out`, and goes on where it was killed.
 
     Raises ValueError for an unknown stage or one whose predecessor has not finished.
@@ -56,6 +66,10 @@ def train_person(out: Path, stages: tuple[str, ...] = STAGES) -> None:
         train_codec_stage(out, CODEC)
     if "diffusion" in stages:
         train_diffusion_stage(out, DIFFUSION)
+    if "consistency" in stages:
+        train_consistency_stage(out, CONSISTENCY)
+    if "adversarial" in stages:
+        train_adversarial_stage(out, ADVERSARIAL)
     if "export" in stages:
         export_person(out)
     if "evaluate" in stages:
@@ -74,14 +88,48 @@ def train_codec_stage(out: Path, config: CodecConfig) -> MiniVAE:
 
 def train_diffusion_stage(out: Path, config: DiffusionConfig) -> Generator:
     """Stage 1 of AAPT: teacher-forced flow matching on the gallery's latents."""
-    vae = _load_codec(out)
-    clip_set = render_clips(out / "data", GALLERY_CLIPS)
-    latents = encode_clips(vae, clip_set, out / "data" / "gallery.latents.pt")
-    sensitivity = decoder_sensitivity(vae.decode, latents[:4, :, :6])
-    evaluation = HeldOutRollout(vae, config.model, HELD_OUT_GALLERY, out / "diffusion" / "samples.png")
-    generator = train_diffusion(out / "diffusion", config, latents, clip_set.points, sensitivity, evaluation)
+    data = GalleryData(out, "diffusion", config.model)
+    generator = train_diffusion(out / "diffusion", config, data.clips, data.channel_weights, data.evaluation)
     torch.save(generator.state_dict(), out / "diffusion" / "generator.pt")
     return generator
+
+
+def train_consistency_stage(out: Path, config: ConsistencyConfig) -> Generator:
+    """Stage 2 of AAPT: consistency distillation of stage 1."""
+    teacher = _load_generator(out, "diffusion")
+    data = GalleryData(out, "consistency", config.model)
+    generator = train_consistency(
+        out / "consistency", config, teacher, data.clips, data.channel_weights, data.evaluation
+    )
+    torch.save(generator.state_dict(), out / "consistency" / "generator.pt")
+    return generator
+
+
+def train_adversarial_stage(out: Path, config: AdversarialConfig) -> Generator:
+    """Stage 3 of AAPT: student forcing. Starts from stage 2 if it has finished, the discriminator from stage 1."""
+    trunk = _load_generator(out, "diffusion")
+    start = _load_generator(out, last_stage(out, before="adversarial"))
+    data = GalleryData(out, "adversarial", config.model)
+    generator = train_adversarial(
+        out / "adversarial", config, start, trunk, data.clips, data.channel_weights, data.evaluation
+    )
+    torch.save(generator.state_dict(), out / "adversarial" / "generator.pt")
+    return generator
+
+
+class GalleryData:
+    """What the stages of the generator train on: the gallery's clips in the finished codec's latents.
+
+    `clips`; `channel_weights` [C] of the loss; `evaluation`, whose sample sheets go to the stage's folder.
+    """
+
+    def __init__(self, out: Path, stage: str, model: GeneratorConfig) -> None:
+        vae = _load_codec(out)
+        clip_set = render_clips(out / "data", GALLERY_CLIPS)
+        latents = encode_clips(vae, clip_set, out / "data" / "gallery.latents.pt")
+        self.clips = LatentClips(latents, clip_set.points, model)
+        self.channel_weights = decoder_sensitivity(vae.decode, latents[:4, :, :6])
+        self.evaluation = HeldOutRollout(vae, model, HELD_OUT_GALLERY, out / stage / "samples.png")
 
 
 @torch.no_grad()
@@ -131,7 +179,7 @@ class HeldOutRollout:
         save_sheet(self._sheet, rows, zoom=2)
         curve = psnr(video, self._truth).mean(0)
         sharp = sharpness(video, self._truth)[:, len(curve) * 2 // 3 :].mean()
-        marks = [mark for mark in (4, 12, 40, 60) if mark < len(curve)]
+        marks = [mark for mark in (4, 12, 40, 60, 120, 240) if mark < len(curve)]
         return {**{f"psnr_{mark}": float(curve[mark]) for mark in marks}, "sharpness": float(sharp)}
 
 
@@ -161,9 +209,21 @@ def _load_codec(out: Path) -> MiniVAE:
     return vae.eval().requires_grad_(False)
 
 
-def _load_trained(out: Path) -> StreamModel:
-    path = out / "diffusion" / "generator.pt"
-    require(path.exists(), "out", f"a folder with a finished stage 1 ({path})", "none; run stage diffusion first")
+def last_stage(out: Path, before: str | None = None) -> str:
+    """The last stage of the generator that has finished in `out`, of those before `before`; "diffusion" if none has."""
+    stages = GENERATOR_STAGES[: GENERATOR_STAGES.index(before)] if before else GENERATOR_STAGES
+    finished = [stage for stage in stages if (out / stage / "generator.pt").exists()]
+    return finished[-1] if finished else "diffusion"
+
+
+def _load_generator(out: Path, stage: str) -> Generator:
+    path = out / stage / "generator.pt"
+    number = GENERATOR_STAGES.index(stage) + 1
+    require(path.exists(), "out", f"a folder with a finished stage {number} ({path})", f"none; run stage {stage} first")
     generator = Generator(DIFFUSION.model)
     generator.load_state_dict(torch.load(path, weights_only=True))
-    return StreamModel(generator.eval().requires_grad_(False), _load_codec(out), name="mini-person")
+    return generator.eval().requires_grad_(False)
+
+
+def _load_trained(out: Path) -> StreamModel:
+    return StreamModel(_load_generator(out, last_stage(out)), _load_codec(out), name="mini-person")

@@ -1,0 +1,287 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stage 3, adversarial training with student forcing (AAPT section 2.3 and appendix B). Reads top to bottom.
+
+    aapt-fast train person --stage adversarial --out runs/person
+
+The generator makes every frame from its own previous one, step by step through its cache, exactly as a session does:
+one evaluation per frame at t = 1. The recycled frame gives no gradient, cached keys and values do. A long rollout is
+cut into segments: the cache is detached between them, and every segment is judged and differentiated at once. Segments
+overlap, so that the discriminator sees how a segment continues the one before.
+
+The discriminator compares each generated frame with the true one of the same moment (relativistic loss). Its smoothness
+is kept by approximate R1 and R2. Our worlds have the truth for every control, so a plain distance to it can be added
+(`reconstruction`): the paper has no such term, and with it alone (`adversarial` = 0) the stage is a student-forced
+regression, the baseline for what the adversarial loss adds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from tqdm import tqdm
+
+from aapt_fast.errors import require
+from aapt_fast.models.config import GeneratorConfig
+from aapt_fast.models.discriminator import Discriminator
+from aapt_fast.models.generator import Generator
+from aapt_fast.models.sampler import sample_frame
+from aapt_fast.ops.cache import GrowingCache
+from aapt_fast.training.clips import Batch, LatentClips
+from aapt_fast.training.ema import WeightAverage
+from aapt_fast.training.losses import (
+    approximate_penalty,
+    exact_penalty,
+    logit_centring,
+    relativistic_discriminator_loss,
+    relativistic_generator_loss,
+)
+from aapt_fast.training.optimiser import MatrixOptimiser
+from aapt_fast.training.run import Stateful, TrainingRun
+from aapt_fast.training.schedule import warm_cosine
+
+Evaluation = Callable[[Generator], dict[str, float]]
+SMALLEST_T = 1e-3  # of the discriminator: at t = 0 the adversarial loss collapses (APT section 3)
+
+
+@dataclass(frozen=True)
+class AdversarialConfig:
+    """One run of stage 3. A weight of 0 leaves its term out."""
+
+    model: GeneratorConfig
+    steps: int = 600
+    batch: int = 6
+    segment_frames: int = 7
+    segments: int = 4  # at most; the number grows evenly over the run
+    overlap: int = 2  # frames of the segment before that the discriminator is shown; they get no logit
+    identities: int = 1  # clip number i shows person i % identities; clips of one person are chained
+    reconstruction: float = 1.0
+    adversarial: float = 0.0
+    penalty: float = 300.0  # lambda of R1 and R2; the paper's is 1000
+    sigma: float = 0.1  # of the disturbance in approximate R1 and R2
+    exact_penalties: bool = False  # the gradients themselves instead of differences; slow
+    centring: float = 0.0
+    whole_clip: bool = False  # a bidirectional discriminator with one logit per segment
+    sees_previous: bool = True  # it is shown the frame before; False: the frame itself once more
+    discriminator_alone: int = 100  # first steps, with the generator frozen
+    discriminator_updates: int = 1  # per update of the generator
+    discriminator_rate: float = 3e-4
+    matrix_rate: float = 0.005
+    rate: float = 4e-4
+    weight_decay: float = 0.0
+    average_decay: float = 0.995
+    evaluate_every: int = 100
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Segment:
+    """What the discriminator judges: generated and true frames [B, C, O + F, h, w] of the same moments.
+
+    The first `overlap` = O frames belong to the segment before.
+    """
+
+    overlap: int
+    fake: Tensor
+    fake_previous: Tensor
+    real: Tensor
+    real_previous: Tensor
+    control: Tensor
+
+
+def train_adversarial(
+    folder: Path,
+    config: AdversarialConfig,
+    start: Generator,
+    trunk: Generator,
+    clips: LatentClips,
+    channel_weights: Tensor,
+    evaluate: Evaluation,
+) -> Generator:
+    """Train from `start` (stage 2's weights); the discriminator starts from `trunk` (stage 1's). Returns the average.
+
+    `channel_weights` [C] weigh the latent channels in the reconstruction. Raises ValueError if both the reconstruction
+    and the adversarial weight are 0, or if the clips are shorter than a segment.
+    """
+    require(
+        config.reconstruction > 0 or config.adversarial > 0,
+        "adversarial",
+        "a weight above 0, as reconstruction is 0",
+        0,
+    )
+    clips.require_frames(config.segment_frames)
+    torch.manual_seed(config.seed)
+    generator = Generator(config.model)
+    generator.load_state_dict(start.state_dict())
+    discriminator = Discriminator(config.model, whole_clip=config.whole_clip)
+    discriminator.start_from(trunk)
+    average = WeightAverage(generator, config.average_decay)
+    optimiser = MatrixOptimiser(
+        generator, matrix_rate=config.matrix_rate, rate=config.rate, weight_decay=config.weight_decay
+    )
+    # RMSProp with alpha 0.9, which is Adam without momentum (APT appendix)
+    judge_optimiser = torch.optim.Adam(discriminator.parameters(), lr=config.discriminator_rate, betas=(0.0, 0.9))
+    state: dict[str, Stateful] = {"model": generator, "average": average, "optimiser": optimiser}
+    state |= {"discriminator": discriminator, "judge_optimiser": judge_optimiser}
+    run = TrainingRun(folder, config, state)
+
+    for step in run.steps(config.steps, config.seed):
+        if step % config.evaluate_every == 0:
+            with average.applied():
+                run.log(**evaluate(generator))
+        frozen = config.adversarial > 0 and step < config.discriminator_alone
+        batch = long_batch(clips, config, step)
+
+        # the generator: each segment is rolled out, judged and differentiated
+        optimiser.zero_grad()
+        discriminator.requires_grad_(False)
+        segments = []
+        noise = torch.randn_like(batch.clean)
+        for segment in roll_out(generator, batch, noise, config.segment_frames, config.overlap, frozen):
+            segments.append(segment)
+            if not frozen:
+                loss = generator_loss(discriminator, segment, config, channel_weights, run)
+                (loss / (batch.clean.shape[2] // config.segment_frames)).backward()
+        if not frozen:
+            optimiser.set_rate(warm_cosine(step, config.steps))
+            torch.nn.utils.clip_grad_norm_(generator.parameters(), 1.0)
+            optimiser.step()
+            average.update(step)
+        watch_motion(segments, run)
+
+        # the discriminator, on the same frames
+        if config.adversarial > 0:
+            discriminator.requires_grad_(True)
+            for _ in range(config.discriminator_updates):
+                judge_optimiser.zero_grad()
+                for segment in segments:
+                    (discriminator_loss(discriminator, segment, config, run) / len(segments)).backward()
+                judge_optimiser.step()
+
+    with average.applied():
+        run.log(**evaluate(generator))
+    generator.load_state_dict(average.state_dict(), strict=True)
+    return generator.eval()
+
+
+def long_batch(clips: LatentClips, config: AdversarialConfig, step: int) -> Batch:
+    """A batch of 1 .. `segments` whole segments, more of them the longer the run has lasted."""
+    most = 1 + min(config.segments - 1, config.segments * step // max(1, config.steps))
+    frames = config.segment_frames * int(torch.randint(1, most + 1, ()))
+    chained = clips.chain(config.batch, -(-frames // clips.frames), config.identities)
+    return Batch(chained.clean[:, :, :frames], chained.recycled[:, :, :frames], chained.control[:, :, :frames])
+
+
+def roll_out(
+    generator: Generator, batch: Batch, noise: Tensor, segment_frames: int, overlap: int = 0, frozen: bool = False
+) -> Iterator[Segment]:
+    """Yield the segments of one student-forced rollout; gradients stay inside a segment, none are kept if `frozen`.
+
+    It starts from the true frame before the batch, batch.recycled[:, :, :1]; noise [B, C, F, h, w] as batch.clean.
+    """
+    previous = batch.recycled[:, :, :1]
+    cache: GrowingCache = generator.new_cache(*previous.shape[-2:])
+    made = [previous]  # every frame so far, without gradient
+    for first in range(0, batch.clean.shape[2], segment_frames):
+        cache, new = cache.detach(), []
+        with torch.set_grad_enabled(not frozen), torch.autocast("cpu", dtype=torch.bfloat16):
+            for frame in range(first, first + segment_frames):
+                here = slice(frame, frame + 1)
+                fake = sample_frame(generator, noise[:, :, here], made[-1], batch.control[:, :, here], [cache])
+                new.append(fake)
+                made.append(fake.detach())  # the recycled frame gives no gradient
+        shown = min(overlap, first)
+        span = slice(first - shown, first + segment_frames)
+        yield Segment(
+            overlap=shown,
+            fake=torch.cat([*made[span.start + 1 : first + 1], *new], dim=2),
+            fake_previous=torch.cat(made[span.start : span.stop], dim=2),
+            real=batch.clean[:, :, span],
+            real_previous=batch.recycled[:, :, span],
+            control=batch.control[:, :, span],
+        )
+
+
+def generator_loss(
+    discriminator: Discriminator, segment: Segment, config: AdversarialConfig, channel_weights: Tensor, run: TrainingRun
+) -> Tensor:
+    """The weighted sum of reconstruction and relativistic loss of a segment."""
+    loss = torch.zeros(())
+    if config.reconstruction > 0:
+        difference = (segment.fake - segment.real)[:, :, segment.overlap :]
+        error = (difference.square() * channel_weights.view(1, -1, 1, 1, 1)).mean()
+        run.track(reconstruction=error)
+        loss = loss + config.reconstruction * error
+    if config.adversarial > 0:
+        fake, real = judge(discriminator, segment, draw_t(len(segment.real)), config.sees_previous)
+        adversarial = relativistic_generator_loss(fake, real.detach())
+        run.track(adversarial=adversarial)
+        loss = loss + config.adversarial * adversarial
+    return loss
+
+
+def discriminator_loss(
+    discriminator: Discriminator, segment: Segment, config: AdversarialConfig, run: TrainingRun
+) -> Tensor:
+    """Relativistic loss and R1, R2 of a segment. All passes share t, so that the penalties do not measure its noise."""
+    t = draw_t(len(segment.real))
+    recorded = config.penalty > 0 and config.exact_penalties
+    fake_frames = segment.fake.detach().requires_grad_(recorded)
+    real_frames = segment.real.detach().clone().requires_grad_(recorded)
+    watched = dataclasses.replace(segment, fake=fake_frames, real=real_frames)
+    # torch's fused attention has no second derivative
+    with sdpa_kernel(SDPBackend.MATH) if recorded else nullcontext():
+        fake, real = judge(discriminator, watched, t, config.sees_previous)
+    loss = relativistic_discriminator_loss(fake, real)
+    run.track(discriminator=loss, gap=(real - fake).mean())
+    if config.penalty > 0:
+        if config.exact_penalties:
+            penalties = exact_penalty(real, real_frames) + exact_penalty(fake, fake_frames)
+            penalties = penalties * config.sigma**2  # comparable with the approximate ones
+        else:
+            disturbed = dataclasses.replace(
+                segment,
+                fake=fake_frames + config.sigma * torch.randn_like(fake_frames),
+                real=real_frames + config.sigma * torch.randn_like(real_frames),
+            )
+            fake_near, real_near = judge(discriminator, disturbed, t, config.sees_previous)
+            penalties = approximate_penalty(real, real_near) + approximate_penalty(fake, fake_near)
+        run.track(penalties=config.penalty * penalties)
+        loss = loss + config.penalty * penalties
+    if config.centring > 0:
+        loss = loss + config.centring * logit_centring(fake, real)
+    return loss
+
+
+def judge(discriminator: Discriminator, segment: Segment, t: Tensor, sees_previous: bool) -> tuple[Tensor, Tensor]:
+    """Logits of the generated and of the true frames, [B, F] each, in one pass; the overlap gets none."""
+    frames = torch.cat([segment.fake, segment.real])
+    previous = torch.cat([segment.fake_previous, segment.real_previous]) if sees_previous else frames
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits = discriminator(frames, previous, segment.control.repeat(2, 1, 1, 1, 1), t.repeat(2))
+    if not discriminator.whole_clip:
+        logits = logits[:, segment.overlap :]
+    fake, real = logits.chunk(2)
+    return fake, real
+
+
+def draw_t(rows: int) -> Tensor:
+    """t [B] of the discriminator: uniform, not shifted (AAPT section 2.3)."""
+    return torch.rand(rows).clamp_min(SMALLEST_T)
+
+
+@torch.no_grad()
+def watch_motion(segments: list[Segment], run: TrainingRun) -> None:
+    """Track the dynamic degree, generated over true motion, and say aloud when it looks like a still or like noise."""
+    made = sum(float((s.fake - s.fake_previous).abs().mean()) for s in segments)
+    true = sum(float((s.real - s.real_previous).abs().mean()) for s in segments)
+    degree = made / max(true, 1e-9)
+    run.track(dynamic_degree=torch.tensor(degree))
+    if not 0.3 < degree < 3 and run.step % 10 == 0:
+        tqdm.write(f"step {run.step}: the generated video moves {degree:.2f} times as much as the true one")

@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stage 2, consistency distillation with teacher forcing (AAPT appendix B). Reads top to bottom.
+
+    aapt-fast train person --stage consistency --out runs/person
+
+The student learns to say from any point of the teacher's path where that path ends. Per clip one step i of a fixed grid
+1 = t_0 > ... > t_n = 0 is drawn; the frozen teacher takes the Euler step from t_i to t_{i + 1}; the student's answer at
+t_i is pulled towards its own answer at t_{i + 1}, without gradient and without averaging of weights (improved
+consistency training). There is no guidance. At t = 0 the answer is the point itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from aapt_fast.models.config import GeneratorConfig
+from aapt_fast.models.generator import Generator
+from aapt_fast.models.sampler import timesteps
+from aapt_fast.training.clips import LatentClips
+from aapt_fast.training.ema import WeightAverage
+from aapt_fast.training.losses import consistency_loss
+from aapt_fast.training.optimiser import MatrixOptimiser
+from aapt_fast.training.run import TrainingRun
+from aapt_fast.training.schedule import warm_cosine
+
+Evaluation = Callable[[Generator], dict[str, float]]
+
+
+@dataclass(frozen=True)
+class ConsistencyConfig:
+    """One run of stage 2."""
+
+    model: GeneratorConfig
+    steps: int = 800
+    batch: int = 6
+    clip_frames: int = 10
+    levels: int = 32  # steps of the grid, uniform and then shifted by model.shift
+    share_at_start: float = 0.5
+    matrix_rate: float = 0.003
+    rate: float = 3e-4
+    weight_decay: float = 0.01
+    evaluate_every: int = 200
+    seed: int = 0
+
+
+def train_consistency(
+    folder: Path,
+    config: ConsistencyConfig,
+    teacher: Generator,
+    clips: LatentClips,
+    channel_weights: Tensor,
+    evaluate: Evaluation,
+) -> Generator:
+    """Distil the frozen `teacher`, whose weights the student starts from; returns the averaged weights.
+
+    `channel_weights` [C] weigh the latent channels in the loss. Raises ValueError for clips that are too short.
+    """
+    clips.require_frames(config.clip_frames, config.model.window + 2)
+    teacher = teacher.eval().requires_grad_(False)
+    student = Generator(config.model)
+    student.load_state_dict(teacher.state_dict())
+    average = WeightAverage(student)
+    optimiser = MatrixOptimiser(
+        student, matrix_rate=config.matrix_rate, rate=config.rate, weight_decay=config.weight_decay
+    )
+    run = TrainingRun(folder, config, {"model": student, "average": average, "optimiser": optimiser})
+    levels = timesteps(config.levels, config.model.shift)
+
+    for step in run.steps(config.steps, config.seed):
+        if step % config.evaluate_every == 0:
+            with average.applied():
+                run.log(**evaluate(student))
+
+        # a point on the path of each clip, and the teacher's next point
+        batch = clips.sample(config.batch, config.clip_frames, config.share_at_start)
+        drawn = torch.randint(config.levels, (config.batch,))
+        t, t_next = levels[drawn], levels[drawn + 1]
+        x = noised(batch.clean, torch.randn_like(batch.clean), t)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            with torch.no_grad():
+                end = teacher(x, batch.recycled, batch.control, t, teacher.new_cache())
+                x_next = euler_step(x, end, t, t_next)
+                answer = student(x_next, batch.recycled, batch.control, t_next, student.new_cache())
+                target = torch.where(_wide(t_next) > 0, answer, x_next)
+            predicted = student(x, batch.recycled, batch.control, t, student.new_cache())
+        loss = consistency_loss(predicted, target, channel_weights)
+
+        # one training step
+        optimiser.set_rate(warm_cosine(step, config.steps))
+        run.track(loss=loss)
+        optimiser.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
+        optimiser.step()
+        average.update(step)
+
+    with average.applied():
+        run.log(**evaluate(student))
+    student.load_state_dict(average.state_dict(), strict=True)
+    return student.eval()
+
+
+def noised(clean: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+    """x_t = (1 - t) x0 + t eps for frames [B, C, F, h, w] and t [B]."""
+    return (1 - _wide(t)) * clean + _wide(t) * noise
+
+
+def euler_step(x: Tensor, end: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
+    """The point at t_next [B] on the straight line from x [B, C, F, h, w] at t [B] to `end` at 0."""
+    return end + _wide(t_next / t) * (x - end)
+
+
+def _wide(t: Tensor) -> Tensor:
+    return t.view(-1, 1, 1, 1, 1)

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from aapt_fast.models.presets import NANO, NANO_TEXT
+from aapt_fast.streaming.controls import clip_controls
+from aapt_fast.training.clips import LatentClips
+
+FRAMES = 7
+
+
+def numbered(clips: int = 6, drop_first_pose: float = 0.0) -> LatentClips:
+    """Frame f of clip i holds 100 i + f everywhere, and so does every pose of its video frames."""
+    frames = torch.arange(1.0 + FRAMES) + 100 * torch.arange(float(clips))[:, None]  # [clips, 1 + n]
+    latents = frames.view(clips, 1, -1, 1, 1).expand(-1, 16, -1, 4, 4)
+    of_video = torch.cat([frames[:, :1], frames[:, 1:].repeat_interleave(4, 1)], 1)
+    return LatentClips(latents, of_video[:, :, None, None].expand(-1, -1, 19, 3) / 1000, NANO, drop_first_pose)
+
+
+def test_batches_are_spans_of_consecutive_frames():
+    clips, starts = numbered(), set()
+    for _ in range(40):
+        batch = clips.sample(5, 4, share_at_start=0.3)
+        first = batch.clean[:, 0, 0, 0, 0]
+        starts |= set((first % 100).int().tolist())
+        assert len(set((first % 100).tolist())) == 1  # one place for all rows
+        for tensor, offset in ((batch.clean, 0), (batch.recycled, -1)):
+            expected = first[:, None] + torch.arange(4.0) + offset
+            assert torch.equal(tensor, expected.view(5, 1, 4, 1, 1).expand(-1, 16, -1, 4, 4))
+    assert starts == {1, 2, 3, 4}
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_share_of_batches_at_the_start_of_the_clips(share):
+    at_start = [float(numbered().sample(1, 4, share).clean[0, 0, 0, 0, 0]) % 100 == 1 for _ in range(200)]
+    expected = share + (1 - share) / 4  # one of the four places is the start
+    assert sum(at_start) / 200 == pytest.approx(expected, abs=0.1)
+
+
+def test_controls_belong_to_their_frames():
+    clips = numbered()
+    batch = clips.sample(4, 3, share_at_start=0.0)
+    picks = (batch.clean[:, 0, 0, 0, 0] // 100).long()
+    first = int(batch.clean[0, 0, 0, 0, 0] % 100) - 1
+    expected = clip_controls(clips.points[picks], NANO.control, NANO.grid)[:, :, first : first + 3]
+    assert torch.equal(batch.control, expected)
+
+
+def test_some_rows_do_not_say_the_pose_of_their_image():
+    control = numbered(drop_first_pose=0.25).sample(400, 2, share_at_start=1.0).control
+    half = control.shape[1] // 2
+    untold = (control[:, half:, 0] == 0).all((1, 2, 3))
+    assert float(untold.float().mean()) == pytest.approx(0.25, abs=0.08)
+    assert (control[:, half:, 1] != 0).any((1, 2, 3)).all() and (control[:, :half, 0] != 0).any((1, 2, 3)).all()
+
+
+def test_chains_join_whole_clips_of_one_person():
+    clips = numbered(clips=6)
+    seen = set()
+    for _ in range(30):
+        batch = clips.chain(rows=2, clips=3, identities=2)
+        frames = batch.clean[:, 0, :, 0, 0]
+        assert frames.shape == (2, 3 * FRAMES)
+        for row, recycled in zip(frames, batch.recycled[:, 0, :, 0, 0], strict=True):
+            numbers = (row[::FRAMES] // 100).int().tolist()
+            seen.add(tuple(numbers))
+            assert len({number % 2 for number in numbers}) == 1 and len(set(numbers)) == 3
+            inside = torch.arange(1.0, 1 + FRAMES).repeat(3) + 100 * torch.tensor(numbers).repeat_interleave(FRAMES)
+            assert torch.equal(row, inside)
+            assert recycled[0] == 100 * numbers[0] and torch.equal(recycled[1:], row[:-1])
+    assert len(seen) > 6
+
+
+def test_the_control_of_a_chain_says_what_is_in_the_recycled_frame():
+    """At a joint the previous pose is the last one of the clip before, as the recycled frame is."""
+    clips = numbered(clips=2)
+    control = clips.chain(rows=1, clips=2, identities=1).control
+    half = control.shape[1] // 2
+    assert control.shape[2] == 2 * FRAMES
+    assert torch.equal(control[:, half:, FRAMES], control[:, :half, FRAMES - 1])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda z, p: (z[:0], p[:0], NANO), "latents: expected at least one clip, got an empty set"),
+        (lambda z, p: (z, p[:2], NANO), "points: expected 6 clips, got 2"),
+        (lambda z, p: (z, p[:, :-1], NANO), "points: expected 29 video frames, got 28"),
+        (lambda z, p: (z, p, NANO_TEXT), "model.control: expected a pose control, got None"),
+    ],
+    ids=["no clips", "clips", "video frames", "no control"],
+)
+def test_clips_that_do_not_fit_are_refused(change, message):
+    clips = numbered()
+    with pytest.raises(ValueError, match=message):
+        LatentClips(*change(clips.latents, clips.points))
+
+
+def test_too_long_chains_are_refused():
+    with pytest.raises(ValueError, match="clips: expected at most 3, the clips of a person, got 4"):
+        numbered(clips=6).chain(rows=1, clips=4, identities=2)
+
+
+def test_a_model_whose_control_does_not_repeat_the_previous_pose():
+    config = dataclasses.replace(NANO, control=dataclasses.replace(NANO.control, with_previous=False))
+    clips = numbered()
+    batch = LatentClips(clips.latents, clips.points, config, drop_first_pose=1.0).sample(2, 3, 1.0)
+    assert batch.control.shape[1] == config.control.step_channels and (batch.control[:, :, 0] != 0).any()
