@@ -61,9 +61,7 @@ def test_stages_in_the_wrong_order_say_what_is_missing(tmp_path: Path) -> None:
         recipes.train_person(tmp_path, ("diffusion",))
     with pytest.raises(ValueError, match=r"out: expected a folder with a finished stage 1"):
         recipes.train_person(tmp_path, ("export",))
-    with pytest.raises(
-        ValueError, match="finished stage 1 .* run stage diffusion first"
-    ):
+    with pytest.raises(ValueError, match=r"finished stage 1 .* run stage diffusion first"):
         recipes.train_person(tmp_path, ("adversarial",))
     with pytest.raises(ValueError, match=r"stage: expected codec \| diffusion \| consistency \| .*, got sing"):
         recipes.train_person(tmp_path, ("sing",))
