@@ -161,8 +161,8 @@ def test_doctor_says_which_kernels_are_on_and_why(capsys: pytest.CaptureFixture[
     module = extension()
     for kernel, facts in kernels.items():
         assert not facts["on"] or torch.cuda.is_available()
-        assert bool(facts["machine_code"]) == module.build_info()["cuda"]
-        for architecture, digest in facts["machine_code"].items():
+        assert bool(facts["hashes"]) == module.build_info()["cuda"]
+        for architecture, digest in facts["hashes"].items():
             assert digest == kernel_hash(kernel, module, architecture) and len(digest) == 64
         if not module.build_info()["cuda"]:
             assert facts["why"] == "the module was built without CUDA"
@@ -203,7 +203,7 @@ def test_doctor_explains_what_a_gpu_would_run(
     monkeypatch.setattr(doctor, "kernel_hash", lambda kernel, module, architecture: codes[architecture])
     with use_kernels(*names):
         facts = doctor.examine_kernel("paged_attention/portable", module, torch.device("cuda", 0))
-    assert facts["machine_code"] == codes
+    assert facts["hashes"] == codes
     assert doctor.in_one_line(facts).startswith(line)
 
 

@@ -225,6 +225,20 @@ def test_a_run_replaces_older_entries_of_the_same_code_path(script, file, capsys
     assert sorted(path.name for path in file.parent.iterdir()) == ["result.json", "verified.json"]
 
 
+def test_a_run_may_describe_its_gpu_and_give_the_time(script, file):
+    gpu = {"name": "NVIDIA H200", "capability": "9.0"}
+    more = {**KERNEL_RESULT, "tests": ["tests/kernels/test_paged_attention.py"]}
+    script.record(result(more, gpu=gpu, date="2026-12-01T10:11:12+00:00"), file)
+    assert read_entries(file)[1] == Entry(**{**FACTS, "hash": "a" * 64, "date": "2026-12-01"})
+
+
+def test_only_leaves_a_failed_kernel_out(script, file):
+    failed = {**KERNEL_RESULT, "kernel": "other/failed", "passed": False}
+    assert [added.kernel for added in script.record(result(failed, KERNEL_RESULT), file, [KERNEL])] == [KERNEL]
+    with pytest.raises(ValueError, match="only: expected kernels of the run, paged_attention/portable, got x/y"):
+        script.record(result(), file, ["x/y"])
+
+
 KERNEL_RESULT = {"kernel": KERNEL, "architecture": "sm_90", "hash": "a" * 64, "passed": True}
 REFUSED = {
     "failed": (result({**KERNEL_RESULT, "passed": False}), "verified[0]: passed: expected true, got false"),
@@ -241,6 +255,7 @@ REFUSED = {
     "not a list": (result(verified={"a": 1}), "verified: expected a list with at least one kernel, got {'a'"),
     "no gpu": ({"verified": []}, "result: expected gpu, driver, torch, commit, date and verified, got none of gpu"),
     "gpu": (result(gpu=None), "verified[0]: gpu: expected text, got None"),
+    "rehearsal": (result(rehearsal=True), "result: expected a run on a GPU, got a rehearsal"),
     "not an object": ([], "result: expected a JSON object, got list"),
 }
 

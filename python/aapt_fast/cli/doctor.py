@@ -61,12 +61,12 @@ def examine() -> dict[str, Any]:
 
 def examine_kernel(kernel: str, module: ModuleType | None, device: torch.device) -> dict[str, Any]:
     """Whether a kernel runs on this device, why, and the hashes of its machine code by architecture."""
-    facts: dict[str, Any] = {"on": False, "why": "the compiled module is missing", "machine_code": {}}
+    facts: dict[str, Any] = {"on": False, "why": "the compiled module is missing", "hashes": {}}
     if module is None:
         return facts
     try:
         architectures = machine_code(module).architectures(kernel)
-        facts["machine_code"] = {name: kernel_hash(kernel, module, name) for name in architectures}
+        facts["hashes"] = {name: kernel_hash(kernel, module, name) for name in architectures}
     except (MachineCodeError, OSError):
         pass  # `verification` says it
     found, selected = verification(kernel, module, device), selection()
@@ -83,5 +83,5 @@ def examine_kernel(kernel: str, module: ModuleType | None, device: torch.device)
 
 def in_one_line(facts: dict[str, Any]) -> str:
     """What `examine_kernel` found, with short hashes."""
-    codes = ", ".join(f"{name} {digest[:12]}" for name, digest in facts["machine_code"].items())
+    codes = ", ".join(f"{name} {digest[:12]}" for name, digest in facts["hashes"].items())
     return f"{'on' if facts['on'] else 'off'}: {facts['why']}" + (f" ({codes})" if codes else "")
