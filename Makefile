@@ -11,6 +11,9 @@ WHEELS ?= dist
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# Kernels compile for minutes: the installed module and the wheel come from one build folder per setting.
+STRICTLY := --no-build-isolation --config-settings=cmake.define.AAPT_STRICT=ON \
+  --config-settings=build-dir=build/cuda-$(AAPT_CUDA)/{wheel_tag}
 BUILD_INPUTS := pyproject.toml CMakeLists.txt constraints.txt $(shell find cmake csrc -type f)
 
 export AAPT_CUDA
@@ -43,7 +46,7 @@ bench: $(VENV)/.installed-video,test ## run the benchmarks
 	$(BIN)/python -m pytest bench --benchmark-only --timeout 0
 
 wheel: $(VENV)/.build-tools ## build a wheel in dist/
-	$(BIN)/python -m pip wheel --disable-pip-version-check --no-build-isolation --no-deps -w $(WHEELS) .
+	$(BIN)/python -m pip wheel --disable-pip-version-check $(STRICTLY) --no-deps -w $(WHEELS) .
 
 train-person: $(VENV)/.installed-video ## train the bundled person model from nothing in runs/person
 	$(BIN)/python -m aapt_fast.cli train person --out runs/person
@@ -79,5 +82,5 @@ $(VENV)/.aapt-cuda: FORCE | $(VENV)/.created
 
 # The part of the name after .installed- is the list of extras. Editable: edits of Python files count at once.
 $(VENV)/.installed-%: $(BUILD_INPUTS) $(VENV)/.build-tools $(VENV)/.torch $(VENV)/.aapt-cuda
-	$(INSTALL) --no-build-isolation --config-settings=cmake.define.AAPT_STRICT=ON --editable ".[$*]"
+	$(INSTALL) $(STRICTLY) --editable ".[$*]"
 	touch $@

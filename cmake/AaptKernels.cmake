@@ -2,6 +2,7 @@
 # How kernels are compiled: by nvcc, or as C++ for the emulation. The sources are the same.
 
 option(AAPT_STRICT "Spills, local memory and serialised wgmma are errors: for tests and continuous integration" OFF)
+set(AAPT_COMPILE_STRICTLY "${CMAKE_CURRENT_LIST_DIR}/compile_strictly.sh")
 
 # aapt_kernels(<name> ARCHITECTURES <arch>... SOURCES <file>... [CUTLASS] [TARGET <target>])
 # Compiles the sources for these architectures only and links them into <target>, by default _C. CUTLASS: the sources
@@ -30,12 +31,14 @@ function(aapt_compile_cuda name)
     CUDA_ARCHITECTURES "${ARGN}"
     CUDA_RUNTIME_LIBRARY Static
     CUDA_STANDARD 17)
-  # The machine code stays readable in the module: it is hashed to know whether a GPU has verified it. A wheel is
-  # compressed anyway.
+  # The machine code stays readable in the module: it is hashed to know whether a GPU has verified it
+  # (ops/machine_code.py). A wheel is compressed anyway.
   target_compile_options(${name} PRIVATE -Xfatbin=-compress-mode=none)
   if(AAPT_STRICT)
     target_compile_options(${name} PRIVATE
       "-Xptxas=--warn-on-spills,--warn-on-local-memory-usage,--warning-as-error")
+    set(launcher sh "${AAPT_COMPILE_STRICTLY}" ${CMAKE_CUDA_COMPILER_LAUNCHER})
+    set_target_properties(${name} PROPERTIES CUDA_COMPILER_LAUNCHER "${launcher}")
   endif()
   get_property(known GLOBAL PROPERTY AAPT_ARCHITECTURES)
   list(APPEND known ${ARGN})

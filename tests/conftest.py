@@ -9,6 +9,7 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import random
+import shutil
 
 import numpy
 import pytest
@@ -31,3 +32,13 @@ def fixed_seeds() -> None:
     random.seed(0)
     numpy.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def nvcc() -> str:
+    """The nvcc that the build would use."""
+    if "CUDACXX" in os.environ:
+        return os.environ["CUDACXX"]
+    folders = [os.environ[name] + "/bin" for name in ("CUDA_HOME", "CUDA_PATH") if name in os.environ]
+    found = shutil.which("nvcc", path=os.pathsep.join([*folders, os.environ["PATH"], "/usr/local/cuda/bin"]))
+    return found or pytest.skip("nvcc is neither in CUDACXX, CUDA_HOME and CUDA_PATH nor on PATH or in /usr/local/cuda")

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import re
 import shutil
@@ -15,6 +16,7 @@ import pytest
 
 import aapt_fast
 from aapt_fast.ops._load import extension, extension_or_none
+from aapt_fast.ops.kernels import KERNELS
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -64,6 +66,33 @@ def test_device_count_without_a_visible_device():
     program = "from aapt_fast.ops._load import extension; print(extension().device_count())"
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=hidden)
     assert (result.stdout.strip(), result.returncode) == ("0", 0), result.stderr
+
+
+def test_no_kernel_is_on_without_a_visible_device():
+    hidden = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "AAPT_KERNELS": "verified"}
+    command = [sys.executable, "-m", "aapt_fast.cli", "doctor", "--json"]
+    result = subprocess.run(command, capture_output=True, text=True, env=hidden)
+    assert result.returncode == 0, result.stderr
+    kernels = json.loads(result.stdout)["kernels"]
+    assert tuple(kernels) == KERNELS
+    assert not any(facts["on"] for facts in kernels.values())
+    reason = "no GPU here" if extension().build_info()["cuda"] else "the module was built without CUDA"
+    assert {facts["why"] for facts in kernels.values()} == {reason}
+
+
+def test_the_module_needs_no_cuda_library():
+    ldd = shutil.which("ldd")
+    if ldd is None:
+        pytest.skip("ldd is not on PATH")
+    needed = subprocess.run([ldd, str(extension().__file__)], capture_output=True, text=True, check=True).stdout
+    assert "libc.so" in needed
+    assert not re.search("cuda|nvidia|not found", needed), needed
+
+
+def test_the_package_brings_its_data():
+    package = Path(aapt_fast.__file__).parent
+    assert (package / "ops" / "verified.json").is_file() and (package / "py.typed").is_file()
+    assert sorted(path.parent.name for path in package.glob("assets/*/model.safetensors")) == ["mini-person"]
 
 
 def test_device_info_describes_every_device():

@@ -10,19 +10,24 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from aapt_fast.cli import main
+from aapt_fast.cli import doctor, main
 from aapt_fast.models.checkpoint import save_model
 from aapt_fast.models.config import MiniVAEConfig
 from aapt_fast.models.generator import Generator
 from aapt_fast.models.mini_vae import MiniVAE
 from aapt_fast.models.presets import NANO
 from aapt_fast.models.stream_model import StreamModel
+from aapt_fast.ops._load import extension
+from aapt_fast.ops.kernels import KERNELS, use_kernels
+from aapt_fast.ops.machine_code import kernel_hash
+from aapt_fast.ops.verified import Verification
 
 TINY_VAE = MiniVAEConfig(encoder_widths=(4, 4, 4), decoder_widths=(4, 4, 4))
 
@@ -147,3 +152,61 @@ def test_doctor_knows_every_op(capsys: pytest.CaptureFixture[str]) -> None:
     assert set(ops) == set(report["ops"])
     assert main(["doctor"]) == 0
     assert "paged_attention" in capsys.readouterr().out
+
+
+def test_doctor_says_which_kernels_are_on_and_why(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--json"]) == 0
+    kernels = json.loads(capsys.readouterr().out)["kernels"]
+    assert tuple(kernels) == KERNELS
+    module = extension()
+    for kernel, facts in kernels.items():
+        assert not facts["on"] or torch.cuda.is_available()
+        assert bool(facts["hashes"]) == module.build_info()["cuda"]
+        for architecture, digest in facts["hashes"].items():
+            assert digest == kernel_hash(kernel, module, architecture) and len(digest) == 64
+        if not module.build_info()["cuda"]:
+            assert facts["why"] == "the module was built without CUDA"
+        elif not torch.cuda.is_available():
+            assert facts["why"] == "no GPU here"
+
+
+class MadeUp(ModuleType):
+    """A compiled module that has every kernel."""
+
+    Unsupported = ValueError
+
+    def build_info(self) -> dict[str, bool]:
+        return {"cuda": True, "emulated": False}
+
+    def __getattr__(self, name: str) -> object:
+        return name.replace("_portable", "/portable") in KERNELS or super().__getattribute__(name)
+
+
+@pytest.mark.parametrize(
+    ("names", "verified", "line"),
+    [
+        (["verified"], True, "on: verified on H200, 2026-11-20 (sm_80 111111111111, sm_90 222222222222)"),
+        (["verified"], False, "off: no GPU has verified this machine code (sm_80 111111111111, sm_90 222222222222)"),
+        (["all"], False, "on: asked for by name; no GPU has verified this machine code (sm_80 1"),
+        (["none"], True, "off: verified on H200, 2026-11-20, but AAPT_KERNELS is none (sm_80 1"),
+    ],
+)
+def test_doctor_explains_what_a_gpu_would_run(
+    monkeypatch: pytest.MonkeyPatch, names: list[str], verified: bool, line: str
+) -> None:
+    why = "verified on H200, 2026-11-20" if verified else "no GPU has verified this machine code"
+    codes = {"sm_80": "1" * 64, "sm_90": "2" * 64}
+    module = MadeUp("made_up")
+    monkeypatch.setattr(doctor, "verification", lambda *_: Verification(verified, why))
+    monkeypatch.setattr("aapt_fast.ops.kernels.is_verified", lambda *_: verified)
+    monkeypatch.setattr(doctor, "machine_code", lambda _: SimpleNamespace(architectures=lambda _: tuple(codes)))
+    monkeypatch.setattr(doctor, "kernel_hash", lambda kernel, module, architecture: codes[architecture])
+    with use_kernels(*names):
+        facts = doctor.examine_kernel("paged_attention/portable", module, torch.device("cuda", 0))
+    assert facts["hashes"] == codes
+    assert doctor.in_one_line(facts).startswith(line)
+
+
+def test_doctor_without_a_compiled_module() -> None:
+    facts = doctor.examine_kernel("paged_attention/portable", None, torch.device("cpu"))
+    assert doctor.in_one_line(facts) == "off: the compiled module is missing"
