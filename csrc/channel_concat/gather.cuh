@@ -1,0 +1,116 @@
+// SPDX-License-Identifier: Apache-2.0
+// The left operand of the patch embedding: rows of patches, which exist in shared memory only.
+#pragma once
+
+#include "channel_concat/params.h"
+#include "channel_concat/philox.cuh"
+#include "common/arch.h"
+
+namespace aapt {
+
+// Writes the columns of one token, as many as its thread has to gather, into slabs of the patch matrix.
+template <class Config>
+class PatchGatherer {
+ public:
+  using Element = typename Config::Element;
+
+  AAPT_DEVICE PatchGatherer(const ChannelConcatParams& params, int frame, int first_token)
+      : params_(params),
+        frame_(frame),
+        token_(arch::thread_index() % Config::kTokens),
+        first_piece_(arch::warp_index() / (Config::kTokens / 32)),
+        inside_(first_token + token_ < params.token_count) {
+    const int patches_per_row = params.width / kPatch;
+    y_ = (first_token + token_) / patches_per_row * kPatch;
+    x_ = (first_token + token_) % patches_per_row * kPatch;
+    noised_ = patch_of(params.noised);
+    recycled_ = patch_of(params.recycled);
+    control_ = patch_of(params.control);
+  }
+
+  // Starts to read the thread's part of a slab.
+  AAPT_DEVICE void load(int slab) {
+#pragma unroll
+    for (int i = 0; i < Config::kGathered; ++i) {
+      const int column = slab * Config::kSlab + piece_column(i);
+      const bool valid = inside_ && column < params_.columns;  // a multiple of 8: a piece is valid or not as a whole
+#pragma unroll
+      for (int word = 0; word < 4; ++word) {
+        const std::uint32_t low = bits(column + 2 * word, valid), high = bits(column + 2 * word + 1, valid);
+        pieces_[i].word[word] = low | high << 16;
+      }
+    }
+  }
+
+  // Writes what load has read; noise of the slab is made on the way, and written to `noise` as well if it is not null.
+  AAPT_DEVICE void store(Element* slab_memory, int slab, Element* noise) const {
+    const typename Config::PatchLayout layout;
+#pragma unroll
+    for (int i = 0; i < Config::kGathered; ++i) {
+      *reinterpret_cast<Vector16*>(slab_memory + layout(token_, piece_column(i))) = pieces_[i];
+    }
+    if constexpr (Config::kMakesNoise) make_noise(slab_memory, slab, noise);
+  }
+
+ private:
+  static constexpr int kPatch = Config::kPatch;
+  static constexpr int kArea = kPatch * kPatch;
+
+  AAPT_DEVICE const Element* patch_of(const ChannelConcatParams::Frames& frames) const {
+    return static_cast<const Element*>(frames.pixels) + frame_ * frames.frame_stride + y_ * frames.row_stride + x_;
+  }
+
+  AAPT_DEVICE int piece_column(int i) const { return 8 * (first_piece_ + i * Config::kGatherStep); }
+
+  // One element of the patch matrix; 0 where it is not valid, and where the noise will come. Chosen by arithmetic and
+  // not by branches, so that all loads of a piece are on their way together.
+  AAPT_DEVICE std::uint32_t bits(int column, bool valid) const {
+    const int channel = column / kArea, y = column / kPatch % kPatch, x = column % kPatch;
+    const bool in_noised = channel < params_.channels, in_recycled = channel < 2 * params_.channels;
+    if (Config::kMakesNoise && in_noised) valid = false;
+    const Element* patch = in_noised ? noised_ : in_recycled ? recycled_ : control_;
+    const std::int64_t channel_stride = in_noised     ? params_.noised.channel_stride
+                                        : in_recycled ? params_.recycled.channel_stride
+                                                      : params_.control.channel_stride;
+    const std::int64_t row_stride = in_noised     ? params_.noised.row_stride
+                                    : in_recycled ? params_.recycled.row_stride
+                                                  : params_.control.row_stride;
+    const int first_channel = in_noised ? 0 : in_recycled ? params_.channels : 2 * params_.channels;
+    return valid ? patch[(channel - first_channel) * channel_stride + y * row_stride + x].bits : 0;
+  }
+
+  // Rows of patches, one after the other: unrolled, the logarithms and sines would be most of the kernel. The thread
+  // overwrites zeros that it has stored itself, so there is nothing to wait for.
+  AAPT_DEVICE void make_noise(Element* slab_memory, int slab, Element* noise) const {
+    const typename Config::PatchLayout layout;
+    constexpr int kRowsPerPiece = 8 / kPatch;
+    const NormalNumbers numbers(params_.keys, frame_);
+    const int columns = inside_ ? params_.channels * kArea : 0;
+#pragma unroll 1
+    for (int i = 0; i < Config::kGathered * kRowsPerPiece; ++i) {
+      const int in_slab = piece_column(i / kRowsPerPiece) + i % kRowsPerPiece * kPatch;
+      const int column = slab * Config::kSlab + in_slab;
+      if (column >= columns) return;
+      const int channel = column / kArea, y = column / kPatch % kPatch;
+      const std::int64_t number = (std::int64_t{channel} * params_.height + y_ + y) * params_.width + x_;
+      const NormalPair pair = numbers.pair(number / 2);
+      const std::uint32_t both = arch::pack<Element>(pair.first, pair.second);
+      // The patches of a frame start at even numbers when their side is 2; when it is 1, each one is half of a pair.
+#pragma unroll
+      for (int x = 0; x < kPatch; ++x) {
+        const Element element = {static_cast<std::uint16_t>((number + x) % 2 ? both >> 16 : both)};
+        slab_memory[layout(token_, in_slab + x)] = element;
+        if (noise) noise[number + x] = element;
+      }
+    }
+  }
+
+  const ChannelConcatParams& params_;
+  int frame_, token_, first_piece_;
+  bool inside_;
+  int y_, x_;  // the first pixel of the token's patch
+  const Element *noised_, *recycled_, *control_;
+  Vector16 pieces_[Config::kGathered];
+};
+
+}  // namespace aapt
