@@ -140,6 +140,7 @@ void channel_concat_noise_portable(const Tensor& recycled, const std::optional<T
 
   params.keys = keys;
   params.noise = noise.data;
+  params.noised = frames_of(noise);
   launch</*kMakesNoise=*/true>(params, given, stream);
 }
 

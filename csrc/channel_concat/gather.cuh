@@ -28,28 +28,28 @@ class PatchGatherer {
     control_ = patch_of(params.control);
   }
 
-  // Starts to read the thread's part of a slab.
-  AAPT_DEVICE void load(int slab) {
+  // Starts to read the thread's part of a slab; not the noise where it has still to be made.
+  AAPT_DEVICE void load(int slab, bool makes_noise) {
 #pragma unroll
     for (int i = 0; i < Config::kGathered; ++i) {
       const int column = slab * Config::kSlab + piece_column(i);
       const bool valid = inside_ && column < params_.columns;  // a multiple of 8: a piece is valid or not as a whole
 #pragma unroll
       for (int word = 0; word < 4; ++word) {
-        const std::uint32_t low = bits(column + 2 * word, valid), high = bits(column + 2 * word + 1, valid);
-        pieces_[i].word[word] = low | high << 16;
+        const std::uint32_t low = bits(column + 2 * word, valid, makes_noise);
+        pieces_[i].word[word] = low | bits(column + 2 * word + 1, valid, makes_noise) << 16;
       }
     }
   }
 
-  // Writes what load has read; noise of the slab is made on the way, and written to `noise` as well if it is not null.
-  AAPT_DEVICE void store(Element* slab_memory, int slab, Element* noise) const {
+  // Writes what load has read, and makes the noise of the slab.
+  AAPT_DEVICE void store(Element* slab_memory, int slab, bool makes_noise) const {
     const typename Config::PatchLayout layout;
 #pragma unroll
     for (int i = 0; i < Config::kGathered; ++i) {
       *reinterpret_cast<Vector16*>(slab_memory + layout(token_, piece_column(i))) = pieces_[i];
     }
-    if constexpr (Config::kMakesNoise) make_noise(slab_memory, slab, noise);
+    if (makes_noise) make_noise(slab_memory, slab);
   }
 
  private:
@@ -64,10 +64,10 @@ class PatchGatherer {
 
   // One element of the patch matrix; 0 where it is not valid, and where the noise will come. Chosen by arithmetic and
   // not by branches, so that all loads of a piece are on their way together.
-  AAPT_DEVICE std::uint32_t bits(int column, bool valid) const {
+  AAPT_DEVICE std::uint32_t bits(int column, bool valid, bool makes_noise) const {
     const int channel = column / kArea, y = column / kPatch % kPatch, x = column % kPatch;
     const bool in_noised = channel < params_.channels, in_recycled = channel < 2 * params_.channels;
-    if (Config::kMakesNoise && in_noised) valid = false;
+    if (makes_noise && in_noised) valid = false;
     const Element* patch = in_noised ? noised_ : in_recycled ? recycled_ : control_;
     const std::int64_t channel_stride = in_noised     ? params_.noised.channel_stride
                                         : in_recycled ? params_.recycled.channel_stride
@@ -80,11 +80,14 @@ class PatchGatherer {
   }
 
   // Rows of patches, one after the other: unrolled, the logarithms and sines would be most of the kernel. The thread
-  // overwrites zeros that it has stored itself, so there is nothing to wait for.
-  AAPT_DEVICE void make_noise(Element* slab_memory, int slab, Element* noise) const {
+  // overwrites zeros that it has stored itself, and for the next features it reads what it has written to the noised
+  // frame itself, so there is nothing to wait for. Other blocks with the same tokens write the same numbers there.
+  AAPT_DEVICE void make_noise(Element* slab_memory, int slab) const {
     const typename Config::PatchLayout layout;
     constexpr int kRowsPerPiece = 8 / kPatch;
     const NormalNumbers numbers(params_.keys, frame_);
+    auto* noise = static_cast<Element*>(params_.noise) +
+                  frame_ * (std::int64_t{params_.channels} * params_.height * params_.width);
     const int columns = inside_ ? params_.channels * kArea : 0;
 #pragma unroll 1
     for (int i = 0; i < Config::kGathered * kRowsPerPiece; ++i) {
@@ -100,7 +103,7 @@ class PatchGatherer {
       for (int x = 0; x < kPatch; ++x) {
         const Element element = {static_cast<std::uint16_t>((number + x) % 2 ? both >> 16 : both)};
         slab_memory[layout(token_, in_slab + x)] = element;
-        if (noise) noise[number + x] = element;
+        noise[number + x] = element;
       }
     }
   }

@@ -32,7 +32,7 @@ struct ChannelConcatParams {
     const void* pixels;
     std::int64_t frame_stride, channel_stride, row_stride;
   };
-  Frames noised;    // C channels; not there in the noise variant
+  Frames noised;    // C channels; in the noise variant the frames that `noise` makes
   Frames recycled;  // C channels
   Frames control;   // the remaining channels; null if there are none
 
@@ -52,6 +52,7 @@ struct ChannelConcatParams {
   int token_count;          // per frame: patches
   int columns;              // (2 C + Cc) * patch^2, the length of the products
   int features;             // d
+  int tiles_per_block;      // of the features; a block makes its noise for the first one only
   bool vector_stores;       // every row of `tokens` starts at a multiple of 16 bytes
 };
 

@@ -16,9 +16,10 @@ SCHEDULES = pytest.mark.parametrize("schedule", range(4), ids=lambda seed: f"sch
 GRIDS = {1: (1, 1), 63: (7, 9), 65: (5, 13)}  # tokens: patches along y and x; 64 are a tile
 FEATURES = (8, 13, 64, 200)  # 128 are a tile; rows of 13 are not aligned
 
-# Channels of a frame and of the control: the borders between the sources lie inside of pieces of 8 columns. 136 columns
-# with the control, two slabs and a bit; 72 without it.
-CHANNELS = {1: (36, 64), 2: (9, 16)}
+# Channels of a frame and of the control, for each patch. With a control the weight has 184 columns: three slabs of 64,
+# of which the last one is nearly full. The noise ends in the second one, inside of a piece of 8 columns.
+CHANNELS = {1: (70, 44), 2: (17, 12)}
+CHANNELS_WITHOUT_CONTROL = {1: (68, 0), 2: (17, 0)}  # 136 columns
 
 Arguments = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor | None, int]
 
@@ -27,9 +28,9 @@ def inputs(
     target, patch: int, dtype: torch.dtype, tokens: int = 65, features: int = 200, control: bool = True, batch: int = 2
 ) -> Arguments:
     """noised, recycled, control, weight, bias, patch; at home on the target."""
-    channels, control_channels = CHANNELS[patch]
+    channels, control_channels = (CHANNELS if control else CHANNELS_WITHOUT_CONTROL)[patch]
     height, width = (patch * size for size in GRIDS[tokens])
-    columns = (2 * channels + (control_channels if control else 0)) * patch**2
+    columns = (2 * channels + control_channels) * patch**2
     random = {"device": target.device}
     return (
         torch.randn(batch, channels, height, width, **random).to(dtype),
@@ -142,6 +143,18 @@ def test_noise_in_other_sizes(tokens, patch, dtype, target):
 
 
 @PATCHES
+def test_blocks_that_make_several_tiles_of_features(patch, target):
+    """Above 256 tiles of 64 tokens and 128 features, here 264, a block makes two of one set of noise."""
+    arguments = inputs(target, patch, torch.bfloat16, features=264, control=False, batch=44)
+    keys = torch.arange(88, device=target.device).view(2, 44)
+    with target.kernels(NOISE_KERNEL, schedule=1):
+        tokens, noise = channel_concat_noise(*arguments[1:], *keys)
+    with target.kernels("philox_normal/portable"):
+        assert torch.equal(noise, philox_normal(*keys, noise.shape[1:], dtype=noise.dtype))
+    assert_right(tokens, (noise, *arguments[1:]))
+
+
+@PATCHES
 def test_a_session_alone_and_in_a_batch(patch, target):
     _, recycled, control, weight, bias, _ = inputs(target, patch, torch.bfloat16, batch=3)
     seeds, steps = torch.tensor([[5, 5, -3], [0, 9, 2**33]], device=target.device)
@@ -193,11 +206,11 @@ def test_frames_without_channels_or_pixels(target):
 UNSUPPORTED = {
     "float32": (lambda x: wide(x), "recycled: expected bfloat16 or float16 for this kernel, got float32"),
     "columns": (
-        lambda x: (*x[:2], x[2][:, :15], x[3][:, :132].contiguous(), *x[4:]),
-        "weight: expected a multiple of 8 columns for this kernel, got 132",
+        lambda x: (*x[:2], x[2][:, :11], x[3][:, :180].contiguous(), *x[4:]),
+        "weight: expected a multiple of 8 columns for this kernel, got 180",
     ),
     "patch": (
-        lambda x: (*(frames[..., :3, :3] for frames in x[:3]), x[3].repeat(1, 9)[:, : 34 * 9], x[4], 3),
+        lambda x: (*(frames[..., :3, :3] for frames in x[:3]), x[3].repeat(1, 3)[:, : 46 * 9], x[4], 3),
         "patch: expected a side of 1 or 2 for this kernel, got 3",
     ),
     "pixels apart": (
@@ -242,15 +255,15 @@ def test_pixels_of_the_noised_frame_apart(target):
 
 
 BAD_ARGUMENTS = {
-    "noised": ({"noised": torch.ones(2, 9, 10, 24).half()}, r"noised: expected shape \[2, 9, 10, 26\], got"),
-    "noised dtype": ({"noised": torch.ones(2, 9, 10, 26)}, "noised: expected float16, got float32"),
+    "noised": ({"noised": torch.ones(2, 17, 10, 24).half()}, r"noised: expected shape \[2, 17, 10, 26\], got"),
+    "noised dtype": ({"noised": torch.ones(2, 17, 10, 26)}, "noised: expected float16, got float32"),
     "control": (
-        {"control": torch.ones(1, 16, 10, 26).half()},
+        {"control": torch.ones(1, 12, 10, 26).half()},
         r"control: expected shape \[2, any, 10, 26\], got",
     ),
-    "control dtype": ({"control": torch.ones(2, 16, 10, 26).bfloat16()}, "control: expected float16, got bfloat16"),
-    "no control": ({"control": None}, r"weight: expected shape \[any, 72\], got \[200, 136\]"),
-    "weight dtype": ({"weight": torch.ones(200, 136)}, "weight: expected float16, got float32"),
+    "control dtype": ({"control": torch.ones(2, 12, 10, 26).bfloat16()}, "control: expected float16, got bfloat16"),
+    "no control": ({"control": None}, r"weight: expected shape \[any, 136\], got \[200, 184\]"),
+    "weight dtype": ({"weight": torch.ones(200, 184)}, "weight: expected float16, got float32"),
     "bias": ({"bias": torch.ones(199).half()}, r"bias: expected shape \[200\], got \[199\]"),
     "bias dtype": ({"bias": torch.ones(200)}, "bias: expected float16, got float32"),
     "patch": ({"patch": 3}, "patch: expected a divisor of 10 and 26, got 3"),
@@ -258,9 +271,9 @@ BAD_ARGUMENTS = {
     "tokens": ({"tokens": torch.ones(2, 64, 200).half()}, r"tokens: expected shape \[2, 65, 200\], got"),
     "tokens dtype": ({"tokens": torch.ones(2, 65, 200)}, "tokens: expected float16, got float32"),
     "tokens strides": ({"tokens": torch.ones(65, 2, 200).half().transpose(0, 1)}, "tokens: expected a contiguous"),
-    "noise": ({"noise": torch.ones(2, 9, 10, 24).half()}, r"noise: expected shape \[2, 9, 10, 26\], got"),
-    "noise dtype": ({"noise": torch.ones(2, 9, 10, 26)}, "noise: expected float16, got float32"),
-    "noise strides": ({"noise": every_second(torch.ones(2, 9, 10, 26).half())}, "noise: expected a contiguous"),
+    "noise": ({"noise": torch.ones(2, 17, 10, 24).half()}, r"noise: expected shape \[2, 17, 10, 26\], got"),
+    "noise dtype": ({"noise": torch.ones(2, 17, 10, 26)}, "noise: expected float16, got float32"),
+    "noise strides": ({"noise": every_second(torch.ones(2, 17, 10, 26).half())}, "noise: expected a contiguous"),
     "seed": ({"seed": torch.tensor([1])}, r"seed: expected shape \[2\], got \[1\]"),
     "seed dtype": ({"seed": torch.tensor([1, 2]).int()}, "seed: expected int64, got int32"),
     "step": ({"step": torch.tensor([1, 2, 3])}, r"step: expected shape \[2\], got \[3\]"),
@@ -272,7 +285,7 @@ def test_bad_arguments(change, message, target):
     """Of the compiled functions: the ops check their arguments before they call them."""
     names = ("noised", "recycled", "control", "weight", "bias", "patch")
     good = dict(zip(names, inputs(target, 2, torch.float16), strict=True))
-    good |= {"tokens": torch.empty(2, 65, 200).half(), "noise": torch.empty(2, 9, 10, 26).half()}
+    good |= {"tokens": torch.empty(2, 65, 200).half(), "noise": torch.empty(2, 17, 10, 26).half()}
     good |= {"seed": torch.tensor([1, 2]), "step": torch.tensor([3, 4])}
     given = {name: x if isinstance(x, int) else view(x) for name, x in {**good, **change}.items()}
     noise_names = {"noise", "seed", "step"}
