@@ -14,47 +14,52 @@ class PatchGatherer {
  public:
   using Element = typename Config::Element;
 
-  AAPT_DEVICE PatchGatherer(const ChannelConcatParams& params, int frame, int first_token)
+  // Where noise has still to be made, the recycled frame stands in for the noised one, and is overwritten: so that all
+  // pixels are read in the same way.
+  AAPT_DEVICE PatchGatherer(const ChannelConcatParams& params, int frame, int first_token, bool makes_noise)
       : params_(params),
+        noised_frames_(makes_noise ? params.recycled : params.noised),
         frame_(frame),
         token_(arch::thread_index() % Config::kTokens),
         first_piece_(arch::warp_index() / (Config::kTokens / 32)),
-        inside_(first_token + token_ < params.token_count) {
+        makes_noise_(makes_noise && first_token + token_ < params.token_count) {
+    // Rows beyond the last token repeat it: they are multiplied, but never stored.
+    const int token = first_token + token_ < params.token_count ? first_token + token_ : params.token_count - 1;
     const int patches_per_row = params.width / kPatch;
-    y_ = (first_token + token_) / patches_per_row * kPatch;
-    x_ = (first_token + token_) % patches_per_row * kPatch;
-    noised_ = patch_of(params.noised);
+    y_ = token / patches_per_row * kPatch;
+    x_ = token % patches_per_row * kPatch;
+    noised_ = patch_of(noised_frames_);
     recycled_ = patch_of(params.recycled);
     control_ = patch_of(params.control);
   }
 
-  // Starts to read the thread's part of a slab; not the noise where it has still to be made.
-  AAPT_DEVICE void load(int slab, bool makes_noise) {
+  // Starts to read the thread's part of a slab.
+  AAPT_DEVICE void load(int slab) {
 #pragma unroll
     for (int i = 0; i < Config::kGathered; ++i) {
       const int column = slab * Config::kSlab + piece_column(i);
-      const bool valid = inside_ && column < params_.columns;  // a multiple of 8: a piece is valid or not as a whole
-#pragma unroll
-      for (int word = 0; word < 4; ++word) {
-        const std::uint32_t low = bits(column + 2 * word, valid, makes_noise);
-        pieces_[i].word[word] = low | bits(column + 2 * word + 1, valid, makes_noise) << 16;
+      if (column < params_.columns) {  // a multiple of 8: a piece is there or not as a whole
+        load_piece(pieces_[i], column / 8 * kChannelsPerPiece);
+      } else {
+        pieces_[i] = {};
       }
     }
   }
 
   // Writes what load has read, and makes the noise of the slab.
-  AAPT_DEVICE void store(Element* slab_memory, int slab, bool makes_noise) const {
+  AAPT_DEVICE void store(Element* slab_memory, int slab) const {
     const typename Config::PatchLayout layout;
 #pragma unroll
     for (int i = 0; i < Config::kGathered; ++i) {
       *reinterpret_cast<Vector16*>(slab_memory + layout(token_, piece_column(i))) = pieces_[i];
     }
-    if (makes_noise) make_noise(slab_memory, slab);
+    if (makes_noise_) make_noise(slab_memory, slab);
   }
 
  private:
   static constexpr int kPatch = Config::kPatch;
   static constexpr int kArea = kPatch * kPatch;
+  static constexpr int kChannelsPerPiece = 8 / kArea;
 
   AAPT_DEVICE const Element* patch_of(const ChannelConcatParams::Frames& frames) const {
     return static_cast<const Element*>(frames.pixels) + frame_ * frames.frame_stride + y_ * frames.row_stride + x_;
@@ -62,25 +67,34 @@ class PatchGatherer {
 
   AAPT_DEVICE int piece_column(int i) const { return 8 * (first_piece_ + i * Config::kGatherStep); }
 
-  // One element of the patch matrix; 0 where it is not valid, and where the noise will come. Chosen by arithmetic and
-  // not by branches, so that all loads of a piece are on their way together.
-  AAPT_DEVICE std::uint32_t bits(int column, bool valid, bool makes_noise) const {
-    const int channel = column / kArea, y = column / kPatch % kPatch, x = column % kPatch;
-    const bool in_noised = channel < params_.channels, in_recycled = channel < 2 * params_.channels;
-    if (makes_noise && in_noised) valid = false;
-    const Element* patch = in_noised ? noised_ : in_recycled ? recycled_ : control_;
-    const std::int64_t channel_stride = in_noised     ? params_.noised.channel_stride
-                                        : in_recycled ? params_.recycled.channel_stride
-                                                      : params_.control.channel_stride;
-    const std::int64_t row_stride = in_noised     ? params_.noised.row_stride
-                                    : in_recycled ? params_.recycled.row_stride
-                                                  : params_.control.row_stride;
-    const int first_channel = in_noised ? 0 : in_recycled ? params_.channels : 2 * params_.channels;
-    return valid ? patch[(channel - first_channel) * channel_stride + y * row_stride + x].bits : 0;
+  // Eight elements of the patch matrix, from a channel on. The sources are the same for a whole warp, and chosen without
+  // branches.
+  AAPT_DEVICE void load_piece(Vector16& piece, int first_channel) const {
+    std::uint32_t element[8];
+#pragma unroll
+    for (int i = 0; i < kChannelsPerPiece; ++i) {
+      const int channel = first_channel + i;
+      const bool in_noised = channel < params_.channels, in_recycled = channel < 2 * params_.channels;
+      const std::int64_t channel_stride = in_noised     ? noised_frames_.channel_stride
+                                          : in_recycled ? params_.recycled.channel_stride
+                                                        : params_.control.channel_stride;
+      const std::int64_t row_stride = in_noised     ? noised_frames_.row_stride
+                                      : in_recycled ? params_.recycled.row_stride
+                                                    : params_.control.row_stride;
+      const int before = in_noised ? 0 : in_recycled ? params_.channels : 2 * params_.channels;
+      const Element* patch =
+          (in_noised ? noised_ : in_recycled ? recycled_ : control_) + (channel - before) * channel_stride;
+#pragma unroll
+      for (int pixel = 0; pixel < kArea; ++pixel) {
+        element[i * kArea + pixel] = patch[pixel / kPatch * row_stride + pixel % kPatch].bits;
+      }
+    }
+#pragma unroll
+    for (int word = 0; word < 4; ++word) piece.word[word] = element[2 * word] | element[2 * word + 1] << 16;
   }
 
   // Rows of patches, one after the other: unrolled, the logarithms and sines would be most of the kernel. The thread
-  // overwrites zeros that it has stored itself, and for the next features it reads what it has written to the noised
+  // overwrites pixels that it has stored itself, and for the next features it reads what it has written to the noised
   // frame itself, so there is nothing to wait for. Other blocks with the same tokens write the same numbers there.
   AAPT_DEVICE void make_noise(Element* slab_memory, int slab) const {
     const typename Config::PatchLayout layout;
@@ -88,7 +102,7 @@ class PatchGatherer {
     const NormalNumbers numbers(params_.keys, frame_);
     auto* noise = static_cast<Element*>(params_.noise) +
                   frame_ * (std::int64_t{params_.channels} * params_.height * params_.width);
-    const int columns = inside_ ? params_.channels * kArea : 0;
+    const int columns = params_.channels * kArea;
 #pragma unroll 1
     for (int i = 0; i < Config::kGathered * kRowsPerPiece; ++i) {
       const int in_slab = piece_column(i / kRowsPerPiece) + i % kRowsPerPiece * kPatch;
@@ -109,8 +123,9 @@ class PatchGatherer {
   }
 
   const ChannelConcatParams& params_;
+  const ChannelConcatParams::Frames& noised_frames_;
   int frame_, token_, first_piece_;
-  bool inside_;
+  bool makes_noise_;
   int y_, x_;  // the first pixel of the token's patch
   const Element *noised_, *recycled_, *control_;
   Vector16 pieces_[Config::kGathered];

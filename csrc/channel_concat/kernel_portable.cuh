@@ -50,6 +50,7 @@ AAPT_DEVICE void multiply_slab(Accumulators<Config>& accumulators, const typenam
   const typename Config::WeightLayout weight_layout;
 #pragma unroll
   for (int column = 0; column < Config::kSlab; column += 16) {
+    // Tokens are rows of A, features are columns of B: both lie in shared memory with the summed dimension dense.
     std::uint32_t patches[kTokenTiles][4];
 #pragma unroll
     for (int tile = 0; tile < kTokenTiles; ++tile) {
@@ -86,6 +87,7 @@ AAPT_DEVICE void store_tokens(const Accumulators<Config>& accumulators, typename
   const auto* bias = static_cast<const Element*>(params.bias);
 #pragma unroll
   for (int n = 0; n < Config::kFeaturesPerWarp / 8; ++n) {
+    // This lane's two features, in eight of the warp's tokens.
     const int in_warp = 8 * n + lane % 4 * 2;
     float offset[2] = {};
 #pragma unroll
@@ -100,7 +102,7 @@ AAPT_DEVICE void store_tokens(const Accumulators<Config>& accumulators, typename
           arch::pack<Element>(pair[0] + offset[0], pair[1] + offset[1]);
     }
   }
-  arch::sync_warp();
+  arch::sync_warp();  // the pieces of a warp are its own
 
   auto* tokens = static_cast<Element*>(params.tokens) + std::int64_t{frame} * params.token_count * params.features;
   constexpr int kPieces = Config::kFeaturesPerWarp / 8;
@@ -125,12 +127,14 @@ AAPT_DEVICE void embed_tokens(typename Config::SharedMemory& shared, const Chann
                               int first_feature, bool makes_noise) {
   const int first_token = arch::block_index().x * Config::kTokens;
   const int frame = arch::block_index().z;
-  PatchGatherer<Config> gatherer(params, frame, first_token);
+  PatchGatherer<Config> gatherer(params, frame, first_token, makes_noise);
   const int slabs = (params.columns + Config::kSlab - 1) / Config::kSlab;
+
+  // Only the first slab has to be waited for with nothing else to do.
   load_weight<Config>(shared.weight[0], params, first_feature, 0);
   arch::cp_async_commit();
-  gatherer.load(0, makes_noise);
-  gatherer.store(shared.patches[0], 0, makes_noise);
+  gatherer.load(0);
+  gatherer.store(shared.patches[0], 0);
 
   Accumulators<Config> accumulators = {};
 #pragma unroll 1
@@ -143,10 +147,10 @@ AAPT_DEVICE void embed_tokens(typename Config::SharedMemory& shared, const Chann
     if (more) {
       load_weight<Config>(shared.weight[stage ^ 1], params, first_feature, slab + 1);
       arch::cp_async_commit();
-      gatherer.load(slab + 1, makes_noise);
+      gatherer.load(slab + 1);
     }
     multiply_slab<Config>(accumulators, shared, stage);
-    if (more) gatherer.store(shared.patches[stage ^ 1], slab + 1, makes_noise);
+    if (more) gatherer.store(shared.patches[stage ^ 1], slab + 1);
   }
   arch::cp_async_wait<0>();  // the zeros of slab 0, when there are no columns
   arch::sync_threads();      // the weight makes room for the result
@@ -157,6 +161,7 @@ template <class Config>
 AAPT_KERNEL void AAPT_LAUNCH_BOUNDS(Config::kThreads, 2)
     channel_concat_portable(AAPT_GRID_CONSTANT const ChannelConcatParams params) {
   auto& shared = *reinterpret_cast<typename Config::SharedMemory*>(arch::shared_memory());
+  // The first 128 features, with the noise; then the others, with the noise read back.
   const int first_feature = arch::block_index().y * params.tiles_per_block * Config::kFeatures;
   embed_tokens<Config>(shared, params, first_feature, /*makes_noise=*/Config::kMakesNoise);
   if constexpr (Config::kMakesNoise) {

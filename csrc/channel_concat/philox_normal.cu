@@ -20,6 +20,7 @@ AAPT_KERNEL void AAPT_LAUNCH_BOUNDS(kPhiloxNormalThreads, 1)
   if (first >= params.size) return;
   const int frame = arch::block_index().y;
 
+  // One counter gives two pairs.
   std::uint32_t word[4];
   NormalNumbers(params.keys, frame).words(word, static_cast<std::uint32_t>(counter));
   const NormalPair front = NormalNumbers::transform(word[0], word[1]);

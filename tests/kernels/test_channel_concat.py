@@ -149,6 +149,8 @@ def test_blocks_that_make_several_tiles_of_features(patch, target):
     keys = torch.arange(88, device=target.device).view(2, 44)
     with target.kernels(NOISE_KERNEL, schedule=1):
         tokens, noise = channel_concat_noise(*arguments[1:], *keys)
+        last = channel_concat_noise(arguments[1][-1:], None, *arguments[3:], *keys[:, -1:])
+    assert torch.equal(last[0][0], tokens[-1]) and torch.equal(last[1][0], noise[-1])
     with target.kernels("philox_normal/portable"):
         assert torch.equal(noise, philox_normal(*keys, noise.shape[1:], dtype=noise.dtype))
     assert_right(tokens, (noise, *arguments[1:]))
