@@ -23,8 +23,8 @@ struct ChannelConcatPortableConfig {
   static constexpr bool kMakesNoise = kNoiseIsMade;
   static_assert(kPatch == 1 || kPatch == 2, "a row of a patch is one number of a noise pair, or just the pair");
 
-  // A block makes 64 tokens times 128 features, each of its 8 warps 32 times 32. Fewer warps with larger parts would read
-  // less shared memory, but would have no registers left for the pixels that are on their way.
+  // A block makes 64 tokens times 128 features, each of its 8 warps 32 times 32. Fewer warps with larger parts would
+  // read less shared memory, but would have no registers left for the pixels that are on their way.
   static constexpr int kTokens = 64, kTokensPerWarp = 32;
   static constexpr int kFeatures = 128, kFeaturesPerWarp = 32;
   static constexpr int kTokenWarps = kTokens / kTokensPerWarp;
