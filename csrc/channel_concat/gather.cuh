@@ -67,8 +67,8 @@ class PatchGatherer {
 
   AAPT_DEVICE int piece_column(int i) const { return 8 * (first_piece_ + i * Config::kGatherStep); }
 
-  // Eight elements of the patch matrix, from a channel on. The sources are the same for a whole warp, and chosen without
-  // branches.
+  // Eight elements of the patch matrix, from a channel on. The sources are the same for a whole warp, and chosen
+  // without branches.
   AAPT_DEVICE void load_piece(Vector16& piece, int first_channel) const {
     std::uint32_t element[8];
 #pragma unroll

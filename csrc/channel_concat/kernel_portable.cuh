@@ -71,9 +71,9 @@ AAPT_DEVICE void multiply_slab(Accumulators<Config>& accumulators, const typenam
   }
 }
 
-// Adds the bias and rounds, to shared memory; from there each warp writes its tokens. Rows start at multiples of 16 bytes
-// when the number of features is a multiple of 8, as it is in every model, and are then written in pieces of 16 bytes;
-// other numbers of features are written element by element.
+// Adds the bias and rounds, to shared memory; from there each warp writes its tokens. Rows start at multiples of 16
+// bytes when the number of features is a multiple of 8, as it is in every model, and are then written in pieces of 16
+// bytes; other numbers of features are written element by element.
 template <class Config>
 AAPT_DEVICE void store_tokens(const Accumulators<Config>& accumulators, typename Config::SharedMemory& shared,
                               const ChannelConcatParams& params, int frame, int first_token, int first_feature) {
