@@ -8,6 +8,7 @@ PYBIND11_MODULE(_C, module) {
   aapt::register_device_info(module);
 #ifdef AAPT_KERNELS  // compiled for a GPU or for the emulation
   aapt::register_tensor(module);
+  aapt::register_channel_concat(module);
   aapt::register_paged_attention(module);
 #endif
 #ifdef AAPT_EMULATE

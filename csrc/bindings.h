@@ -11,6 +11,7 @@ void register_device_info(pybind11::module_& module);
 
 // with kernels only
 void register_tensor(pybind11::module_& module);
+void register_channel_concat(pybind11::module_& module);
 void register_paged_attention(pybind11::module_& module);
 
 // in the emulation only

@@ -20,11 +20,12 @@ from torch.nn.functional import linear, pixel_shuffle, pixel_unshuffle
 from aapt_fast.errors import require, require_device, require_shape
 from aapt_fast.ops._checks import check_inference, check_tensor
 from aapt_fast.ops._library import library
+from aapt_fast.ops.kernels import run_kernel, view
 from aapt_fast.ops.philox import check_seed_and_step
 
 IMPLEMENTATIONS = {
     "cpu": "torch composition: cat, pixel_unshuffle, linear",
-    "cuda": "torch composition: cat, pixel_unshuffle, linear (no kernel is loaded)",
+    "cuda": "torch composition: cat, pixel_unshuffle, linear",
 }
 
 library.define(
@@ -146,6 +147,15 @@ def _tokens(
     bias: torch.Tensor | None,
     patch: int,
 ) -> torch.Tensor:
+    def launch(kernel: Callable[..., None], stream: tuple[int, int]) -> torch.Tensor:
+        tokens = _empty_tokens(noised, recycled, control, weight, bias, patch)
+        sources = (view(noised), view(recycled), view(control))
+        kernel(*sources, view(weight), view(bias), patch, view(tokens), stream)
+        return tokens
+
+    computed = run_kernel("channel_concat", noised.device, launch)
+    if computed is not None:
+        return computed
     sources = [noised, recycled] if control is None else [noised, recycled, control]
     return linear(_patches(sources, patch), weight, bias)
 
@@ -159,6 +169,15 @@ def _tokens_and_noise(
     seed: torch.Tensor,
     step: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    def launch(kernel: Callable[..., None], stream: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+        tokens, noise = _empty_tokens_and_noise(recycled, control, weight, bias, patch, seed, step)
+        sources = (view(recycled), view(control), view(weight), view(bias), patch, view(seed), view(step))
+        kernel(*sources, view(tokens), view(noise), stream)
+        return tokens, noise
+
+    computed = run_kernel("channel_concat_noise", recycled.device, launch)
+    if computed is not None:
+        return computed
     noise = torch.ops.aapt.philox_normal.default(seed, step, recycled.shape[1:]).to(recycled.dtype)
     return torch.ops.aapt.channel_concat.default(noise, recycled, control, weight, bias, patch), noise
 
@@ -185,7 +204,7 @@ library.impl("channel_concat", _autocast("cuda"), "AutocastCUDA")
 
 
 @torch.library.register_fake("aapt::channel_concat", lib=library)
-def _fake_tokens(
+def _empty_tokens(
     noised: torch.Tensor,
     recycled: torch.Tensor,
     control: torch.Tensor | None,
@@ -198,7 +217,7 @@ def _fake_tokens(
 
 
 @torch.library.register_fake("aapt::channel_concat_noise", lib=library)
-def _fake_tokens_and_noise(
+def _empty_tokens_and_noise(
     recycled: torch.Tensor,
     control: torch.Tensor | None,
     weight: torch.Tensor,
@@ -207,7 +226,7 @@ def _fake_tokens_and_noise(
     seed: torch.Tensor,
     step: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    return _fake_tokens(recycled, recycled, control, weight, bias, patch), recycled.new_empty(recycled.shape)
+    return _empty_tokens(recycled, recycled, control, weight, bias, patch), recycled.new_empty(recycled.shape)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:

@@ -31,7 +31,12 @@ import torch
 from aapt_fast.ops._load import extension_or_none
 from aapt_fast.ops.verified import is_verified
 
-KERNELS = ("paged_attention/portable",)
+KERNELS = (
+    "channel_concat/portable",
+    "channel_concat_noise/portable",
+    "paged_attention/portable",
+    "philox_normal/portable",
+)
 """Every kernel there is, for each op the preferred one first."""
 
 WORDS = ("verified", "all", "none")

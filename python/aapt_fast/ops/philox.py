@@ -21,11 +21,13 @@ The largest magnitude that can occur is sqrt(66 ln 2) = 6.76.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 
 from aapt_fast.errors import require, require_device, require_dtype, require_shape
 from aapt_fast.ops._library import library
+from aapt_fast.ops.kernels import run_kernel, view
 
 IMPLEMENTATIONS = {
     "cpu": "torch composition: Philox in int64 arithmetic, Box-Muller in float64",
@@ -107,7 +109,16 @@ def philox_words(counter: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
     return torch.stack((even, odd), 1).flatten(0, 1)
 
 
-def _normal(seed: torch.Tensor, step: torch.Tensor, shape: list[int]) -> torch.Tensor:
+def _kernel(seed: torch.Tensor, step: torch.Tensor, shape: list[int]) -> torch.Tensor | None:
+    def launch(kernel: Callable[..., None], stream: tuple[int, int]) -> torch.Tensor:
+        out = seed.new_empty((seed.shape[0], *shape), dtype=torch.float32)
+        kernel(view(seed), view(step), view(out), stream)
+        return out
+
+    return run_kernel("philox_normal", seed.device, launch)
+
+
+def _composition(seed: torch.Tensor, step: torch.Tensor, shape: list[int]) -> torch.Tensor:
     size = math.prod(shape)
     index = torch.arange(-(-size // 4), device=seed.device).expand(seed.shape[0], -1)  # [B, counters]
     low, high = (step & WORD)[:, None].expand_as(index), ((step >> 32) & WORD)[:, None].expand_as(index)
@@ -120,6 +131,11 @@ def _normal(seed: torch.Tensor, step: torch.Tensor, shape: list[int]) -> torch.T
     lanes = torch.stack((radius * angle.cos(), radius * angle.sin()), -1)  # [2 pairs, B, counters, 2]
     lanes = lanes.permute(1, 2, 0, 3).reshape(seed.shape[0], -1)
     return lanes[:, :size].float().view(-1, *shape)
+
+
+def _normal(seed: torch.Tensor, step: torch.Tensor, shape: list[int]) -> torch.Tensor:
+    computed = _kernel(seed, step, shape)
+    return _composition(seed, step, shape) if computed is None else computed
 
 
 library.impl("philox_normal", _normal, "CPU")
