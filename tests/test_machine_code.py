@@ -46,6 +46,11 @@ class Expected:
 EXPECTED = {
     # Per step 64 products for Q K^T and 64 for P V; pieces of Q, of K twice (first page, next page) and of V.
     "paged_attention/portable": Expected(4, {"HMMA": 128, "LDSM": 40, "LDGSTS": 20}),
+    # Per slab of 64 columns 2 x 4 products for each of four 16-wide steps; pieces of the weight of this slab and the next.
+    "channel_concat/portable": Expected(4, {"HMMA": 32, "LDSM": 16, "LDGSTS": 8}),
+    # The same twice, for the features whose tile makes the noise and for the others; Box-Muller in double.
+    "channel_concat_noise/portable": Expected(4, {"HMMA": 64, "LDSM": 32, "LDGSTS": 16, "DFMA": 100}),
+    "philox_normal/portable": Expected(1, {"DFMA": 50}),
 }
 
 # Local memory is slow memory that a kernel of ours never needs: LDL reads it, STL writes it.

@@ -157,21 +157,27 @@ AAPT_DEVICE void embed_tokens(typename Config::SharedMemory& shared, const Chann
   store_tokens<Config>(accumulators, shared, params, frame, first_token, first_feature);
 }
 
+// Two kernels, because what a GPU has verified is recorded by name.
 template <class Config>
 AAPT_KERNEL void AAPT_LAUNCH_BOUNDS(Config::kThreads, 2)
     channel_concat_portable(AAPT_GRID_CONSTANT const ChannelConcatParams params) {
   auto& shared = *reinterpret_cast<typename Config::SharedMemory*>(arch::shared_memory());
+  embed_tokens<Config>(shared, params, arch::block_index().y * Config::kFeatures, /*makes_noise=*/false);
+}
+
+template <class Config>
+AAPT_KERNEL void AAPT_LAUNCH_BOUNDS(Config::kThreads, 2)
+    channel_concat_noise_portable(AAPT_GRID_CONSTANT const ChannelConcatParams params) {
+  auto& shared = *reinterpret_cast<typename Config::SharedMemory*>(arch::shared_memory());
   // The first 128 features, with the noise; then the others, with the noise read back.
   const int first_feature = arch::block_index().y * params.tiles_per_block * Config::kFeatures;
-  embed_tokens<Config>(shared, params, first_feature, /*makes_noise=*/Config::kMakesNoise);
-  if constexpr (Config::kMakesNoise) {
+  embed_tokens<Config>(shared, params, first_feature, /*makes_noise=*/true);
 #pragma unroll 1
-    for (int tile = 1; tile < params.tiles_per_block; ++tile) {
-      const int next_feature = first_feature + tile * Config::kFeatures;
-      if (next_feature >= params.features) return;
-      arch::sync_threads();  // the previous result has left the shared memory
-      embed_tokens<Config>(shared, params, next_feature, /*makes_noise=*/false);
-    }
+  for (int tile = 1; tile < params.tiles_per_block; ++tile) {
+    const int next_feature = first_feature + tile * Config::kFeatures;
+    if (next_feature >= params.features) return;
+    arch::sync_threads();  // the previous result has left the shared memory
+    embed_tokens<Config>(shared, params, next_feature, /*makes_noise=*/false);
   }
 }
 
@@ -197,7 +203,11 @@ void launch_channel_concat_portable(const ChannelConcatParams& params, const Str
   how.threads = Config::kThreads;
   how.shared_bytes = sizeof(typename Config::SharedMemory);
   how.stream = stream;
-  arch::launch(&channel_concat_portable<Config>, how, complete);
+  if constexpr (kMakesNoise) {
+    arch::launch(&channel_concat_noise_portable<Config>, how, complete);
+  } else {
+    arch::launch(&channel_concat_portable<Config>, how, complete);
+  }
 }
 
 }  // namespace aapt
