@@ -9,6 +9,8 @@ PYBIND11_MODULE(_C, module) {
 #ifdef AAPT_KERNELS  // compiled for a GPU or for the emulation
   aapt::register_tensor(module);
   aapt::register_paged_attention(module);
+  aapt::register_kv_write(module);
+  aapt::register_block(module);
 #endif
 #ifdef AAPT_EMULATE
   aapt::register_emulate(module);

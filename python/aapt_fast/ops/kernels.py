@@ -31,7 +31,11 @@ import torch
 from aapt_fast.ops._load import extension_or_none
 from aapt_fast.ops.verified import is_verified
 
-KERNELS = ("paged_attention/portable",)
+KERNELS = (
+    "paged_attention/portable",
+    "kv_write/portable",
+    "gate_residual_norm/portable",
+)
 """Every kernel there is, for each op the preferred one first."""
 
 WORDS = ("verified", "all", "none")
