@@ -113,6 +113,7 @@ void require_one_of(const char* argument, const char* what, std::int64_t size,
 }
 
 void require_16_byte_rows(const char* argument, const Tensor& tensor) {
+  if (tensor.elements() == 0) return;
   const int bytes = dtype_bytes(tensor.dtype);
   const std::size_t last = tensor.shape.size() - 1;
   bool aligned = reinterpret_cast<std::uintptr_t>(tensor.data) % 16 == 0;
