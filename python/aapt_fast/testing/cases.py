@@ -31,7 +31,7 @@ def strided(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def padded_rows(tensor: torch.Tensor) -> torch.Tensor:
-    """`strided`, with rows that start at multiples of 16 bytes in half precision: 8 elements lie between two of them."""
+    """`strided`, with rows that start at multiples of 16 bytes in half precision: 8 elements lie between them."""
     filler = torch.nan if tensor.is_floating_point() else -1
     larger = tensor.new_full([*(size + 2 for size in tensor.shape[:-1]), tensor.shape[-1] + 8], filler)
     view = larger[(*(slice(1, size + 1) for size in tensor.shape[:-1]), slice(8, None))]
