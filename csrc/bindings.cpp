@@ -10,6 +10,8 @@ PYBIND11_MODULE(_C, module) {
   aapt::register_tensor(module);
   aapt::register_channel_concat(module);
   aapt::register_paged_attention(module);
+  aapt::register_kv_write(module);
+  aapt::register_block(module);
 #endif
 #ifdef AAPT_EMULATE
   aapt::register_emulate(module);

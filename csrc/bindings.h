@@ -13,6 +13,8 @@ void register_device_info(pybind11::module_& module);
 void register_tensor(pybind11::module_& module);
 void register_channel_concat(pybind11::module_& module);
 void register_paged_attention(pybind11::module_& module);
+void register_kv_write(pybind11::module_& module);
+void register_block(pybind11::module_& module);
 
 // in the emulation only
 void register_emulate(pybind11::module_& module);

@@ -76,6 +76,12 @@ AAPT_DEVICE float log2_approx(float x) {
   return result;
 }
 
+AAPT_DEVICE float rsqrt_approx(float x) {
+  float result;
+  asm("rsqrt.approx.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+}
+
 AAPT_DEVICE std::uint32_t multiply_high(std::uint32_t a, std::uint32_t b) { return __umulhi(a, b); }
 
 AAPT_DEVICE float round_to_float(std::uint32_t x) { return __uint2float_rn(x); }
@@ -112,6 +118,25 @@ AAPT_DEVICE float to_float(float16 x) {
   asm("cvt.f32.f16 %0, %1;" : "=f"(result) : "h"(x.bits));
   return result;
 }
+
+// ---- 16 bytes at an address that is a multiple of 16 ----
+
+// Of memory that nobody writes while the kernel runs: such loads may move before stores to other places.
+AAPT_DEVICE Vector16 load_16(const void* global) {
+  Vector16 vector;
+  asm("ld.global.nc.v4.u32 {%0, %1, %2, %3}, [%4];"
+      : "=r"(vector.word[0]), "=r"(vector.word[1]), "=r"(vector.word[2]), "=r"(vector.word[3])
+      : "l"(global));
+  return vector;
+}
+
+AAPT_DEVICE void store_16(void* global, const Vector16& vector) {
+  asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(global), "r"(vector.word[0]), "r"(vector.word[1]),
+               "r"(vector.word[2]), "r"(vector.word[3])
+               : "memory");
+}
+
+AAPT_DEVICE float float_of_bits(std::uint32_t bits) { return __uint_as_float(bits); }
 
 // ---- asynchronous copies to shared memory ----
 

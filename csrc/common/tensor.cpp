@@ -31,7 +31,7 @@ const char* dtype_name(Dtype dtype) {
     case Dtype::kInt32: return "int32";
     case Dtype::kInt64: return "int64";
   }
-  throw std::invalid_argument("dtype: expected a known code, got " + std::to_string(static_cast<int>(dtype)));
+  return "another dtype";  // Python sends -1 for those: no kernel does them, a composition may
 }
 
 int dtype_bytes(Dtype dtype) {
@@ -97,6 +97,11 @@ void require_half(const char* argument, const Tensor& tensor) {
                     "bfloat16 or float16 for this kernel", dtype_name(tensor.dtype));
 }
 
+void require_weight(const char* argument, const Tensor& tensor, Dtype dtype) {
+  require_supported(tensor.dtype == dtype || tensor.dtype == Dtype::kFloat32, argument,
+                    std::string("float32 or ") + dtype_name(dtype) + " for this kernel", dtype_name(tensor.dtype));
+}
+
 void require_one_of(const char* argument, const char* what, std::int64_t size,
                     std::initializer_list<std::int64_t> sizes) {
   std::string expected = std::string("a ") + what + " of ";
@@ -108,6 +113,7 @@ void require_one_of(const char* argument, const char* what, std::int64_t size,
 }
 
 void require_16_byte_rows(const char* argument, const Tensor& tensor) {
+  if (tensor.elements() == 0) return;
   const int bytes = dtype_bytes(tensor.dtype);
   const std::size_t last = tensor.shape.size() - 1;
   bool aligned = reinterpret_cast<std::uintptr_t>(tensor.data) % 16 == 0;

@@ -52,6 +52,9 @@ void require_dense(const char* argument, const Tensor& tensor);
 // Unsupported unless the dtype is bfloat16 or float16.
 void require_half(const char* argument, const Tensor& tensor);
 
+// Unsupported unless the dtype is float32 or `dtype`, that of the kernel's elements.
+void require_weight(const char* argument, const Tensor& tensor, Dtype dtype);
+
 // Unsupported unless `size` is one of those.
 void require_one_of(const char* argument, const char* what, std::int64_t size,
                     std::initializer_list<std::int64_t> sizes);

@@ -21,6 +21,9 @@ struct alignas(16) Vector16 {
   std::uint32_t word[4];
 };
 
+constexpr int kVectorElements = 8;
+static_assert(kVectorElements * sizeof(bfloat16) == sizeof(Vector16) && sizeof(bfloat16) == sizeof(float16));
+
 constexpr int kPageSlots = 64;
 
 }  // namespace aapt

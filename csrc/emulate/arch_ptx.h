@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <string>
 
 #include "common/launch.h"
 #include "common/types.h"
@@ -65,6 +66,8 @@ inline T shuffle_xor(T value, int mask) {
 inline float exp2_approx(float x) { return std::exp2(x); }
 inline float log2_approx(float x) { return std::log2(x); }
 
+inline float rsqrt_approx(float x) { return 1.0f / std::sqrt(x); }
+
 inline std::uint32_t multiply_high(std::uint32_t a, std::uint32_t b) {
   return static_cast<std::uint32_t>(std::uint64_t{a} * b >> 32);
 }
@@ -123,6 +126,32 @@ inline std::uint16_t round_to(float16, float x) {
 template <class T>
 inline std::uint32_t pack(float low, float high) {
   return round_to(T{}, low) | std::uint32_t{round_to(T{}, high)} << 16;
+}
+
+// ---- 16 bytes ----
+
+inline void require_aligned_16(const void* address, const char* operation) {
+  if (reinterpret_cast<std::uintptr_t>(address) % 16) {
+    emulate::misuse(std::string(operation) + " at an address that is no multiple of 16");
+  }
+}
+
+inline Vector16 load_16(const void* global) {
+  require_aligned_16(global, "load_16");
+  Vector16 vector;
+  std::memcpy(&vector, global, sizeof vector);
+  return vector;
+}
+
+inline void store_16(void* global, const Vector16& vector) {
+  require_aligned_16(global, "store_16");
+  std::memcpy(global, &vector, sizeof vector);
+}
+
+inline float float_of_bits(std::uint32_t bits) {
+  float result;
+  std::memcpy(&result, &bits, sizeof result);
+  return result;
 }
 
 // ---- asynchronous copies ----

@@ -164,12 +164,15 @@ bool Machine::run_threads(bool& everyone_had_a_turn) {
     if (random_() % 8 == 0) held_warps_ = random_() | random_();
     skipped = (random_() & random_()) | held_warps_;
   }
-  everyone_had_a_turn = skipped == 0;
+  everyone_had_a_turn = true;
   bool someone_ran = false;
   for (const int i : order_) {
     Thread& thread = threads_[i];
-    if (skipped >> (thread.warp() + 32 * (thread.block->rank & 1)) % 64 & 1) continue;
     if (thread.done || (thread.awaited && *thread.awaited < thread.target)) continue;
+    if (skipped >> (thread.warp() + 32 * (thread.block->rank & 1)) % 64 & 1) {
+      everyone_had_a_turn = false;  // only of those that could run: else a deadlock would look like a pause
+      continue;
+    }
     thread.awaited = nullptr;
     current_ = &thread;
     someone_ran = true;

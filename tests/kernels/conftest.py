@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from aapt_fast.testing import targets
 
@@ -16,3 +18,12 @@ def target(request: pytest.FixtureRequest) -> targets.Target:
     if request.config.getoption("--target") == "cuda":
         return targets.cuda()
     return targets.emulated(Path(request.config.getoption("--emulated-build")))
+
+
+@pytest.fixture
+def poisoned_memory() -> Iterator[None]:
+    """torch.empty gives NaN: what a kernel does not write cannot pass for a result."""
+    torch.use_deterministic_algorithms(True)
+    assert torch.utils.deterministic.fill_uninitialized_memory and torch.empty(8).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(False)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from aapt_fast.ops import PAGE_SLOTS, paged_attention, reference
-from aapt_fast.testing.cases import ABSURD_PAGE, PagedCase, paged_case, row_strided
+from aapt_fast.testing.cases import ABSURD_PAGE, PagedCase, paged_case, padded_rows
 from aapt_fast.testing.compare import assert_near, assert_within_twice_torch
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
@@ -150,12 +150,12 @@ def test_strided_inputs(schedule, width, target):
     expected = run(q, case, target)
     views = dataclasses.replace(
         case,
-        k_pages=row_strided(case.k_pages),
-        v_pages=row_strided(case.v_pages),
-        page_ids=row_strided(case.page_ids.T.contiguous()).T,
-        page_valid=row_strided(case.page_valid),
+        k_pages=padded_rows(case.k_pages),
+        v_pages=padded_rows(case.v_pages),
+        page_ids=padded_rows(case.page_ids.T.contiguous()).T,
+        page_valid=padded_rows(case.page_valid),
     )
-    for actual, wanted in zip(run(row_strided(q), views, target, schedule), expected, strict=True):
+    for actual, wanted in zip(run(padded_rows(q), views, target, schedule), expected, strict=True):
         assert torch.equal(actual, wanted)
 
 

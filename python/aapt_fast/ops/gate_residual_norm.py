@@ -10,6 +10,7 @@ computed in float32 and rounded once at the end.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,10 +18,11 @@ import torch
 from aapt_fast.errors import require, require_device, require_shape
 from aapt_fast.ops._checks import check_tensor
 from aapt_fast.ops._library import library
+from aapt_fast.ops.kernels import run_kernel, view
 
 IMPLEMENTATIONS = {
     "cpu": "torch composition: addcmul, rms_norm, addcmul",
-    "cuda": "torch composition: addcmul, rms_norm, addcmul (no kernel is loaded)",
+    "cuda": "torch composition: addcmul, rms_norm, addcmul",
 }
 
 library.define(
@@ -103,8 +105,37 @@ def _composition(
     return residual.to(x.dtype).contiguous(), normed.to(x.dtype).contiguous()
 
 
-library.impl("gate_residual_norm", _composition, "CPU")
-library.impl("gate_residual_norm", _composition, "CUDA")
+def _kernel(
+    x: torch.Tensor,
+    y: torch.Tensor | None,
+    gate: torch.Tensor | None,
+    scale: torch.Tensor | None,
+    shift: torch.Tensor | None,
+    eps: float,
+) -> tuple[torch.Tensor, torch.Tensor] | None:
+    def launch(kernel: Callable[..., None], stream: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+        residual, normed = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for _ in range(2))
+        inputs = (view(tensor) for tensor in (x, y, gate, scale, shift))
+        kernel(*inputs, view(residual), view(normed), eps, stream)
+        return residual, normed
+
+    return run_kernel("gate_residual_norm", x.device, launch)
+
+
+def _forward(
+    x: torch.Tensor,
+    y: torch.Tensor | None,
+    gate: torch.Tensor | None,
+    scale: torch.Tensor | None,
+    shift: torch.Tensor | None,
+    eps: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    computed = _kernel(x, y, gate, scale, shift, eps)
+    return _composition(x, y, gate, scale, shift, eps) if computed is None else computed
+
+
+library.impl("gate_residual_norm", _forward, "CPU")
+library.impl("gate_residual_norm", _forward, "CUDA")
 torch.library.register_autocast("aapt::gate_residual_norm", "cpu", torch.float32, lib=library)
 torch.library.register_autocast("aapt::gate_residual_norm", "cuda", torch.float32, lib=library)
 

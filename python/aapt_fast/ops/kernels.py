@@ -34,6 +34,8 @@ from aapt_fast.ops.verified import is_verified
 KERNELS = (
     "channel_concat/portable",
     "channel_concat_noise/portable",
+    "gate_residual_norm/portable",
+    "kv_write/portable",
     "paged_attention/portable",
     "philox_normal/portable",
 )

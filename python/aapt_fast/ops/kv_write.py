@@ -13,6 +13,8 @@ The norm drops out where the weight is None, the rotation where cos and sin are.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from aapt_fast.errors import require
@@ -26,10 +28,11 @@ from aapt_fast.ops._checks import (
     check_vector,
 )
 from aapt_fast.ops._library import library
+from aapt_fast.ops.kernels import run_kernel, view
 
 IMPLEMENTATIONS = {
     "cpu": "torch composition: rms_norm, complex product, index_copy_ into the pages",
-    "cuda": "torch composition: rms_norm, complex product, index_copy_ into the pages (no kernel is loaded)",
+    "cuda": "torch composition: rms_norm, complex product, index_copy_ into the pages",
 }
 
 library.define(
@@ -73,6 +76,9 @@ def kv_write(
         ValueError: wrong shape, dtype or device of an argument; on the CPU also a page id outside the pool or listed
             twice.
         RuntimeError: an input requires a gradient while gradients are recorded.
+
+    On a GPU, where looking at the page ids would mean waiting for them, a kernel writes nothing outside the pool: it
+    drops keys and values of a token whose page id is outside, and makes its queries NaN.
     """
     check_pages(k_pages, v_pages)
     check_queries(q, k_pages)
@@ -164,6 +170,28 @@ def _composition(
     return rotated.clone() if rotated is q else rotated.contiguous()  # an op may not return its input
 
 
+def _kernel(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    q_weight: torch.Tensor | None,
+    k_weight: torch.Tensor | None,
+    cos: torch.Tensor | None,
+    sin: torch.Tensor | None,
+    k_pages: torch.Tensor,
+    v_pages: torch.Tensor,
+    page_ids: torch.Tensor,
+    eps: float,
+) -> torch.Tensor | None:
+    def launch(kernel: Callable[..., None], stream: tuple[int, int]) -> torch.Tensor:
+        rotated = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+        inputs = (view(tensor) for tensor in (q, k, v, q_weight, k_weight, cos, sin))
+        kernel(*inputs, view(k_pages), view(v_pages), view(page_ids), view(rotated), eps, stream)
+        return rotated
+
+    return run_kernel("kv_write", q.device, launch)
+
+
 def _write(tokens: torch.Tensor, pages: torch.Tensor, page_ids: torch.Tensor) -> None:
     """Copy tokens [B, N, Hkv, D] to the pages: first the full ones, then the part of the last one."""
     full, rest = divmod(tokens.shape[1], PAGE_SLOTS)
@@ -194,11 +222,29 @@ def _cpu(
             check_page_id(page, k_pages.shape[0], row)
             require(page not in seen, "page_ids", "every page once", f"{page} again in row {row}")
             seen.add(page)
-    return _composition(q, k, v, q_weight, k_weight, cos, sin, k_pages, v_pages, page_ids, eps)
+    return _unchecked(q, k, v, q_weight, k_weight, cos, sin, k_pages, v_pages, page_ids, eps)
+
+
+def _unchecked(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    q_weight: torch.Tensor | None,
+    k_weight: torch.Tensor | None,
+    cos: torch.Tensor | None,
+    sin: torch.Tensor | None,
+    k_pages: torch.Tensor,
+    v_pages: torch.Tensor,
+    page_ids: torch.Tensor,
+    eps: float,
+) -> torch.Tensor:
+    arguments = (q, k, v, q_weight, k_weight, cos, sin, k_pages, v_pages, page_ids, eps)
+    computed = _kernel(*arguments)
+    return _composition(*arguments) if computed is None else computed
 
 
 library.impl("kv_write", _cpu, "CPU")
-library.impl("kv_write", _composition, "CUDA")
+library.impl("kv_write", _unchecked, "CUDA")
 
 
 @torch.library.register_fake("aapt::kv_write", lib=library)

@@ -30,13 +30,13 @@ def strided(tensor: torch.Tensor) -> torch.Tensor:
     return view.copy_(tensor.detach()).requires_grad_(tensor.requires_grad)
 
 
-def row_strided(tensor: torch.Tensor) -> torch.Tensor:
-    """The same values as a view that kernels take: rows [..., D] dense and aligned to 16 bytes, NaN (or -1) around."""
+def padded_rows(tensor: torch.Tensor) -> torch.Tensor:
+    """`strided`, as kernels take it: rows [..., D] dense and aligned to 16 bytes."""
     filler = torch.nan if tensor.is_floating_point() else -1
     pad = 16 // tensor.element_size()
-    larger = tensor.new_full([size + 2 for size in tensor.shape[:-1]] + [tensor.shape[-1] + 2 * pad], filler)
+    larger = tensor.new_full([*(size + 2 for size in tensor.shape[:-1]), tensor.shape[-1] + 2 * pad], filler)
     view = larger[(*(slice(1, size + 1) for size in tensor.shape[:-1]), slice(pad, pad + tensor.shape[-1]))]
-    return view.copy_(tensor)
+    return view.copy_(tensor.detach()).requires_grad_(tensor.requires_grad)
 
 
 def every_second(tensor: torch.Tensor) -> torch.Tensor:

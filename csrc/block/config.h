@@ -1,0 +1,26 @@
+// SPDX-License-Identifier: Apache-2.0
+// How the elements of a token are dealt out to threads.
+#pragma once
+
+#include "block/params.h"
+#include "common/reduce.cuh"
+#include "common/types.h"
+
+namespace aapt {
+
+// A token belongs to a warp where it fits into its registers, without any barrier; a wider one to a block.
+template <class ElementType, int kVectorsPerThread, bool kOneWarpPerToken>
+struct GateResidualNormConfig {
+  using Element = ElementType;
+  static constexpr int kVectors = kVectorsPerThread;  // of 8 elements, held in registers
+  static constexpr bool kWarpPerToken = kOneWarpPerToken;
+  static constexpr int kWarpsPerBlock = 4;  // with a warp per token
+  static constexpr int kMaxThreads = kWarpPerToken ? 32 * kWarpsPerBlock : 320;
+  static constexpr int kMaxWidth = (kWarpPerToken ? 32 : kMaxThreads) * kVectors * kVectorElements;
+
+  struct SharedMemory {
+    BlockSums<1> squares;
+  };
+};
+
+}  // namespace aapt

@@ -1,0 +1,27 @@
+// SPDX-License-Identifier: Apache-2.0
+// How the heads of a token are dealt out to the threads of a block.
+#pragma once
+
+#include "common/reduce.cuh"
+#include "common/types.h"
+#include "kv_write/params.h"
+
+namespace aapt {
+
+template <class ElementType, int kHeadDimension, int kVectorsPerThread>
+struct KvWriteConfig {
+  using Element = ElementType;
+  static constexpr int kHeadDim = kHeadDimension;
+  static constexpr int kLanes = kHeadDim / kVectorElements;  // that share a head
+  static_assert(kLanes == 8 || kLanes == 16, "the lanes of a head are adjacent lanes of one warp");
+  static constexpr int kVectors = kVectorsPerThread;
+  static_assert(kVectors >= 1 && kVectors <= kKvWriteMaxVectors);
+  static constexpr int kMaxThreads = kKvWriteMaxThreads;
+  static_assert(kMaxThreads <= 1024 && kMaxThreads % 32 == 0);
+
+  struct SharedMemory {
+    BlockSums<2> squares;  // of the queries and of the keys, where a norm is across heads
+  };
+};
+
+}  // namespace aapt
