@@ -19,6 +19,7 @@ import signal
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -28,12 +29,13 @@ from typing import Any
 import torch
 
 from bench.harness.document import ROOT, Document, gpu
-from bench.harness.processes import Counts, Outcome, counted, end_all, run_limited
+from bench.harness.processes import WRONG_KERNEL, Counts, Outcome, counted, end_all, run_limited
 
 NO_GPU = 3
 TOTAL_S, QUICK_TOTAL_S = 525, 225
 DOCUMENT = "gpu_check.json"
 AT_ONCE = 4  # test files side by side; timings always run alone
+ATTENTION_SHARE = 0.45  # of the time for kernels
 SANITIZER_ERROR = 99
 
 PASSED, FAILED, SKIPPED = "passed", "failed", "skipped"
@@ -214,22 +216,34 @@ def ceilings(run: Run, limit_s: float) -> tuple[str, str]:
 
 
 def kernels(run: Run, limit_s: float) -> tuple[str, str]:
-    """Kernel timings; a process per op."""
-    from bench.kernels.__main__ import OPS
+    """Kernel timings: attention by itself, then all others, once more from behind an op that ended their process."""
+    from bench.kernels.__main__ import OPS  # not at the top: `begin` runs before the package is installed
 
     until, wrong = time.monotonic() + limit_s, []
-    for number, op in enumerate(OPS):
-        # What is left is shared out, the first op (attention) taking up to three shares.
+    options = [*(["--quick"] if run.quick else []), *_tiny(run)]
+    groups = [[OPS[0]], list(OPS[1:])]
+    while groups:
+        pending = groups.pop(0)
         left = until - time.monotonic()
-        share = left if number == len(OPS) - 1 else left * min(3 / (len(OPS) - number + 2), 1)
-        if share < 1:
-            wrong.append(f"{op}: no time left")
+        if left < 2:
+            wrong.append(f"{', '.join(pending)}: no time left")
             continue
-        quick = ["--quick"] if run.quick else []
-        outcome = run.module("bench.kernels", "--only", op, *quick, *_tiny(run), limit_s=share)
+        earlier = _entries(run.document)
+        only = [word for op in pending for word in ("--only", op)]
+        outcome = run.module("bench.kernels", *only, *options, limit_s=left * ATTENTION_SHARE if groups else left)
         if outcome.status != PASSED:
-            wrong.append(f"{op}: {summary(outcome)}")
+            wrong.append(f"{', '.join(pending)}: {summary(outcome)}")
+        if outcome.returncode not in (0, WRONG_KERNEL):
+            new = _entries(run.document) - earlier
+            last = max((number for number, op in enumerate(pending) if new[op]), default=0)
+            groups += [pending[last + 1 :]] if pending[last + 1 :] else []
     return (FAILED, "; ".join(wrong)) if wrong else (PASSED, f"{len(OPS)} ops")
+
+
+def _entries(document: Document) -> Counter[str]:
+    """How many results and failures each op has in the document."""
+    names = [entry["name"].split("/") for section in ("results", "failures") for entry in document.content[section]]
+    return Counter(parts[1] for parts in names if parts[0] == "kernel")
 
 
 def frame(run: Run, limit_s: float) -> tuple[str, str]:
@@ -305,26 +319,30 @@ def plan(quick: bool) -> str:
 
 
 def run_stages(run: Run, stages: Sequence[Stage] = STAGES) -> bool:
-    """Run the stages within their limits and the deadline; True if none failed."""
+    """Run the stages one after the other; True if none failed.
+
+    A stage gets its limit and all the time that those before it have saved, but never what later ones need.
+    """
     good = True
-    for stage in stages:
-        limit = stage.quick_limit_s if run.quick else stage.limit_s
-        left = run.deadline - time.monotonic()
+    limits = [stage.quick_limit_s if run.quick else stage.limit_s for stage in stages]
+    for number, stage in enumerate(stages):
         begun = time.monotonic()
+        left = run.deadline - begun
+        limit = max(min(limits[number], left), left - sum(limits[number + 1 :]))
         run.log = run.out / stage.log
-        if not limit:
+        if not limits[number]:
             status, detail = SKIPPED, "left out of a quick run"
         elif left < 2:
             status, detail = SKIPPED, "no time left"
             good = False
         else:
             try:
-                status, detail = stage.run(run, min(limit, left))
+                status, detail = stage.run(run, limit)
             except Exception as error:  # a mistake in one stage must not cost the others
                 status, detail = FAILED, f"{type(error).__name__}: {error}"
         good = good and status != FAILED
         seconds = round(time.monotonic() - begun, 1)
-        entry = {"name": stage.name, "status": status, "seconds": seconds, "limit_s": limit, "detail": detail}
+        entry = {"name": stage.name, "status": status, "seconds": seconds, "limit_s": round(limit, 1), "detail": detail}
         run.document.add("stages", entry)
         print(f"{stage.name:14} {status:8} {seconds:6.1f} s  {detail}", flush=True)
     return good

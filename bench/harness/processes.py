@@ -18,6 +18,9 @@ KILL_S = 5.0
 """Seconds between asking a process group to end and ending it, and again until it is given up."""
 
 
+WRONG_KERNEL = 4
+"""Exit status of bench.kernels when it has done everything, but a kernel failed or disagreed with its baselines."""
+
 _running: set[subprocess.Popen] = set()
 
 

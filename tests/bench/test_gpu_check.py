@@ -14,6 +14,7 @@ import torch
 from bench import gpu_check
 from bench.gpu_check import BUILD_S, STAGES, Run, Stage, run_stages, running_architecture, verified
 from bench.harness.document import Document, problems
+from bench.harness.processes import WRONG_KERNEL, Outcome
 
 ROOT = Path(__file__).parents[2]
 WITHOUT_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
@@ -68,6 +69,55 @@ def test_stages_get_no_more_than_what_is_left(run):
     run.deadline = time.monotonic() + 1
     assert not run_stages(run, [stage("late", lambda *_: ("passed", ""))])
     assert stages_of(run)["late"] == ("skipped", "no time left")
+
+
+def test_saved_time_goes_to_later_stages_but_not_what_those_behind_them_need(run):
+    given = []
+
+    def notes(_, limit_s):
+        given.append(round(limit_s))
+        return "passed", ""
+
+    run.deadline = time.monotonic() + 100
+    run_stages(run, [stage("a", notes, limit_s=30), stage("b", notes, limit_s=20), stage("c", notes, limit_s=30)])
+    assert given == [50, 70, 100]  # none of them takes any time
+
+
+def test_ops_behind_one_that_ended_its_process_are_tried_again(run, monkeypatch):
+    """Attention and the first other op pass, the second one crashes without a word, the rest must run all the same."""
+    from bench.kernels.__main__ import OPS
+
+    asked = []
+
+    def module(self, name, *arguments, limit_s):
+        ops = [word for word in arguments if word in OPS]
+        asked.append(ops)
+        for op in ops:
+            self.document.fail(f"kernel/{op}/1/bf16", "x", "y")
+            if op == OPS[2]:
+                return Outcome("failed", -6, 1.0, "aborted")
+        return Outcome("passed", 0, 1.0, "")
+
+    monkeypatch.setattr(Run, "module", module)
+    status, detail = gpu_check.kernels(run, 60)
+    assert asked == [[OPS[0]], list(OPS[1:]), list(OPS[3:])]
+    assert status == "failed" and "aborted" in detail
+
+
+def test_wrong_results_are_no_reason_to_run_an_op_again(run, monkeypatch):
+    asked = []
+
+    def module(self, name, *arguments, limit_s):
+        asked.append(arguments)
+        return Outcome("failed", WRONG_KERNEL, 1.0, "paged_attention disagrees")
+
+    monkeypatch.setattr(Run, "module", module)
+    assert gpu_check.kernels(run, 60)[0] == "failed" and len(asked) == 2
+
+
+def test_the_check_begins_before_the_package_is_installed():
+    source = "import sys; sys.modules['aapt_fast'] = None; import bench.gpu_check"
+    subprocess.run([sys.executable, "-c", source], check=True, cwd=ROOT, timeout=120)
 
 
 def test_a_quick_run_leaves_out_stages_without_a_quick_limit(run):
