@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import types
+
 import pytest
 import torch
 from bench.harness.ceilings import Ceilings, measure
-from bench.harness.timing import FEWEST_REPETITIONS, Sample, WallClock, percentile, time_interleaved
+from bench.harness.timing import FEWEST_REPETITIONS, EventClock, Sample, WallClock, percentile, time_interleaved
 
 
 @pytest.mark.parametrize(
@@ -88,3 +90,43 @@ def test_the_floor_is_arithmetic_or_traffic():
 def test_ceilings_can_be_measured_anywhere():
     found = measure(torch.device("cpu"), size=32, copy_bytes=2**16, limit_s=0.2)
     assert found.matmul_tflops > 0 and found.copy_tb_s > 0
+
+
+class FakeEvents:
+    """Stands in for torch.cuda: a log of what was queued, and events that know their place in it."""
+
+    def __init__(self, monkeypatch) -> None:
+        self.log: list[str] = []
+        queue = self
+
+        class Event:
+            def __init__(self, enable_timing: bool = False) -> None:
+                assert enable_timing
+
+            def record(self) -> None:
+                queue.log.append("event")
+                self.place = len(queue.log)
+
+            def elapsed_time(self, end) -> float:
+                assert queue.log[-1] == "synchronize"
+                return float(end.place - self.place)
+
+        properties = types.SimpleNamespace(L2_cache_size=100)
+        monkeypatch.setattr(torch.cuda, "Event", Event)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+        monkeypatch.setattr(torch.cuda, "synchronize", lambda: self.log.append("synchronize"))
+
+
+@pytest.mark.parametrize("cold_l2", [True, False])
+def test_events_lie_around_the_call_and_what_prepares_it_lies_outside(cold_l2, monkeypatch):
+    fake = FakeEvents(monkeypatch)
+    clock = EventClock(torch.device("cpu"))
+    cover = clock._cover
+    assert cover.numel() == 200
+    monkeypatch.setattr(type(cover), "fill_", lambda tensor, value: fake.log.append("cover"))
+    for name in ("a", "b"):
+        clock.start(lambda name=name: fake.log.append(name), cold_l2)
+    assert clock.finish() == [2.0, 2.0]  # the call and the second event
+    before = {True: ("cover", "cover"), False: ("a", "b")}[cold_l2]
+    assert fake.log == [before[0], "event", "a", "event", before[1], "event", "b", "event", "synchronize"]
+    assert clock.finish() == []
