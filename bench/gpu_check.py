@@ -112,10 +112,16 @@ def environment(run: Run, limit_s: float) -> tuple[str, str]:
     )
 
 
+def kernel_tests(root: Path) -> list[Path]:
+    """The files of tests/kernels that run on a GPU, too: those with a test that takes the fixture `target`."""
+    takes_target = re.compile(r"^def test_\w+\([^)]*\btarget\b", re.MULTILINE)
+    files = sorted((root / "tests" / "kernels").glob("test_*.py"))
+    return [file for file in files if takes_target.search(file.read_text())]
+
+
 def test_files(probes: bool) -> list[Path]:
     """Files of tests/kernels: the probes of single instructions, or all others and tests/gpu."""
-    files = sorted((ROOT / "tests" / "kernels").glob("test_*.py"))
-    chosen = [file for file in files if file.name.startswith("test_arch") == probes]
+    chosen = [file for file in kernel_tests(ROOT) if file.name.startswith("test_arch") == probes]
     # tests/gpu/test_suites.py would run the files of tests/kernels once more.
     others = [file for file in sorted((ROOT / "tests" / "gpu").glob("test_*.py")) if file.name != "test_suites.py"]
     return chosen if probes else chosen + others
@@ -142,6 +148,7 @@ def run_tests(run: Run, files: list[Path], limit_s: float) -> tuple[str, str]:
     tests = document.content.get("tests", {})
     for file, outcome, counts in ended:
         good = outcome.status == PASSED and counts.good
+        empty = outcome.status == PASSED and counts.only_skipped
         tests[str(file.relative_to(ROOT))] = {
             "good": good,
             "passed": counts.passed,
@@ -150,13 +157,13 @@ def run_tests(run: Run, files: list[Path], limit_s: float) -> tuple[str, str]:
             "seconds": round(outcome.seconds, 1),
             "ended": summary(outcome),
         }
-        if not good:
+        if not good and not empty:
             failed.append(file.name)
     document.set("tests", tests)
-    total = sum(counts.passed for _, _, counts in ended)
+    passed, skipped = (sum(getattr(counts, kind) for _, _, counts in ended) for kind in (PASSED, SKIPPED))
     if failed:
         return FAILED, f"{len(failed)} of {len(files)} files: {', '.join(failed)}"
-    return PASSED, f"{len(files)} files, {total} tests"
+    return PASSED if passed else SKIPPED, f"{len(files)} files, {passed} tests passed, {skipped} skipped"
 
 
 def probes(run: Run, limit_s: float) -> tuple[str, str]:
@@ -176,6 +183,8 @@ def tests(run: Run, limit_s: float) -> tuple[str, str]:
 def verified(content: dict[str, Any]) -> list[dict[str, Any]]:
     """Kernels with a test file that names them, whether all these files passed, and the code that ran.
 
+    Files whose tests were all skipped do not count.
+
     The hashes are those of the report of `aapt-fast doctor --json`; a kernel without one for this GPU, which then ran
     from PTX or not at all, cannot be verified.
     """
@@ -185,8 +194,10 @@ def verified(content: dict[str, Any]) -> list[dict[str, Any]]:
         architecture = running_architecture(hashes, machine["capability"]) if hashes and machine else None
         files = [
             name
-            for name in content.get("tests", {})
-            if (ROOT / name).exists() and re.search(rf"[\"']{re.escape(kernel)}[\"']", (ROOT / name).read_text())
+            for name, counts in content.get("tests", {}).items()
+            if (counts["passed"] or counts["failed"])
+            and (ROOT / name).exists()
+            and re.search(rf"[\"']{re.escape(kernel)}[\"']", (ROOT / name).read_text())
         ]
         if architecture is None or not files:
             continue

@@ -77,7 +77,11 @@ PROGRAM
     source=("$wheel")
   else
     echo "no wheel: building from source"
-    "$python" -m pip wheel --disable-pip-version-check --no-index --no-deps --no-build-isolation -w "$scratch" .
+    # With the probes of single instructions, which no ordinary wheel has.
+    probes=(--config-settings=cmake.define.AAPT_PROBES=ON)
+    if [ "${AAPT_CUDA:-AUTO}" = OFF ]; then probes=(); fi
+    "$python" -m pip wheel --disable-pip-version-check --no-index --no-deps --no-build-isolation \
+      ${probes[@]+"${probes[@]}"} -w "$scratch" .
     source=("$scratch"/*.whl)
   fi
   # Not into the borrowed packages: --ignore-installed leaves a copy of aapt_fast that is there alone.

@@ -104,6 +104,11 @@ class Counts:
         """Something ran and nothing failed."""
         return self.passed > 0 and self.failed == 0
 
+    @property
+    def only_skipped(self) -> bool:
+        """There are tests, but none for this machine."""
+        return self.skipped > 0 and self.passed == self.failed == 0
+
 
 def counted(junit: Path) -> Counts:
     """Count the tests in a JUnit file; one that is missing or cut off counts as a failure."""

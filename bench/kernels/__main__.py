@@ -99,7 +99,7 @@ def run_suites(document: Document, device: torch.device, arguments: argparse.Nam
                 run(case, clock, found, document, modes=modes, **timing)
                 print(table(document.content["results"][start:]), flush=True)
             wrong += [f["name"] for f in document.content["failures"][earlier:] if f["what_ran"] in case.ours]
-            first = earlier = len(document.content["failures"])
+            earlier = len(document.content["failures"])
     if not arguments.check:
         document.add("clocks", {"after": arguments.only or "kernels", "clocks": clocks()})
     for failure in document.content["failures"][first:]:

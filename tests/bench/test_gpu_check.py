@@ -140,17 +140,17 @@ def test_test_files_run_apart_and_are_counted(run, monkeypatch):
     folder = run.scratch / "tests" / "kernels"
     folder.mkdir(parents=True)
     (run.scratch / "pyproject.toml").write_text("[tool.pytest.ini_options]\n")
-    option = "def pytest_addoption(parser):\n    parser.addoption('--target')\n"
-    (run.scratch / "conftest.py").write_text(option)
-    (folder / "test_good.py").write_text(
-        "def test_a(request):\n    assert request.config.getoption('target') == 'cuda'\n"
-    )
-    (folder / "test_bad.py").write_text("def test_a(): pass\ndef test_b(): assert False\n")
-    (folder / "test_dies.py").write_text("import os\ndef test_a(): os.abort()\n")
-    (folder / "test_arch.py").write_text("import pytest\ndef test_a(): pytest.skip('no')\n")
+    option = "import pytest\ndef pytest_addoption(parser): parser.addoption('--target')\n"
+    fixture = "@pytest.fixture\ndef target(request): return request.config.getoption('target')\n"
+    (run.scratch / "conftest.py").write_text(option + fixture)
+    (folder / "test_good.py").write_text("def test_a(target):\n    assert target == 'cuda'\n")
+    (folder / "test_bad.py").write_text("def test_a(target): pass\ndef test_b(target): assert False\n")
+    (folder / "test_dies.py").write_text("import os\ndef test_a(target): os.abort()\n")
+    (folder / "test_arch.py").write_text("import pytest\ndef test_a(target): pytest.skip('another GPU')\n")
+    (folder / "test_without_gpu.py").write_text("target = 1\ndef test_a(): assert False\n")
     monkeypatch.setattr(gpu_check, "ROOT", run.scratch)
     assert [file.name for file in gpu_check.test_files(probes=True)] == ["test_arch.py"]
-    assert gpu_check.probes(run, 60) == ("failed", "1 of 1 files: test_arch.py")  # nothing but skipped tests
+    assert gpu_check.probes(run, 60) == ("skipped", "1 files, 0 tests passed, 1 skipped")
     assert gpu_check.tests(run, 60) == ("failed", "2 of 3 files: test_bad.py, test_dies.py")
     tests = run.document.content["tests"]
     assert {Path(name).name: (t["good"], t["passed"], t["failed"]) for name, t in tests.items()} == {
@@ -189,11 +189,13 @@ def test_a_kernel_is_verified_by_every_file_that_names_it(tmp_path, monkeypatch)
         "op/on": {"hashes": {"sm_90": "93"}},  # named by no file, though others' names begin with its name
         "op/three": {"hashes": {}},
     }
-    good = {"test_a.py": {"good": True}, "test_b.py": {"good": True}}
+    (tmp_path / "test_c.py").write_text('KERNEL = "op/one"\n')
+    good = {name: {"good": True, "passed": 3, "failed": 0} for name in ("test_a.py", "test_b.py")}
+    good["test_c.py"] = {"good": False, "passed": 0, "failed": 0}  # all skipped on this GPU
     content = {"gpu": {"capability": "9.0"}, "environment": {"kernels": kernels}, "tests": good}
     found = {entry["kernel"]: (entry["architecture"], entry["hash"], entry["passed"]) for entry in verified(content)}
     assert found == {"op/one": ("sm_90", "90", True), "op/two": ("sm_90", "92", True)}
-    bad = {**good, "test_a.py": {"good": False}}
+    bad = {**good, "test_a.py": {"good": False, "passed": 2, "failed": 1}}
     found = {entry["kernel"]: entry["passed"] for entry in verified({**content, "tests": bad})}
     assert found == {"op/one": False, "op/two": True}
     assert verified({**content, "gpu": None}) == [] and verified({"gpu": None}) == []

@@ -69,3 +69,5 @@ def test_only_skipped_tests_are_not_good():
     assert not Counts(passed=0, failed=0, skipped=5).good
     assert not Counts(passed=5, failed=1, skipped=0).good
     assert Counts(passed=5, failed=0, skipped=1).good
+    assert Counts(0, 0, 5).only_skipped
+    assert not Counts(1, 0, 5).only_skipped and not Counts(0, 1, 5).only_skipped and not Counts(0, 0, 0).only_skipped
