@@ -227,11 +227,16 @@ def ceilings(run: Run, limit_s: float) -> tuple[str, str]:
 
 
 def kernels(run: Run, limit_s: float) -> tuple[str, str]:
-    """Kernel timings: attention by itself, then all others, once more from behind an op that ended their process."""
+    """Every kernel against its best baselines.
+
+    Attention has a process of its own, all others share one. Ops behind one that ended the process run in a new one.
+    """
     from bench.kernels.__main__ import OPS  # not at the top: `begin` runs before the package is installed
 
     until, wrong = time.monotonic() + limit_s, []
     options = [*(["--quick"] if run.quick else []), *_tiny(run)]
+    if run.rehearse and run.emulated_build:
+        options += ["--emulated-build", str(run.emulated_build)]
     groups = [[OPS[0]], list(OPS[1:])]
     while groups:
         pending = groups.pop(0)
@@ -259,7 +264,7 @@ def _entries(document: Document) -> Counter[str]:
 
 def frame(run: Run, limit_s: float) -> tuple[str, str]:
     """Whole steps of the 8 B preset and of mini-person."""
-    options = ["--limit", max(limit_s / 5, 2) if not run.rehearse else 1]
+    options = ["--limit", min(max(limit_s / 5, 2), 15) if not run.rehearse else 1]
     if run.rehearse:
         options += ["--preset", "nano", "--steps", 5]
     return _ended(run.module("bench.bench_frame", *options, limit_s=limit_s))

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 
+from aapt_fast.testing import targets
 from bench.harness import ceilings
 from bench.harness.cases import Case, Setting, check, run, table
 from bench.harness.document import Document, clocks
@@ -61,9 +62,12 @@ def main() -> None:
     parser.add_argument("--only", choices=OPS, action="append", help="this op; may be given several times")
     parser.add_argument("--quick", action="store_true", help="first shape only, no torch.compile, fewer repetitions")
     parser.add_argument("--tiny", action="store_true", help="tiny shapes, on any device")
+    parser.add_argument("--emulated-build", type=Path, help="with --tiny: the folder with the emulated kernels")
     parser.add_argument("--check", action="store_true", help="compare the systems once and time nothing")
     arguments = parser.parse_args()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if arguments.emulated_build and not arguments.tiny:
+        parser.error("--emulated-build: expected --tiny with it, the time of an emulation means nothing")
+    device = torch.device("cuda" if torch.cuda.is_available() and not arguments.emulated_build else "cpu")
     if device.type == "cpu" and not arguments.tiny:
         print("no GPU: timing kernels needs one. --tiny tries the program out on any machine.")
         sys.exit(3)
@@ -80,6 +84,7 @@ def run_suites(document: Document, device: torch.device, arguments: argparse.Nam
     found = None if arguments.check else ceilings.of(document, device, **sizes)
     clock = clock_for(device)
     timing = {"limit_s": 1.5, "repetitions": 30} if arguments.quick or arguments.tiny else {"limit_s": 3.0}
+    module = targets.emulated(arguments.emulated_build).module if arguments.emulated_build else None
     modes = ("cold", "warm", "cold graph") if device.type == "cuda" else ("warm",)
     first = earlier = len(document.content["failures"])
     if not arguments.check:
@@ -90,7 +95,8 @@ def run_suites(document: Document, device: torch.device, arguments: argparse.Nam
             continue
         for shape in tiny if arguments.tiny else shapes[:1] if arguments.quick else shapes:
             dtype = torch.float32 if op == "philox_normal" else torch.bfloat16
-            case = build(shape, Setting(device, dtype, compiled=not (arguments.quick or arguments.tiny)))
+            compiled = not (arguments.quick or arguments.tiny)
+            case = build(shape, Setting(device, dtype, compiled, module))
             start = len(document.content["results"])
             if found is None:
                 agreed = check(case, document)

@@ -20,7 +20,7 @@ from bench.harness.cases import Case, Setting, benchmark_case, case_name
 OP = "channel_concat"
 WITH_NOISE = "channel_concat_noise"
 SHAPES = ((0, 52, 92, 3072), (64, 52, 92, 3072), (64, 90, 160, 3072))
-TINY = ((3, 8, 12, 64),)
+TINY = ((4, 8, 12, 64),)
 LATENT_CHANNELS, PATCH = 16, 2
 
 

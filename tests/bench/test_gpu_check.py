@@ -201,6 +201,26 @@ def test_a_kernel_is_verified_by_every_file_that_names_it(tmp_path, monkeypatch)
     assert verified({**content, "gpu": None}) == [] and verified({"gpu": None}) == []
 
 
+@pytest.mark.parametrize(
+    ("body", "status", "words"),
+    [
+        ("exit 0", "passed", "memcheck, racecheck"),
+        ('case "$*" in *racecheck*) echo hazard; exit 99;; esac', "failed", "racecheck: failed after"),
+        ('case "$*" in *kernel-regex*) echo "unknown option kernel-regex"; exit 1;; esac', "passed", "memcheck"),
+        (None, "skipped", "not in PATH"),
+    ],
+    ids=["clean", "a race", "an older version", "absent"],
+)
+def test_the_sanitizer_is_taken_at_its_word(run, monkeypatch, body, status, words):
+    if body is not None:
+        fake = run.scratch / "compute-sanitizer"
+        fake.write_text(f"#!/bin/sh\n{body}\n")
+        fake.chmod(fake.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", str(run.scratch))
+    found, detail = gpu_check.sanitizer(run, 20)
+    assert found == status and words in detail
+
+
 def script(tmp_path: Path, *arguments: str, path: str | None = None, **environment: str):
     variables = {**os.environ, "PYTHON": sys.executable, **environment, **({"PATH": path} if path else {})}
     command = ["bash", str(ROOT / "bench" / "gpu_check.sh"), *arguments]
