@@ -1,0 +1,280 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How long does a whole step take: noise, generator, decoder, uint8 frames? Kernels on against kernels off.
+
+    python -m bench.bench_frame --out results.json [--steps N] [--limit SECONDS] [--preset NAME]
+
+Two systems: the 8 B preset at 736x416 with random weights and the Wan 2.1 decoder, and the bundled mini-person. Both
+sides of a comparison are forks of one session with a full window, and take their steps in turn. The time is the user's:
+from the call of `step` until the frames are complete. Steps are launched kernel by kernel; there is no CUDA graph of a
+step in this version. Without a GPU the exit status is 3; `--preset nano` runs anywhere.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import aapt_fast
+from aapt_fast.models.config import GeneratorConfig
+from aapt_fast.models.generator import Generator
+from aapt_fast.models.presets import generator_preset
+from aapt_fast.models.stream_model import StreamModel
+from aapt_fast.models.wan_vae import WanVAE, WanVAEConfig
+from aapt_fast.ops._load import extension_or_none
+from aapt_fast.ops.kernels import KERNELS, runs_on, use_kernels
+from aapt_fast.streaming.session import StreamSession
+from aapt_fast.testing.streams import random_controls, random_image, random_prompt
+from aapt_fast.worlds.motions import random_motion
+from aapt_fast.worlds.skeleton import Camera, forward_kinematics
+from bench.harness import ceilings
+from bench.harness.cases import DTYPE_NAMES
+from bench.harness.document import Document, clocks
+from bench.harness.timing import Sample
+
+PROMPT_TOKENS = 128
+REAL_TIME_FPS = 24
+WAN_DECODER_FLOPS_PER_PIXEL = 10.4e12 / (736 * 416)
+"""Of one latent frame, that is four video frames, of one pixel of the picture; for the published width."""
+
+ON, OFF = "kernels on", "kernels off"
+MISSING = "no compiled module with kernels for this device"
+
+
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def random_model(config: GeneratorConfig, vae: WanVAEConfig, device: torch.device, dtype: torch.dtype) -> StreamModel:
+    """Random weights, made where they are used: eight billion of them would take minutes on a CPU.
+
+    What starts at zero gets small random numbers, so that every layer has something to compute.
+    """
+    torch.manual_seed(0)
+    with device, default_dtype(dtype), torch.no_grad():
+        generator = Generator(config).eval().requires_grad_(False)
+        decoder = WanVAE(vae).eval().requires_grad_(False)
+        for parameter in generator.parameters():
+            if not parameter.any():
+                parameter.normal_(std=0.02)
+    return StreamModel(generator, decoder)
+
+
+def generator_flops(config: GeneratorConfig, keys: int) -> float:
+    """Of one evaluation: 12 d^2 weights per block and token; two products with every key and value."""
+    tokens, width = config.tokens, config.width
+    return config.layers * (2.0 * (4 + 2 * config.mlp_ratio) * tokens * width**2 + 4.0 * tokens * keys * width)
+
+
+Controls = Callable[[int], Tensor | None]
+
+
+def working_kernels(session: StreamSession, control: Tensor | None, module: ModuleType | None) -> dict[str, str | None]:
+    """Each kernel: None if a step runs with it, else why not. `session` stays where it is."""
+    if module is None or not runs_on(module, session.model.device):
+        return dict.fromkeys(KERNELS, MISSING)
+    found: dict[str, str | None] = {}
+    for kernel in KERNELS:
+        if not hasattr(module, kernel.replace("/", "_")):
+            found[kernel] = "the compiled module does not have it"
+            continue
+        try:
+            with session.fork() as trial, use_kernels(kernel, extension=module):
+                trial.step(control)
+            found[kernel] = None
+        except ValueError as error:
+            found[kernel] = f"does not do these arguments: {error}"
+    return found
+
+
+def measure(
+    session: StreamSession,
+    controls: Controls,
+    names: tuple[str, ...],
+    *,
+    module: ModuleType | None,
+    warm_up: int,
+    steps: int,
+    limit_s: float,
+) -> tuple[dict[str, Sample], int]:
+    """Steps of two forks in turn, after `warm_up` steps; also the largest difference of a pixel in the first step."""
+    chosen = {ON: names, OFF: ("none",)} if names else {OFF: ("none",)}
+    with use_kernels(*chosen[next(iter(chosen))], extension=module):
+        for number in range(warm_up):
+            session.step(controls(number))
+    sessions = {side: session.fork() for side in chosen}
+    times: dict[str, list[float]] = {side: [] for side in chosen}
+    difference = 0
+    begun = time.perf_counter()
+    for number in range(warm_up, warm_up + steps + 2):
+        turn = list(chosen) if number % 2 else list(chosen)[::-1]
+        videos = {}
+        for side in turn:
+            with use_kernels(*chosen[side], extension=module):
+                started = time.perf_counter()
+                videos[side] = sessions[side].step(controls(number))
+                if number >= warm_up + 2:  # the first two compile and load
+                    times[side].append(1e3 * (time.perf_counter() - started))
+        if number == warm_up and len(videos) == 2:
+            difference = int((videos[ON].int() - videos[OFF].int()).abs().max())
+        if len(times[OFF]) >= 5 and time.perf_counter() - begun > limit_s:
+            break
+    for side in sessions.values():
+        side.close()
+    timer = "wall clock of StreamSession.step, which waits for the frames"
+    return {side: Sample(tuple(values), None, timer) for side, values in times.items()}, difference
+
+
+def report(
+    document: Document,
+    name: str,
+    samples: dict[str, Sample],
+    difference: int,
+    names: tuple[str, ...],
+    flops: float | None,
+    floor_ms: float | None,
+    **facts: Any,
+) -> None:
+    """Write one result per side; the baseline is the side without kernels."""
+    for side, sample in samples.items():
+        what = f"eager, no CUDA graph; {side}" + (f": {', '.join(names)}" if side == ON else ": torch compositions")
+        entry = {
+            "name": name,
+            **sample.as_dict(),
+            "tflops": flops / sample.p50 / 1e9 if flops else None,
+            "share_of_ceiling": floor_ms / sample.p50 if floor_ms else None,
+            "baseline": OFF,
+            "ratio": sample.times(samples[OFF]),
+            "what_ran": what,
+            "ours": side == ON,
+            "video_fps": 4e3 / sample.p50,
+            "real_time": 4e3 / sample.p50 / REAL_TIME_FPS,
+            "largest_pixel_difference_of_the_sides": difference,
+            **facts,
+        }
+        document.add("results", entry)
+        print(f"{name}: {side}: p50 {sample.p50:.2f} ms, {entry['video_fps']:.1f} fps, ratio {entry['ratio']:.2f}")
+
+
+def frame(
+    document: Document,
+    preset: str,
+    device: torch.device,
+    *,
+    steps: int,
+    limit_s: float,
+    vae: WanVAEConfig = WanVAEConfig(),
+    dtype: torch.dtype | None = None,
+    module: ModuleType | None = None,
+) -> None:
+    """A preset with random weights and a full window; without a dtype in bfloat16 on a GPU, else in float32."""
+    config = generator_preset(preset)
+    dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
+    model = random_model(config, vae, device, dtype)
+    controls = random_controls(model, 1)
+    control = controls[0].to(device) if controls[0] is not None else None
+    prompt = random_prompt(model, PROMPT_TOKENS)
+    session = StreamSession(model, random_image(model), prompt=prompt, seed=7)
+    height, width = model.video_size
+    name = f"frame/{preset}/{width}x{height}/{DTYPE_NAMES[dtype]}"
+    names = _usable(document, name, session, control, module)
+    samples, difference = measure(
+        session,
+        lambda number: control,
+        names,
+        module=module,
+        warm_up=config.window + 2,
+        steps=steps,
+        limit_s=limit_s,
+    )
+    keys = (config.window + 2) * config.tokens + (PROMPT_TOKENS if config.text_width else 0)
+    flops = generator_flops(config, keys)
+    if vae == WanVAEConfig():
+        flops += WAN_DECODER_FLOPS_PER_PIXEL * height * width
+    tiny = {"size": 256, "copy_bytes": 2**20} if device.type == "cpu" else {}
+    floor = ceilings.of(document, device, **tiny).floor_ms(flops, 0)
+    memory = torch.cuda.max_memory_allocated() if device.type == "cuda" else None
+    facts = {"keys": keys, "decoder": "Wan 2.1", "weights": "random", "peak_memory_bytes": memory}
+    report(document, name, samples, difference, names, flops, floor, **facts)
+
+
+def mini_person(document: Document, device: torch.device, *, steps: int, limit_s: float, module=None) -> None:
+    """The bundled model under a medley of motions, against the 24 frames per second that a viewer sees."""
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    model = aapt_fast.load_model("mini-person", dtype=dtype, device=device)
+    warm_up = model.config.window + 2
+    points = Camera().project(forward_kinematics(random_motion(1 + 4 * (warm_up + steps + 2), seed=0)))
+    image = aapt_fast.load_gallery("mini-person")[0].image
+    session = StreamSession(model, image, image_control=points[0], seed=0)
+
+    def controls(number: int) -> Tensor:
+        return points[1 + 4 * number : 5 + 4 * number]
+
+    name = f"frame/mini-person/96x96/{DTYPE_NAMES[dtype]}"
+    names = _usable(document, name, session, controls(0), module)
+    samples, difference = measure(
+        session, controls, names, module=module, warm_up=warm_up, steps=steps, limit_s=limit_s
+    )
+    report(document, name, samples, difference, names, None, None, weights="bundled")
+
+
+def _usable(
+    document: Document, name: str, session: StreamSession, control: Tensor | None, module: ModuleType | None
+) -> tuple[str, ...]:
+    found = working_kernels(session, control, module)
+    for kernel, obstacle in found.items():
+        if obstacle is not None:
+            document.fail(name, kernel, obstacle)
+            print(f"{name}: {kernel}: {obstacle}", flush=True)
+    return tuple(kernel for kernel, obstacle in found.items() if obstacle is None)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="document to write or to add to")
+    parser.add_argument("--steps", type=int, default=100, help="timed steps of each side, at most")
+    parser.add_argument("--limit", type=float, default=15.0, help="seconds of timed steps per system, about")
+    parser.add_argument("--preset", default="aapt-8b", help="aapt-8b, or a smaller one for a trial")
+    arguments = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.type == "cpu" and arguments.preset == "aapt-8b":
+        print("no GPU: the 8 B preset needs one. --preset nano tries the program out on any machine.")
+        sys.exit(3)
+    document = Document.open(arguments.out, shlex.join(sys.argv))
+    vae = WanVAEConfig() if device.type == "cuda" else WanVAEConfig(base_dim=8)
+    options = {"steps": arguments.steps, "limit_s": arguments.limit, "module": extension_or_none()}
+    document.add("clocks", {"before": "frame", "clocks": clocks()})
+    status = 0
+    for name, program in (
+        ("mini-person", lambda: mini_person(document, device, **options)),
+        (arguments.preset, lambda: frame(document, arguments.preset, device, vae=vae, **options)),
+    ):
+        try:
+            program()
+        except Exception as error:
+            document.fail(f"frame/{name}", "bench_frame", error)
+            print(f"frame/{name}: no result: {document.content['failures'][-1]['reason']}", flush=True)
+            status = 1
+            if device.type == "cuda":
+                torch.cuda.synchronize()  # ends the process if the context did not survive
+    document.add("clocks", {"after": "frame", "clocks": clocks()})
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Child processes that cannot outlast their time: a GPU kernel that hangs takes its process along, nothing else."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import tempfile
+import time
+import xml.etree.ElementTree
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+KILL_S = 5.0
+"""Seconds between asking a process group to end and ending it, and again until it is given up."""
+
+
+WRONG_KERNEL = 4
+"""Exit status of bench.kernels when it has done everything, but a kernel failed or disagreed with its baselines."""
+
+_running: set[subprocess.Popen] = set()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a process ended: `passed`, `failed` or `ran out of time`."""
+
+    status: str
+    returncode: int | None  # None: it had to be ended, or could not be
+    seconds: float
+    output: str
+
+
+def run_limited(
+    command: Sequence[str], limit_s: float, *, cwd: Path | None = None, environment: Mapping[str, str] | None = None
+) -> Outcome:
+    """Run a command in a process group of its own, which is ended after `limit_s` seconds.
+
+    `environment` is added to this process's. Output and errors come back together, also when time ran out.
+    """
+    begun = time.monotonic()
+    with tempfile.TemporaryFile() as output:
+        process = subprocess.Popen(
+            [str(part) for part in command],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            cwd=cwd,
+            env={**os.environ, "PYTHONUNBUFFERED": "1", **(environment or {})},
+            start_new_session=True,
+        )
+        _running.add(process)
+        try:
+            returncode: int | None = process.wait(limit_s)
+            status = "passed" if returncode == 0 else "failed"
+        except subprocess.TimeoutExpired:
+            returncode, status = None, "ran out of time"
+        finally:
+            _end_group(process)
+            _running.discard(process)
+        output.seek(0)
+        text = output.read().decode(errors="replace")
+    return Outcome(status, returncode, time.monotonic() - begun, text)
+
+
+def end_all() -> None:
+    """End every process that `run_limited` waits for, in any thread: for a program that is itself asked to end."""
+    for process in list(_running):
+        _end_group(process)
+
+
+def _end_group(process: subprocess.Popen) -> None:
+    """End what is left of the process's group, first politely. A process stuck in a driver may survive that."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(KILL_S)
+            if number == signal.SIGTERM and not _group_lives(process.pid):
+                return
+
+
+def _group_lives(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What a JUnit file of pytest says."""
+
+    passed: int
+    failed: int
+    skipped: int
+
+    @property
+    def good(self) -> bool:
+        """Something ran and nothing failed."""
+        return self.passed > 0 and self.failed == 0
+
+    @property
+    def only_skipped(self) -> bool:
+        """There are tests, but none for this machine."""
+        return self.skipped > 0 and self.passed == self.failed == 0
+
+
+def counted(junit: Path) -> Counts:
+    """Count the tests in a JUnit file; one that is missing or cut off counts as a failure."""
+    try:
+        suites = list(xml.etree.ElementTree.parse(junit).getroot().iter("testsuite"))
+    except (OSError, xml.etree.ElementTree.ParseError):
+        return Counts(0, 1, 0)
+
+    def total(attribute: str) -> int:
+        return sum(int(suite.get(attribute, 0)) for suite in suites)
+
+    failed, skipped = total("failures") + total("errors"), total("skipped")
+    return Counts(total("tests") - failed - skipped, failed, skipped)

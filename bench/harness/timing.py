@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Times of calls that take turns, so that whatever else the machine does hits all of them alike.
+
+On a GPU a time lies between two CUDA events around the call. Before each timed call and outside of it, either twice the
+L2 is overwritten (cold), or the same call runs once untimed (warm). Without a GPU it is the wall clock, and nothing is
+known about the caches.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+Call = Callable[[], object]
+
+REPETITIONS = 100
+FEWEST_REPETITIONS = 5
+WARM_UPS = 25
+
+
+def percentile(values: Sequence[float], percent: float) -> float:
+    """By nearest rank: the smallest value that at least `percent` per cent of all values do not exceed."""
+    if not values:
+        raise ValueError("values: expected at least one, got none")
+    return sorted(values)[max(math.ceil(percent / 100 * len(values)) - 1, 0)]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Times of one call, in the order of the repetitions."""
+
+    milliseconds: tuple[float, ...]
+    cold_l2: bool | None  # None: not known, on a CPU
+    timer: str
+
+    @property
+    def p50(self) -> float:
+        return percentile(self.milliseconds, 50)
+
+    @property
+    def noise(self) -> float:
+        """How far the medians of the even and the odd repetitions, the same work twice, lie apart, as a share."""
+        even, odd = self.milliseconds[::2], self.milliseconds[1::2] or self.milliseconds
+        return abs(statistics.median(even) - statistics.median(odd)) / self.p50
+
+    def times(self, other: Sample) -> float:
+        """How many times as long as this one `other` took: the median over the repetitions, which were neighbours."""
+        return statistics.median(b / a for a, b in zip(self.milliseconds, other.milliseconds, strict=True))
+
+    def as_dict(self) -> dict[str, float | int | bool | str | None]:
+        """The part of a result of schema 1 that is about time."""
+        return {
+            "p50_ms": self.p50,
+            "p95_ms": percentile(self.milliseconds, 95),
+            "p99_ms": percentile(self.milliseconds, 99),
+            "cold_l2": self.cold_l2,
+            "repetitions": len(self.milliseconds),
+            "noise": self.noise,
+            "timer": self.timer,
+        }
+
+
+class Clock(Protocol):
+    """Starts calls and knows, after `finish`, how long each took."""
+
+    name: str
+    knows_caches: bool
+
+    def start(self, call: Call, cold_l2: bool) -> None:
+        """Run `call` once, timed."""
+        ...
+
+    def finish(self) -> list[float]:
+        """Milliseconds of all calls since the last `finish`, in order."""
+        ...
+
+
+class WallClock:
+    """For calls that have finished when they return."""
+
+    name = "wall clock on a CPU"
+    knows_caches = False
+
+    def __init__(self) -> None:
+        self._times: list[float] = []
+
+    def start(self, call: Call, cold_l2: bool) -> None:
+        begun = time.perf_counter()
+        call()
+        self._times.append(1e3 * (time.perf_counter() - begun))
+
+    def finish(self) -> list[float]:
+        times, self._times = self._times, []
+        return times
+
+
+class EventClock:
+    """CUDA events on the current stream."""
+
+    name = "CUDA events"
+    knows_caches = True
+
+    def __init__(self, device: torch.device) -> None:
+        l2 = torch.cuda.get_device_properties(device).L2_cache_size
+        self._cover = torch.empty(2 * l2, dtype=torch.uint8, device=device)
+        self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+
+    def start(self, call: Call, cold_l2: bool) -> None:
+        # Either way the GPU is busy while the next lines queue the timed call, so that no gap is timed.
+        if cold_l2:
+            self._cover.fill_(len(self._events) % 251)
+        else:
+            call()
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        begin.record()
+        call()
+        end.record()
+        self._events.append((begin, end))
+
+    def finish(self) -> list[float]:
+        torch.cuda.synchronize()
+        times = [begin.elapsed_time(end) for begin, end in self._events]
+        self._events = []
+        return times
+
+
+def clock_for(device: torch.device) -> Clock:
+    """The best clock for calls on this device."""
+    return EventClock(device) if device.type == "cuda" else WallClock()
+
+
+def time_interleaved(
+    calls: Mapping[str, Call],
+    clock: Clock,
+    *,
+    cold_l2: bool = True,
+    repetitions: int = REPETITIONS,
+    warm_ups: int = WARM_UPS,
+    limit_s: float = 20.0,
+) -> dict[str, Sample]:
+    """Time calls in turn, the order rotating from round to round.
+
+    Args:
+        calls: by name; each does the same work on the same data.
+        clock: of the device they run on.
+        cold_l2: overwrite the L2 before each timed call, else run the same call before it.
+        repetitions: rounds; fewer, but at least 5, where the time does not suffice.
+        warm_ups: rounds before, untimed; fewer, but at least two, likewise.
+        limit_s: seconds that all rounds together should stay below.
+    """
+    round_s = _warm_up(calls, clock, cold_l2, warm_ups, limit_s / 4)
+    rounds = min(repetitions, max(FEWEST_REPETITIONS, int(0.75 * limit_s / max(round_s, 1e-9))))
+    names = list(calls)
+    times: dict[str, list[float]] = {name: [] for name in names}
+    for number in range(rounds):
+        turn = names[number % len(names) :] + names[: number % len(names)]
+        for name in turn:
+            clock.start(calls[name], cold_l2)
+        for name, milliseconds in zip(turn, clock.finish(), strict=True):
+            times[name].append(milliseconds)
+    cold = cold_l2 if clock.knows_caches else None
+    return {name: Sample(tuple(values), cold, clock.name) for name, values in times.items()}
+
+
+def _warm_up(calls: Mapping[str, Call], clock: Clock, cold_l2: bool, warm_ups: int, limit_s: float) -> float:
+    """Up to `warm_ups` rounds, at least two; seconds of the last one. The first also loads and compiles."""
+    begun = time.perf_counter()
+    round_s = 0.0
+    for number in range(max(warm_ups, 2)):
+        if number == 1:
+            begun = time.perf_counter()
+        started = time.perf_counter()
+        for call in calls.values():
+            clock.start(call, cold_l2)
+        clock.finish()
+        round_s = time.perf_counter() - started
+        if number and time.perf_counter() - begun > limit_s:
+            break
+    return round_s
+
+
+def captured(call: Call) -> Call:
+    """The same call as a CUDA graph: no launch overhead between its kernels. Raises RuntimeError if it has none."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            call()
+    torch.cuda.current_stream().wait_stream(side)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    return graph.replay

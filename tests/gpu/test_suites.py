@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tests of the kernels once more, on a GPU: each file in a process of its own, which ends with its time."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from bench.gpu_check import kernel_tests
+from bench.harness.processes import counted, run_limited
+
+ROOT = Path(__file__).parents[2]
+LIMIT_S = 200
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: the kernels were tested on the emulated machine")
+@pytest.mark.parametrize("file", kernel_tests(ROOT), ids=lambda file: file.stem)
+def test_on_a_gpu(file, tmp_path):
+    junit = tmp_path / "junit.xml"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={junit}"]
+    outcome = run_limited([*command, str(file), "--target", "cuda"], LIMIT_S, cwd=ROOT)
+    counts = counted(junit)
+    if outcome.status == "passed" and counts.only_skipped:
+        pytest.skip(f"none of its {counts.skipped} tests is for this GPU")
+    assert outcome.status == "passed" and counts.good, f"{outcome.status}, {counts}:\n{outcome.output[-4000:]}"
