@@ -42,9 +42,11 @@ struct Place {
   }
 };
 
+// What a thread has of a token, as floats.
 template <class Config>
 using TokenValues = VectorValues[Config::kVectors];
 
+// The dtype is the same for all threads; to ask for it once, outside the loops, lets all loads start together.
 template <class Config>
 AAPT_DEVICE void load_modulation(const GateResidualNormParams::Modulation& modulation, const Place<Config>& place,
                                  TokenValues<Config>& values) {
@@ -69,6 +71,7 @@ AAPT_DEVICE void add_gated(const GateResidualNormParams& params, const Place<Con
                            TokenValues<Config>& values) {
   using Element = typename Config::Element;
   const auto* x = static_cast<const Element*>(params.x) + place.offset(params.x_stride);
+  // Start all loads before anything is unpacked, which waits for them.
   Vector16 x_vectors[Config::kVectors];
 #pragma unroll
   for (int i = 0; i < Config::kVectors; ++i) x_vectors[i] = arch::load_16(x + place.column(i));
@@ -97,7 +100,7 @@ AAPT_DEVICE void add_gated(const GateResidualNormParams& params, const Place<Con
 template <class Config>
 AAPT_DEVICE void normalise_and_modulate(const GateResidualNormParams& params, const Place<Config>& place, float inverse,
                                         TokenValues<Config>& values) {
-  TokenValues<Config> scale = {}, shift = {};
+  TokenValues<Config> scale = {}, shift = {};  // zeros change nothing
   if (params.scale.data) load_modulation(params.scale, place, scale);
   if (params.shift.data) load_modulation(params.shift, place, shift);
 #pragma unroll
@@ -109,6 +112,7 @@ AAPT_DEVICE void normalise_and_modulate(const GateResidualNormParams& params, co
   }
 }
 
+// Rounds once and writes.
 template <class Config>
 AAPT_DEVICE void store_token(void* out, std::int64_t first, const Place<Config>& place,
                              const TokenValues<Config>& values) {
@@ -132,7 +136,7 @@ AAPT_KERNEL void AAPT_LAUNCH_BOUNDS(Config::kMaxThreads, 1)
   add_gated(params, place, values);
   store_token(params.residual, first, place, values);
 
-  // The mean square is that of the sum before it was rounded.
+  // The mean square is that of the sum before it was rounded. Elements that were read twice count once.
   float squares[1] = {};
 #pragma unroll
   for (int i = 0; i < Config::kVectors; ++i) squares[0] += place.has(i) ? sum_of_squares(values[i]) : 0.0f;

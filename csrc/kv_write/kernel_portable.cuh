@@ -34,6 +34,7 @@ AAPT_DEVICE Head head_of_vector(const KvWriteParams& params, int i) {
   return {Part::kNothing, 0};
 }
 
+// Eight elements of a head. Nothing for a thread without one: its zeros take part in sums and are never stored.
 template <class Config>
 AAPT_DEVICE Vector16 load_head(const KvWriteParams& params, Head head, int row, int token, int column) {
   if (head.part == Part::kNothing) return {};
@@ -44,7 +45,8 @@ AAPT_DEVICE Vector16 load_head(const KvWriteParams& params, Head head, int row, 
                        token * stride.token + head.index * stride.head + column);
 }
 
-// Cosines and sines of the four pairs that this thread has of every head.
+// Cosines and sines of the four pairs that this thread has of every head: the block size is a multiple of the lanes of
+// a head, so that all vectors of a thread lie at the same column.
 class Rotation {
  public:
   AAPT_DEVICE Rotation(const KvWriteParams& params, int token, int column) : on_(params.cos != nullptr) {
@@ -70,13 +72,14 @@ class Rotation {
   float cos_[4] = {}, sin_[4] = {};
 };
 
-// Mean squares: of this thread's heads, or of all heads.
+// Mean squares: of this thread's heads, or of all heads. They are formed for values too, which do not need them,
+// because a shuffle needs every lane.
 template <class Config>
 class MeanSquares {
  public:
   AAPT_DEVICE MeanSquares(const KvWriteParams& params, const Vector16 (&vectors)[Config::kVectors],
                           typename Config::SharedMemory& shared) {
-    if (!params.q_norm.weight && !params.k_norm.weight) return;
+    if (!params.q_norm.weight && !params.k_norm.weight) return;  // the same for the whole block, as are the others
 #pragma unroll
     for (int i = 0; i < Config::kVectors; ++i) {
       const Part part = head_of_vector<Config>(params, i).part;
@@ -134,7 +137,7 @@ AAPT_KERNEL void AAPT_LAUNCH_BOUNDS(Config::kMaxThreads, 1)
   for (int i = 0; i < Config::kVectors; ++i) {
     const Head head = head_of_vector<Config>(params, i);
     if (head.part == Part::kNothing) continue;
-    if (head.part == Part::kValue) {
+    if (head.part == Part::kValue) {  // as it is, bit by bit
       if (inside) arch::store_16(slot_of(params.v_pages, params.v_pages_stride, head.index), vectors[i]);
       continue;
     }
@@ -154,6 +157,7 @@ AAPT_KERNEL void AAPT_LAUNCH_BOUNDS(Config::kMaxThreads, 1)
       rotation.apply(values);
       vectors[i] = pack_vector<Element>(values);
     }
+    // Without a norm and a rotation these are the bits that came.
     if (head.part == Part::kKey) {
       if (inside) arch::store_16(slot_of(params.k_pages, params.k_pages_stride, head.index), vectors[i]);
       continue;
@@ -165,6 +169,7 @@ AAPT_KERNEL void AAPT_LAUNCH_BOUNDS(Config::kMaxThreads, 1)
   }
 }
 
+// With the fewest vectors per thread that a block has room for: more threads have more loads on their way.
 template <class Element, int kHeadDim, int kVectors = 1>
 void launch_kv_write_with(int vectors, const KvWriteParams& params, const Stream& stream) {
   using Config = KvWriteConfig<Element, kHeadDim, kVectors>;
