@@ -188,10 +188,13 @@ def verified(content: dict[str, Any]) -> list[dict[str, Any]]:
     The hashes are those of the report of `aapt-fast doctor --json`; a kernel without one for this GPU, which then ran
     from PTX or not at all, cannot be verified.
     """
+    from aapt_fast.ops.verified import running_architecture  # not at the top: `begin` runs before it is installed
+
     found, machine = [], content.get("gpu")
+    capability = tuple(map(int, machine["capability"].split("."))) if machine else None
     for kernel, facts in content.get("environment", {}).get("kernels", {}).items():
         hashes = facts.get("hashes") if isinstance(facts, dict) else None
-        architecture = running_architecture(hashes, machine["capability"]) if hashes and machine else None
+        architecture = running_architecture(hashes, capability) if hashes and capability else None
         files = [
             name
             for name, counts in content.get("tests", {}).items()
@@ -205,20 +208,6 @@ def verified(content: dict[str, Any]) -> list[dict[str, Any]]:
         entry = {"kernel": kernel, "architecture": architecture, "hash": hashes[architecture], "passed": passed}
         found.append({**entry, "tests": files})
     return found
-
-
-def running_architecture(hashes: dict[str, str], capability: str) -> str | None:
-    """Which machine code a GPU of this compute capability runs, out of keys like sm_80 and sm_90a; None for none."""
-    major, minor = map(int, capability.split("."))
-    fitting = []
-    for name in hashes:
-        match = re.fullmatch(r"sm_(\d+)(\d)([a-z]?)", name)
-        if match is None or int(match[1]) != major:
-            continue
-        exact = int(match[2]) == minor
-        if exact or (int(match[2]) < minor and not match[3]):
-            fitting.append((int(match[2]), match[3], name))
-    return max(fitting)[2] if fitting else None
 
 
 def ceilings(run: Run, limit_s: float) -> tuple[str, str]:

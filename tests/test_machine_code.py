@@ -46,11 +46,15 @@ class Expected:
 EXPECTED = {
     # Per step 64 products for Q K^T and 64 for P V; pieces of Q, of K twice (first page, next page) and of V.
     "paged_attention/portable": Expected(4, {"HMMA": 128, "LDSM": 40, "LDGSTS": 20}),
-    # Per slab of 64 columns 2 x 4 products for each of four 16-wide steps; pieces of the weight of this slab and the next.
+    # Per slab of 64 columns 2 x 4 products in four steps of 16; pieces of the weight of this slab and of the next.
     "channel_concat/portable": Expected(4, {"HMMA": 32, "LDSM": 16, "LDGSTS": 8}),
     # The same twice, for the features whose tile makes the noise and for the others; Box-Muller in double.
     "channel_concat_noise/portable": Expected(4, {"HMMA": 64, "LDSM": 32, "LDGSTS": 16, "DFMA": 100}),
     "philox_normal/portable": Expected(1, {"DFMA": 50}),
+    # With one vector per thread: its loads, what goes to q, K and V, the sums of a head and of the block.
+    "kv_write/portable": Expected(16, {"LDG": 7, "STG": 3, "SHFL": 24}),
+    # With one vector per thread and a warp per row: x, y and the modulations in vectors, two stores, the sum of the row.
+    "gate_residual_norm/portable": Expected(12, {"LDG": 11, "STG": 2, "SHFL": 5}),
 }
 
 # Local memory is slow memory that a kernel of ours never needs: LDL reads it, STL writes it.

@@ -72,8 +72,8 @@ class Rotation {
   float cos_[4] = {}, sin_[4] = {};
 };
 
-// Mean squares: of this thread's heads, or of all heads. All of them are formed whatever the parts are, because a shuffle
-// needs every lane; those of values are not used.
+// Mean squares: of this thread's heads, or of all heads. They are formed for values too, which do not need them,
+// because a shuffle needs every lane.
 template <class Config>
 class MeanSquares {
  public:

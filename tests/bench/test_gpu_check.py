@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from bench import gpu_check
-from bench.gpu_check import BUILD_S, STAGES, Run, Stage, run_stages, running_architecture, verified
+from bench.gpu_check import BUILD_S, STAGES, Run, Stage, run_stages, verified
 from bench.harness.document import Document, problems
 from bench.harness.processes import WRONG_KERNEL, Outcome
 
@@ -159,24 +159,6 @@ def test_test_files_run_apart_and_are_counted(run, monkeypatch):
         "test_bad.py": (False, 1, 1),
         "test_dies.py": (False, 0, 1),
     }
-
-
-@pytest.mark.parametrize(
-    ("names", "capability", "expected"),
-    [
-        (["sm_80", "sm_90"], "9.0", "sm_90"),
-        (["sm_80", "sm_90", "sm_90a"], "9.0", "sm_90a"),
-        (["sm_80"], "8.6", "sm_80"),
-        (["sm_80", "sm_86", "sm_89"], "8.6", "sm_86"),
-        (["sm_80", "sm_90a"], "10.0", None),
-        (["sm_90a"], "9.1", None),
-        (["sm_100a", "sm_90"], "10.0", "sm_100a"),
-        (["compute_80"], "8.0", None),
-        ([], "8.0", None),
-    ],
-)
-def test_which_machine_code_a_gpu_runs(names, capability, expected):
-    assert running_architecture(dict.fromkeys(names, "hash"), capability) == expected
 
 
 def test_a_kernel_is_verified_by_every_file_that_names_it(tmp_path, monkeypatch):

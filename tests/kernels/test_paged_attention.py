@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from aapt_fast.ops import PAGE_SLOTS, paged_attention, reference
-from aapt_fast.testing.cases import ABSURD_PAGE, PagedCase, paged_case, padded_rows
+from aapt_fast.testing.cases import ABSURD_PAGE, PagedCase, padded_rows, paged_case
 from aapt_fast.testing.compare import assert_near, assert_within_twice_torch
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
