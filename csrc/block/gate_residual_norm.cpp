@@ -46,7 +46,8 @@ void gate_residual_norm_portable(const Tensor& x, const std::optional<Tensor>& y
                                  const std::optional<Tensor>& scale, const std::optional<Tensor>& shift,
                                  const Tensor& residual, const Tensor& normed, float eps, const Stream& stream) {
   require_shape("x", x, {kAnySize, kAnySize, kAnySize});
-  require_half("x", x);
+  const bool floats = x.dtype == Dtype::kFloat32;  // of models under autocast
+  if (!floats) require_half("x", x);
   const std::int64_t width = x.size(2);
   require_supported(width % kVectorElements == 0 && width <= kGateResidualNormMaxWidth, "x",
                     "a width that is a multiple of 8 up to " + std::to_string(kGateResidualNormMaxWidth) +
@@ -83,8 +84,9 @@ void gate_residual_norm_portable(const Tensor& x, const std::optional<Tensor>& y
   params.tokens = to_int("x", "tokens", x.size(1));
   params.width = to_int("x", "elements per token", width);
   params.eps = eps;
-  (x.dtype == Dtype::kBFloat16 ? launch_gate_residual_norm_portable<bfloat16>
-                               : launch_gate_residual_norm_portable<float16>)(params, stream);
+  (floats                         ? launch_gate_residual_norm_portable<float>
+   : x.dtype == Dtype::kBFloat16 ? launch_gate_residual_norm_portable<bfloat16>
+                                 : launch_gate_residual_norm_portable<float16>)(params, stream);
 }
 
 }  // namespace aapt

@@ -72,23 +72,23 @@ AAPT_DEVICE void add_gated(const GateResidualNormParams& params, const Place<Con
   using Element = typename Config::Element;
   const auto* x = static_cast<const Element*>(params.x) + place.offset(params.x_stride);
   // Start all loads before anything is unpacked, which waits for them.
-  Vector16 x_vectors[Config::kVectors];
+  RawVector<Element> x_vectors[Config::kVectors];
 #pragma unroll
-  for (int i = 0; i < Config::kVectors; ++i) x_vectors[i] = arch::load_16(x + place.column(i));
-  Vector16 y_vectors[Config::kVectors] = {};
+  for (int i = 0; i < Config::kVectors; ++i) x_vectors[i] = load_raw(x + place.column(i));
+  RawVector<Element> y_vectors[Config::kVectors] = {};
   TokenValues<Config> gate = {};
   if (params.y) {
     const auto* y = static_cast<const Element*>(params.y) + place.offset(params.y_stride);
 #pragma unroll
-    for (int i = 0; i < Config::kVectors; ++i) y_vectors[i] = arch::load_16(y + place.column(i));
+    for (int i = 0; i < Config::kVectors; ++i) y_vectors[i] = load_raw(y + place.column(i));
     if (params.gate.data) load_modulation(params.gate, place, gate);
   }
 
 #pragma unroll
   for (int i = 0; i < Config::kVectors; ++i) {
     VectorValues y;
-    unpack_vector<Element>(x_vectors[i], values[i]);
-    unpack_vector<Element>(y_vectors[i], y);
+    unpack_raw(x_vectors[i], values[i]);
+    unpack_raw(y_vectors[i], y);
 #pragma unroll
     for (int j = 0; j < kVectorElements; ++j) {
       if (params.y) values[i][j] = params.gate.data ? fmaf(gate[i][j], y[j], values[i][j]) : values[i][j] + y[j];
@@ -119,9 +119,7 @@ AAPT_DEVICE void store_token(void* out, std::int64_t first, const Place<Config>&
   using Element = typename Config::Element;
 #pragma unroll
   for (int i = 0; i < Config::kVectors; ++i) {
-    if (place.has(i)) {
-      arch::store_16(static_cast<Element*>(out) + first + place.column(i), pack_vector<Element>(values[i]));
-    }
+    if (place.has(i)) store_values(static_cast<Element*>(out) + first + place.column(i), values[i]);
   }
 }
 

@@ -43,17 +43,9 @@ void check_shapes(const Arguments& given) {
   require_dense("tokens", given.tokens);
 }
 
-// The gathering threads step from pixel to pixel of a row; everything else may have any stride.
-void require_adjacent_pixels(const char* argument, const Tensor& frames) {
-  require_supported(frames.size(3) <= 1 || frames.stride[3] == 1, argument, "rows of adjacent pixels for this kernel",
-                    "pixels " + std::to_string(frames.stride[3]) + " elements apart");
-}
-
 void check_supported(const Arguments& given) {
   require_half("recycled", given.recycled);
   require_one_of("patch", "side", given.patch, {1, 2});
-  require_adjacent_pixels("recycled", given.recycled);
-  if (given.control) require_adjacent_pixels("control", *given.control);
   require_supported(given.weight.size(0) > 0, "weight", "at least one row for this kernel", "none");
   require_supported(given.weight.size(1) % 8 == 0, "weight", "a multiple of 8 columns for this kernel",
                     std::to_string(given.weight.size(1)));
@@ -63,7 +55,7 @@ void check_supported(const Arguments& given) {
 }
 
 ChannelConcatParams::Frames frames_of(const Tensor& tensor) {
-  return {tensor.data, tensor.stride[0], tensor.stride[1], tensor.stride[2]};
+  return {tensor.data, tensor.stride[0], tensor.stride[1], tensor.stride[2], tensor.stride[3]};
 }
 
 ChannelConcatParams params_of(const Arguments& given) {
@@ -113,7 +105,6 @@ void channel_concat_portable(const Tensor& noised, const Tensor& recycled, const
   require_shape("noised", noised, {recycled.size(0), recycled.size(1), recycled.size(2), recycled.size(3)});
   require_dtype("noised", noised, recycled.dtype);
   check_supported(given);
-  require_adjacent_pixels("noised", noised);
   require_capability(stream.device, 8, 0);
   ChannelConcatParams params = params_of(given);
   if (tokens.elements() == 0) return;

@@ -62,7 +62,8 @@ class PatchGatherer {
   static constexpr int kChannelsPerPiece = 8 / kArea;
 
   AAPT_DEVICE const Element* patch_of(const ChannelConcatParams::Frames& frames) const {
-    return static_cast<const Element*>(frames.pixels) + frame_ * frames.frame_stride + y_ * frames.row_stride + x_;
+    return static_cast<const Element*>(frames.pixels) + frame_ * frames.frame_stride + y_ * frames.row_stride +
+           x_ * frames.pixel_stride;
   }
 
   AAPT_DEVICE int piece_column(int i) const { return 8 * (first_piece_ + i * Config::kGatherStep); }
@@ -81,12 +82,15 @@ class PatchGatherer {
       const std::int64_t row_stride = in_noised     ? noised_frames_.row_stride
                                       : in_recycled ? params_.recycled.row_stride
                                                     : params_.control.row_stride;
+      const std::int64_t pixel_stride = in_noised     ? noised_frames_.pixel_stride
+                                        : in_recycled ? params_.recycled.pixel_stride
+                                                      : params_.control.pixel_stride;
       const int before = in_noised ? 0 : in_recycled ? params_.channels : 2 * params_.channels;
       const Element* patch =
           (in_noised ? noised_ : in_recycled ? recycled_ : control_) + (channel - before) * channel_stride;
 #pragma unroll
       for (int pixel = 0; pixel < kArea; ++pixel) {
-        element[i * kArea + pixel] = patch[pixel / kPatch * row_stride + pixel % kPatch].bits;
+        element[i * kArea + pixel] = patch[pixel / kPatch * row_stride + pixel % kPatch * pixel_stride].bits;
       }
     }
 #pragma unroll

@@ -26,11 +26,11 @@ struct PhiloxNormalParams {
 void launch_philox_normal_portable(const PhiloxNormalParams& params, const Stream& stream);
 
 struct ChannelConcatParams {
-  // Latent frames [B, C, h, w] with rows of w adjacent pixels. The strides count elements; 64 bits, because a view may
-  // lie in a long recording.
+  // Latent frames [B, C, h, w] in any memory format. The strides count elements; 64 bits, because a view may lie in a
+  // long recording.
   struct Frames {
     const void* pixels;
-    std::int64_t frame_stride, channel_stride, row_stride;
+    std::int64_t frame_stride, channel_stride, row_stride, pixel_stride;
   };
   Frames noised;    // C channels; in the noise variant the frames that `noise` makes
   Frames recycled;  // C channels

@@ -136,6 +136,7 @@ AAPT_DEVICE void store_16(void* global, const Vector16& vector) {
                : "memory");
 }
 
+AAPT_DEVICE std::uint32_t bits_of_float(float x) { return __float_as_uint(x); }
 AAPT_DEVICE float float_of_bits(std::uint32_t bits) { return __uint_as_float(bits); }
 
 // ---- asynchronous copies to shared memory ----

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// Eight elements at once: what one thread moves with 16 bytes of half precision, as floats.
+// Eight elements at once, which a thread has as floats: 16 bytes of half precision, or 32 bytes of floats.
 #pragma once
 
 #include <cmath>
+#include <type_traits>
 
 #include "common/arch.h"
 
@@ -24,6 +25,47 @@ AAPT_DEVICE Vector16 pack_vector(const VectorValues& values) {
 #pragma unroll
   for (int i = 0; i < 4; ++i) vector.word[i] = arch::pack<Element>(values[2 * i], values[2 * i + 1]);
   return vector;
+}
+
+// Eight elements as they lie in memory: read first, unpacked later, so that many loads are on their way together.
+template <class Element>
+struct RawVector {
+  static constexpr int kParts = kVectorElements * static_cast<int>(sizeof(Element)) / 16;
+  Vector16 part[kParts];
+};
+
+template <class Element>
+AAPT_DEVICE RawVector<Element> load_raw(const Element* source) {
+  RawVector<Element> raw;
+#pragma unroll
+  for (int i = 0; i < raw.kParts; ++i) raw.part[i] = arch::load_16(reinterpret_cast<const Vector16*>(source) + i);
+  return raw;
+}
+
+template <class Element>
+AAPT_DEVICE void unpack_raw(const RawVector<Element>& raw, VectorValues& values) {
+  if constexpr (std::is_same_v<Element, float>) {
+#pragma unroll
+    for (int i = 0; i < kVectorElements; ++i) values[i] = arch::float_of_bits(raw.part[i / 4].word[i % 4]);
+  } else {
+    unpack_vector<Element>(raw.part[0], values);
+  }
+}
+
+// Rounds, where that is needed, and writes.
+template <class Element>
+AAPT_DEVICE void store_values(Element* target, const VectorValues& values) {
+  if constexpr (std::is_same_v<Element, float>) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      Vector16 vector;
+#pragma unroll
+      for (int j = 0; j < 4; ++j) vector.word[j] = arch::bits_of_float(values[4 * i + j]);
+      arch::store_16(target + 4 * i, vector);
+    }
+  } else {
+    arch::store_16(target, pack_vector<Element>(values));
+  }
 }
 
 AAPT_DEVICE void load_floats(const float* source, float (&values)[4]) {

@@ -148,6 +148,12 @@ inline void store_16(void* global, const Vector16& vector) {
   std::memcpy(global, &vector, sizeof vector);
 }
 
+inline std::uint32_t bits_of_float(float x) {
+  std::uint32_t bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  return bits;
+}
+
 inline float float_of_bits(std::uint32_t bits) {
   float result;
   std::memcpy(&result, &bits, sizeof result);

@@ -215,14 +215,6 @@ UNSUPPORTED = {
         lambda x: (*(frames[..., :3, :3] for frames in x[:3]), x[3].repeat(1, 3)[:, : 46 * 9], x[4], 3),
         "patch: expected a side of 1 or 2 for this kernel, got 3",
     ),
-    "pixels apart": (
-        lambda x: (x[0], every_second(x[1]), *x[2:]),
-        "recycled: expected rows of adjacent pixels for this kernel, got pixels 2 elements apart",
-    ),
-    "control apart": (
-        lambda x: (*x[:2], every_second(x[2]), *x[3:]),
-        "control: expected rows of adjacent pixels for this kernel, got pixels 2 elements apart",
-    ),
     "rows of the weight": (
         lambda x: (*x[:3], strided(x[3]), *x[4:]),
         "weight: expected rows of adjacent elements that start at multiples of 16 bytes, got strides",
@@ -247,13 +239,19 @@ def test_unsupported(change, message, target):
     assert channel_concat(*arguments).isfinite().all()
 
 
-def test_pixels_of_the_noised_frame_apart(target):
-    noised, *others = inputs(target, 2, torch.bfloat16)
-    with (
-        target.kernels(KERNEL),
-        pytest.raises(target.module.Unsupported, match="noised: expected rows of adjacent pixels"),
-    ):
-        channel_concat(every_second(noised), *others)
+@PATCHES
+@pytest.mark.parametrize("which", [0, 1, 2], ids=["noised", "recycled", "control"])
+def test_any_memory_format(which, patch, target):
+    """Channels last, as convolutions give it, and pixels that lie apart; each source by itself."""
+    arguments = inputs(target, patch, torch.bfloat16)
+    frames, keys = arguments[which], torch.tensor([[1, 2], [3, 4]], device=target.device)
+    with target.kernels(KERNEL, NOISE_KERNEL):
+        expected = channel_concat(*arguments), channel_concat_noise(*arguments[1:], *keys)[0]
+        for view in (frames.contiguous(memory_format=torch.channels_last), every_second(frames)):
+            changed = [*arguments[:which], view, *arguments[which + 1 :]]
+            assert not view.is_contiguous()
+            assert torch.equal(channel_concat(*changed), expected[0])
+            assert torch.equal(channel_concat_noise(*changed[1:], *keys)[0], expected[1])
 
 
 BAD_ARGUMENTS = {

@@ -13,7 +13,20 @@ ATTENTION = {
     "tests": "test_paged_attention.py",
     "select": "not torch.float16 and not 128",
 }
+KV_WRITE = {
+    "source": "kv_write/instantiations/bf16_d64.cu",
+    "tests": "test_kv_write.py",
+    "select": "not torch.float16 and not 128",
+}
+NORM = {"source": "block/instantiations/bf16.cu", "tests": "test_gate_residual_norm.py", "select": "not torch.float16"}
+CONCAT = {
+    "source": "channel_concat/instantiations/bf16.cu",
+    "tests": "test_channel_concat.py",
+    "select": "not torch.float16",
+}
+PHILOX = {"source": "channel_concat/philox_normal.cu", "tests": "test_philox.py"}
 KERNEL, SOFTMAX, TABLE = (f"paged_attention/{name}.cuh" for name in ("kernel_portable", "softmax", "page_table"))
+WRITER, EMBEDDER = "kv_write/kernel_portable.cuh", "channel_concat/kernel_portable.cuh"
 
 BUGS = [
     Bug(
@@ -119,6 +132,49 @@ BUGS = [
         "maximum_[r] + arch::log2_approx(sum_[r])",
         **ATTENTION,
     ),
+    Bug("a page past the pool is written", WRITER, "page < params.pages", "page <= params.pages", **KV_WRITE),
+    Bug("page offsets in 32 bits", WRITER, "page * stride.outer", "page * int(stride.outer)", **KV_WRITE),
+    Bug("all tokens go to the first page", WRITER, " + token / kPageSlots * params.ids_stride[1]", "", **KV_WRITE),
+    Bug("slots are off by one", WRITER, "token % kPageSlots * stride", "(token + 1) % kPageSlots * stride", **KV_WRITE),
+    Bug("heads turn the wrong way", WRITER, "cos_[i] - odd * sin_[i]", "cos_[i] + odd * sin_[i]", **KV_WRITE),
+    Bug("no barrier in a sum over the block", "common/reduce.cuh", "  arch::sync_threads();\n", "", **KV_WRITE),
+    Bug("the same, for rows of tokens", "common/reduce.cuh", "  arch::sync_threads();\n", "", **NORM),
+    Bug(
+        "elements that are read twice count twice",
+        "block/kernel_portable.cuh",
+        "place.has(i) ? sum_of_squares(values[i]) : 0.0f",
+        "sum_of_squares(values[i])",
+        **NORM,
+    ),
+    Bug("no eps", "block/kernel_portable.cuh", "(params.width) + params.eps", "(params.width)", **NORM),
+    Bug(
+        "no barrier before patches and weight are overwritten",
+        EMBEDDER,
+        "arch::cp_async_wait<0>();\n    arch::sync_threads();\n    if (more)",
+        "arch::cp_async_wait<0>();\n    if (more)",
+        **CONCAT,
+    ),
+    Bug(
+        "no wait for the weight",
+        EMBEDDER,
+        "arch::cp_async_wait<0>();\n    arch::sync_threads();\n    if (more)",
+        "arch::sync_threads();\n    if (more)",
+        **CONCAT,
+    ),
+    Bug("the weight in use is overwritten", EMBEDDER, "shared.weight[stage ^ 1],", "shared.weight[stage],", **CONCAT),
+    Bug(
+        "no barrier before the result", EMBEDDER, "arch::sync_threads();      // the weight", "// the weight", **CONCAT
+    ),
+    Bug(
+        "the last features are not written",
+        EMBEDDER,
+        "feature + e < params.features",
+        "feature + 8 <= params.features",
+        **CONCAT,
+    ),
+    Bug("nine rounds", "channel_concat/philox.cuh", "kRounds = 10", "kRounds = 9", **PHILOX),
+    Bug("half of the key stands still", "channel_concat/philox.cuh", "key[1] += kKeySteps[1];", "", **PHILOX),
+    Bug("uniform numbers reach zero", "channel_concat/philox.cuh", " + 0x1p-33f", "", **PHILOX),
 ]
 
 
@@ -128,5 +184,5 @@ def test_bug_is_noticed(bug, tmp_path):
 
 
 @pytest.mark.parametrize("tests", sorted({(bug.tests, bug.select) for bug in BUGS}), ids=lambda tests: tests[0])
-def test_the_same_passes_without_a_bug(tests):
+def test_the_same_tests_pass_without_a_bug(tests):
     assert passes(EMULATED_BUILD, *tests)

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whole models with every kernel on: a session streams what it streams with torch compositions."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from aapt_fast.models.generator import Generator
+from aapt_fast.models.presets import NANO, NANO_TEXT
+from aapt_fast.models.stream_model import StreamModel
+from aapt_fast.ops.kernels import KERNELS
+from aapt_fast.testing import streams
+from aapt_fast.testing.compare import relative_l2
+
+MODELS = {
+    "pose": dataclasses.replace(NANO, width=128),
+    "text": dataclasses.replace(NANO_TEXT, width=128, grid=(8, 18)),  # 36 tokens: more than half a page
+}
+STEPS = 4  # one more than window, sink and own frame
+
+
+def on_target(model: StreamModel, target) -> StreamModel:
+    return StreamModel(model.generator.to(target.device), model.vae.to(target.device))
+
+
+@pytest.fixture(params=MODELS)
+def model(request: pytest.FixtureRequest, target) -> StreamModel:
+    return on_target(streams.random_model(MODELS[request.param], torch.bfloat16), target)
+
+
+def frames_of(model: StreamModel) -> torch.Tensor:
+    with streams.random_session(model) as session:
+        return streams.play(session, streams.random_controls(model, STEPS))[0].float()
+
+
+def test_a_stream_with_kernels_is_the_stream_without(model, target):
+    """The frames differ from those in float32 as much as torch's own bfloat16 does, up to a factor of two."""
+    plain = frames_of(model)
+    with target.kernels(schedule=1):
+        computed = frames_of(model)
+    oracle = frames_of(on_target(streams.random_model(model.config, torch.float32), target))
+    assert not torch.equal(computed, plain)
+    assert relative_l2(computed, oracle) < 2 * relative_l2(plain, oracle)
+
+
+def test_a_stream_uses_the_kernels_of_its_ops(model, target):
+    called = set()
+
+    class Spy:
+        """The module, noting which of its kernels run."""
+
+        def __getattr__(self, name: str):
+            called.add(name)
+            return getattr(target.module, name)
+
+    spying = dataclasses.replace(target, module=Spy())
+    with spying.kernels():
+        frames_of(model)
+    assert {kernel.replace("/", "_") for kernel in KERNELS if "noise" not in kernel} <= called
+
+
+def test_a_fork_is_bit_equal(model, target):
+    controls = streams.random_controls(model, STEPS)
+    with target.kernels(), streams.random_session(model) as session:
+        streams.play(session, controls[:2])
+        with session.fork() as fork:
+            frames, video = streams.play(session, controls[2:])
+            for actual, expected in zip(streams.play(fork, controls[2:]), (frames, video), strict=True):
+                assert torch.equal(actual, expected)
+
+
+def test_attention_of_a_whole_clip_is_not_a_kernels_job(target):
+    """Training attends through the growing cache, with gradients; only ops with a backward run their kernels there."""
+    torch.manual_seed(0)
+    model = Generator(MODELS["pose"]).bfloat16().to(target.device)
+    noise = torch.randn(1, 16, 2, 4, 4).bfloat16().to(target.device)
+    control = torch.randn(1, model.config.control.step_channels, 2, 4, 4).bfloat16().to(target.device)
+    arguments = (noise, noise, control, torch.ones(1, device=target.device))
+    with torch.no_grad():
+        model.unpatch.weight.normal_(std=0.1)
+    model(*arguments, model.new_cache()).sum().backward()
+    expected = model.patch_embed.weight.grad.clone()
+    model.zero_grad()
+    with target.kernels():
+        model(*arguments, model.new_cache()).sum().backward()
+    assert relative_l2(model.patch_embed.weight.grad, expected) < 0.05
