@@ -202,11 +202,12 @@ void Machine::start_cluster(Index3 first) {
 
 void Machine::run_cluster() {
   held_warps_ = 0;
+  bool someone_ran = true;
   while (live_ || !pending_.empty()) {
-    bool everyone_had_a_turn = true;
-    const bool someone_ran = run_threads(everyone_had_a_turn);
+    bool everyone_has_a_turn = !someone_ran;  // nobody is held back after a round in which nobody could run
+    someone_ran = run_threads(everyone_has_a_turn);
     if (failure_) std::rethrow_exception(failure_);
-    const bool stuck = !someone_ran && everyone_had_a_turn;
+    const bool stuck = !someone_ran && everyone_has_a_turn;
     if (!pending_.empty() && (stuck || (seed_ && random_() % 4 == 0))) {
       const std::size_t which = seed_ ? random_() % pending_.size() : 0;
       const std::function<void()> operation = std::move(pending_[which]);
@@ -214,21 +215,21 @@ void Machine::run_cluster() {
       operation();
     } else if (stuck) {
       report_deadlock();
-    } else if (!someone_ran) {
-      held_warps_ = 0;
     }
   }
 }
 
 // Every thread that can run, once, up to its next wait. With a random schedule some warps are held back: a few for this
 // round, others for many rounds.
-bool Machine::run_threads(bool& everyone_had_a_turn) {
+bool Machine::run_threads(bool& everyone_has_a_turn) {
   std::uint64_t skipped = 0;
-  if (seed_) {
+  if (everyone_has_a_turn) {
+    held_warps_ = 0;
+  } else if (seed_) {
     if (random_() % 8 == 0) held_warps_ = random_() | random_();
     skipped = (random_() & random_()) | held_warps_;
   }
-  everyone_had_a_turn = skipped == 0;
+  everyone_has_a_turn = skipped == 0;
   bool someone_ran = false;
   for (const int i : order_) {
     Thread& thread = threads_[i];

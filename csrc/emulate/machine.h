@@ -179,7 +179,7 @@ class Machine {
  private:
   void start_cluster(Index3 first);
   void run_cluster();
-  bool run_threads(bool& everyone_had_a_turn);
+  bool run_threads(bool& everyone_has_a_turn);
   [[noreturn]] void report_deadlock() const;
   static void entry();
   void end_of_thread();

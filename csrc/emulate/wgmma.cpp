@@ -149,7 +149,6 @@ void issue_product(Dtype dtype, const Operands& operands, float* d, int columns,
   Warpgroup& warpgroup = own_warpgroup("wgmma");
   Thread& thread = machine().thread();
   if (!thread.wgmma_fenced) misuse("wgmma: expected wgmma_fence before it, and again after wgmma_wait");
-  block.settle_fence();
   const std::uint64_t number = thread.products_issued++;
   while (warpgroup.done + warpgroup.products.size() <= number) {
     warpgroup.products.push_back(std::make_unique<Product>());

@@ -6,7 +6,7 @@ namespace aapt::probes {
 
 // ---- barrier_ring: int32 [n, 32] -> int32 [n, 32], 3 x + 1; values: n, variant ----
 // Warp 0 puts rows into a ring of two stages, warp 1 takes them out. Variants: 1 the consumer does not wait, 2 the
-// producer does not wait, 3 one arrival too many, 4 a barrier that nobody has initialised, 5 a barrier written over, 6 a
+// producer does not wait, 3 arrivals of the consumer as well, 4 a barrier that nobody has initialised, 5 a barrier written over, 6 a
 // consumer that never arrives.
 
 struct RingShared {
@@ -48,7 +48,8 @@ void barrier_ring(const Arguments& arguments, const Stream& stream) {
   arch::launch(&barrier_ring_kernel, one_block(64, sizeof(RingShared), stream), make_params(arguments, 1, 1, 2));
 }
 
-// ---- bulk_copy: int32 [n, 256] -> int32 [n, 256]; values: n, variant (1: no wait) ----
+// ---- bulk_copy: int32 [n, 256] -> int32 [n, 256]; values: n, variant ----
+// Variants: 1 no wait, 2 one arrival too many.
 // Rows arrive one after the other on one barrier, which is told about each half of the bytes separately.
 
 struct BulkShared {
@@ -69,6 +70,7 @@ AAPT_KERNEL void bulk_copy_kernel(AAPT_GRID_CONSTANT const Params params) {
     if (thread == 0) {
       arch::barrier_expect_bytes(&shared.barrier, 512);
       arch::barrier_arrive_expect_bytes(&shared.barrier, 512);
+      if (params.value[1] == 2) arch::barrier_arrive(&shared.barrier);
       arch::bulk_load(shared.row, row, 1024, &shared.barrier);
     }
     if (params.value[1] != 1) arch::barrier_wait(&shared.barrier, i % 2);

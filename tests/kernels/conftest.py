@@ -16,3 +16,20 @@ def target(request: pytest.FixtureRequest) -> targets.Target:
     if request.config.getoption("--target") == "cuda":
         return targets.cuda()
     return targets.emulated(Path(request.config.getoption("--emulated-build")))
+
+
+@pytest.fixture
+def hopper(target: targets.Target) -> targets.Target:
+    """Where kernels for Hopper run."""
+    reason = target.why_not_hopper()
+    if reason:
+        pytest.skip(reason)
+    return target
+
+
+@pytest.fixture
+def emulated(target: targets.Target) -> targets.Target:
+    """The emulation, for kernels with planted errors."""
+    if target.name != "emulated":
+        pytest.skip("a planted error may hang a GPU; the emulation reports it")
+    return target
