@@ -4,7 +4,7 @@
 
 #include "bindings.h"
 #include "common/tensor_binding.h"
-#include "probes/probe.h"
+#include "probes/probes.h"
 
 namespace py = pybind11;
 

@@ -87,7 +87,7 @@ void bulk_copy(const Arguments& arguments, const Stream& stream) {
 
 // ---- cluster_exchange: int32 [2 c, 128] -> int32 [2 c, 3, 128] for c clusters of two blocks; values: variant ----
 // Each block reads its neighbour's row (words, then 16 bytes at once), and what the neighbour has sent it. Variants: 1
-// no barrier of the cluster, 2 no wait for what was sent.
+// no barrier of the cluster, 2 no wait for what was sent, 3 a block may end before its neighbour.
 
 struct ExchangeShared {
   std::uint32_t own[128];
@@ -122,7 +122,7 @@ AAPT_KERNEL void cluster_exchange_kernel(AAPT_GRID_CONSTANT const Params params)
   }
   if (variant != 2) arch::barrier_wait_cluster(&shared.barrier, 0);
   out[256 + thread] = shared.sent[thread / 4].word[thread % 4];
-  arch::cluster_sync();  // nobody ends while the neighbour may still read
+  if (variant != 3) arch::cluster_sync();  // nobody ends while the neighbour may still read
 }
 
 void cluster_exchange(const Arguments& arguments, const Stream& stream) {

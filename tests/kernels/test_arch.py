@@ -211,6 +211,17 @@ def test_a_missing_barrier_of_the_cluster_shows(emulated, variant):
     assert shown[0] and sum(shown) > 4
 
 
+def test_a_block_that_ends_too_early_is_reported(emulated):
+    errors = [exchange(emulated, 3, schedule)[1] for schedule in range(8)]
+    assert any("reached the shared memory of a block that has ended" in error for error in errors)
+
+
+def test_a_grid_has_whole_clusters(hopper):
+    x, out = integers(3, 128, device=hopper.device), integers(3, 3, 128, device=hopper.device)
+    with pytest.raises(RuntimeError, match="emulated launch: expected whole clusters of 2 blocks|cudaLaunchKernelEx"):
+        hopper.probe("cluster_exchange", [x], [out], [0])
+
+
 # ---- small instructions ----
 
 
