@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# The module _probes: small kernels that use or measure one primitive of aapt::arch each. Included with AAPT_PROBES only.
+# The module _probes: small kernels that use or measure one primitive of aapt::arch each. Only with AAPT_PROBES.
 
 if(NOT AAPT_HAVE_CUDA AND NOT AAPT_EMULATE)
   message(FATAL_ERROR "AAPT_PROBES: expected a build with CUDA or AAPT_EMULATE=ON, got neither")

@@ -88,7 +88,8 @@ AAPT_DEVICE void bounded_wait(std::uint32_t address, int parity, Ended ended) {
   while (!ended()) {
     asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(now));
     if (now - start < kLongestWaitNanoseconds) continue;
-    printf("aapt_fast: block (%u, %u, %u) thread %u waits in vain for parity %d of the barrier at byte %u of shared memory\n",
+    printf("aapt_fast: block (%u, %u, %u) thread %u waits in vain for parity %d of the barrier at byte %u of shared "
+           "memory\n",
            blockIdx.x, blockIdx.y, blockIdx.z, threadIdx.x, parity, address);
     __trap();
   }
@@ -252,8 +253,8 @@ AAPT_DEVICE int cluster_size() {
   return static_cast<int>(size);
 }
 
-// A barrier of all threads of the cluster, in two halves. A block that other blocks write to, or arrive at, must not end
-// before them.
+// A barrier of all threads of the cluster, in two halves. A block that others write to, or arrive at, must not end before
+// they have done so.
 AAPT_DEVICE void cluster_arrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
 AAPT_DEVICE void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
 

@@ -64,12 +64,12 @@ struct WgmmaInstruction;
   ", %96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111" \
   ", %112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
 
-// One instruction. `count`: accumulators; the numbers of the operands after them are given as c0, c1, ...
+// The text of one instruction; `places` are the accumulators, `rest` the operands after them.
 #define AAPT_WGMMA_TEXT(columns, types, k, places, rest, accumulate)                            \
   "{\n.reg .pred accumulate;\nsetp.ne.b32 accumulate, " accumulate ", 0;\n"                     \
   "wgmma.mma_async.sync.aligned.m64n" #columns "k" #k ".f32." types " {" places "}, " rest ";\n}"
 
-// A struct with both forms of 16-bit products and one with those of e4m3. c0..c7: count + 0 .. count + 7 as text.
+// Structs with both forms of a product, A in shared memory and in registers. c0..c6: count + 0 .. count + 6 as text.
 #define AAPT_WGMMA_HALF(T, types, columns, count, places, outputs, c0, c1, c2, c3, c4, c5, c6)                       \
   template <>                                                                                                        \
   struct WgmmaInstruction<T, columns> {                                                                              \
@@ -108,7 +108,7 @@ struct WgmmaInstruction;
     }                                                                                                          \
   };
 
-#define AAPT_WGMMA(columns, count, places, outputs, c0, c1, c2, c3, c4, c5, c6)                                         \
+#define AAPT_WGMMA(columns, count, places, outputs, c0, c1, c2, c3, c4, c5, c6)                                  \
   AAPT_WGMMA_HALF(bfloat16, "bf16.bf16", columns, count, places, AAPT_LIST(outputs), c0, c1, c2, c3, c4, c5, c6) \
   AAPT_WGMMA_HALF(float16, "f16.f16", columns, count, places, AAPT_LIST(outputs), c0, c1, c2, c3, c4, c5, c6)    \
   AAPT_WGMMA_FLOAT8(columns, count, places, AAPT_LIST(outputs), c0, c1, c2, c3, c4, c5)
@@ -147,8 +147,8 @@ AAPT_WGMMA(256, 128, AAPT_P128, AAPT_LIST(AAPT_D64(0), AAPT_D64(64)), "128", "12
 template <class T>
 constexpr int kWgmmaDepth = 32 / static_cast<int>(sizeof(T));  // elements along K that one wgmma takes
 
-// d[64, N] = a[64, K] b[N, K]^T, or += with `accumulate`, for bfloat16, float16 (K = 16) and float8 (K = 32); N is 8, 16,
-// 32, 64, 96, 128, 192 or 256. Lane l of warp w of the warpgroup has in d[4 j + 2 h + e] row 16 w + l / 4 + 8 h and
+// d[64, N] = a[64, K] b[N, K]^T, or += with `accumulate`, for bfloat16, float16 (K = 16) and float8 (K = 32); N is 8,
+// 16, 32, 64, 96, 128, 192 or 256. Lane l of warp w of the warpgroup has in d[4 j + 2 h + e] row 16 w + l / 4 + 8 h and
 // column 8 j + 2 (l % 4) + e. Both operands in shared memory.
 template <class T, Major kMajorA = Major::kK, Major kMajorB = Major::kK, int kCount>
 AAPT_DEVICE void wgmma(float (&d)[kCount], MatrixDescriptor a, MatrixDescriptor b, bool accumulate) {

@@ -13,15 +13,18 @@ enum class Major : int { kK = 0, kMN = 1 };
 
 // One operand of one wgmma: the elements of 32 bytes along K (16 of 16 bits, 32 of 8 bits), and all rows M or N.
 //
-// It is made of core matrices of 8 rows of 16 bytes. K-major, swizzled: the 8 rows are as far apart as the swizzle is
-// wide, the next 8 rows `stride_bytes` further on; `leading_bytes` is ignored. K-major without a swizzle: a core matrix
-// is 128 adjacent bytes, `leading_bytes` to the next one along K, `stride_bytes` to the next 8 rows. MN-major, swizzled:
-// 8 rows of K, each as wide as the swizzle, `stride_bytes` to the next 8 of K, `leading_bytes` to the next columns of
-// that width. MN-major without a swizzle: `stride_bytes` to the next 8 of MN, `leading_bytes` to the next 8 of K.
+// It is made of core matrices of 8 rows of 16 bytes.
+//   K-major, swizzled        the 8 rows are as far apart as the swizzle is wide, the next 8 `stride_bytes` further on;
+//                            `leading_bytes` is ignored
+//   K-major, no swizzle      a core matrix is 128 adjacent bytes; `leading_bytes` to the next one along K,
+//                            `stride_bytes` to the next 8 rows
+//   MN-major, swizzled       8 rows of K, each as wide as the swizzle; `stride_bytes` to the next 8 of K,
+//                            `leading_bytes` to the next columns of that width
+//   MN-major, no swizzle     `stride_bytes` to the next 8 of MN, `leading_bytes` to the next 8 of K
 //
-// The swizzle permutes by the bits of the address in shared memory, as the copy engine does, so that a matrix may start
-// at any row of a box. `pattern_row` is (address / 128) % 8 of the place where the swizzle's pattern starts: 0 for boxes
-// that are aligned to box_alignment().
+// The swizzle permutes by the bits of the address in shared memory, as the copy engine does. `pattern_row` is
+// (address / 128) % 8 of the place where the swizzle's pattern starts: 0 for boxes that are aligned to box_alignment().
+// That a matrix may then start at any row of a box is what the emulation assumes and what the probe shifted_rows asks.
 struct MatrixDescriptor {
   std::uint64_t bits = 0;
 

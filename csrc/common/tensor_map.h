@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Tensor maps: how the copy engine of a Hopper GPU (TMA) sees a tensor in global memory, and the boxes it copies.
 //
-// The dimensions of a map, of its box and of the coordinates that a kernel gives are in the order of the tensor's shape:
-// the outermost first, the dense one last.
+// The dimensions of a map, of its box and of the coordinates that a kernel gives are in the order of the tensor's
+// shape: the outermost first, the dense one last.
 #pragma once
 
 #include <cstdint>

@@ -12,7 +12,9 @@ namespace {
 constexpr std::uint64_t kBarrierMark = 0x5be11aba51c0ffee;  // what an intact barrier looks like in memory
 constexpr std::int64_t kMostBytes = (1 << 20) - 1;          // that a barrier can count
 
-std::string place(std::uint32_t offset) { return "the barrier at byte " + std::to_string(offset) + " of shared memory"; }
+std::string place(std::uint32_t offset) {
+  return "the barrier at byte " + std::to_string(offset) + " of shared memory";
+}
 
 TransactionBarrier& barrier_at(Block& block, std::uint32_t offset, const char* what) {
   std::uint64_t mark;

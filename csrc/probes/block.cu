@@ -6,8 +6,8 @@ namespace aapt::probes {
 
 // ---- barrier_ring: int32 [n, 32] -> int32 [n, 32], 3 x + 1; values: n, variant ----
 // Warp 0 puts rows into a ring of two stages, warp 1 takes them out. Variants: 1 the consumer does not wait, 2 the
-// producer does not wait, 3 arrivals of the consumer as well, 4 a barrier that nobody has initialised, 5 a barrier written over, 6 a
-// consumer that never arrives.
+// producer does not wait, 3 arrivals of the consumer as well, 4 a barrier that nobody has initialised, 5 a barrier
+// written over, 6 a consumer that never arrives.
 
 struct RingShared {
   int row[2][32];

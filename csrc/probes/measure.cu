@@ -5,7 +5,7 @@
 namespace aapt::probes {
 
 // ---- l2_bandwidth: int32 [R, 32] -> int32 [blocks, 4], the first word of what each stage held last ----
-// values: blocks, loads of each block, multicast (0 or 1). A load is a box of 256 rows, 32 KB; the boxes that run at the
+// values: blocks, loads of each block, multicast (0 or 1). A load is a box of 256 rows, 32 KB; the boxes loaded at the
 // same time are different ones. With multicast a cluster of two blocks loads each box once, half of it each.
 
 constexpr int kLoadStages = 4, kBoxRows = 256, kRowBytes = 128;

@@ -121,7 +121,7 @@ void mma(const Arguments& arguments, const Stream& stream) {
                make_params(arguments, 3, 1, 0));
 }
 
-// ---- half_precision: float [n] -> float [5, n]: exp2, log2, rounded to bfloat16, to float16, and as the high half ----
+// ---- half_precision: float [n] -> float [5, n]: exp2, log2, rounded to bfloat16, to float16, as the high half ----
 
 AAPT_KERNEL void half_precision_kernel(AAPT_GRID_CONSTANT const Params params) {
   const int count = params.value[0];

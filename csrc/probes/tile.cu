@@ -93,8 +93,8 @@ void tile_load(const Arguments& arguments, const Stream& stream) {
 }
 
 // ---- tile_multicast: [R, C] -> per block of a cluster of two, the bytes of two boxes ----
-// values: variant, swizzle, box, first coordinate. Each block loads one box (the second one lies next to the first along
-// dimension 0) into both. Variant 1: into itself only.
+// values: variant, swizzle, box, first coordinate. Each block loads one box into both; the second block's lies next to
+// the first one's along dimension 0. Variant 1: into itself only.
 
 struct MulticastShared {
   char box[2][kMostBoxBytes];

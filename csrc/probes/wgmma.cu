@@ -30,7 +30,8 @@ void wgmma_half(const Arguments& arguments, const Stream& stream) {
 }
 
 // ---- wgmma_written: A [64, 64], B [64, 64] in bfloat16 -> float [64, 64]; values: variant ----
-// Threads write both operands to shared memory, by cp.async and by stores, swizzled. Variants: 1 no fence, 2 no barrier.
+// Threads write both operands to shared memory, by cp.async and by stores, swizzled. Variants: 1 no fence, 2 no
+// barrier.
 
 AAPT_KERNEL void AAPT_LAUNCH_BOUNDS(128, 1) wgmma_written_kernel(AAPT_GRID_CONSTANT const Params params) {
   auto& shared = shared_struct<WgmmaShared>();
