@@ -32,7 +32,7 @@ test: $(VENV)/.installed-video,test emulated ## run the tests
 	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -q tests
 
 emulated: $(VENV)/.build-tools ## build the kernels for the CPU, as the tests run them
-	@$(BIN)/cmake -G Ninja -S . -B build/emulated -DAAPT_EMULATE=ON --log-level=WARNING \
+	@$(BIN)/cmake -G Ninja -S . -B build/emulated -DAAPT_EMULATE=ON -DAAPT_PROBES=ON --log-level=WARNING \
 	  -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) -DPython_EXECUTABLE=$(abspath $(BIN)/python) \
 	  -Dpybind11_DIR=$$($(BIN)/python -m pybind11 --cmakedir) > /dev/null
 	@$(BIN)/cmake --build build/emulated

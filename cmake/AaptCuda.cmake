@@ -12,6 +12,8 @@ endif()
 
 option(AAPT_EMULATE "Build the kernels for the CPU, one fiber per CUDA thread: for tests, never for a wheel" OFF)
 
+option(AAPT_PROBES "Build _probes, kernels that test and measure single primitives; never for a wheel" OFF)
+
 # Runs on every GPU from Ampere on: machine code for sm_80 and sm_90, PTX for whatever comes later.
 set(AAPT_PORTABLE_ARCHITECTURES 80-real 90-real 80-virtual)
 

@@ -3,6 +3,7 @@
 
 option(AAPT_STRICT "Spills, local memory and serialised wgmma are errors: for tests and continuous integration" OFF)
 set(AAPT_COMPILE_STRICTLY "${CMAKE_CURRENT_LIST_DIR}/compile_strictly.sh")
+option(AAPT_BOUNDED_WAITS "Waits of kernels for a barrier end after four seconds with a message: for debugging" OFF)
 
 # aapt_kernels(<name> ARCHITECTURES <arch>... SOURCES <file>... [CUTLASS] [TARGET <target>])
 # Compiles the sources for these architectures only and links them into <target>, by default _C. CUTLASS: the sources
@@ -34,7 +35,9 @@ function(aapt_compile_cuda name)
   # The machine code stays readable in the module: it is hashed to know whether a GPU has verified it
   # (ops/machine_code.py). A wheel is compressed anyway.
   target_compile_options(${name} PRIVATE -Xfatbin=-compress-mode=none)
-  if(AAPT_STRICT)
+  if(AAPT_BOUNDED_WAITS)
+    target_compile_definitions(${name} PRIVATE AAPT_BOUNDED_WAITS)
+  elseif(AAPT_STRICT)  # not with messages: what they print lies in local memory
     target_compile_options(${name} PRIVATE
       "-Xptxas=--warn-on-spills,--warn-on-local-memory-usage,--warning-as-error")
     set(launcher sh "${AAPT_COMPILE_STRICTLY}" ${CMAKE_CUDA_COMPILER_LAUNCHER})
@@ -50,5 +53,18 @@ endfunction()
 function(aapt_compile_emulated name)
   set_source_files_properties(${ARGN} PROPERTIES LANGUAGE CXX)
   target_compile_definitions(${name} PRIVATE AAPT_EMULATE)
-  target_compile_options(${name} PRIVATE -x c++ -O2 -ffp-contract=off -Wall -Wextra -Wno-unknown-pragmas)
+  target_compile_options(${name} PRIVATE -x c++ -O2 -ffp-contract=off -Wall -Wextra -Wno-unknown-pragmas -Wno-psabi)
+endfunction()
+
+# The machine on which emulated kernels run, for a module of its own.
+function(aapt_link_emulation target)
+  target_compile_definitions(${target} PRIVATE AAPT_EMULATE)
+  target_compile_options(${target} PRIVATE -ffp-contract=off)
+  target_sources(${target} PRIVATE
+    csrc/emulate/binding.cpp
+    csrc/emulate/fiber.cpp
+    csrc/emulate/machine.cpp
+    csrc/emulate/self_test.cpp
+    csrc/emulate/tile_copy.cpp
+    csrc/emulate/wgmma.cpp)
 endfunction()

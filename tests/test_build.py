@@ -168,6 +168,13 @@ def test_a_broken_nvcc_is_never_a_quiet_cpu_build(tmp_path, setting):
     assert "set AAPT_CUDA=OFF for a build without CUDA" in result.stdout
 
 
+def test_probes_need_kernels(tmp_path):
+    pybind11 = pytest.importorskip("pybind11").get_cmake_dir()
+    result = configure(REPOSITORY, tmp_path, "-DAAPT_CUDA=OFF", "-DAAPT_PROBES=ON", f"-Dpybind11_DIR={pybind11}")
+    assert result.returncode != 0
+    assert "AAPT_PROBES: expected a build with CUDA or AAPT_EMULATE=ON, got neither" in result.stdout
+
+
 @pytest.fixture
 def cutlass_user(tmp_path) -> Path:
     """A CMake project without a language that asks for CUTLASS and prints the version found."""

@@ -208,16 +208,23 @@ void launch(void (*kernel)(Params), const Launch& how, const Params& params) {
   cuda_check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                   static_cast<int>(how.shared_bytes)),
              "cudaFuncSetAttribute");
-  cudaLaunchAttribute cluster;
-  cluster.id = cudaLaunchAttributeClusterDimension;
-  cluster.val.clusterDim = {how.cluster, 1, 1};
+  cudaLaunchAttribute attributes[2];
+  unsigned count = 0;
+  if (how.cluster > 1) {
+    attributes[count].id = cudaLaunchAttributeClusterDimension;
+    attributes[count++].val.clusterDim = {how.cluster, 1, 1};
+  }
+  if (how.starts_early) {
+    attributes[count].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes[count++].val.programmaticStreamSerializationAllowed = 1;
+  }
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3(how.grid.x, how.grid.y, how.grid.z);
   config.blockDim = dim3(how.threads);
   config.dynamicSmemBytes = how.shared_bytes;
   config.stream = reinterpret_cast<cudaStream_t>(how.stream.handle);
-  config.attrs = &cluster;
-  config.numAttrs = how.cluster > 1 ? 1 : 0;
+  config.attrs = attributes;
+  config.numAttrs = count;
   cuda_check(cudaLaunchKernelEx(&config, kernel, params), "cudaLaunchKernelEx");
 }
 

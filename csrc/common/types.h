@@ -1,12 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
-// Element types. A half-precision number is its bits; only arch.h converts between them and float.
+// Element types. A number narrower than float is its bits; only arch.h converts between them and float.
 #pragma once
 
 #include <cstdint>
 
+// For small functions that kernels and the code around them share.
+#ifdef __CUDACC__
+#define AAPT_HOST_DEVICE __host__ __device__
+#else
+#define AAPT_HOST_DEVICE
+#endif
+
 namespace aapt {
 
-enum class Dtype : int { kFloat32, kBFloat16, kFloat16, kInt32, kInt64 };
+enum class Dtype : int { kFloat32, kBFloat16, kFloat16, kInt32, kInt64, kFloat8 };
 
 struct bfloat16 {
   std::uint16_t bits;
@@ -14,6 +21,11 @@ struct bfloat16 {
 
 struct float16 {
   std::uint16_t bits;
+};
+
+// e4m3: a sign, four bits of exponent, three of fraction; no infinities, the largest number is 448
+struct float8 {
+  std::uint8_t bits;
 };
 
 // What one thread moves at once: 16 bytes, 8 half-precision elements.

@@ -63,8 +63,10 @@ inline T shuffle_xor(T value, int mask) {
 
 // ---- arithmetic ----
 
-inline float exp2_approx(float x) { return std::exp2(x); }
-inline float log2_approx(float x) { return std::log2(x); }
+// The approximate instructions take subnormal numbers as zero and give none.
+inline float flush_subnormal(float x) { return std::fabs(x) < 1.17549435e-38f ? std::copysign(0.0f, x) : x; }
+inline float exp2_approx(float x) { return flush_subnormal(std::exp2(x)); }
+inline float log2_approx(float x) { return std::log2(flush_subnormal(x)); }
 
 inline float rsqrt_approx(float x) { return 1.0f / std::sqrt(x); }
 

@@ -8,6 +8,8 @@
 #include <stdexcept>
 #include <utility>
 
+#include "emulate/tile_copy.h"
+
 namespace aapt::emulate {
 namespace {
 
@@ -17,6 +19,15 @@ unsigned schedule_seed = 0;
 
 std::string text(Index3 index) {
   return "(" + std::to_string(index.x) + ", " + std::to_string(index.y) + ", " + std::to_string(index.z) + ")";
+}
+
+std::string awaited_barrier(const Thread& thread) {
+  if (thread.awaited_barrier < 0) return "";
+  const TransactionBarrier& barrier =
+      thread.block->transaction_barriers.at(static_cast<std::uint32_t>(thread.awaited_barrier));
+  return " for the barrier at byte " + std::to_string(thread.awaited_barrier) + " of shared memory, in its phase " +
+         std::to_string(barrier.phases) + ", which lacks " + std::to_string(barrier.pending) + " of " +
+         std::to_string(barrier.expected) + " arrivals and " + std::to_string(barrier.bytes) + " bytes";
 }
 
 }  // namespace
@@ -44,8 +55,22 @@ void Copy::land() const {
 
 // ---- inside a fiber ----
 
-void Machine::wait(const std::uint64_t* counter, std::uint64_t target, const char* reason) {
+char* Block::at(std::uint32_t offset, std::size_t bytes, const char* what) {
+  if (live == 0) misuse(std::string(what) + ": reached the shared memory of a block that has ended");
+  if (offset + bytes > asynchronous_memory.size()) {
+    misuse(std::string(what) + ": expected a place within " + std::to_string(asynchronous_memory.size()) +
+           " bytes of shared memory, got " + std::to_string(bytes) + " bytes at " + std::to_string(offset));
+  }
+  return shared() + offset;
+}
+
+void Machine::settle_fences() {
+  for (Block& block : blocks_) block.settle_fence();
+}
+
+void Machine::wait(const std::uint64_t* counter, std::uint64_t target, const char* reason, std::int64_t barrier) {
   if (*counter >= target) return;
+  current_->awaited_barrier = barrier;
   current_->awaited = counter;
   current_->target = target;
   current_->reason = reason;
@@ -58,6 +83,7 @@ void Machine::arrive(int id, int threads, bool wait_for_others) {
   if (++barrier.arrived == threads) {
     barrier.arrived = 0;
     ++barrier.generation;
+    block().settle_fence();
   }
   if (wait_for_others) wait(&barrier.generation, target, id == 0 ? "sync_threads" : "named_barrier_sync");
 }
@@ -69,6 +95,7 @@ Deposit* Machine::collective(const void* bytes, std::size_t size, const std::fun
   std::memcpy(deposits[current_->lane()].word, bytes, size);
   if (++warp.arrived == warp.width) {
     warp.arrived = 0;
+    block().settle_fence();
     if (combine) combine(deposits);
     ++warp.generation;
   }
@@ -76,10 +103,37 @@ Deposit* Machine::collective(const void* bytes, std::size_t size, const std::fun
   return deposits;
 }
 
+void Machine::cluster_arrive() {
+  if (current_->cluster_arrivals++ > current_->cluster_waits) misuse("cluster_arrive: twice without cluster_wait");
+  ++cluster_barrier_.arrived;
+  release_cluster_barrier();
+}
+
+void Machine::cluster_wait() {
+  if (current_->cluster_waits++ == current_->cluster_arrivals) misuse("cluster_wait: without cluster_arrive");
+  wait(&cluster_barrier_.generation, current_->cluster_waits, "cluster_wait");
+}
+
+// Threads that have ended are not waited for.
+void Machine::release_cluster_barrier() {
+  if (cluster_barrier_.arrived == 0 || cluster_barrier_.arrived < live_) return;
+  cluster_barrier_.arrived = 0;
+  ++cluster_barrier_.generation;
+  settle_fences();
+}
+
+void Machine::end_of_thread() {
+  end_of_stores(*current_);
+  if (current_->products_issued > block().warpgroups[current_->index / 128].done) {
+    misuse("wgmma: a thread ended without wgmma_wait");
+  }
+}
+
 void Machine::entry() {
   Machine& self = machine();
   try {
     (*self.kernel_)();
+    self.end_of_thread();
   } catch (...) {
     if (!self.failure_) self.failure_ = std::current_exception();
   }
@@ -87,12 +141,20 @@ void Machine::entry() {
   thread.done = true;
   --thread.block->live;
   --self.live_;
+  self.release_cluster_barrier();
   for (;;) thread.fiber.suspend();
 }
 
 // ---- the scheduler ----
 
 void Machine::run(const Launch& how, const std::function<void()>& kernel) {
+  constexpr std::size_t most_shared_bytes = 227 << 10;  // of a Hopper GPU
+  if (how.grid.x % how.cluster != 0 || how.threads > 1024 || how.shared_bytes > most_shared_bytes) {
+    misuse("launch: expected whole clusters of " + std::to_string(how.cluster) + " blocks, at most 1024 threads and " +
+           std::to_string(most_shared_bytes) + " bytes of shared memory, got " + std::to_string(how.grid.x) +
+           " blocks along x, " + std::to_string(how.threads) + " threads and " + std::to_string(how.shared_bytes) +
+           " bytes");
+  }
   launch_ = how;
   kernel_ = &kernel;
   threads_ = std::vector<Thread>(how.threads * how.cluster);
@@ -112,17 +174,19 @@ void Machine::run(const Launch& how, const std::function<void()>& kernel) {
 
 void Machine::start_cluster(Index3 first) {
   const int warps = (launch_.threads + 31) / 32;
-  cluster_barrier = {};
+  cluster_barrier_ = {};
   pending_.clear();
   for (unsigned rank = 0; rank < launch_.cluster; ++rank) {
     Block& block = blocks_[rank];
-    block = {};
+    block = Block();
     block.index = {first.x + rank, first.y, first.z};
     block.rank = rank;
     block.threads = block.live = launch_.threads;
     block.warps.assign(warps, {});
     if (launch_.threads % 32) block.warps.back().width = launch_.threads % 32;
     block.memory.assign(launch_.shared_bytes + 1024, static_cast<char>(0xff));
+    block.asynchronous_memory.assign(launch_.shared_bytes, static_cast<char>(0xff));
+    block.warpgroups = std::vector<Warpgroup>((launch_.threads + 127) / 128);
     for (unsigned i = 0; i < launch_.threads; ++i) {
       Thread& thread = threads_[rank * launch_.threads + i];
       Fiber fiber = std::move(thread.fiber);  // keeps its stack
@@ -138,11 +202,12 @@ void Machine::start_cluster(Index3 first) {
 
 void Machine::run_cluster() {
   held_warps_ = 0;
+  bool someone_ran = true;
   while (live_ || !pending_.empty()) {
-    bool everyone_had_a_turn = true;
-    const bool someone_ran = run_threads(everyone_had_a_turn);
+    bool everyone_has_a_turn = !someone_ran;  // nobody is held back after a round in which nobody could run
+    someone_ran = run_threads(everyone_has_a_turn);
     if (failure_) std::rethrow_exception(failure_);
-    const bool stuck = !someone_ran && everyone_had_a_turn;
+    const bool stuck = !someone_ran && everyone_has_a_turn;
     if (!pending_.empty() && (stuck || (seed_ && random_() % 4 == 0))) {
       const std::size_t which = seed_ ? random_() % pending_.size() : 0;
       const std::function<void()> operation = std::move(pending_[which]);
@@ -150,29 +215,26 @@ void Machine::run_cluster() {
       operation();
     } else if (stuck) {
       report_deadlock();
-    } else if (!someone_ran) {
-      held_warps_ = 0;
     }
   }
 }
 
 // Every thread that can run, once, up to its next wait. With a random schedule some warps are held back: a few for this
 // round, others for many rounds.
-bool Machine::run_threads(bool& everyone_had_a_turn) {
+bool Machine::run_threads(bool& everyone_has_a_turn) {
   std::uint64_t skipped = 0;
-  if (seed_) {
+  if (everyone_has_a_turn) {
+    held_warps_ = 0;
+  } else if (seed_) {
     if (random_() % 8 == 0) held_warps_ = random_() | random_();
     skipped = (random_() & random_()) | held_warps_;
   }
-  everyone_had_a_turn = true;
+  everyone_has_a_turn = skipped == 0;
   bool someone_ran = false;
   for (const int i : order_) {
     Thread& thread = threads_[i];
+    if (skipped >> (thread.warp() + 32 * (thread.block->rank & 1)) % 64 & 1) continue;
     if (thread.done || (thread.awaited && *thread.awaited < thread.target)) continue;
-    if (skipped >> (thread.warp() + 32 * (thread.block->rank & 1)) % 64 & 1) {
-      everyone_had_a_turn = false;  // only of those that could run: else a deadlock would look like a pause
-      continue;
-    }
     thread.awaited = nullptr;
     current_ = &thread;
     someone_ran = true;
@@ -185,7 +247,8 @@ void Machine::report_deadlock() const {
   for (const Thread& thread : threads_) {
     if (thread.done) continue;
     throw std::runtime_error("emulated deadlock in block " + text(thread.block->index) + ": " + std::to_string(live_) +
-                             " threads wait for ever, thread " + std::to_string(thread.index) + " in " + thread.reason);
+                             " threads wait for ever, thread " + std::to_string(thread.index) + " in " + thread.reason +
+                             awaited_barrier(thread));
   }
   throw std::runtime_error("emulated deadlock");
 }

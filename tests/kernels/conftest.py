@@ -27,3 +27,20 @@ def poisoned_memory() -> Iterator[None]:
     assert torch.utils.deterministic.fill_uninitialized_memory and torch.empty(8).isnan().all()
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def hopper(target: targets.Target) -> targets.Target:
+    """Where kernels for Hopper run."""
+    reason = target.why_not_hopper()
+    if reason:
+        pytest.skip(reason)
+    return target
+
+
+@pytest.fixture
+def emulated(target: targets.Target) -> targets.Target:
+    """The emulation, for kernels with planted errors."""
+    if target.name != "emulated":
+        pytest.skip("a planted error may hang a GPU; the emulation reports it")
+    return target

@@ -162,7 +162,14 @@ def stream_of(device: torch.device) -> tuple[int, int]:
     return (stream.device_index, stream.cuda_stream)
 
 
-DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int32: 3, torch.int64: 4}
+DTYPE_CODES = {
+    torch.float32: 0,
+    torch.bfloat16: 1,
+    torch.float16: 2,
+    torch.int32: 3,
+    torch.int64: 4,
+    torch.float8_e4m3fn: 5,
+}
 """Codes of csrc/common/types.h, which the module repeats as `_C.dtypes`."""
 
 

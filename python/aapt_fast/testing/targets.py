@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,11 +22,12 @@ EMULATED_BUILD = Path(__file__).parents[3] / "build" / "emulated"
 
 @dataclass(frozen=True)
 class Target:
-    """A compiled module and the device its kernels run on."""
+    """Compiled modules and the device their kernels run on."""
 
     name: str
     device: torch.device
     module: ModuleType
+    probes: ModuleType | None  # csrc/probes; None: not built
 
     @contextmanager
     def kernels(self, *names: str, schedule: int = 0) -> Iterator[None]:
@@ -41,21 +42,57 @@ class Target:
         views = [view(x) if isinstance(x, torch.Tensor) else x for x in arguments]
         getattr(self.module, function)(*views, stream_of(self.device))
 
+    def probe(
+        self,
+        name: str,
+        inputs: Sequence[torch.Tensor],
+        outputs: Sequence[torch.Tensor],
+        values: Sequence[int] = (),
+        schedule: int = 0,
+    ) -> None:
+        """Run a probe of csrc/probes on tensors [...]; `schedule` is the seed of the emulation.
 
-def emulated(folder: Path = EMULATED_BUILD) -> Target:
-    """The emulation that was built in `folder`. Raises RuntimeError if there is none."""
-    found = sorted(folder.glob("_C.*.so"))
-    if not found:
-        raise RuntimeError(f"expected the emulated kernels in {folder}, got none: run `make emulated`")
-    spec = importlib.util.spec_from_file_location("aapt_fast_emulated._C", found[0])
+        Raises RuntimeError where the probes were not built, and for what the emulation reports.
+        """
+        if self.probes is None:
+            raise RuntimeError("expected the module _probes, got none: build with AAPT_PROBES=ON")
+        if self.name == "emulated":
+            self.probes.set_schedule(schedule)
+        arrays = [list(map(view, tensors)) for tensors in (inputs, outputs)]
+        getattr(self.probes, name)(*arrays, list(values), stream_of(self.device))
+
+    def why_not_hopper(self) -> str | None:
+        """Why kernels for Hopper cannot run here, or None if they can."""
+        if self.name == "emulated":
+            return None
+        major, minor = torch.cuda.get_device_capability(self.device)
+        name = torch.cuda.get_device_name(self.device)
+        return None if major == 9 else f"needs compute capability 9.0, {name} has {major}.{minor}"
+
+
+def _loaded(name: str, file: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, file)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return Target("emulated", torch.device("cpu"), module)
+    return module
+
+
+def emulated(folder: Path = EMULATED_BUILD) -> Target:
+    """The emulation that was built in `folder`. Raises RuntimeError if there is none."""
+    found = {name: sorted(folder.glob(f"{name}.*.so")) for name in ("_C", "_probes")}
+    if not found["_C"]:
+        raise RuntimeError(f"expected the emulated kernels in {folder}, got none: run `make emulated`")
+    module = _loaded("aapt_fast_emulated._C", found["_C"][0])
+    probes = _loaded("aapt_fast_emulated._probes", found["_probes"][0]) if found["_probes"] else None
+    return Target("emulated", torch.device("cpu"), module, probes)
 
 
 def cuda() -> Target:
-    """The installed module on the current GPU. Raises RuntimeError if there is none."""
+    """The installed modules on the current GPU. Raises RuntimeError if there is none."""
     if not torch.cuda.is_available():
         raise RuntimeError("expected a GPU and a torch with CUDA, got none")
-    return Target("cuda", torch.device("cuda", torch.cuda.current_device()), extension())
+    module = extension()
+    built = sorted(Path(str(module.__file__)).parent.glob("_probes.*.so"))
+    probes = _loaded("aapt_fast._probes", built[0]) if built else None
+    return Target("cuda", torch.device("cuda", torch.cuda.current_device()), module, probes)

@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the kernels for Hopper are designed around, measured with the probes of csrc/probes on a GPU.
+
+    l2_bandwidth          how fast all multiprocessors together read from the L2 cache, with and without multicast
+    shifted_descriptors   may wgmma read a swizzled matrix that starts at any row of a box in shared memory?
+    fp8_accumulation      what does the narrow sum of e4m3 products cost, and what does promotion to float save?
+
+Each returns a dict with "name", "value", "unit", "prediction" and "what_ran", and "details" with every number behind
+"value". The predictions were written down before anything was measured.
+
+    python bench/measure_hardware.py    needs a GPU of compute capability 9.0 and a build with AAPT_PROBES=ON
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from aapt_fast.testing import targets
+from aapt_fast.testing.targets import Target
+
+BOX_ROWS, ROW_BYTES = 256, 128  # of a load in csrc/probes/measure.cu
+
+Result = dict[str, Any]
+
+
+def seconds(target: Target, launch: Callable[[], None], repeats: int, warm_up: int) -> float:
+    """Median duration of `launch`: between events on a GPU, by the clock in the emulation."""
+    for _ in range(warm_up):
+        launch()
+    times = []
+    for _ in range(repeats):
+        if target.device.type == "cuda":
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            launch()
+            end.record()
+            end.synchronize()
+            times.append(start.elapsed_time(end) / 1e3)
+        else:
+            began = time.perf_counter()
+            launch()
+            times.append(time.perf_counter() - began)
+    return statistics.median(times)
+
+
+def multiprocessors(target: Target) -> int:
+    """Of the GPU; 4 in the emulation."""
+    if target.device.type != "cuda":
+        return 4
+    return torch.cuda.get_device_properties(target.device).multi_processor_count
+
+
+def l2_bandwidth(
+    target: Target, buffer_bytes: int = 20 << 20, loads: int = 4096, repeats: int = 20, warm_up: int = 3
+) -> Result:
+    """Bytes per second that all multiprocessors receive from a buffer which fits the L2 cache.
+
+    A block per multiprocessor loads boxes of 32 KB, four at a time; at any time the blocks load different ones. With
+    multicast two blocks receive what was read once: the cache is read at half of that rate.
+    """
+    rows = buffer_bytes // ROW_BYTES // BOX_ROWS * BOX_ROWS
+    buffer = torch.randint(2**31, (rows, ROW_BYTES // 4), dtype=torch.int32, device=target.device)
+    details: dict[str, float] = {}
+    for name, multicast in (("plain", 0), ("multicast", 1)):
+        blocks = multiprocessors(target) // (1 + multicast) * (1 + multicast)
+        out = torch.full((blocks, 4), -1, dtype=torch.int32, device=target.device)
+
+        def launch(blocks: int = blocks, multicast: int = multicast, out: torch.Tensor = out) -> None:
+            target.probe("l2_bandwidth", [buffer], [out], [blocks, loads, multicast])
+
+        duration = seconds(target, launch, repeats, warm_up)
+        check_last_boxes(buffer, out, loads, 1 + multicast)
+        details[f"{name}_tb_per_s"] = blocks * loads * BOX_ROWS * ROW_BYTES / duration / 1e12
+        details[f"{name}_ms"] = duration * 1e3
+    return {
+        "name": "l2_bandwidth",
+        "value": details["plain_tb_per_s"],
+        "unit": "TB/s received by all multiprocessors",
+        "prediction": "5.5 to 7",
+        "what_ran": f"tile loads of 32 KB, {loads} per multiprocessor, from {rows * ROW_BYTES / 2**20:.1f} MiB, "
+        f"median of {repeats}",
+        "details": details,
+    }
+
+
+def check_last_boxes(buffer: torch.Tensor, out: torch.Tensor, loads: int, cluster: int) -> None:
+    """Raises AssertionError unless the last boxes [blocks, 4] of the blocks are those they should have loaded."""
+    blocks, stages = out.shape
+    boxes = len(buffer) // BOX_ROWS
+    last = torch.arange(loads - stages, loads)
+    last = last[torch.argsort(last % stages)]  # by stage
+    group = torch.arange(blocks)[:, None] // cluster
+    box = (last * (blocks // cluster) + group) % boxes
+    assert torch.equal(out.cpu(), buffer[:, 0].cpu()[box * BOX_ROWS]), "a block has received another box"
+
+
+def shifted_descriptors(
+    target: Target, shifts: Sequence[int] = range(17), pitches: Sequence[int] = (8, 10, 18)
+) -> Result:
+    """How many shifts of A by whole rows of a swizzled box give the right product, for two settings of a descriptor.
+
+    A consists of groups of 8 rows, `pitch` rows apart, from row `shift` on: what a convolution reads from a patch with
+    a halo. The setting "zero" leaves the descriptor's pattern row (base offset) 0, "shifted" sets it to shift % 8.
+    """
+    patch = torch.randn(256, 64, device=target.device).bfloat16()
+    b = torch.randn(64, 64, device=target.device).bfloat16()
+    right: dict[str, list[bool]] = {"zero": [], "shifted": []}
+    wrong: dict[str, list[tuple[int, int]]] = {"zero": [], "shifted": []}
+    for pitch in pitches:
+        for shift in shifts:
+            rows = torch.arange(64) // 8 * pitch + torch.arange(64) % 8 + shift
+            expected = patch.double()[rows.to(target.device)] @ b.double().T
+            for setting, pattern_row in (("zero", 0), ("shifted", shift % 8)):
+                out = torch.full((64, 64), torch.nan, device=target.device)
+                target.probe("shifted_rows", [patch, b], [out], [shift, pitch, pattern_row])
+                right[setting].append(bool(((out - expected).abs() < 1e-3 * expected.abs().max()).all()))
+                if not right[setting][-1]:
+                    wrong[setting].append((pitch, shift))
+    share = {setting: sum(found) / len(found) for setting, found in right.items()}
+    return {
+        "name": "shifted_descriptors",
+        "value": share["zero"],
+        "unit": "share of (pitch, shift) that are right with pattern row 0",
+        "prediction": "works with the base offset (pattern row) of the descriptor; the emulation takes 0 for right",
+        "what_ran": f"wgmma m64n64k16 bf16, 128-byte swizzle, shifts {list(shifts)}, pitches {list(pitches)} in rows",
+        "details": {"share_right": share, "wrong_pitch_and_shift": wrong},
+    }
+
+
+def fp8_accumulation(
+    target: Target, depths: Sequence[int] = (512, 1024, 2048, 4096, 8192, 16384), promote: Sequence[int] = (1, 2, 4, 0)
+) -> Result:
+    """Relative error of a product of e4m3 matrices over depths K, by how many tiles of 128 are summed before promotion.
+
+    0 stands for never. The inputs are positive in half of the cases: sums that grow lose more than sums that cancel.
+    """
+    details: dict[str, dict[str, dict[str, float]]] = {}
+    for sign in ("mixed", "positive"):
+        for depth in depths:
+            a, b = (torch.randn(64, depth, device=target.device) for _ in range(2))
+            if sign == "positive":
+                a, b = a.abs(), b.abs()
+            a, b = a.to(torch.float8_e4m3fn), b.to(torch.float8_e4m3fn)
+            expected = a.double() @ b.double().T
+            errors = details.setdefault(sign, {}).setdefault(str(depth), {})
+            for tiles in promote:
+                out = torch.full((64, 64), torch.nan, device=target.device)
+                target.probe("float8_accumulation", [a, b], [out], [tiles])
+                errors[str(tiles)] = float((out - expected).norm() / expected.norm())
+    return {
+        "name": "fp8_accumulation",
+        "value": details["positive"][str(max(depths))][str(promote[-1])],
+        "unit": f"relative error of positive sums, K = {max(depths)}, promotion after {promote[-1]} tiles (0: never)",
+        "prediction": "visible at K >= 2048 without promotion",
+        "what_ran": "wgmma m64n64k32 e4m3, one tile [64, 64] over K; details: sign, K, tiles before promotion",
+        "details": details,
+    }
+
+
+def main() -> None:
+    """Runs the three measurements on the current GPU and prints one JSON document."""
+    target = targets.cuda()
+    reason = target.why_not_hopper()
+    if reason:
+        raise SystemExit(reason)
+    torch.manual_seed(0)
+    results = [measure(target) for measure in (l2_bandwidth, shifted_descriptors, fp8_accumulation)]
+    print(json.dumps({"gpu": torch.cuda.get_device_name(target.device), "results": results}, indent=2))
+
+
+if __name__ == "__main__":
+    main()

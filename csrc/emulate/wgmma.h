@@ -1,0 +1,23 @@
+// SPDX-License-Identifier: Apache-2.0
+// The emulated wgmma. A product is done when the whole warpgroup waits for it, or at a random moment after the whole
+// warpgroup has issued it; operands, those in registers too, are read then.
+#pragma once
+
+#include <cstdint>
+
+#include "common/types.h"
+
+namespace aapt::emulate {
+
+struct Operands {
+  std::uint64_t a = 0, b = 0;              // descriptors
+  const std::uint32_t* a_words = nullptr;  // A in registers
+  bool a_mn_major = false, b_mn_major = false;
+};
+
+void fence_products();
+void issue_product(Dtype dtype, const Operands& operands, float* d, int columns, bool accumulate);
+void commit_products();
+void wait_for_products(std::size_t pending);
+
+}  // namespace aapt::emulate

@@ -1,0 +1,174 @@
+// SPDX-License-Identifier: Apache-2.0
+// Probes of the copy engine with tensor maps.
+#include "probes/probe.h"
+
+namespace aapt::probes {
+
+constexpr int kMostBoxBytes = 32 << 10;
+
+struct TileShared {
+  char box[kMostBoxBytes];
+  char room[1024];  // for boxes that start at the wrong place
+  arch::Barrier barrier;
+};
+
+// The box (and the coordinate of its first element) that follow the first `skipped` values, one number per dimension.
+struct BoxValues {
+  std::vector<int> box, first;
+  int bytes;
+};
+
+BoxValues box_values(const Arguments& arguments, const Tensor& tensor, std::size_t skipped) {
+  const std::size_t rank = tensor.shape.size();
+  require_valid(arguments.values.size() == skipped + 2 * rank, "values", std::to_string(skipped + 2 * rank),
+                std::to_string(arguments.values.size()));
+  const auto from = arguments.values.begin() + static_cast<std::ptrdiff_t>(skipped);
+  const auto middle = from + static_cast<std::ptrdiff_t>(rank);
+  BoxValues values{{from, middle}, {middle, arguments.values.end()}, dtype_bytes(tensor.dtype)};
+  for (const int size : values.box) values.bytes *= size;
+  require_valid(values.bytes <= kMostBoxBytes, "values", "a box of at most 32768 bytes", std::to_string(values.bytes));
+  return values;
+}
+
+// value: variant, bytes of the box, where it starts in shared memory, the coordinates
+Params tile_params(const Arguments& arguments, const BoxValues& values, int variant) {
+  Params params = make_params(arguments, 1, 1, arguments.values.size());
+  params.value[0] = variant;
+  params.value[1] = values.bytes;
+  for (std::size_t i = 0; i < values.first.size(); ++i) params.value[3 + i] = values.first[i];
+  return params;
+}
+
+template <int kRank>
+struct Coordinates {
+  int at[kRank];
+  AAPT_DEVICE explicit Coordinates(const Params& params) {
+#pragma unroll
+    for (int i = 0; i < kRank; ++i) at[i] = params.value[3 + i];
+  }
+};
+
+AAPT_DEVICE void copy_words(void* to, const void* from, int bytes) {
+  for (int i = arch::thread_index(); i < bytes / 4; i += arch::block_size()) {
+    static_cast<std::uint32_t*>(to)[i] = static_cast<const std::uint32_t*>(from)[i];
+  }
+}
+
+// ---- tile_load: any tensor of rank 1..5 -> the bytes of the box as they lie in shared memory ----
+// values: variant, swizzle, box, first coordinate. Variants: 1 no wait, 2 no bytes announced, 3 no fence after the
+// initialisation, 4 the box 128 bytes further on, 5 the box outside of shared memory.
+
+template <int kRank>
+AAPT_KERNEL void tile_load_kernel(AAPT_GRID_CONSTANT const Params params) {
+  auto& shared = shared_struct<TileShared>();
+  const int variant = params.value[0], bytes = params.value[1];
+  char* box = shared.box + (variant == 4 ? 128 : variant == 5 ? kMostBoxBytes : 0);
+  if (arch::thread_index() == 0) {
+    arch::prefetch_map(params.map[0]);
+    arch::barrier_init(&shared.barrier, 1);
+    if (variant != 3) arch::barrier_init_fence();
+  }
+  arch::sync_threads();
+  if (arch::thread_index() == 0) {
+    if (variant == 2) {
+      arch::barrier_arrive(&shared.barrier);
+    } else {
+      arch::barrier_arrive_expect_bytes(&shared.barrier, bytes);
+    }
+    arch::tile_load(box, params.map[0], &shared.barrier, Coordinates<kRank>(params).at);
+  }
+  if (variant != 1) arch::barrier_wait(&shared.barrier, 0);
+  copy_words(params.output[0], box, bytes);
+  if (variant == 1) arch::barrier_wait(&shared.barrier, 0);
+}
+
+void tile_load(const Arguments& arguments, const Stream& stream) {
+  const Tensor& tensor = arguments.inputs.at(0);
+  const BoxValues values = box_values(arguments, tensor, 2);
+  Params params = tile_params(arguments, values, arguments.values[0]);
+  params.map[0] = make_tensor_map("inputs[0]", tensor, values.box, swizzle_of(arguments.values[1]));
+  constexpr void (*kernels[])(Params) = {&tile_load_kernel<1>, &tile_load_kernel<2>, &tile_load_kernel<3>,
+                                         &tile_load_kernel<4>, &tile_load_kernel<5>};
+  arch::launch(kernels[tensor.shape.size() - 1], one_block(128, sizeof(TileShared), stream), params);
+}
+
+// ---- tile_multicast: [R, C] -> per block of a cluster of two, the bytes of two boxes ----
+// values: variant, swizzle, box, first coordinate. Each block loads one box into both; the second block's lies next to
+// the first one's along dimension 0. Variant 1: into itself only.
+
+struct MulticastShared {
+  char box[2][kMostBoxBytes];
+  arch::Barrier barrier;
+};
+
+template <int kRank>
+AAPT_KERNEL void tile_multicast_kernel(AAPT_GRID_CONSTANT const Params params) {
+  auto& shared = shared_struct<MulticastShared>();
+  const int bytes = params.value[1], rank = arch::cluster_rank();
+  const bool both = params.value[0] != 1;
+  if (arch::thread_index() == 0) {
+    arch::barrier_init(&shared.barrier, 1);
+    arch::barrier_init_fence();
+  }
+  arch::cluster_sync();  // the other block's barrier is there as well
+  if (arch::thread_index() == 0) {
+    Coordinates<kRank> first(params);
+    first.at[0] += rank * params.value[2];
+    arch::barrier_arrive_expect_bytes(&shared.barrier, both ? 2 * bytes : bytes);
+    arch::tile_load_multicast(shared.box[rank], params.map[0], &shared.barrier, first.at,
+                              static_cast<std::uint16_t>(both ? 3 : 1 << rank));
+  }
+  arch::barrier_wait(&shared.barrier, 0);
+  char* out = static_cast<char*>(params.output[0]) + arch::block_index().x * 2 * bytes;
+  for (int box = 0; box < 2; ++box) copy_words(out + box * bytes, shared.box[box], bytes);
+  arch::cluster_sync();  // a block stays until nothing comes to it any more
+}
+
+void tile_multicast(const Arguments& arguments, const Stream& stream) {
+  const Tensor& tensor = arguments.inputs.at(0);
+  const BoxValues values = box_values(arguments, tensor, 2);
+  Params params = tile_params(arguments, values, arguments.values[0]);
+  params.value[2] = values.box[0];
+  params.map[0] = make_tensor_map("inputs[0]", tensor, values.box, swizzle_of(arguments.values[1]));
+  Launch how = one_block(128, sizeof(MulticastShared), stream);
+  how.grid.x = how.cluster = 2;
+  constexpr void (*kernels[])(Params) = {&tile_multicast_kernel<1>, &tile_multicast_kernel<2>,
+                                         &tile_multicast_kernel<3>, &tile_multicast_kernel<4>,
+                                         &tile_multicast_kernel<5>};
+  arch::launch(kernels[tensor.shape.size() - 1], how, params);
+}
+
+// ---- tile_store: the bytes of a box as they shall lie in shared memory -> any tensor of rank 1..5 ----
+// values: variant, swizzle, box, first coordinate. Variants: 1 no fence, 2 the box overwritten before it was read, 3 no
+// wait before the end.
+
+template <int kRank>
+AAPT_KERNEL void tile_store_kernel(AAPT_GRID_CONSTANT const Params params) {
+  auto& shared = shared_struct<TileShared>();
+  const int variant = params.value[0], bytes = params.value[1];
+  copy_words(shared.box, params.input[0], bytes);
+  if (variant != 1) arch::fence_proxy_async();
+  arch::sync_threads();
+  if (arch::thread_index() == 0) {
+    arch::tile_store(params.map[0], shared.box, Coordinates<kRank>(params).at);
+    arch::store_commit();
+    if (variant != 2 && variant != 3) arch::store_wait_read<0>();
+  }
+  arch::sync_threads();
+  for (int i = arch::thread_index(); i < bytes; i += arch::block_size()) shared.box[i] = 0;  // the place is used again
+  arch::fence_proxy_async();
+  arch::sync_threads();
+  if (arch::thread_index() == 0 && variant != 3) arch::store_wait<0>();
+}
+
+void tile_store(const Arguments& arguments, const Stream& stream) {
+  const Tensor& tensor = arguments.outputs.at(0);
+  const BoxValues values = box_values(arguments, tensor, 2);
+  Params params = tile_params(arguments, values, arguments.values[0]);
+  params.map[0] = make_tensor_map("outputs[0]", tensor, values.box, swizzle_of(arguments.values[1]));
+  constexpr void (*kernels[])(Params) = {&tile_store_kernel<1>, &tile_store_kernel<2>, &tile_store_kernel<3>,
+                                         &tile_store_kernel<4>, &tile_store_kernel<5>};
+  arch::launch(kernels[tensor.shape.size() - 1], one_block(128, sizeof(TileShared), stream), params);
+}
+
+}  // namespace aapt::probes

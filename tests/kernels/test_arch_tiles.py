@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: Apache-2.0
+"""aapt::arch, the copy engine: boxes of rank 1 to 5, every swizzle, outside of the tensor, to clusters and back."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from aapt_fast.testing.targets import Target
+
+SCHEDULES = pytest.mark.parametrize("schedule", range(3), ids=lambda seed: f"schedule {seed}")
+SWIZZLES = pytest.mark.parametrize("swizzle", [0, 32, 64, 128], ids=lambda width: f"swizzle {width}")
+BOXES = {1: (), 2: (9,), 3: (2, 5), 4: (2, 3, 4), 5: (2, 1, 3, 2)}
+"""Sizes of a box but for the last one, by rank."""
+
+SIZES = {1: (), 2: (13,), 3: (3, 7), 4: (3, 4, 5), 5: (3, 2, 4, 3)}
+"""Those of the tensors."""
+
+FIRST = {1: (), 2: (6,), 3: (1, -2), 4: (2, -1, 3), 5: (-1, 0, 2, 1)}
+"""Where boxes start: partly outside."""
+
+DTYPES = {
+    1: torch.bfloat16,
+    2: torch.float16,
+    3: torch.float8_e4m3fn,
+    4: torch.float32,
+    5: torch.bfloat16,
+}
+
+
+class Case:
+    """A tensor in the middle of NaN, and a box that leaves it at two ends."""
+
+    def __init__(self, rank: int, swizzle: int, device: torch.device, fill: bool = True) -> None:
+        dtype = DTYPES[rank]
+        bytes_each = dtype.itemsize
+        row = (swizzle or 48) // bytes_each
+        size = (*SIZES[rank], 2 * row - 3)
+        around = torch.full((*(n + 1 for n in size[:-1]), 3 * row), torch.nan).to(dtype).to(device)
+        self.tensor = around[tuple(slice(n) for n in size)]
+        if fill:
+            self.tensor.copy_(torch.randn(size).to(dtype))
+        self.around = around
+        self.swizzle = swizzle
+        self.box = (*BOXES[rank], row)
+        self.first = (*FIRST[rank], row + 1)
+        self.values = [swizzle, *self.box, *self.first]
+
+    def expected(self) -> torch.Tensor:
+        """The bytes of the box [n] as they shall lie in shared memory."""
+        box = torch.zeros(self.box, dtype=torch.float32).to(self.tensor.dtype)
+        inside = [
+            (max(first, 0), min(first + extent, size))
+            for first, extent, size in zip(self.first, self.box, self.tensor.shape, strict=True)
+        ]
+        target = tuple(slice(a - first, b - first) for (a, b), first in zip(inside, self.first, strict=True))
+        box[target] = self.tensor[tuple(slice(a, b) for a, b in inside)].cpu()
+        return swizzled(box.view(torch.uint8).flatten(), self.swizzle)
+
+
+def swizzled(box: torch.Tensor, swizzle: int) -> torch.Tensor:
+    """Bytes [n] with their 16-byte pieces permuted; the same again undoes it."""
+    offset = torch.arange(0, len(box), 16)
+    moved = offset ^ ((offset >> 7) % max(swizzle // 16, 1) << 4)
+    assert moved.max() < len(box)
+    return box.view(-1, 16)[moved // 16].flatten()
+
+
+@pytest.mark.parametrize("rank", range(1, 6), ids=lambda rank: f"rank {rank}")
+@SWIZZLES
+@SCHEDULES
+def test_tile_load(hopper, schedule, swizzle, rank):
+    case = Case(rank, swizzle, hopper.device)
+    expected = case.expected()
+    out = torch.full((len(expected),), 77, dtype=torch.uint8, device=hopper.device).view(torch.int32)
+    hopper.probe("tile_load", [case.tensor], [out], [0, *case.values], schedule)
+    assert torch.equal(out.view(torch.uint8).cpu(), expected)
+
+
+@pytest.mark.parametrize("rank", range(1, 6), ids=lambda rank: f"rank {rank}")
+@SWIZZLES
+@SCHEDULES
+def test_tile_store(hopper, schedule, swizzle, rank):
+    source, case = Case(rank, swizzle, hopper.device), Case(rank, swizzle, hopper.device, fill=False)
+    hopper.probe("tile_store", [source.expected().to(hopper.device)], [case.tensor], [0, *case.values], schedule)
+    outside = torch.ones(case.tensor.shape, dtype=torch.bool)
+    region = tuple(slice(max(f, 0), f + n) for f, n in zip(case.first, case.box, strict=True))
+    outside[region] = False
+    wanted = source.tensor.float().cpu()
+    wanted[outside] = torch.nan
+    assert torch.equal(case.tensor.float().cpu().nan_to_num(1e9), wanted.nan_to_num(1e9))
+    assert int(case.around.float().isfinite().sum()) == int((~outside).sum())  # nothing was written around it
+
+
+@pytest.mark.parametrize("rank", [2, 3], ids=lambda rank: f"rank {rank}")
+@SCHEDULES
+def test_tile_multicast(hopper, schedule, rank):
+    case = Case(rank, 64, hopper.device)
+    case.first = (-1, *case.first[1:])
+    case.values[-rank] = -1
+    boxes = []
+    for _ in range(2):
+        boxes.append(case.expected())
+        case.first = (case.first[0] + case.box[0], *case.first[1:])
+    both = torch.cat(boxes)
+    out = torch.full((2, len(both)), 77, dtype=torch.uint8, device=hopper.device)
+    hopper.probe("tile_multicast", [case.tensor], [out], [0, *case.values], schedule)
+    assert torch.equal(out.cpu(), torch.stack([both, both]))
+
+
+# ---- planted errors ----
+
+
+def load(target: Target, variant: int, schedule: int = 0) -> torch.Tensor:
+    case = Case(2, 128, target.device)
+    out = torch.zeros(len(case.expected()), dtype=torch.uint8)
+    target.probe("tile_load", [case.tensor], [out], [variant, *case.values], schedule)
+    return out
+
+
+def test_a_missing_wait_for_a_load_shows(emulated):
+    assert (load(emulated, 1) == 255).all()
+
+
+@pytest.mark.parametrize(
+    ("variant", "message"),
+    [
+        (2, "copy: reached the shared memory of a block that has ended"),
+        (3, "tile_load: no barrier_init_fence for the barrier at byte 33792"),
+        (4, "tile_load: expected a place in shared memory that is a multiple of 1024, got 128"),
+        (5, "tile_load: expected a place within 33800 bytes of shared memory, got 1152 bytes at 32768"),
+    ],
+    ids=["no bytes announced", "no fence of the barrier", "misaligned box", "outside of shared memory"],
+)
+def test_misused_loads_are_reported(emulated, variant, message):
+    with pytest.raises(RuntimeError, match=message):
+        load(emulated, variant)
+
+
+def store(target: Target, variant: int, schedule: int) -> torch.Tensor:
+    """The difference to the right result, [13, n] with NaN where nothing or NaN was written."""
+    source, case = Case(2, 128, target.device), Case(2, 128, target.device, fill=False)
+    target.probe("tile_store", [source.expected()], [case.tensor], [variant, *case.values], schedule)
+    return (case.tensor - source.tensor)[6:, case.first[1] :]
+
+
+def test_a_missing_fence_before_a_store_shows(emulated):
+    assert all(store(emulated, 1, schedule).isnan().all() for schedule in range(4))
+    assert all((store(emulated, 0, schedule) == 0).all() for schedule in range(4))
+
+
+def test_a_missing_wait_for_a_store_shows(emulated):
+    wrong = [bool((store(emulated, 2, schedule) != 0).any()) for schedule in range(6)]
+    assert wrong[0] and any(wrong[1:])
+
+
+def test_an_end_before_a_store_was_read_is_reported(emulated):
+    with pytest.raises(RuntimeError, match="tile_store: a thread ended without store_commit and store_wait_read"):
+        store(emulated, 3, 0)
+
+
+def test_multicast_counts_bytes_in_each_block(emulated):
+    case = Case(2, 64, emulated.device)
+    out = torch.zeros(2, 2 * len(case.expected()), dtype=torch.uint8)
+    emulated.probe("tile_multicast", [case.tensor], [out], [1, *case.values])
+    length = len(case.expected())
+    for block, absent in enumerate((slice(length, None), slice(0, length))):
+        assert (out[block, absent] == 255).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"tensor": torch.zeros(13, 64)[:, 1:]}, "expected an address that is a multiple of 16, got 4 modulo 16"),
+        ({"tensor": torch.zeros(13, 63)}, "stride of dimension 0: expected a multiple of 16 bytes below 2.40, got 252"),
+        ({"tensor": torch.zeros(64, 13).T}, "stride of dimension 1: expected 1: adjacent elements, got 13"),
+        ({"tensor": torch.zeros(0, 64)}, "size of dimension 0: expected 1 to 2.32 elements, got 0"),
+        ({"tensor": torch.zeros(13, 64).long()}, "expected elements of 1, 2 or 4 bytes, got int64"),
+        ({"box": (257, 4)}, "box of dimension 0: expected 1 to 256 elements, got 257"),
+        ({"box": (4, 3)}, "expected a box with rows of a multiple of 16 bytes, got 12"),
+        ({"box": (4, 12), "swizzle": 32}, "expected a box with rows of 32 bytes, the width of its swizzle, got 48"),
+    ],
+    ids=["address", "stride", "not dense", "empty", "dtype", "box", "rows of the box", "swizzle"],
+)
+def test_maps_that_break_a_rule_are_refused(target, change, message):
+    tensor = change.get("tensor", torch.zeros(13, 64)).to(target.device)
+    box, swizzle = change.get("box", (4, 8)), change.get("swizzle", 0)
+    with pytest.raises(ValueError, match=f"^inputs\\[0\\][:,] {message}"):
+        target.probe("tile_load", [tensor], [tensor], [0, swizzle, *box, 0, 0])
+
+
+def test_a_map_has_one_to_five_dimensions(target):
+    tensor = torch.zeros(1, 1, 1, 1, 1, 8, device=target.device)
+    with pytest.raises(ValueError, match="inputs\\[0\\]: expected 1 to 5 dimensions, got 6"):
+        target.probe("tile_load", [tensor], [tensor], [0, 0, *tensor.shape, *([0] * 6)])
