@@ -218,7 +218,7 @@ def test_a_block_that_ends_too_early_is_reported(emulated):
 
 def test_a_grid_has_whole_clusters(hopper):
     x, out = integers(3, 128, device=hopper.device), integers(3, 3, 128, device=hopper.device)
-    with pytest.raises(RuntimeError, match="emulated launch: expected whole clusters of 2 blocks|cudaLaunchKernelEx"):
+    with pytest.raises(RuntimeError, match=r"emulated launch: expected whole clusters of 2 blocks|cudaLaunchKernelEx"):
         hopper.probe("cluster_exchange", [x], [out], [0])
 
 

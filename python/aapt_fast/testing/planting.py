@@ -51,8 +51,8 @@ def plant(bug: Bug, folder: Path) -> Path:
     command[command.index("-o") + 1] = str(changed)
     _run(command, EMULATED_BUILD)
 
-    folders = [path for path in EMULATED_BUILD.glob("CMakeFiles/*.dir") if "probes" not in path.name]
-    objects = [path for folder in folders for path in folder.rglob("*.o") if not path.samefile(built)]
+    targets = [path for path in EMULATED_BUILD.glob("CMakeFiles/*.dir") if "probes" not in path.name]
+    objects = [path for target in targets for path in target.rglob("*.o") if not path.samefile(built)]
     module = next(EMULATED_BUILD.glob("_C.*.so")).name
     _run([command[0], "-shared", "-o", str(folder / module), str(changed), *map(str, objects)], folder)
     return folder
