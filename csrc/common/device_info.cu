@@ -51,13 +51,31 @@ DeviceInfo device_info(int device) {
   return info;
 }
 
+namespace {
+
+struct Capability {
+  int major = 0, minor = 0;
+  std::string text() const { return std::to_string(major) + "." + std::to_string(minor); }
+};
+
+Capability capability_of(int device) {
+  Capability has;
+  cuda_check(cudaDeviceGetAttribute(&has.major, cudaDevAttrComputeCapabilityMajor, device), "cudaDeviceGetAttribute");
+  cuda_check(cudaDeviceGetAttribute(&has.minor, cudaDevAttrComputeCapabilityMinor, device), "cudaDeviceGetAttribute");
+  return has;
+}
+
+}  // namespace
+
 void require_capability(int device, int major, int minor) {
-  int has_major = 0, has_minor = 0;
-  cuda_check(cudaDeviceGetAttribute(&has_major, cudaDevAttrComputeCapabilityMajor, device), "cudaDeviceGetAttribute");
-  cuda_check(cudaDeviceGetAttribute(&has_minor, cudaDevAttrComputeCapabilityMinor, device), "cudaDeviceGetAttribute");
-  const auto text = [](int x, int y) { return std::to_string(x) + "." + std::to_string(y); };
-  require_supported(has_major > major || (has_major == major && has_minor >= minor), "device",
-                    "compute capability " + text(major, minor) + " or newer for this kernel", text(has_major, has_minor));
+  const Capability has = capability_of(device), least = {major, minor};
+  require_supported(has.major > major || (has.major == major && has.minor >= minor), "device",
+                    "compute capability " + least.text() + " or newer for this kernel", has.text());
+}
+
+void require_hopper(int device) {
+  const Capability has = capability_of(device);
+  require_supported(has.major == 9 && has.minor == 0, "device", "compute capability 9.0 for this kernel", has.text());
 }
 
 }  // namespace aapt

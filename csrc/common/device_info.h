@@ -26,4 +26,7 @@ DeviceInfo device_info(int device);
 // Throws Unsupported unless the GPU has at least this compute capability. The emulation has every one.
 void require_capability(int device, int major, int minor);
 
+// Throws Unsupported unless the GPU runs machine code for sm_90a: compute capability 9.0, neither older nor newer.
+void require_hopper(int device);
+
 }  // namespace aapt

@@ -13,6 +13,7 @@ DeviceInfo device_info(int device) {
                           std::to_string(device) + ")");
 }
 
+void require_hopper(int) {}
 void require_capability(int, int, int) {}  // only emulated kernels ask, and they run everywhere
 
 }  // namespace aapt

@@ -52,15 +52,9 @@ void check(const Tensor& q, const Tensor& k_pages, const Tensor& v_pages, const 
 
 PagedAttentionParams::Rows rows(const Tensor& tensor) { return {tensor.stride[0], tensor.stride[1], tensor.stride[2]}; }
 
-}  // namespace
-
-void paged_attention_portable(const Tensor& q, const Tensor& k_pages, const Tensor& v_pages, const Tensor& page_ids,
-                              const Tensor& page_valid, const std::optional<Tensor>& page_bias, const Tensor& out,
-                              const Tensor& lse, float scale, const Stream& stream) {
-  check(q, k_pages, v_pages, page_ids, page_valid, page_bias, out, lse, scale);
-  require_capability(stream.device, 8, 0);
-  if (out.elements() == 0) return;
-
+PagedAttentionParams params_of(const Tensor& q, const Tensor& k_pages, const Tensor& v_pages, const Tensor& page_ids,
+                               const Tensor& page_valid, const std::optional<Tensor>& page_bias, const Tensor& out,
+                               const Tensor& lse, float scale) {
   PagedAttentionParams params = {};
   params.q = q.data;
   params.k_pages = k_pages.data;
@@ -85,7 +79,19 @@ void paged_attention_portable(const Tensor& q, const Tensor& k_pages, const Tens
   params.entries = to_int("page_ids", "entries", page_ids.size(1));
   params.pages = to_int("k_pages", "pages", k_pages.size(0));
   params.scale_log2 = scale * 1.44269504f;
+  return params;
+}
 
+}  // namespace
+
+void paged_attention_portable(const Tensor& q, const Tensor& k_pages, const Tensor& v_pages, const Tensor& page_ids,
+                              const Tensor& page_valid, const std::optional<Tensor>& page_bias, const Tensor& out,
+                              const Tensor& lse, float scale, const Stream& stream) {
+  check(q, k_pages, v_pages, page_ids, page_valid, page_bias, out, lse, scale);
+  require_capability(stream.device, 8, 0);
+  if (out.elements() == 0) return;
+  const PagedAttentionParams params =
+      params_of(q, k_pages, v_pages, page_ids, page_valid, page_bias, out, lse, scale);
   const bool narrow = q.size(3) == 64;
   if (q.dtype == Dtype::kBFloat16) {
     (narrow ? launch_paged_attention_portable<bfloat16, 64> : launch_paged_attention_portable<bfloat16, 128>)(params,
@@ -93,6 +99,30 @@ void paged_attention_portable(const Tensor& q, const Tensor& k_pages, const Tens
   } else {
     (narrow ? launch_paged_attention_portable<float16, 64> : launch_paged_attention_portable<float16, 128>)(params,
                                                                                                          stream);
+  }
+}
+
+void paged_attention_sm90(const Tensor& q, const Tensor& k_pages, const Tensor& v_pages, const Tensor& page_ids,
+                          const Tensor& page_valid, const std::optional<Tensor>& page_bias, const Tensor& out,
+                          const Tensor& lse, float scale, const Stream& stream) {
+  check(q, k_pages, v_pages, page_ids, page_valid, page_bias, out, lse, scale);
+  require_supported(k_pages.size(0) > 0, "k_pages", "at least one page for this kernel", "none");
+  require_hopper(stream.device);
+  if (out.elements() == 0) return;
+  const auto map_of = [](const char* argument, const Tensor& tensor) {
+    return make_tensor_map(argument, tensor, {1, 64, 1, 64}, Swizzle::k128Bytes);
+  };
+  PagedAttentionSm90Params params = {};
+  params.common = params_of(q, k_pages, v_pages, page_ids, page_valid, page_bias, out, lse, scale);
+  params.q = map_of("q", q);
+  params.out = map_of("out", out);
+  params.k_pages = map_of("k_pages", k_pages);
+  params.v_pages = map_of("v_pages", v_pages);
+  const bool narrow = q.size(3) == 64;
+  if (q.dtype == Dtype::kBFloat16) {
+    (narrow ? launch_paged_attention_sm90<bfloat16, 64> : launch_paged_attention_sm90<bfloat16, 128>)(params, stream);
+  } else {
+    (narrow ? launch_paged_attention_sm90<float16, 64> : launch_paged_attention_sm90<float16, 128>)(params, stream);
   }
 }
 

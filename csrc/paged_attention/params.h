@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "common/launch.h"
+#include "common/tensor_map.h"
 
 namespace aapt {
 
@@ -31,8 +32,17 @@ struct PagedAttentionParams {
   float scale_log2;  // scale * log2(e): the softmax is computed in powers of two
 };
 
+// The kernel for Hopper reads and writes through the copy engine.
+struct PagedAttentionSm90Params {
+  PagedAttentionParams common;
+  TensorMap q, out;            // [B, N, H, D] in boxes of 64 tokens, one head, 64 columns
+  TensorMap k_pages, v_pages;  // [P, 64, Hkv, D] in boxes of a page, one head, 64 columns
+};
+
 // One instantiation per element type and head width D.
 template <class Element, int kHeadDim>
 void launch_paged_attention_portable(const PagedAttentionParams& params, const Stream& stream);
+template <class Element, int kHeadDim>
+void launch_paged_attention_sm90(const PagedAttentionSm90Params& params, const Stream& stream);
 
 }  // namespace aapt

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import pytest
 import torch
@@ -13,30 +14,52 @@ from aapt_fast.testing.compare import assert_near, assert_within_twice_torch
 DTYPES = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 WIDTHS = pytest.mark.parametrize("width", [64, 128], ids=lambda width: f"D {width}")
 SCHEDULES = pytest.mark.parametrize("schedule", range(4), ids=lambda seed: f"schedule {seed}")
-KERNEL = "paged_attention/portable"
+PORTABLE, HOPPER = "paged_attention/portable", "paged_attention/sm90"
 TABLES = {
     "one slot": [[1]],
     "63, 64 and 65 slots": [[63, 0, 0], [64, 0, 0], [64, 1, 0]],
     "frames of 65": [[64, 1, 64, 1, 0]],
     "unused entries between used ones": [[0, 36, 0, 64, 7, 0]],
     "rows of different patterns": [[36, 0, 5], [64, 64, 64], [0, 0, 0], [5, 36, 0]],
+    "many pages": [[64, 64, 9, 64, 0, 64, 64, 1, 64, 64, 30, 64, 64]],
     "nothing valid": [[0, 0]],
     "no entries": [[]],
 }
+
+
+@pytest.fixture(params=[PORTABLE, HOPPER])
+def kernel(request: pytest.FixtureRequest, target) -> str:
+    """Every test runs with each kernel of the op."""
+    reason = target.why_not_hopper() if request.param == HOPPER else None
+    return pytest.skip(reason) if reason else request.param
+
+
+@pytest.fixture
+def attend(kernel, target):
+    """`run` with this kernel."""
+    return functools.partial(run, kernel=kernel, target=target)
+
+
+@pytest.fixture
+def check(attend):
+    """`compare` with this kernel."""
+    return functools.partial(compare, attend=attend)
 
 
 def queries(rows: int, target, tokens: int = 3, heads: int = 2, width: int = 64, dtype=torch.bfloat16) -> torch.Tensor:
     return torch.randn(rows, tokens, heads, width).to(dtype).to(target.device)
 
 
-def run(q: torch.Tensor, case: PagedCase, target, schedule: int = 0, scale: float | None = None, bias=None):
-    with target.kernels(KERNEL, schedule=schedule):
+def run(q: torch.Tensor, case: PagedCase, schedule: int = 0, scale: float | None = None, bias=None, *, kernel, target):
+    with target.kernels(kernel, schedule=schedule):
         return paged_attention(q, case.k_pages, case.v_pages, case.page_ids, case.page_valid, scale, bias)
 
 
-def check(q: torch.Tensor, case: PagedCase, target, schedule: int = 0, scale: float | None = None, bias=None) -> None:
+def compare(
+    q: torch.Tensor, case: PagedCase, schedule: int = 0, scale: float | None = None, bias=None, *, attend
+) -> None:
     """The kernel is within twice torch's own error of the reference in float32, out and lse."""
-    out, lse = run(q, case, target, schedule, scale, bias)
+    out, lse = attend(q, case, schedule, scale, bias)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     arguments = (q.float(), case.k_pages, case.v_pages, case.page_ids, case.page_valid, scale, bias)
     oracle, oracle_lse = reference.paged_attention(*arguments)
@@ -64,67 +87,67 @@ def plain_torch(q: torch.Tensor, case: PagedCase, scale: float, bias: torch.Tens
 @WIDTHS
 @SCHEDULES
 @pytest.mark.parametrize("table", TABLES.values(), ids=TABLES)
-def test_equals_reference(table, schedule, width, dtype, target):
+def test_equals_reference(table, schedule, width, dtype, check, target):
     case = paged_case(table, kv_heads=1, head_dim=width, dtype=dtype, device=target.device)
-    check(queries(len(table), target, width=width, dtype=dtype), case, target, schedule)
+    check(queries(len(table), target, width=width, dtype=dtype), case, schedule)
 
 
 @WIDTHS
 @SCHEDULES
 @pytest.mark.parametrize("tokens", [1, 16, 17, 63, 64, 65, 127, 128, 129, 200])
-def test_query_lengths(tokens, schedule, width, target):
+def test_query_lengths(tokens, schedule, width, check, target):
     case = paged_case([[64, 13, 64]], kv_heads=1, head_dim=width, dtype=torch.bfloat16, device=target.device)
-    check(queries(1, target, tokens, heads=1, width=width), case, target, schedule)
+    check(queries(1, target, tokens, heads=1, width=width), case, schedule)
 
 
 @pytest.mark.parametrize("valid", [1, 7, 8, 9, 31, 32, 33, 63, 64])
-def test_valid_counts(valid, target):
+def test_valid_counts(valid, check, target):
     case = paged_case([[valid]], kv_heads=1, head_dim=128, dtype=torch.float16, device=target.device)
-    check(queries(1, target, width=128, dtype=torch.float16), case, target, schedule=1)
+    check(queries(1, target, width=128, dtype=torch.float16), case, schedule=1)
 
 
 @DTYPES
 @pytest.mark.parametrize(("heads", "kv_heads"), [(1, 1), (3, 3), (6, 3), (4, 1)])
-def test_grouped_heads(heads, kv_heads, dtype, target):
+def test_grouped_heads(heads, kv_heads, dtype, check, target):
     case = paged_case([[64, 5], [9, 0]], kv_heads=kv_heads, head_dim=64, dtype=dtype, device=target.device)
-    check(queries(2, target, heads=heads, dtype=dtype), case, target, schedule=2)
+    check(queries(2, target, heads=heads, dtype=dtype), case, schedule=2)
 
 
 @DTYPES
-def test_no_tokens_and_no_rows(dtype, target):
+def test_no_tokens_and_no_rows(dtype, attend, target):
     case = paged_case([[64], [3]], head_dim=64, dtype=dtype, device=target.device)
-    out, lse = run(queries(2, target, tokens=0, dtype=dtype), case, target)
+    out, lse = attend(queries(2, target, tokens=0, dtype=dtype), case)
     assert out.shape == (2, 0, 2, 64) and lse.shape == (2, 2, 0)
     empty = dataclasses.replace(case, page_ids=case.page_ids[:0], page_valid=case.page_valid[:0])
-    assert run(queries(0, target, dtype=dtype), empty, target)[0].shape == (0, 3, 2, 64)
+    assert attend(queries(0, target, dtype=dtype), empty)[0].shape == (0, 3, 2, 64)
 
 
 @pytest.mark.parametrize("scale", [1e-3, 0.3, 4.0])
-def test_scale(scale, target):
+def test_scale(scale, check, target):
     case = paged_case([[64, 64, 20]], head_dim=64, dtype=torch.float16, device=target.device)
-    check(queries(1, target, dtype=torch.float16), case, target, scale=scale)
+    check(queries(1, target, dtype=torch.float16), case, scale=scale)
 
 
 @DTYPES
 @WIDTHS
-def test_page_bias(width, dtype, target):
+def test_page_bias(width, dtype, check, attend, target):
     case = paged_case([[64, 0, 13, 64], [5, 64, 64, 0]], kv_heads=1, head_dim=width, dtype=dtype, device=target.device)
     bias = torch.tensor([[0.0, torch.nan, -1.5, 3.0], [2.0, -torch.inf, 0.5, torch.nan]], device=target.device)
     used = torch.where(case.page_valid > 0, bias, 0)
-    out, lse = run(queries(2, target, width=width, dtype=dtype), case, target, bias=bias)
+    out, lse = attend(queries(2, target, width=width, dtype=dtype), case, bias=bias)
     assert out.isfinite().all() and lse.isfinite().all()  # the bias of an unused entry is not looked at
-    check(queries(2, target, width=width, dtype=dtype), case, target, schedule=3, bias=used)
+    check(queries(2, target, width=width, dtype=dtype), case, schedule=3, bias=used)
 
 
-def test_a_row_whose_pages_all_have_a_bias_of_minus_infinity_sees_nothing(target):
+def test_a_row_whose_pages_all_have_a_bias_of_minus_infinity_sees_nothing(attend, target):
     case = paged_case([[64, 13]], head_dim=64, dtype=torch.float16, device=target.device)
     bias = torch.full((1, 2), -torch.inf, device=target.device)
-    out, lse = run(queries(1, target, dtype=torch.float16), case, target, bias=bias)
+    out, lse = attend(queries(1, target, dtype=torch.float16), case, bias=bias)
     assert torch.equal(out, torch.zeros_like(out)) and torch.equal(lse, torch.full_like(lse, -torch.inf))
 
 
 @WIDTHS
-def test_large_and_growing_scores(width, target):
+def test_large_and_growing_scores(width, check, target):
     """The running maximum moves with every page; one huge key takes everything."""
     case = paged_case([[64, 64, 64, 30]], kv_heads=1, head_dim=width, dtype=torch.bfloat16, device=target.device)
     q = queries(1, target, tokens=20, width=width)
@@ -132,22 +155,22 @@ def test_large_and_growing_scores(width, target):
         case.k_pages[case.page_ids[0, entry]] *= factor
         start, stop = entry * 64, entry * 64 + int(case.page_valid[0, entry])
         case.keys[0][start:stop] *= factor
-    check(q, case, target, schedule=1)
+    check(q, case, schedule=1)
 
 
-def test_all_keys_equal_gives_the_mean_of_the_values(target):
+def test_all_keys_equal_gives_the_mean_of_the_values(attend, target):
     case = paged_case([[64, 64, 9]], kv_heads=1, head_dim=64, dtype=torch.float16, device=target.device)
     case.k_pages[:] = torch.where(case.k_pages.isnan(), case.k_pages, 1.0)
-    out, _ = run(queries(1, target, dtype=torch.float16), case, target)
+    out, _ = attend(queries(1, target, dtype=torch.float16), case)
     assert_near(out, case.values[0].float().mean(0).expand(out.shape), 2e-3)
 
 
 @WIDTHS
 @SCHEDULES
-def test_strided_inputs(schedule, width, target):
+def test_strided_inputs(schedule, width, attend, target):
     case = paged_case([[36, 64, 0], [1, 64, 2]], head_dim=width, dtype=torch.bfloat16, device=target.device)
     q = queries(2, target, tokens=70, width=width)
-    expected = run(q, case, target)
+    expected = attend(q, case)
     views = dataclasses.replace(
         case,
         k_pages=padded_rows(case.k_pages),
@@ -155,53 +178,53 @@ def test_strided_inputs(schedule, width, target):
         page_ids=padded_rows(case.page_ids.T.contiguous()).T,
         page_valid=padded_rows(case.page_valid),
     )
-    for actual, wanted in zip(run(padded_rows(q), views, target, schedule), expected, strict=True):
+    for actual, wanted in zip(attend(padded_rows(q), views, schedule), expected, strict=True):
         assert torch.equal(actual, wanted)
 
 
-def test_head_major_pages(target):
+def test_head_major_pages(attend, target):
     """[P, Hkv, 64, D] in memory, seen as [P, 64, Hkv, D]: any strides do as long as rows are dense."""
     case = paged_case([[64, 30]], head_dim=128, dtype=torch.bfloat16, device=target.device)
     q = queries(1, target, width=128)
-    expected = run(q, case, target)
+    expected = attend(q, case)
     case.k_pages = case.k_pages.transpose(1, 2).contiguous().transpose(1, 2)
-    for actual, wanted in zip(run(q, case, target), expected, strict=True):
+    for actual, wanted in zip(attend(q, case), expected, strict=True):
         assert torch.equal(actual, wanted)
 
 
-def test_every_schedule_and_every_page_order_gives_the_same_bits(target):
+def test_every_schedule_and_every_page_order_gives_the_same_bits(attend, target):
     case = paged_case([[64, 36, 5, 64]], head_dim=64, dtype=torch.bfloat16, device=target.device)
     q = queries(1, target, tokens=40)
-    expected = run(q, case, target)
+    expected = attend(q, case)
     moved = case.permuted(torch.randperm(len(case.k_pages)).to(target.device))
     for schedule in range(1, 6):
-        for actual, wanted in zip(run(q, moved, target, schedule), expected, strict=True):
+        for actual, wanted in zip(attend(q, moved, schedule), expected, strict=True):
             assert torch.equal(actual, wanted)
 
 
-def test_offsets_pass_two_to_the_31(target):
+def test_offsets_pass_two_to_the_31(attend, target):
     """Page 2 of a pool whose pages lie 2^30 + 64 elements apart; the memory between them is never touched."""
     apart, width = 2**30 + 64, 64
     memory = torch.empty(2 * apart + PAGE_SLOTS * width, dtype=torch.bfloat16, device=target.device)
     pool = memory.as_strided((3, PAGE_SLOTS, 1, width), (apart, width, width, 1))
     near = paged_case([[64, 20]], kv_heads=1, head_dim=width, spare_pages=0, dtype=torch.bfloat16, device=target.device)
     q = queries(1, target)
-    expected = run(q, near, target)
+    expected = attend(q, near)
     pool[2], pool[0] = near.k_pages[near.page_ids[0, 0]], near.k_pages[near.page_ids[0, 1]]
     table = torch.tensor([[2, 0]], dtype=torch.int32, device=target.device)
     values = near.v_pages[near.page_ids[0].long()][[1, 0, 0]]  # pages 0 and 2 as in the pool of keys
     values[2] = near.v_pages[near.page_ids[0, 0]]
     far = dataclasses.replace(near, k_pages=pool, v_pages=values, page_ids=table)
-    for actual, wanted in zip(run(q, far, target), expected, strict=True):
+    for actual, wanted in zip(attend(q, far), expected, strict=True):
         assert torch.equal(actual, wanted)
     pool[2], pool[0] = near.v_pages[near.page_ids[0, 0]], near.v_pages[near.page_ids[0, 1]]
     keys = near.k_pages[near.page_ids[0].long()][[1, 0, 0]]
     far = dataclasses.replace(far, k_pages=keys, v_pages=pool)
-    for actual, wanted in zip(run(q, far, target), expected, strict=True):
+    for actual, wanted in zip(attend(q, far), expected, strict=True):
         assert torch.equal(actual, wanted)
 
 
-def bad_entry(target, ids: list[int], valid: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+def bad_entry(kernel: str, target, ids: list[int], valid: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
     """out and lse of two rows, the second one with this page table, called below the checks of the op.
 
     The pool is the first six pages of a larger one without any NaN: what lies outside would give a finite result.
@@ -211,7 +234,7 @@ def bad_entry(target, ids: list[int], valid: list[int]) -> tuple[torch.Tensor, t
     page_valid = torch.tensor([[64, 5], valid], dtype=torch.int32, device=target.device)
     q = queries(2, target)
     out, lse = torch.full_like(q, 7), torch.full((2, 2, 3), 7.0, device=target.device)
-    target.call("paged_attention_portable", q, k_pages, v_pages, page_ids, page_valid, None, out, lse, 0.1)
+    target.call(kernel.replace("/", "_"), q, k_pages, v_pages, page_ids, page_valid, None, out, lse, 0.1)
     assert out[0].isfinite().all() and lse[0].isfinite().all()
     return out[1], lse[1]
 
@@ -221,18 +244,18 @@ def bad_entry(target, ids: list[int], valid: list[int]) -> tuple[torch.Tensor, t
     [([0, ABSURD_PAGE], [64, 5]), ([0, 6], [64, 5]), ([-1, 0], [64, 5]), ([0, 1], [65, 5]), ([0, 1], [64, -1])],
     ids=["absurd page", "page past the end", "negative page", "65 slots", "-1 slots"],
 )
-def test_a_broken_page_table_gives_nan_and_reads_nothing_outside(ids, valid, target):
-    out, lse = bad_entry(target, ids, valid)
+def test_a_broken_page_table_gives_nan_and_reads_nothing_outside(ids, valid, kernel, target):
+    out, lse = bad_entry(kernel, target, ids, valid)
     assert out.isnan().all() and lse.isnan().all()
 
 
-def test_values_of_a_page_table_on_the_cpu_are_checked_before_the_launch(target):
+def test_values_of_a_page_table_on_the_cpu_are_checked_before_the_launch(attend, kernel, target):
     if target.device.type != "cpu":
         pytest.skip("values on a GPU are not read back; the kernel answers with NaN")
     case = paged_case([[64, 5]], head_dim=64, dtype=torch.bfloat16)
     case.page_ids[0, 1] = ABSURD_PAGE
     with pytest.raises(ValueError, match=rf"page_ids: expected ids in 0\.\.3 \(the pool\), got {ABSURD_PAGE} in row 0"):
-        run(queries(1, target), case, target)
+        attend(queries(1, target), case)
 
 
 def misaligned(x: torch.Tensor) -> torch.Tensor:
@@ -255,21 +278,21 @@ UNSUPPORTED = {
 
 
 @pytest.mark.parametrize(("dtype", "width", "change", "message"), UNSUPPORTED.values(), ids=UNSUPPORTED)
-def test_what_the_kernel_does_not_do_is_refused_in_words(dtype, width, change, message, target):
+def test_what_the_kernel_does_not_do_is_refused_in_words(dtype, width, change, message, kernel, target):
     case = paged_case([[64, 5]], head_dim=width, dtype=dtype, device=target.device)
     arguments = {"q": queries(1, target, width=width, dtype=dtype), "k_pages": case.k_pages, "v_pages": case.v_pages}
     arguments |= {"page_ids": case.page_ids, "page_valid": case.page_valid}
     for name, value in (change or {}).items():
         arguments[name] = value(arguments[name]) if callable(value) else value
-    with target.kernels(KERNEL), pytest.raises(ValueError, match=message):
+    with target.kernels(kernel), pytest.raises(ValueError, match=message):
         paged_attention(**arguments)
 
 
-def test_compile(target):
+def test_compile(attend, kernel, target):
     case = paged_case([[36, 64, 0]], head_dim=64, dtype=torch.bfloat16, device=target.device)
     q = queries(1, target)
-    expected = run(q * 2, case, target)
-    with target.kernels(KERNEL):
+    expected = attend(q * 2, case)
+    with target.kernels(kernel):
         arguments = (case.k_pages, case.v_pages, case.page_ids, case.page_valid)
         compiled = torch.compile(lambda q: paged_attention(q * 2, *arguments), fullgraph=True, backend="aot_eager")
         for actual, wanted in zip(compiled(q), expected, strict=True):

@@ -50,7 +50,7 @@ def test_a_stream_uses_the_kernels_of_its_ops(model, target):
     called = set()
 
     class Spy:
-        """The module, noting which of its kernels run."""
+        """The module, noting what is asked of it: the first kernel of an op that is on, and which runs."""
 
         def __getattr__(self, name: str):
             called.add(name)
@@ -59,7 +59,8 @@ def test_a_stream_uses_the_kernels_of_its_ops(model, target):
     spying = dataclasses.replace(target, module=Spy())
     with spying.kernels():
         frames_of(model)
-    assert {kernel.replace("/", "_") for kernel in KERNELS if "noise" not in kernel} <= called
+    ran = {kernel.split("/")[0] for kernel in KERNELS if kernel.replace("/", "_") in called}
+    assert ran == {"channel_concat", "gate_residual_norm", "kv_write", "paged_attention", "philox_normal"}
 
 
 def test_a_fork_is_bit_equal(model, target):

@@ -83,7 +83,9 @@ def test_a_kernel_that_is_asked_for_on_a_gpu_has_to_be_there():
     del module.paged_attention_portable
     with use_kernels("all", extension=module):
         assert run() is None  # the CPU never needs a kernel
-        with pytest.raises(RuntimeError, match=f"{KERNEL}: expected a build of aapt_fast with this kernel and CUDA"):
+        with pytest.raises(
+            RuntimeError, match="paged_attention/sm90: expected a build of aapt_fast with this kernel and CUDA"
+        ):
             run(torch.device("cuda"))
     with use_kernels("verified", extension=module):
         assert run(torch.device("cuda")) is None
@@ -103,6 +105,23 @@ def test_arguments_a_verified_kernel_does_not_do_are_reported_and_the_compositio
     expected = f"{KERNEL} does not run: q: expected a head width of 64, got 80; paged_attention runs as a torch"
     with use_kernels("verified", extension=module), pytest.warns(UserWarning, match=expected):
         assert run() is None
+
+
+def test_the_next_kernel_of_the_op_runs_where_the_preferred_one_does_not(verified):
+    module = fake_module(paged_attention_sm90=refuse)
+    for names in (("all",), ("verified",)):
+        with use_kernels(*names, extension=module), warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert run() == "ran"
+    with use_kernels("paged_attention/sm90", extension=module), pytest.raises(ValueError, match="head width of 64"):
+        run()  # asked for by its own name
+
+
+def test_the_preferred_kernel_runs_first(verified):
+    with use_kernels("verified", extension=fake_module(paged_attention_sm90=lambda: "preferred")):
+        assert run() == "preferred"
+    with use_kernels(KERNEL, extension=fake_module(paged_attention_sm90=lambda: "preferred")):
+        assert run() == "ran"
 
 
 def test_other_errors_of_a_kernel_pass_through(verified):

@@ -7,8 +7,9 @@ A kernel is named `op/variant`, for example "paged_attention/portable". For a ca
 2. it is on: a GPU has verified its machine code (`ops/verified.py`), or it was asked for by name, and
 3. it does these arguments: a kernel may be narrower than its op, for example in dtypes and head widths.
 
-Otherwise the torch composition of the op runs. Where 3. is the reason, a kernel that was asked for raises ValueError
-instead, and one that is on by itself warns, so that nothing falls back in silence.
+The first such kernel in the order of `KERNELS` runs, or else the torch composition of the op. Where 3. is the reason
+that none does, kernels that were asked for raise ValueError instead, and those that are on by themselves warn, so that
+nothing falls back in silence.
 
 Kernels are asked for with `use_kernels`, or for a whole process with the environment variable AAPT_KERNELS: `verified`
 (the default), `all`, `none`, or names with commas between them.
@@ -36,6 +37,7 @@ KERNELS = (
     "channel_concat_noise/portable",
     "gate_residual_norm/portable",
     "kv_write/portable",
+    "paged_attention/sm90",
     "paged_attention/portable",
     "philox_normal/portable",
 )
@@ -124,22 +126,26 @@ def run_kernel(op: str, device: torch.device, launch: Callable[[Callable[..., An
         return None
     module = selected.module()
     usable = module is not None and runs_on(module, device)
+    missing, obstacles = [], []
     for kernel in KERNELS:
         if kernel.split("/")[0] != op:
             continue
         function = getattr(module, kernel.replace("/", "_"), None) if usable else None
         if function is None:
-            if device.type == "cuda" and selected.asks_for(kernel):
-                raise RuntimeError(f"{kernel}: expected a build of aapt_fast with this kernel and CUDA, got {module}")
-            continue
-        if not selected.allows(kernel, module, device):
-            continue
-        try:
-            return launch(function, stream_of(device))
-        except module.Unsupported as obstacle:
-            if selected.asks_for(kernel):
-                raise
-            warnings.warn(f"{kernel} does not run: {obstacle}; {op} runs as a torch composition", stacklevel=4)
+            missing.append(kernel)
+        elif selected.allows(kernel, module, device):
+            try:
+                return launch(function, stream_of(device))
+            except module.Unsupported as obstacle:
+                if kernel in selected.names:
+                    raise
+                obstacles.append((kernel, obstacle))
+    if device.type == "cuda" and any(selected.asks_for(kernel) for kernel in missing):
+        raise RuntimeError(f"{missing[0]}: expected a build of aapt_fast with this kernel and CUDA, got {module}")
+    if obstacles and "all" in selected.names:
+        raise obstacles[-1][1]
+    for kernel, obstacle in obstacles:
+        warnings.warn(f"{kernel} does not run: {obstacle}; {op} runs as a torch composition", stacklevel=4)
     return None
 
 

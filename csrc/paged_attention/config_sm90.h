@@ -1,0 +1,38 @@
+// SPDX-License-Identifier: Apache-2.0
+// Tile sizes and shared memory of the attention kernel for Hopper.
+#pragma once
+
+#include "common/arch.h"
+#include "common/types.h"
+
+namespace aapt {
+
+template <class ElementType, int kHeadDimension>
+struct PagedAttentionSm90Config {
+  using Element = ElementType;
+  static constexpr int kHeadDim = kHeadDimension;
+  static_assert(kHeadDim == 64 || kHeadDim == 128);
+
+  static constexpr int kThreads = 3 * 128;  // a warpgroup that loads and two that multiply 64 rows each
+  static constexpr int kRows = 2 * 64;
+  // Two pages at once: with one, wgmma would read 128 bytes of shared memory per cycle, all there is.
+  static constexpr int kKeys = 2 * kPageSlots;
+  static constexpr int kStages = 2;
+
+  // Everything lies in slabs of 64 columns, rows of 128 bytes, swizzled: the form of a box and of an operand of wgmma.
+  static constexpr int kSlabs = kHeadDim / 64;
+  static constexpr int kPageSlabBytes = kPageSlots * 128;
+  static constexpr int kTileSlabBytes = 2 * kPageSlabBytes;
+  static constexpr int kGroupSlabBytes = 64 * 128;
+  static_assert(kPageSlabBytes % 1024 == 0 && kGroupSlabBytes % 1024 == 0, "boxes have to be aligned");
+
+  struct SharedMemory {
+    char q[2][kSlabs * kGroupSlabBytes];  // of each multiplying warpgroup; and at the end its result
+    char k[kStages][kSlabs * kTileSlabBytes];
+    char v[kStages][kSlabs * kTileSlabBytes];
+    arch::Barrier full_q, full_k[kStages], full_v[kStages], empty_k[kStages], empty_v[kStages];
+  };
+  static_assert(sizeof(SharedMemory) <= 227 * 1024, "what a block may have");
+};
+
+}  // namespace aapt
