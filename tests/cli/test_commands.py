@@ -130,6 +130,8 @@ def test_ctrl_c_leaves_nothing(model: Path, tmp_path: Path) -> None:
         [*command, "--motion", "walk", "--out", str(out / "x.gif")],
         stderr=subprocess.PIPE,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
+        # a shell starts its background jobs with SIGINT ignored, which would be inherited
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         assert process.stderr is not None
