@@ -126,7 +126,7 @@ def stage_1_error(model: Generator, coded: Tensor, points: Tensor) -> float:
 def test_pretraining_learns_and_gives_stage_1_a_head_start(tmp_path, world):
     """On clips that neither stage has seen. After the same steps stage 1 is ahead of a start from random weights."""
     coded, points = world
-    config = PretrainConfig(bidirectional(VELOCITY), steps=120, batch=4, clip_frames=5, evaluate_every=40)
+    config = PretrainConfig(bidirectional(VELOCITY), steps=100, batch=4, clip_frames=5, evaluate_every=50)
     pretrained = train_bidirectional(
         tmp_path / "pretrain", config, coded[:TRAINED], torch.ones(16), HeldOutError(coded[TRAINED:])
     )
@@ -135,7 +135,7 @@ def test_pretraining_learns_and_gives_stage_1_a_head_start(tmp_path, world):
     for level in ("error_0.25", "error_0.5", "error_0.75"):
         before = HeldOutError(coded[TRAINED:])(Generator(config.model))[level]
         errors = [before, *(float(row[level]) for row in rows)]
-        assert errors == sorted(errors, reverse=True) and errors[-1] < 0.85 * errors[0]
+        assert errors == sorted(errors, reverse=True) and errors[-1] < 0.9 * errors[0]
 
     stage_1 = DiffusionConfig(VELOCITY, steps=20, batch=4, clip_frames=4, evaluate_every=100)
     clips = LatentClips(coded[:TRAINED], points[:TRAINED], VELOCITY)
@@ -147,7 +147,7 @@ def test_pretraining_learns_and_gives_stage_1_a_head_start(tmp_path, world):
     for name, first in (("random", None), ("converted", start)):
         model = train_diffusion(tmp_path / name, stage_1, clips, torch.ones(16), lambda model: {}, first)
         reached[name] = stage_1_error(model, coded[TRAINED:], points[TRAINED:])
-    assert reached["converted"] < 0.9 * reached["random"]
+    assert reached["converted"] < 0.95 * reached["random"]
     assert reached["converted"] < stage_1_error(start, coded[TRAINED:], points[TRAINED:])
 
 

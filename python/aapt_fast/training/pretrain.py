@@ -5,7 +5,8 @@
 
 AAPT starts from a large pre-trained video diffusion model. This makes a small one: every clip has one timestep t, all
 its frames are noised alike and attend to each other both ways, and there is neither control nor first frame to go by.
-models/convert.py turns the result into the model that stage 1 starts from.
+models/convert.py turns the result into the model that stage 1 starts from. What that is worth to the person model
+has not been measured.
 """
 
 from __future__ import annotations
