@@ -6,6 +6,7 @@ import torch
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from aapt_fast.ops import FrameRope, GrowingCache, normalise_and_rotate
+from aapt_fast.ops import cache as cache_module
 from aapt_fast.testing.compare import assert_near
 
 BATCH, TOKENS, HEADS, KV_HEADS, HEAD_DIM, LAYERS, WINDOW = 2, 6, 4, 2, 16, 2, 3
@@ -130,6 +131,29 @@ def test_a_frame_sees_sink_and_window_and_nothing_between():
     (gradient,) = torch.autograd.grad(outputs[0][:, 7].sum(), v)
     seen = gradient.abs().sum((0, 2, 3, 4)) > 0
     assert seen.tolist() == [True, False, False, False, True, True, True, True]
+
+
+def test_an_endless_stream_shows_no_distance_that_a_short_clip_does_not(monkeypatch):
+    """Up to frame 10,000: every frame sees the distances that frame WINDOW + 2 sees, those before it fewer."""
+    seen = []
+
+    def note(q, k, v, **_):
+        seen.append(q[0, 0, 0, 0] - k[0, 0, :, 0])
+        return q
+
+    def positions(index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """A "rotation" that multiplies by the position, so that queries and keys of ones become their positions."""
+        return torch.full((1, 1), float(index)), torch.zeros(1, 1)
+
+    monkeypatch.setattr(cache_module, "scaled_dot_product_attention", note)
+    cache, ones = GrowingCache(1, WINDOW, positions), torch.ones(1, 500, 1, 1, 2)
+    for _ in range(20):
+        cache.attend(0, ones, ones, ones, None, None)
+        cache.advance(500)
+    distances = [sorted(frame.tolist()) for frame in seen]
+    assert len(distances) == 10_000
+    for index, of_frame in enumerate(distances, start=1):
+        assert of_frame == list(range(min(index, WINDOW + 2)))
 
 
 @pytest.mark.parametrize("window", [0, 1, 100])

@@ -11,6 +11,8 @@ import torch
 
 import aapt_fast
 from aapt_fast.models.config import MiniVAEConfig
+from aapt_fast.models.convert import bidirectional
+from aapt_fast.models.generator import Generator
 from aapt_fast.models.presets import NANO
 from aapt_fast.testing.compare import assert_near
 from aapt_fast.training import recipes
@@ -19,6 +21,7 @@ from aapt_fast.training.codec import CodecConfig
 from aapt_fast.training.consistency import ConsistencyConfig
 from aapt_fast.training.data import ClipSetConfig, make_clip
 from aapt_fast.training.diffusion import DiffusionConfig
+from aapt_fast.training.pretrain import PretrainConfig
 
 CLIPS = {"STRANGERS_CLIPS": 2, "GALLERY_CLIPS": 4, "HELD_OUT_STRANGERS": 1, "HELD_OUT_GALLERY": 4, "FIRST_FRAMES": 2}
 
@@ -34,6 +37,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     codec = CodecConfig(model=vae, steps=3, batch=1, crop=32, evaluate_every=2, compile=False)
     monkeypatch.setattr(recipes, "CODEC", codec)
     short = {"steps": 3, "batch": 2, "evaluate_every": 2}
+    monkeypatch.setattr(recipes, "PRETRAIN", PretrainConfig(bidirectional(NANO), clip_frames=5, **short))
     monkeypatch.setattr(recipes, "DIFFUSION", DiffusionConfig(NANO, clip_frames=5, **short))
     monkeypatch.setattr(recipes, "CONSISTENCY", ConsistencyConfig(NANO, clip_frames=5, **short))
     adversarial = AdversarialConfig(
@@ -56,6 +60,29 @@ def test_from_an_empty_folder_to_a_session(tiny: None, tmp_path: Path) -> None:
         assert session.step(make_clip(recipes.GALLERY_CLIPS, 0)[1][:4]).shape == (4, 32, 32, 3)
 
 
+def test_stage_1_starts_from_the_conversion_of_the_pretrained_model(
+    tiny: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    starts: list[Generator | None] = []
+
+    def note_start(folder, config, clips, channel_weights, evaluate, start):
+        starts.append(start)
+        return start or Generator(config.model)
+
+    monkeypatch.setattr(recipes, "train_diffusion", note_start)
+    (tmp_path / "diffusion").mkdir()
+    recipes.train_person(tmp_path, ("codec", "diffusion"))
+    recipes.train_person(tmp_path, ("pretrain", "diffusion"))
+    assert starts[0] is None and starts[1] is not None
+    assert starts[1].config == NANO
+    pretrained = torch.load(tmp_path / "pretrain" / "generator.pt", weights_only=True)
+    for name in ("blocks.1.video.qkv.weight", "unpatch.weight", "timestep.out.weight"):
+        assert torch.equal(starts[1].state_dict()[name], pretrained[name]), name
+    columns = pretrained["patch_embed.weight"].shape[1]
+    assert torch.equal(starts[1].patch_embed.weight[:, :columns], pretrained["patch_embed.weight"])
+    assert "error_0.5" in (tmp_path / "pretrain" / "log.csv").read_text()
+
+
 def test_stages_in_the_wrong_order_say_what_is_missing(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"out: expected a folder with a finished codec"):
         recipes.train_person(tmp_path, ("diffusion",))
@@ -63,7 +90,7 @@ def test_stages_in_the_wrong_order_say_what_is_missing(tmp_path: Path) -> None:
         recipes.train_person(tmp_path, ("export",))
     with pytest.raises(ValueError, match=r"finished stage 1 .* run stage diffusion first"):
         recipes.train_person(tmp_path, ("adversarial",))
-    with pytest.raises(ValueError, match=r"stage: expected codec \| diffusion \| consistency \| .*, got sing"):
+    with pytest.raises(ValueError, match=r"stage: expected codec \| pretrain \| diffusion \| .*, got sing"):
         recipes.train_person(tmp_path, ("sing",))
 
 

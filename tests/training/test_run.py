@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import signal
 import subprocess
@@ -222,6 +223,28 @@ def test_another_configuration_is_refused_by_name(tmp_path, settings, names):
     with pytest.raises(ValueError, match=f"^{names}: expected the values in .*config.json, got others"):
         TrainingRun(tmp_path, settings, {})
     assert (tmp_path / "config.json").read_text() == before
+
+
+@dataclass(frozen=True)
+class NewerSettings:
+    """The same inside another, with fields that earlier versions did not have."""
+
+    inner: Settings
+    depths: tuple[int, ...] = (1, 2)
+    other: Settings = Settings()
+
+
+def test_a_field_that_is_newer_than_the_folder_counts_as_its_default(tmp_path):
+    """So that a run goes on under a later version; but only with the default, which is what the run has done so far."""
+    (tmp_path / "config.json").write_text(json.dumps({"inner": {"rate": 0.1}}))
+    TrainingRun(tmp_path, NewerSettings(Settings()), {})
+    for newer, names in (
+        (NewerSettings(Settings(width=4)), "inner"),
+        (NewerSettings(Settings(), depths=(1,)), "depths"),
+        (NewerSettings(Settings(), other=Settings(rate=0.2)), "other"),
+    ):
+        with pytest.raises(ValueError, match=f"^{names}: expected the values in"):
+            TrainingRun(tmp_path, newer, {})
 
 
 @pytest.mark.parametrize("damage", ["cut short", "empty", "not a checkpoint", "without a part", "of another shape"])

@@ -55,6 +55,10 @@ class GeneratorConfig:
     counts past frames besides the sink. `prediction`: `velocity` (eps - x0, the paper's) or `frame` (x0 with a learned
     skip from the noised and the recycled frame). `head_width` > 0 adds a convolutional head, `control_width` > 0 a
     convolutional stem for controls.
+
+    With `autoregressive` False it is a plain bidirectional video diffusion model of the same blocks and keys: no
+    recycled frame, no control, and every frame attends to the whole clip, so `window` is 0.
+    `aapt_fast.models.convert.to_autoregressive` makes the other kind of it.
     """
 
     width: int
@@ -74,6 +78,7 @@ class GeneratorConfig:
     shift: float = 24.0
     rope_theta: float = 10000.0
     temporal_interval: float = 1.0
+    autoregressive: bool = True
 
     def __post_init__(self) -> None:
         require(self.layers >= 1, "layers", "at least 1", self.layers)
@@ -81,7 +86,11 @@ class GeneratorConfig:
         require(self.width % self.heads == 0, "width", f"a multiple of heads = {self.heads}", self.width)
         require(self.head_dim % 2 == 0, "width / heads", "an even head dimension", self.head_dim)
         require(self.prediction in ("velocity", "frame"), "prediction", "velocity or frame", self.prediction)
-        require(self.window >= 1, "window", "at least 1 past frame", self.window)
+        if self.autoregressive:
+            require(self.window >= 1, "window", "at least 1 past frame", self.window)
+        else:
+            require(self.window == 0, "window", "0: a bidirectional model sees the whole clip", self.window)
+            require(self.control is None, "control", "None: a bidirectional model has no control", self.control)
         for name, length in zip(("grid height", "grid width"), self.grid, strict=True):
             require(length % self.patch == 0, name, f"a multiple of patch = {self.patch}", length)
 

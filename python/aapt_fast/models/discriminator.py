@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from aapt_fast.models.config import GeneratorConfig
 from aapt_fast.models.generator import Generator
-from aapt_fast.ops.cache import Cache, WholeClipCache
+from aapt_fast.ops.cache import Cache
 
 
 class QueryHead(nn.Module):
@@ -84,5 +84,5 @@ class Discriminator(nn.Module):
 
     def _new_cache(self, frames: Tensor) -> Cache:
         if self.whole_clip:
-            return WholeClipCache(self.trunk.rope(*frames.shape[-2:]))
+            return self.trunk.whole_clip_cache(*frames.shape[-2:])
         return self.trunk.new_cache(*frames.shape[-2:])

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from aapt_fast.errors import require, require_shape
 from aapt_fast.models.config import GeneratorConfig
 from aapt_fast.ops import FrameRope, channel_concat, gate_residual_norm, normalise_and_rotate
-from aapt_fast.ops.cache import Cache, GrowingCache
+from aapt_fast.ops.cache import Cache, GrowingCache, WholeClipCache
 
 TIMESTEP_FEATURES = 256
 SHIFT1, SCALE1, GATE1, SHIFT2, SCALE2, GATE2 = range(6)
@@ -150,12 +150,15 @@ class _Inputs(NamedTuple):
     """What the network sees of each frame, frames first: [B F, channels, h, w]."""
 
     noised: Tensor
-    recycled: Tensor
+    recycled: Tensor | None
     features: Tensor | None  # of the control
 
 
 class Generator(nn.Module):
-    """Predicts clean frames. See `forward`; `new_cache` makes the cache of a whole clip."""
+    """Predicts clean frames. See `forward`.
+
+    `new_cache` makes the cache of a clip, or `whole_clip_cache` if the model is not autoregressive.
+    """
 
     def __init__(self, config: GeneratorConfig) -> None:
         super().__init__()
@@ -171,7 +174,7 @@ class Generator(nn.Module):
                 nn.Conv2d(2 * config.control_width, config.control_width, 3, padding=1),
             )
             control = config.control_width
-        inputs = 2 * channels + control
+        inputs = (2 if config.autoregressive else 1) * channels + control
         self.patch_embed = nn.Linear(inputs * patch**2, width)
         self.timestep = TimestepModulation(width)
         self.text_in = nn.Linear(config.text_width, width) if config.text_width else None
@@ -185,13 +188,17 @@ class Generator(nn.Module):
             nn.init.zeros_(self.unpatch.weight)
             nn.init.zeros_(self.unpatch.bias)
         if config.prediction == "frame":
-            self.skip = nn.Parameter(torch.tensor([0.0, 1.0]))  # shares of the noised and the recycled frame
+            # shares of the noised and, if there is one, of the recycled frame
+            self.skip = nn.Parameter(torch.tensor([0.0, 1.0] if config.autoregressive else [0.0]))
 
-    def forward(self, noised: Tensor, recycled: Tensor, control: Tensor | None, t: Tensor, cache: Cache) -> Tensor:
+    def forward(
+        self, noised: Tensor, recycled: Tensor | None, control: Tensor | None, t: Tensor, cache: Cache
+    ) -> Tensor:
         """Predict the clean frames x0 of F consecutive frames and extend `cache` by them.
 
-        noised [B, C, F, h, w]: x_t = (1 - t) x0 + t eps; recycled [B, C, F, h, w]: the frame before each;
-        control [B, step_channels, F, h, w] or None; t [B] in 0..1. Returns x0 [B, C, F, h, w] in float32.
+        noised [B, C, F, h, w]: x_t = (1 - t) x0 + t eps; recycled [B, C, F, h, w]: the frame before each, None if the
+        model is bidirectional; control [B, step_channels, F, h, w] or None; t [B] in 0..1. Returns x0 [B, C, F, h, w]
+        in float32.
         At t = 1 this is the paper's one-evaluation generator, eps - v(eps). Raises ValueError for other shapes.
         """
         inputs = self._inputs(noised, recycled, control, t)
@@ -205,10 +212,17 @@ class Generator(nn.Module):
         output = self._picture(normed, inputs).float().unflatten(0, x.shape[:2]).transpose(1, 2)
         if self.config.prediction == "velocity":
             return noised.float() - t.float().view(-1, 1, 1, 1, 1) * output
-        return output + self.skip[0] * noised.float() + self.skip[1] * recycled.float()
+        output = output + self.skip[0] * noised.float()
+        return output if recycled is None else output + self.skip[1] * recycled.float()
 
     def hidden_states(
-        self, noised: Tensor, recycled: Tensor, control: Tensor | None, t: Tensor, cache: Cache, depths: Sequence[int]
+        self,
+        noised: Tensor,
+        recycled: Tensor | None,
+        control: Tensor | None,
+        t: Tensor,
+        cache: Cache,
+        depths: Sequence[int],
     ) -> list[Tensor]:
         """The token stream [B, F, N, d] after so many blocks, for each of the ascending `depths` (1 = the first block).
 
@@ -228,17 +242,21 @@ class Generator(nn.Module):
                 states.append(x + gate[:, None] * update)
         return states
 
-    def _inputs(self, noised: Tensor, recycled: Tensor, control: Tensor | None, t: Tensor) -> _Inputs:
+    def _inputs(self, noised: Tensor, recycled: Tensor | None, control: Tensor | None, t: Tensor) -> _Inputs:
         self._check(noised, recycled, control, t)
+        before = _frames_first(recycled) if recycled is not None else None
         features = _frames_first(control) if control is not None else None
         if self.control_stem is not None and features is not None:
             features = self.control_stem(features.contiguous(memory_format=torch.channels_last))
-        return _Inputs(_frames_first(noised), _frames_first(recycled), features)
+        return _Inputs(_frames_first(noised), before, features)
 
     def _embed(self, inputs: _Inputs, batch: int) -> Tensor:
         """Tokens [B, F, N, d] of the inputs of B rows."""
         weight, bias = self.patch_embed.weight, self.patch_embed.bias
-        tokens = channel_concat(inputs.noised, inputs.recycled, inputs.features, weight, bias, self.config.patch)
+        if inputs.recycled is None:
+            tokens = F.linear(F.pixel_unshuffle(inputs.noised, self.config.patch).flatten(2).mT, weight, bias)
+        else:
+            tokens = channel_concat(inputs.noised, inputs.recycled, inputs.features, weight, bias, self.config.patch)
         return tokens.unflatten(0, (batch, -1))
 
     def _picture(self, tokens: Tensor, inputs: _Inputs) -> Tensor:
@@ -281,14 +299,30 @@ class Generator(nn.Module):
     def new_cache(
         self, height: int | None = None, width: int | None = None, text: TextKV | None = None
     ) -> GrowingCache:
-        """An empty differentiable cache for latents of height x width (default: the native grid)."""
+        """An empty differentiable cache for latents of height x width (default: the native grid).
+
+        Raises ValueError if the model is not autoregressive.
+        """
+        expected = "an autoregressive generator; others take a whole_clip_cache"
+        require(self.config.autoregressive, "model", expected, "a bidirectional one")
         rope = self.rope(height or self.config.grid[0], width or self.config.grid[1])
         return GrowingCache(self.config.layers, self.config.window, rope, text=text)
 
-    def _check(self, noised: Tensor, recycled: Tensor, control: Tensor | None, t: Tensor) -> None:
+    def whole_clip_cache(
+        self, height: int | None = None, width: int | None = None, text: TextKV | None = None
+    ) -> WholeClipCache:
+        """For one call with a whole clip of height x width, whose frames then attend to each other both ways."""
+        return WholeClipCache(self.rope(height or self.config.grid[0], width or self.config.grid[1]), text=text)
+
+    def _check(self, noised: Tensor, recycled: Tensor | None, control: Tensor | None, t: Tensor) -> None:
         config = self.config
         require_shape("noised", noised, "B", config.latent_channels, "F", "h", "w")
-        require_shape("recycled", recycled, *noised.shape)
+        if config.autoregressive:
+            require(recycled is not None, "recycled", "the frame before each", None)
+            assert recycled is not None
+            require_shape("recycled", recycled, *noised.shape)
+        else:
+            require(recycled is None, "recycled", "None: this model is bidirectional", "a tensor")
         for name, length in (("height", noised.shape[3]), ("width", noised.shape[4])):
             require(length % config.patch == 0, f"noised {name}", f"a multiple of {config.patch}", length)
         require_shape("t", t, noised.shape[0])

@@ -20,13 +20,14 @@ def timesteps(nfe: int, shift: float) -> Tensor:
 
 
 def sample_frame(
-    generator: Generator, noise: Tensor, recycled: Tensor, control: Tensor | None, caches: Sequence[Cache]
+    generator: Generator, noise: Tensor, recycled: Tensor | None, control: Tensor | None, caches: Sequence[Cache]
 ) -> Tensor:
     """The next frame [B, C, 1, h, w] from noise and the recycled frame of the same shape, by Euler steps.
 
     control [B, step_channels, 1, h, w] or None. There is one cache per evaluation: training gives a whole clip one
     timestep, so the frames that evaluation k attends to must have been computed at the same t_k. With one cache this
-    is the paper's generator, eps - v(eps).
+    is the paper's generator, eps - v(eps). A bidirectional model makes a whole clip [B, C, F, h, w] in this way, with
+    recycled None and one whole_clip_cache per evaluation.
     """
     levels = timesteps(len(caches), generator.config.shift).to(noise.device)
     x = noise

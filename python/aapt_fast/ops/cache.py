@@ -169,8 +169,7 @@ class GrowingCache:
         """Text, and the sink if it is not in the window of frame `index`."""
         parts = []
         if self.text is not None:
-            keys, values = self.text[layer]
-            parts.append((keys.expand(batch, -1, -1, -1), values.expand(batch, -1, -1, -1)))
+            parts.append(_of_batch(self.text[layer], batch))
         sink, position = self._sinks[layer], index - self.window - 1
         if sink is not None and position >= 1:
             keys = normalise_and_rotate(sink[0], None, *self._table(position, device))
@@ -183,12 +182,19 @@ class WholeClipCache:
 
     Args:
         rope: gives (cos, sin), float32 [N, D / 2] each, for a frame index.
+        text: per layer keys and values [B or 1, L, Hkv, D], normalised, which every frame sees as well; or None.
         eps: of the RMSNorm.
     """
 
-    def __init__(self, rope: Callable[[int], tuple[torch.Tensor, torch.Tensor]], *, eps: float = 1e-6) -> None:
+    def __init__(
+        self,
+        rope: Callable[[int], tuple[torch.Tensor, torch.Tensor]],
+        text: Sequence[KeysAndValues] | None = None,
+        *,
+        eps: float = 1e-6,
+    ) -> None:
         self.next_frame = 1
-        self._rope, self._eps = rope, eps
+        self.text, self._rope, self._eps = text, rope, eps
 
     def attend(
         self,
@@ -199,18 +205,31 @@ class WholeClipCache:
         q_weight: torch.Tensor | None,
         k_weight: torch.Tensor | None,
     ) -> torch.Tensor:
-        """As `Cache.attend`, q [B, F, N, H, D], but every frame sees all F frames."""
+        """As `Cache.attend`, q [B, F, N, H, D], but every frame sees all F frames.
+
+        Raises ValueError for a layer without its text.
+        """
         tables = [self._rope(index) for index in range(1, 1 + q.shape[1])]
         cos, sin = (torch.cat(parts).to(q.device) for parts in zip(*tables, strict=True))
         rotated_q = normalise_and_rotate(q.flatten(1, 2), q_weight, cos, sin, self._eps)
         rotated_k = normalise_and_rotate(k.flatten(1, 2), k_weight, cos, sin, self._eps)
-        return _attention(rotated_q, [(rotated_k, v.flatten(1, 2))]).view(q.shape)
+        parts = [(rotated_k, v.flatten(1, 2))]
+        if self.text is not None:
+            require(layer < len(self.text), "text", f"an entry for layer {layer}", f"{len(self.text)} entries")
+            parts.insert(0, _of_batch(self.text[layer], len(q)))
+        return _attention(rotated_q, parts).view(q.shape)
 
     def advance(self, frames: int) -> None:
         """See `Cache.advance`. Raises RuntimeError on a second call: there is nothing to continue from."""
         if self.next_frame != 1:
             raise RuntimeError("advance: expected one call per clip, got a second one")
         self.next_frame += frames
+
+
+def _of_batch(text: KeysAndValues, batch: int) -> KeysAndValues:
+    """Keys and values [B or 1, L, Hkv, D] of a prompt for `batch` rows."""
+    keys, values = text
+    return keys.expand(batch, -1, -1, -1), values.expand(batch, -1, -1, -1)
 
 
 def _attention(q: torch.Tensor, parts: list[KeysAndValues]) -> torch.Tensor:

@@ -84,6 +84,8 @@ class StreamSession:
         pool: PagePool | None = None,
     ) -> None:
         begun = time.perf_counter()
+        expected = "an autoregressive generator; to_autoregressive makes one"
+        require(model.config.autoregressive, "model", expected, "a bidirectional one")
         require_type("nfe", nfe, int)
         require(nfe >= 1, "nfe", "at least 1 evaluation per step", nfe)
         if pool is not None:

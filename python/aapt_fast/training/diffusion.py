@@ -6,6 +6,14 @@
 Every clip has one timestep t; all its frames are trained at once under the block-causal rule of the cache. The recycled
 frame is the true previous one, the target is the next. Clips are longer than the window and the sink's saturated
 distance together, so every distance of an endless stream occurs in training.
+
+No random gap between sink and window is sampled, because streams have none: once the first frame has left the window,
+its keys are rotated as if it sat directly before the window (ops/cache.py). So every later frame, after a second or
+after hours, sees exactly the relative positions that frame window + 2 sees. What a long stream does change is the
+pictures themselves; that is for stage 3, whose rollouts are longer than clips.
+
+The model starts from random weights or, as in the paper, from a pre-trained bidirectional model
+(training/pretrain.py) that models/convert.py has made autoregressive.
 """
 
 from __future__ import annotations
@@ -17,6 +25,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from aapt_fast.errors import require
 from aapt_fast.models.config import GeneratorConfig
 from aapt_fast.models.generator import Generator
 from aapt_fast.training.clips import LatentClips
@@ -53,15 +62,21 @@ def train_diffusion(
     clips: LatentClips,
     channel_weights: Tensor,
     evaluate: Evaluation,
+    start: Generator | None = None,
 ) -> Generator:
     """Train on `clips`; returns the averaged weights.
 
-    `channel_weights` [C] weigh the latent channels in the loss. `evaluate` is called on the averaged weights.
-    Raises ValueError for clips that are too short.
+    `channel_weights` [C] weigh the latent channels in the loss. `evaluate` is called on the averaged weights. `start`,
+    a model of configuration config.model, gives the first weights of a new run (None: random ones); a run that has
+    begun goes on from its own. Raises ValueError for clips that are too short and for a start of another configuration.
     """
+    if start is not None:
+        require(start.config == config.model, "start", f"a generator of {config.model}", start.config)
     clips.require_frames(config.clip_frames, config.model.window + 2)
     torch.manual_seed(config.seed)
     model = Generator(config.model)
+    if start is not None:
+        model.load_state_dict(start.state_dict())
     average = WeightAverage(model)
     optimiser = MatrixOptimiser(
         model, matrix_rate=config.matrix_rate, rate=config.rate, weight_decay=config.weight_decay

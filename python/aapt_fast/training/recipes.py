@@ -4,7 +4,8 @@
 make train-person        # renders, trains the codec and stage 1, exports and evaluates; resumable at any kill
 
 The later stages of AAPT start from what is there: consistency from stage 1, adversarial from consistency if that has
-finished, else from stage 1. What is exported and evaluated is the last stage that has finished.
+finished, else from stage 1. What is exported and evaluated is the last stage that has finished. The optional stage
+pretrain trains a bidirectional model; once it has finished, a new stage 1 starts from its conversion.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from torch import Tensor
 from aapt_fast.errors import require
 from aapt_fast.models.checkpoint import save_model
 from aapt_fast.models.config import GeneratorConfig
+from aapt_fast.models.convert import bidirectional, to_autoregressive
 from aapt_fast.models.generator import Generator
 from aapt_fast.models.mini_vae import MiniVAE
 from aapt_fast.models.presets import MINI_PERSON
@@ -32,13 +34,14 @@ from aapt_fast.training.data import ClipSet, ClipSetConfig, make_clip, render_cl
 from aapt_fast.training.diffusion import DiffusionConfig, decoder_sensitivity, train_diffusion
 from aapt_fast.training.evaluate import HELD_OUT, evaluate_person
 from aapt_fast.training.metrics import psnr, sharpness
+from aapt_fast.training.pretrain import HeldOutError, PretrainConfig, train_bidirectional
 from aapt_fast.training.rollout import rollout
 from aapt_fast.training.sheet import save_sheet
 from aapt_fast.worlds.motions import random_motion
 from aapt_fast.worlds.person import make_identity, render
 from aapt_fast.worlds.skeleton import forward_kinematics
 
-STAGES = ("codec", "diffusion", "consistency", "adversarial", "export", "evaluate")
+STAGES = ("codec", "pretrain", "diffusion", "consistency", "adversarial", "export", "evaluate")
 MAIN_STAGES = ("codec", "diffusion", "export", "evaluate")  # what makes the bundled model
 GENERATOR_STAGES = ("diffusion", "consistency", "adversarial")
 
@@ -50,6 +53,7 @@ HELD_OUT_GALLERY = ClipSetConfig("held-out-gallery", clips=8, identities=GALLERY
 FIRST_FRAMES = ClipSetConfig("first-frames", clips=GALLERY, frames=5, identities=GALLERY, seed=6)
 
 CODEC = CodecConfig()
+PRETRAIN = PretrainConfig(model=bidirectional(MINI_PERSON))
 DIFFUSION = DiffusionConfig(model=MINI_PERSON, steps=5500, recycled_noise=0.15)
 CONSISTENCY = ConsistencyConfig(model=MINI_PERSON)
 ADVERSARIAL = AdversarialConfig(model=MINI_PERSON, identities=GALLERY, adversarial=0.02)
@@ -64,6 +68,8 @@ def train_person(out: Path, stages: tuple[str, ...] = MAIN_STAGES) -> None:
         require(stage in STAGES, "stage", " | ".join(STAGES), stage)
     if "codec" in stages:
         train_codec_stage(out, CODEC)
+    if "pretrain" in stages:
+        train_pretrain_stage(out, PRETRAIN)
     if "diffusion" in stages:
         train_diffusion_stage(out, DIFFUSION)
     if "consistency" in stages:
@@ -86,10 +92,30 @@ def train_codec_stage(out: Path, config: CodecConfig) -> MiniVAE:
     return vae
 
 
+@torch.no_grad()
+def _held_out_error(out: Path, frames: int) -> HeldOutError:
+    videos = [to_float(make_clip(HELD_OUT_GALLERY, i)[0]) for i in range(HELD_OUT_GALLERY.clips)]
+    return HeldOutError(_load_codec(out).encode(torch.stack(videos))[:, :, :frames])
+
+
+def train_pretrain_stage(out: Path, config: PretrainConfig) -> Generator:
+    """Before stage 1, optional: flow matching of a bidirectional model on the gallery's latents."""
+    data = GalleryData(out, "pretrain", DIFFUSION.model)
+    evaluation = _held_out_error(out, config.clip_frames)
+    generator = train_bidirectional(out / "pretrain", config, data.clips.latents, data.channel_weights, evaluation)
+    torch.save(generator.state_dict(), out / "pretrain" / "generator.pt")
+    return generator
+
+
 def train_diffusion_stage(out: Path, config: DiffusionConfig) -> Generator:
-    """Stage 1 of AAPT: teacher-forced flow matching on the gallery's latents."""
+    """Stage 1 of AAPT: teacher-forced flow matching on the gallery's latents.
+
+    A new run starts from the conversion of the stage pretrain if that has finished, else from random weights.
+    """
     data = GalleryData(out, "diffusion", config.model)
-    generator = train_diffusion(out / "diffusion", config, data.clips, data.channel_weights, data.evaluation)
+    generator = train_diffusion(
+        out / "diffusion", config, data.clips, data.channel_weights, data.evaluation, _pretrained(out, config)
+    )
     torch.save(generator.state_dict(), out / "diffusion" / "generator.pt")
     return generator
 
@@ -207,6 +233,22 @@ def _load_codec(out: Path) -> MiniVAE:
     vae = MiniVAE(CODEC.model)
     vae.load_state_dict(torch.load(path, weights_only=True))
     return vae.eval().requires_grad_(False)
+
+
+def _pretrained(out: Path, config: DiffusionConfig) -> Generator | None:
+    """The start of stage 1 from the stage pretrain; None if that has not finished."""
+    path, model = out / "pretrain" / "generator.pt", config.model
+    if not path.exists():
+        return None
+    generator = Generator(bidirectional(model))
+    generator.load_state_dict(torch.load(path, weights_only=True))
+    torch.manual_seed(config.seed)
+    return to_autoregressive(
+        generator,
+        model.control,
+        window=model.window,
+        control_width=model.control_width,
+    )
 
 
 def last_stage(out: Path, before: str | None = None) -> str:

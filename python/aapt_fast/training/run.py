@@ -120,9 +120,10 @@ class TrainingRun:
         text = json.dumps(dataclasses.asdict(config), indent=1)
         if not path.exists():
             _write_atomically(path, lambda partial: partial.write_text(text))
-        elif path.read_text() != text:
-            before, now = json.loads(path.read_text()), json.loads(text)
-            names = [key for key in before | now if key not in before or key not in now or before[key] != now[key]]
+            return
+        before, now = _with_newer_fields(json.loads(path.read_text()), config), json.loads(text)
+        names = [key for key in before | now if key not in before or key not in now or before[key] != now[key]]
+        if names:
             raise ValueError(f"{', '.join(names)}: expected the values in {path}, got others; use a new folder")
 
     def _resume(self) -> None:
@@ -141,6 +142,19 @@ class TrainingRun:
 
     def _ask_to_stop(self, *_: object) -> None:
         self._stop = True
+
+
+def _with_newer_fields(written: Any, config: Any) -> Any:
+    """A configuration as it was `written`, and the defaults of the fields that `config` has had since then."""
+    if not isinstance(written, dict) or not dataclasses.is_dataclass(config):
+        return written
+    completed = dict(written)
+    for field in dataclasses.fields(config):
+        if field.name in written:
+            completed[field.name] = _with_newer_fields(written[field.name], getattr(config, field.name))
+        elif field.default is not dataclasses.MISSING:
+            completed[field.name] = json.loads(json.dumps(field.default, default=dataclasses.asdict))
+    return completed
 
 
 def _write_csv(path: Path, columns: list[str], rows: list[dict[str, Any]]) -> None:

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Before stage 1: flow matching of a bidirectional model on whole clips. Reads top to bottom.
+
+    aapt-fast train person --stage pretrain --stage diffusion --out runs/person
+
+AAPT starts from a large pre-trained video diffusion model. This makes a small one: every clip has one timestep t, all
+its frames are noised alike and attend to each other both ways, and there is neither control nor first frame to go by.
+models/convert.py turns the result into the model that stage 1 starts from. What that is worth to the person model
+has not been measured.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from aapt_fast.errors import require
+from aapt_fast.models.config import GeneratorConfig
+from aapt_fast.models.generator import Generator
+from aapt_fast.training.diffusion import Evaluation, flow_matching_loss
+from aapt_fast.training.ema import WeightAverage
+from aapt_fast.training.optimiser import MatrixOptimiser
+from aapt_fast.training.run import TrainingRun
+from aapt_fast.training.schedule import sample_timesteps, warm_cosine
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """One run of pre-training; rates are those of Muon (matrices) and AdamW (the rest)."""
+
+    model: GeneratorConfig  # bidirectional
+    steps: int = 4000
+    batch: int = 6
+    clip_frames: int = 10
+    matrix_rate: float = 0.02
+    rate: float = 1.5e-3
+    weight_decay: float = 0.01
+    smallest_t: float = 0.3  # of the weight 1 / t^2 that turns a frame error into a velocity error
+    evaluate_every: int = 500
+    seed: int = 0
+
+
+def train_bidirectional(
+    folder: Path,
+    config: PretrainConfig,
+    latents: Tensor,
+    channel_weights: Tensor,
+    evaluate: Evaluation,
+) -> Generator:
+    """Train on spans of the clips `latents` [clips, C, frames, h, w]; returns the averaged weights.
+
+    `channel_weights` [C] weigh the latent channels in the loss. `evaluate` is called on the averaged weights.
+    Raises ValueError for an autoregressive model and for clips that are too short.
+    """
+    require(not config.model.autoregressive, "model", "a bidirectional generator", "an autoregressive one")
+    clips, frames = latents.shape[0], latents.shape[2]
+    require(1 <= config.clip_frames <= frames, "clip_frames", f"1..{frames}, the frames of a clip", config.clip_frames)
+    torch.manual_seed(config.seed)
+    model = Generator(config.model)
+    average = WeightAverage(model)
+    optimiser = MatrixOptimiser(
+        model, matrix_rate=config.matrix_rate, rate=config.rate, weight_decay=config.weight_decay
+    )
+    run = TrainingRun(folder, config, {"model": model, "average": average, "optimiser": optimiser})
+
+    for step in run.steps(config.steps, config.seed):
+        if step % config.evaluate_every == 0 and step > 0:
+            with average.applied():
+                run.log(**evaluate(model))
+
+        # a batch of clips, each at its own t
+        first = int(torch.randint(frames - config.clip_frames + 1, ()))
+        picks = torch.randint(clips, (config.batch,))
+        clean = latents[picks][:, :, first : first + config.clip_frames]
+        t = sample_timesteps(config.batch, config.model.shift, share_at_one=0.0)
+        t_wide = t.view(-1, 1, 1, 1, 1)
+        noised = (1 - t_wide) * clean + t_wide * torch.randn_like(clean)
+
+        # one training step
+        optimiser.set_rate(warm_cosine(step, config.steps))
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            predicted = model(noised, None, None, t, model.whole_clip_cache())
+        loss = flow_matching_loss(predicted, clean, t, channel_weights, config.smallest_t)
+        run.track(loss=loss)
+        optimiser.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        average.update(step)
+
+    with average.applied():
+        run.log(**evaluate(model))
+    model.load_state_dict(average.state_dict(), strict=True)
+    return model.eval()
+
+
+class HeldOutError:
+    """The evaluation during pre-training: the error of denoised clips at a few levels of noise, always the same.
+
+    Args:
+        latents: clips [clips, C, frames, h, w] that training does not see.
+        levels: the values of t.
+    """
+
+    def __init__(self, latents: Tensor, levels: tuple[float, ...] = (0.25, 0.5, 0.75)) -> None:
+        self._latents, self._levels = latents, levels
+        self._noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0))
+
+    @torch.no_grad()
+    def __call__(self, model: Generator) -> dict[str, float]:
+        errors = {}
+        for level in self._levels:
+            noised = (1 - level) * self._latents + level * self._noise
+            t = torch.full((len(noised),), level)
+            predicted = model(noised, None, None, t, model.whole_clip_cache(*noised.shape[-2:]))
+            errors[f"error_{level:g}"] = float((predicted - self._latents).square().mean())
+        return errors
