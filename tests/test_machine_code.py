@@ -55,7 +55,7 @@ EXPECTED = {
     "kv_write/portable": Expected(16, {"LDG": 7, "STG": 3, "SHFL": 24}),
     # With one vector per thread and a warp per row: x, y and three modulations, two results, the sum of the row.
     "gate_residual_norm/portable": Expected(18, {"LDG": 10, "STG": 2, "SHFL": 5}),
-    # 4 or 8 products for Q K^T and 8 for P V; boxes of Q, K and V, of the result; more registers for those who multiply.
+    # 4 or 8 products for Q K^T and 8 for P V; boxes of Q, K, V and the result; registers change hands.
     "paged_attention/sm90": Expected(
         4,
         {"HGMMA": 12, "UTMALDG": 6, "UTMASTG": 1, "STSM": 4, "USETMAXREG": 2, "SYNCS": 10},
