@@ -14,7 +14,7 @@ from aapt_fast.training.data import ClipSetConfig
 from aapt_fast.training.evaluate import HELD_OUT, Row, evaluate_person
 from aapt_fast.training.pose_network import PoseNetworkConfig, pose_reader
 
-CACHE = Path.home() / ".cache" / "aapt_fast"
+CACHE = Path("~/.cache/aapt_fast")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,15 +27,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="instead of `model`, and repeated: several models, or one at several nfe, in one report",
     )
     parser.add_argument("--nfe", type=int, default=1, help="network evaluations per step, of rows that give none")
-    parser.add_argument("--clips", type=int, default=HELD_OUT.clips, help=f"held-out motions (default {HELD_OUT.clips})")
+    parser.add_argument("--clips", type=int, default=HELD_OUT.clips, help="held-out motions (default %(default)s)")
     parser.add_argument(
         "--frames",
         type=int,
         default=HELD_OUT.frames - 1,
-        help=f"video frames per clip after the given first one, rounded up to whole steps (default {HELD_OUT.frames - 1})",
+        help="video frames per clip after the given first one, rounded up to whole steps (default %(default)s)",
     )
     parser.add_argument("--out", type=Path, help="folder for report, CSV, plots and contact sheet")
-    parser.add_argument("--pose-network", type=Path, default=CACHE, help=f"folder that keeps it (default {CACHE})")
+    parser.add_argument("--pose-network", type=Path, default=CACHE, help="folder that keeps it (default %(default)s)")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -46,7 +46,7 @@ def run(arguments: argparse.Namespace) -> None:
     config: ClipSetConfig = dataclasses.replace(
         HELD_OUT, clips=arguments.clips, frames=1 + 4 * -(-arguments.frames // 4), size=size
     )
-    pose = pose_reader(PoseNetworkConfig(size=size), arguments.pose_network)
+    pose = pose_reader(PoseNetworkConfig(size=size), arguments.pose_network.expanduser())
     report = evaluate_person(rows, pose, arguments.out, config)
     print(report.to_markdown())
     print(json.dumps(report.as_dict()))

@@ -25,7 +25,17 @@ from aapt_fast.streaming.controls import clip_controls
 from aapt_fast.training.data import ClipSetConfig
 from aapt_fast.training.metrics import frame_change, psnr, sharpness, ssim
 from aapt_fast.training.pose_network import PoseReader, joint_distance
-from aapt_fast.training.report import BASELINES, CODEC, STILL, TRUTH, Measurements, Report, make_report, mirrored, write_report
+from aapt_fast.training.report import (
+    BASELINES,
+    CODEC,
+    STILL,
+    TRUTH,
+    Measurements,
+    Report,
+    make_report,
+    mirrored,
+    write_report,
+)
 from aapt_fast.training.rollout import rollout
 from aapt_fast.training.sheet import save_sheet
 from aapt_fast.training.step_latency import step_latency
@@ -135,9 +145,7 @@ def _check(rows: Sequence[Row], pose: PoseReader, config: ClipSetConfig) -> None
     require(enough, "frames", f"more than {MIRROR_FROM} video frames, for the mirror test", config.frames)
 
 
-def _measure(
-    measured: Measurements, pose: PoseReader, name: str, video: Tensor, truth: Tensor, points: Tensor
-) -> None:
+def _measure(measured: Measurements, pose: PoseReader, name: str, video: Tensor, truth: Tensor, points: Tensor) -> None:
     for metric in (psnr, ssim, sharpness):
         measured.add_curve(name, metric.__name__, metric(video, truth))
     measured.add_curve(name, "change", frame_change(video))

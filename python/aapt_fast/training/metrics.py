@@ -42,27 +42,28 @@ def sharpness(video: Tensor, truth: Tensor) -> Tensor:
 def frame_change(video: Tensor) -> Tensor:
     """Mean absolute change [..., T] of the pixels since the video frame before; 0 for the first."""
     change = (video[..., 1:, :, :] - video[..., :-1, :, :]).abs().mean(dim=(-4, -2, -1))
-    return torch.cat([torch.zeros_like(change[..., :1]), change], dim=-1)
+    return F.pad(change, (1, 0))
 
 
 def frechet_distance(features_a: Tensor, features_b: Tensor) -> Tensor:
     """Squared Frechet distance of the Gaussians with the means and covariances of two sets of features, float64 [].
 
-    |mean_a - mean_b|^2 + tr(A + B - 2 (A B)^(1/2)), features_a [N, D] and features_b [M, D]. The root's trace is taken
-    through A^(1/2) B A^(1/2), which is symmetric. Raises ValueError for other shapes, fewer than two samples, and
+    |mean_a - mean_b|^2 + tr(A + B - 2 (A B)^(1/2)), features_a [N, D] and features_b [M, D]. The root's trace is the
+    sum of the singular values of A^(1/2) B^(1/2). Raises ValueError for other shapes, fewer than two samples, and
     values that are not finite.
     """
-    moments = []
+    means, traces, roots = [], [], []
     for name, features in (("features_a", features_a), ("features_b", features_b)):
         require_shape(name, features, "N", features_a.shape[-1])
         require(len(features) >= 2, name, "at least two samples", len(features))
         require(bool(features.isfinite().all()), name, "finite values", "nan or inf")
-        moments.append((features.double().mean(0), torch.atleast_2d(features.double().T.cov())))
-    (mean_a, covariance_a), (mean_b, covariance_b) = moments
-    values, vectors = torch.linalg.eigh(covariance_a)
-    root_a = (vectors * values.clamp_min(0).sqrt()) @ vectors.T
-    cross = torch.linalg.eigvalsh(root_a @ covariance_b @ root_a).clamp_min(0).sqrt().sum()
-    distance = (mean_a - mean_b).square().sum() + covariance_a.trace() + covariance_b.trace() - 2 * cross
+        covariance = torch.atleast_2d(features.double().T.cov())
+        values, vectors = torch.linalg.eigh(covariance)
+        means.append(features.double().mean(0))
+        traces.append(covariance.trace())
+        roots.append((vectors * values.clamp_min(0).sqrt()) @ vectors.T)
+    cross = torch.linalg.svdvals(roots[0] @ roots[1]).sum()
+    distance = (means[0] - means[1]).square().sum() + traces[0] + traces[1] - 2 * cross
     return distance.clamp_min(0)
 
 

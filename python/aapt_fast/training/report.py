@@ -127,7 +127,11 @@ def frechet_table(features: Mapping[str, Tensor]) -> Table:
     """Frechet distance of every set of features [clips, T, D] to those of the truth, without the given first frame."""
     sets = {name: values[:, 1:].flatten(0, 1) for name, values in features.items()}
     return [
-        {"what": name, "distance": round(float(frechet_distance(values, sets[TRUTH])), 4), "video frames": len(values)}
+        {
+            "what": name,
+            "distance": float(f"{float(frechet_distance(values, sets[TRUTH])):.4g}"),
+            "video frames": len(values),
+        }
         for name, values in sets.items()
         if name != TRUTH
     ]
