@@ -145,6 +145,14 @@ def test_several_rows_share_the_truth(pose: PoseReader, tmp_path: Path, monkeypa
     assert [row["what"] for row in tables["summary"]] == ["one", "same", "two", "codec", "still"]
     assert [row["nfe"] for row in tables["summary"]] == [1, 1, 2, "-", "-"]
     assert [row["clips"] for row in tables["mirror"]] == [3, 3, 3]
+    assert [row["what"] for row in tables["frechet"]] == [
+        "one",
+        "same",
+        "two",
+        "codec",
+        "still",
+        "true frames mirrored",
+    ]
     with Image.open(tmp_path / "out" / "drift.png") as picture:
         assert picture.size == (4 * 32, (2 + 3) * (2 + 2) * 32)  # skeleton, truth and 3 rows; 2 clips, then mirrored
 

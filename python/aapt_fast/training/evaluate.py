@@ -110,7 +110,8 @@ def evaluate_person(
             videos.append(_generate(row, truth, points, seeds))
             _measure(measured, pose, row.name, videos[-1], truth, points)
             mirrored_videos.append(_generate(row, truth, mirrored_points, seeds))
-            _see(measured, pose, mirrored(row.name), mirrored_videos[-1], mirrored_points)
+            joints, _ = pose.see(mirrored_videos[-1])
+            measured.add_curve(mirrored(row.name), "joints", joint_distance(joints, mirrored_points, config.size))
             measured.add_followed(row.name, _right_side(mirrored_videos[-1], mirrored_truth, truth))
         for name, vae in codecs.items():
             _measure(measured, pose, name, _codec(vae, truth), truth, points)

@@ -101,8 +101,9 @@ def make_report(measured: Measurements, pose_network: str) -> Report:
         f"{clips * (frames - 1)} video frames of {clips} clips per set (neighbours are alike, so the set is smaller "
         f"than it looks). The network looks for the body more than for the room. `{mirrored(TRUTH)}`: other true "
         "frames of the same persons, for scale.",
-        "dynamic degree": "Mean absolute change from one video frame to the next, divided by that of the truth.",
-        "latency": f"Milliseconds per step of one warm stream on this machine, {torch.get_num_threads()} threads; "
+        "dynamic degree": "Mean absolute change from one video frame to the next, divided by that of the truth. Less "
+        "than 1 is a person that moves too little; flicker of what should stand still adds to it.",
+        "latency": f"Milliseconds per step of one warm stream on this machine, threads: {torch.get_num_threads()}; "
         "`step` includes the decoder.",
     }
     return Report(tables, {title: note.strip() for title, note in notes.items()})
