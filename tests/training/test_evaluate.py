@@ -4,10 +4,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
+from torch import Tensor
 
 from aapt_fast.models.config import MiniVAEConfig
 from aapt_fast.models.generator import Generator
@@ -15,8 +18,11 @@ from aapt_fast.models.mini_vae import MiniVAE
 from aapt_fast.models.presets import NANO, NANO_TEXT
 from aapt_fast.models.stream_model import StreamModel
 from aapt_fast.training import evaluate
-from aapt_fast.training.evaluate import HELD_OUT, evaluate_person, make_truth, to_markdown
+from aapt_fast.training.evaluate import HELD_OUT, Row, evaluate_person, make_truth
+from aapt_fast.training.plots import UNITS, can_plot
+from aapt_fast.training.pose_network import PoseNetwork, PoseNetworkConfig, PoseReader, pose_reader
 from aapt_fast.training.recipes import FIRST_FRAMES, GALLERY_CLIPS, HELD_OUT_GALLERY, STRANGERS_CLIPS
+from aapt_fast.training.step_latency import step_latency
 
 TINY = dataclasses.replace(HELD_OUT, clips=2, frames=25, size=32)
 TINY_VAE = MiniVAEConfig(encoder_widths=(4, 4, 4), decoder_widths=(4, 4, 4))
@@ -44,26 +50,133 @@ def test_the_mirror_test_tells_the_sides_apart() -> None:
     assert evaluate._right_side(video, mirrored, video).tolist() == [False, False]
 
 
+POSE = PoseNetworkConfig(size=32, widths=(4, 4, 4), clips=4, held_out=2, frames=4, steps=4, batch=4)
+
+
+@pytest.fixture(scope="module")
+def pose(tmp_path_factory: pytest.TempPathFactory) -> PoseReader:
+    """Eyes that have hardly learnt anything: enough for everything but the meaning of the numbers."""
+    return pose_reader(POSE, tmp_path_factory.mktemp("pose"))
+
+
+@pytest.fixture(autouse=True)
+def few_timed_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluate, "step_latency", functools.partial(step_latency, steps=3, warm=1))
+
+
+class PerfectEyes(PoseReader):
+    """Knows the joints of the true videos by heart, and sees all joints of any other video in a corner."""
+
+    def see(self, video: Tensor) -> tuple[Tensor, Tensor]:
+        truths = [make_truth(TINY, clip) for clip in range(TINY.clips)]
+        known = [(t.video, t.points) for t in truths] + [(t.mirrored_video, t.mirrored_points) for t in truths]
+        nowhere = torch.zeros(video.shape[2], 19, 2)
+        joints = [next((p[..., :2] for true, p in known if torch.equal(true, clip)), nowhere) for clip in video]
+        return torch.stack(joints), 100 * video.mean((3, 4)).transpose(1, 2)
+
+
+def perfect_eyes() -> PoseReader:
+    return PerfectEyes(PoseNetwork(POSE.widths), POSE, 0.0)
+
+
+def nano() -> StreamModel:
+    return StreamModel(Generator(NANO).eval(), MiniVAE(TINY_VAE).eval())
+
+
 def test_a_perfect_model_reaches_the_ceiling(monkeypatch: pytest.MonkeyPatch) -> None:
     truths = [make_truth(TINY, clip) for clip in range(2)]
     answers = iter([torch.stack([t.video for t in truths]), torch.stack([t.mirrored_video for t in truths])])
     monkeypatch.setattr(evaluate, "_generate", lambda *arguments: next(answers))
-    report = evaluate_person(StreamModel(Generator(NANO), MiniVAE(TINY_VAE).eval()), None, TINY)
-    rows = {row["what"]: row for row in report["drift"]}
-    assert rows["model psnr"]["frame 12"] == 100 and rows["model ssim"]["mean"] == pytest.approx(1)
-    assert rows["still psnr"]["frame 12"] < 40
-    assert report["mirror"] == [{"what": "mirrored pose followed", "clips": 2, "share": 1.0}]
+    tables = evaluate_person([Row("model", nano())], perfect_eyes(), None, TINY).tables
+    drift = {row["what"]: row for row in tables["drift"]}
+    assert drift["model psnr"]["frame 12"] == 100 and drift["model ssim"]["mean"] == pytest.approx(1)
+    assert drift["still psnr"]["frame 12"] < 40
+    control = {row["what"]: row["mean"] for row in tables["control"]}
+    assert control["codec"] > 10 and control["still"] > 10
+    assert {name for name in control if control[name] == 0} == {
+        "model", "true frames", "model mirrored", "true frames mirrored"
+    }  # fmt: skip
+    distances = {row["what"]: row["distance"] for row in tables["frechet"]}
+    assert distances["model"] == 0 < min(distances["still"], distances["codec"])
+    dynamic = {row["what"]: row for row in tables["dynamic degree"]}
+    assert dynamic["model"] == {"what": "model", "frames 1-12": 1, "frames 13-24": 1, "all": 1}
+    assert dynamic["still"]["all"] == 0
+    assert tables["mirror"] == [{"what": "model: mirrored pose followed", "clips": 2, "share": 1.0}]
 
 
-def test_a_real_model_writes_its_report(tmp_path: Path) -> None:
-    report = evaluate_person(StreamModel(Generator(NANO).eval(), MiniVAE(TINY_VAE).eval()), tmp_path, TINY)
-    assert {path.name for path in tmp_path.iterdir()} == {"drift.png", "drift.csv", "report.md"}
-    assert len((tmp_path / "drift.csv").read_text().splitlines()) == 1 + TINY.frames
-    assert (tmp_path / "report.md").read_text() == to_markdown(report)
-    assert [row["what"] for row in report["drift"]][:3] == ["model psnr", "model ssim", "model sharpness"]
+def test_a_model_that_ignores_the_mirrored_request_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    truth = torch.stack([make_truth(TINY, clip).video for clip in range(2)])
+    monkeypatch.setattr(evaluate, "_generate", lambda *arguments: truth)
+    tables = evaluate_person([Row("model", nano())], perfect_eyes(), None, TINY).tables
+    assert tables["mirror"][0]["share"] == 0
+    control = {row["what"]: row["mean"] for row in tables["control"]}
+    assert control["model"] == control["true frames"] == control["true frames mirrored"] == 0
+    assert control["model mirrored"] > 1  # pixels
 
 
-def test_a_model_without_poses_is_refused() -> None:
-    model = StreamModel(Generator(NANO_TEXT), MiniVAE(TINY_VAE))
-    with pytest.raises(ValueError, match="model: expected a model with pose control, got None"):
-        evaluate_person(model, None, TINY)
+def test_a_real_model_writes_its_report(pose: PoseReader, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    report = evaluate_person([Row("model", nano())], pose, out, TINY)
+    tables = {f"{title.replace(' ', '_')}.csv" for title in report.tables}
+    plots = {f"{metric}.png" for metric in UNITS} if can_plot() else set()
+    assert {path.name for path in out.iterdir()} == {"drift.png", "report.md"} | tables | plots
+    assert len((out / "drift.csv").read_text().splitlines()) == 1 + TINY.frames
+    assert (out / "report.md").read_text() == report.to_markdown()
+    assert [row["what"] for row in report.tables["drift"]][:3] == ["model psnr", "model ssim", "model sharpness"]
+    assert f"errs by {pose.error:.2f} pixels of 32 on 8 true frames of 2 strangers" in report.notes["control"]
+
+
+def test_several_rows_share_the_truth(pose: PoseReader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rendered: list[int] = []
+    real = make_truth
+    monkeypatch.setattr(evaluate, "make_truth", lambda config, clip: rendered.append(clip) or real(config, clip))
+    model = nano()
+    twin = StreamModel(Generator(NANO).eval(), MiniVAE(TINY_VAE).eval())
+    twin.generator.load_state_dict(model.generator.state_dict())
+    twin.vae.load_state_dict(model.vae.state_dict())
+    with torch.no_grad():  # NANO repeats the recycled frame at first: let the noise count
+        for generator in (model.generator, twin.generator):
+            generator.skip.copy_(torch.tensor([0.5, 0.5]))
+    rows = [Row("one", model), Row("same", twin), Row("two", model, nfe=2)]
+    tables = evaluate_person(rows, pose, tmp_path / "out", dataclasses.replace(TINY, clips=3), group=2).tables
+    assert rendered == [0, 1, 2]
+    drift = {row.pop("what"): row for row in tables["drift"]}
+    assert drift["one psnr"] == drift["same psnr"] != drift["two psnr"]
+    assert [row["what"] for row in tables["summary"]] == ["one", "same", "two", "codec", "still"]
+    assert [row["nfe"] for row in tables["summary"]] == [1, 1, 2, "-", "-"]
+    assert [row["clips"] for row in tables["mirror"]] == [3, 3, 3]
+    assert [row["what"] for row in tables["frechet"]] == [
+        "one",
+        "same",
+        "two",
+        "codec",
+        "still",
+        "true frames mirrored",
+    ]
+    with Image.open(tmp_path / "out" / "drift.png") as picture:
+        assert picture.size == (4 * 32, (2 + 3) * (2 + 2) * 32)  # skeleton, truth and 3 rows; 2 clips, then mirrored
+
+
+def test_codecs_that_differ_are_baselines_of_their_own(pose: PoseReader) -> None:
+    rows = [Row("a", nano()), Row("b", nano())]
+    rows.append(Row("c", StreamModel(Generator(NANO).eval(), rows[0].model.vae)))
+    tables = evaluate_person(rows, pose, None, TINY).tables
+    assert [row["what"] for row in tables["summary"]] == ["a", "b", "c", "codec of a", "codec of b", "still"]
+
+
+def test_what_cannot_be_evaluated_is_refused(pose: PoseReader) -> None:
+    without_poses = StreamModel(Generator(NANO_TEXT), MiniVAE(TINY_VAE))
+    larger = StreamModel(Generator(dataclasses.replace(NANO, grid=(8, 8))), MiniVAE(TINY_VAE))
+    for rows, config, message in (
+        ([Row("model", without_poses)], TINY, "model: expected a model with pose control, got None"),
+        ([Row("model", larger)], TINY, r"model: expected video of \(32, 32\) pixels, got \(64, 64\)"),
+        ([Row("x", nano()), Row("x", nano())], TINY, "rows: expected distinct names other than .*, got x, x"),
+        ([Row("codec", nano())], TINY, "rows: expected distinct names other than true frames, codec, still"),
+        ([Row("x", nano()), Row("x mirrored", nano())], TINY, "rows: expected distinct names"),
+        ([], TINY, "rows: expected at least one"),
+        ([Row("model", nano(), nfe=0)], TINY, "nfe: expected at least 1"),
+        ([Row("model", nano())], dataclasses.replace(TINY, frames=9), "frames: expected more than 12 video frames"),
+        ([Row("model", larger)], dataclasses.replace(TINY, size=64), "pose: expected a network for 64 pixels, got 32"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            evaluate_person(rows, pose, None, config)

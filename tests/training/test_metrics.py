@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from aapt_fast.testing.compare import assert_near
-from aapt_fast.training.metrics import psnr, sharpness, ssim
+from aapt_fast.training.metrics import frame_change, frechet_distance, psnr, sharpness, ssim
 
 METRICS = [psnr, ssim, sharpness]
 
@@ -87,3 +87,67 @@ def test_sharpness_tells_blur_from_noise():
     blurred = torch.nn.functional.avg_pool3d(truth, (1, 3, 3), 1, (0, 1, 1), count_include_pad=False)
     assert sharpness(blurred, truth).max() < 0.7
     assert sharpness(truth + 0.3 * torch.randn_like(truth), truth).min() > 1.3
+
+
+def test_frame_change_is_the_mean_absolute_step() -> None:
+    video = torch.zeros(2, 3, 4, 8, 8)
+    video[0, :, 1:] = 0.5
+    video[0, :, 3, :4] = -0.5  # half of the pixels
+    assert_near(frame_change(video), torch.tensor([[0.0, 0.5, 0.0, 0.5], [0.0] * 4]), 1e-6)
+    assert frame_change(video[:, :, :1]).tolist() == [[0.0], [0.0]]
+
+
+def exactly(mean: torch.Tensor, covariance: torch.Tensor, samples: int = 400) -> torch.Tensor:
+    """Float64 samples [samples, D] whose empirical moments are exactly these."""
+    x = torch.randn(samples, len(mean), dtype=torch.float64)
+    x = x - x.mean(0)
+    x = torch.linalg.solve_triangular(torch.linalg.cholesky(x.T.cov()), x.T, upper=False)
+    return (torch.linalg.cholesky(covariance) @ x).T + mean
+
+
+def random_covariance(width: int) -> torch.Tensor:
+    root = torch.randn(width, width, dtype=torch.float64)
+    return root @ root.T + 0.1 * torch.eye(width, dtype=torch.float64)
+
+
+def test_frechet_distance_of_equal_sets_is_zero() -> None:
+    features = torch.randn(300, 16) * torch.logspace(-2, 2, 16)
+    assert float(frechet_distance(features, features.flip(0))) < 1e-9 * float(features.double().var(0).sum())
+    assert float(frechet_distance(features[:5], features[:5])) < 1e-6  # fewer samples than features
+
+
+def test_frechet_distance_of_a_shift_is_its_square() -> None:
+    features, shift = torch.randn(300, 8), torch.arange(8.0)
+    distance = frechet_distance(features, features + shift)
+    assert distance.dtype == torch.float64 and distance.shape == ()
+    assert float(distance) == pytest.approx(float(shift.square().sum()), rel=1e-5)
+
+
+def test_frechet_distance_of_commuting_covariances() -> None:
+    """A = Q a Q', B = Q b Q': |m|^2 + sum (sqrt a - sqrt b)^2."""
+    axes = torch.linalg.qr(torch.randn(6, 6, dtype=torch.float64)).Q
+    a, b = torch.rand(6, dtype=torch.float64) + 0.1, 4 * torch.rand(6, dtype=torch.float64) + 0.1
+    zero, mean = torch.zeros(6, dtype=torch.float64), torch.randn(6, dtype=torch.float64)
+    first, second = exactly(zero, axes * a @ axes.T), exactly(mean, axes * b @ axes.T, samples=150)
+    expected = mean.square().sum() + (a.sqrt() - b.sqrt()).square().sum()
+    assert float(frechet_distance(first, second)) == pytest.approx(float(expected), rel=1e-9)
+
+
+def test_frechet_distance_of_general_covariances() -> None:
+    """tr (A B)^(1/2) is the sum of the roots of the eigenvalues of A B, which does not commute."""
+    zero, a, b = torch.zeros(5, dtype=torch.float64), random_covariance(5), random_covariance(5)
+    first, second = exactly(zero, a), exactly(zero, b)
+    cross = torch.linalg.eigvals(a @ b).real.sqrt().sum()
+    expected = float(a.trace() + b.trace() - 2 * cross)
+    assert float(frechet_distance(first, second)) == pytest.approx(expected, rel=1e-9)
+    assert float(frechet_distance(second, first)) == pytest.approx(expected, rel=1e-9)
+
+
+def test_frechet_distance_refuses_nonsense() -> None:
+    good = torch.randn(4, 3)
+    with pytest.raises(ValueError, match=r"features_b: expected shape \[N, 3\], got \[4, 2\]"):
+        frechet_distance(good, good[:, :2])
+    with pytest.raises(ValueError, match="features_a: expected at least two samples, got 1"):
+        frechet_distance(good[:1], good)
+    with pytest.raises(ValueError, match="features_b: expected finite values"):
+        frechet_distance(good, good / 0)

@@ -21,6 +21,7 @@ from aapt_fast.training.codec import CodecConfig
 from aapt_fast.training.consistency import ConsistencyConfig
 from aapt_fast.training.data import ClipSetConfig, make_clip
 from aapt_fast.training.diffusion import DiffusionConfig
+from aapt_fast.training.pose_network import PoseNetworkConfig
 from aapt_fast.training.pretrain import PretrainConfig
 
 CLIPS = {"STRANGERS_CLIPS": 2, "GALLERY_CLIPS": 4, "HELD_OUT_STRANGERS": 1, "HELD_OUT_GALLERY": 4, "FIRST_FRAMES": 2}
@@ -44,6 +45,8 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
         NANO, segment_frames=3, identities=2, adversarial=0.1, discriminator_alone=1, **short
     )
     monkeypatch.setattr(recipes, "ADVERSARIAL", adversarial)
+    pose = PoseNetworkConfig(size=32, widths=(4, 4, 4), clips=2, held_out=1, frames=2, steps=2, batch=2)
+    monkeypatch.setattr(recipes, "POSE_NETWORK", pose)
 
 
 def test_from_an_empty_folder_to_a_session(tiny: None, tmp_path: Path) -> None:

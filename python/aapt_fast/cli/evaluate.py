@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measure a person model against the exact truth: drift curves, baselines, mirror test."""
+"""Measure person models against the exact truth: drift, joints, Frechet distance, dynamic degree, mirror, latency."""
 
 from __future__ import annotations
 
@@ -8,19 +8,61 @@ import dataclasses
 import json
 from pathlib import Path
 
+from aapt_fast.errors import require
 from aapt_fast.models.checkpoint import load_model
-from aapt_fast.training.evaluate import HELD_OUT, evaluate_person, to_markdown
+from aapt_fast.training.data import ClipSetConfig
+from aapt_fast.training.evaluate import HELD_OUT, Row, evaluate_person
+from aapt_fast.training.pose_network import PoseNetworkConfig, pose_reader
+
+CACHE = Path("~/.cache/aapt_fast")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", nargs="?", default="mini-person", help="a bundled model or a file")
-    parser.add_argument("--out", type=Path, help="folder for CSV, Markdown and contact sheets")
-    parser.add_argument("--clips", type=int, default=HELD_OUT.clips)
-    parser.add_argument("--nfe", type=int, default=1, help="network evaluations per step")
+    parser.add_argument("model", nargs="?", help="a bundled model or a file (default: mini-person)")
+    parser.add_argument(
+        "--row",
+        action="append",
+        default=[],
+        metavar="NAME=MODEL[:NFE]",
+        help="instead of `model`, and repeated: several models, or one at several nfe, in one report",
+    )
+    parser.add_argument("--nfe", type=int, default=1, help="network evaluations per step, of rows that give none")
+    parser.add_argument("--clips", type=int, default=HELD_OUT.clips, help="held-out motions (default %(default)s)")
+    parser.add_argument(
+        "--frames",
+        type=int,
+        default=HELD_OUT.frames - 1,
+        help="video frames per clip after the given first one, rounded up to whole steps (default %(default)s)",
+    )
+    parser.add_argument("--out", type=Path, help="folder for report, CSV, plots and contact sheet")
+    parser.add_argument("--pose-network", type=Path, default=CACHE, help="folder that keeps it (default %(default)s)")
 
 
 def run(arguments: argparse.Namespace) -> None:
-    config = dataclasses.replace(HELD_OUT, clips=arguments.clips)
-    report = evaluate_person(load_model(arguments.model), arguments.out, config, arguments.nfe)
-    print(to_markdown(report))
-    print(json.dumps(report))
+    require(arguments.frames >= 1, "frames", "at least 1", arguments.frames)
+    require(not (arguments.model and arguments.row), "row", "either a model or --row", "both")
+    rows = _rows(arguments.row or [f"model={arguments.model or 'mini-person'}"], arguments.nfe)
+    size = rows[0].model.video_size[0]
+    config: ClipSetConfig = dataclasses.replace(
+        HELD_OUT, clips=arguments.clips, frames=1 + 4 * -(-arguments.frames // 4), size=size
+    )
+    pose = pose_reader(PoseNetworkConfig(size=size), arguments.pose_network.expanduser())
+    report = evaluate_person(rows, pose, arguments.out, config)
+    print(report.to_markdown())
+    print(json.dumps(report.as_dict()))
+
+
+def _rows(texts: list[str], nfe: int) -> list[Row]:
+    """`NAME=MODEL[:NFE]`, each model loaded once."""
+    parsed = [_parse_row(text, nfe) for text in texts]
+    models = {source: load_model(source) for source in dict.fromkeys(source for _, source, _ in parsed)}
+    return [Row(name, models[source], evaluations) for name, source, evaluations in parsed]
+
+
+def _parse_row(text: str, nfe: int) -> tuple[str, str, int]:
+    name, equals, source = text.partition("=")
+    before, colon, last = source.rpartition(":")
+    if colon and last.isdecimal():
+        source, nfe = before, int(last)
+    require(bool(name and equals and source), "row", "NAME=MODEL or NAME=MODEL:NFE", text)
+    return name, source, nfe

@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How well a person model follows its controls: drift curves against the exact truth, and the mirror test.
+"""How well person models follow their controls, against the exact truth.
 
     aapt-fast evaluate mini-person --out runs/evaluation
+    aapt-fast evaluate --row "one step=mini-person:1" --row "four steps=mini-person:4" --out runs/comparison
 
-Every number comes with two baselines: repeating the first frame (no model at all) and the codec on the truth (the best
-that the latent space allows).
+Drift curves, distance of the joints, Frechet distance, dynamic degree, mirror test and latency. Every number of a model
+comes with baselines: repeating the first frame (no model at all), the codec on the truth (the best that the latent
+space allows) and, where it says something, the true frames.
 """
 
 from __future__ import annotations
 
-import csv
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,19 +20,41 @@ from torch import Tensor
 from tqdm import tqdm
 
 from aapt_fast.errors import require
-from aapt_fast.models.config import ControlConfig
-from aapt_fast.models.stream_model import StreamModel
+from aapt_fast.models.stream_model import StreamModel, VideoVAE
 from aapt_fast.streaming.controls import clip_controls
 from aapt_fast.training.data import ClipSetConfig
-from aapt_fast.training.metrics import psnr, sharpness, ssim
+from aapt_fast.training.metrics import frame_change, psnr, sharpness, ssim
+from aapt_fast.training.pose_network import PoseReader, joint_distance
+from aapt_fast.training.report import (
+    BASELINES,
+    CODEC,
+    STILL,
+    TRUTH,
+    Measurements,
+    Report,
+    make_report,
+    mirrored,
+    write_report,
+)
 from aapt_fast.training.rollout import rollout
 from aapt_fast.training.sheet import save_sheet
+from aapt_fast.training.step_latency import step_latency
 from aapt_fast.worlds.motions import random_motion
 from aapt_fast.worlds.person import make_identity, render
 from aapt_fast.worlds.skeleton import Camera, draw_skeleton, forward_kinematics, mirror
 
 HELD_OUT = ClipSetConfig("held-out", clips=32, frames=241, identities=16, seed=4)
-MARKS = (4, 12, 40, 120, 240)  # video frames of the drift curve
+MIRROR_FROM = 12  # the video frame from which the mirror test looks
+SHEET_FRAMES = (0, 4, 12, 24, 40, 60, 80, 120, 160, 200, 240, 300, 360)
+
+
+@dataclass(frozen=True)
+class Row:
+    """What is evaluated under which name: a model with `nfe` evaluations per step."""
+
+    name: str
+    model: StreamModel
+    nfe: int = 1
 
 
 @dataclass(frozen=True)
@@ -58,118 +82,141 @@ def make_truth(config: ClipSetConfig, clip: int) -> Truth:
 
 @torch.inference_mode()
 def evaluate_person(
-    model: StreamModel, out: Path | None = None, config: ClipSetConfig = HELD_OUT, nfe: int = 1, group: int = 8
-) -> dict[str, list[dict[str, float | str]]]:
-    """Tables `drift` and `mirror` over the held-out clips; writes CSV, Markdown and contact sheets into `out`.
+    rows: Sequence[Row], pose: PoseReader, out: Path | None = None, config: ClipSetConfig = HELD_OUT, group: int = 4
+) -> Report:
+    """Measure all `rows` on the same held-out clips, which are rendered once, `group` clips at a time.
 
-    Raises ValueError for a model that is not driven by poses of this world.
+    `pose` reads the joints, at the size of the clips. Writes the report's files and a contact sheet into `out`.
+    Raises ValueError for a model that is not driven by poses of this world or has another size, for names that are
+    not distinct, and for clips that are too short for the mirror test.
     """
-    control = model.generator.config.control
-    require(control is not None and control.kind == "pose", "model", "a model with pose control", control)
-    assert control is not None
-    sums: dict[str, list[Tensor]] = {}
-    mirror_hits, rows = [], []
+    _check(rows, pose, config)
+    codecs = _distinct_codecs(rows)
+    measured = Measurements(nfe={row.name: row.nfe for row in rows})
+    sheet: list[Tensor] = []
     for start in tqdm(range(0, config.clips, group), desc="evaluate"):
         clips = range(start, min(start + group, config.clips))
         truths = [make_truth(config, clip) for clip in clips]
         seeds = torch.tensor([1000 + clip for clip in clips])
-        truth = torch.stack([each.video for each in truths])
-        points = torch.stack([each.points for each in truths])
-        video = _generate(model, control, truth, points, seeds, nfe)
-        for name, candidate in (
-            ("model", video),
-            ("codec", _codec(model, truth)),
-            ("still", truth[:, :, :1].expand_as(truth)),
-        ):
-            for metric in (psnr, ssim, sharpness):
-                sums.setdefault(f"{name} {metric.__name__}", []).append(metric(candidate, truth))
-        mirrored_truth = torch.stack([each.mirrored_video for each in truths])
-        mirrored_points = torch.stack([each.mirrored_points for each in truths])
-        mirrored = _generate(model, control, truth, mirrored_points, seeds, nfe)
-        mirror_hits.append(_right_side(mirrored, mirrored_truth, truth))
+        truth, points, mirrored_truth, mirrored_points = (
+            torch.stack([getattr(each, name) for each in truths])
+            for name in ("video", "points", "mirrored_video", "mirrored_points")
+        )
         if start == 0:
-            rows = _sheet_rows(points, truth, video) + _sheet_rows(mirrored_points, mirrored_truth, mirrored)[:6]
-    curves = {name: torch.cat(values).mean(0) for name, values in sums.items()}
-    report = {"drift": _drift_table(curves, config.frames), "mirror": _mirror_table(torch.cat(mirror_hits))}
+            for row in rows:
+                measured.latency[row.name] = step_latency(row.model, truth[0, :, 0], points[0], row.nfe)
+        videos, mirrored_videos = [], []
+        for row in rows:
+            videos.append(_generate(row, truth, points, seeds))
+            _measure(measured, pose, row.name, videos[-1], truth, points)
+            mirrored_videos.append(_generate(row, truth, mirrored_points, seeds))
+            joints, _ = pose.see(mirrored_videos[-1])
+            measured.add_curve(mirrored(row.name), "joints", joint_distance(joints, mirrored_points, config.size))
+            measured.add_followed(row.name, _right_side(mirrored_videos[-1], mirrored_truth, truth))
+        for name, vae in codecs.items():
+            _measure(measured, pose, name, _codec(vae, truth), truth, points)
+        _measure(measured, pose, STILL, truth[:, :, :1].expand_as(truth), truth, points)
+        measured.add_curve(TRUTH, "change", frame_change(truth))
+        _see(measured, pose, TRUTH, truth, points)
+        _see(measured, pose, mirrored(TRUTH), mirrored_truth, mirrored_points)
+        if start == 0:
+            sheet = _sheet_rows(points, truth, videos)
+            sheet += _sheet_rows(mirrored_points, mirrored_truth, mirrored_videos, clips=2)
+    report = make_report(measured, _describe(pose))
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        save_sheet(out / "drift.png", rows)
-        _write_curves(out / "drift.csv", curves)
-        (out / "report.md").write_text(to_markdown(report))
+        write_report(out, report, measured)
+        save_sheet(out / "drift.png", sheet)
     return report
 
 
-def _generate(
-    model: StreamModel, control: ControlConfig, truth: Tensor, points: Tensor, seeds: Tensor, nfe: int
-) -> Tensor:
+def _check(rows: Sequence[Row], pose: PoseReader, config: ClipSetConfig) -> None:
+    names = [row.name for row in rows]
+    reserved = [each for name in (*names, *BASELINES) for each in (name, mirrored(name), f"{CODEC} of {name}")]
+    require(bool(rows), "rows", "at least one", "none")
+    distinct = len(set(reserved)) == len(reserved) and all(names)
+    require(distinct, "rows", f"distinct names other than {', '.join(BASELINES)}", ", ".join(names))
+    for row in rows:
+        control = row.model.control
+        require(control is not None and control.kind == "pose", "model", "a model with pose control", control)
+        size = (config.size, config.size)
+        require(row.model.video_size == size, "model", f"video of {size} pixels", row.model.video_size)
+        require(row.nfe >= 1, "nfe", "at least 1 evaluation per step", row.nfe)
+    require(pose.config.size == config.size, "pose", f"a network for {config.size} pixels", pose.config.size)
+    enough = config.frames > MIRROR_FROM
+    require(enough, "frames", f"more than {MIRROR_FROM} video frames, for the mirror test", config.frames)
+
+
+def _measure(measured: Measurements, pose: PoseReader, name: str, video: Tensor, truth: Tensor, points: Tensor) -> None:
+    for metric in (psnr, ssim, sharpness):
+        measured.add_curve(name, metric.__name__, metric(video, truth))
+    measured.add_curve(name, "change", frame_change(video))
+    _see(measured, pose, name, video, points)
+
+
+def _see(measured: Measurements, pose: PoseReader, name: str, video: Tensor, points: Tensor) -> None:
+    """What the pose network makes of the video, next to the joints that were asked for."""
+    joints, features = pose.see(video)
+    measured.add_curve(name, "joints", joint_distance(joints, points, video.shape[-1]))
+    measured.add_features(name, features)
+
+
+def _describe(pose: PoseReader) -> str:
+    config = pose.config
+    return (
+        f"The network has {pose.parameters} weights and errs by {pose.error:.2f} pixels of {config.size} on "
+        f"{config.held_out * config.frames} true frames of {config.held_out} strangers that it was not trained on."
+    )
+
+
+def _generate(row: Row, truth: Tensor, points: Tensor, seeds: Tensor) -> Tensor:
     """Videos [B, 3, T, H, W] from the first video frame of `truth` and the poses `points` [B, T, 19, 3]."""
+    model, control = row.model, row.model.control
+    assert control is not None
     image = model.vae.encode(truth[:, :, :1])
     controls = clip_controls(points, control, (image.shape[-2], image.shape[-1]))
-    frames = rollout(model.generator, image, controls, seeds, nfe)
-    return _decode(model, torch.cat([image, frames], dim=2))
+    frames = rollout(model.generator, image, controls, seeds, row.nfe)
+    return _decode(model.vae, torch.cat([image, frames], dim=2))
 
 
-def _codec(model: StreamModel, truth: Tensor) -> Tensor:
-    return torch.cat([_decode(model, model.vae.encode(video)) for video in truth.split(1)])
+def _distinct_codecs(rows: Sequence[Row]) -> dict[str, VideoVAE]:
+    """The codecs of the rows by name, each once: `codec` if there is one, else `codec of` the first row with it."""
+    found: list[Row] = []
+    for row in rows:
+        if not any(_same_weights(row.model.vae, other.model.vae) for other in found):
+            found.append(row)
+    return {CODEC if len(found) == 1 else f"{CODEC} of {row.name}": row.model.vae for row in found}
 
 
-def _decode(model: StreamModel, latents: Tensor, chunk: int = 8) -> Tensor:
+def _same_weights(a: VideoVAE, b: VideoVAE) -> bool:
+    ours, theirs = list(a.parameters()), list(b.parameters())
+    return len(ours) == len(theirs) and all(torch.equal(p, q) for p, q in zip(ours, theirs, strict=True))
+
+
+def _codec(vae: VideoVAE, truth: Tensor) -> Tensor:
+    return torch.cat([_decode(vae, vae.encode(video)) for video in truth.split(1)])
+
+
+def _decode(vae: VideoVAE, latents: Tensor, chunk: int = 8) -> Tensor:
     """Decode in chunks of frames, as a stream, so that memory stays small."""
-    stream = model.vae.stream()
+    stream = vae.stream()
     first, rest = latents[:, :, :1], latents[:, :, 1:]
     return torch.cat([stream.decode(part) for part in (first, *rest.split(chunk, dim=2))], dim=2)
 
 
 def _right_side(video: Tensor, mirrored_truth: Tensor, truth: Tensor) -> Tensor:
     """Per clip [B]: is the video, where the two truths differ, closer to the mirrored motion that was asked for?"""
-    video, mirrored_truth, truth = (each[:, :, 12:] for each in (video, mirrored_truth, truth))
+    video, mirrored_truth, truth = (each[:, :, MIRROR_FROM:] for each in (video, mirrored_truth, truth))
     differs = ((mirrored_truth - truth).abs().amax(1, keepdim=True) > 0.2).float()
     asked = ((video - mirrored_truth).square() * differs).sum((1, 2, 3, 4))
     other = ((video - truth).square() * differs).sum((1, 2, 3, 4))
     return asked < other
 
 
-def _drift_table(curves: dict[str, Tensor], frames: int) -> list[dict[str, float | str]]:
-    marks = [mark for mark in MARKS if mark < frames]
-    table: list[dict[str, float | str]] = []
-    for name, curve in curves.items():
-        row: dict[str, float | str] = {"what": name}
-        row |= {f"frame {mark}": round(float(curve[mark]), 3) for mark in marks}
-        row["mean"] = round(float(curve[1:].mean()), 3)
-        table.append(row)
-    return table
-
-
-def _mirror_table(hits: Tensor) -> list[dict[str, float | str]]:
-    return [{"what": "mirrored pose followed", "clips": len(hits), "share": round(float(hits.float().mean()), 3)}]
-
-
-def _sheet_rows(points: Tensor, truth: Tensor, video: Tensor, clips: int = 4) -> list[Tensor]:
-    """Skeleton, truth and generated video frames at growing distance from the start, for some clips."""
-    frames = truth.shape[2]
-    picks = torch.tensor([0, 4, 12, 24, 40, 60, 80, 120, 160, 200, 240])
-    picks = picks[picks < frames]
-    rows = []
+def _sheet_rows(points: Tensor, truth: Tensor, videos: Sequence[Tensor], clips: int = 4) -> list[Tensor]:
+    """Skeleton, truth and a generated video per row at growing distance from the start, for some clips."""
+    picks = torch.tensor([frame for frame in SHEET_FRAMES if frame < truth.shape[2]])
+    sheet = []
     for clip in range(min(clips, len(truth))):
-        skeleton = draw_skeleton(points[clip, picks], truth.shape[-1]) * 2 - 1
-        rows += [skeleton, truth[clip][:, picks].transpose(0, 1), video[clip][:, picks].transpose(0, 1)]
-    return rows
-
-
-def _write_curves(path: Path, curves: dict[str, Tensor]) -> None:
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["video frame", *curves])
-        for frame, values in enumerate(zip(*curves.values(), strict=True)):
-            writer.writerow([frame, *(f"{float(value):.4f}" for value in values)])
-
-
-def to_markdown(report: dict[str, list[dict[str, float | str]]]) -> str:
-    """The tables as Markdown."""
-    lines = []
-    for title, table in report.items():
-        columns = list(table[0])
-        lines += [f"### {title}", "", "| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
-        lines += ["| " + " | ".join(str(row[column]) for column in columns) + " |" for row in table]
-        lines.append("")
-    return "\n".join(lines)
+        sheet.append(draw_skeleton(points[clip, picks], truth.shape[-1]) * 2 - 1)
+        sheet += [video[clip][:, picks].transpose(0, 1) for video in (truth, *videos)]
+    return sheet

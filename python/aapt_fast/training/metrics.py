@@ -1,11 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How close a video is to the truth. All take video [..., 3, T, H, W] in -1..1 and return one value per video frame."""
+"""How close a video is to the truth.
+
+All but the Frechet distance take video [..., 3, T, H, W] in -1..1 and return one value per video frame.
+"""
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from aapt_fast.errors import require, require_shape
 
 LUMA = (0.299, 0.587, 0.114)
 
@@ -32,6 +37,34 @@ def ssim(video: Tensor, truth: Tensor) -> Tensor:
 def sharpness(video: Tensor, truth: Tensor) -> Tensor:
     """Gradient energy [..., T] relative to the truth's: 1 is as sharp as the truth, less is blur, more is noise."""
     return _gradient_energy(video) / _gradient_energy(truth).clamp_min(1e-12)
+
+
+def frame_change(video: Tensor) -> Tensor:
+    """Mean absolute change [..., T] of the pixels since the video frame before; 0 for the first."""
+    change = (video[..., 1:, :, :] - video[..., :-1, :, :]).abs().mean(dim=(-4, -2, -1))
+    return F.pad(change, (1, 0))
+
+
+def frechet_distance(features_a: Tensor, features_b: Tensor) -> Tensor:
+    """Squared Frechet distance of the Gaussians with the means and covariances of two sets of features, float64 [].
+
+    |mean_a - mean_b|^2 + tr(A + B - 2 (A B)^(1/2)), features_a [N, D] and features_b [M, D]. The root's trace is the
+    sum of the singular values of A^(1/2) B^(1/2). Raises ValueError for other shapes, fewer than two samples, and
+    values that are not finite.
+    """
+    means, traces, roots = [], [], []
+    for name, features in (("features_a", features_a), ("features_b", features_b)):
+        require_shape(name, features, "N", features_a.shape[-1])
+        require(len(features) >= 2, name, "at least two samples", len(features))
+        require(bool(features.isfinite().all()), name, "finite values", "nan or inf")
+        covariance = torch.atleast_2d(features.double().T.cov())
+        values, vectors = torch.linalg.eigh(covariance)
+        means.append(features.double().mean(0))
+        traces.append(covariance.trace())
+        roots.append((vectors * values.clamp_min(0).sqrt()) @ vectors.T)
+    cross = torch.linalg.svdvals(roots[0] @ roots[1]).sum()
+    distance = (means[0] - means[1]).square().sum() + traces[0] + traces[1] - 2 * cross
+    return distance.clamp_min(0)
 
 
 def _luma(video: Tensor) -> Tensor:

@@ -32,8 +32,9 @@ from aapt_fast.training.codec import CodecConfig, train_codec
 from aapt_fast.training.consistency import ConsistencyConfig, train_consistency
 from aapt_fast.training.data import ClipSet, ClipSetConfig, make_clip, render_clips, to_float
 from aapt_fast.training.diffusion import DiffusionConfig, decoder_sensitivity, train_diffusion
-from aapt_fast.training.evaluate import HELD_OUT, evaluate_person
+from aapt_fast.training.evaluate import HELD_OUT, Row, evaluate_person
 from aapt_fast.training.metrics import psnr, sharpness
+from aapt_fast.training.pose_network import PoseNetworkConfig, pose_reader
 from aapt_fast.training.pretrain import HeldOutError, PretrainConfig, train_bidirectional
 from aapt_fast.training.rollout import rollout
 from aapt_fast.training.sheet import save_sheet
@@ -57,6 +58,7 @@ PRETRAIN = PretrainConfig(model=bidirectional(MINI_PERSON))
 DIFFUSION = DiffusionConfig(model=MINI_PERSON, steps=5500, recycled_noise=0.15)
 CONSISTENCY = ConsistencyConfig(model=MINI_PERSON)
 ADVERSARIAL = AdversarialConfig(model=MINI_PERSON, identities=GALLERY, adversarial=0.02)
+POSE_NETWORK = PoseNetworkConfig()  # of the evaluation; nothing is trained with it
 
 
 def train_person(out: Path, stages: tuple[str, ...] = MAIN_STAGES) -> None:
@@ -79,7 +81,8 @@ def train_person(out: Path, stages: tuple[str, ...] = MAIN_STAGES) -> None:
     if "export" in stages:
         export_person(out)
     if "evaluate" in stages:
-        evaluate_person(_load_trained(out), out / "evaluation", HELD_OUT)
+        pose = pose_reader(POSE_NETWORK, out / "pose_network")
+        evaluate_person([Row("model", _load_trained(out))], pose, out / "evaluation", HELD_OUT)
 
 
 def train_codec_stage(out: Path, config: CodecConfig) -> MiniVAE:

@@ -1,0 +1,224 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A small network that reads the joints off a single video frame: the eyes of the evaluation.
+
+It is trained here, on true frames of strangers, in two or three minutes on two quiet CPU cores, and kept in a file
+whose name is made from its configuration. What it sees in generated frames says whether the video does what was asked;
+its features are what the Frechet distance is taken of.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from aapt_fast.errors import require, require_shape
+from aapt_fast.training.data import ClipSetConfig
+from aapt_fast.training.schedule import warm_cosine
+from aapt_fast.worlds.motions import random_motion
+from aapt_fast.worlds.person import make_identity, render
+from aapt_fast.worlds.skeleton import JOINTS, Camera, forward_kinematics
+
+FORMAT = "aapt_fast-pose-1"  # of the file; a change of the training in code needs another number
+
+
+@dataclass(frozen=True)
+class PoseNetworkConfig:
+    """The network, what it is trained on and for how long; every clip shows a person and a room of its own."""
+
+    size: int = 96  # pixels of a video frame, a multiple of 16
+    widths: tuple[int, int, int] = (24, 48, 80)  # channels at 1/2, 1/4 and 1/8 of the size (and 1/16)
+    clips: int = 480
+    held_out: int = 48  # strangers on which the finished network is measured
+    frames: int = 12  # of each clip, `stride` video frames apart
+    stride: int = 8
+    steps: int = 700
+    batch: int = 32
+    rate: float = 4e-3
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        require(self.size > 0 and self.size % 16 == 0, "size", "a positive multiple of 16", self.size)
+        for name in ("clips", "held_out", "frames", "stride", "steps", "batch"):
+            require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+
+
+class PoseNetwork(nn.Module):
+    """Video frames -> joints: a heat map per joint at a quarter of the size, whose centre of mass is the answer."""
+
+    def __init__(self, widths: tuple[int, int, int]) -> None:
+        super().__init__()
+        half, quarter, eighth = widths
+        self.stem = _convolution(12, half)
+        self.quarter = nn.Sequential(_convolution(half, quarter, 2), _Residual(quarter))
+        self.eighth = nn.Sequential(_convolution(quarter, eighth, 2), _Residual(eighth))
+        self.sixteenth = nn.Sequential(_convolution(eighth, eighth, 2), _Residual(eighth), _Residual(eighth))
+        self.join = _convolution(quarter + 2 * eighth, quarter, kernel=1)
+        self.last = _convolution(quarter, 64)
+        self.heat = nn.Conv2d(64, len(JOINTS), 1)
+
+    def forward(self, frames: Tensor) -> tuple[Tensor, Tensor]:
+        """Frames [N, 3, S, S] in -1..1 -> heat [N, 19, S / 4, S / 4], logits, and features [N, 64]."""
+        require_shape("frames", frames, "N", 3, "S", frames.shape[-2])
+        require(frames.shape[-1] % 16 == 0, "frames", "a size that is a multiple of 16", frames.shape[-1])
+        x = F.pixel_unshuffle(frames, 2).contiguous(memory_format=torch.channels_last)
+        quarter = self.quarter(self.stem(x))
+        eighth = self.eighth(quarter)
+        sixteenth = self.sixteenth(eighth)
+        coarse = [F.interpolate(each, size=quarter.shape[-2:]) for each in (eighth, sixteenth)]
+        last = self.last(self.join(torch.cat([quarter, *coarse], dim=1)))
+        return self.heat(last), last.mean((2, 3))
+
+
+def _convolution(inputs: int, outputs: int, stride: int = 1, kernel: int = 3) -> nn.Sequential:
+    convolution = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False)
+    return nn.Sequential(convolution, nn.BatchNorm2d(outputs), nn.ReLU())
+
+
+class _Residual(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first, self.second = _convolution(width, width), _convolution(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.second(self.first(x))
+
+
+def centre_of_mass(heat: Tensor) -> Tensor:
+    """Where the softmax of heat [N, J, h, w] has its mean: x, y [N, J, 2] as fractions of the frame."""
+    height, width = heat.shape[-2:]
+    share = heat.float().flatten(2).softmax(-1).unflatten(-1, (height, width))
+    x = (torch.arange(width, device=heat.device) + 0.5) / width
+    y = (torch.arange(height, device=heat.device) + 0.5) / height
+    return torch.stack([(share.sum(2) * x).sum(-1), (share.sum(3) * y).sum(-1)], dim=-1)
+
+
+def joint_distance(seen: Tensor, asked: Tensor, size: int) -> Tensor:
+    """Mean distance [...] in pixels between joints [..., 19, 2 or more], x and y as fractions of `size` pixels."""
+    return (seen[..., :2] - asked[..., :2]).square().sum(-1).sqrt().mean(-1) * size
+
+
+@dataclass(frozen=True)
+class PoseReader:
+    """A trained network and `error`, its mean joint distance in pixels on true frames of held-out strangers."""
+
+    network: PoseNetwork
+    config: PoseNetworkConfig
+    error: float
+
+    @torch.inference_mode()
+    def see(self, video: Tensor) -> tuple[Tensor, Tensor]:
+        """Video [B, 3, T, S, S] in -1..1 -> joints [B, T, 19, 2] as fractions, features float32 [B, T, 64].
+
+        Raises ValueError for another size than that of the training.
+        """
+        size = self.config.size
+        require_shape("video", video, "B", 3, "T", size, size)
+        frames = video.transpose(1, 2).flatten(0, 1)
+        heats, features = zip(*(self.network(part) for part in frames.split(128)), strict=True)
+        shape = (video.shape[0], video.shape[2])
+        return centre_of_mass(torch.cat(heats)).unflatten(0, shape), torch.cat(features).float().unflatten(0, shape)
+
+    @property
+    def parameters(self) -> int:
+        """How many weights the network has."""
+        return sum(parameter.numel() for parameter in self.network.parameters())
+
+
+def pose_reader(config: PoseNetworkConfig, folder: Path) -> PoseReader:
+    """The network of `config` from its file in `folder`; trained and put there if there is none."""
+    path = reader_path(config, folder)
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        _save(path, train_pose_network(config))
+    with safe_open(path, framework="pt") as file:
+        error = float(file.metadata()["error"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    network = PoseNetwork(config.widths)
+    network.load_state_dict(tensors)
+    return PoseReader(network.eval().requires_grad_(False), config, error)
+
+
+def reader_path(config: PoseNetworkConfig, folder: Path) -> Path:
+    """The file of this configuration's network in `folder`."""
+    content = json.dumps([FORMAT, dataclasses.asdict(config)], sort_keys=True)
+    return folder / f"pose-{hashlib.sha256(content.encode()).hexdigest()[:16]}.safetensors"
+
+
+def _save(path: Path, reader: PoseReader) -> None:
+    config = json.dumps(dataclasses.asdict(reader.config))
+    metadata = {"format": FORMAT, "config": config, "error": repr(reader.error)}
+    partial = path.with_name(path.name + ".partial")
+    try:
+        save_file({name: value.contiguous() for name, value in reader.network.state_dict().items()}, partial, metadata)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def train_pose_network(config: PoseNetworkConfig) -> PoseReader:
+    """Train from nothing and measure on held-out strangers; the same seed gives the same network on one machine."""
+    frames, points = render_frames(config, config.clips, seed=7)
+    generator = torch.Generator().manual_seed(config.seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        network = PoseNetwork(config.widths).to(memory_format=torch.channels_last)
+    optimiser = torch.optim.AdamW(network.parameters(), lr=config.rate, weight_decay=0.01)
+    for step in tqdm(range(config.steps), desc="pose network", mininterval=2):
+        for group in optimiser.param_groups:
+            group["lr"] = config.rate * warm_cosine(step, config.steps)
+        picks = torch.randint(len(frames), (config.batch,), generator=generator)
+        loss = _loss(network(_disturbed(frames[picks], generator))[0], points[picks])
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    network.eval().requires_grad_(False)
+    reader = PoseReader(network, config, float("nan"))
+    frames, points = render_frames(config, config.held_out, seed=8)
+    joints, _ = reader.see((frames.float() / 127.5 - 1).transpose(0, 1)[None])
+    return dataclasses.replace(reader, error=float(joint_distance(joints[0], points, config.size).mean()))
+
+
+def render_frames(config: PoseNetworkConfig, clips: int, seed: int) -> tuple[Tensor, Tensor]:
+    """True frames uint8 [N, 3, S, S] and joints [N, 19, 2] as fractions of the frame, of strangers in random motions.
+
+    `seed` names the set of clips, as in `ClipSetConfig`: the evaluation and the training of models use others.
+    """
+    seeds = ClipSetConfig("pose", clips, seed=seed)
+    frames, points = [], []
+    for clip in tqdm(range(clips), desc="render for the pose network", mininterval=2):
+        angles = random_motion(config.frames * config.stride, seeds.motion_seed(clip))[:: config.stride]
+        joints = forward_kinematics(angles)
+        frames.append((render(joints, make_identity(seeds.identity_seed(clip)), config.size) * 255 + 0.5).byte())
+        points.append(Camera().project(joints)[..., :2])
+    return torch.cat(frames), torch.cat(points)
+
+
+def _disturbed(frames: Tensor, generator: torch.Generator) -> Tensor:
+    """Frames uint8 [N, 3, S, S] -> -1..1, half of them blurred, with a little noise: as videos of a model may be."""
+    video = frames.float() / 127.5 - 1
+    blurred = F.avg_pool2d(F.pad(video, (1, 1, 1, 1), mode="replicate"), 3, 1)
+    share = torch.rand(len(frames), 1, 1, 1, generator=generator).mul(2).sub(1).clamp_min(0)
+    amount = 0.1 * torch.rand(len(frames), 1, 1, 1, generator=generator)
+    return video.lerp(blurred, share) + amount * torch.randn(video.shape, generator=generator)
+
+
+def _loss(heat: Tensor, points: Tensor) -> Tensor:
+    """Distance of the centre of mass, in cells, and cross-entropy with a Gaussian at the joint, one cell wide."""
+    cells = heat.shape[-1]
+    place = torch.arange(cells) + 0.5
+    bell = torch.exp(-0.5 * (place - points[..., None].clamp(0, 1) * cells).square())  # [N, J, 2, cells]
+    bell = bell / bell.sum(-1, keepdim=True)
+    target = bell[:, :, 1, :, None] * bell[:, :, 0, None, :]
+    entropy = -(target * heat.flatten(2).log_softmax(-1).view_as(heat)).sum((2, 3)).mean()
+    return entropy + (centre_of_mass(heat) - points).abs().sum(-1).mean() * cells

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`aapt-fast evaluate` as a user types it, on a nano model with random weights."""
+
+from __future__ import annotations
+
+import csv
+import functools
+import json
+from pathlib import Path
+
+import pytest
+
+from aapt_fast.cli import evaluate, main
+from aapt_fast.models.checkpoint import save_model
+from aapt_fast.models.config import MiniVAEConfig
+from aapt_fast.models.generator import Generator
+from aapt_fast.models.mini_vae import MiniVAE
+from aapt_fast.models.presets import NANO
+from aapt_fast.models.stream_model import StreamModel
+from aapt_fast.training.pose_network import PoseNetworkConfig
+
+TINY_VAE = MiniVAEConfig(encoder_widths=(4, 4, 4), decoder_widths=(4, 4, 4))
+
+
+@pytest.fixture
+def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The file of a nano model, 32x32; the pose network of the evaluation is as small."""
+    tiny = functools.partial(PoseNetworkConfig, widths=(4, 4, 4), clips=2, held_out=1, frames=2, steps=2, batch=2)
+    monkeypatch.setattr(evaluate, "PoseNetworkConfig", tiny)
+    path = tmp_path / "nano.safetensors"
+    save_model(path, StreamModel(Generator(NANO), MiniVAE(TINY_VAE), name="nano"))
+    return str(path)
+
+
+def call(tmp_path: Path, *arguments: str) -> int:
+    return main(["evaluate", "--clips", "1", "--frames", "14", "--pose-network", str(tmp_path / "kept"), *arguments])
+
+
+def test_one_model(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(tmp_path, model, "--nfe", "2", "--out", str(tmp_path / "out")) == 0
+    printed = capsys.readouterr().out
+    report = json.loads(printed.splitlines()[-1])
+    assert printed.startswith((tmp_path / "out" / "report.md").read_text())
+    assert [row["what"] for row in report["summary"]] == ["model", "codec", "still"] and report["summary"][0][
+        "nfe"
+    ] == 2
+    with (tmp_path / "out" / "drift.csv").open() as file:
+        assert len(list(csv.reader(file))) == 1 + 17  # 14 video frames are four steps
+    assert len(list((tmp_path / "kept").iterdir())) == 1
+
+
+def test_several_rows(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = ["--row", f"one step={model}", "--row", f"three steps={model}:3", "--nfe", "1"]
+    assert call(tmp_path, *rows) == 0
+    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    summary = {row["what"]: row for row in report["summary"]}
+    assert list(summary) == ["one step", "three steps", "codec", "still"]
+    assert (summary["one step"]["nfe"], summary["three steps"]["nfe"]) == (1, 3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["MODEL", "--row", "a=MODEL"], "row: expected either a model or --row, got both"),
+        (["--row", "MODEL"], "row: expected NAME=MODEL or NAME=MODEL:NFE"),
+        (["--row", "a=:4"], "row: expected NAME=MODEL or NAME=MODEL:NFE, got a=:4"),
+        (["--row", "a=MODEL:0"], "nfe: expected at least 1"),
+        (["--row", "codec=MODEL"], "rows: expected distinct names other than"),
+        (["nothing"], "model: expected a bundled model"),
+        (["MODEL", "--frames", "0"], "frames: expected at least 1, got 0"),
+        (["MODEL", "--frames", "8"], "frames: expected more than 12 video frames"),
+        (["MODEL", "--clips", "0"], "clips: expected at least 1, got 0"),
+    ],
+)
+def test_mistakes_are_one_line(
+    model: str, tmp_path: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(tmp_path, *(argument.replace("MODEL", model) for argument in arguments)) == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
