@@ -154,7 +154,10 @@ def draw_room(identity: Identity, size: int, device: torch.device | str = "cpu")
 
 
 def body(joints: Tensor, identity: Identity, scale: float = 1.0) -> Capsules:
-    """The capsules of the bodies `joints` [N, 19, 3] in metres; `scale` is their apparent size relative to the stage."""
+    """The capsules of the bodies `joints` [N, 19, 3] in metres.
+
+    `scale` is their apparent size, 1 on the stage.
+    """
     device = joints.device
     start = torch.tensor([JOINT[c[0]] for c in _CAPSULES], device=device)
     end = torch.tensor([JOINT[c[1]] for c in _CAPSULES], device=device)
@@ -162,6 +165,7 @@ def body(joints: Tensor, identity: Identity, scale: float = 1.0) -> Capsules:
     striped = [identity.striped and number in _STRIPED for number in range(len(_CAPSULES))]
     ground = joints[:, JOINT["pelvis"]].clone()
     ground[:, 1] = 0
+    face = (joints[:, JOINT["nose"]] - joints[:, JOINT["head"]]) / NOSE
     return Capsules(
         start=joints[:, start],
         end=joints[:, end],
