@@ -173,9 +173,7 @@ def body(joints: Tensor, identity: Identity, scale: float = 1.0) -> Capsules:
         colours=colours[[c[4] for c in _CAPSULES]],
         nearer=torch.tensor([c[5] for c in _CAPSULES], device=device),
         striped=torch.tensor(striped, device=device),
-        head=Head(
-            _HEAD, _CAPSULES[_HEAD][2], (joints[:, JOINT["nose"]] - joints[:, JOINT["head"]]) / NOSE, colours[HAIR]
-        ),
+        head=Head(_HEAD, _CAPSULES[_HEAD][2], face, colours[HAIR]),
         shadow=Shadow(ground, torch.minimum(joints[:, JOINT["left_foot"], 1], joints[:, JOINT["right_foot"], 1])),
         scale=scale,
     )
