@@ -20,7 +20,7 @@ _WAYS = (-1, -1, -1, 0, 0, 1, 1, 1)  # to the left, nowhere, to the right
 def passer_by(chance: Chance, frames: int, camera: Camera = Camera()) -> Capsules:
     """His body in `frames` video frames."""
     who, side, depth, place, way, walk_seed = chance.once("passer-by", 6)
-    towards = -0.7 - 1.6 * depth if side < 0.75 else 0.45  # mostly behind the other, sometimes before
+    towards = -0.7 - 1.6 * depth if side < 0.8 else 0.45  # mostly behind the other, sometimes before
     away = camera.distance - towards
     edge = 0.5 * away / camera.focal + 0.35  # nothing of him is seen beyond
     walk = make_motion("walk", torch.Generator().manual_seed(int(walk_seed * 2**31)))
