@@ -2,7 +2,7 @@
 """Recipes: which data, which stages and which settings make a model.
 
 make train-person        # renders, trains the codec and stage 1, exports and evaluates; resumable at any kill
-aapt-fast train company --out runs/company        # the same for 64 persons in company; nobody has run it to its end yet
+aapt-fast train company --out runs/company  # the same for 64 persons in company; not run to its end yet
 
 The later stages of AAPT start from what is there: consistency from stage 1, adversarial from consistency if that has
 finished, else from stage 1. What is exported and evaluated is the last stage that has finished.
@@ -249,7 +249,8 @@ def export(recipe: Recipe, out: Path) -> Path:
         name = f"{number:02d}.png"
         Image.fromarray(pixels[0].numpy()).save(bundle / name)
         pose = [round(angle, 6) for angle in angles[0].tolist()]
-        first_frames.append({"image": name, "identity": config.identity_seed(number), "pose": pose})
+        identity = config.identity_seed(number) if config.company is None else None  # alone it says the whole truth
+        first_frames.append({"image": name, "identity": identity, "pose": pose})
     (bundle / "gallery.json").write_text(json.dumps({"world": "person", "first_frames": first_frames}, indent=1))
     return bundle
 
