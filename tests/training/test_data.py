@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import dataclasses
 import json
 import multiprocessing.pool
 import types
@@ -12,7 +13,8 @@ import torch
 
 from aapt_fast.testing.compare import assert_near
 from aapt_fast.training import data
-from aapt_fast.training.data import ClipSetConfig, make_clip, render_clips, to_float
+from aapt_fast.training.data import ClipSetConfig, futures, make_clip, render_clips, to_float
+from aapt_fast.worlds.company import Company
 
 CONFIG = ClipSetConfig("tiny", clips=3, frames=5, size=16, seed=7)
 
@@ -130,3 +132,42 @@ def test_to_float():
 def test_impossible_sets_are_refused(fields, message):
     with pytest.raises(ValueError, match=message):
         ClipSetConfig("any", **fields)
+
+
+IN_COMPANY = ClipSetConfig("company", clips=3, frames=13, size=32, seed=7, company=Company())
+
+
+def test_futures_begin_alike_and_part():
+    clip = make_clip(IN_COMPANY, 1)[0]
+    for parting in (1, 6):
+        several = futures(IN_COMPANY, 1, 3, parting)
+        assert several.shape == (3, 13, 32, 32, 3) and torch.equal(several[0], clip)
+        for other in several[1:]:
+            assert torch.equal(other[:parting], clip[:parting])
+        later = several[:, 12].float()
+        assert min((later[a] - later[b]).abs().max() for a, b in ((0, 1), (1, 2), (0, 2))) > 20
+
+
+def test_company_changes_the_video_and_never_the_points():
+    plain = dataclasses.replace(IN_COMPANY, company=None)
+    (video, points), (plain_video, plain_points) = make_clip(IN_COMPANY, 0), make_clip(plain, 0)
+    assert torch.equal(points, plain_points)
+    assert (video.int() - plain_video.int()).abs().max() > 50
+    with pytest.raises(ValueError, match=r"config\.company: expected company, without which there is one future"):
+        futures(plain, 0, 2)
+
+
+@pytest.mark.parametrize("other", [None, Company(ball=False)], ids=["alone", "without the ball"])
+def test_sets_in_company_are_kept_apart_from_others(tmp_path, threads, monkeypatch, other):
+    clip_set = render_clips(tmp_path, IN_COMPANY)
+    assert torch.equal(torch.from_numpy(np.array(clip_set.video[2])), make_clip(IN_COMPANY, 2)[0])
+    monkeypatch.setattr(data, "_render_all", lambda *_: pytest.fail("rendered again"))
+    render_clips(tmp_path, IN_COMPANY)
+    with pytest.raises(pytest.fail.Exception, match="rendered again"):
+        render_clips(tmp_path, dataclasses.replace(IN_COMPANY, company=other))
+
+
+def test_a_set_rendered_before_there_was_company_is_still_good(tmp_path, threads):
+    render_clips(tmp_path, CONFIG)
+    card = dict(name="tiny", clips=3, frames=5, size=16, identities=0, seed=7)
+    assert json.loads((tmp_path / "tiny.json").read_text()) == card

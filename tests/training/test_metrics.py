@@ -7,7 +7,15 @@ import pytest
 import torch
 
 from aapt_fast.testing.compare import assert_near
-from aapt_fast.training.metrics import frame_change, frechet_distance, psnr, sharpness, ssim
+from aapt_fast.training.metrics import (
+    diversity,
+    frame_change,
+    frechet_distance,
+    nearest_future,
+    psnr,
+    sharpness,
+    ssim,
+)
 
 METRICS = [psnr, ssim, sharpness]
 
@@ -151,3 +159,61 @@ def test_frechet_distance_refuses_nonsense() -> None:
         frechet_distance(good[:1], good)
     with pytest.raises(ValueError, match="features_b: expected finite values"):
         frechet_distance(good, good / 0)
+
+
+def constants(*levels: float) -> torch.Tensor:
+    """Flat grey videos [K, 3, 2, 8, 8]."""
+    return torch.stack([torch.full((3, 2, 8, 8), level) for level in levels])
+
+
+def decibels(difference: float) -> torch.Tensor:
+    return torch.full((1, 2), 20 * math.log10(2 / difference))
+
+
+def test_nearest_future_of_flat_videos():
+    """Futures 0, 0.4 and 0.8 with mean 0.4; a video of 0.7 is 0.1 from one of them and 0.3 from the mean."""
+    nearest, mean = nearest_future(constants(0.7), constants(0.0, 0.4, 0.8)[None])
+    assert_near(nearest, decibels(0.1), 1e-3, "nearest")
+    assert_near(mean, decibels(0.3), 1e-3, "mean")
+
+
+def test_each_clip_has_its_own_futures_and_the_nearest_is_that_of_the_whole_clip():
+    turning = constants(0.0)  # starts as future 0, ends as future 1, nearer to which it is as a whole
+    turning[:, :, 1] = 0.7
+    video = torch.cat([turning, constants(0.2)])
+    futures = torch.stack([constants(0.0, 0.5), constants(-0.4, 0.3)])
+    nearest, _ = nearest_future(video, futures)
+    levels = torch.tensor([[0.5, 0.2], [0.1, 0.1]])
+    assert_near(nearest, 20 * (2 / levels).log10(), 1e-3, "nearest")
+
+
+@pytest.mark.parametrize("count", [2, 8])
+def test_blur_is_the_nearness_to_the_mean(count):
+    """Independent noise of variance s: a true future is 2 s from another and s (K + 1) / K from the mean."""
+    futures, other = 0.1 * torch.randn(1, count, 3, 2, 64, 64), 0.1 * torch.randn(1, 3, 2, 64, 64)
+    nearest, mean = nearest_future(other, futures)
+    assert float((mean - nearest).mean()) == pytest.approx(10 * math.log10(2 * count / (count + 1)), abs=0.15)
+    nearest, mean = nearest_future(torch.zeros_like(other), futures)  # an average of all there could be
+    assert float((mean - nearest).mean()) == pytest.approx(10 * math.log10(count), abs=0.15)
+
+
+@pytest.mark.parametrize("contrast", [0.0, 0.5, 1.0])
+def test_diversity_is_the_ratio_of_variances(contrast):
+    futures = torch.randn(2, 3, 3, 4, 8, 8)
+    samples = 0.3 + contrast * futures.flip(1)
+    assert_near(diversity(samples, futures), torch.full((2, 4), contrast**2), 1e-5, "diversity")
+
+
+def test_diversity_does_not_depend_on_how_many_there_are():
+    ratio = diversity(torch.randn(1, 2, 3, 2, 64, 64), torch.randn(1, 9, 3, 2, 64, 64))
+    assert_near(ratio, torch.ones(1, 2), 0.06, "diversity")
+
+
+def test_futures_that_do_not_fit_are_refused():
+    video, futures = torch.rand(2, 3, 4, 8, 8), torch.rand(2, 5, 3, 4, 8, 8)
+    with pytest.raises(ValueError, match=r"futures: expected shape \[2, K, 3, 4, 8, 8\]"):
+        nearest_future(video, futures[:1])
+    with pytest.raises(ValueError, match="samples: expected at least 2 per clip, got 1"):
+        diversity(video[:, None], futures)
+    with pytest.raises(ValueError, match="futures: expected at least 2 per clip, got 1"):
+        diversity(futures, video[:, None])

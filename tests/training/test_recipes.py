@@ -19,54 +19,61 @@ from aapt_fast.training import recipes
 from aapt_fast.training.adversarial import AdversarialConfig
 from aapt_fast.training.codec import CodecConfig
 from aapt_fast.training.consistency import ConsistencyConfig
-from aapt_fast.training.data import ClipSetConfig, make_clip
+from aapt_fast.training.data import make_clip
 from aapt_fast.training.diffusion import DiffusionConfig
 from aapt_fast.training.pose_network import PoseNetworkConfig
 from aapt_fast.training.pretrain import PretrainConfig
+from aapt_fast.training.recipes import COMPANY, COMPANY_CLIPS, PERSON, Recipe
+from aapt_fast.worlds.company import Company
 
-CLIPS = {"STRANGERS_CLIPS": 2, "GALLERY_CLIPS": 4, "HELD_OUT_STRANGERS": 1, "HELD_OUT_GALLERY": 4, "FIRST_FRAMES": 2}
+CLIPS = {"strangers": 2, "gallery": 4, "held_out_strangers": 1, "held_out_gallery": 4, "first_frames": 2, "held_out": 1}
 
 
-@pytest.fixture
-def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every constant of the recipe, smaller."""
-    for name, clips in {**CLIPS, "HELD_OUT": 1}.items():
-        config: ClipSetConfig = getattr(recipes, name)
-        frames = min(config.frames, 25)
-        monkeypatch.setattr(recipes, name, dataclasses.replace(config, clips=clips, frames=frames, size=32))
+def tiny(recipe: Recipe) -> Recipe:
+    """Everything of a recipe, smaller."""
+    sets = {name: getattr(recipe, name) for name in CLIPS}
+    smaller = {
+        name: dataclasses.replace(config, clips=CLIPS[name], frames=min(config.frames, 25), size=32)
+        for name, config in sets.items()
+    }
     vae = MiniVAEConfig(encoder_widths=(4, 4, 4), decoder_widths=(4, 4, 4))
-    codec = CodecConfig(model=vae, steps=3, batch=1, crop=32, evaluate_every=2, compile=False)
-    monkeypatch.setattr(recipes, "CODEC", codec)
     short = {"steps": 3, "batch": 2, "evaluate_every": 2}
-    monkeypatch.setattr(recipes, "PRETRAIN", PretrainConfig(bidirectional(NANO), clip_frames=5, **short))
-    monkeypatch.setattr(recipes, "DIFFUSION", DiffusionConfig(NANO, clip_frames=5, **short))
-    monkeypatch.setattr(recipes, "CONSISTENCY", ConsistencyConfig(NANO, clip_frames=5, **short))
-    adversarial = AdversarialConfig(
-        NANO, segment_frames=3, identities=2, adversarial=0.1, discriminator_alone=1, **short
+    return dataclasses.replace(
+        recipe,
+        **smaller,
+        pose=PoseNetworkConfig(size=32, widths=(4, 4, 4), clips=2, held_out=1, frames=2, steps=2, batch=2),
+        codec=CodecConfig(model=vae, steps=3, batch=1, crop=32, evaluate_every=2, compile=False),
+        pretrain=PretrainConfig(bidirectional(NANO), clip_frames=5, **short),
+        diffusion=DiffusionConfig(NANO, clip_frames=5, **short),
+        consistency=ConsistencyConfig(NANO, clip_frames=5, **short),
+        adversarial=AdversarialConfig(
+            NANO, segment_frames=3, identities=2, adversarial=0.1, discriminator_alone=1, **short
+        ),
     )
-    monkeypatch.setattr(recipes, "ADVERSARIAL", adversarial)
-    pose = PoseNetworkConfig(size=32, widths=(4, 4, 4), clips=2, held_out=1, frames=2, steps=2, batch=2)
-    monkeypatch.setattr(recipes, "POSE_NETWORK", pose)
 
 
-def test_from_an_empty_folder_to_a_session(tiny: None, tmp_path: Path) -> None:
-    recipes.train_person(tmp_path, recipes.STAGES)
+@pytest.mark.parametrize("name", recipes.RECIPES)
+def test_from_an_empty_folder_to_a_session(name: str, tmp_path: Path) -> None:
+    recipe = tiny(recipes.RECIPES[name])
+    recipes.train(recipe, tmp_path, recipes.STAGES)
     for stage in ("codec", *recipes.GENERATOR_STAGES):
         assert all((tmp_path / stage / name).stat().st_size > 0 for name in ("log.csv", "samples.png"))
     assert "mirrored pose followed" in (tmp_path / "evaluation" / "report.md").read_text()
-    file = tmp_path / "mini-person" / "model.safetensors"
+    file = tmp_path / recipe.name / "model.safetensors"
     model, gallery = aapt_fast.load_model(file), aapt_fast.load_gallery(file)
     assert len(gallery) == 2 and len(gallery[0].pose) == 17
+    assert gallery[1].identity == (1 if name == "person" else None)
+    assert (gallery[1].image == make_clip(recipe.first_frames, 1)[0][0].numpy()).all()
     last = torch.load(tmp_path / "adversarial" / "generator.pt", weights_only=True)
     assert_near(model.generator.unpatch.weight, last["unpatch.weight"].half().float(), 1e-6)
     with aapt_fast.StreamSession(model, gallery[0].image) as session:
-        assert session.step(make_clip(recipes.GALLERY_CLIPS, 0)[1][:4]).shape == (4, 32, 32, 3)
+        assert session.step(make_clip(recipe.gallery, 0)[1][:4]).shape == (4, 32, 32, 3)
 
 
 def test_stage_1_starts_from_the_conversion_of_the_pretrained_model(
-    tiny: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    starts: list[Generator | None] = []
+    recipe, starts = tiny(PERSON), []
 
     def note_start(folder, config, clips, channel_weights, evaluate, start):
         starts.append(start)
@@ -74,8 +81,8 @@ def test_stage_1_starts_from_the_conversion_of_the_pretrained_model(
 
     monkeypatch.setattr(recipes, "train_diffusion", note_start)
     (tmp_path / "diffusion").mkdir()
-    recipes.train_person(tmp_path, ("codec", "diffusion"))
-    recipes.train_person(tmp_path, ("pretrain", "diffusion"))
+    recipes.train(recipe, tmp_path, ("codec", "diffusion"))
+    recipes.train(recipe, tmp_path, ("pretrain", "diffusion"))
     assert starts[0] is None and starts[1] is not None
     assert starts[1].config == NANO
     pretrained = torch.load(tmp_path / "pretrain" / "generator.pt", weights_only=True)
@@ -88,13 +95,30 @@ def test_stage_1_starts_from_the_conversion_of_the_pretrained_model(
 
 def test_stages_in_the_wrong_order_say_what_is_missing(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"out: expected a folder with a finished codec"):
-        recipes.train_person(tmp_path, ("diffusion",))
+        recipes.train(PERSON, tmp_path, ("diffusion",))
     with pytest.raises(ValueError, match=r"out: expected a folder with a finished stage 1"):
-        recipes.train_person(tmp_path, ("export",))
+        recipes.train(PERSON, tmp_path, ("export",))
     with pytest.raises(ValueError, match=r"finished stage 1 .* run stage diffusion first"):
-        recipes.train_person(tmp_path, ("adversarial",))
+        recipes.train(PERSON, tmp_path, ("adversarial",))
     with pytest.raises(ValueError, match=r"stage: expected codec \| pretrain \| diffusion \| .*, got sing"):
-        recipes.train_person(tmp_path, ("sing",))
+        recipes.train(PERSON, tmp_path, ("sing",))
+
+
+@pytest.mark.parametrize("recipe", recipes.RECIPES.values(), ids=recipes.RECIPES)
+def test_held_out_motions_are_held_out_and_persons_are_known(recipe: Recipe) -> None:
+    trained = {each.motion_seed(clip) for each in (recipe.strangers, recipe.gallery) for clip in range(each.clips)}
+    held_out = (recipe.held_out_strangers, recipe.held_out_gallery, recipe.first_frames, recipe.held_out)
+    assert not trained & {each.motion_seed(clip) for each in held_out for clip in range(each.clips)}
+    known = {recipe.gallery.identity_seed(clip) for clip in range(recipe.gallery.clips)}
+    assert known == set(range(recipe.adversarial.identities))
+    assert known >= {each.identity_seed(clip) for each in held_out[1:] for clip in range(each.clips)}
+    sets = [getattr(recipe, name) for name in CLIPS]
+    assert len({each.name for each in sets}) == len(sets) and len({each.company for each in sets}) == 1
+
+
+def test_company_has_more_persons_and_company() -> None:
+    assert COMPANY.gallery == COMPANY_CLIPS and COMPANY_CLIPS.company == Company()
+    assert COMPANY_CLIPS.identities == 64 and PERSON.gallery.company is None
 
 
 def test_the_last_finished_stage_counts(tmp_path: Path) -> None:

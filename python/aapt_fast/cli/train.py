@@ -1,14 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Train a bundled model from nothing; goes on where it was stopped."""
+"""Train a model from nothing by one of the recipes; goes on where it was stopped."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-from aapt_fast.training.recipes import MAIN_STAGES, STAGES, train_person
-
-RECIPES = {"person": train_person}
+from aapt_fast.training.recipes import MAIN_STAGES, RECIPES, STAGES, train
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,4 +16,4 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    RECIPES[arguments.recipe](arguments.out, tuple(arguments.stage or MAIN_STAGES))
+    train(RECIPES[arguments.recipe], arguments.out, tuple(arguments.stage or MAIN_STAGES))

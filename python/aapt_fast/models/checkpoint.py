@@ -90,11 +90,14 @@ def model_path(source: str | Path) -> Path:
 
 @dataclass(frozen=True)
 class FirstFrame:
-    """One picture of a model's gallery: uint8 [H, W, 3], and the pose angles and identity it was rendered from."""
+    """One picture of a model's gallery: uint8 [H, W, 3], and the pose angles and identity it was rendered from.
+
+    The identity is None where it and the poses do not say the whole picture: in company.
+    """
 
     image: np.ndarray
     pose: tuple[float, ...]
-    identity: int
+    identity: int | None
 
 
 def load_gallery(source: str | Path) -> list[FirstFrame]:
@@ -108,7 +111,7 @@ def load_gallery(source: str | Path) -> list[FirstFrame]:
             FirstFrame(
                 np.asarray(Image.open(index.with_name(entry["image"])).convert("RGB")),
                 tuple(entry["pose"]),
-                int(entry["identity"]),
+                None if entry["identity"] is None else int(entry["identity"]),
             )
             for entry in entries
         ]

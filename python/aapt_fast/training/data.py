@@ -9,6 +9,7 @@ import multiprocessing
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +17,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from aapt_fast.errors import require
+from aapt_fast.worlds.capsules import Capsules
+from aapt_fast.worlds.chance import Chance
+from aapt_fast.worlds.company import Company, gather
 from aapt_fast.worlds.motions import random_motion
 from aapt_fast.worlds.person import make_identity, render
 from aapt_fast.worlds.skeleton import JOINTS, Camera, forward_kinematics
@@ -23,7 +27,7 @@ from aapt_fast.worlds.skeleton import JOINTS, Camera, forward_kinematics
 
 @dataclass(frozen=True)
 class ClipSetConfig:
-    """What to render. `identities` = 0 gives every clip a person and room of its own."""
+    """What to render. `identities` = 0 gives every clip a person and room of its own; `company` is there by chance."""
 
     name: str
     clips: int
@@ -31,6 +35,7 @@ class ClipSetConfig:
     size: int = 96
     identities: int = 0
     seed: int = 0
+    company: Company | None = None
 
     def __post_init__(self) -> None:
         require(self.clips > 0, "clips", "at least 1", self.clips)
@@ -44,12 +49,40 @@ class ClipSetConfig:
         """The motion of clip number `clip`; sets with another seed share no motion."""
         return 1_000_000_007 * (self.seed + 1) + clip
 
+    def company_seed(self, clip: int) -> int:
+        """What chance does in clip number `clip`; sets with another seed share nothing."""
+        return self.motion_seed(clip)
+
 
 def make_clip(config: ClipSetConfig, clip: int) -> tuple[Tensor, Tensor]:
     """Video uint8 [T, H, W, 3] and image points float32 [T, 19, 3] of one clip, from its number alone."""
-    joints = forward_kinematics(random_motion(config.frames, config.motion_seed(clip)))
-    video = render(joints, make_identity(config.identity_seed(clip)), config.size)
+    return film(config, clip, random_motion(config.frames, config.motion_seed(clip)))
+
+
+def film(config: ClipSetConfig, clip: int, angles: Tensor, future: int = 0, parting: int = 1) -> tuple[Tensor, Tensor]:
+    """Video and points, as `make_clip`, of clip number `clip` if its person moved by the poses `angles` [T, 17].
+
+    `future` and `parting` choose what chance does; see `worlds.chance`. Without company they change nothing.
+    """
+    joints, identity = forward_kinematics(angles), make_identity(config.identity_seed(clip))
+    company: list[Capsules] = []
+    if config.company is not None:
+        chance = Chance(config.company_seed(clip), future, parting)
+        company = gather(config.company, joints, identity, chance)
+    video = render(joints, identity, config.size, company=company)
     return (video * 255 + 0.5).byte().permute(0, 2, 3, 1), Camera().project(joints)
+
+
+def futures(config: ClipSetConfig, clip: int, count: int, parting: int = 1) -> Tensor:
+    """Video uint8 [count, T, H, W, 3] of what could follow the first `parting` video frames of clip number `clip`.
+
+    Person, room and motion are the same in all of them; only chance differs. Number 0 is the clip itself. Raises
+    ValueError for a set without company, which has one future only.
+    """
+    require(config.company is not None, "config.company", "company, without which there is one future", None)
+    require(count > 0, "count", "at least 1", count)
+    angles = random_motion(config.frames, config.motion_seed(clip))
+    return torch.stack([film(config, clip, angles, future, parting)[0] for future in range(count)])
 
 
 class ClipSet:
@@ -77,13 +110,18 @@ def render_clips(folder: Path, config: ClipSetConfig, workers: int = 0) -> ClipS
     """Render the set into `folder` unless it is there already; a broken-off rendering leaves nothing valid behind."""
     folder.mkdir(parents=True, exist_ok=True)
     card = folder / f"{config.name}.json"
-    if not card.exists() or json.loads(card.read_text()) != dataclasses.asdict(config):
+    if not card.exists() or json.loads(card.read_text()) != _card(config):
         card.unlink(missing_ok=True)
         _render_all(folder, config, workers or os.cpu_count() or 1)
         partial = card.with_name(card.name + ".partial")
-        partial.write_text(json.dumps(dataclasses.asdict(config)))
+        partial.write_text(json.dumps(_card(config)))
         os.replace(partial, card)
     return ClipSet(folder, config)
+
+
+def _card(config: ClipSetConfig) -> dict[str, Any]:
+    """What was rendered; sets without company have the card that they had before there was any."""
+    return {name: value for name, value in dataclasses.asdict(config).items() if value is not None}
 
 
 def _render_all(folder: Path, config: ClipSetConfig, workers: int) -> None:

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from aapt_fast.errors import require
 from aapt_fast.models.stream_model import StreamModel, VideoVAE
 from aapt_fast.streaming.controls import clip_controls
-from aapt_fast.training.data import ClipSetConfig
+from aapt_fast.training.data import ClipSetConfig, film, to_float
 from aapt_fast.training.metrics import frame_change, psnr, sharpness, ssim
 from aapt_fast.training.pose_network import PoseReader, joint_distance
 from aapt_fast.training.report import (
@@ -40,8 +40,7 @@ from aapt_fast.training.rollout import rollout
 from aapt_fast.training.sheet import save_sheet
 from aapt_fast.training.step_latency import step_latency
 from aapt_fast.worlds.motions import random_motion
-from aapt_fast.worlds.person import make_identity, render
-from aapt_fast.worlds.skeleton import Camera, draw_skeleton, forward_kinematics, mirror
+from aapt_fast.worlds.skeleton import draw_skeleton, mirror
 
 HELD_OUT = ClipSetConfig("held-out", clips=32, frames=241, identities=16, seed=4)
 MIRROR_FROM = 12  # the video frame from which the mirror test looks
@@ -70,14 +69,9 @@ class Truth:
 def make_truth(config: ClipSetConfig, clip: int) -> Truth:
     """Render held-out clip number `clip` and its mirrored motion in the same, unmirrored room."""
     angles = random_motion(config.frames, config.motion_seed(clip))
-    identity = make_identity(config.identity_seed(clip))
-    videos, points = [], []
-    for poses in (angles, torch.cat([angles[:1], mirror(angles[1:])])):
-        joints = forward_kinematics(poses)
-        pixels = (render(joints, identity, config.size) * 255 + 0.5).byte()
-        videos.append((pixels.float() / 127.5 - 1).transpose(0, 1))
-        points.append(Camera().project(joints))
-    return Truth(videos[0], points[0], videos[1], points[1])
+    video, points = film(config, clip, angles)
+    mirrored_video, mirrored_points = film(config, clip, torch.cat([angles[:1], mirror(angles[1:])]))
+    return Truth(to_float(video), points, to_float(mirrored_video), mirrored_points)
 
 
 @torch.inference_mode()

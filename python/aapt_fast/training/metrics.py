@@ -2,6 +2,7 @@
 """How close a video is to the truth.
 
 All but the Frechet distance take video [..., 3, T, H, W] in -1..1 and return one value per video frame.
+Where chance has a part there are many truths, `futures`: then a video should be one of them, and not their average.
 """
 
 from __future__ import annotations
@@ -65,6 +66,34 @@ def frechet_distance(features_a: Tensor, features_b: Tensor) -> Tensor:
     cross = torch.linalg.svdvals(roots[0] @ roots[1]).sum()
     distance = (means[0] - means[1]).square().sum() + traces[0] + traces[1] - 2 * cross
     return distance.clamp_min(0)
+
+
+def nearest_future(video: Tensor, futures: Tensor) -> tuple[Tensor, Tensor]:
+    """PSNR [B, T] in dB of video [B, 3, T, H, W] to the nearest of its futures [B, K, 3, T, H, W], and to their mean.
+
+    The nearest is that of the whole clip. The second minus the first tells blur: where futures differ, the mean is the
+    nearest to everything, but to another true future only by 10 log10(2 K / (K + 1)) dB, 3 at most, if no future is
+    like another, and to an average by far more. Raises ValueError for futures of another shape.
+    """
+    require_shape("video", video, "B", 3, "T", "H", "W")
+    require_shape("futures", futures, len(video), "K", *video.shape[1:])
+    distance = (futures - video[:, None]).square().mean(dim=(2, 3, 4, 5))
+    nearest = futures[torch.arange(len(video), device=video.device), distance.argmin(1)]
+    return psnr(video, nearest), psnr(video, futures.mean(1))
+
+
+def diversity(samples: Tensor, futures: Tensor) -> Tensor:
+    """How much samples [B, S, 3, T, H, W] of a model vary, relative to the futures [B, K, 3, T, H, W]; [B, T].
+
+    A ratio of variances: 1 varies as the truth, 0 is one answer to every noise, an average for example. Noise counts as
+    variety, so read it beside `sharpness`. 0 / 0 where the futures have not parted yet: not a number. Raises ValueError
+    for fewer than two samples or futures, or other shapes.
+    """
+    require_shape("samples", samples, "B", "S", 3, "T", "H", "W")
+    require_shape("futures", futures, len(samples), "K", *samples.shape[2:])
+    require(samples.shape[1] > 1, "samples", "at least 2 per clip", samples.shape[1])
+    require(futures.shape[1] > 1, "futures", "at least 2 per clip", futures.shape[1])
+    return samples.var(1).mean(dim=(1, 3, 4)) / futures.var(1).mean(dim=(1, 3, 4))
 
 
 def _luma(video: Tensor) -> Tensor:

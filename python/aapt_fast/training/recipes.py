@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Recipes: which data, which stages and which settings make a bundled model.
+"""Recipes: which data, which stages and which settings make a model.
 
 make train-person        # renders, trains the codec and stage 1, exports and evaluates; resumable at any kill
+aapt-fast train company --out runs/company  # the same for 64 persons in company; not run to its end yet
 
 The later stages of AAPT start from what is there: consistency from stage 1, adversarial from consistency if that has
 finished, else from stage 1. What is exported and evaluated is the last stage that has finished. The optional stage
@@ -10,7 +11,9 @@ pretrain trains a bidirectional model; once it has finished, a new stage 1 start
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -30,7 +33,7 @@ from aapt_fast.training.adversarial import AdversarialConfig, train_adversarial
 from aapt_fast.training.clips import LatentClips
 from aapt_fast.training.codec import CodecConfig, train_codec
 from aapt_fast.training.consistency import ConsistencyConfig, train_consistency
-from aapt_fast.training.data import ClipSet, ClipSetConfig, make_clip, render_clips, to_float
+from aapt_fast.training.data import ClipSet, ClipSetConfig, film, make_clip, render_clips, to_float
 from aapt_fast.training.diffusion import DiffusionConfig, decoder_sensitivity, train_diffusion
 from aapt_fast.training.evaluate import HELD_OUT, Row, evaluate_person
 from aapt_fast.training.metrics import psnr, sharpness
@@ -38,13 +41,32 @@ from aapt_fast.training.pose_network import PoseNetworkConfig, pose_reader
 from aapt_fast.training.pretrain import HeldOutError, PretrainConfig, train_bidirectional
 from aapt_fast.training.rollout import rollout
 from aapt_fast.training.sheet import save_sheet
+from aapt_fast.worlds.company import Company
 from aapt_fast.worlds.motions import random_motion
-from aapt_fast.worlds.person import make_identity, render
-from aapt_fast.worlds.skeleton import forward_kinematics
 
 STAGES = ("codec", "pretrain", "diffusion", "consistency", "adversarial", "export", "evaluate")
-MAIN_STAGES = ("codec", "diffusion", "export", "evaluate")  # what makes the bundled model
+MAIN_STAGES = ("codec", "pretrain", "diffusion", "export", "evaluate")  # what makes the bundled model
 GENERATOR_STAGES = ("diffusion", "consistency", "adversarial")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What makes one model: its clips and the settings of its stages. `name` is that of the exported model."""
+
+    name: str
+    strangers: ClipSetConfig  # for the codec: everyone has a room of his own
+    gallery: ClipSetConfig  # for all stages: the persons and rooms that the generator knows
+    held_out_strangers: ClipSetConfig  # for the evaluation of the codec
+    held_out_gallery: ClipSetConfig  # for that of the generator during training
+    first_frames: ClipSetConfig  # the gallery that comes with the model
+    held_out: ClipSetConfig  # for the final evaluation
+    pose: PoseNetworkConfig  # what reads joints off the final evaluation's videos; nothing is trained with it
+    codec: CodecConfig
+    pretrain: PretrainConfig
+    diffusion: DiffusionConfig
+    consistency: ConsistencyConfig
+    adversarial: AdversarialConfig
+
 
 GALLERY = 16  # persons and rooms the generator knows
 STRANGERS_CLIPS = ClipSetConfig("open", clips=640, seed=1)
@@ -53,15 +75,48 @@ HELD_OUT_STRANGERS = ClipSetConfig("held-out-strangers", clips=8, seed=3)
 HELD_OUT_GALLERY = ClipSetConfig("held-out-gallery", clips=8, identities=GALLERY, seed=5)
 FIRST_FRAMES = ClipSetConfig("first-frames", clips=GALLERY, frames=5, identities=GALLERY, seed=6)
 
-CODEC = CodecConfig()
-PRETRAIN = PretrainConfig(model=bidirectional(MINI_PERSON))
-DIFFUSION = DiffusionConfig(model=MINI_PERSON, steps=5500, recycled_noise=0.15)
-CONSISTENCY = ConsistencyConfig(model=MINI_PERSON)
-ADVERSARIAL = AdversarialConfig(model=MINI_PERSON, identities=GALLERY, adversarial=0.02)
-POSE_NETWORK = PoseNetworkConfig()  # of the evaluation; nothing is trained with it
+PERSON = Recipe(
+    name="mini-person",
+    strangers=STRANGERS_CLIPS,
+    gallery=GALLERY_CLIPS,
+    held_out_strangers=HELD_OUT_STRANGERS,
+    held_out_gallery=HELD_OUT_GALLERY,
+    first_frames=FIRST_FRAMES,
+    held_out=HELD_OUT,
+    pose=PoseNetworkConfig(),
+    codec=CodecConfig(),
+    pretrain=PretrainConfig(model=bidirectional(MINI_PERSON)),
+    diffusion=DiffusionConfig(model=MINI_PERSON, steps=5500, recycled_noise=0.15),
+    consistency=ConsistencyConfig(model=MINI_PERSON),
+    adversarial=AdversarialConfig(model=MINI_PERSON, identities=GALLERY, adversarial=0.02),
+)
+
+COMPANY_GALLERY = 64
+COMPANY_CLIPS = ClipSetConfig("company", clips=1920, identities=COMPANY_GALLERY, seed=2, company=Company())
 
 
-def train_person(out: Path, stages: tuple[str, ...] = MAIN_STAGES) -> None:
+def _in_company(config: ClipSetConfig) -> ClipSetConfig:
+    """A set of the person recipe with more persons and with company."""
+    identities = COMPANY_GALLERY if config.identities else 0
+    return dataclasses.replace(config, name=f"company-{config.name}", identities=identities, company=Company())
+
+
+COMPANY = dataclasses.replace(
+    PERSON,
+    name="mini-company",
+    strangers=_in_company(STRANGERS_CLIPS),
+    gallery=COMPANY_CLIPS,
+    held_out_strangers=_in_company(HELD_OUT_STRANGERS),
+    held_out_gallery=_in_company(HELD_OUT_GALLERY),
+    first_frames=_in_company(FIRST_FRAMES),
+    held_out=_in_company(HELD_OUT),
+    adversarial=dataclasses.replace(PERSON.adversarial, identities=COMPANY_GALLERY),
+)
+
+RECIPES = {"person": PERSON, "company": COMPANY}
+
+
+def train(recipe: Recipe, out: Path, stages: tuple[str, ...] = MAIN_STAGES) -> None:
     """Run the stages in order; each starts from what the one before left in `out`, and goes on where it was killed.
 
     Raises ValueError for an unknown stage or one whose predecessor has not finished.
@@ -69,78 +124,76 @@ def train_person(out: Path, stages: tuple[str, ...] = MAIN_STAGES) -> None:
     for stage in stages:
         require(stage in STAGES, "stage", " | ".join(STAGES), stage)
     if "codec" in stages:
-        train_codec_stage(out, CODEC)
+        train_codec_stage(recipe, out)
     if "pretrain" in stages:
-        train_pretrain_stage(out, PRETRAIN)
+        train_pretrain_stage(recipe, out)
     if "diffusion" in stages:
-        train_diffusion_stage(out, DIFFUSION)
+        train_diffusion_stage(recipe, out)
     if "consistency" in stages:
-        train_consistency_stage(out, CONSISTENCY)
+        train_consistency_stage(recipe, out)
     if "adversarial" in stages:
-        train_adversarial_stage(out, ADVERSARIAL)
+        train_adversarial_stage(recipe, out)
     if "export" in stages:
-        export_person(out)
+        export(recipe, out)
     if "evaluate" in stages:
-        pose = pose_reader(POSE_NETWORK, out / "pose_network")
-        evaluate_person([Row("model", _load_trained(out))], pose, out / "evaluation", HELD_OUT)
+        pose = pose_reader(recipe.pose, out / "pose_network")
+        evaluate_person([Row("model", _load_trained(recipe, out))], pose, out / "evaluation", recipe.held_out)
 
 
-def train_codec_stage(out: Path, config: CodecConfig) -> MiniVAE:
+def train_codec_stage(recipe: Recipe, out: Path) -> MiniVAE:
     """Stage 0: the VAE, on people of the gallery and on strangers."""
-    clip_sets = [render_clips(out / "data", STRANGERS_CLIPS), render_clips(out / "data", GALLERY_CLIPS)]
-    held_out = torch.stack([to_float(make_clip(HELD_OUT_STRANGERS, i)[0]) for i in range(HELD_OUT_STRANGERS.clips)])
-    vae = train_codec(out / "codec", config, clip_sets, held_out)
+    clip_sets = [render_clips(out / "data", recipe.strangers), render_clips(out / "data", recipe.gallery)]
+    held_out_clips = range(recipe.held_out_strangers.clips)
+    held_out = torch.stack([to_float(make_clip(recipe.held_out_strangers, clip)[0]) for clip in held_out_clips])
+    vae = train_codec(out / "codec", recipe.codec, clip_sets, held_out)
     calibrate(vae, clip_sets)
     torch.save(vae.state_dict(), out / "codec" / "vae.pt")
     return vae
 
 
-@torch.no_grad()
-def _held_out_error(out: Path, frames: int) -> HeldOutError:
-    videos = [to_float(make_clip(HELD_OUT_GALLERY, i)[0]) for i in range(HELD_OUT_GALLERY.clips)]
-    return HeldOutError(_load_codec(out).encode(torch.stack(videos))[:, :, :frames])
-
-
-def train_pretrain_stage(out: Path, config: PretrainConfig) -> Generator:
+def train_pretrain_stage(recipe: Recipe, out: Path) -> Generator:
     """Before stage 1, optional: flow matching of a bidirectional model on the gallery's latents."""
-    data = GalleryData(out, "pretrain", DIFFUSION.model)
-    evaluation = _held_out_error(out, config.clip_frames)
-    generator = train_bidirectional(out / "pretrain", config, data.clips.latents, data.channel_weights, evaluation)
+    data = GalleryData(recipe, out, "pretrain")
+    evaluation = _held_out_error(recipe, out)
+    generator = train_bidirectional(
+        out / "pretrain", recipe.pretrain, data.clips.latents, data.channel_weights, evaluation
+    )
     torch.save(generator.state_dict(), out / "pretrain" / "generator.pt")
     return generator
 
 
-def train_diffusion_stage(out: Path, config: DiffusionConfig) -> Generator:
+def train_diffusion_stage(recipe: Recipe, out: Path) -> Generator:
     """Stage 1 of AAPT: teacher-forced flow matching on the gallery's latents.
 
     A new run starts from the conversion of the stage pretrain if that has finished, else from random weights.
     """
-    data = GalleryData(out, "diffusion", config.model)
+    data = GalleryData(recipe, out, "diffusion")
+    start = _pretrained(recipe, out)
     generator = train_diffusion(
-        out / "diffusion", config, data.clips, data.channel_weights, data.evaluation, _pretrained(out, config)
+        out / "diffusion", recipe.diffusion, data.clips, data.channel_weights, data.evaluation, start
     )
     torch.save(generator.state_dict(), out / "diffusion" / "generator.pt")
     return generator
 
 
-def train_consistency_stage(out: Path, config: ConsistencyConfig) -> Generator:
+def train_consistency_stage(recipe: Recipe, out: Path) -> Generator:
     """Stage 2 of AAPT: consistency distillation of stage 1."""
-    teacher = _load_generator(out, "diffusion")
-    data = GalleryData(out, "consistency", config.model)
+    teacher = _load_generator(recipe, out, "diffusion")
+    data = GalleryData(recipe, out, "consistency")
     generator = train_consistency(
-        out / "consistency", config, teacher, data.clips, data.channel_weights, data.evaluation
+        out / "consistency", recipe.consistency, teacher, data.clips, data.channel_weights, data.evaluation
     )
     torch.save(generator.state_dict(), out / "consistency" / "generator.pt")
     return generator
 
 
-def train_adversarial_stage(out: Path, config: AdversarialConfig) -> Generator:
+def train_adversarial_stage(recipe: Recipe, out: Path) -> Generator:
     """Stage 3 of AAPT: student forcing. Starts from stage 2 if it has finished, the discriminator from stage 1."""
-    trunk = _load_generator(out, "diffusion")
-    start = _load_generator(out, last_stage(out, before="adversarial"))
-    data = GalleryData(out, "adversarial", config.model)
+    trunk = _load_generator(recipe, out, "diffusion")
+    start = _load_generator(recipe, out, last_stage(out, before="adversarial"))
+    data = GalleryData(recipe, out, "adversarial")
     generator = train_adversarial(
-        out / "adversarial", config, start, trunk, data.clips, data.channel_weights, data.evaluation
+        out / "adversarial", recipe.adversarial, start, trunk, data.clips, data.channel_weights, data.evaluation
     )
     torch.save(generator.state_dict(), out / "adversarial" / "generator.pt")
     return generator
@@ -152,13 +205,13 @@ class GalleryData:
     `clips`; `channel_weights` [C] of the loss; `evaluation`, whose sample sheets go to the stage's folder.
     """
 
-    def __init__(self, out: Path, stage: str, model: GeneratorConfig) -> None:
-        vae = _load_codec(out)
-        clip_set = render_clips(out / "data", GALLERY_CLIPS)
-        latents = encode_clips(vae, clip_set, out / "data" / "gallery.latents.pt")
+    def __init__(self, recipe: Recipe, out: Path, stage: str) -> None:
+        vae, model = _load_codec(recipe, out), recipe.diffusion.model
+        clip_set = render_clips(out / "data", recipe.gallery)
+        latents = encode_clips(vae, clip_set, out / "data" / f"{recipe.gallery.name}.latents.pt")
         self.clips = LatentClips(latents, clip_set.points, model)
         self.channel_weights = decoder_sensitivity(vae.decode, latents[:4, :, :6])
-        self.evaluation = HeldOutRollout(vae, model, HELD_OUT_GALLERY, out / stage / "samples.png")
+        self.evaluation = HeldOutRollout(vae, model, recipe.held_out_gallery, out / stage / "samples.png")
 
 
 @torch.no_grad()
@@ -212,46 +265,48 @@ class HeldOutRollout:
         return {**{f"psnr_{mark}": float(curve[mark]) for mark in marks}, "sharpness": float(sharp)}
 
 
-def export_person(out: Path) -> Path:
-    """Write the bundle `out`/mini-person: weights in float16, first frames, their poses."""
-    bundle = out / "mini-person"
+def export(recipe: Recipe, out: Path) -> Path:
+    """Write the bundle `out`/NAME: weights in float16, first frames, their poses."""
+    bundle = out / recipe.name
     bundle.mkdir(parents=True, exist_ok=True)
-    save_model(bundle / "model.safetensors", _load_trained(out))
-    first_frames = []
-    for number in range(FIRST_FRAMES.clips):
-        angles = random_motion(FIRST_FRAMES.frames, FIRST_FRAMES.motion_seed(number))[:1]
-        identity = make_identity(FIRST_FRAMES.identity_seed(number))
-        pixels = (render(forward_kinematics(angles), identity, FIRST_FRAMES.size) * 255 + 0.5).byte()
+    save_model(bundle / "model.safetensors", _load_trained(recipe, out))
+    first_frames, config = [], recipe.first_frames
+    for number in range(config.clips):
+        angles = random_motion(config.frames, config.motion_seed(number))[:1]
+        pixels = film(config, number, angles)[0]
         name = f"{number:02d}.png"
-        Image.fromarray(pixels[0].permute(1, 2, 0).numpy()).save(bundle / name)
+        Image.fromarray(pixels[0].numpy()).save(bundle / name)
         pose = [round(angle, 6) for angle in angles[0].tolist()]
-        first_frames.append({"image": name, "identity": FIRST_FRAMES.identity_seed(number), "pose": pose})
+        identity = config.identity_seed(number) if config.company is None else None  # alone it says the whole truth
+        first_frames.append({"image": name, "identity": identity, "pose": pose})
     (bundle / "gallery.json").write_text(json.dumps({"world": "person", "first_frames": first_frames}, indent=1))
     return bundle
 
 
-def _load_codec(out: Path) -> MiniVAE:
+def _load_codec(recipe: Recipe, out: Path) -> MiniVAE:
     path = out / "codec" / "vae.pt"
     require(path.exists(), "out", f"a folder with a finished codec ({path})", "none; run stage codec first")
-    vae = MiniVAE(CODEC.model)
+    vae = MiniVAE(recipe.codec.model)
     vae.load_state_dict(torch.load(path, weights_only=True))
     return vae.eval().requires_grad_(False)
 
 
-def _pretrained(out: Path, config: DiffusionConfig) -> Generator | None:
+def _pretrained(recipe: Recipe, out: Path) -> Generator | None:
     """The start of stage 1 from the stage pretrain; None if that has not finished."""
-    path, model = out / "pretrain" / "generator.pt", config.model
+    path, model = out / "pretrain" / "generator.pt", recipe.diffusion.model
     if not path.exists():
         return None
     generator = Generator(bidirectional(model))
     generator.load_state_dict(torch.load(path, weights_only=True))
-    torch.manual_seed(config.seed)
-    return to_autoregressive(
-        generator,
-        model.control,
-        window=model.window,
-        control_width=model.control_width,
-    )
+    torch.manual_seed(recipe.diffusion.seed)
+    return to_autoregressive(generator, model.control, window=model.window, control_width=model.control_width)
+
+
+@torch.no_grad()
+def _held_out_error(recipe: Recipe, out: Path) -> HeldOutError:
+    config = recipe.held_out_gallery
+    videos = torch.stack([to_float(make_clip(config, clip)[0]) for clip in range(config.clips)])
+    return HeldOutError(_load_codec(recipe, out).encode(videos)[:, :, : recipe.pretrain.clip_frames])
 
 
 def last_stage(out: Path, before: str | None = None) -> str:
@@ -261,14 +316,14 @@ def last_stage(out: Path, before: str | None = None) -> str:
     return finished[-1] if finished else "diffusion"
 
 
-def _load_generator(out: Path, stage: str) -> Generator:
+def _load_generator(recipe: Recipe, out: Path, stage: str) -> Generator:
     path = out / stage / "generator.pt"
     number = GENERATOR_STAGES.index(stage) + 1
     require(path.exists(), "out", f"a folder with a finished stage {number} ({path})", f"none; run stage {stage} first")
-    generator = Generator(DIFFUSION.model)
+    generator = Generator(recipe.diffusion.model)
     generator.load_state_dict(torch.load(path, weights_only=True))
     return generator.eval().requires_grad_(False)
 
 
-def _load_trained(out: Path) -> StreamModel:
-    return StreamModel(_load_generator(out, last_stage(out)), _load_codec(out), name="mini-person")
+def _load_trained(recipe: Recipe, out: Path) -> StreamModel:
+    return StreamModel(_load_generator(recipe, out, last_stage(out)), _load_codec(recipe, out), name=recipe.name)

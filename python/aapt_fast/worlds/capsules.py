@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tapered capsules and how they are painted: everything that moves in a world is made of them.
+
+Capsules are painted back to front, whoever they belong to, and lit as cylinders; one without length is a ball. A
+coverage of `clamp(0.5 - distance)` pixels makes the edges anti-aliased without supersampling.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from aapt_fast.worlds.skeleton import Camera
+
+_LIGHT = torch.nn.functional.normalize(torch.tensor([-0.45, -0.65, 0.62]), dim=0).tolist()
+
+
+@dataclass(frozen=True)
+class Head:
+    """A face with hair and eyes on one capsule of a body."""
+
+    capsule: int
+    radius: float  # metres
+    face: Tensor  # [N, 3], the direction it looks in
+    hair: Tensor  # [3] RGB
+
+
+@dataclass(frozen=True)
+class Shadow:
+    """A soft dark spot on the floor under something; fainter the higher that is above it."""
+
+    ground: Tensor  # [N, 3] metres, the point of the floor
+    height: Tensor  # [N] metres between the floor and what casts the shadow
+    width: float = 1.0  # relative to a standing person's
+
+
+@dataclass(frozen=True)
+class Capsules:
+    """K capsules in N video frames that belong together: a body, a ball, a scarf."""
+
+    start: Tensor  # [N, K, 3] metres
+    end: Tensor  # [N, K, 3]
+    radii: Tensor  # [K, 2] metres, at start and end
+    colours: Tensor  # [K, 3] RGB in 0..1
+    nearer: Tensor  # [K] metres by which a capsule is painted nearer than its middle
+    striped: Tensor  # [K] bool
+    head: Head | None = None
+    shadow: Shadow | None = None
+    scale: float = 1.0  # apparent size, relative to the stage, of stripes and eyes
+
+
+def cover(distance: Tensor) -> Tensor:
+    """Fraction of a pixel [...] inside a shape whose signed distance [...] is in pixels."""
+    return (0.5 - distance).clamp(0, 1)
+
+
+def pixel_centres(size: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """x and y, each [size, size], of the pixels' centres, in pixels."""
+    y, x = torch.meshgrid(torch.arange(size) + 0.5, torch.arange(size) + 0.5, indexing="ij")
+    return x.to(device), y.to(device)
+
+
+def cast(shadow: Shadow, size: int, camera: Camera) -> Tensor:
+    """Brightness [N, 1, size, size] that a shadow at `ground` [N, 3] leaves of the floor."""
+    x, y = pixel_centres(size, shadow.ground.device)
+    point = camera.project(shadow.ground)
+    spot = point * size
+    near = (camera.distance / (point[:, 2] + camera.distance))[:, None, None]  # 1 on the stage, less behind it
+    dx = (x - spot[:, 0, None, None]) * 96 / size / (13 * shadow.width * near)
+    dy = (y - spot[:, 1, None, None]) * 96 / size / (4.5 * shadow.width * near.square())
+    strength = 0.42 * (1 - 1.5 * shadow.height.clamp(0, 0.4))[:, None, None]
+    return (1 - strength * torch.exp(-1.3 * (dx**2 + dy**2)))[:, None]
+
+
+class Brush:
+    """Paints capsules in depth order; `paint(0)` is the farthest of each video frame.
+
+    `things` all show the same N video frames, with `start` and `end` [N, K, 3].
+    """
+
+    def __init__(self, things: Sequence[Capsules], size: int, camera: Camera) -> None:
+        start = camera.project(torch.cat([each.start for each in things], dim=1))
+        end = camera.project(torch.cat([each.end for each in things], dim=1))
+        start_depth, end_depth = start[..., 2] + camera.distance, end[..., 2] + camera.distance
+        radii = torch.cat([each.radii for each in things])
+        nearer = torch.cat([each.nearer for each in things])
+        counts = [len(each.radii) for each in things]
+        device = start.device
+        self.count = sum(counts)
+        self._xy = torch.stack(pixel_centres(size, device)).view(1, 2, -1)
+        self._depth, self._metre = start_depth, camera.focal * size  # a metre in pixels, one metre from the camera
+        self._start, self._end = start[..., :2] * size, end[..., :2] * size
+        self._radius0 = radii[:, 0] * camera.focal * size / start_depth
+        self._radius1 = radii[:, 1] * camera.focal * size / end_depth
+        self._order = (0.5 * (start_depth + end_depth) - nearer).argsort(1, descending=True)
+        self._rows = torch.arange(len(start), device=device)
+        self._colours = torch.cat([each.colours for each in things])
+        self._striped = torch.cat([each.striped for each in things])
+        self._any_striped = bool(self._striped.any())
+        self._unit = size / 96  # pixels in which stripes and eyes are measured on the stage
+        scales = [torch.full((count,), each.scale) for count, each in zip(counts, things, strict=True)]
+        self._scale = torch.cat(scales).to(device)
+        firsts = [sum(counts[:number]) for number in range(len(counts))]
+        self._heads = [
+            (first + each.head.capsule, each.head) for first, each in zip(firsts, things, strict=True) if each.head
+        ]
+
+    def paint(self, rank: int) -> tuple[Tensor, Tensor]:
+        """Coverage [N, pixels] and lit colour [N, 3, pixels] of the capsule at place `rank` of each video frame."""
+        which, rows = self._order[:, rank], self._rows
+        start, along = self._start[rows, which], self._end[rows, which] - self._start[rows, which]
+        offset = self._xy - start[:, :, None]
+        length2 = along.square().sum(1, keepdim=True)
+        position = ((offset * along[:, :, None]).sum(1) / length2.clamp_min(1e-3)).clamp(0, 1)
+        away = offset - along[:, :, None] * position[:, None]
+        distance = away.square().sum(1).clamp_min(1e-8).sqrt()
+        radius0, radius1 = self._radius0[rows, which, None], self._radius1[rows, which, None]
+        radius = radius0 + (radius1 - radius0) * position
+        # a cylinder's normal: sideways at the rim, towards the viewer in the middle
+        sideways = (distance / radius).clamp(0, 1)
+        normal_x, normal_y = (away / distance[:, None] * sideways[:, None]).unbind(1)
+        normal_z = (1 - sideways.square()).sqrt()
+        lit = 0.5 + 0.6 * (normal_x * _LIGHT[0] + normal_y * _LIGHT[1] + normal_z * _LIGHT[2]).clamp_min(0)
+        colour = self._colours[which][:, :, None].expand(-1, -1, lit.shape[1])
+        if self._any_striped:
+            colour = colour * self._stripes(which, position, length2)
+        heads = [(number, head) for number, head in self._heads if (which == number).any()]
+        for number, head in heads:
+            haired = self._with_hair(number, head, normal_x, normal_y, normal_z)
+            colour = torch.where((which == number)[:, None, None], haired, colour)
+        colour = colour * lit[:, None]
+        for number, head in heads:
+            colour = self._with_eyes(colour, number, head, which == number)
+        return cover(distance - radius), colour
+
+    def _stripes(self, which: Tensor, position: Tensor, length2: Tensor) -> Tensor:
+        along = length2.sqrt() / self._scale[which, None]
+        bands = (torch.sin(position * along / (1.9 * self._unit)) * 2).clamp(-1, 1) * 0.5 + 0.5
+        return (1 - 0.38 * bands * self._striped[which, None])[:, None]
+
+    def _with_hair(self, number: int, head: Head, normal_x: Tensor, normal_y: Tensor, normal_z: Tensor) -> Tensor:
+        """Skin where the head's surface faces forwards, hair on its top and back."""
+        forwards = normal_x * head.face[:, :1] + normal_z * head.face[:, 2:]
+        hair = ((-normal_y - 0.75 * forwards + 0.05) * 6).clamp(-0.5, 0.5)[:, None] + 0.5
+        return self._colours[number][None, :, None] * (1 - hair) + head.hair[None, :, None] * hair
+
+    def _with_eyes(self, colour: Tensor, number: int, head: Head, is_head: Tensor) -> Tensor:
+        x, y = self._xy.unbind(1)
+        centre, unit = self._start[:, number], self._unit * self._scale[number]
+        radius = head.radius * self._metre / self._depth[:, number]
+        for sign in (-1, 1):
+            turn = torch.atan2(head.face[:, 0], head.face[:, 2]) + 0.42 * sign
+            eye_x = centre[:, :1] + (turn.sin() * radius * 0.92)[:, None]
+            eye_y = centre[:, 1:] - 0.02 * radius[:, None]
+            distance = ((x - eye_x) ** 2 + ((y - eye_y) / 1.35) ** 2).sqrt() / unit
+            seen = (is_head & (turn.cos() > 0.15)).float()[:, None]
+            eye = ((1.25 - distance).clamp(0, 1) * seen)[:, None]
+            colour = colour * (1 - eye) + 0.07 * eye
+        return colour

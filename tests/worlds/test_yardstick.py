@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The deterministic world is the yardstick of every published number: the same seeds give the same pixels, for ever.
+
+`yardstick.png` was rendered before the world could have company: rows are clips, columns every fourth video frame.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from aapt_fast.testing.compare import assert_near
+from aapt_fast.training.data import ClipSetConfig, make_clip
+
+CONFIG = ClipSetConfig("yardstick", clips=8, frames=13, size=48, identities=16, seed=2)
+
+
+def test_the_same_seeds_give_the_same_pixels() -> None:
+    """Another CPU's sine may round a pixel differently: a handful of values may be one level off."""
+    expected = torch.from_numpy(np.array(Image.open(Path(__file__).with_name("yardstick.png"))))
+    rows = [torch.cat(list(make_clip(CONFIG, clip)[0][::4]), dim=1) for clip in range(CONFIG.clips)]
+    difference = (torch.cat(rows).int() - expected.int()).abs()
+    assert difference.max() <= 1 and (difference > 0).sum() <= 20
+
+
+def test_the_same_seeds_give_the_same_points() -> None:
+    points = make_clip(CONFIG, 3)[1]
+    expected = [[0.4591, 0.5027, 0.0000], [0.4550, 0.2962, -0.0262], [0.4539, 0.2385, -0.0335]]
+    assert_near(points[12, :3], torch.tensor(expected), 6e-5, "points")
+    total = make_clip(CONFIG, 7)[1].sum((0, 1))
+    assert_near(total, torch.tensor([109.3435, 132.3947, -46.3093]), 1e-3, "sum of the points")
