@@ -136,8 +136,13 @@ def run_tests(run: Run, files: list[Path], limit_s: float) -> tuple[str, str]:
     if run.rehearse:
         target = ["--emulated-build", str(run.emulated_build)] if run.emulated_build else []
 
+    from aapt_fast.ops.kernels import KERNELS  # not at the top: `begin` runs before the package is installed
+
+    def junit_of(file: Path) -> Path:
+        return run.scratch / f"{file.stem}.xml"
+
     def one(file: Path) -> tuple[Path, Outcome, Counts]:
-        junit = run.scratch / f"{file.stem}.xml"
+        junit = junit_of(file)
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=short", f"--junitxml={junit}"]
         outcome = run.command([*command, str(file.relative_to(ROOT)), *target], max(until - time.monotonic(), 1))
         return file, outcome, counted(junit)
@@ -148,6 +153,7 @@ def run_tests(run: Run, files: list[Path], limit_s: float) -> tuple[str, str]:
     tests = document.content.get("tests", {})
     for file, outcome, counts in ended:
         good = outcome.status == PASSED and counts.good
+        by_kernel = {kernel: counted(junit_of(file), kernel) for kernel in KERNELS if junit_of(file).exists()}
         empty = outcome.status == PASSED and counts.only_skipped
         tests[str(file.relative_to(ROOT))] = {
             "good": good,
@@ -156,6 +162,11 @@ def run_tests(run: Run, files: list[Path], limit_s: float) -> tuple[str, str]:
             "skipped": counts.skipped,
             "seconds": round(outcome.seconds, 1),
             "ended": summary(outcome),
+            "kernels": {  # tests that have the name of a kernel in theirs
+                kernel: {"passed": own.passed, "failed": own.failed}
+                for kernel, own in by_kernel.items()
+                if own.passed or own.failed
+            },
         }
         if not good and not empty:
             failed.append(file.name)
@@ -181,9 +192,10 @@ def tests(run: Run, limit_s: float) -> tuple[str, str]:
 
 
 def verified(content: dict[str, Any]) -> list[dict[str, Any]]:
-    """Kernels with a test file that names them, whether all these files passed, and the code that ran.
+    """Kernels with a test file that names them, whether the tests in these files passed, and the code that ran.
 
-    Files whose tests were all skipped do not count.
+    Files whose tests were all skipped do not count. Where tests have the names of kernels in theirs, those of other
+    kernels do not count either.
 
     The hashes are those of the report of `aapt-fast doctor --json`; a kernel without one for this GPU, which then ran
     from PTX or not at all, cannot be verified.
@@ -204,10 +216,19 @@ def verified(content: dict[str, Any]) -> list[dict[str, Any]]:
         ]
         if architecture is None or not files:
             continue
-        passed = all(content["tests"][name]["good"] for name in files)
+        passed = all(_passed(content["tests"][name], kernel) for name in files)
         entry = {"kernel": kernel, "architecture": architecture, "hash": hashes[architecture], "passed": passed}
         found.append({**entry, "tests": files})
     return found
+
+
+def _passed(counts: dict[str, Any], kernel: str) -> bool:
+    """True if of the tests in a file those of this kernel have passed, and those of no kernel in particular."""
+    by_kernel = counts.get("kernels", {})
+    if kernel not in by_kernel:
+        return counts["good"]
+    common_failures = counts["failed"] - sum(own["failed"] for own in by_kernel.values())
+    return by_kernel[kernel]["failed"] == 0 and common_failures == 0
 
 
 def ceilings(run: Run, limit_s: float) -> tuple[str, str]:

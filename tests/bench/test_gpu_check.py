@@ -184,6 +184,23 @@ def test_a_kernel_is_verified_by_every_file_that_names_it(tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize(
+    ("failed_of_one", "failed_of_two", "failed_of_none", "expected"),
+    [(0, 0, 0, (True, True)), (1, 0, 0, (False, True)), (0, 2, 0, (True, False)), (0, 0, 1, (False, False))],
+)
+def test_kernels_that_share_a_file_answer_for_their_own_tests(
+    tmp_path, monkeypatch, failed_of_one, failed_of_two, failed_of_none, expected
+):
+    monkeypatch.setattr(gpu_check, "ROOT", tmp_path)
+    (tmp_path / "test_a.py").write_text('ONE, TWO = "op/one", "op/two"\n')
+    failed = failed_of_one + failed_of_two + failed_of_none
+    by_kernel = {"op/one": {"passed": 5, "failed": failed_of_one}, "op/two": {"passed": 5, "failed": failed_of_two}}
+    counts = {"good": not failed, "passed": 10, "failed": failed, "kernels": by_kernel}
+    kernels = {name: {"hashes": {"sm_90": "90"}} for name in by_kernel}
+    content = {"gpu": {"capability": "9.0"}, "environment": {"kernels": kernels}, "tests": {"test_a.py": counts}}
+    assert tuple(entry["passed"] for entry in verified(content)) == expected
+
+
+@pytest.mark.parametrize(
     ("body", "status", "words"),
     [
         ("exit 0", "passed", "memcheck, racecheck"),

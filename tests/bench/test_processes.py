@@ -45,24 +45,30 @@ def test_a_process_that_hangs_is_ended_with_its_children_and_keeps_its_output():
     pytest.fail("the child outlived its parent")
 
 
-@pytest.mark.parametrize(
-    ("text", "counts"),
-    [
-        (
-            '<testsuites><testsuite tests="7" failures="1" errors="2" skipped="3"/></testsuites>',
-            Counts(passed=1, failed=3, skipped=3),
-        ),
-        ('<testsuite tests="2" failures="0" errors="0" skipped="0"/>', Counts(2, 0, 0)),
-        ('<testsuites><testsuite tests="7"', Counts(0, 1, 0)),
-        (None, Counts(0, 1, 0)),
-    ],
-    ids=["all kinds", "good", "cut off", "missing"],
+CASES = (
+    '<testcase name="test_a[op/one-3]"/><testcase name="test_a[op/two-3]"><failure/></testcase>'
+    '<testcase name="test_b[op/one]"><skipped/></testcase><testcase name="test_c"><error/></testcase>'
+    '<testcase name="test_a[op/ones]"/>'
 )
-def test_counts_of_a_junit_file(tmp_path, text, counts):
+
+
+@pytest.mark.parametrize(
+    ("text", "word", "counts"),
+    [
+        (f"<testsuites><testsuite>{CASES}</testsuite></testsuites>", "", Counts(passed=2, failed=2, skipped=1)),
+        (f"<testsuite>{CASES}</testsuite>", "op/one", Counts(passed=1, failed=0, skipped=1)),
+        (f"<testsuite>{CASES}</testsuite>", "op/two", Counts(passed=0, failed=1, skipped=0)),
+        (f"<testsuite>{CASES}</testsuite>", "op/three", Counts(0, 0, 0)),
+        ("<testsuites><testsuite>", "", Counts(0, 1, 0)),
+        (None, "", Counts(0, 1, 0)),
+    ],
+    ids=["all", "one kernel", "another kernel", "no such kernel", "cut off", "missing"],
+)
+def test_counts_of_a_junit_file(tmp_path, text, word, counts):
     path = tmp_path / "junit.xml"
     if text is not None:
         path.write_text(text)
-    assert counted(path) == counts
+    assert counted(path, word) == counts
 
 
 def test_only_skipped_tests_are_not_good():
