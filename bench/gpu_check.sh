@@ -68,7 +68,9 @@ install_wheel() {
   "$python" - "$("$scratch/venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" << 'PROGRAM'
 import pathlib, sys, sysconfig
 folders = dict.fromkeys(sysconfig.get_path(name) for name in ("purelib", "platlib"))
-lines = [f"import site; site.addsitedir({folder!r})\n" for folder in folders]
+# Without the import hooks of editable installs, one of which may be this package's.
+borrow = "import site, sys; hooks = sys.meta_path[:]; site.addsitedir({!r}); sys.meta_path[:] = hooks\n"
+lines = [borrow.format(folder) for folder in folders]
 pathlib.Path(sys.argv[1], "zz_borrowed.pth").write_text("".join(lines))
 PROGRAM
   if [ -z "$wheel" ] && ls dist/*.whl > /dev/null 2>&1; then
