@@ -2,7 +2,6 @@
 #include "paged_attention/paged_attention.h"
 
 #include <cmath>
-#include <limits>
 
 #include "common/device_info.h"
 #include "paged_attention/params.h"

@@ -12,8 +12,9 @@ from aapt_fast.models.generator import Generator
 from aapt_fast.models.presets import NANO
 from aapt_fast.models.sampler import timesteps
 from aapt_fast.training.clips import LatentClips
-from aapt_fast.training.consistency import ConsistencyConfig, euler_step, noised, train_consistency
+from aapt_fast.training.consistency import ConsistencyConfig, euler_step, train_consistency
 from aapt_fast.training.losses import consistency_loss
+from aapt_fast.training.schedule import add_noise
 
 SHORT = ConsistencyConfig(NANO, steps=6, batch=2, clip_frames=4, evaluate_every=3)
 
@@ -52,7 +53,7 @@ def gaussian_losses(levels: int, deviation: float = 0.5, count: int = 20_000) ->
     drawn = torch.randint(levels, (count,))
     t, t_next = grid[drawn], grid[drawn + 1]
     clean = deviation * torch.randn(count, 1, 1, 1, 1)
-    x = noised(clean, torch.randn_like(clean), t)
+    x = add_noise(clean, torch.randn_like(clean), t)
 
     def spread(t: torch.Tensor) -> torch.Tensor:
         return (((1 - t) * deviation) ** 2 + t**2).sqrt().view(-1, 1, 1, 1, 1)
@@ -79,9 +80,9 @@ def test_euler_step_to_zero_is_the_answer_and_to_the_same_time_changes_nothing()
     assert torch.allclose(euler_step(x, end, t, t), x, atol=1e-6)
 
 
-def test_noised_is_the_straight_line():
+def test_add_noise_is_the_straight_line():
     clean, noise = torch.randn(2, 1, 1, 1, 1), torch.randn(2, 1, 1, 1, 1)
-    line = noised(clean, noise, torch.tensor([0.25, 1.0]))
+    line = add_noise(clean, noise, torch.tensor([0.25, 1.0]))
     assert torch.allclose(line[0], 0.75 * clean[0] + 0.25 * noise[0]) and torch.equal(line[1], noise[1])
 
 
@@ -154,7 +155,7 @@ def test_the_loss_falls(tmp_path):
         total = 0.0
         for t, t_next in itertools.pairwise(levels[:-1]):
             times, times_next = t.expand(3), t_next.expand(3)
-            x = noised(batch.clean, noise, times)
+            x = add_noise(batch.clean, noise, times)
             end = start(x, batch.recycled, batch.control, times, start.new_cache())
             x_next = euler_step(x, end, times, times_next)
             answers = [

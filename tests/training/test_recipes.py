@@ -93,6 +93,16 @@ def test_stage_1_starts_from_the_conversion_of_the_pretrained_model(
     assert "error_0.5" in (tmp_path / "pretrain" / "log.csv").read_text()
 
 
+def test_a_stage_1_that_has_begun_does_not_change_its_start(tmp_path: Path) -> None:
+    recipe = tiny(PERSON)
+    recipes.train(recipe, tmp_path, ("codec", "diffusion", "pretrain"))
+    with pytest.raises(
+        ValueError, match=r"out: expected a run of stage 1 that started from stage pretrain .*, got one"
+    ):
+        recipes.train(recipe, tmp_path, ("diffusion",))
+    assert (tmp_path / "diffusion" / "start.txt").read_text() == "random weights"
+
+
 def test_stages_in_the_wrong_order_say_what_is_missing(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"out: expected a folder with a finished codec"):
         recipes.train(PERSON, tmp_path, ("diffusion",))

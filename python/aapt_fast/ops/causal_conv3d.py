@@ -23,7 +23,7 @@ from ._library import library
 
 IMPLEMENTATIONS = {
     "cpu": "torch composition: conv2d per frame, taps as channels or pairs of frames by minimal filtering",
-    "cuda": "torch composition: conv3d (no kernel is loaded)",
+    "cuda": "torch composition: conv3d",
 }
 
 library.define("causal_conv3d(Tensor x, Tensor weight, Tensor? bias, Tensor? history) -> Tensor")

@@ -17,7 +17,7 @@ regression, the baseline for what the adversarial loss adds.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +34,7 @@ from aapt_fast.models.generator import Generator
 from aapt_fast.models.sampler import sample_frame
 from aapt_fast.ops.cache import GrowingCache
 from aapt_fast.training.clips import Batch, LatentClips
+from aapt_fast.training.diffusion import Evaluation
 from aapt_fast.training.ema import WeightAverage
 from aapt_fast.training.losses import (
     approximate_penalty,
@@ -46,7 +47,6 @@ from aapt_fast.training.optimiser import MatrixOptimiser
 from aapt_fast.training.run import Stateful, TrainingRun
 from aapt_fast.training.schedule import warm_cosine
 
-Evaluation = Callable[[Generator], dict[str, float]]
 SMALLEST_T = 1e-3  # of the discriminator: at t = 0 the adversarial loss collapses (APT section 3)
 
 

@@ -11,7 +11,6 @@ consistency training). There is no guidance. At t = 0 the answer is the point it
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,13 +21,12 @@ from aapt_fast.models.config import GeneratorConfig
 from aapt_fast.models.generator import Generator
 from aapt_fast.models.sampler import timesteps
 from aapt_fast.training.clips import LatentClips
+from aapt_fast.training.diffusion import Evaluation
 from aapt_fast.training.ema import WeightAverage
 from aapt_fast.training.losses import consistency_loss
 from aapt_fast.training.optimiser import MatrixOptimiser
 from aapt_fast.training.run import TrainingRun
-from aapt_fast.training.schedule import warm_cosine
-
-Evaluation = Callable[[Generator], dict[str, float]]
+from aapt_fast.training.schedule import add_noise, warm_cosine, wide
 
 
 @dataclass(frozen=True)
@@ -80,13 +78,13 @@ def train_consistency(
         batch = clips.sample(config.batch, config.clip_frames, config.share_at_start)
         drawn = torch.randint(config.levels, (config.batch,))
         t, t_next = levels[drawn], levels[drawn + 1]
-        x = noised(batch.clean, torch.randn_like(batch.clean), t)
+        x = add_noise(batch.clean, torch.randn_like(batch.clean), t)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             with torch.no_grad():
                 end = teacher(x, batch.recycled, batch.control, t, teacher.new_cache())
                 x_next = euler_step(x, end, t, t_next)
                 answer = student(x_next, batch.recycled, batch.control, t_next, student.new_cache())
-                target = torch.where(_wide(t_next) > 0, answer, x_next)
+                target = torch.where(wide(t_next) > 0, answer, x_next)
             predicted = student(x, batch.recycled, batch.control, t, student.new_cache())
         loss = consistency_loss(predicted, target, channel_weights)
 
@@ -105,15 +103,6 @@ def train_consistency(
     return student.eval()
 
 
-def noised(clean: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-    """x_t = (1 - t) x0 + t eps for frames [B, C, F, h, w] and t [B]."""
-    return (1 - _wide(t)) * clean + _wide(t) * noise
-
-
 def euler_step(x: Tensor, end: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
     """The point at t_next [B] on the straight line from x [B, C, F, h, w] at t [B] to `end` at 0."""
-    return end + _wide(t_next / t) * (x - end)
-
-
-def _wide(t: Tensor) -> Tensor:
-    return t.view(-1, 1, 1, 1, 1)
+    return end + wide(t_next / t) * (x - end)

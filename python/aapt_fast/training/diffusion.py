@@ -32,7 +32,7 @@ from aapt_fast.training.clips import LatentClips
 from aapt_fast.training.ema import WeightAverage
 from aapt_fast.training.optimiser import MatrixOptimiser
 from aapt_fast.training.run import TrainingRun
-from aapt_fast.training.schedule import sample_timesteps, warm_cosine
+from aapt_fast.training.schedule import add_noise, sample_timesteps, warm_cosine
 
 Evaluation = Callable[[Generator], dict[str, float]]
 
@@ -94,8 +94,7 @@ def train_diffusion(
         noise_level = config.recycled_noise * torch.rand(config.batch, 1, 1, 1, 1)
         recycled[:, :, 1:] += noise_level * torch.randn_like(recycled[:, :, 1:])
         t = sample_timesteps(config.batch, config.model.shift, config.share_at_one)
-        t_wide = t.view(-1, 1, 1, 1, 1)
-        noised = (1 - t_wide) * batch.clean + t_wide * torch.randn_like(batch.clean)
+        noised = add_noise(batch.clean, torch.randn_like(batch.clean), t)
 
         # one training step
         optimiser.set_rate(warm_cosine(step, config.steps))

@@ -24,7 +24,7 @@ from aapt_fast.training.diffusion import Evaluation, flow_matching_loss
 from aapt_fast.training.ema import WeightAverage
 from aapt_fast.training.optimiser import MatrixOptimiser
 from aapt_fast.training.run import TrainingRun
-from aapt_fast.training.schedule import sample_timesteps, warm_cosine
+from aapt_fast.training.schedule import add_noise, sample_timesteps, warm_cosine
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,7 @@ def train_bidirectional(
         picks = torch.randint(clips, (config.batch,))
         clean = latents[picks][:, :, first : first + config.clip_frames]
         t = sample_timesteps(config.batch, config.model.shift, share_at_one=0.0)
-        t_wide = t.view(-1, 1, 1, 1, 1)
-        noised = (1 - t_wide) * clean + t_wide * torch.randn_like(clean)
+        noised = add_noise(clean, torch.randn_like(clean), t)
 
         # one training step
         optimiser.set_rate(warm_cosine(step, config.steps))

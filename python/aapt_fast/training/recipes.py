@@ -165,10 +165,12 @@ def train_pretrain_stage(recipe: Recipe, out: Path) -> Generator:
 def train_diffusion_stage(recipe: Recipe, out: Path) -> Generator:
     """Stage 1 of AAPT: teacher-forced flow matching on the gallery's latents.
 
-    A new run starts from the conversion of the stage pretrain if that has finished, else from random weights.
+    A new run starts from the conversion of the stage pretrain if that has finished, else from random weights. Raises
+    ValueError if one that has begun from random weights would go on where pretrain has finished since.
     """
-    data = GalleryData(recipe, out, "diffusion")
     start = _pretrained(recipe, out)
+    _note_start(out / "diffusion", "random weights" if start is None else "stage pretrain")
+    data = GalleryData(recipe, out, "diffusion")
     generator = train_diffusion(
         out / "diffusion", recipe.diffusion, data.clips, data.channel_weights, data.evaluation, start
     )
@@ -300,6 +302,16 @@ def _pretrained(recipe: Recipe, out: Path) -> Generator | None:
     generator.load_state_dict(torch.load(path, weights_only=True))
     torch.manual_seed(recipe.diffusion.seed)
     return to_autoregressive(generator, model.control, window=model.window, control_width=model.control_width)
+
+
+def _note_start(folder: Path, start: str) -> None:
+    """Keep in `folder`/start.txt what a run starts from; refuse to go on with one that started from something else."""
+    note = folder / "start.txt"
+    if (folder / "checkpoint.pt").exists():
+        began = note.read_text() if note.exists() else "random weights"
+        require(began == start, "out", f"a run of stage 1 that started from {start} ({folder})", f"one from {began}")
+    folder.mkdir(parents=True, exist_ok=True)
+    note.write_text(start)
 
 
 @torch.no_grad()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Learning-rate schedule and timestep sampling."""
+"""Learning-rate schedule, timestep sampling, and the straight path from data to noise."""
 
 from __future__ import annotations
 
@@ -24,3 +24,13 @@ def sample_timesteps(batch: int, shift: float, share_at_one: float) -> Tensor:
     """
     t = shift_time(torch.rand(batch), shift)
     return torch.where(torch.rand(batch) < share_at_one, torch.ones(batch), t)
+
+
+def wide(t: Tensor) -> Tensor:
+    """t [B] -> [B, 1, 1, 1, 1], to go with frames [B, C, F, h, w]."""
+    return t.view(-1, 1, 1, 1, 1)
+
+
+def add_noise(clean: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+    """x_t = (1 - t) x0 + t eps for frames [B, C, F, h, w] and t [B]."""
+    return (1 - wide(t)) * clean + wide(t) * noise
