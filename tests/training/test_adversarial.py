@@ -33,7 +33,7 @@ SHORT = AdversarialConfig(
 def clips() -> LatentClips:
     generator = torch.Generator().manual_seed(3)
     latents = torch.randn(4, 16, 4, 4, 4, generator=generator)
-    return LatentClips(latents, torch.rand(4, 13, 19, 3, generator=generator), NANO)
+    return LatentClips(latents, torch.rand(4, 13, 19, 3, generator=generator), NANO, torch.zeros(4))
 
 
 def random_generator() -> Generator:
@@ -162,8 +162,33 @@ def test_the_reconstruction_leaves_the_overlap_out(run):
     fake[:, :, 2:] += 0.5
     weights = torch.cat([torch.full((8,), 1.5), torch.full((8,), 0.5)])
     config = dataclasses.replace(SHORT, adversarial=0.0, reconstruction=2.0)
-    loss = adversarial.generator_loss(Discriminator(NANO), segment_of(fake, real, 2), config, weights, run)
-    assert float(loss) == pytest.approx(2.0 * 0.25, rel=1e-4)
+    pull = adversarial.generator_pull(Discriminator(NANO), segment_of(fake, real, 2), config, weights, run)
+    assert (pull[:, :, :2] == 0).all()
+    per_value = 2.0 * 2 * 0.5 / fake[:, :, 2:].numel()  # of 2 * mean(weights * difference^2)
+    assert_near(pull[:, :, 2:], (per_value * weights).view(1, -1, 1, 1, 1).expand(2, 16, 3, 4, 4), 1e-6)
+
+
+def pulls(run, **options) -> torch.Tensor:
+    torch.manual_seed(4)
+    segment, judge = segment_of(torch.randn(2, 16, 5, 4, 4), torch.randn(2, 16, 5, 4, 4), 2), Discriminator(NANO)
+    torch.manual_seed(5)  # t
+    config = dataclasses.replace(SHORT, **options)
+    return adversarial.generator_pull(judge, segment, config, torch.ones(16), run)
+
+
+def test_the_pull_is_the_weighted_sum_of_both_and_nothing_pulls_at_the_overlap(run):
+    reconstruction = pulls(run, reconstruction=1.0, adversarial=0.0)
+    alone = pulls(run, reconstruction=0.0, adversarial=1.0)
+    assert (alone[:, :, :2] == 0).all() and (alone[:, :, 2:] != 0).any()
+    both = pulls(run, reconstruction=0.3, adversarial=0.2)
+    assert_near(both, 0.3 * reconstruction + 0.2 * alone, 1e-6)
+
+
+@pytest.mark.parametrize("share", [0.25, 2.0])
+def test_balanced_pulls_have_the_asked_ratio(share, run):
+    reconstruction = pulls(run, reconstruction=0.3, adversarial=0.0)
+    both = pulls(run, reconstruction=0.3, adversarial=share, balanced=True)
+    assert float((both - reconstruction).norm() / reconstruction.norm()) == pytest.approx(share, rel=1e-4)
 
 
 @pytest.mark.parametrize("field", ["penalty", "centring", "adversarial", "reconstruction"])
@@ -178,9 +203,16 @@ def test_both_weights_zero_are_refused(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_balance_without_reconstruction_is_refused(tmp_path):
+    config = dataclasses.replace(SHORT, balanced=True, reconstruction=0.0)
+    with pytest.raises(ValueError, match="balanced: expected False, as reconstruction is 0, got True"):
+        train(tmp_path / "run", config)
+
+
 @pytest.mark.parametrize(
     "options",
     [
+        {"balanced": True},
         {"exact_penalties": True, "penalty": 10.0},
         {"whole_clip": True},
         {"sees_previous": False},

@@ -13,12 +13,13 @@ from aapt_fast.training.clips import LatentClips
 FRAMES = 7
 
 
-def numbered(clips: int = 6, drop_first_pose: float = 0.0) -> LatentClips:
+def numbered(clips: int = 6, drop_first_pose: float = 0.0, persons: list[int] | None = None) -> LatentClips:
     """Frame f of clip i holds 100 i + f everywhere, and so does every pose of its video frames."""
+    known = None if persons is None else torch.tensor(persons)
     frames = torch.arange(1.0 + FRAMES) + 100 * torch.arange(float(clips))[:, None]  # [clips, 1 + n]
     latents = frames.view(clips, 1, -1, 1, 1).expand(-1, 16, -1, 4, 4)
     of_video = torch.cat([frames[:, :1], frames[:, 1:].repeat_interleave(4, 1)], 1)
-    return LatentClips(latents, of_video[:, :, None, None].expand(-1, -1, 19, 3) / 1000, NANO, drop_first_pose)
+    return LatentClips(latents, of_video[:, :, None, None].expand(-1, -1, 19, 3) / 1000, NANO, known, drop_first_pose)
 
 
 def test_batches_are_spans_of_consecutive_frames():
@@ -59,10 +60,10 @@ def test_some_rows_do_not_say_the_pose_of_their_image():
 
 
 def test_chains_join_whole_clips_of_one_person():
-    clips = numbered(clips=6)
+    clips = numbered(clips=8, persons=[0, 1, 0, 1, 0, 1, 77, 78])
     seen = set()
     for _ in range(30):
-        batch = clips.chain(rows=2, clips=3, identities=2)
+        batch = clips.chain(rows=2, clips=3)
         frames = batch.clean[:, 0, :, 0, 0]
         assert frames.shape == (2, 3 * FRAMES)
         for row, recycled in zip(frames, batch.recycled[:, 0, :, 0, 0], strict=True):
@@ -72,13 +73,17 @@ def test_chains_join_whole_clips_of_one_person():
             inside = torch.arange(1.0, 1 + FRAMES).repeat(3) + 100 * torch.tensor(numbers).repeat_interleave(FRAMES)
             assert torch.equal(row, inside)
             assert recycled[0] == 100 * numbers[0] and torch.equal(recycled[1:], row[:-1])
-    assert len(seen) > 6
+    assert len(seen) > 6 and max(max(numbers) for numbers in seen) == 5  # the last two persons are in one clip each
+
+
+def test_chains_of_one_clip_show_everybody():
+    first = numbered(clips=4, persons=[0, 0, 0, 9]).chain(rows=200, clips=1).clean[:, 0, 0, 0, 0] // 100
+    assert first.long().bincount().min() > 25
 
 
 def test_the_control_of_a_chain_says_what_is_in_the_recycled_frame():
     """At a joint the previous pose is the last one of the clip before, as the recycled frame is."""
-    clips = numbered(clips=2)
-    control = clips.chain(rows=1, clips=2, identities=1).control
+    control = numbered(clips=2, persons=[3, 3]).chain(rows=1, clips=2).control
     half = control.shape[1] // 2
     assert control.shape[2] == 2 * FRAMES
     assert torch.equal(control[:, half:, FRAMES], control[:, :half, FRAMES - 1])
@@ -91,8 +96,9 @@ def test_the_control_of_a_chain_says_what_is_in_the_recycled_frame():
         (lambda z, p: (z, p[:2], NANO), "points: expected 6 clips, got 2"),
         (lambda z, p: (z, p[:, :-1], NANO), "points: expected 29 video frames, got 28"),
         (lambda z, p: (z, p, NANO_TEXT), "model.control: expected a pose control, got None"),
+        (lambda z, p: (z, p, NANO, torch.zeros(5)), "persons: expected 6 clips, got 5"),
     ],
-    ids=["no clips", "clips", "video frames", "no control"],
+    ids=["no clips", "clips", "video frames", "no control", "persons"],
 )
 def test_clips_that_do_not_fit_are_refused(change, message):
     clips = numbered()
@@ -101,8 +107,8 @@ def test_clips_that_do_not_fit_are_refused(change, message):
 
 
 def test_too_long_chains_are_refused():
-    with pytest.raises(ValueError, match="clips: expected at most 3, the clips of a person, got 4"):
-        numbered(clips=6).chain(rows=1, clips=4, identities=2)
+    with pytest.raises(ValueError, match="clips: expected at most 3, the most clips of a person, got 4"):
+        numbered(clips=5, persons=[0, 1, 0, 1, 0]).chain(rows=1, clips=4)
 
 
 def test_a_model_whose_control_does_not_repeat_the_previous_pose():

@@ -47,7 +47,7 @@ def tiny(recipe: Recipe) -> Recipe:
         diffusion=DiffusionConfig(NANO, clip_frames=5, **short),
         consistency=ConsistencyConfig(NANO, clip_frames=5, **short),
         adversarial=AdversarialConfig(
-            NANO, segment_frames=3, identities=2, adversarial=0.1, discriminator_alone=1, **short
+            NANO, segment_frames=3, adversarial=0.1, discriminator_alone=1, **short
         ),
     )
 
@@ -121,7 +121,7 @@ def test_held_out_motions_are_held_out_and_persons_are_known(recipe: Recipe) -> 
     held_out = (recipe.held_out_strangers, recipe.held_out_gallery, recipe.first_frames, recipe.held_out)
     assert not trained & {each.motion_seed(clip) for each in held_out for clip in range(each.clips)}
     known = {recipe.gallery.identity_seed(clip) for clip in range(recipe.gallery.clips)}
-    assert known == set(range(recipe.adversarial.identities))
+    assert known == set(range(recipe.gallery.identities))
     assert known >= {each.identity_seed(clip) for each in held_out[1:] for clip in range(each.clips)}
     sets = [getattr(recipe, name) for name in CLIPS]
     assert len({each.name for each in sets}) == len(sets) and len({each.company for each in sets}) == 1

@@ -60,9 +60,9 @@ class AdversarialConfig:
     segment_frames: int = 7
     segments: int = 4  # at most; the number grows evenly over the run
     overlap: int = 2  # frames of the segment before that the discriminator is shown; they get no logit
-    identities: int = 1  # clip number i shows person i % identities; clips of one person are chained
     reconstruction: float = 1.0
     adversarial: float = 0.0
+    balanced: bool = False  # `adversarial` is the ratio of the two pulls on the frames, not a factor of the loss
     penalty: float = 300.0  # lambda of R1 and R2; the paper's is 1000
     sigma: float = 0.1  # of the disturbance in approximate R1 and R2
     exact_penalties: bool = False  # the gradients themselves instead of differences; slow
@@ -115,6 +115,7 @@ def train_adversarial(
         "a weight above 0, as reconstruction is 0",
         0,
     )
+    require(not config.balanced or config.reconstruction > 0, "balanced", "False, as reconstruction is 0", True)
     clips.require_frames(config.segment_frames)
     torch.manual_seed(config.seed)
     generator = Generator(config.model)
@@ -146,8 +147,8 @@ def train_adversarial(
         for segment in roll_out(generator, batch, noise, config.segment_frames, config.overlap, frozen):
             segments.append(segment)
             if not frozen:
-                loss = generator_loss(discriminator, segment, config, channel_weights, run)
-                (loss / (batch.clean.shape[2] // config.segment_frames)).backward()
+                pull = generator_pull(discriminator, segment, config, channel_weights, run)
+                segment.fake.backward(pull / (batch.clean.shape[2] // config.segment_frames))
         if not frozen:
             optimiser.set_rate(warm_cosine(step, config.steps))
             torch.nn.utils.clip_grad_norm_(generator.parameters(), 1.0)
@@ -174,7 +175,7 @@ def long_batch(clips: LatentClips, config: AdversarialConfig, step: int) -> Batc
     """A batch of 1 .. `segments` whole segments, more of them the longer the run has lasted."""
     most = 1 + min(config.segments - 1, config.segments * step // max(1, config.steps))
     frames = config.segment_frames * int(torch.randint(1, most + 1, ()))
-    chained = clips.chain(config.batch, -(-frames // clips.frames), config.identities)
+    chained = clips.chain(config.batch, -(-frames // clips.frames))
     return Batch(chained.clean[:, :, :frames], chained.recycled[:, :, :frames], chained.control[:, :, :frames])
 
 
@@ -208,22 +209,32 @@ def roll_out(
         )
 
 
-def generator_loss(
+def generator_pull(
     discriminator: Discriminator, segment: Segment, config: AdversarialConfig, channel_weights: Tensor, run: TrainingRun
 ) -> Tensor:
-    """The weighted sum of reconstruction and relativistic loss of a segment."""
-    loss = torch.zeros(())
+    """The gradient of the generator's loss with respect to the generated frames, of the shape of segment.fake.
+
+    The loss is the weighted sum of reconstruction and relativistic loss. With `balanced` the relativistic part is scaled
+    until its gradient's norm is `adversarial` times the reconstruction's, as VQGAN does (Esser et al. 2021, equation 7).
+    """
+    frames = segment.fake.detach().requires_grad_()
+    pull, length = torch.zeros_like(frames), 1.0
     if config.reconstruction > 0:
-        difference = (segment.fake - segment.real)[:, :, segment.overlap :]
+        difference = (frames - segment.real)[:, :, segment.overlap :]
         error = (difference.square() * channel_weights.view(1, -1, 1, 1, 1)).mean()
+        pull = config.reconstruction * torch.autograd.grad(error, frames)[0]
+        length = float(pull.norm())
         run.track(reconstruction=error)
-        loss = loss + config.reconstruction * error
     if config.adversarial > 0:
-        fake, real = judge(discriminator, segment, draw_t(len(segment.real)), config.sees_previous)
+        watched = dataclasses.replace(segment, fake=frames)
+        fake, real = judge(discriminator, watched, draw_t(len(segment.real)), config.sees_previous)
         adversarial = relativistic_generator_loss(fake, real.detach())
-        run.track(adversarial=adversarial)
-        loss = loss + config.adversarial * adversarial
-    return loss
+        towards_real = torch.autograd.grad(adversarial, frames)[0]
+        towards_real[:, :, : segment.overlap] = 0  # nobody makes these frames again
+        run.track(adversarial=adversarial, pulls=towards_real.norm() / max(length, 1e-12))
+        factor = length / towards_real.norm().clamp_min(1e-12) if config.balanced else 1.0
+        pull = pull + config.adversarial * factor * towards_real
+    return pull
 
 
 def discriminator_loss(

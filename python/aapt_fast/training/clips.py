@@ -29,13 +29,21 @@ class LatentClips:
         latents: [clips, C, 1 + n, h, w].
         points: [clips, 1 + 4 n, J, 3], the pose of every video frame.
         model: whose controls and window the batches are for.
+        persons: int [clips], who is in each clip; None means that everybody is in one clip only.
         drop_first_pose: share of rows whose first control does not say the pose of the image, as some users will not.
 
     Raises:
         ValueError: no clips, clips that do not fit each other, a model without a pose control.
     """
 
-    def __init__(self, latents: Tensor, points: Tensor, model: GeneratorConfig, drop_first_pose: float = 0.1) -> None:
+    def __init__(
+        self,
+        latents: Tensor,
+        points: Tensor,
+        model: GeneratorConfig,
+        persons: Tensor | None = None,
+        drop_first_pose: float = 0.1,
+    ) -> None:
         clips, _, frames = latents.shape[:3]
         require(clips > 0, "latents", "at least one clip", "an empty set")
         require(len(points) == clips, "points", f"{clips} clips", len(points))
@@ -43,7 +51,11 @@ class LatentClips:
         require(points.shape[1] == expected, "points", f"{expected} video frames", points.shape[1])
         require(model.control is not None, "model.control", "a pose control", None)
         assert model.control is not None
+        persons = torch.arange(clips) if persons is None else persons
+        require(len(persons) == clips, "persons", f"{clips} clips", len(persons))
         self.latents, self.points, self.frames = latents, points, frames - 1
+        self._person, counts = persons.unique(return_inverse=True, return_counts=True)[1:]
+        self._clips_of_person = counts[self._person]  # of the person of each clip
         self._control: ControlConfig = model.control
         self._grid, self._drop_first_pose = model.grid, drop_first_pose
 
@@ -64,20 +76,27 @@ class LatentClips:
         latents = self.latents[picks]
         return Batch(latents[:, :, 1:][:, :, span], latents[:, :, :-1][:, :, span], self._controls(picks)[:, :, span])
 
-    def chain(self, rows: int, clips: int, identities: int) -> Batch:
+    def chain(self, rows: int, clips: int) -> Batch:
         """Rows of `clips` whole clips of one person each, one after the other: longer than any clip there is.
 
-        Clip number i shows person i % identities. Between two clips the person jumps to another pose.
+        Between two clips the person jumps to another pose. Raises ValueError if nobody is in that many clips.
         """
-        of_person = len(self) // identities
-        require(of_person >= clips, "clips", f"at most {of_person}, the clips of a person", clips)
-        person = torch.randint(identities, (rows, 1))
-        picks = torch.stack([torch.randperm(of_person)[:clips] for _ in range(rows)]) * identities + person
+        most = int(self._clips_of_person.max())
+        require(clips <= most, "clips", f"at most {most}, the most clips of a person", clips)
+        enough = (self._clips_of_person >= clips).nonzero()[:, 0]
+        first = enough[torch.randint(len(enough), (rows,))]
+        picks = torch.stack([self._with_others(int(clip), clips) for clip in first])
         latents, points = self.latents[picks], self.points[picks]  # [B, clips, ...]
         clean = latents[:, :, :, 1:].transpose(1, 2).flatten(2, 3)
         image = latents[:, 0, :, :1]
         joined = torch.cat([points[:, 0, :1], points[:, :, 1:].flatten(1, 2)], dim=1)
         return Batch(clean, torch.cat([image, clean[:, :, :-1]], dim=2), self._as_controls(joined))
+
+    def _with_others(self, clip: int, clips: int) -> Tensor:
+        """Clip number `clip` and others of its person, `clips` in all."""
+        same = (self._person == self._person[clip]).nonzero()[:, 0]
+        others = same[same != clip]
+        return torch.cat([torch.tensor([clip]), others[torch.randperm(len(others))[: clips - 1]]])
 
     def _controls(self, picks: Tensor) -> Tensor:
         return self._as_controls(self.points[picks])

@@ -44,12 +44,20 @@ class CodecConfig:
     seed: int = 0
 
 
-def train_codec(folder: Path, config: CodecConfig, clip_sets: list[ClipSet], held_out: Tensor) -> MiniVAE:
-    """Train on `clip_sets`, judge on the videos `held_out` [n, 3, 1 + 4 k, H, W]; returns the averaged weights."""
+def train_codec(
+    folder: Path, config: CodecConfig, clip_sets: list[ClipSet], held_out: Tensor, start: MiniVAE | None = None
+) -> MiniVAE:
+    """Train on `clip_sets`, judge on the videos `held_out` [n, 3, 1 + 4 k, H, W]; returns the averaged weights.
+
+    `start`, of configuration config.model, gives the first weights of a new run (None: random ones and a PCA).
+    """
     require(len(clip_sets) > 0, "clip_sets", "at least one set of clips", "none")
     torch.manual_seed(config.seed)
     model, critic = MiniVAE(config.model), PatchDiscriminator()
-    model.fit_linear(_linear_sample(clip_sets))
+    if start is None:
+        model.fit_linear(_linear_sample(clip_sets))
+    else:
+        model.load_state_dict(start.state_dict())
     average = WeightAverage(model)
     linear = [p for name, p in model.named_parameters() if name.startswith("linear")]
     convolutional = [p for name, p in model.named_parameters() if not name.startswith("linear")]

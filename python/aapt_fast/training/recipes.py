@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from aapt_fast.errors import require
-from aapt_fast.models.checkpoint import save_model
+from aapt_fast.models.checkpoint import load_model, save_model
 from aapt_fast.models.config import GeneratorConfig
 from aapt_fast.models.convert import bidirectional, to_autoregressive
 from aapt_fast.models.generator import Generator
@@ -54,10 +54,10 @@ class Recipe:
     """What makes one model: its clips and the settings of its stages. `name` is that of the exported model."""
 
     name: str
-    strangers: ClipSetConfig  # for the codec: everyone has a room of his own
-    gallery: ClipSetConfig  # for all stages: the persons and rooms that the generator knows
-    held_out_strangers: ClipSetConfig  # for the evaluation of the codec
-    held_out_gallery: ClipSetConfig  # for that of the generator during training
+    strangers: ClipSetConfig  # everyone has a room of his own
+    gallery: ClipSetConfig  # the persons and rooms that the generator is to know best
+    held_out_strangers: ClipSetConfig  # for the evaluations during training: nobody has seen these
+    held_out_gallery: ClipSetConfig
     first_frames: ClipSetConfig  # the gallery that comes with the model
     held_out: ClipSetConfig  # for the final evaluation
     pose: PoseNetworkConfig  # what reads joints off the final evaluation's videos; nothing is trained with it
@@ -66,6 +66,7 @@ class Recipe:
     diffusion: DiffusionConfig
     consistency: ConsistencyConfig
     adversarial: AdversarialConfig
+    start: str | None = None  # a bundled model or a file, whose weights the codec and stage 1 start from
 
 
 GALLERY = 16  # persons and rooms the generator knows
@@ -88,11 +89,11 @@ PERSON = Recipe(
     pretrain=PretrainConfig(model=bidirectional(MINI_PERSON)),
     diffusion=DiffusionConfig(model=MINI_PERSON, steps=5500, recycled_noise=0.15),
     consistency=ConsistencyConfig(model=MINI_PERSON),
-    adversarial=AdversarialConfig(model=MINI_PERSON, identities=GALLERY, adversarial=0.02),
+    adversarial=AdversarialConfig(model=MINI_PERSON, adversarial=0.02),
 )
 
 COMPANY_GALLERY = 64
-COMPANY_CLIPS = ClipSetConfig("company", clips=1920, identities=COMPANY_GALLERY, seed=2, company=Company())
+COMPANY_CLIPS = ClipSetConfig("company", clips=640, identities=COMPANY_GALLERY, seed=2, company=Company())
 
 
 def _in_company(config: ClipSetConfig) -> ClipSetConfig:
@@ -104,13 +105,15 @@ def _in_company(config: ClipSetConfig) -> ClipSetConfig:
 COMPANY = dataclasses.replace(
     PERSON,
     name="mini-company",
-    strangers=_in_company(STRANGERS_CLIPS),
+    strangers=dataclasses.replace(_in_company(STRANGERS_CLIPS), clips=256),
     gallery=COMPANY_CLIPS,
     held_out_strangers=_in_company(HELD_OUT_STRANGERS),
     held_out_gallery=_in_company(HELD_OUT_GALLERY),
     first_frames=_in_company(FIRST_FRAMES),
     held_out=_in_company(HELD_OUT),
-    adversarial=dataclasses.replace(PERSON.adversarial, identities=COMPANY_GALLERY),
+    start="mini-person",
+    codec=CodecConfig(steps=1200, learning_rate=1e-3, gan_from=0.6),
+    diffusion=DiffusionConfig(model=MINI_PERSON, steps=2000, recycled_noise=0.15, matrix_rate=0.01, rate=7e-4),
 )
 
 RECIPES = {"person": PERSON, "company": COMPANY}
@@ -145,7 +148,8 @@ def train_codec_stage(recipe: Recipe, out: Path) -> MiniVAE:
     clip_sets = [render_clips(out / "data", recipe.strangers), render_clips(out / "data", recipe.gallery)]
     held_out_clips = range(recipe.held_out_strangers.clips)
     held_out = torch.stack([to_float(make_clip(recipe.held_out_strangers, clip)[0]) for clip in held_out_clips])
-    vae = train_codec(out / "codec", recipe.codec, clip_sets, held_out)
+    start = _start(recipe)
+    vae = train_codec(out / "codec", recipe.codec, clip_sets, held_out, start.vae if start else None)
     calibrate(vae, clip_sets)
     torch.save(vae.state_dict(), out / "codec" / "vae.pt")
     return vae
@@ -153,7 +157,7 @@ def train_codec_stage(recipe: Recipe, out: Path) -> MiniVAE:
 
 def train_pretrain_stage(recipe: Recipe, out: Path) -> Generator:
     """Before stage 1, optional: flow matching of a bidirectional model on the gallery's latents."""
-    data = GalleryData(recipe, out, "pretrain")
+    data = GeneratorData(recipe, out, "pretrain")
     evaluation = _held_out_error(recipe, out)
     generator = train_bidirectional(
         out / "pretrain", recipe.pretrain, data.clips.latents, data.channel_weights, evaluation
@@ -165,12 +169,13 @@ def train_pretrain_stage(recipe: Recipe, out: Path) -> Generator:
 def train_diffusion_stage(recipe: Recipe, out: Path) -> Generator:
     """Stage 1 of AAPT: teacher-forced flow matching on the gallery's latents.
 
-    A new run starts from the conversion of the stage pretrain if that has finished, else from random weights. Raises
-    ValueError if one that has begun from random weights would go on where pretrain has finished since.
+    A new run starts from the conversion of the stage pretrain if that has finished, else from the recipe's `start`, else
+    from random weights. Raises ValueError if one that has begun from something else would go on.
     """
-    start = _pretrained(recipe, out)
-    _note_start(out / "diffusion", "random weights" if start is None else "stage pretrain")
-    data = GalleryData(recipe, out, "diffusion")
+    pretrained, given = _pretrained(recipe, out), _start(recipe)
+    start = pretrained or (given.generator if given else None)
+    _note_start(out / "diffusion", "stage pretrain" if pretrained else recipe.start or "random weights")
+    data = GeneratorData(recipe, out, "diffusion")
     generator = train_diffusion(
         out / "diffusion", recipe.diffusion, data.clips, data.channel_weights, data.evaluation, start
     )
@@ -181,7 +186,7 @@ def train_diffusion_stage(recipe: Recipe, out: Path) -> Generator:
 def train_consistency_stage(recipe: Recipe, out: Path) -> Generator:
     """Stage 2 of AAPT: consistency distillation of stage 1."""
     teacher = _load_generator(recipe, out, "diffusion")
-    data = GalleryData(recipe, out, "consistency")
+    data = GeneratorData(recipe, out, "consistency")
     generator = train_consistency(
         out / "consistency", recipe.consistency, teacher, data.clips, data.channel_weights, data.evaluation
     )
@@ -193,7 +198,7 @@ def train_adversarial_stage(recipe: Recipe, out: Path) -> Generator:
     """Stage 3 of AAPT: student forcing. Starts from stage 2 if it has finished, the discriminator from stage 1."""
     trunk = _load_generator(recipe, out, "diffusion")
     start = _load_generator(recipe, out, last_stage(out, before="adversarial"))
-    data = GalleryData(recipe, out, "adversarial")
+    data = GeneratorData(recipe, out, "adversarial")
     generator = train_adversarial(
         out / "adversarial", recipe.adversarial, start, trunk, data.clips, data.channel_weights, data.evaluation
     )
@@ -201,19 +206,24 @@ def train_adversarial_stage(recipe: Recipe, out: Path) -> Generator:
     return generator
 
 
-class GalleryData:
-    """What the stages of the generator train on: the gallery's clips in the finished codec's latents.
+class GeneratorData:
+    """What the stages of the generator train on: clips of gallery and strangers in the finished codec's latents.
 
     `clips`; `channel_weights` [C] of the loss; `evaluation`, whose sample sheets go to the stage's folder.
     """
 
     def __init__(self, recipe: Recipe, out: Path, stage: str) -> None:
         vae, model = _load_codec(recipe, out), recipe.diffusion.model
-        clip_set = render_clips(out / "data", recipe.gallery)
-        latents = encode_clips(vae, clip_set, out / "data" / f"{recipe.gallery.name}.latents.pt")
-        self.clips = LatentClips(latents, clip_set.points, model)
+        configs = (recipe.gallery, recipe.strangers)
+        sets = [render_clips(out / "data", config) for config in configs]
+        latents = torch.cat([encode_clips(vae, each, out / "data" / f"{each.config.name}.latents.pt") for each in sets])
+        persons = [config.identity_seed(clip) for config in configs for clip in range(config.clips)]
+        self.clips = LatentClips(latents, torch.cat([each.points for each in sets]), model, torch.tensor(persons))
         self.channel_weights = decoder_sensitivity(vae.decode, latents[:4, :, :6])
-        self.evaluation = HeldOutRollout(vae, model, recipe.held_out_gallery, out / stage / "samples.png")
+        self.evaluation = Evaluations(
+            HeldOutRollout(vae, model, recipe.held_out_gallery, out / stage / "samples.png"),
+            HeldOutRollout(vae, model, recipe.held_out_strangers, out / stage / "strangers.png"),
+        )
 
 
 @torch.no_grad()
@@ -267,6 +277,17 @@ class HeldOutRollout:
         return {**{f"psnr_{mark}": float(curve[mark]) for mark in marks}, "sharpness": float(sharp)}
 
 
+class Evaluations:
+    """The evaluations of a stage of the generator: on the gallery, and under "strangers_..." on people nobody knows."""
+
+    def __init__(self, gallery: HeldOutRollout, strangers: HeldOutRollout) -> None:
+        self._gallery, self._strangers = gallery, strangers
+
+    def __call__(self, generator: Generator) -> dict[str, float]:
+        strangers = self._strangers(generator)
+        return {**self._gallery(generator), **{f"strangers_{name}": value for name, value in strangers.items()}}
+
+
 def export(recipe: Recipe, out: Path) -> Path:
     """Write the bundle `out`/NAME: weights in float16, first frames, their poses."""
     bundle = out / recipe.name
@@ -291,6 +312,10 @@ def _load_codec(recipe: Recipe, out: Path) -> MiniVAE:
     vae = MiniVAE(recipe.codec.model)
     vae.load_state_dict(torch.load(path, weights_only=True))
     return vae.eval().requires_grad_(False)
+
+
+def _start(recipe: Recipe) -> StreamModel | None:
+    return load_model(recipe.start) if recipe.start else None
 
 
 def _pretrained(recipe: Recipe, out: Path) -> Generator | None:
