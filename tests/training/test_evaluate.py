@@ -86,7 +86,7 @@ def nano() -> StreamModel:
 def test_a_perfect_model_reaches_the_ceiling(monkeypatch: pytest.MonkeyPatch) -> None:
     truths = [make_truth(TINY, clip) for clip in range(2)]
     answers = iter([torch.stack([t.video for t in truths]), torch.stack([t.mirrored_video for t in truths])])
-    monkeypatch.setattr(evaluate, "_generate", lambda *arguments: next(answers))
+    monkeypatch.setattr(evaluate, "generate_video", lambda *arguments: next(answers))
     tables = evaluate_person([Row("model", nano())], perfect_eyes(), None, TINY).tables
     drift = {row["what"]: row for row in tables["drift"]}
     assert drift["model psnr"]["frame 12"] == 100 and drift["model ssim"]["mean"] == pytest.approx(1)
@@ -106,7 +106,7 @@ def test_a_perfect_model_reaches_the_ceiling(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_a_model_that_ignores_the_mirrored_request_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     truth = torch.stack([make_truth(TINY, clip).video for clip in range(2)])
-    monkeypatch.setattr(evaluate, "_generate", lambda *arguments: truth)
+    monkeypatch.setattr(evaluate, "generate_video", lambda *arguments: truth)
     tables = evaluate_person([Row("model", nano())], perfect_eyes(), None, TINY).tables
     assert tables["mirror"][0]["share"] == 0
     control = {row["what"]: row["mean"] for row in tables["control"]}

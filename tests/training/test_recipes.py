@@ -26,29 +26,30 @@ from aapt_fast.training.pretrain import PretrainConfig
 from aapt_fast.training.recipes import COMPANY, COMPANY_CLIPS, PERSON, Recipe
 from aapt_fast.worlds.company import Company
 
-CLIPS = {"strangers": 2, "gallery": 4, "held_out_strangers": 1, "held_out_gallery": 4, "first_frames": 2, "held_out": 1}
+CLIPS = {"strangers": 2, "gallery": 4, "held_out_strangers": 4, "held_out_gallery": 4, "first_frames": 2}
 
 
 def tiny(recipe: Recipe) -> Recipe:
     """Everything of a recipe, smaller."""
-    sets = {name: getattr(recipe, name) for name in CLIPS}
     smaller = {
-        name: dataclasses.replace(config, clips=CLIPS[name], frames=min(config.frames, 25), size=32)
-        for name, config in sets.items()
+        name: dataclasses.replace(config, clips=clips, frames=min(config.frames, 25), size=32)
+        for name, clips in CLIPS.items()
+        for config in [getattr(recipe, name)]
     }
+    held_out = tuple(dataclasses.replace(config, clips=1, frames=25, size=32) for config in recipe.held_out)
     vae = MiniVAEConfig(encoder_widths=(4, 4, 4), decoder_widths=(4, 4, 4))
     short = {"steps": 3, "batch": 2, "evaluate_every": 2}
     return dataclasses.replace(
         recipe,
         **smaller,
+        held_out=held_out,
+        start=None,
         pose=PoseNetworkConfig(size=32, widths=(4, 4, 4), clips=2, held_out=1, frames=2, steps=2, batch=2),
         codec=CodecConfig(model=vae, steps=3, batch=1, crop=32, evaluate_every=2, compile=False),
         pretrain=PretrainConfig(bidirectional(NANO), clip_frames=5, **short),
         diffusion=DiffusionConfig(NANO, clip_frames=5, **short),
         consistency=ConsistencyConfig(NANO, clip_frames=5, **short),
-        adversarial=AdversarialConfig(
-            NANO, segment_frames=3, adversarial=0.1, discriminator_alone=1, **short
-        ),
+        adversarial=AdversarialConfig(NANO, segment_frames=3, adversarial=0.1, discriminator_alone=1, **short),
     )
 
 
@@ -56,9 +57,12 @@ def tiny(recipe: Recipe) -> Recipe:
 def test_from_an_empty_folder_to_a_session(name: str, tmp_path: Path) -> None:
     recipe = tiny(recipes.RECIPES[name])
     recipes.train(recipe, tmp_path, recipes.STAGES)
-    for stage in ("codec", *recipes.GENERATOR_STAGES):
+    for stage in ("codec", *recipes.GENERATOR_STAGES, "reconstruction"):
         assert all((tmp_path / stage / name).stat().st_size > 0 for name in ("log.csv", "samples.png"))
-    assert "mirrored pose followed" in (tmp_path / "evaluation" / "report.md").read_text()
+    for config in recipe.held_out:
+        report = (tmp_path / "evaluation" / config.name / "report.md").read_text()
+        assert "mirrored pose followed" in report and all(f"| {row} |" in report for row, _, _ in recipes.COMPARED)
+        assert ("### futures" in report) == (name == "company")
     file = tmp_path / recipe.name / "model.safetensors"
     model, gallery = aapt_fast.load_model(file), aapt_fast.load_gallery(file)
     assert len(gallery) == 2 and len(gallery[0].pose) == 17
@@ -107,9 +111,9 @@ def test_a_stage_1_that_has_begun_does_not_change_its_start(tmp_path: Path) -> N
 def test_stages_in_the_wrong_order_say_what_is_missing(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"out: expected a folder with a finished codec"):
         recipes.train(PERSON, tmp_path, ("diffusion",))
-    with pytest.raises(ValueError, match=r"out: expected a folder with a finished stage 1"):
+    with pytest.raises(ValueError, match=r"out: expected a folder with a finished stage diffusion"):
         recipes.train(PERSON, tmp_path, ("export",))
-    with pytest.raises(ValueError, match=r"finished stage 1 .* run stage diffusion first"):
+    with pytest.raises(ValueError, match=r"finished stage diffusion .* run stage diffusion first"):
         recipes.train(PERSON, tmp_path, ("adversarial",))
     with pytest.raises(ValueError, match=r"stage: expected codec \| pretrain \| diffusion \| .*, got sing"):
         recipes.train(PERSON, tmp_path, ("sing",))
@@ -118,13 +122,40 @@ def test_stages_in_the_wrong_order_say_what_is_missing(tmp_path: Path) -> None:
 @pytest.mark.parametrize("recipe", recipes.RECIPES.values(), ids=recipes.RECIPES)
 def test_held_out_motions_are_held_out_and_persons_are_known(recipe: Recipe) -> None:
     trained = {each.motion_seed(clip) for each in (recipe.strangers, recipe.gallery) for clip in range(each.clips)}
-    held_out = (recipe.held_out_strangers, recipe.held_out_gallery, recipe.first_frames, recipe.held_out)
+    held_out = (recipe.held_out_strangers, recipe.held_out_gallery, recipe.first_frames, *recipe.held_out)
     assert not trained & {each.motion_seed(clip) for each in held_out for clip in range(each.clips)}
+    seen = {each.identity_seed(clip) for each in (recipe.strangers, recipe.gallery) for clip in range(each.clips)}
+    unseen = [each for each in held_out if each.identities == 0]
+    assert unseen and not seen & {each.identity_seed(clip) for each in unseen for clip in range(each.clips)}
     known = {recipe.gallery.identity_seed(clip) for clip in range(recipe.gallery.clips)}
     assert known == set(range(recipe.gallery.identities))
-    assert known >= {each.identity_seed(clip) for each in held_out[1:] for clip in range(each.clips)}
-    sets = [getattr(recipe, name) for name in CLIPS]
+    assert known >= {each.identity_seed(clip) for each in held_out if each.identities for clip in range(each.clips)}
+    sets = [*(getattr(recipe, name) for name in CLIPS), *recipe.held_out]
     assert len({each.name for each in sets}) == len(sets) and len({each.company for each in sets}) == 1
+
+
+def test_a_recipe_may_start_from_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Codec and stage 1 get the weights of a file that another run has exported."""
+    recipe, starts = tiny(PERSON), []
+    recipes.train(recipe, tmp_path / "first", ("codec", "diffusion", "export"))
+    file = tmp_path / "first" / recipe.name / "model.safetensors"
+
+    def note_codec(folder, config, clip_sets, held_out, start):
+        starts.append(start)
+        return start
+
+    def note_diffusion(folder, config, clips, channel_weights, evaluate, start):
+        starts.append(start)
+        return start
+
+    monkeypatch.setattr(recipes, "train_codec", note_codec)
+    monkeypatch.setattr(recipes, "train_diffusion", note_diffusion)
+    (tmp_path / "second" / "codec").mkdir(parents=True)
+    recipes.train(dataclasses.replace(recipe, start=str(file)), tmp_path / "second", ("codec", "diffusion"))
+    expected = aapt_fast.load_model(file)
+    assert torch.equal(starts[0].linear_encoder.weight, expected.vae.linear_encoder.weight)
+    assert torch.equal(starts[1].unpatch.weight, expected.generator.unpatch.weight)
+    assert (tmp_path / "second" / "diffusion" / "start.txt").read_text() == str(file)
 
 
 def test_company_has_more_persons_and_company() -> None:

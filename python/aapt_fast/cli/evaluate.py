@@ -11,7 +11,7 @@ from pathlib import Path
 from aapt_fast.errors import require
 from aapt_fast.models.checkpoint import load_model
 from aapt_fast.training.data import ClipSetConfig
-from aapt_fast.training.evaluate import HELD_OUT, Row, evaluate_person
+from aapt_fast.training.evaluate import HELD_OUT, HELD_OUT_SETS, Row, evaluate_person
 from aapt_fast.training.pose_network import PoseNetworkConfig, pose_reader
 
 CACHE = Path("~/.cache/aapt_fast")
@@ -25,6 +25,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="NAME=MODEL[:NFE]",
         help="instead of `model`, and repeated: several models, or one at several nfe, in one report",
+    )
+    parser.add_argument(
+        "--held-out",
+        choices=HELD_OUT_SETS,
+        default="gallery",
+        help="persons that the model knows, strangers, or persons in company (default %(default)s)",
     )
     parser.add_argument("--nfe", type=int, default=1, help="network evaluations per step, of rows that give none")
     parser.add_argument("--clips", type=int, default=HELD_OUT.clips, help="held-out motions (default %(default)s)")
@@ -44,7 +50,7 @@ def run(arguments: argparse.Namespace) -> None:
     rows = _rows(arguments.row or [f"model={arguments.model or 'mini-person'}"], arguments.nfe)
     size = rows[0].model.video_size[0]
     config: ClipSetConfig = dataclasses.replace(
-        HELD_OUT, clips=arguments.clips, frames=1 + 4 * -(-arguments.frames // 4), size=size
+        HELD_OUT_SETS[arguments.held_out], clips=arguments.clips, frames=1 + 4 * -(-arguments.frames // 4), size=size
     )
     pose = pose_reader(PoseNetworkConfig(size=size), arguments.pose_network.expanduser())
     report = evaluate_person(rows, pose, arguments.out, config)

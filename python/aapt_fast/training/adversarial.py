@@ -214,8 +214,9 @@ def generator_pull(
 ) -> Tensor:
     """The gradient of the generator's loss with respect to the generated frames, of the shape of segment.fake.
 
-    The loss is the weighted sum of reconstruction and relativistic loss. With `balanced` the relativistic part is scaled
-    until its gradient's norm is `adversarial` times the reconstruction's, as VQGAN does (Esser et al. 2021, equation 7).
+    The loss is the weighted sum of reconstruction and relativistic loss. With `balanced` the relativistic part is
+    scaled until its gradient's norm is `adversarial` times the reconstruction's, as in VQGAN (Esser et al. 2021,
+    equation 7).
     """
     frames = segment.fake.detach().requires_grad_()
     pull, length = torch.zeros_like(frames), 1.0

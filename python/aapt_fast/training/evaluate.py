@@ -6,11 +6,13 @@
 
 Drift curves, distance of the joints, Frechet distance, dynamic degree, mirror test and latency. Every number of a model
 comes with baselines: repeating the first frame (no model at all), the codec on the truth (the best that the latent
-space allows) and, where it says something, the true frames.
+space allows) and, where it says something, the true frames. In company, where one truth is not the only one, also: is
+the video one of the possible futures or their average (`training/several_futures.py`)?
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +23,6 @@ from tqdm import tqdm
 
 from aapt_fast.errors import require
 from aapt_fast.models.stream_model import StreamModel, VideoVAE
-from aapt_fast.streaming.controls import clip_controls
 from aapt_fast.training.data import ClipSetConfig, film, to_float
 from aapt_fast.training.metrics import frame_change, psnr, sharpness, ssim
 from aapt_fast.training.pose_network import PoseReader, joint_distance
@@ -36,13 +37,21 @@ from aapt_fast.training.report import (
     mirrored,
     write_report,
 )
-from aapt_fast.training.rollout import rollout
+from aapt_fast.training.rollout import decode_as_stream, generate_video
+from aapt_fast.training.several_futures import measure_futures
 from aapt_fast.training.sheet import save_sheet
 from aapt_fast.training.step_latency import step_latency
+from aapt_fast.worlds.company import Company
 from aapt_fast.worlds.motions import random_motion
 from aapt_fast.worlds.skeleton import draw_skeleton, mirror
 
-HELD_OUT = ClipSetConfig("held-out", clips=32, frames=241, identities=16, seed=4)
+GALLERY, COMPANY_GALLERY = 16, 64  # persons and rooms that the models know
+HELD_OUT = ClipSetConfig("held-out", clips=32, frames=241, identities=GALLERY, seed=4)
+HELD_OUT_SETS = {
+    "gallery": HELD_OUT,
+    "strangers": ClipSetConfig("held-out-unseen", clips=32, frames=241, seed=9),
+    "company": dataclasses.replace(HELD_OUT, name="company-held-out", identities=COMPANY_GALLERY, company=Company()),
+}
 MIRROR_FROM = 12  # the video frame from which the mirror test looks
 SHEET_FRAMES = (0, 4, 12, 24, 40, 60, 80, 120, 160, 200, 240, 300, 360)
 
@@ -101,15 +110,17 @@ def evaluate_person(
                 measured.latency[row.name] = step_latency(row.model, truth[0, :, 0], points[0], row.nfe)
         videos, mirrored_videos = [], []
         for row in rows:
-            videos.append(_generate(row, truth, points, seeds))
+            videos.append(generate_video(row.model, truth[:, :, :1], points, seeds, row.nfe))
             _measure(measured, pose, row.name, videos[-1], truth, points)
-            mirrored_videos.append(_generate(row, truth, mirrored_points, seeds))
+            mirrored_videos.append(generate_video(row.model, truth[:, :, :1], mirrored_points, seeds, row.nfe))
             joints, _ = pose.see(mirrored_videos[-1])
             measured.add_curve(mirrored(row.name), "joints", joint_distance(joints, mirrored_points, config.size))
             measured.add_followed(row.name, _right_side(mirrored_videos[-1], mirrored_truth, truth))
         for name, vae in codecs.items():
             _measure(measured, pose, name, _codec(vae, truth), truth, points)
         _measure(measured, pose, STILL, truth[:, :, :1].expand_as(truth), truth, points)
+        if config.company is not None:
+            measure_futures(measured, {row.name: (row.model, row.nfe) for row in rows}, config, clips)
         measured.add_curve(TRUTH, "change", frame_change(truth))
         _see(measured, pose, TRUTH, truth, points)
         _see(measured, pose, mirrored(TRUTH), mirrored_truth, mirrored_points)
@@ -162,16 +173,6 @@ def _describe(pose: PoseReader) -> str:
     )
 
 
-def _generate(row: Row, truth: Tensor, points: Tensor, seeds: Tensor) -> Tensor:
-    """Videos [B, 3, T, H, W] from the first video frame of `truth` and the poses `points` [B, T, 19, 3]."""
-    model, control = row.model, row.model.control
-    assert control is not None
-    image = model.vae.encode(truth[:, :, :1])
-    controls = clip_controls(points, control, (image.shape[-2], image.shape[-1]))
-    frames = rollout(model.generator, image, controls, seeds, row.nfe)
-    return _decode(model.vae, torch.cat([image, frames], dim=2))
-
-
 def _distinct_codecs(rows: Sequence[Row]) -> dict[str, VideoVAE]:
     """The codecs of the rows by name, each once: `codec` if there is one, else `codec of` the first row with it."""
     found: list[Row] = []
@@ -187,14 +188,7 @@ def _same_weights(a: VideoVAE, b: VideoVAE) -> bool:
 
 
 def _codec(vae: VideoVAE, truth: Tensor) -> Tensor:
-    return torch.cat([_decode(vae, vae.encode(video)) for video in truth.split(1)])
-
-
-def _decode(vae: VideoVAE, latents: Tensor, chunk: int = 8) -> Tensor:
-    """Decode in chunks of frames, as a stream, so that memory stays small."""
-    stream = vae.stream()
-    first, rest = latents[:, :, :1], latents[:, :, 1:]
-    return torch.cat([stream.decode(part) for part in (first, *rest.split(chunk, dim=2))], dim=2)
+    return torch.cat([decode_as_stream(vae, vae.encode(video)) for video in truth.split(1)])
 
 
 def _right_side(video: Tensor, mirrored_truth: Tensor, truth: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How close a video is to the truth.
 
-All but the Frechet distance take video [..., 3, T, H, W] in -1..1 and return one value per video frame.
+All but Frechet distance and diversity take video [..., 3, T, H, W] in -1..1 and return one value per video frame.
 Where chance has a part there are many truths, `futures`: then a video should be one of them, and not their average.
 """
 
@@ -83,17 +83,17 @@ def nearest_future(video: Tensor, futures: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def diversity(samples: Tensor, futures: Tensor) -> Tensor:
-    """How much samples [B, S, 3, T, H, W] of a model vary, relative to the futures [B, K, 3, T, H, W]; [B, T].
+    """How much samples [B, S, 3, T, H, W] of a model vary, relative to the futures [B, K, 3, T, H, W]; [B].
 
-    A ratio of variances: 1 varies as the truth, 0 is one answer to every noise, an average for example. Noise counts as
-    variety, so read it beside `sharpness`. 0 / 0 where the futures have not parted yet: not a number. Raises ValueError
-    for fewer than two samples or futures, or other shapes.
+    A ratio of variances, both summed over the clip, for in its first video frames futures hardly differ. 1 varies as
+    the truth, 0 is one answer to every noise, an average for example. Noise counts as variety, so read it beside
+    `sharpness`. Raises ValueError for fewer than two samples or futures, or other shapes.
     """
     require_shape("samples", samples, "B", "S", 3, "T", "H", "W")
     require_shape("futures", futures, len(samples), "K", *samples.shape[2:])
     require(samples.shape[1] > 1, "samples", "at least 2 per clip", samples.shape[1])
     require(futures.shape[1] > 1, "futures", "at least 2 per clip", futures.shape[1])
-    return samples.var(1).mean(dim=(1, 3, 4)) / futures.var(1).mean(dim=(1, 3, 4))
+    return samples.var(1).sum(dim=(1, 2, 3, 4)) / futures.var(1).sum(dim=(1, 2, 3, 4))
 
 
 def _luma(video: Tensor) -> Tensor:

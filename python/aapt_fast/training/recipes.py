@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Recipes: which data, which stages and which settings make a model.
 
-make train-person        # renders, trains the codec and stage 1, exports and evaluates; resumable at any kill
-aapt-fast train company --out runs/company  # the same for 64 persons in company; not run to its end yet
+make train-person        # from nothing to the evaluated one-step weights; resumable at any kill
+aapt-fast train company --out runs/company  # persons in company, from the weights of the bundled model
 
-The later stages of AAPT start from what is there: consistency from stage 1, adversarial from consistency if that has
-finished, else from stage 1. What is exported and evaluated is the last stage that has finished. The optional stage
-pretrain trains a bidirectional model; once it has finished, a new stage 1 starts from its conversion.
+The stages of AAPT start from what is there: stage 1 from the stage pretrain (a bidirectional model, converted), from
+the recipe's `start` or from random weights, consistency from stage 1, adversarial from consistency if that has
+finished, else from stage 1. `reconstruction` is no stage of AAPT but its baseline: adversarial training without an
+adversary. What is exported is the last stage of AAPT that has finished; the evaluation compares all that have.
 """
 
 from __future__ import annotations
@@ -20,33 +21,38 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from aapt_fast.errors import require
+from aapt_fast.errors import require, require_type
 from aapt_fast.models.checkpoint import load_model, save_model
-from aapt_fast.models.config import GeneratorConfig
 from aapt_fast.models.convert import bidirectional, to_autoregressive
 from aapt_fast.models.generator import Generator
 from aapt_fast.models.mini_vae import MiniVAE
 from aapt_fast.models.presets import MINI_PERSON
 from aapt_fast.models.stream_model import StreamModel
-from aapt_fast.streaming.controls import clip_controls
 from aapt_fast.training.adversarial import AdversarialConfig, train_adversarial
 from aapt_fast.training.clips import LatentClips
 from aapt_fast.training.codec import CodecConfig, train_codec
 from aapt_fast.training.consistency import ConsistencyConfig, train_consistency
 from aapt_fast.training.data import ClipSet, ClipSetConfig, film, make_clip, render_clips, to_float
 from aapt_fast.training.diffusion import DiffusionConfig, decoder_sensitivity, train_diffusion
-from aapt_fast.training.evaluate import HELD_OUT, Row, evaluate_person
-from aapt_fast.training.metrics import psnr, sharpness
+from aapt_fast.training.evaluate import COMPANY_GALLERY, GALLERY, HELD_OUT_SETS, Row, evaluate_person
+from aapt_fast.training.held_out import Evaluations, HeldOutRollout
 from aapt_fast.training.pose_network import PoseNetworkConfig, pose_reader
 from aapt_fast.training.pretrain import HeldOutError, PretrainConfig, train_bidirectional
-from aapt_fast.training.rollout import rollout
-from aapt_fast.training.sheet import save_sheet
 from aapt_fast.worlds.company import Company
 from aapt_fast.worlds.motions import random_motion
 
-STAGES = ("codec", "pretrain", "diffusion", "consistency", "adversarial", "export", "evaluate")
-MAIN_STAGES = ("codec", "pretrain", "diffusion", "export", "evaluate")  # what makes the bundled model
+STAGES = ("codec", "pretrain", "diffusion", "consistency", "reconstruction", "adversarial", "export", "evaluate")
+MAIN_STAGES = tuple(stage for stage in STAGES if stage != "reconstruction")  # what makes the bundled model
 GENERATOR_STAGES = ("diffusion", "consistency", "adversarial")
+COMPARED = (
+    ("diffusion, 8 evaluations", "diffusion", 8),
+    ("diffusion, 4 evaluations", "diffusion", 4),
+    ("diffusion, 1 evaluation", "diffusion", 1),
+    ("consistency", "consistency", 1),
+    ("reconstruction only", "reconstruction", 1),
+    ("adversarial", "adversarial", 1),
+)
+"""Rows of the evaluation: name, stage, evaluations per step."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +65,7 @@ class Recipe:
     held_out_strangers: ClipSetConfig  # for the evaluations during training: nobody has seen these
     held_out_gallery: ClipSetConfig
     first_frames: ClipSetConfig  # the gallery that comes with the model
-    held_out: ClipSetConfig  # for the final evaluation
+    held_out: tuple[ClipSetConfig, ...]  # for the final evaluations; the first is the gallery's
     pose: PoseNetworkConfig  # what reads joints off the final evaluation's videos; nothing is trained with it
     codec: CodecConfig
     pretrain: PretrainConfig
@@ -69,7 +75,6 @@ class Recipe:
     start: str | None = None  # a bundled model or a file, whose weights the codec and stage 1 start from
 
 
-GALLERY = 16  # persons and rooms the generator knows
 STRANGERS_CLIPS = ClipSetConfig("open", clips=640, seed=1)
 GALLERY_CLIPS = ClipSetConfig("gallery", clips=960, identities=GALLERY, seed=2)
 HELD_OUT_STRANGERS = ClipSetConfig("held-out-strangers", clips=8, seed=3)
@@ -83,16 +88,15 @@ PERSON = Recipe(
     held_out_strangers=HELD_OUT_STRANGERS,
     held_out_gallery=HELD_OUT_GALLERY,
     first_frames=FIRST_FRAMES,
-    held_out=HELD_OUT,
+    held_out=(HELD_OUT_SETS["gallery"], HELD_OUT_SETS["strangers"]),
     pose=PoseNetworkConfig(),
     codec=CodecConfig(),
-    pretrain=PretrainConfig(model=bidirectional(MINI_PERSON)),
+    pretrain=PretrainConfig(model=bidirectional(MINI_PERSON), steps=500),
     diffusion=DiffusionConfig(model=MINI_PERSON, steps=5500, recycled_noise=0.15),
     consistency=ConsistencyConfig(model=MINI_PERSON),
     adversarial=AdversarialConfig(model=MINI_PERSON, adversarial=0.02),
 )
 
-COMPANY_GALLERY = 64
 COMPANY_CLIPS = ClipSetConfig("company", clips=640, identities=COMPANY_GALLERY, seed=2, company=Company())
 
 
@@ -110,7 +114,7 @@ COMPANY = dataclasses.replace(
     held_out_strangers=_in_company(HELD_OUT_STRANGERS),
     held_out_gallery=_in_company(HELD_OUT_GALLERY),
     first_frames=_in_company(FIRST_FRAMES),
-    held_out=_in_company(HELD_OUT),
+    held_out=(HELD_OUT_SETS["company"],),
     start="mini-person",
     codec=CodecConfig(steps=1200, learning_rate=1e-3, gan_from=0.6),
     diffusion=DiffusionConfig(model=MINI_PERSON, steps=2000, recycled_noise=0.15, matrix_rate=0.01, rate=7e-4),
@@ -134,13 +138,13 @@ def train(recipe: Recipe, out: Path, stages: tuple[str, ...] = MAIN_STAGES) -> N
         train_diffusion_stage(recipe, out)
     if "consistency" in stages:
         train_consistency_stage(recipe, out)
-    if "adversarial" in stages:
-        train_adversarial_stage(recipe, out)
+    for stage in ("reconstruction", "adversarial"):
+        if stage in stages:
+            train_adversarial_stage(recipe, out, stage)
     if "export" in stages:
         export(recipe, out)
     if "evaluate" in stages:
-        pose = pose_reader(recipe.pose, out / "pose_network")
-        evaluate_person([Row("model", _load_trained(recipe, out))], pose, out / "evaluation", recipe.held_out)
+        evaluate(recipe, out)
 
 
 def train_codec_stage(recipe: Recipe, out: Path) -> MiniVAE:
@@ -149,7 +153,7 @@ def train_codec_stage(recipe: Recipe, out: Path) -> MiniVAE:
     held_out_clips = range(recipe.held_out_strangers.clips)
     held_out = torch.stack([to_float(make_clip(recipe.held_out_strangers, clip)[0]) for clip in held_out_clips])
     start = _start(recipe)
-    vae = train_codec(out / "codec", recipe.codec, clip_sets, held_out, start.vae if start else None)
+    vae = train_codec(out / "codec", recipe.codec, clip_sets, held_out, _small_vae(start))
     calibrate(vae, clip_sets)
     torch.save(vae.state_dict(), out / "codec" / "vae.pt")
     return vae
@@ -169,8 +173,8 @@ def train_pretrain_stage(recipe: Recipe, out: Path) -> Generator:
 def train_diffusion_stage(recipe: Recipe, out: Path) -> Generator:
     """Stage 1 of AAPT: teacher-forced flow matching on the gallery's latents.
 
-    A new run starts from the conversion of the stage pretrain if that has finished, else from the recipe's `start`, else
-    from random weights. Raises ValueError if one that has begun from something else would go on.
+    A new run starts from the conversion of the stage pretrain if that has finished, else from the recipe's `start`,
+    else from random weights. Raises ValueError if one that has begun from something else would go on.
     """
     pretrained, given = _pretrained(recipe, out), _start(recipe)
     start = pretrained or (given.generator if given else None)
@@ -194,15 +198,19 @@ def train_consistency_stage(recipe: Recipe, out: Path) -> Generator:
     return generator
 
 
-def train_adversarial_stage(recipe: Recipe, out: Path) -> Generator:
-    """Stage 3 of AAPT: student forcing. Starts from stage 2 if it has finished, the discriminator from stage 1."""
+def train_adversarial_stage(recipe: Recipe, out: Path, stage: str = "adversarial") -> Generator:
+    """Stage 3 of AAPT: student forcing. Starts from stage 2 if it has finished, the discriminator from stage 1.
+
+    Stage "reconstruction" is the same without the adversarial loss, for as many updates of the generator.
+    """
     trunk = _load_generator(recipe, out, "diffusion")
     start = _load_generator(recipe, out, last_stage(out, before="adversarial"))
-    data = GeneratorData(recipe, out, "adversarial")
-    generator = train_adversarial(
-        out / "adversarial", recipe.adversarial, start, trunk, data.clips, data.channel_weights, data.evaluation
-    )
-    torch.save(generator.state_dict(), out / "adversarial" / "generator.pt")
+    config, data = recipe.adversarial, GeneratorData(recipe, out, stage)
+    if stage == "reconstruction":
+        alone = config.discriminator_alone
+        config = dataclasses.replace(config, adversarial=0.0, balanced=False, steps=config.steps - alone)
+    generator = train_adversarial(out / stage, config, start, trunk, data.clips, data.channel_weights, data.evaluation)
+    torch.save(generator.state_dict(), out / stage / "generator.pt")
     return generator
 
 
@@ -249,45 +257,6 @@ def encode_clips(vae: MiniVAE, clip_set: ClipSet, path: Path) -> Tensor:
     return latents
 
 
-class HeldOutRollout:
-    """The evaluation during training: one-evaluation rollouts of held-out motions, PSNR at a few video frames.
-
-    Every call writes the sample sheet `sheet`: rows of truth and generated video.
-    """
-
-    def __init__(self, vae: MiniVAE, model: GeneratorConfig, config: ClipSetConfig, sheet: Path) -> None:
-        require(model.control is not None, "model.control", "a pose control", None)
-        assert model.control is not None
-        clips = [make_clip(config, i) for i in range(config.clips)]
-        self._vae, self._sheet = vae, sheet
-        self._truth = torch.stack([to_float(video) for video, _ in clips])
-        self._controls = clip_controls(torch.stack([points for _, points in clips]), model.control, model.grid)
-        self._image = vae.encode(self._truth[:, :, :1]).detach()
-
-    @torch.no_grad()
-    def __call__(self, generator: Generator) -> dict[str, float]:
-        frames = rollout(generator, self._image, self._controls, torch.arange(len(self._truth)))
-        video = self._vae.decode(torch.cat([self._image, frames], dim=2))
-        picks = torch.linspace(0, video.shape[2] - 1, 9).long()
-        rows = [row[i][:, picks].transpose(0, 1) for i in range(4) for row in (self._truth, video)]
-        save_sheet(self._sheet, rows, zoom=2)
-        curve = psnr(video, self._truth).mean(0)
-        sharp = sharpness(video, self._truth)[:, len(curve) * 2 // 3 :].mean()
-        marks = [mark for mark in (4, 12, 40, 60, 120, 240) if mark < len(curve)]
-        return {**{f"psnr_{mark}": float(curve[mark]) for mark in marks}, "sharpness": float(sharp)}
-
-
-class Evaluations:
-    """The evaluations of a stage of the generator: on the gallery, and under "strangers_..." on people nobody knows."""
-
-    def __init__(self, gallery: HeldOutRollout, strangers: HeldOutRollout) -> None:
-        self._gallery, self._strangers = gallery, strangers
-
-    def __call__(self, generator: Generator) -> dict[str, float]:
-        strangers = self._strangers(generator)
-        return {**self._gallery(generator), **{f"strangers_{name}": value for name, value in strangers.items()}}
-
-
 def export(recipe: Recipe, out: Path) -> Path:
     """Write the bundle `out`/NAME: weights in float16, first frames, their poses."""
     bundle = out / recipe.name
@@ -306,6 +275,20 @@ def export(recipe: Recipe, out: Path) -> Path:
     return bundle
 
 
+def evaluate(recipe: Recipe, out: Path) -> None:
+    """Compare all finished stages on every held-out set; the reports go to `out`/evaluation/SET."""
+    _load_trained(recipe, out)  # says what is missing before the pose network takes its time
+    pose = pose_reader(recipe.pose, out / "pose_network")
+    vae = _load_codec(recipe, out)
+    rows = [
+        Row(name, StreamModel(_load_generator(recipe, out, stage), vae, name=name), nfe)
+        for name, stage, nfe in COMPARED
+        if (out / stage / "generator.pt").exists()
+    ]
+    for config in recipe.held_out:
+        evaluate_person(rows, pose, out / "evaluation" / config.name, config)
+
+
 def _load_codec(recipe: Recipe, out: Path) -> MiniVAE:
     path = out / "codec" / "vae.pt"
     require(path.exists(), "out", f"a folder with a finished codec ({path})", "none; run stage codec first")
@@ -316,6 +299,14 @@ def _load_codec(recipe: Recipe, out: Path) -> MiniVAE:
 
 def _start(recipe: Recipe) -> StreamModel | None:
     return load_model(recipe.start) if recipe.start else None
+
+
+def _small_vae(model: StreamModel | None) -> MiniVAE | None:
+    if model is None:
+        return None
+    require_type("start", model.vae, MiniVAE)
+    assert isinstance(model.vae, MiniVAE)
+    return model.vae
 
 
 def _pretrained(recipe: Recipe, out: Path) -> Generator | None:
@@ -355,8 +346,7 @@ def last_stage(out: Path, before: str | None = None) -> str:
 
 def _load_generator(recipe: Recipe, out: Path, stage: str) -> Generator:
     path = out / stage / "generator.pt"
-    number = GENERATOR_STAGES.index(stage) + 1
-    require(path.exists(), "out", f"a folder with a finished stage {number} ({path})", f"none; run stage {stage} first")
+    require(path.exists(), "out", f"a folder with a finished stage {stage} ({path})", f"none; run stage {stage} first")
     generator = Generator(recipe.diffusion.model)
     generator.load_state_dict(torch.load(path, weights_only=True))
     return generator.eval().requires_grad_(False)

@@ -28,7 +28,8 @@ class Measurements:
 
     curves (name, metric) -> [clips, T], metrics psnr, ssim, sharpness, joints (pixels), change;
     features name -> [clips, T, D]; followed name -> [clips], whether the mirrored pose was followed;
-    latency name -> what `step_latency` returns; nfe name -> evaluations per step.
+    latency name -> what `step_latency` returns; nfe name -> evaluations per step; in company futures name -> nearest
+    and mean (dB) and sharpness [clips, T'], diversity [clips].
     """
 
     curves: dict[tuple[str, str], Tensor] = field(default_factory=dict)
@@ -36,6 +37,7 @@ class Measurements:
     followed: dict[str, Tensor] = field(default_factory=dict)
     latency: dict[str, dict[str, dict[str, float | None]]] = field(default_factory=dict)
     nfe: dict[str, int] = field(default_factory=dict)
+    futures: dict[str, dict[str, Tensor]] = field(default_factory=dict)
 
     def add_curve(self, name: str, metric: str, values: Tensor) -> None:
         """Append the curves [clips, T] of more clips."""
@@ -49,6 +51,11 @@ class Measurements:
     def add_followed(self, name: str, values: Tensor) -> None:
         """Append the answers [clips] of more clips."""
         self.followed[name] = torch.cat([self.followed[name], values]) if name in self.followed else values
+
+    def add_futures(self, name: str, values: dict[str, Tensor]) -> None:
+        """Append the values of more clips beside their several futures."""
+        before = self.futures.get(name, {})
+        self.futures[name] = {key: torch.cat([before[key], v]) if before else v for key, v in values.items()}
 
 
 def mirrored(name: str) -> str:
@@ -90,6 +97,8 @@ def make_report(measured: Measurements, pose_network: str) -> Report:
         "latency": latency_table(measured.latency),
     }
     tables = {"summary": summary_table(measured, curves, tables), **tables}
+    if measured.futures:
+        tables["futures"] = futures_table(measured.futures)
     clips, frames = next(iter(measured.curves.values())).shape
     features = next(iter(measured.features.values())).shape[-1]
     notes = {
@@ -103,10 +112,14 @@ def make_report(measured: Measurements, pose_network: str) -> Report:
         "frames of the same persons, for scale.",
         "dynamic degree": "Mean absolute change from one video frame to the next, divided by that of the truth. Less "
         "than 1 is a person that moves too little; flicker of what should stand still adds to it.",
+        "futures": "The same first frame and poses, continued by chance in several ways and by each row with several "
+        "seeds. Nearest: PSNR to the true future it is most like; mean: to the average of the futures. The higher the "
+        "second above the first, the more a video is an average. Diversity: variance between seeds over that between "
+        "true futures. Sharpness as above, of these video frames.",
         "latency": f"Milliseconds per step of one warm stream on this machine, threads: {torch.get_num_threads()}; "
         "`step` includes the decoder.",
     }
-    return Report(tables, {title: note.strip() for title, note in notes.items()})
+    return Report(tables, {title: note.strip() for title, note in notes.items() if title in tables})
 
 
 def drift_table(curves: Mapping[tuple[str, str], Tensor]) -> Table:
@@ -170,6 +183,25 @@ def mirror_table(followed: Mapping[str, Tensor]) -> Table:
         }
         for name, hits in followed.items()
     ]
+
+
+def futures_table(futures: Mapping[str, Mapping[str, Tensor]]) -> Table:
+    """Means over clips and video frames; a mean future is no number of PSNR for what is that mean itself."""
+    table: Table = []
+    for name, curves in futures.items():
+        nearest, mean = float(curves["nearest"].mean()), float(curves["mean"].mean())
+        itself = mean > 90
+        table.append(
+            {
+                "what": name,
+                "nearest future dB": round(nearest, 2),
+                "mean future dB": _shown(None if itself else mean, 2),
+                "mean above nearest dB": _shown(None if itself else mean - nearest, 2),
+                "sharpness": round(float(curves["sharpness"].mean()), 3),
+                "diversity": round(float(curves["diversity"].mean()), 3),
+            }
+        )
+    return table
 
 
 def latency_table(latency: Mapping[str, Mapping[str, Mapping[str, float | None]]]) -> Table:

@@ -8,7 +8,9 @@ from torch import Tensor
 
 from aapt_fast.models.generator import Generator
 from aapt_fast.models.sampler import sample_frame
+from aapt_fast.models.stream_model import StreamModel, VideoVAE
 from aapt_fast.ops import philox_normal
+from aapt_fast.streaming.controls import clip_controls
 
 
 def rollout(generator: Generator, image: Tensor, controls: Tensor, seeds: Tensor, nfe: int = 1) -> Tensor:
@@ -24,3 +26,22 @@ def rollout(generator: Generator, image: Tensor, controls: Tensor, seeds: Tensor
         recycled = sample_frame(generator, noise, recycled, controls[:, :, step - 1 : step], caches)
         frames.append(recycled)
     return torch.cat(frames, dim=2)
+
+
+def generate_video(model: StreamModel, image: Tensor, points: Tensor, seeds: Tensor, nfe: int = 1) -> Tensor:
+    """Videos [B, 3, T, H, W] from first video frames `image` [B, 3, 1, H, W] in -1..1 and poses [B, T, J, 3].
+
+    The model has a pose control; `seeds` int64 [B] as in `rollout`.
+    """
+    control, latents = model.control, model.vae.encode(image)
+    assert control is not None
+    controls = clip_controls(points, control, (latents.shape[-2], latents.shape[-1]))
+    frames = rollout(model.generator, latents, controls, seeds, nfe)
+    return decode_as_stream(model.vae, torch.cat([latents, frames], dim=2))
+
+
+def decode_as_stream(vae: VideoVAE, latents: Tensor, chunk: int = 8) -> Tensor:
+    """Latents [B, C, 1 + n, h, w] -> video [B, 3, 1 + 4 n, H, W], `chunk` frames at once so that memory stays small."""
+    stream = vae.stream()
+    first, rest = latents[:, :, :1], latents[:, :, 1:]
+    return torch.cat([stream.decode(part) for part in (first, *rest.split(chunk, dim=2))], dim=2)
