@@ -3,9 +3,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import multiprocessing.pool
-import types
+import os
+import signal
 import warnings
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 
 import numpy as np
 import pytest
@@ -22,8 +24,7 @@ CONFIG = ClipSetConfig("tiny", clips=3, frames=5, size=16, seed=7)
 @pytest.fixture
 def threads(monkeypatch):
     """Renders in threads, so that a test need not wait for processes to import torch, and can break the rendering."""
-    context = types.SimpleNamespace(Pool=multiprocessing.pool.ThreadPool)
-    monkeypatch.setattr(data.multiprocessing, "get_context", lambda method: context)
+    monkeypatch.setattr(data, "ProcessPoolExecutor", lambda workers, *_, **__: ThreadPoolExecutor(workers))
 
 
 def test_processes_render_what_the_clip_numbers_say(tmp_path):
@@ -33,6 +34,21 @@ def test_processes_render_what_the_clip_numbers_say(tmp_path):
         video, points = make_clip(CONFIG, number)
         assert torch.equal(torch.from_numpy(np.array(clip_set.video[number])), video)
         assert torch.equal(clip_set.points[number], points)
+
+
+class Deadly(ClipSetConfig):
+    """Whoever asks it for a person is killed."""
+
+    def identity_seed(self, clip: int) -> int:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return 0
+
+
+@pytest.mark.timeout(60)
+def test_a_killed_worker_ends_the_rendering_in_words(tmp_path):
+    with pytest.raises(BrokenProcessPool):
+        render_clips(tmp_path, Deadly("tiny", clips=3, frames=5, size=16), workers=1)
+    assert not (tmp_path / "tiny.json").exists()
 
 
 def test_clip_is_video_in_minus_one_to_one_and_ours_to_change(tmp_path, threads):

@@ -93,6 +93,20 @@ def test_signals_are_ours_during_steps_only(tmp_path, kind):
     assert TrainingRun(tmp_path, Settings(), {}).step == 1
 
 
+def test_a_second_signal_is_obeyed_at_once(tmp_path):
+    """In the middle of a step, which may take minutes; the checkpoint is that of the step before."""
+    run = TrainingRun(tmp_path, Settings(), {})
+    with pytest.raises(KeyboardInterrupt, match=r"stopped in step 2; .* holds the last checkpoint"):
+        for step in run.steps(5, seed=0):
+            if step == 1:
+                run.save()
+            if step == 2:
+                signal.raise_signal(signal.SIGINT)
+                signal.raise_signal(signal.SIGINT)
+                pytest.fail("the step went on")
+    assert TrainingRun(tmp_path, Settings(), {}).step == 1
+
+
 ENDLESS = """
     import sys
     from pathlib import Path

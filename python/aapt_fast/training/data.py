@@ -7,6 +7,7 @@ import dataclasses
 import json
 import multiprocessing
 import os
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -130,8 +131,10 @@ def _render_all(folder: Path, config: ClipSetConfig, workers: int) -> None:
     np.lib.format.open_memmap(video_path, mode="w+", dtype=np.uint8, shape=shape).flush()
     points = np.empty((config.clips, config.frames, len(JOINTS), 3), np.float32)
     jobs = [(video_path, config, clip) for clip in range(config.clips)]
-    with multiprocessing.get_context("spawn").Pool(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        progress = tqdm(pool.imap(_render_one, jobs, chunksize=4), total=len(jobs), desc=f"render {config.name}")
+    spawn = multiprocessing.get_context("spawn")
+    # an executor notices a killed worker, which multiprocessing.Pool waits for forever
+    with ProcessPoolExecutor(workers, spawn, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        progress = tqdm(pool.map(_render_one, jobs, chunksize=4), total=len(jobs), desc=f"render {config.name}")
         for clip, clip_points in enumerate(progress):
             points[clip] = clip_points
     np.save(folder / f"{config.name}.points.npy", points)

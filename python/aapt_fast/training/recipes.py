@@ -109,7 +109,7 @@ def _in_company(config: ClipSetConfig) -> ClipSetConfig:
 COMPANY = dataclasses.replace(
     PERSON,
     name="mini-company",
-    strangers=dataclasses.replace(_in_company(STRANGERS_CLIPS), clips=256),
+    strangers=dataclasses.replace(_in_company(STRANGERS_CLIPS), clips=64),
     gallery=COMPANY_CLIPS,
     held_out_strangers=_in_company(HELD_OUT_STRANGERS),
     held_out_gallery=_in_company(HELD_OUT_GALLERY),

@@ -60,7 +60,10 @@ class TrainingRun:
         return self._seconds_before + time.monotonic() - self._started
 
     def steps(self, total: int, seed: int) -> Iterator[int]:
-        """Yield the remaining steps, torch seeded for each; saves every minute, on SIGTERM, Ctrl-C and at the end."""
+        """Yield the remaining steps, torch seeded for each; saves every minute, on SIGTERM, Ctrl-C and at the end.
+
+        The first signal is obeyed after the step, a second one at once, with the last checkpoint intact.
+        """
         handlers = {kind: signal.signal(kind, self._ask_to_stop) for kind in (signal.SIGTERM, signal.SIGINT)}
         try:
             with tqdm(total=total, initial=self.step, desc=self.folder.name, mininterval=2) as progress:
@@ -141,6 +144,8 @@ class TrainingRun:
             raise CheckpointError(f"{path}: expected a readable checkpoint of this training, got {got}") from error
 
     def _ask_to_stop(self, *_: object) -> None:
+        if self._stop:
+            raise KeyboardInterrupt(f"stopped in step {self.step}; {self.folder} holds the last checkpoint")
         self._stop = True
 
 
