@@ -50,6 +50,18 @@ def test_the_mirror_test_tells_the_sides_apart() -> None:
     assert evaluate._right_side(video, mirrored, video).tolist() == [False, False]
 
 
+def test_mirrored_motions_may_end_before_the_others(pose: PoseReader, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(evaluate, "MIRROR_TO", 16)
+    report = evaluate_person([Row("model", nano())], pose, tmp_path, TINY)
+    control = {row["what"]: row for row in report.tables["control"]}
+    assert all("frame 12" in row for row in control.values()) and make_truth(TINY, 0).mirrored_video.shape[1] == 17
+    lines = (tmp_path / "drift.csv").read_text().splitlines()
+    names = lines[0].split(",")
+    place = names.index("model mirrored joints")
+    assert lines[17].split(",")[place] != "" and lines[18].split(",")[place] == ""
+    assert lines[25].split(",")[names.index("model psnr")] != ""
+
+
 POSE = PoseNetworkConfig(size=32, widths=(4, 4, 4), clips=4, held_out=2, frames=4, steps=4, batch=4)
 
 

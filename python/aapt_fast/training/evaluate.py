@@ -46,13 +46,13 @@ from aapt_fast.worlds.motions import random_motion
 from aapt_fast.worlds.skeleton import draw_skeleton, mirror
 
 GALLERY, COMPANY_GALLERY = 16, 64  # persons and rooms that the models know
-HELD_OUT = ClipSetConfig("held-out", clips=32, frames=241, identities=GALLERY, seed=4)
+HELD_OUT = ClipSetConfig("held-out", clips=16, frames=361, identities=GALLERY, seed=4)
 HELD_OUT_SETS = {
     "gallery": HELD_OUT,
-    "strangers": ClipSetConfig("held-out-unseen", clips=32, frames=241, seed=9),
+    "strangers": ClipSetConfig("held-out-unseen", clips=16, frames=121, seed=9),
     "company": dataclasses.replace(HELD_OUT, name="company-held-out", identities=COMPANY_GALLERY, company=Company()),
 }
-MIRROR_FROM = 12  # the video frame from which the mirror test looks
+MIRROR_FROM, MIRROR_TO = 12, 120  # the video frames at which the mirror test looks
 SHEET_FRAMES = (0, 4, 12, 24, 40, 60, 80, 120, 160, 200, 240, 300, 360)
 
 
@@ -67,7 +67,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Truth:
-    """One held-out clip: video [3, T, H, W] in -1..1 and points [T, 19, 3], and the same person moving mirrored."""
+    """One held-out clip: video [3, T, H, W] in -1..1 and points [T, 19, 3], and the same person moving mirrored.
+
+    The mirrored ones end after MIRROR_TO video frames.
+    """
 
     video: Tensor
     points: Tensor
@@ -79,7 +82,8 @@ def make_truth(config: ClipSetConfig, clip: int) -> Truth:
     """Render held-out clip number `clip` and its mirrored motion in the same, unmirrored room."""
     angles = random_motion(config.frames, config.motion_seed(clip))
     video, points = film(config, clip, angles)
-    mirrored_video, mirrored_points = film(config, clip, torch.cat([angles[:1], mirror(angles[1:])]))
+    turned = torch.cat([angles[:1], mirror(angles[1 : 1 + MIRROR_TO])])
+    mirrored_video, mirrored_points = film(config, clip, turned)
     return Truth(to_float(video), points, to_float(mirrored_video), mirrored_points)
 
 
@@ -193,7 +197,8 @@ def _codec(vae: VideoVAE, truth: Tensor) -> Tensor:
 
 def _right_side(video: Tensor, mirrored_truth: Tensor, truth: Tensor) -> Tensor:
     """Per clip [B]: is the video, where the two truths differ, closer to the mirrored motion that was asked for?"""
-    video, mirrored_truth, truth = (each[:, :, MIRROR_FROM:] for each in (video, mirrored_truth, truth))
+    span = slice(MIRROR_FROM, 1 + MIRROR_TO)
+    video, mirrored_truth, truth = (each[:, :, span] for each in (video, mirrored_truth, truth))
     differs = ((mirrored_truth - truth).abs().amax(1, keepdim=True) > 0.2).float()
     asked = ((video - mirrored_truth).square() * differs).sum((1, 2, 3, 4))
     other = ((video - truth).square() * differs).sum((1, 2, 3, 4))

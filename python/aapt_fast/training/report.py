@@ -6,6 +6,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 
 import torch
@@ -80,7 +81,7 @@ class Report:
         for title, table in self.tables.items():
             columns = list(table[0])
             lines += [f"### {title}", "", "| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
-            lines += ["| " + " | ".join(str(row[column]) for column in columns) + " |" for row in table]
+            lines += ["| " + " | ".join(str(row.get(column, "-")) for column in columns) + " |" for row in table]
             lines += ["", self.notes[title], ""] if title in self.notes else [""]
         return "\n".join(lines)
 
@@ -253,11 +254,18 @@ def write_report(folder: Path, report: Report, measured: Measurements) -> None:
     _write_csv(
         folder / "drift.csv",
         ["video frame", *(f"{name} {metric}" for name, metric in curves)],
-        [[t, *(f"{float(v):.4f}" for v in values)] for t, values in enumerate(zip(*curves.values(), strict=True))],
+        [
+            [t, *("" if value is None else f"{float(value):.4f}" for value in values)]
+            for t, values in enumerate(zip_longest(*(curve.tolist() for curve in curves.values())))
+        ],
     )
     for title, table in report.tables.items():
         if title != "drift":
-            _write_csv(folder / f"{title.replace(' ', '_')}.csv", list(table[0]), [list(row.values()) for row in table])
+            _write_csv(
+                folder / f"{title.replace(' ', '_')}.csv",
+                list(table[0]),
+                [[row.get(key, "") for key in table[0]] for row in table],
+            )
     if can_plot():
         hidden = {mirrored(name) for name in (*measured.nfe, TRUTH)}
         shown = {key: curve for key, curve in curves.items() if key[0] not in hidden}

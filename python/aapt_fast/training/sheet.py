@@ -7,13 +7,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
 
 def save_sheet(path: Path, rows: Sequence[Tensor], zoom: int = 1) -> None:
-    """Write `rows`, each video frames [n, 3, H, W] in -1..1, as one PNG."""
-    picture = torch.cat([torch.cat(list(row), dim=2) for row in rows], dim=1)
+    """Write `rows`, each video frames [n, 3, H, W] in -1..1, as one PNG; shorter rows end in black."""
+    strips = [torch.cat(list(row), dim=2) for row in rows]
+    width = max(strip.shape[2] for strip in strips)
+    picture = torch.cat([F.pad(strip, (0, width - strip.shape[2]), value=-1.0) for strip in strips], dim=1)
     pixels = ((picture.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).cpu().numpy()
     image = Image.fromarray(pixels)
     if zoom > 1:
