@@ -63,6 +63,8 @@ def test_from_an_empty_folder_to_a_session(name: str, tmp_path: Path) -> None:
         report = (tmp_path / "evaluation" / config.name / "report.md").read_text()
         assert "mirrored pose followed" in report and all(f"| {row} |" in report for row, _, _ in recipes.COMPARED)
         assert ("### futures" in report) == (name == "company")
+    watched = (tmp_path / "adversarial" / "log.csv").read_text().splitlines()[0].split(",")
+    assert {"psnr_12", "sharpness", "strangers_psnr_12", "dynamic_degree", "gap"} <= set(watched)
     file = tmp_path / recipe.name / "model.safetensors"
     model, gallery = aapt_fast.load_model(file), aapt_fast.load_gallery(file)
     assert len(gallery) == 2 and len(gallery[0].pose) == 17
