@@ -93,8 +93,21 @@ PERSON = Recipe(
     codec=CodecConfig(),
     pretrain=PretrainConfig(model=bidirectional(MINI_PERSON), steps=500),
     diffusion=DiffusionConfig(model=MINI_PERSON, steps=5500, recycled_noise=0.15),
-    consistency=ConsistencyConfig(model=MINI_PERSON),
-    adversarial=AdversarialConfig(model=MINI_PERSON, adversarial=0.02),
+    consistency=ConsistencyConfig(model=MINI_PERSON, steps=200),
+    adversarial=AdversarialConfig(
+        model=MINI_PERSON,
+        steps=260,
+        segments=2,
+        adversarial=0.5,
+        balanced=True,
+        penalty=100.0,
+        discriminator_alone=60,
+        discriminator_rate=1e-3,
+        matrix_rate=0.003,
+        rate=2e-4,
+        average_decay=0.99,
+        evaluate_every=50,
+    ),
 )
 
 COMPANY_CLIPS = ClipSetConfig("company", clips=640, identities=COMPANY_GALLERY, seed=2, company=Company())
@@ -118,6 +131,7 @@ COMPANY = dataclasses.replace(
     start="mini-person",
     codec=CodecConfig(steps=1200, learning_rate=1e-3, gan_from=0.6),
     diffusion=DiffusionConfig(model=MINI_PERSON, steps=2000, recycled_noise=0.15, matrix_rate=0.01, rate=7e-4),
+    consistency=ConsistencyConfig(model=MINI_PERSON, steps=400),
 )
 
 RECIPES = {"person": PERSON, "company": COMPANY}
