@@ -18,7 +18,7 @@ from aapt_fast.ops.block_cache import Blocks
 from aapt_fast.streaming.paged_cache import PagedCache, pages_needed
 from aapt_fast.streaming.pages import PagePool
 from aapt_fast.testing.compare import assert_near, relative_l2
-from aapt_fast.testing.wan import TINY, WAN_KINDS, random_wan
+from aapt_fast.testing.wan import TINY, WAN_KINDS, diffusers_config, random_wan
 
 TOLERANCE = 5e-6
 BATCH, FRAMES, HEIGHT, WIDTH = 2, 3, 4, 6
@@ -28,20 +28,7 @@ TOKENS = HEIGHT * WIDTH // 4
 def oracle(config: WanConfig) -> WanTransformer3DModel:
     """diffusers' model with random weights; gains and biases too."""
     torch.manual_seed(1)
-    model = WanTransformer3DModel(
-        num_attention_heads=config.heads,
-        attention_head_dim=config.head_dim,
-        in_channels=config.in_channels,
-        out_channels=config.out_channels,
-        text_dim=config.text_width,
-        freq_dim=config.timestep_features,
-        ffn_dim=config.ffn_width,
-        num_layers=config.layers,
-        cross_attn_norm=config.cross_norm,
-        eps=config.eps,
-        image_dim=config.image_width or None,
-        added_kv_proj_dim=config.width if config.image_width else None,
-    )
+    model = WanTransformer3DModel(**diffusers_config(config))
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter.data, 1.0 if parameter.dim() == 1 else 0.0, 0.2)
     return model.eval().requires_grad_(False)

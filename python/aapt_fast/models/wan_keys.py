@@ -8,7 +8,7 @@ others of the three have no weights.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from torch import Tensor
 
@@ -38,8 +38,8 @@ _BLOCK = {
     "ffn.net.0.proj": "ffn.0",
     "ffn.net.2": "ffn.2",
 }
-_TABLES = {"scale_shift_table": "head.modulation"}  # parameters that are not a layer's weight or bias
-_WRAPPERS = ("model", "_fsdp_wrapped_module", "_orig_mod", "_checkpoint_wrapped_module", "module")
+_UNUSED = re.compile(r"blocks\.\d+\.attn2\.norm_added_q\.weight")
+_WRAPPERS = {"model", "diffusion_model", "module", "_fsdp_wrapped_module", "_orig_mod", "_checkpoint_wrapped_module"}
 
 
 def diffusers_to_wan_key(key: str) -> str:
@@ -47,8 +47,8 @@ def diffusers_to_wan_key(key: str) -> str:
 
     Raises CheckpointError, with the key, for an unknown name.
     """
-    if key in _TABLES:
-        return _TABLES[key]
+    if key == "scale_shift_table":
+        return "head.modulation"
     block = re.fullmatch(r"(blocks\.\d+\.)(.+)", key)
     prefix, rest = block.groups() if block else ("", key)
     if block and rest == "scale_shift_table":
@@ -60,19 +60,35 @@ def diffusers_to_wan_key(key: str) -> str:
     raise CheckpointError(f"{key}: expected a parameter of diffusers' WanTransformer3DModel, got an unknown name")
 
 
-def is_diffusers_layout(keys: Mapping[str, Tensor]) -> bool:
-    """Whether these parameters of a Wan transformer, of any shape [...], have the names of diffusers."""
+def wan_to_diffusers_key(key: str) -> str:
+    """The name in diffusers of the parameter that the original calls `key`; `key` itself if there is none."""
+    if key == "head.modulation":
+        return "scale_shift_table"
+    block = re.fullmatch(r"(blocks\.\d+\.)(.+)", key)
+    prefix, rest = block.groups() if block else ("", key)
+    if block and rest == "modulation":
+        return prefix + "scale_shift_table"
+    layer, _, parameter = rest.rpartition(".")
+    layers = {original: name for name, original in (_BLOCK if block else _TRUNK).items()}
+    return f"{prefix}{layers[layer]}.{parameter}" if layer in layers else key
+
+
+def is_diffusers_layout(keys: Iterable[str]) -> bool:
+    """Whether these names of a Wan transformer's parameters are those of diffusers."""
     return any(key.startswith("condition_embedder.") or key == "scale_shift_table" for key in keys)
 
 
-def from_diffusers_state_dict(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict of diffusers, tensors [...], under the original names.
+def is_unused(key: str) -> bool:
+    """Whether this parameter is one that some published files hold and no model uses."""
+    return _UNUSED.fullmatch(key) is not None
 
-    `norm_added_q`, which some published files hold and nothing uses, is left out. Raises CheckpointError for a name
-    that diffusers does not have.
+
+def from_diffusers_state_dict(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict of diffusers, tensors [...], under the original names, without what is unused.
+
+    Raises CheckpointError for a name that diffusers does not have.
     """
-    unused = re.compile(r"blocks\.\d+\.attn2\.norm_added_q\.weight")
-    return {diffusers_to_wan_key(key): value for key, value in state.items() if not unused.fullmatch(key)}
+    return {diffusers_to_wan_key(key): value for key, value in state.items() if not is_unused(key)}
 
 
 def without_wrappers(key: str) -> str:

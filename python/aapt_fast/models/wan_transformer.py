@@ -134,9 +134,10 @@ class WanTransformer(nn.Module):
         x = x.unflatten(0, (batch, frames))
 
         time = self._embed_time(timestep)  # [B, 1 or F or F N, d]
+        projection = self.time_projection[1].weight.dtype
         per_token = time.shape[1] not in (1, frames)
         time = time.unflatten(1, (frames, rows)) if per_token else time[:, :, None]
-        modulation = self.time_projection(time).unflatten(-1, (6, -1))
+        modulation = self.time_projection(time.to(projection)).unflatten(-1, (6, -1))
         modulation = modulation.to(torch.promote_types(x.dtype, torch.float32))
         for layer, block in enumerate(self.blocks):
             x = block(x, modulation, context.layer(layer), cache, layer)

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from aapt_fast.models.wan_config import WanConfig
@@ -20,6 +22,24 @@ WAN_KINDS = {
     "plain": WanConfig(heads=2, head_dim=10, layers=1, ffn_width=40, text_width=8, cross_norm=False, eps=1e-4),
 }
 """Configurations that together use every layer; the head widths are split over the axes in different ways."""
+
+
+def diffusers_config(config: WanConfig) -> dict[str, Any]:
+    """The arguments of diffusers' `WanTransformer3DModel` for the same model."""
+    return {
+        "num_attention_heads": config.heads,
+        "attention_head_dim": config.head_dim,
+        "in_channels": config.in_channels,
+        "out_channels": config.out_channels,
+        "text_dim": config.text_width,
+        "freq_dim": config.timestep_features,
+        "ffn_dim": config.ffn_width,
+        "num_layers": config.layers,
+        "cross_attn_norm": config.cross_norm,
+        "eps": config.eps,
+        "image_dim": config.image_width or None,
+        "added_kv_proj_dim": config.width if config.image_width else None,
+    }
 
 
 def random_wan(config: WanConfig = TINY, seed: int = 1) -> WanTransformer:
