@@ -43,7 +43,7 @@ class FewStep:
 
     def __post_init__(self) -> None:
         steps = list(self.steps)
-        fits = bool(steps) and steps == sorted(set(steps), reverse=True) and 0 < steps[-1] and steps[0] <= TIMESTEPS
+        fits = bool(steps) and steps == sorted(set(steps), reverse=True) and min(steps) > 0 and max(steps) <= TIMESTEPS
         require(fits, "steps", "falling levels above 0, up to 1000", tuple(steps))
         require(self.shift > 0, "shift", "a positive number", self.shift)
         require(0 <= self.context_noise <= TIMESTEPS, "context_noise", "a level in 0..1000", self.context_noise)
