@@ -91,6 +91,18 @@ def original_folder(theirs: WanTransformer3DModel, path: Path) -> tuple[Path, di
     return path, None
 
 
+def original_shards(theirs: WanTransformer3DModel, path: Path) -> tuple[Path, dict | None]:
+    """Two files and an index, no configuration."""
+    state = original(theirs)
+    place = {
+        name: f"diffusion_pytorch_model-0000{1 + name.startswith('blocks.')}-of-00002.safetensors" for name in state
+    }
+    for file in set(place.values()):
+        save_file({name: value for name, value in state.items() if place[name] == file}, path / file)
+    (path / f"{NAME}.index.json").write_text(json.dumps({"metadata": {}, "weight_map": place}))
+    return path, {"num_heads": theirs.config.num_attention_heads, "eps": theirs.config.eps}
+
+
 def bare_file(theirs: WanTransformer3DModel, path: Path) -> tuple[Path, dict | None]:
     save_file(original(theirs), path / "any.safetensors")
     return path / "any.safetensors", {"num_heads": theirs.config.num_attention_heads, "eps": theirs.config.eps}
@@ -118,6 +130,7 @@ WAYS = [
     diffusers_shards,
     pipeline_folder,
     original_folder,
+    original_shards,
     bare_file,
     self_forcing,
     compiled,
@@ -315,6 +328,39 @@ def test_other_files(tmp_path):
     shutil.copy(tmp_path / "a.safetensors", tmp_path / "b.safetensors")
     with pytest.raises(CheckpointError, match="expected one file of weights"):
         aapt_fast.load_generator(tmp_path)
+
+
+class Code:
+    """Runs when it is unpickled without care."""
+
+    def __reduce__(self):
+        return (print, ("executed",))
+
+
+BAD_FILES = {
+    "empty": b"",
+    "web page": b"<!DOCTYPE html><html>",
+    "git-lfs": b"version https://git-lfs.github.com/spec/v1\noid sha256:0",
+    "huge header": b"\xff\xff\xff\xff\xff\xff\xff\x7f{",
+    "noise": bytes(range(200, 256)),
+}
+
+
+@pytest.mark.parametrize("content", [*BAD_FILES.values(), "truncated", "code"], ids=[*BAD_FILES, "truncated", "code"])
+@pytest.mark.parametrize("name", ["a.safetensors", "a.pt"])
+def test_damaged_files(tmp_path, name, content, capsys):
+    path = tmp_path / name
+    if content == "code":
+        torch.save({"generator": {"x": Code()}}, path)
+    elif content == "truncated":
+        state = random_wan().state_dict()
+        torch.save(state, path) if name.endswith("pt") else save_file(state, path)
+        path.write_bytes(path.read_bytes()[:-1000])
+    else:
+        path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=name):
+        aapt_fast.load_generator(path, config={"heads": 3})
+    assert "executed" not in capsys.readouterr().out
 
 
 def test_published_configurations_are_recognised():

@@ -82,6 +82,7 @@ class BlockCache:
         self.next_frame = 1
         self._past: list[dict[int, KeysAndValues]] = [{} for _ in range(layers)]  # by frame, keys rotated
         self._new: list[list[KeysAndValues]] = [[] for _ in range(layers)]  # of the present call, keys rotated
+        self._tables: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # cos and sin of the present call, by frame
 
     def attend(
         self,
@@ -99,8 +100,8 @@ class BlockCache:
         require_shape("k", k, batch, frames, tokens, "Hkv", width)
         require_shape("v", v, *k.shape)
         first = self.next_frame
-        tables = [self.rope(index) for index in range(first, first + frames)]
-        cos, sin = (torch.cat(parts).to(q.device) for parts in zip(*tables, strict=True))
+        tables = [self._table(index, q.device) for index in range(first, first + frames)]
+        cos, sin = (torch.cat(parts) for parts in zip(*tables, strict=True))
         rotated_q = normalise_and_rotate(q.flatten(1, 2), q_weight, cos, sin, self.eps).view(q.shape)
         rotated_k = normalise_and_rotate(k.flatten(1, 2), k_weight, cos, sin, self.eps).view(k.shape)
         self._new[layer] = list(zip(rotated_k.unbind(1), v.unbind(1), strict=True))
@@ -124,4 +125,11 @@ class BlockCache:
             known = self._past[layer] | dict(enumerate(new, start=self.next_frame))
             self._past[layer] = {frame: pair for frame, pair in known.items() if frame in seen}
             self._new[layer] = []
+        self._tables = {}
         self.next_frame += frames
+
+    def _table(self, index: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        if index not in self._tables:
+            cos, sin = self.rope(index)
+            self._tables[index] = cos.to(device), sin.to(device)
+        return self._tables[index]

@@ -19,7 +19,7 @@ WAN_KINDS = {
     "i2v 2.2": WanConfig(heads=2, head_dim=16, layers=1, ffn_width=72, text_width=24, in_channels=36),
     "ti2v": WanConfig(heads=2, head_dim=32, layers=2, ffn_width=72, text_width=24, in_channels=48, out_channels=48),
     "one head of 128": WanConfig(heads=1, layers=1, ffn_width=64, text_width=16, timestep_features=32),
-    "plain": WanConfig(heads=2, head_dim=10, layers=1, ffn_width=40, text_width=8, cross_norm=False, eps=1e-4),
+    "plain": WanConfig(heads=2, head_dim=10, layers=1, ffn_width=40, text_width=8, cross_norm=False, eps=1e-2),
 }
 """Configurations that together use every layer; the head widths are split over the axes in different ways."""
 
