@@ -67,15 +67,15 @@ def load_generator(
     tensors, source = read_tensors(folder, GROUPS), weight_file(folder)
     names = _own_names(tensors, source)
     renamed = {ours: tensors[theirs] for ours, theirs in names.items()}
-    settings = wan_config(renamed, source, read_config(folder), config)
-    dtype = _checked_dtype(dtype or renamed["patch_embedding.weight"].dtype, source)
-    with torch.device("meta"):
-        model = to_dtype(WanTransformer(settings), dtype)
     diffusers = is_diffusers_layout(map(without_wrappers, tensors))
 
     def file_key(name: str) -> str:
         return names.get(name) or (wan_to_diffusers_key(name) if diffusers else name)
 
+    settings = wan_config(renamed, source, read_config(folder), config, file_key=file_key)
+    dtype = _checked_dtype(dtype or renamed["patch_embedding.weight"].dtype, source)
+    with torch.device("meta"):
+        model = to_dtype(WanTransformer(settings), dtype)
     wanted = {key: tensor for key, tensor in tensors.items() if not is_unused(without_wrappers(key))}
     fill(model, wanted, source, file_key=file_key, device=device)
     return model.eval()

@@ -9,7 +9,7 @@ own.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -47,7 +47,12 @@ _FIXED = {"patch": ((1, 2, 2),), "norm": ("rms_norm_across_heads", True)}
 
 
 def wan_config(
-    tensors: Mapping[str, Tensor], source: object, beside: Mapping[str, Any] | None, given: Mapping[str, Any] | None
+    tensors: Mapping[str, Tensor],
+    source: object,
+    beside: Mapping[str, Any] | None = None,
+    given: Mapping[str, Any] | None = None,
+    *,
+    file_key: Callable[[str], str] = str,
 ) -> WanConfig:
     """The configuration of a checkpoint.
 
@@ -56,6 +61,7 @@ def wan_config(
         source: the file, for messages.
         beside: the content of a configuration file; names that mean nothing to us are passed over.
         given: the user's, with the same names; it may add to `beside`, not contradict it.
+        file_key: from an original name to the one in the file, for messages.
 
     Raises CheckpointError for tensors that no Wan transformer has, for shapes that do not go together, and for a
     configuration that contradicts them; ValueError for an unknown name in `given`.
@@ -67,7 +73,7 @@ def wan_config(
     for name, value in _translated(given or {}, "config").items():
         if said.setdefault(name, value) != value:
             raise CheckpointError(f"{source}: {name}: expected {said[name]}, as its configuration says, got {value}")
-    facts = _facts(tensors, source)
+    facts = _facts(tensors, source, file_key)
     for name, allowed in _FIXED.items():
         if said.get(name, allowed[0]) not in allowed:
             raise CheckpointError(f"{source}: {name}: expected {allowed[0]}, got {said[name]}")
@@ -95,15 +101,16 @@ def _translated(config: Mapping[str, Any], source: object) -> dict[str, Any]:
     return said
 
 
-def _facts(tensors: Mapping[str, Tensor], source: object) -> dict[str, Any]:
+def _facts(tensors: Mapping[str, Tensor], source: object, file_key: Callable[[str], str]) -> dict[str, Any]:
     """What the shapes of the tensors say."""
 
     def shape(name: str, dimensions: int = 2) -> tuple[int, ...]:
         if name not in tensors:
-            raise CheckpointError(f"{source}: expected key {name}, as Wan transformers have it, got none")
+            raise CheckpointError(f"{source}: expected key {file_key(name)}, as Wan transformers have it, got none")
         found = tuple(tensors[name].shape)
         if len(found) != dimensions:
-            raise CheckpointError(f"{source}: {name}: expected {dimensions} dimensions, got shape {list(found)}")
+            key, got = file_key(name), list(found)
+            raise CheckpointError(f"{source}: {key}: expected {dimensions} dimensions, got shape {got}")
         return found
 
     width, in_channels, *patch = shape("patch_embedding.weight", 5)
@@ -111,8 +118,10 @@ def _facts(tensors: Mapping[str, Tensor], source: object) -> dict[str, Any]:
         raise CheckpointError(f"{source}: patch_embedding.weight: expected a patch of [1, 2, 2], got {patch}")
     outputs = shape("head.head.weight")[0]
     if outputs % 4:
-        raise CheckpointError(f"{source}: head.head.weight: expected a multiple of 4 rows, got {outputs}")
-    facts: dict[str, Any] = {
+        key = file_key("head.head.weight")
+        raise CheckpointError(f"{source}: {key}: expected a multiple of 4 rows, got {outputs}")
+    with_image = any(name.startswith("img_emb.") or ".cross_attn.k_img." in name for name in tensors)
+    return {
         "width": width,
         "in_channels": in_channels,
         "out_channels": outputs // 4,
@@ -120,10 +129,9 @@ def _facts(tensors: Mapping[str, Tensor], source: object) -> dict[str, Any]:
         "timestep_features": shape("time_embedding.0.weight")[1],
         "ffn_width": shape("blocks.0.ffn.0.weight")[0],
         "layers": _layers(tensors),
-        "image_width": shape("img_emb.proj.1.weight")[1] if "img_emb.proj.1.weight" in tensors else 0,
+        "image_width": shape("img_emb.proj.1.weight")[1] if with_image else 0,
         "cross_norm": any(name.endswith(".norm3.weight") for name in tensors),
     }
-    return facts
 
 
 def _layers(names: Iterable[str]) -> int:
