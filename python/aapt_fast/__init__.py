@@ -12,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from aapt_fast.errors import CheckpointError, PoolExhausted, SessionClosed
 from aapt_fast.models.checkpoint import load_gallery, load_model
+from aapt_fast.models.load_generator import load_generator
 from aapt_fast.models.stream_model import StreamModel
 from aapt_fast.ops.kernels import use_kernels
 from aapt_fast.streaming.session import StreamSession
@@ -29,6 +30,7 @@ __all__ = [
     "StreamSession",
     "__version__",
     "load_gallery",
+    "load_generator",
     "load_model",
     "use_kernels",
 ]

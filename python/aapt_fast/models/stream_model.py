@@ -14,11 +14,16 @@ from torch import Tensor, nn
 from aapt_fast.errors import require, require_shape, require_type
 from aapt_fast.models.config import ControlConfig, GeneratorConfig
 from aapt_fast.models.generator import Generator
+from aapt_fast.models.wan_config import WanConfig
+from aapt_fast.models.wan_transformer import PATCH, WanTransformer
 
 ImageLike: TypeAlias = Image.Image | numpy.ndarray | Tensor
 
 VIDEO_SCALE = 8
 """Pixels per latent cell, down and across."""
+
+WAN_GRID = (60, 104)
+"""Of the 480 x 832 pixels that Wan 2.1 was trained at."""
 
 
 class VideoDecoder(Protocol):
@@ -68,6 +73,7 @@ class StreamModel:
         vae: with as many latent channels.
         name: shown to users.
         text_encoder: str -> embeddings [L, text_width]; for a generator with a text stream.
+        grid: latent height and width, for a Wan transformer, which has no native ones; 60 x 104 if it is None.
 
     Raises:
         ValueError: the parts do not fit together, or lie on different devices.
@@ -75,13 +81,22 @@ class StreamModel:
 
     def __init__(
         self,
-        generator: Generator,
+        generator: Generator | WanTransformer,
         vae: VideoVAE,
         name: str = "",
         text_encoder: Callable[[str], Tensor] | None = None,
+        *,
+        grid: tuple[int, int] | None = None,
     ) -> None:
         self.generator, self.vae, self.name, self.text_encoder = generator, vae, name, text_encoder
-        weight, vae_weight = generator.patch_embed.weight, next(iter(vae.parameters()))
+        if isinstance(generator, WanTransformer):
+            weight, self.grid = generator.patch_embedding.weight, WAN_GRID if grid is None else (grid[0], grid[1])
+            fits = all(n > 0 and n % PATCH == 0 for n in self.grid)
+            require(fits, "grid", f"two positive multiples of {PATCH}", grid)
+        else:
+            weight, self.grid = generator.patch_embed.weight, generator.config.grid
+            require(grid is None, "grid", f"None: the native grid of the generator is {self.grid}", grid)
+        vae_weight = next(iter(vae.parameters()))
         self.device, self.dtype, self._vae_dtype = weight.device, weight.dtype, vae_weight.dtype
         channels = generator.config.latent_channels
         require(vae.latent_channels == channels, "vae", f"{channels} latent channels", vae.latent_channels)
@@ -90,19 +105,26 @@ class StreamModel:
         require(fits, "text_encoder", "none: the generator has no text stream", "one")
 
     @property
-    def config(self) -> GeneratorConfig:
+    def config(self) -> GeneratorConfig | WanConfig:
         """Of the generator."""
         return self.generator.config
 
     @property
     def control(self) -> ControlConfig | None:
         """What a step's control is, or None if there is none."""
-        return self.config.control
+        return None if isinstance(self.config, WanConfig) else self.config.control
+
+    @property
+    def tokens(self) -> int:
+        """Per frame."""
+        if isinstance(self.config, WanConfig):
+            return (self.grid[0] // PATCH) * (self.grid[1] // PATCH)
+        return self.config.tokens
 
     @property
     def video_size(self) -> tuple[int, int]:
         """(H, W) of the video."""
-        height, width = self.config.grid
+        height, width = self.grid
         return VIDEO_SCALE * height, VIDEO_SCALE * width
 
     def autocast(self) -> torch.autocast:
@@ -121,12 +143,13 @@ class StreamModel:
         """
         pixels = _pixels(image, self.video_size).to(self.device, self._vae_dtype)
         latents = self.vae.encode(pixels[None, :, None]).float()
-        require_shape("latents of the image", latents, 1, self.config.latent_channels, 1, *self.config.grid)
+        require_shape("latents of the image", latents, 1, self.config.latent_channels, 1, *self.grid)
         return latents
 
     def embed(self, prompt: str | Tensor) -> Tensor:
         """A prompt, or its embeddings [L, text_width] -> embeddings [1, L, text_width] for the generator.
 
+        For a Wan transformer they are padded with zeros to its `text_length`, as in its training; more are refused.
         Raises ValueError without a text stream or, for a str, without a text encoder, and for another shape or values
         that are not finite; TypeError for something else.
         """
@@ -141,7 +164,8 @@ class StreamModel:
         require(len(prompt) > 0, "prompt", "at least one token", "none")
         require(prompt.is_floating_point(), "prompt", "a floating-point tensor", prompt.dtype)
         require(bool(prompt.isfinite().all()), "prompt", "finite values", "nan or inf")
-        return prompt[None].to(self.device, self.dtype, copy=True)
+        embeddings = prompt[None].to(self.device, self.dtype, copy=True)
+        return self.generator.pad_text(embeddings) if isinstance(self.generator, WanTransformer) else embeddings
 
     def decode(self, decoder: VideoDecoder, frame: Tensor) -> Tensor:
         """The next latent frame [1, C, 1, h, w] of a stream -> its video frames, uint8 [F, H, W, 3]."""

@@ -127,7 +127,7 @@ class GrowingCache:
         outputs = []
         for index, queries in enumerate(rotated_q.unbind(1), start=first):
             window = cached[max(index - self.window, 1) - oldest : index - oldest + 1]
-            outputs.append(_attention(queries, [*self._always(layer, index, batch, q.device), *window]))
+            outputs.append(attention(queries, [*self._always(layer, index, batch, q.device), *window]))
         return torch.stack(outputs, 1)
 
     def advance(self, frames: int) -> None:
@@ -217,7 +217,7 @@ class WholeClipCache:
         if self.text is not None:
             require(layer < len(self.text), "text", f"an entry for layer {layer}", f"{len(self.text)} entries")
             parts.insert(0, _of_batch(self.text[layer], len(q)))
-        return _attention(rotated_q, parts).view(q.shape)
+        return attention(rotated_q, parts).view(q.shape)
 
     def advance(self, frames: int) -> None:
         """See `Cache.advance`. Raises RuntimeError on a second call: there is nothing to continue from."""
@@ -232,7 +232,7 @@ def _of_batch(text: KeysAndValues, batch: int) -> KeysAndValues:
     return keys.expand(batch, -1, -1, -1), values.expand(batch, -1, -1, -1)
 
 
-def _attention(q: torch.Tensor, parts: list[KeysAndValues]) -> torch.Tensor:
+def attention(q: torch.Tensor, parts: list[KeysAndValues]) -> torch.Tensor:
     """q [B, N, H, D] over the concatenated keys and values [B, N_i, Hkv, D] of all parts."""
     keys, values = (torch.cat(tensors, 1).transpose(1, 2) for tensors in zip(*parts, strict=True))
     grouped = q.shape[2] != keys.shape[1]

@@ -4,16 +4,20 @@
 from __future__ import annotations
 
 from aapt_fast.streaming.latency import LatencyCounter
+from aapt_fast.streaming.paged_block_cache import PagedBlockCache, block_pages_needed
 from aapt_fast.streaming.paged_cache import PagedCache, TextPages, pages_needed
 from aapt_fast.streaming.pages import PagePool, pool_bytes
-from aapt_fast.streaming.session import StreamSession, page_pool, session_pages
+from aapt_fast.streaming.samplers import session_pages
+from aapt_fast.streaming.session import StreamSession, page_pool
 
 __all__ = [
     "LatencyCounter",
     "PagePool",
+    "PagedBlockCache",
     "PagedCache",
     "StreamSession",
     "TextPages",
+    "block_pages_needed",
     "page_pool",
     "pages_needed",
     "pool_bytes",

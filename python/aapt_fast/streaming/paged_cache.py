@@ -22,7 +22,7 @@ from torch.nn.functional import pad
 from aapt_fast.errors import require, require_shape
 from aapt_fast.ops import PAGE_SLOTS, kv_write, normalise_and_rotate, paged_attention
 from aapt_fast.ops.cache import KeysAndValues
-from aapt_fast.streaming.pages import PagePool, pages_for
+from aapt_fast.streaming.pages import PagePool, pages_for, valid_slots
 
 
 def pages_needed(tokens: int, window: int, text_length: int = 0) -> int:
@@ -67,7 +67,7 @@ class TextPages:
     @property
     def valid(self) -> list[int]:
         """Valid slots of each page."""
-        return _valid_slots(self.length)
+        return valid_slots(self.length)
 
     def share(self) -> TextPages:
         """This object, with one more holder."""
@@ -258,7 +258,7 @@ class PagedCache:
         text_ids, text_valid = (self.text.ids, self.text.valid) if self.text is not None else ([], [])
         frames = [ids for ids in (self._sink, *self._past, own) if ids]
         page_ids = text_ids + [page for ids in frames for page in ids]
-        page_valid = text_valid + _valid_slots(self.tokens) * len(frames)
+        page_valid = text_valid + valid_slots(self.tokens) * len(frames)
         table = torch.tensor([page_ids, page_valid], dtype=torch.int32, device=device)
         sink_ids = table[0, len(text_ids) : len(text_ids) + len(self._sink)].long()
         return _Step(own, table[:1], table[1:], (cos, sin), sink_ids, sink_rotation)
@@ -285,9 +285,3 @@ class PagedCache:
         copies = pool.allocate(len(ids))
         pool.copy_pages(copies, self.pool, ids)
         return copies
-
-
-def _valid_slots(tokens: int) -> list[int]:
-    """Valid slots of each page of `tokens` tokens: full ones, then the rest."""
-    full, rest = divmod(tokens, PAGE_SLOTS)
-    return [PAGE_SLOTS] * full + ([rest] if rest else [])

@@ -29,6 +29,12 @@ def pages_for(tokens: int) -> int:
     return -(-tokens // PAGE_SLOTS)
 
 
+def valid_slots(tokens: int) -> list[int]:
+    """Valid slots of each page of `tokens` tokens that start on a page: full ones, then the rest."""
+    full, rest = divmod(tokens, PAGE_SLOTS)
+    return [PAGE_SLOTS] * full + ([rest] if rest else [])
+
+
 def pool_bytes(layers: int, pages: int, heads: int, head_dim: int, dtype: torch.dtype = torch.float32) -> int:
     """Bytes of the keys and values of a `PagePool` with these arguments, without allocating anything."""
     return 2 * layers * pages * PAGE_SLOTS * heads * head_dim * dtype.itemsize

@@ -2,14 +2,14 @@
 """One user's stream: an image, then four video frames per step, each under that step's control.
 
 A step draws noise from (seed, step), runs the generator `nfe` times over the cached past, and decodes the new frame.
-Whatever a session remembers is in its object, so it can be forked, started over and closed at any step.
+A Wan transformer makes a block of frames per step instead, from a prompt and maybe an image. Whatever a session
+remembers is in its object, so it can be forked, started over and closed at any step.
 """
 
 from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -17,19 +17,14 @@ import torch
 from torch import Tensor
 
 from aapt_fast.errors import PoolExhausted, SessionClosed, require, require_type
-from aapt_fast.models.config import GeneratorConfig
-from aapt_fast.models.sampler import sample_frame, timesteps
+from aapt_fast.models.few_step import FewStep
 from aapt_fast.models.stream_model import ImageLike, StreamModel
-from aapt_fast.ops import philox_normal
+from aapt_fast.models.wan_transformer import WanTransformer
 from aapt_fast.streaming.controls import step_entries
 from aapt_fast.streaming.latency import LatencyCounter
-from aapt_fast.streaming.paged_cache import PagedCache, TextPages, pages_needed
 from aapt_fast.streaming.pages import PagePool
-
-
-def session_pages(config: GeneratorConfig, nfe: int = 1, text_length: int = 0) -> int:
-    """The pages a session reserves: one cache per evaluation, each with its own text pages."""
-    return nfe * pages_needed(config.tokens, config.window, text_length)
+from aapt_fast.streaming.samplers import BlockSampler, FrameSampler, Sampler
+from aapt_fast.streaming.samplers import session_pages as session_pages
 
 
 def page_pool(model: StreamModel, pages: int) -> PagePool:
@@ -42,7 +37,7 @@ def page_pool(model: StreamModel, pages: int) -> PagePool:
 class _Start:
     """What a run begins with."""
 
-    image: Tensor  # float32 [1, C, 1, h, w]
+    image: Tensor | None  # float32 [1, C, 1, h, w]
     control: Tensor | None  # of the image, float32 [entries * entry_channels, h, w]
     prompt: Tensor | None  # [1, L, text_width]
     seed: int
@@ -54,10 +49,12 @@ class StreamSession:
     Args:
         model: shared by any number of sessions.
         image: the first video frame: a PIL image, uint8 [H, W, 3], or float [3, H, W] in -1..1, of exactly
-            `model.video_size`.
-        prompt: embeddings [L, text_width], or a str if the model has a text encoder; None for no text.
+            `model.video_size`. A Wan transformer can do without: None.
+        prompt: embeddings [L, text_width], or a str if the model has a text encoder; None for no text, which a Wan
+            transformer cannot do without.
         seed: of the noise, a 64-bit integer.
-        nfe: evaluations of the generator per step.
+        nfe: evaluations of an AAPT generator per step.
+        few_step: how a Wan transformer makes the blocks of frames of a step; None for `FewStep()`.
         image_control: one control entry that describes the image, for models whose steps also take the control of the
             step before; zeros without it.
         pool: where the session keeps its past. It reserves `session_pages` pages here and now, so that no later step
@@ -75,29 +72,28 @@ class StreamSession:
     def __init__(
         self,
         model: StreamModel,
-        image: ImageLike,
+        image: ImageLike | None = None,
         *,
         prompt: str | Tensor | None = None,
         seed: int = 0,
         nfe: int = 1,
+        few_step: FewStep | None = None,
         image_control: object = None,
         pool: PagePool | None = None,
     ) -> None:
         begun = time.perf_counter()
-        expected = "an autoregressive generator; to_autoregressive makes one"
-        require(model.config.autoregressive, "model", expected, "a bidirectional one")
         require_type("nfe", nfe, int)
         require(nfe >= 1, "nfe", "at least 1 evaluation per step", nfe)
         if pool is not None:
             _check_pool(pool, model)
-        self.model, self.nfe = model, nfe
+        self.model, self._sampler = model, _sampler(model, nfe, few_step)
         self._pool, self._owns_pool = pool, pool is None
-        self._caches: list[PagedCache] = []
         self._closed: str | None = None  # why
         self._steps = 0
         with torch.inference_mode():
+            _check_start(model, image, prompt)
             start = _Start(
-                model.encode_image(image),
+                model.encode_image(image) if image is not None else None,
                 self._image_entries(image_control),
                 model.embed(prompt) if prompt is not None else None,
                 _checked_seed(seed),
@@ -107,6 +103,8 @@ class StreamSession:
     @torch.inference_mode()
     def step(self, control: object = None) -> Tensor:
         """The next four video frames, uint8 [4, H, W, 3] on the device of the model, complete when this returns.
+
+        A block of n frames gives 4 n video frames; the first of a run without an image 4 n - 3.
 
         Args:
             control: of this step, one entry per video frame or one for all of them: [entries, J, 3] or [J, 3] for
@@ -120,11 +118,10 @@ class StreamSession:
         self._require_open()
         begun = time.perf_counter()
         entries = self._entries(control)
-        for cache in self._caches:
-            cache.prepare()
+        self._sampler.prepare()
         try:
             frame = self._next_frame(entries)
-            video = self.model.decode(self._decoder, frame)
+            video = self._decode(frame)
             _wait_for(video)
         except BaseException as error:
             self._close(f"by {type(error).__name__} in step {self._steps + 1}")
@@ -147,7 +144,7 @@ class StreamSession:
         assert self._pool is not None
         pool = page_pool(self.model, self._pool.pages) if self._owns_pool else self._pool
         other = copy.copy(self)
-        other._pool, other._caches = pool, _all_or_none(cache.fork(pool) for cache in self._caches)
+        other._pool, other._sampler = pool, self._sampler.fork(pool)
         other._decoder = self._decoder.clone()
         other.latency = LatencyCounter()
         other.latency.first_frame_s = time.perf_counter() - begun
@@ -178,7 +175,7 @@ class StreamSession:
             self.model.embed(prompt) if prompt is not None else old.prompt,
             _checked_seed(seed) if seed is not None else old.seed,
         )
-        self._release_caches()
+        self._sampler.release()
         try:
             self._begin(start, begun)
         except BaseException as error:
@@ -198,14 +195,23 @@ class StreamSession:
         self.close()
 
     @property
-    def first_frame(self) -> Tensor:
-        """The image as the VAE shows it, uint8 [H, W, 3]: the video frame before those of the first step."""
+    def first_frame(self) -> Tensor | None:
+        """The image as the VAE shows it, uint8 [H, W, 3]: the video frame before those of the first step, if any."""
         return self._first_frame
 
     @property
     def frame(self) -> Tensor:
-        """The newest latent frame, float32 [1, C, 1, h, w]: the recycled frame of the next step."""
+        """The newest latent frame, float32 [1, C, 1, h, w]: the recycled frame of the next step.
+
+        For blocks of n frames those of the last step, [1, C, n, h, w]. Raises ValueError while there are none.
+        """
+        require(self._frame is not None, "frame", "an image or a step before", "neither")
         return self._frame
+
+    @property
+    def nfe(self) -> int:
+        """Network evaluations per step."""
+        return self._sampler.nfe
 
     @property
     def steps(self) -> int:
@@ -223,19 +229,19 @@ class StreamSession:
         return self._closed is not None
 
     def _begin(self, start: _Start, begun: float) -> None:
-        decoder = self.model.vae.stream()
-        first_frame = self.model.decode(decoder, start.image)[0]
-        self._open_caches(start.prompt)
-        _wait_for(first_frame)
+        decoder, first_frame = self.model.vae.stream(), None
+        if start.image is not None:
+            first_frame = self.model.decode(decoder, start.image)[0]
+        self._open_caches(start)
+        if first_frame is not None:
+            _wait_for(first_frame)
         self._start, self._decoder, self._first_frame = start, decoder, first_frame
         self._frame, self._previous, self._steps = start.image, start.control, 0
         self.latency = LatencyCounter()
         self.latency.first_frame_s = time.perf_counter() - begun
 
-    def _open_caches(self, prompt: Tensor | None) -> None:
-        """One cache per evaluation: what evaluation k attends to was computed at the same timestep t_k."""
-        config, generator = self.model.config, self.model.generator
-        pages = session_pages(config, self.nfe, prompt.shape[1] if prompt is not None else 0)
+    def _open_caches(self, start: _Start) -> None:
+        pages = self._sampler.pages(start.prompt)
         if self._owns_pool and (self._pool is None or self._pool.pages != pages):
             self._pool = None  # its memory goes first
             self._pool = page_pool(self.model, pages)
@@ -243,33 +249,21 @@ class StreamSession:
         assert pool is not None
         if pages > pool.available:
             raise PoolExhausted(f"session: asked for {pages} pages, {pool.available} of {pool.pages} are available")
-        rope = generator.rope(*config.grid)
-
-        def open_cache(level: Tensor) -> PagedCache:
-            if prompt is None:
-                return PagedCache(pool, rope, config.tokens, config.window)
-            with self.model.autocast():
-                text = TextPages(pool, generator.encode_text(prompt, level[None]))
-            try:
-                return PagedCache(pool, rope, config.tokens, config.window, text)
-            finally:
-                text.release()  # the cache holds it
-
-        levels = timesteps(self.nfe, config.shift).to(self.model.device)[:-1]
-        self._caches = _all_or_none(open_cache(level) for level in levels)
+        self._sampler.open(pool, start.image, start.prompt)
 
     def _next_frame(self, entries: Tensor | None) -> Tensor:
-        """Run the generator: entries of this step [entries * entry_channels, h, w] -> frame [1, C, 1, h, w]."""
-        device, config = self.model.device, self.model.config
-        seed, step = (torch.tensor([number], device=device) for number in (self.seed, self._steps + 1))
-        noise = philox_normal(seed, step, (config.latent_channels, *config.grid))[:, :, None]
-        control = entries
-        if config.control is not None and config.control.with_previous:
+        """Run the generator: entries of this step [entries * entry_channels, h, w] -> frames [1, C, n, h, w]."""
+        control, config = entries, self.model.control
+        if config is not None and config.with_previous:
             control = torch.cat([entries, self._previous])
-        if control is not None:
-            control = control[None, :, None]
-        with self.model.autocast():
-            return sample_frame(self.model.generator, noise, self._frame, control, self._caches)
+        return self._sampler.step(self.seed, self._steps + 1, self._frame, control)
+
+    def _decode(self, frames: Tensor) -> Tensor:
+        """New frames [1, C, n, h, w] -> video; what begins a video goes alone."""
+        if self._steps or self._first_frame is not None or frames.shape[2] == 1:
+            return self.model.decode(self._decoder, frames)
+        parts = [frames[:, :, :1], frames[:, :, 1:]]
+        return torch.cat([self.model.decode(self._decoder, part) for part in parts])
 
     def _entries(self, control: object) -> Tensor | None:
         """A step's control -> float32 [entries * entry_channels, h, w] on the device."""
@@ -277,7 +271,7 @@ class StreamSession:
         if config is None:
             require(control is None, "control", "None: this model has no control", type(control).__name__)
             return None
-        return step_entries(control, config, self.model.config.grid).to(self.model.device, copy=True)
+        return step_entries(control, config, self.model.grid).to(self.model.device, copy=True)
 
     def _image_entries(self, image_control: object) -> Tensor | None:
         """The control of the image as previous control of step 1, or None where steps do not take it."""
@@ -288,38 +282,39 @@ class StreamSession:
             return None
         if image_control is None:
             channels = config.entries * config.entry_channels
-            return torch.zeros(channels, *self.model.config.grid, device=self.model.device)
+            return torch.zeros(channels, *self.model.grid, device=self.model.device)
         return self._entries(image_control)
 
     def _close(self, why: str) -> None:
         if self._closed is None:
             self._closed = why
-            self._release_caches()
+            self._sampler.release()
             self._decoder.reset()
             if self._owns_pool:
                 self._pool = None
-
-    def _release_caches(self) -> None:
-        for cache in self._caches:
-            cache.release()
-        self._caches = []
 
     def _require_open(self) -> None:
         if self._closed is not None:
             raise SessionClosed(f"session: it was closed {self._closed}")
 
 
-def _all_or_none(caches: Iterable[PagedCache]) -> list[PagedCache]:
-    """The caches as a list; if making one fails, those before it are released."""
-    made: list[PagedCache] = []
-    try:
-        for cache in caches:
-            made.append(cache)
-    except BaseException:
-        for cache in made:
-            cache.release()
-        raise
-    return made
+def _sampler(model: StreamModel, nfe: int, few_step: FewStep | None) -> Sampler:
+    """The way in which the generator of `model` makes frames."""
+    if isinstance(model.generator, WanTransformer):
+        require(nfe == 1, "nfe", "1, the default: few_step says how often a Wan transformer is evaluated", nfe)
+        return BlockSampler(model, few_step or FewStep())
+    require(few_step is None, "few_step", "None: this generator is evaluated nfe times", few_step)
+    expected = "an autoregressive generator; to_autoregressive makes one"
+    require(model.generator.config.autoregressive, "model", expected, "a bidirectional one")
+    return FrameSampler(model, nfe)
+
+
+def _check_start(model: StreamModel, image: object, prompt: object) -> None:
+    """What a kind of generator cannot begin without."""
+    if isinstance(model.generator, WanTransformer):
+        require(prompt is not None, "prompt", "a prompt: a Wan transformer always attends to text", None)
+    else:
+        require(image is not None, "image", "an image: it is the recycled frame of the first step", None)
 
 
 def _check_pool(pool: PagePool, model: StreamModel) -> None:

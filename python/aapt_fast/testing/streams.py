@@ -53,7 +53,7 @@ def random_controls(model: StreamModel, count: int, seed: int = 3) -> list[Tenso
     config = model.control
     if config is None:
         return [None] * count
-    entry = (config.joints, 3) if config.kind == "pose" else (config.channels, *model.config.grid)
+    entry = (config.joints, 3) if config.kind == "pose" else (config.channels, *model.grid)
     return list(torch.rand(count, 4, *entry, generator=torch.Generator().manual_seed(seed)))
 
 

@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a session's frames come about: one at a time from the recycled frame, or in blocks over a few levels of noise.
+
+A sampler owns the caches of its session. Noise is Philox from (seed, number), so a step depends on nothing but the
+seed, its number and the past.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from typing import Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from aapt_fast.errors import require
+from aapt_fast.models.config import GeneratorConfig
+from aapt_fast.models.few_step import FewStep, remember, sample_block
+from aapt_fast.models.generator import Generator
+from aapt_fast.models.sampler import sample_frame, timesteps
+from aapt_fast.models.stream_model import StreamModel
+from aapt_fast.models.wan_transformer import WanTransformer
+from aapt_fast.ops import philox_normal
+from aapt_fast.streaming.paged_block_cache import PagedBlockCache, block_pages_needed
+from aapt_fast.streaming.paged_cache import PagedCache, TextPages, pages_needed
+from aapt_fast.streaming.pages import PagePool
+
+AnySampler = TypeVar("AnySampler", bound="Sampler")
+
+
+def session_pages(config: GeneratorConfig, nfe: int = 1, text_length: int = 0) -> int:
+    """The pages a session of an AAPT generator reserves: one cache per evaluation, each with its own text pages."""
+    return nfe * pages_needed(config.tokens, config.window, text_length)
+
+
+class Sampler(Protocol):
+    """What a session asks of it."""
+
+    nfe: int
+    """Network evaluations per step."""
+
+    def pages(self, prompt: Tensor | None) -> int:
+        """The pages that `open` reserves for a prompt [1, L, text_width]."""
+        ...
+
+    def open(self, pool: PagePool, image: Tensor | None, prompt: Tensor | None) -> None:
+        """Begin a run, with the latent frame of an image [1, C, 1, h, w] and a prompt [1, L, text_width], if any."""
+        ...
+
+    def prepare(self) -> None:
+        """Take the pages of the next step. Raises PoolExhausted, and the step has not begun."""
+        ...
+
+    def step(self, seed: int, step: int, recycled: Tensor | None, control: Tensor | None) -> Tensor:
+        """The frames [1, C, n, h, w] of a step, counted from 1.
+
+        recycled [1, C, 1, h, w] and control [step_channels, h, w], for models that take them.
+        """
+        ...
+
+    def fork(self: AnySampler, pool: PagePool) -> AnySampler:
+        """One that goes on from here on its own, bit for bit."""
+        ...
+
+    def release(self) -> None:
+        """Give the pages back. A second call does nothing."""
+        ...
+
+
+class FrameSampler:
+    """AAPT: one frame per step from noise, the recycled frame and the control, in `nfe` Euler steps.
+
+    Each evaluation has a cache of its own: what evaluation k attends to was computed at the same timestep t_k.
+    """
+
+    def __init__(self, model: StreamModel, nfe: int) -> None:
+        assert isinstance(model.generator, Generator)
+        self.model, self.generator, self.nfe = model, model.generator, nfe
+        self._caches: list[PagedCache] = []
+
+    def pages(self, prompt: Tensor | None) -> int:
+        """See `Sampler.pages`; prompt [1, L, text_width] or None."""
+        return session_pages(self.generator.config, self.nfe, 0 if prompt is None else prompt.shape[1])
+
+    def open(self, pool: PagePool, image: Tensor | None, prompt: Tensor | None) -> None:
+        """See `Sampler.open`. The image [1, C, 1, h, w] is the recycled frame of the first step: no cache has it."""
+        config = self.generator.config
+        rope = self.generator.rope(*config.grid)
+
+        def open_cache(level: Tensor) -> PagedCache:
+            if prompt is None:
+                return PagedCache(pool, rope, config.tokens, config.window)
+            with self.model.autocast():
+                text = TextPages(pool, self.generator.encode_text(prompt, level[None]))
+            try:
+                return PagedCache(pool, rope, config.tokens, config.window, text)
+            finally:
+                text.release()  # the cache holds it
+
+        levels = timesteps(self.nfe, config.shift).to(self.model.device)[:-1]
+        self._caches = _all_or_none(open_cache(level) for level in levels)
+
+    def prepare(self) -> None:
+        """See `Sampler.prepare`."""
+        for cache in self._caches:
+            cache.prepare()
+
+    def step(self, seed: int, step: int, recycled: Tensor | None, control: Tensor | None) -> Tensor:
+        """See `Sampler.step`; recycled [1, C, 1, h, w], control [step_channels, h, w] or None."""
+        noise = _noise(self.model, seed, [step])
+        inputs = None if control is None else control[None, :, None]
+        with self.model.autocast():
+            return sample_frame(self.generator, noise, recycled, inputs, self._caches)
+
+    def fork(self, pool: PagePool) -> FrameSampler:
+        """See `Sampler.fork`."""
+        other = copy.copy(self)
+        other._caches = _all_or_none(cache.fork(pool) for cache in self._caches)
+        return other
+
+    def release(self) -> None:
+        """See `Sampler.release`."""
+        for cache in self._caches:
+            cache.release()
+        self._caches = []
+
+
+class BlockSampler:
+    """Self-Forcing: a block of frames per step, in a few evaluations over one cache (`models.few_step`).
+
+    Frame f of the run (from 1, an image not counted) takes noise number (f - 1) K + k + 1 in evaluation k of K.
+    Keys and values of the prompt are kept beside the pages, and shared by forks.
+
+    Raises ValueError for a model that takes more than the frames, and for blocks without a window.
+    """
+
+    def __init__(self, model: StreamModel, schedule: FewStep) -> None:
+        generator = model.generator
+        assert isinstance(generator, WanTransformer)
+        channels = generator.config.out_channels
+        got = generator.config.in_channels
+        require(got == channels, "model", f"a generator with {channels} channels in and out", f"{got} in")
+        self.model, self.generator, self.schedule, self.nfe = model, generator, schedule, schedule.nfe
+        self.blocks = schedule.blocks or generator.config.blocks
+        self._pages = block_pages_needed(model.tokens, self.blocks)
+        self._cache: PagedBlockCache | None = None
+
+    def pages(self, prompt: Tensor | None) -> int:
+        """See `Sampler.pages`; the prompt [1, L, text_width] needs none."""
+        return self._pages
+
+    def open(self, pool: PagePool, image: Tensor | None, prompt: Tensor | None) -> None:
+        """See `Sampler.open`. The image [1, C, 1, h, w] becomes the first frame of the cache."""
+        assert prompt is not None
+        rope, generator = self.generator.rope(*self.model.grid), self.generator
+        self._context = generator.encode_context(prompt)
+        self._cache = PagedBlockCache(pool, rope, self.model.tokens, self.blocks, eps=generator.config.eps)
+        if image is not None:
+            remember(generator, image, self._context, self._cache, self.schedule.context_noise)
+
+    def prepare(self) -> None:
+        """See `Sampler.prepare`."""
+        assert self._cache is not None
+        self._cache.prepare(self.blocks.frames)
+
+    def step(self, seed: int, step: int, recycled: Tensor | None, control: Tensor | None) -> Tensor:
+        """See `Sampler.step`. Neither the recycled frame [1, C, 1, h, w] nor a control [Cc, h, w] is used."""
+        assert self._cache is not None
+        count, first = len(self.schedule.steps), (step - 1) * self.blocks.frames
+        frames = range(first, first + self.blocks.frames)
+        noise = [_noise(self.model, seed, [frame * count + k + 1 for frame in frames]) for k in range(count)]
+        return sample_block(self.generator, noise, self._context, self._cache, self.schedule)
+
+    def fork(self, pool: PagePool) -> BlockSampler:
+        """See `Sampler.fork`."""
+        assert self._cache is not None
+        other = copy.copy(self)
+        other._cache = self._cache.fork(pool)
+        return other
+
+    def release(self) -> None:
+        """See `Sampler.release`."""
+        if self._cache is not None:
+            self._cache.release()
+        self._cache = None
+
+
+def _noise(model: StreamModel, seed: int, numbers: list[int]) -> Tensor:
+    """Normal noise [1, C, n, h, w], frame i from (seed, numbers[i])."""
+    seeds, steps = (torch.tensor(n, device=model.device) for n in ([seed] * len(numbers), numbers))
+    noise = philox_normal(seeds, steps, (model.config.latent_channels, *model.grid))
+    return noise.transpose(0, 1)[None]
+
+
+def _all_or_none(caches: Iterable[PagedCache]) -> list[PagedCache]:
+    """The caches as a list; if making one fails, those before it are released."""
+    made: list[PagedCache] = []
+    try:
+        for cache in caches:
+            made.append(cache)
+    except BaseException:
+        for cache in made:
+            cache.release()
+        raise
+    return made
