@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from aapt_fast.errors import require, require_shape, require_type
 from aapt_fast.models.config import ControlConfig, GeneratorConfig
+from aapt_fast.models.folding import fold_timestep
 from aapt_fast.models.generator import Generator
 
 ImageLike: TypeAlias = Image.Image | numpy.ndarray | Tensor
@@ -104,6 +105,15 @@ class StreamModel:
         """(H, W) of the video."""
         height, width = self.config.grid
         return VIDEO_SCALE * height, VIDEO_SCALE * width
+
+    def folded(self) -> StreamModel:
+        """A model for sessions with one evaluation per step only, whose generator has t = 1 folded into its weights.
+
+        It shows the same up to rounding (`aapt_fast.models.folding`), without the shift, scale and gate of every
+        block. Sessions with more evaluations take the model that is not folded. Fold a float32 model and convert it
+        then: that rounds once. Raises ValueError if the generator is folded already.
+        """
+        return StreamModel(fold_timestep(self.generator), self.vae, self.name, self.text_encoder)
 
     def autocast(self) -> torch.autocast:
         """The context in which the generator takes float32 frames, whatever the dtype of its weights."""

@@ -57,7 +57,7 @@ class StreamSession:
             `model.video_size`.
         prompt: embeddings [L, text_width], or a str if the model has a text encoder; None for no text.
         seed: of the noise, a 64-bit integer.
-        nfe: evaluations of the generator per step.
+        nfe: evaluations of the generator per step; 1 for a folded model (`StreamModel.folded`).
         image_control: one control entry that describes the image, for models whose steps also take the control of the
             step before; zeros without it.
         pool: where the session keeps its past. It reserves `session_pages` pages here and now, so that no later step
@@ -88,6 +88,7 @@ class StreamSession:
         require(model.config.autoregressive, "model", expected, "a bidirectional one")
         require_type("nfe", nfe, int)
         require(nfe >= 1, "nfe", "at least 1 evaluation per step", nfe)
+        _check_folding(model.config, nfe)
         if pool is not None:
             _check_pool(pool, model)
         self.model, self.nfe = model, nfe
@@ -328,6 +329,12 @@ def _check_pool(pool: PagePool, model: StreamModel) -> None:
     layers, _, _, heads, head_dim = pool.k.shape
     got = (layers, heads, head_dim, pool.k.dtype, pool.k.device)
     require(got == expected, "pool", f"layers, heads, head_dim, dtype, device {expected}", got)
+
+
+def _check_folding(config: GeneratorConfig, nfe: int) -> None:
+    """A folded generator has weights for one timestep: that of the only evaluation."""
+    if config.folded_t is not None:
+        require(nfe == 1, "nfe", f"1: the generator is folded at t = {config.folded_t}", nfe)
 
 
 def _checked_seed(seed: int) -> int:
