@@ -227,7 +227,7 @@ class Generator(nn.Module):
 
         noised [B, C, F, h, w]: x_t = (1 - t) x0 + t eps; recycled [B, C, F, h, w]: the frame before each, None if the
         model is bidirectional; control [B, step_channels, F, h, w] or None; t [B] in 0..1. Returns x0 [B, C, F, h, w]
-        in float32.
+        in float32. Without autocast the whole network computes in the dtype of its weights.
         At t = 1 this is the paper's one-evaluation generator, eps - v(eps). Raises ValueError for other shapes and, if
         the weights are folded, another t.
         """
@@ -276,6 +276,9 @@ class Generator(nn.Module):
 
     def _inputs(self, noised: Tensor, recycled: Tensor | None, control: Tensor | None, t: Tensor) -> _Inputs:
         self._check(noised, recycled, control, t)
+        dtype = self.patch_embed.weight.dtype
+        if not torch.is_autocast_enabled(noised.device.type):  # which casts by itself
+            noised, recycled, control = (x if x is None else x.to(dtype) for x in (noised, recycled, control))
         before = _frames_first(recycled) if recycled is not None else None
         features = _frames_first(control) if control is not None else None
         if self.control_stem is not None and features is not None:

@@ -62,16 +62,19 @@ class VideoVAE(Protocol):
 class StreamModel:
     """Generator and VAE that fit together, ready for `StreamSession`.
 
-    A generator in bfloat16 or float16 runs under autocast: frames, noise and controls stay in float32.
+    Frames, noise and controls are in float32, whatever the dtype of the generator. Inside of one in bfloat16 or
+    float16, linear layers and attention compute in that dtype, and `token_dtype` says what the stream of tokens between
+    them is kept in: in float32 (by autocast), or in the generator's own dtype, with half the traffic and more rounding.
 
     Args:
         generator: sessions run at its native grid.
         vae: with as many latent channels.
         name: shown to users.
         text_encoder: str -> embeddings [L, text_width]; for a generator with a text stream.
+        token_dtype: float32 or the dtype of the generator.
 
     Raises:
-        ValueError: the parts do not fit together, or lie on different devices.
+        ValueError: the parts do not fit together, or lie on different devices; another token_dtype.
     """
 
     def __init__(
@@ -80,13 +83,19 @@ class StreamModel:
         vae: VideoVAE,
         name: str = "",
         text_encoder: Callable[[str], Tensor] | None = None,
+        token_dtype: torch.dtype = torch.float32,
     ) -> None:
         self.generator, self.vae, self.name, self.text_encoder = generator, vae, name, text_encoder
+        self.token_dtype = token_dtype
         weight, vae_weight = generator.patch_embed.weight, next(iter(vae.parameters()))
         self.device, self.dtype, self._vae_dtype = weight.device, weight.dtype, vae_weight.dtype
         channels = generator.config.latent_channels
         require(vae.latent_channels == channels, "vae", f"{channels} latent channels", vae.latent_channels)
         require(vae_weight.device == self.device, "vae", f"weights on {self.device}", vae_weight.device)
+        dtypes = (torch.float32, self.dtype)
+        require(
+            token_dtype in dtypes, "token_dtype", " or ".join(str(each) for each in dict.fromkeys(dtypes)), token_dtype
+        )
         fits = text_encoder is None or generator.config.text_width > 0
         require(fits, "text_encoder", "none: the generator has no text stream", "one")
 
@@ -113,11 +122,15 @@ class StreamModel:
         block. Sessions with more evaluations take the model that is not folded. Fold a float32 model and convert it
         then: that rounds once. Raises ValueError if the generator is folded already.
         """
-        return StreamModel(fold_timestep(self.generator), self.vae, self.name, self.text_encoder)
+        return StreamModel(fold_timestep(self.generator), self.vae, self.name, self.text_encoder, self.token_dtype)
+
+    def with_token_dtype(self, token_dtype: torch.dtype) -> StreamModel:
+        """The same model, sharing its weights, with another `token_dtype`; raises ValueError as the constructor."""
+        return StreamModel(self.generator, self.vae, self.name, self.text_encoder, token_dtype)
 
     def autocast(self) -> torch.autocast:
-        """The context in which the generator takes float32 frames, whatever the dtype of its weights."""
-        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+        """The context in which sessions run the generator: autocast, unless its dtype is that of the token stream."""
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype not in (torch.float32, self.token_dtype))
 
     def encode_image(self, image: ImageLike) -> Tensor:
         """The latent frame of an image, float32 [1, C, 1, h, w].
