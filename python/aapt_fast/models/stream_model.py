@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from typing import Protocol, TypeAlias
 
@@ -83,19 +84,16 @@ class StreamModel:
         vae: VideoVAE,
         name: str = "",
         text_encoder: Callable[[str], Tensor] | None = None,
+        *,
         token_dtype: torch.dtype = torch.float32,
     ) -> None:
         self.generator, self.vae, self.name, self.text_encoder = generator, vae, name, text_encoder
-        self.token_dtype = token_dtype
         weight, vae_weight = generator.patch_embed.weight, next(iter(vae.parameters()))
         self.device, self.dtype, self._vae_dtype = weight.device, weight.dtype, vae_weight.dtype
         channels = generator.config.latent_channels
         require(vae.latent_channels == channels, "vae", f"{channels} latent channels", vae.latent_channels)
         require(vae_weight.device == self.device, "vae", f"weights on {self.device}", vae_weight.device)
-        dtypes = (torch.float32, self.dtype)
-        require(
-            token_dtype in dtypes, "token_dtype", " or ".join(str(each) for each in dict.fromkeys(dtypes)), token_dtype
-        )
+        self._set_token_dtype(token_dtype)
         fits = text_encoder is None or generator.config.text_width > 0
         require(fits, "text_encoder", "none: the generator has no text stream", "one")
 
@@ -122,11 +120,20 @@ class StreamModel:
         block. Sessions with more evaluations take the model that is not folded. Fold a float32 model and convert it
         then: that rounds once. Raises ValueError if the generator is folded already.
         """
-        return StreamModel(fold_timestep(self.generator), self.vae, self.name, self.text_encoder, self.token_dtype)
+        other = copy.copy(self)
+        other.generator = fold_timestep(self.generator)
+        return other
 
     def with_token_dtype(self, token_dtype: torch.dtype) -> StreamModel:
         """The same model, sharing its weights, with another `token_dtype`; raises ValueError as the constructor."""
-        return StreamModel(self.generator, self.vae, self.name, self.text_encoder, token_dtype)
+        other = copy.copy(self)
+        other._set_token_dtype(token_dtype)
+        return other
+
+    def _set_token_dtype(self, token_dtype: torch.dtype) -> None:
+        dtypes = dict.fromkeys((torch.float32, self.dtype))
+        require(token_dtype in dtypes, "token_dtype", " or ".join(map(str, dtypes)), token_dtype)
+        self.token_dtype = token_dtype
 
     def autocast(self) -> torch.autocast:
         """The context in which sessions run the generator: autocast, unless its dtype is that of the token stream."""
