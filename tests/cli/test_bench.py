@@ -43,7 +43,7 @@ def test_a_target_that_is_met(capsys, tmp_path: Path):
     assert verdict["at_this_pace"]["late_steps"] == 0 and verdict["at_this_pace"]["steps"] == 5
     assert document["memory"]["peak_bytes"] > document["memory"]["expected_weights_bytes"] > 0
     assert document["start"]["all_s"] > document["start"]["session_s"] > 0
-    assert document["question"]["window"] == 2 and document["build"]["torch"]["version"] == torch.__version__
+    assert document["question"]["window"] == 2 and document["doctor"]["torch"]["version"] == torch.__version__
 
 
 def test_a_target_that_is_missed(capsys):

@@ -7,7 +7,6 @@ window, after that first step has loaded everything; `full`, the steady state, w
 
 from __future__ import annotations
 
-import resource
 import sys
 import time
 from collections.abc import Sequence
@@ -115,6 +114,8 @@ def _memory(system: System, choice: Choice) -> dict[str, Any]:
     if choice.device.type == "cuda":
         peak = torch.cuda.max_memory_allocated(choice.device)
         return {**expected, "peak_bytes": peak, "peak_of": "torch's allocations on the GPU"}
+    import resource  # not on every system, and the other commands do without
+
     unit = 1 if sys.platform == "darwin" else 1024
     peak = unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {**expected, "peak_bytes": peak, "peak_of": "the resident memory of the process"}

@@ -56,7 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
     system = find_system(arguments.preset, _size(arguments.resolution), arguments.window)
     choice = _choice(arguments)
     document = new_document(shlex.join(["aapt-fast", *sys.argv[1:]]))
-    document |= {"build": examine(), "question": _question(system, choice, arguments.target)}
+    document |= {"doctor": examine(), "question": _question(system, choice, arguments.target)}
     why = obstacle(system, choice.device, choice.dtype, choice.folded)
     if why is None:
         try:
