@@ -15,8 +15,7 @@ import argparse
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -25,81 +24,27 @@ import torch
 from torch import Tensor
 
 import aapt_fast
-from aapt_fast.models.config import GeneratorConfig
-from aapt_fast.models.generator import Generator
+from aapt_fast.bench.decoders import wan_decoder
+from aapt_fast.bench.inputs import random_controls, random_image, random_prompt
+from aapt_fast.bench.kernels import working_kernels
+from aapt_fast.bench.roofline import Step
+from aapt_fast.bench.systems import PROMPT_TOKENS, random_model
+from aapt_fast.bench.timing import Sample
 from aapt_fast.models.presets import generator_preset
-from aapt_fast.models.stream_model import StreamModel
-from aapt_fast.models.wan_vae import WanVAE, WanVAEConfig
+from aapt_fast.models.wan_vae import WanVAEConfig
 from aapt_fast.ops._load import extension_or_none
-from aapt_fast.ops.kernels import KERNELS, runs_on, use_kernels
+from aapt_fast.ops.kernels import KERNELS, use_kernels
 from aapt_fast.streaming.session import StreamSession
-from aapt_fast.testing.streams import random_controls, random_image, random_prompt
 from aapt_fast.worlds.motions import random_motion
 from aapt_fast.worlds.skeleton import Camera, forward_kinematics
 from bench.harness import ceilings
 from bench.harness.cases import DTYPE_NAMES
 from bench.harness.document import Document, clocks
-from bench.harness.timing import Sample
 
-PROMPT_TOKENS = 128
 REAL_TIME_FPS = 24
-WAN_DECODER_FLOPS_PER_PIXEL = 10.4e12 / (736 * 416)
-"""Of one latent frame, that is four video frames, of one pixel of the picture; for the published width."""
 
 ON, OFF = "kernels on", "kernels off"
-MISSING = "no compiled module with kernels for this device"
-
-
-@contextmanager
-def default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
-
-
-def random_model(config: GeneratorConfig, vae: WanVAEConfig, device: torch.device, dtype: torch.dtype) -> StreamModel:
-    """Random weights, made where they are used: eight billion of them would take minutes on a CPU.
-
-    What starts at zero gets small random numbers, so that every layer has something to compute.
-    """
-    torch.manual_seed(0)
-    with device, default_dtype(dtype), torch.no_grad():
-        generator = Generator(config).eval().requires_grad_(False)
-        decoder = WanVAE(vae).eval().requires_grad_(False)
-        for parameter in generator.parameters():
-            if not parameter.any():
-                parameter.normal_(std=0.02)
-    return StreamModel(generator, decoder)
-
-
-def generator_flops(config: GeneratorConfig, keys: int) -> float:
-    """Of one evaluation: 12 d^2 weights per block and token; two products with every key and value."""
-    tokens, width = config.tokens, config.width
-    return config.layers * (2.0 * (4 + 2 * config.mlp_ratio) * tokens * width**2 + 4.0 * tokens * keys * width)
-
-
 Controls = Callable[[int], Tensor | None]
-
-
-def working_kernels(session: StreamSession, control: Tensor | None, module: ModuleType | None) -> dict[str, str | None]:
-    """Each kernel: None if a step runs with it, else why not. `session` stays where it is."""
-    if module is None or not runs_on(module, session.model.device):
-        return dict.fromkeys(KERNELS, MISSING)
-    found: dict[str, str | None] = {}
-    for kernel in KERNELS:
-        if not hasattr(module, kernel.replace("/", "_")):
-            found[kernel] = "the compiled module does not have it"
-            continue
-        try:
-            with session.fork() as trial, use_kernels(kernel, extension=module):
-                trial.step(control)
-            found[kernel] = None
-        except ValueError as error:
-            found[kernel] = f"does not do these arguments: {error}"
-    return found
 
 
 def measure(
@@ -202,14 +147,12 @@ def frame(
         steps=steps,
         limit_s=limit_s,
     )
-    keys = (config.window + 2) * config.tokens + (PROMPT_TOKENS if config.text_width else 0)
-    flops = generator_flops(config, keys)
-    if vae == WanVAEConfig():
-        flops += WAN_DECODER_FLOPS_PER_PIXEL * height * width
+    work = Step(config, PROMPT_TOKENS if config.text_width else 0, wan_decoder(vae, *config.grid))
+    flops = work.generator_flops + work.decoder_flops
     tiny = {"size": 256, "copy_bytes": 2**20} if device.type == "cpu" else {}
     floor = ceilings.of(document, device, **tiny).floor_ms(flops, 0)
     memory = torch.cuda.max_memory_allocated() if device.type == "cuda" else None
-    facts = {"keys": keys, "decoder": "Wan 2.1", "weights": "random", "peak_memory_bytes": memory}
+    facts = {"keys": work.keys + work.prompt, "decoder": "Wan 2.1", "weights": "random", "peak_memory_bytes": memory}
     report(document, name, samples, difference, names, flops, floor, **facts)
 
 
@@ -236,7 +179,7 @@ def mini_person(document: Document, device: torch.device, *, steps: int, limit_s
 def _usable(
     document: Document, name: str, session: StreamSession, control: Tensor | None, module: ModuleType | None
 ) -> tuple[str, ...]:
-    found = working_kernels(session, control, module)
+    found = working_kernels(session, control, module, KERNELS)
     for kernel, obstacle in found.items():
         if obstacle is not None:
             document.fail(name, kernel, obstacle)

@@ -34,6 +34,7 @@ ARROWS = {
     "compat": {"errors", "ops", "models", "streaming"},
     "worlds": {"errors"},
     "serve": {"errors", "models", "streaming", "worlds"},
+    "bench": {"errors", "ops", "models", "streaming"},  # measures them; `aapt-fast bench` and bench/ share it
 }
 LIBRARY = set(ARROWS)
 MAY_IMPORT = {
@@ -266,6 +267,8 @@ PLANTED: dict[Rule, list[tuple[str, str]]] = {
         ("python/aapt_fast/worlds/rooms.py", "from aapt_fast.ops import reference"),
         ("python/aapt_fast/training/data.py", "from aapt_fast import cli"),
         ("python/aapt_fast/serve/app.py", "from aapt_fast.training import losses"),
+        ("python/aapt_fast/streaming/session.py", "from aapt_fast.bench import timing"),
+        ("python/aapt_fast/bench/frame.py", "from aapt_fast.testing import streams"),
         ("python/aapt_fast/cli.py", "from .testing import timing"),
         ("python/aapt_fast/__init__.py", "from .cli import main"),
         ("python/aapt_fast/attic.py", ""),

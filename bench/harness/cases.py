@@ -12,13 +12,14 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from aapt_fast.bench.timing import Sample
 from aapt_fast.ops._load import extension_or_none
 from aapt_fast.ops.kernels import KERNELS, runs_on, use_kernels
 from aapt_fast.testing.compare import relative_l2
 from bench.harness.ceilings import Ceilings
 from bench.harness.ceilings import of as ceilings_of
 from bench.harness.document import Document
-from bench.harness.timing import Call, Clock, Sample, captured, clock_for, time_interleaved
+from bench.harness.timing import Call, Clock, captured, clock_for, time_interleaved
 
 Result = Callable[[], Tensor | tuple[Tensor, ...]]
 

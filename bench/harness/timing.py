@@ -8,62 +8,19 @@ known about the caches.
 
 from __future__ import annotations
 
-import math
-import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import torch
+
+from aapt_fast.bench.timing import Sample
 
 Call = Callable[[], object]
 
 REPETITIONS = 100
 FEWEST_REPETITIONS = 5
 WARM_UPS = 25
-
-
-def percentile(values: Sequence[float], percent: float) -> float:
-    """By nearest rank: the smallest value that at least `percent` per cent of all values do not exceed."""
-    if not values:
-        raise ValueError("values: expected at least one, got none")
-    return sorted(values)[max(math.ceil(percent / 100 * len(values)) - 1, 0)]
-
-
-@dataclass(frozen=True)
-class Sample:
-    """Times of one call, in the order of the repetitions."""
-
-    milliseconds: tuple[float, ...]
-    cold_l2: bool | None  # None: not known, on a CPU
-    timer: str
-
-    @property
-    def p50(self) -> float:
-        return percentile(self.milliseconds, 50)
-
-    @property
-    def noise(self) -> float:
-        """How far the medians of the even and the odd repetitions, the same work twice, lie apart, as a share."""
-        even, odd = self.milliseconds[::2], self.milliseconds[1::2] or self.milliseconds
-        return abs(statistics.median(even) - statistics.median(odd)) / self.p50
-
-    def times(self, other: Sample) -> float:
-        """How many times as long as this one `other` took: the median over the repetitions, which were neighbours."""
-        return statistics.median(b / a for a, b in zip(self.milliseconds, other.milliseconds, strict=True))
-
-    def as_dict(self) -> dict[str, float | int | bool | str | None]:
-        """The part of a result of schema 1 that is about time."""
-        return {
-            "p50_ms": self.p50,
-            "p95_ms": percentile(self.milliseconds, 95),
-            "p99_ms": percentile(self.milliseconds, 99),
-            "cold_l2": self.cold_l2,
-            "repetitions": len(self.milliseconds),
-            "noise": self.noise,
-            "timer": self.timer,
-        }
 
 
 class Clock(Protocol):

@@ -11,10 +11,11 @@ import torch
 from bench.harness.cases import Case, Setting, check, results, run
 from bench.harness.ceilings import Ceilings
 from bench.harness.document import Document, problems
-from bench.harness.timing import Sample, WallClock
+from bench.harness.timing import WallClock
 from bench.kernels.__main__ import OPS, builders
 from bench.kernels.bench_paged_attention import pages
 
+from aapt_fast.bench.timing import Sample
 from aapt_fast.ops.kernels import KERNELS
 from aapt_fast.testing import targets
 

@@ -16,7 +16,11 @@ from bench import bench_frame, measure_ceilings
 from bench.harness.document import Document, problems
 from bench.measure_ceilings import hardware, verdict
 
+from aapt_fast.bench.kernels import MISSING
+from aapt_fast.bench.roofline import Step
+from aapt_fast.bench.systems import default_dtype
 from aapt_fast.models.config import GeneratorConfig
+from aapt_fast.models.generator import Generator
 from aapt_fast.models.presets import AAPT_8B
 from aapt_fast.models.wan_vae import WanVAEConfig
 from aapt_fast.ops.kernels import KERNELS
@@ -115,7 +119,7 @@ def test_a_frame_of_a_small_preset(preset, document):
     assert result["name"].startswith(f"frame/{preset}/") and "kernels off" in result["what_ran"]
     assert result["video_fps"] == pytest.approx(4e3 / result["p50_ms"])
     assert {entry["what_ran"]: entry["reason"] for entry in document.content["failures"]} == dict.fromkeys(
-        KERNELS, bench_frame.MISSING
+        KERNELS, MISSING
     )
 
 
@@ -156,13 +160,13 @@ def test_mini_person_streams_with_its_real_time_factor(document):
 
 def test_work_of_the_large_preset():
     """30.1 TFLOP per latent frame at 736x416 with 32 frames in sight, as published for the paper's configuration."""
-    keys = (AAPT_8B.window + 2) * AAPT_8B.tokens
-    assert keys == 38272
-    assert bench_frame.generator_flops(AAPT_8B, keys) == pytest.approx(30.1e12, rel=0.01)
+    step = Step(AAPT_8B, 128, ())
+    assert step.keys == 38272
+    assert step.generator_flops == pytest.approx(30.1e12, rel=0.01)
 
 
 def test_the_large_preset_can_be_built_on_a_device():
-    with torch.device("meta"), bench_frame.default_dtype(torch.bfloat16):
-        generator = bench_frame.Generator(AAPT_8B)
+    with torch.device("meta"), default_dtype(torch.bfloat16):
+        generator = Generator(AAPT_8B)
     assert {parameter.dtype for parameter in generator.parameters()} == {torch.bfloat16}
     assert {parameter.device.type for parameter in generator.parameters()} == {"meta"}

@@ -6,7 +6,9 @@ import types
 import pytest
 import torch
 from bench.harness.ceilings import Ceilings, measure
-from bench.harness.timing import FEWEST_REPETITIONS, EventClock, Sample, WallClock, percentile, time_interleaved
+from bench.harness.timing import FEWEST_REPETITIONS, EventClock, WallClock, time_interleaved
+
+from aapt_fast.bench.timing import Sample, percentile
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,21 @@ def test_what_sessions_need_to_know():
     assert make_model().control == NANO.control
 
 
+def test_the_token_stream_is_in_float32_or_in_the_dtype_of_the_generator():
+    half = make_model(dtype=torch.bfloat16)
+    assert half.token_dtype == torch.float32
+    both = half.with_token_dtype(torch.bfloat16)
+    assert both.token_dtype == both.folded().token_dtype == torch.bfloat16 and both.generator is half.generator
+    with half.autocast():
+        assert torch.is_autocast_enabled("cpu")
+    with both.autocast():
+        assert not torch.is_autocast_enabled("cpu")
+    with pytest.raises(ValueError, match=r"token_dtype: expected torch.float32 or torch.bfloat16, got torch.float16"):
+        half.with_token_dtype(torch.float16)
+    with pytest.raises(ValueError, match=r"token_dtype: expected torch.float32, got torch.bfloat16"):
+        make_model(token_dtype=torch.bfloat16)
+
+
 @torch.inference_mode()
 def test_every_kind_of_image():
     model = make_model()

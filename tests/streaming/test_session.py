@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from aapt_fast.errors import PoolExhausted
+from aapt_fast.models import generator
 from aapt_fast.models.config import ControlConfig
 from aapt_fast.models.presets import NANO, NANO_TEXT
 from aapt_fast.models.sampler import sample_frame, timesteps
 from aapt_fast.models.stream_model import StreamModel
-from aapt_fast.ops import philox_normal
+from aapt_fast.ops import gate_residual_norm, philox_normal
 from aapt_fast.streaming.controls import clip_controls, step_entries
 from aapt_fast.streaming.pages import PagePool
 from aapt_fast.streaming.session import StreamSession, session_pages
@@ -145,11 +146,33 @@ def test_the_chunk_length_of_the_decoder_changes_nothing(pose_model, chunk):
     assert_near(video / 127.5 - 1, chunks, 0.5001 / 127.5)
 
 
-def test_half_precision_follows_float32():
-    exact, half = (random_session(random_model(NANO_TEXT, dtype), nfe=2) for dtype in (torch.float32, torch.bfloat16))
-    expected, frames = (play(session, [None] * 4)[0] for session in (exact, half))
+@pytest.mark.parametrize("token_dtype", [torch.float32, torch.bfloat16], ids=["float32 tokens", "bfloat16 tokens"])
+@pytest.mark.parametrize("config", STREAMS.values(), ids=STREAMS)
+def test_half_precision_follows_float32(config, token_dtype):
+    exact, half = random_model(config), random_model(config, torch.bfloat16, token_dtype=token_dtype)
+    controls = random_controls(exact, 4)
+    expected, frames = (play(random_session(model, nfe=2), controls)[0] for model in (exact, half))
     assert frames.dtype == torch.float32
     assert 0 < (frames - expected).abs().max() < 0.1 * expected.abs().max()
+
+
+@pytest.mark.parametrize("weights", [torch.bfloat16, torch.float16])
+def test_the_token_stream_has_its_dtype(weights, monkeypatch):
+    seen = set()
+
+    def spy(x, y, *modulation):
+        normed = gate_residual_norm(x, y, *modulation)
+        seen.update({*(each.dtype for each in normed), *(each.dtype for each in modulation if each is not None)})
+        return normed
+
+    monkeypatch.setattr(generator, "gate_residual_norm", spy)
+    model = random_model(NANO_TEXT, weights)
+    random_session(model).step()
+    assert torch.float32 in seen
+    seen.clear()
+    session = random_session(model.with_token_dtype(weights))
+    session.step()
+    assert seen == {weights} and session.frame.dtype == torch.float32
 
 
 def test_the_prompt_counts():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line: `aapt-fast generate | doctor | train | evaluate`. One file per command."""
+"""The command line: `aapt-fast generate | doctor | train | evaluate | bench`. One file per command."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from aapt_fast.cli import doctor, evaluate, generate, train
+from aapt_fast.cli import bench, doctor, evaluate, generate, train
 from aapt_fast.errors import CheckpointError, PoolExhausted
 
-COMMANDS = {"generate": generate, "doctor": doctor, "train": train, "evaluate": evaluate}
+COMMANDS = {"generate": generate, "doctor": doctor, "train": train, "evaluate": evaluate, "bench": bench}
 USER_ERRORS = (ValueError, TypeError, OSError, ImportError, CheckpointError, PoolExhausted, FloatingPointError)
 
 
@@ -26,14 +26,17 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; a user's mistake becomes one line on stderr and exit status 2, Ctrl-C status 130."""
+    """Run one command; a user's mistake becomes one line on stderr and exit status 2, Ctrl-C status 130.
+
+    A command that returns a number has that as its status, the others 0.
+    """
     arguments = parser().parse_args(argv)
     try:
-        COMMANDS[arguments.command].run(arguments)
+        status = COMMANDS[arguments.command].run(arguments)
     except USER_ERRORS as error:
         print(f"aapt-fast {arguments.command}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
         print(f"aapt-fast {arguments.command}: stopped {stop}".rstrip(), file=sys.stderr)
         return 130
-    return 0
+    return status or 0

@@ -23,6 +23,7 @@ from aapt_fast.ops import FrameRope, channel_concat, gate_residual_norm, normali
 from aapt_fast.ops.cache import Cache, GrowingCache, WholeClipCache
 
 TIMESTEP_FEATURES = 256
+T_TOLERANCE = 1e-6
 SHIFT1, SCALE1, GATE1, SHIFT2, SCALE2, GATE2 = range(6)
 
 TextKV = list[tuple[Tensor, Tensor]]
@@ -48,6 +49,24 @@ class TimestepModulation(nn.Module):
         return self.out(F.silu(self.mlp(features))).unflatten(-1, (6, -1))
 
 
+class FixedTimestep(nn.Module):
+    """In the place of `TimestepModulation` where `models/folding.py` has put the vectors of one t into the weights."""
+
+    def __init__(self, t: float) -> None:
+        super().__init__()
+        self.t = t
+
+    def forward(self, t: Tensor) -> None:
+        """t [B]: nothing is left to compute. Raises ValueError for another t.
+
+        On a GPU this waits for t, except while a CUDA graph is captured, which looks at no value.
+        """
+        if t.is_cuda and torch.cuda.is_current_stream_capturing():
+            return
+        expected = f"{self.t}, the timestep that is folded into the weights"
+        require(bool((t - self.t).abs().max() <= T_TOLERANCE), "t", expected, t.tolist())
+
+
 class Stream(nn.Module):
     """The weights one stream (video or text) has in one block: QKV, output, MLP, head norms, modulation."""
 
@@ -55,18 +74,27 @@ class Stream(nn.Module):
         super().__init__()
         width, hidden = config.width, config.mlp_ratio * config.width
         self.heads = config.heads
-        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        folded = config.folded_t is not None
+        self.qkv = nn.Linear(width, 3 * width, bias=folded)
         self.q_norm = nn.Parameter(torch.ones(config.head_dim))
         self.k_norm = nn.Parameter(torch.ones(config.head_dim))
-        self.modulation = nn.Parameter(torch.zeros(6, width))
-        with torch.no_grad():
-            self.modulation[[GATE1, GATE2]] = 1.0
+        self.modulation: nn.Parameter | None = None
+        if not folded:
+            self.modulation = nn.Parameter(torch.zeros(6, width))
+            with torch.no_grad():
+                self.modulation[[GATE1, GATE2]] = 1.0
         if not keys_only:
             self.out = nn.Linear(width, width)
             self.up = nn.Linear(width, hidden)
             self.down = nn.Linear(hidden, width)
             nn.init.normal_(self.out.weight, std=0.02)
             nn.init.normal_(self.down.weight, std=0.01)
+
+    def modulate(self, shared: Tensor | None, dtype: torch.dtype) -> Sequence[Tensor | None]:
+        """This stream's six vectors, each [B, 1, d], from the shared ones [B, 6, d]; None, all six, where folded."""
+        if self.modulation is None or shared is None:
+            return (None,) * 6
+        return (shared + self.modulation).to(dtype)[:, :, None].unbind(1)
 
     def project(self, normed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Tokens [..., d] -> raw q, k, v [..., H, D]."""
@@ -87,31 +115,31 @@ class Block(nn.Module):
         self.text = Stream(config, keys_only=last) if config.text_width else None
 
     def forward(
-        self, x: Tensor, update: Tensor | None, gate: Tensor | None, modulation: Tensor, cache: Cache, layer: int
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        self, x: Tensor, update: Tensor | None, gate: Tensor | None, modulation: Tensor | None, cache: Cache, layer: int
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Video tokens x [B, F, N, d] with the previous block's pending gated `update`; returns the same triple.
 
         Leaving the last addition to the next norm lets one kernel do gate, residual, norm and modulation.
         """
         stream, (batch, frames, tokens, width) = self.video, x.shape
-        m = (modulation + stream.modulation).to(x.dtype)[:, :, None]  # [B, 6, 1, d]
+        m = stream.modulate(modulation, x.dtype)
         flat = (batch, frames * tokens, width)
         x, normed = gate_residual_norm(
-            x.view(flat), update.view(flat) if update is not None else None, gate, m[:, SCALE1], m[:, SHIFT1]
+            x.view(flat), update.view(flat) if update is not None else None, gate, m[SCALE1], m[SHIFT1]
         )
         q, k, v = stream.project(normed.view(batch, frames, tokens, width))
         attended = cache.attend(layer, q, k, v, stream.q_norm, stream.k_norm)
         update = stream.out(attended.flatten(-2))
-        x, normed = gate_residual_norm(x, update.view(flat), m[:, GATE1], m[:, SCALE2], m[:, SHIFT2])
+        x, normed = gate_residual_norm(x, update.view(flat), m[GATE1], m[SCALE2], m[SHIFT2])
         shape = (batch, frames, tokens, width)
-        return x.view(shape), stream.mlp(normed).view(shape), m[:, GATE2]
+        return x.view(shape), stream.mlp(normed).view(shape), m[GATE2]
 
-    def encode_text(self, x: Tensor, modulation: Tensor, last: bool) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    def encode_text(self, x: Tensor, modulation: Tensor | None, last: bool) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Text tokens x [B, L, d] -> the next layer's tokens and this layer's (keys, values) [B, L, H, D]."""
         stream = self.text
         assert stream is not None
-        m = (modulation + stream.modulation).to(x.dtype)[:, :, None]
-        _, normed = gate_residual_norm(x, None, None, m[:, SCALE1], m[:, SHIFT1])
+        m = stream.modulate(modulation, x.dtype)
+        _, normed = gate_residual_norm(x, None, None, m[SCALE1], m[SHIFT1])
         q, k, v = stream.project(normed)
         q = normalise_and_rotate(q, stream.q_norm, None, None)
         k = normalise_and_rotate(k, stream.k_norm, None, None)
@@ -119,8 +147,8 @@ class Block(nn.Module):
             return x, (k, v)
         attended = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
         update = stream.out(attended.transpose(1, 2).flatten(-2))
-        x, normed = gate_residual_norm(x, update, m[:, GATE1], m[:, SCALE2], m[:, SHIFT2])
-        return x + m[:, GATE2] * stream.mlp(normed), (k, v)
+        x, normed = gate_residual_norm(x, update, m[GATE1], m[SCALE2], m[SHIFT2])
+        return _gated_sum(x, stream.mlp(normed), m[GATE2]), (k, v)
 
 
 class ConvHead(nn.Module):
@@ -176,10 +204,11 @@ class Generator(nn.Module):
             control = config.control_width
         inputs = (2 if config.autoregressive else 1) * channels + control
         self.patch_embed = nn.Linear(inputs * patch**2, width)
-        self.timestep = TimestepModulation(width)
+        folded = config.folded_t is not None
+        self.timestep = FixedTimestep(config.folded_t) if folded else TimestepModulation(width)
         self.text_in = nn.Linear(config.text_width, width) if config.text_width else None
         self.blocks = nn.ModuleList(Block(config, last=i == config.layers - 1) for i in range(config.layers))
-        self.modulation_out = nn.Parameter(torch.zeros(2, width))
+        self.modulation_out = None if folded else nn.Parameter(torch.zeros(2, width))
         self.unpatch = nn.Linear(width, (config.head_width or channels) * patch**2)
         self.head: ConvHead | None = None
         if config.head_width:
@@ -198,8 +227,9 @@ class Generator(nn.Module):
 
         noised [B, C, F, h, w]: x_t = (1 - t) x0 + t eps; recycled [B, C, F, h, w]: the frame before each, None if the
         model is bidirectional; control [B, step_channels, F, h, w] or None; t [B] in 0..1. Returns x0 [B, C, F, h, w]
-        in float32.
-        At t = 1 this is the paper's one-evaluation generator, eps - v(eps). Raises ValueError for other shapes.
+        in float32. Without autocast the whole network computes in the dtype of its weights.
+        At t = 1 this is the paper's one-evaluation generator, eps - v(eps). Raises ValueError for other shapes and, if
+        the weights are folded, another t.
         """
         inputs = self._inputs(noised, recycled, control, t)
         modulation = self.timestep(t)
@@ -207,8 +237,10 @@ class Generator(nn.Module):
         for layer, block in enumerate(self.blocks):
             x, update, gate = block(x, update, gate, modulation, cache, layer)
         cache.advance(x.shape[1])
-        final = (self.modulation_out + modulation[:, :2]).to(x.dtype)[:, :, None]
-        _, normed = gate_residual_norm(x.flatten(1, 2), update.flatten(1, 2), gate, final[:, 1], final[:, 0])
+        scale = shift = None
+        if self.modulation_out is not None:
+            shift, scale = (self.modulation_out + modulation[:, :2]).to(x.dtype)[:, :, None].unbind(1)
+        _, normed = gate_residual_norm(x.flatten(1, 2), update.flatten(1, 2), gate, scale, shift)
         output = self._picture(normed, inputs).float().unflatten(0, x.shape[:2]).transpose(1, 2)
         if self.config.prediction == "velocity":
             return noised.float() - t.float().view(-1, 1, 1, 1, 1) * output
@@ -239,11 +271,14 @@ class Generator(nn.Module):
         for layer, block in enumerate(self.blocks[: depths[-1]]):
             x, update, gate = block(x, update, gate, modulation, cache, layer)
             if layer + 1 in depths:
-                states.append(x + gate[:, None] * update)
+                states.append(_gated_sum(x, update, None if gate is None else gate[:, None]))
         return states
 
     def _inputs(self, noised: Tensor, recycled: Tensor | None, control: Tensor | None, t: Tensor) -> _Inputs:
         self._check(noised, recycled, control, t)
+        dtype = self.patch_embed.weight.dtype
+        if not torch.is_autocast_enabled(noised.device.type):  # which casts by itself
+            noised, recycled, control = (x if x is None else x.to(dtype) for x in (noised, recycled, control))
         before = _frames_first(recycled) if recycled is not None else None
         features = _frames_first(control) if control is not None else None
         if self.control_stem is not None and features is not None:
@@ -331,6 +366,10 @@ class Generator(nn.Module):
         else:
             require(control is not None, "control", f"{config.control.step_channels} channels", None)
             require_shape("control", control, noised.shape[0], config.control.step_channels, *noised.shape[2:])
+
+
+def _gated_sum(x: Tensor, update: Tensor, gate: Tensor | None) -> Tensor:
+    return x + update if gate is None else x + gate * update
 
 
 def _frames_first(x: Tensor) -> Tensor:

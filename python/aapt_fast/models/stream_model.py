@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from typing import Protocol, TypeAlias
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from aapt_fast.errors import require, require_shape, require_type
 from aapt_fast.models.config import ControlConfig, GeneratorConfig
+from aapt_fast.models.folding import fold_timestep
 from aapt_fast.models.generator import Generator
 from aapt_fast.models.wan_config import WanConfig
 from aapt_fast.models.wan_transformer import PATCH, WanTransformer
@@ -66,7 +68,9 @@ class VideoVAE(Protocol):
 class StreamModel:
     """Generator and VAE that fit together, ready for `StreamSession`.
 
-    A generator in bfloat16 or float16 runs under autocast: frames, noise and controls stay in float32.
+    Frames, noise and controls are in float32, whatever the dtype of the generator. Inside of one in bfloat16 or
+    float16, linear layers and attention compute in that dtype, and `token_dtype` says what the stream of tokens between
+    them is kept in: in float32 (by autocast), or in the generator's own dtype, with half the traffic and more rounding.
 
     Args:
         generator: sessions run at its native grid.
@@ -74,9 +78,10 @@ class StreamModel:
         name: shown to users.
         text_encoder: str -> embeddings [L, text_width]; for a generator with a text stream.
         grid: latent height and width, for a Wan transformer, which has no native ones; 60 x 104 if it is None.
+        token_dtype: float32 or the dtype of the generator.
 
     Raises:
-        ValueError: the parts do not fit together, or lie on different devices.
+        ValueError: the parts do not fit together, or lie on different devices; another token_dtype.
     """
 
     def __init__(
@@ -87,6 +92,7 @@ class StreamModel:
         text_encoder: Callable[[str], Tensor] | None = None,
         *,
         grid: tuple[int, int] | None = None,
+        token_dtype: torch.dtype = torch.float32,
     ) -> None:
         self.generator, self.vae, self.name, self.text_encoder = generator, vae, name, text_encoder
         if isinstance(generator, WanTransformer):
@@ -101,6 +107,7 @@ class StreamModel:
         channels = generator.config.latent_channels
         require(vae.latent_channels == channels, "vae", f"{channels} latent channels", vae.latent_channels)
         require(vae_weight.device == self.device, "vae", f"weights on {self.device}", vae_weight.device)
+        self._set_token_dtype(token_dtype)
         fits = text_encoder is None or generator.config.text_width > 0
         require(fits, "text_encoder", "none: the generator has no text stream", "one")
 
@@ -127,9 +134,31 @@ class StreamModel:
         height, width = self.grid
         return VIDEO_SCALE * height, VIDEO_SCALE * width
 
+    def folded(self) -> StreamModel:
+        """A model for sessions with one evaluation per step only, whose generator has t = 1 folded into its weights.
+
+        It shows the same up to rounding (`aapt_fast.models.folding`), without the shift, scale and gate of every
+        block. Sessions with more evaluations take the model that is not folded. Fold a float32 model and convert it
+        then: that rounds once. Raises ValueError if the generator is folded already.
+        """
+        other = copy.copy(self)
+        other.generator = fold_timestep(self.generator)
+        return other
+
+    def with_token_dtype(self, token_dtype: torch.dtype) -> StreamModel:
+        """The same model, sharing its weights, with another `token_dtype`; raises ValueError as the constructor."""
+        other = copy.copy(self)
+        other._set_token_dtype(token_dtype)
+        return other
+
+    def _set_token_dtype(self, token_dtype: torch.dtype) -> None:
+        dtypes = dict.fromkeys((torch.float32, self.dtype))
+        require(token_dtype in dtypes, "token_dtype", " or ".join(map(str, dtypes)), token_dtype)
+        self.token_dtype = token_dtype
+
     def autocast(self) -> torch.autocast:
-        """The context in which the generator takes float32 frames, whatever the dtype of its weights."""
-        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+        """The context in which sessions run the generator: autocast, unless its dtype is that of the token stream."""
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype not in (torch.float32, self.token_dtype))
 
     def encode_image(self, image: ImageLike) -> Tensor:
         """The latent frame of an image, float32 [1, C, 1, h, w].

@@ -53,7 +53,7 @@ class StreamSession:
         prompt: embeddings [L, text_width], or a str if the model has a text encoder; None for no text, which a Wan
             transformer cannot do without.
         seed: of the noise, a 64-bit integer.
-        nfe: evaluations of an AAPT generator per step.
+        nfe: evaluations of an AAPT generator per step; 1 for a folded model (`StreamModel.folded`).
         few_step: how a Wan transformer makes the blocks of frames of a step; None for `FewStep()`.
         image_control: one control entry that describes the image, for models whose steps also take the control of the
             step before; zeros without it.
@@ -305,7 +305,10 @@ def _sampler(model: StreamModel, nfe: int, few_step: FewStep | None) -> Sampler:
         return BlockSampler(model, few_step or FewStep())
     require(few_step is None, "few_step", "None: this generator is evaluated nfe times", few_step)
     expected = "an autoregressive generator; to_autoregressive makes one"
-    require(model.generator.config.autoregressive, "model", expected, "a bidirectional one")
+    config = model.generator.config
+    require(config.autoregressive, "model", expected, "a bidirectional one")
+    if config.folded_t is not None:  # it has the weights of one timestep, that of the only evaluation
+        require(nfe == 1, "nfe", f"1: the generator is folded at t = {config.folded_t}", nfe)
     return FrameSampler(model, nfe)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from aapt_fast.bench.inputs import random_controls, random_image, random_prompt
 from aapt_fast.models.config import ControlConfig, GeneratorConfig
 from aapt_fast.models.generator import Generator
 from aapt_fast.models.mini_vae import MiniVAE, MiniVAEConfig
@@ -41,26 +42,6 @@ def random_model(config: GeneratorConfig, dtype: torch.dtype = torch.float32, **
         if config.prediction == "frame":
             generator.skip.copy_(torch.tensor([0.3, 0.4]))
     return StreamModel(generator.to(dtype), vae, **options)
-
-
-def random_image(model: StreamModel, seed: int = 2) -> Tensor:
-    """An image [3, H, W] in -1..1."""
-    return torch.rand(3, *model.video_size, generator=torch.Generator().manual_seed(seed)) * 2 - 1
-
-
-def random_controls(model: StreamModel, count: int, seed: int = 3) -> list[Tensor] | list[None]:
-    """One control per step: [4, J, 3] poses, [4, C, h, w] maps, or None."""
-    config = model.control
-    if config is None:
-        return [None] * count
-    entry = (config.joints, 3) if config.kind == "pose" else (config.channels, *model.grid)
-    return list(torch.rand(count, 4, *entry, generator=torch.Generator().manual_seed(seed)))
-
-
-def random_prompt(model: StreamModel, length: int = 5, seed: int = 4) -> Tensor | None:
-    """Embeddings [L, text_width], or None for a model without a text stream."""
-    width = model.config.text_width
-    return torch.randn(length, width, generator=torch.Generator().manual_seed(seed)) if width else None
 
 
 def random_session(model: StreamModel, **options: Any) -> StreamSession:

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where the time of a step goes: hooks around the generator, marks around everything else.
+
+condition: from the call until the generator begins: controls, noise, pages; generator: its forward call with all
+blocks, keys and values; decode: until the frames are complete; to host: the copy that an encoder or a socket reads.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from itertools import pairwise
+from types import TracebackType
+
+import torch
+from torch import Tensor
+
+from aapt_fast.models.stream_model import StreamModel
+from aapt_fast.streaming.session import StreamSession
+
+STAGES = ("condition", "generator", "decode", "to host")
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """Milliseconds of one step: the whole by the wall clock, and each stage."""
+
+    whole: float
+    stages: dict[str, float]
+
+
+class StepTimer:
+    """Takes steps of sessions of one model, one evaluation each, and times them. A context: it removes its hooks.
+
+    On a CPU a stage is wall clock. On a GPU it lies between two CUDA events, and the stages add up to less than the
+    whole where the GPU waits for the host.
+    """
+
+    def __init__(self, model: StreamModel) -> None:
+        self._cuda = model.device.type == "cuda"
+        self._times: list[float] = []  # on a CPU
+        self._events: list[torch.cuda.Event] = []
+        self._host: Tensor | None = None
+        self._hooks = [
+            model.generator.register_forward_pre_hook(lambda module, arguments: self._mark()),
+            model.generator.register_forward_hook(lambda module, arguments, output: self._mark()),
+        ]
+
+    def __enter__(self) -> StepTimer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+    def step(self, session: StreamSession, control: Tensor | None) -> StepTime:
+        """Take a step of `session`, with control [entries, J, 3] or [entries, C, h, w] or None, and copy its frames."""
+        self._times, self._events = [], []
+        begun = time.perf_counter()
+        self._mark()
+        frames = session.step(control)
+        self._mark()
+        self._copy(frames)
+        self._mark()
+        if self._cuda:
+            torch.cuda.synchronize()
+        whole = 1e3 * (time.perf_counter() - begun)
+        if self._cuda:
+            between = [first.elapsed_time(second) for first, second in pairwise(self._events)]
+        else:
+            between = [1e3 * (second - first) for first, second in pairwise(self._times)]
+        return StepTime(whole, dict(zip(STAGES, between, strict=True)))
+
+    def _copy(self, frames: Tensor) -> None:
+        if self._host is None or self._host.shape != frames.shape:
+            self._host = torch.empty(frames.shape, dtype=frames.dtype, pin_memory=self._cuda)
+        self._host.copy_(frames, non_blocking=True)
+
+    def _mark(self) -> None:
+        if not self._cuda:
+            self._times.append(time.perf_counter())
+            return
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        self._events.append(event)

@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Measure one latent frame of a preset on this machine, stage by stage, against a target.
+
+    aapt-fast bench frame --preset aapt-8b --resolution 736x416 --target 0.16 --json frame.json
+
+Exit status: 0 the target is met, 1 it is missed, 2 this machine cannot run it, and what stands in the document is a
+prediction. A mistake in the arguments is 2 as well, with one line on stderr and no document.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from aapt_fast.bench.frame import DTYPE_NAMES, STAGES, Choice, measure, results, verdict
+from aapt_fast.bench.machine import new_document, save
+from aapt_fast.bench.roofline import paper_check, prediction
+from aapt_fast.bench.systems import LARGE, System, find_system, obstacle
+from aapt_fast.cli.doctor import examine
+from aapt_fast.errors import require
+from aapt_fast.models.presets import GENERATORS
+
+MET, MISSED, CANNOT_RUN = 0, 1, 2
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = __doc__
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    questions = parser.add_subparsers(dest="question", required=True)
+    frame = questions.add_parser("frame", help="a whole step: condition, generator, decode, to host")
+    frame.add_argument("--preset", default="aapt-8b", help=f"{' | '.join(GENERATORS)} (default %(default)s)")
+    frame.add_argument("--resolution", metavar="WIDTHxHEIGHT", help="of the video (default: the preset's)")
+    frame.add_argument("--window", type=int, help="past frames (default: the preset's)")
+    frame.add_argument("--target", type=float, default=0.16, help="seconds per latent frame (default %(default)s)")
+    frame.add_argument("--json", type=Path, metavar="F", help="file for the document, which is also the last line")
+    frame.add_argument("--device", choices=["cuda", "cpu"], help="default: a GPU where there is one")
+    frame.add_argument(
+        "--dtype", choices=list(DTYPES), help="of the weights (default: bfloat16 on a GPU, else float32)"
+    )
+    frame.add_argument("--token-dtype", choices=list(DTYPES), help="of the token stream (default: the model's default)")
+    frame.add_argument("--folded", action="store_true", help="with the timestep folded into the weights")
+    frame.add_argument("--steps", type=int, default=100, help="timed steps with a full window (default %(default)s)")
+    frame.add_argument("--limit", type=float, default=60.0, help="seconds for those, about (default %(default)s)")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Measure or predict; returns the exit status."""
+    require(arguments.target > 0, "target", "a positive number of seconds", arguments.target)
+    system = find_system(arguments.preset, _size(arguments.resolution), arguments.window)
+    choice = _choice(arguments)
+    document = new_document(shlex.join(["aapt-fast", *sys.argv[1:]]))
+    document |= {"doctor": examine(), "question": _question(system, choice, arguments.target)}
+    why = obstacle(system, choice.device, choice.dtype, choice.folded)
+    if why is None:
+        try:
+            status = _measure(document, system, choice, arguments)
+        except torch.OutOfMemoryError as error:
+            why = f"out of memory: {' '.join(str(error).split())[:300]}"
+    if why is not None:
+        status = _predict(document, system, why, arguments.target)
+    if arguments.json:
+        save(arguments.json, document)
+    print(json.dumps(document, allow_nan=False))
+    return status
+
+
+def _size(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    width, _, height = text.partition("x")
+    require(width.isdecimal() and height.isdecimal(), "resolution", "WIDTHxHEIGHT like 736x416", text)
+    return int(width), int(height)
+
+
+def _choice(arguments: argparse.Namespace) -> Choice:
+    device = torch.device(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    dtype = DTYPES[arguments.dtype or ("bfloat16" if device.type == "cuda" else "float32")]
+    tokens = DTYPES[arguments.token_dtype] if arguments.token_dtype else None
+    fits = tokens in (None, torch.float32, dtype)
+    require(fits, "token-dtype", f"float32 or the dtype of the weights, {dtype}", arguments.token_dtype)
+    return Choice(device, dtype, arguments.folded, tokens)
+
+
+def _question(system: System, choice: Choice, target_s: float) -> dict[str, Any]:
+    width, height = system.size
+    return {
+        "preset": system.preset,
+        "resolution": f"{width}x{height}",
+        "window": system.config.window,
+        "target_s": target_s,
+        "device": choice.device.type,
+        "dtype": DTYPE_NAMES[choice.dtype],
+        "how": choice.in_words(),
+    }
+
+
+def _measure(document: dict[str, Any], system: System, choice: Choice, arguments: argparse.Namespace) -> int:
+    """Fill the document with what this machine does, print it, and say whether that meets the target."""
+    measured = measure(system, choice, steps=arguments.steps, limit_s=arguments.limit)
+    found = verdict(measured, arguments.target)
+    document |= {
+        "results": results(system, choice, measured),
+        "verdict": found,
+        "start": measured.start,
+        "memory": measured.memory,
+        "what_ran": measured.what_ran,
+        "clocks": [{when: each} for when, each in zip(("before", "after"), measured.clocks, strict=True)],
+        "prediction": None,
+    }
+    for entry in document["results"]:
+        stages = ", ".join(f"{stage} {entry['stages'][stage]['p50_ms']:.2f}" for stage in STAGES)
+        print(f"{entry['name']}: p50 {entry['p50_ms']:.2f} ms, p95 {entry['p95_ms']:.2f}, p99 {entry['p99_ms']:.2f}")
+        print(f"  of that: {stages}")
+    print(f"how: {choice.in_words()}")
+    for op, what in measured.what_ran.items():
+        print(f"  {op}: {what}")
+    late, word = found["at_this_pace"], "met" if found["met"] else "missed"
+    print(f"start: {', '.join(f'{name} {seconds:.2f}' for name, seconds in measured.start.items())}")
+    print(f"memory: {measured.memory['peak_bytes'] / 2**20:.0f} MiB at most, {measured.memory['peak_of']}")
+    print(f"target {found['target_ms']:g} ms {word}: {found['judged_ms']:.2f} ms ({found['judged']})")
+    print(
+        f"jitter {found['jitter_ms']:.2f} ms; at the target's pace {late['late_steps']} of {late['steps']} steps late"
+    )
+    return MET if found["met"] else MISSED
+
+
+def _predict(document: dict[str, Any], system: System, why: str, target_s: float) -> int:
+    """Say why nothing was measured, and what a roofline expects of GPUs that are not here."""
+    found = prediction(system.step, system.decoder, target_s)
+    if system.preset in LARGE:
+        found["paper"] = paper_check(system.config, system.prompt)
+    reason = {"name": f"frame/{system.preset}", "what_ran": "nothing", "reason": why}
+    document |= {"failures": [reason], "verdict": None, "prediction": found}
+    work = found["work"]
+    print(f"{system.preset} cannot run here: {why}")
+    print(f"what follows is a {found['label']}")
+    print(
+        f"  a step: {work['linear_tflop']:.1f} + {work['attention_tflop']:.1f} TFLOP in linear layers and attention to "
+        f"{work['keys']} keys, {work['prompt_attention_tflop']:.1f} to the prompt, {work['decoder_tflop']:.1f} in the "
+        f"decoder ({work['decoder']})"
+    )
+    for each in found["devices"].values():
+        word = "would meet" if each["would_meet"] else "would miss"
+        print(
+            f"  {each['gpu']}: at least {each['floor_ms']:.1f} ms, {each['target_ms']:.1f} ms with the best public "
+            f"kernel rates, which {word} {1e3 * target_s:g} ms"
+        )
+    for row in found.get("paper", []):
+        print(
+            f"  the paper, {row['resolution']} on {row['gpus']} H100, light decoder: {row['paper_ms']:.0f} ms published"
+            f" = {row['paper_tflops_per_gpu']:.0f} TFLOP/s per GPU; "
+            f"predicted here: at least {row['floor_ms']:.0f}, {row['target_ms']:.0f} ms"
+        )
+    return CANNOT_RUN

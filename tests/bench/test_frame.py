@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The parts of `aapt-fast bench frame`: what can be measured where, stages, lateness, which kernels run."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+import pytest
+import torch
+
+from aapt_fast.bench import kernels, systems
+from aapt_fast.bench.inputs import random_controls
+from aapt_fast.bench.stages import STAGES, StepTimer
+from aapt_fast.bench.systems import find_system, obstacle
+from aapt_fast.bench.timing import lateness
+from aapt_fast.models.presets import MINI_PERSON, NANO, NANO_TEXT
+from aapt_fast.ops.kernels import use_kernels
+from aapt_fast.testing.streams import random_model, random_session
+
+
+def test_systems_have_the_size_that_is_asked_for():
+    assert find_system("aapt-8b").size == (736, 416)
+    large = find_system("aapt-8b", (1280, 720), 15)
+    assert large.config.grid == (90, 160) and large.config.window == 15 and large.decoder == "Wan 2.1"
+    assert large.prompt == 128 and find_system("nano").prompt == 0
+    assert find_system("mini-person").bundled and find_system("mini-person").config == MINI_PERSON
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("aapt-8b", (740, 416)), "resolution width: expected a positive multiple of 16 .*, got 740"),
+        (("aapt-8b", (736, 420)), "resolution height: expected a positive multiple of 16 .*, got 420"),
+        (("nano", (32, 0)), "resolution height: expected a positive multiple of 16 .*, got 0"),
+        (("mini-person", (96, 112)), "resolution: expected 96x96, that of the bundled mini-person, got 96x112"),
+        (("mini-person", None, 7), "window: expected 5, that of the bundled mini-person, got 7"),
+        (("aapt-8b", None, 0), "window: expected at least 1 past frame, got 0"),
+        (("aapt", None), r"preset: expected aapt-8b \| .*, got aapt"),
+    ],
+)
+def test_systems_that_do_not_exist(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        find_system(*arguments)
+
+
+def test_a_cpu_is_not_tried_with_the_large_preset():
+    cpu = torch.device("cpu")
+    assert obstacle(find_system("nano"), cpu, torch.float32) is None
+    assert obstacle(find_system("mini-person"), cpu, torch.float32) is None
+    assert "it needs a GPU: a step is 40.4 TFLOP" in obstacle(find_system("aapt-8b"), cpu, torch.bfloat16)
+
+
+def test_a_gpu_that_is_too_small_is_found_out_before_anything_is_allocated(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (30 * 2**30, 80 * 2**30))
+    cuda, system = torch.device("cuda"), find_system("aapt-8b")
+    why = obstacle(system, cuda, torch.bfloat16)
+    assert "weights 15.4" in why and "30.0 of 80.0 are free" in why
+    parts = system.memory_bytes(torch.bfloat16)
+    # 36 layers x 24 heads x 128 x 2 bytes x keys and values x 64 slots of (32 frames x 19 pages + 2 of the prompt)
+    assert parts["pages"] == 36 * 24 * 128 * 2 * 2 * 64 * (32 * 19 + 2)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (sum(parts.values()), 80 * 2**30))
+    assert obstacle(system, cuda, torch.bfloat16) is None
+    assert obstacle(system, cuda, torch.bfloat16, folded=True) is not None  # for a moment there are two generators
+
+
+def test_without_a_gpu_cuda_is_an_obstacle(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert "no CUDA device" in obstacle(find_system("nano"), torch.device("cuda"), torch.float32)
+
+
+def test_random_models_compute_with_every_layer():
+    model = systems.random_model(NANO, find_system("nano").vae, torch.device("cpu"), torch.bfloat16)
+    assert all(bool(parameter.any()) for parameter in model.generator.parameters())
+    assert model.dtype == torch.bfloat16
+
+
+def test_stages_of_a_step_add_up_and_change_nothing():
+    model = random_model(NANO)
+    control = random_controls(model, 1)[0]
+    session, plain = random_session(model), random_session(model)
+    with StepTimer(model) as timer:
+        times = [timer.step(session, control) for _ in range(2)]
+    for time in times:
+        assert tuple(time.stages) == STAGES and all(value >= 0 for value in time.stages.values())
+        assert sum(time.stages.values()) <= time.whole and time.stages["generator"] > 0
+    for _ in range(2):
+        plain.step(control)
+    assert torch.equal(session.frame, plain.frame)
+    assert not model.generator._forward_hooks and not model.generator._forward_pre_hooks
+
+
+@pytest.mark.parametrize(
+    ("times", "late"),
+    [
+        ((10.0, 10.0, 10.0), (0, 0, 0)),
+        ((5.0, 10.0, 5.0), (0, 0, 0)),
+        ((15.0, 5.0, 10.0), (5, 0, 0)),
+        ((25.0, 5.0, 5.0, 5.0), (15, 10, 5, 0)),
+        ((12.0, 12.0, 12.0), (2, 4, 6)),
+    ],
+)
+def test_lateness(times, late):
+    found = lateness(times, 10.0)
+    assert found.milliseconds == late
+    facts = found.as_dict()
+    assert facts["late_steps"] == sum(value > 0 for value in late) and facts["max_late_ms"] == max(late)
+    assert facts["late_share"] == facts["late_steps"] / len(times)
+
+
+@pytest.mark.parametrize(
+    ("refusing", "expected"),
+    [
+        ((), "paged_attention/sm90"),
+        (("paged_attention/sm90",), "paged_attention/portable"),
+        (("paged_attention/sm90", "paged_attention/portable"), "torch composition"),
+    ],
+)
+def test_what_runs_is_the_first_kernel_that_is_on_and_does_the_step(refusing, expected, monkeypatch):
+    def working(session, control, module, on):
+        asked.extend(on)
+        return {kernel: "does not do these arguments" if kernel in refusing else None for kernel in on}
+
+    asked: list[str] = []
+    monkeypatch.setattr(kernels, "working_kernels", working)
+    session = random_session(random_model(NANO_TEXT))
+    names = ("paged_attention/portable", "paged_attention/sm90", "kv_write/portable")
+    with use_kernels(*names, extension=ModuleType("compiled")):
+        running = kernels.what_runs(session, None)
+    assert sorted(asked) == sorted(names)
+    assert running["paged_attention"].startswith(expected) and running["kv_write"] == "kv_write/portable"
+    assert "torch composition" in running["gate_residual_norm"] and "channel_concat_noise" not in running
+
+
+def test_without_kernels_compositions_run():
+    session = random_session(random_model(NANO_TEXT))
+    with use_kernels("none"):
+        assert all("torch composition" in words for words in kernels.what_runs(session, None).values())
