@@ -131,7 +131,9 @@ COMPANY = dataclasses.replace(
     start="mini-person",
     codec=CodecConfig(steps=1200, learning_rate=1e-3, gan_from=0.6),
     diffusion=DiffusionConfig(model=MINI_PERSON, steps=2000, recycled_noise=0.15, matrix_rate=0.01, rate=7e-4),
-    consistency=ConsistencyConfig(model=MINI_PERSON, steps=400),
+    consistency=ConsistencyConfig(model=MINI_PERSON, steps=240),
+    # the truth is one of many here, so the adversarial loss leads and the reconstruction only keeps hold
+    adversarial=dataclasses.replace(PERSON.adversarial, steps=160, discriminator_alone=40, adversarial=2.0),
 )
 
 RECIPES = {"person": PERSON, "company": COMPANY}
