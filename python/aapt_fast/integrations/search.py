@@ -16,6 +16,7 @@ from aapt_fast.integrations.swap import is_swapped
 # diffusers is not needed for others.
 KNOWN = {
     "AutoencoderKLWan": ("diffusers", "vae_sites"),
+    "WanTransformer3DModel": ("diffusers_attention", "transformer_sites"),
 }
 
 
@@ -37,14 +38,11 @@ def swapped_in(obj: Any) -> list[Any]:
 
 def _known_models(obj: Any, where: str) -> Iterator[tuple[str, nn.Module, Callable[[Any, str], Iterator[Site]]]]:
     for place, root in _modules_in(obj, where):
-        inside: list[str] = []
         for name, module in root.named_modules(prefix=place):
             known = next((cls.__name__ for cls in type(module).__mro__ if cls.__name__ in KNOWN), None)
-            if known is None or any(name.startswith(outer) for outer in inside):
-                continue
-            file, function = KNOWN[known]
-            inside.append(f"{name}." if name else "")
-            yield name, module, getattr(import_module(f"{__package__}.{file}"), function)
+            if known is not None:
+                file, function = KNOWN[known]
+                yield name, module, getattr(import_module(f"{__package__}.{file}"), function)
 
 
 def _modules_in(obj: Any, where: str) -> Iterator[tuple[str, nn.Module]]:
