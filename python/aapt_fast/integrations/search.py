@@ -17,6 +17,9 @@ from aapt_fast.integrations.swap import is_swapped
 KNOWN = {
     "AutoencoderKLWan": ("diffusers", "vae_sites"),
     "WanTransformer3DModel": ("diffusers_attention", "transformer_sites"),
+    "WanVAE_": ("wan", "vae_sites"),
+    "CausalWanModel": ("wan", "causal_model_sites"),
+    "CausalInferencePipeline": ("wan", "pipeline_sites"),
 }
 
 

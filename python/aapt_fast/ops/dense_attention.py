@@ -155,7 +155,7 @@ def as_pages(k: Tensor, v: Tensor, lengths: Tensor | None = None) -> tuple[Tenso
     """
     batch, length = k.shape[:2]
     pages = -(-length // PAGE_SLOTS)
-    k_stride, v_stride = _pages_per_row(k), _pages_per_row(v)
+    k_stride, v_stride = pages_per_row(k), pages_per_row(v)
     if k_stride is None or k_stride != v_stride:
         missing = pages * PAGE_SLOTS - length
         k, v = (F.pad(x, (0, 0, 0, 0, 0, missing)).contiguous() for x in (k, v))
@@ -171,7 +171,7 @@ def as_pages(k: Tensor, v: Tensor, lengths: Tensor | None = None) -> tuple[Tenso
     return k_pages, v_pages, ids, valid_counts(lengths.to(k.device), pages)
 
 
-def _pages_per_row(x: Tensor) -> int | None:
+def pages_per_row(x: Tensor) -> int | None:
     """From one row of x [B, L, H, D] to the next, in pages of its own memory; None: its memory holds no whole pages."""
     batch, length, heads, width = x.shape
     pages = -(-length // PAGE_SLOTS)
