@@ -186,7 +186,16 @@ def test_a_cpu_says_that_nothing_is_faster():
     assert "4 x WanAttention.forward: on the CPU nothing here is faster than torch's attention" in str(report)
     assert not is_swapped(model.blocks[0].attn1)
     with pytest.raises(RuntimeError, match="strict: expected everything asked for"):
-        aapt_fast.patch(model, strict=True)
+        aapt_fast.patch(model, cuda_graph=False, strict=True)
+
+
+def test_cuda_graphs_are_not_promised():
+    model = random_transformer()
+    (finding,) = aapt_fast.patch(model, attention=False).left_alone
+    assert (finding.part, finding.kind) == ("cuda_graph", "WanTransformer3DModel.forward")
+    assert finding.what == "a CUDA graph needs a GPU"
+    with pytest.raises(RuntimeError, match="a CUDA graph needs a GPU"):
+        aapt_fast.patch(model, attention=False, strict=True)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from aapt_fast.integrations.sites import Site
 from aapt_fast.ops import kv_write, paged_attention
 from aapt_fast.ops.dense_attention import running_kernel, valid_counts
 from aapt_fast.ops.paged_attention import PAGE_SLOTS
@@ -26,6 +27,13 @@ def attention_obstacle(device: torch.device, dtype: torch.dtype, head_width: int
     if head_width not in _WIDTHS:
         return f"the attention kernels take heads of width 64 and 128, not {head_width}"
     return None
+
+
+def graph_site(transformer: nn.Module, where: str) -> Site:
+    """The forward pass of a transformer as a CUDA graph, which none has yet: the place is there to be reported."""
+    on_gpu = next(transformer.parameters()).is_cuda
+    obstacle = "there is no CUDA graph of this model yet" if on_gpu else "a CUDA graph needs a GPU"
+    return Site("cuda_graph", where, transformer, "forward", object, "", obstacle)
 
 
 def obstacle_for(module: nn.Module, head_width: int) -> str | None:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from aapt_fast.integrations.attention import PART, attention_obstacle
+from aapt_fast.integrations.attention import PART, attention_obstacle, graph_site
 from aapt_fast.integrations.kv_cache import PagedKVCache, read_index, set_index
 from aapt_fast.integrations.sites import Site
 from aapt_fast.integrations.swap import Original, is_swapped, obstacle_to_swap, swap, swap_back
@@ -141,6 +141,7 @@ def _attend(attention: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 def causal_model_sites(model: Any, where: str = "") -> Iterator[Site]:
     """What can be replaced in a `CausalWanModel`."""
+    yield graph_site(model, where)
     tried: dict[tuple[Any, ...], str | None] = {}
     for name, module in model.named_modules(prefix=where):
         if type(module).__name__ != "CausalWanSelfAttention":
