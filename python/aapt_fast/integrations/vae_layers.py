@@ -45,9 +45,9 @@ class FastCausalConv3d(Original):
             return super().forward(x, cache_x)
         if strided:  # every second output of the convolution with stride one, whose first frames are the past
             return causal_conv3d(x[:, :, past:], self.weight, self.bias, x[:, :, :past])[:, :, ::2]
-        history = None
-        if known:
-            history = F.pad(cache_x.to(x.device), (0, 0, 0, 0, past - known, 0))
+        history = cache_x.to(x.device) if known else None
+        if 0 < known < past:
+            history = F.pad(history, (0, 0, 0, 0, past - known, 0))
         return causal_conv3d(x, self.weight, self.bias, history)
 
 
