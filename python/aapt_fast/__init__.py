@@ -11,6 +11,9 @@ from __future__ import annotations
 from importlib.metadata import PackageNotFoundError, version
 
 from aapt_fast.errors import CheckpointError, PoolExhausted, SessionClosed
+from aapt_fast.integrations.explain import explain
+from aapt_fast.integrations.patch import patch, patched, unpatch
+from aapt_fast.integrations.report import PatchReport
 from aapt_fast.models.checkpoint import load_gallery, load_model
 from aapt_fast.models.load_generator import load_generator
 from aapt_fast.models.stream_model import StreamModel
@@ -24,13 +27,18 @@ except PackageNotFoundError:  # run from a source tree that was never installed
 
 __all__ = [
     "CheckpointError",
+    "PatchReport",
     "PoolExhausted",
     "SessionClosed",
     "StreamModel",
     "StreamSession",
     "__version__",
+    "explain",
     "load_gallery",
     "load_generator",
     "load_model",
+    "patch",
+    "patched",
+    "unpatch",
     "use_kernels",
 ]

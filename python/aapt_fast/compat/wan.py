@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The attention functions of the Wan family: Wan 2.1 and 2.2, Self-Forcing, CausVid, SkyReels and their descendants.
+
+    import wan.modules.attention                        # whatever the package is called
+    from aapt_fast.compat import wan as fast
+    wan.modules.attention.flash_attention = fast.flash_attention
+
+The originals choose between FlashAttention 2 and 3 by the name of the GPU and index the result of version 3, which is
+a bare tensor today. Here there is one path for every GPU and on the CPU.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from aapt_fast.compat._arguments import Supported
+from aapt_fast.errors import require_shape
+from aapt_fast.ops.dense_attention import dense_attention
+
+__all__ = ["attention", "flash_attention"]
+
+
+def flash_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    q_lens: Tensor | None = None,
+    k_lens: Tensor | None = None,
+    dropout_p: float = 0.0,
+    softmax_scale: float | None = None,
+    q_scale: float | None = None,
+    causal: bool = False,
+    window_size: tuple[int, int] = (-1, -1),
+    deterministic: bool = False,
+    dtype: torch.dtype = torch.bfloat16,
+    version: int | None = None,
+) -> Tensor:
+    """q [B, Lq, H, C1], k [B, Lk, Hkv, C1], v [B, Lk, Hkv, C2] -> [B, Lq, H, C2] in q.dtype.
+
+    Args:
+        q_lens: integers [B], outputs of row b behind q_lens[b] are 0.
+        k_lens: integers [B], keys of row b behind k_lens[b] are not seen.
+        softmax_scale: None means C1 ** -0.5.
+        q_scale: q is multiplied by it first.
+        dtype: what tensors that are not of a half precision are cast to for the computation; float32 keeps them.
+        version: 2, 3 or None; all are the one implementation here.
+    Raises:
+        NotImplementedError: dropout, a causal mask, a window, another dtype or version.
+        ValueError: shapes do not fit.
+    """
+    supported = Supported("flash_attention")
+    supported.only("version", version, None, 2, 3)
+    return _attention(
+        supported, q, k, v, q_lens, k_lens, dropout_p, softmax_scale, q_scale, causal, window_size, deterministic, dtype
+    )
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    q_lens: Tensor | None = None,
+    k_lens: Tensor | None = None,
+    dropout_p: float = 0.0,
+    softmax_scale: float | None = None,
+    q_scale: float | None = None,
+    causal: bool = False,
+    window_size: tuple[int, int] = (-1, -1),
+    deterministic: bool = False,
+    dtype: torch.dtype = torch.bfloat16,
+    fa_version: int | None = None,
+) -> Tensor:
+    """As `flash_attention`: q [B, Lq, H, C1], k [B, Lk, Hkv, C1], v [B, Lk, Hkv, C2] -> [B, Lq, H, C2]."""
+    supported = Supported("attention")
+    supported.only("fa_version", fa_version, None, 2, 3)
+    return _attention(
+        supported, q, k, v, q_lens, k_lens, dropout_p, softmax_scale, q_scale, causal, window_size, deterministic, dtype
+    )
+
+
+def _attention(
+    supported: Supported,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    q_lens: Tensor | None,
+    k_lens: Tensor | None,
+    dropout_p: float,
+    softmax_scale: float | None,
+    q_scale: float | None,
+    causal: bool,
+    window_size: tuple[int, int],
+    deterministic: bool,
+    dtype: torch.dtype,
+) -> Tensor:
+    supported.only("dropout_p", dropout_p, 0)
+    supported.full_attention(causal, window_size, 0)
+    supported.repeatable(deterministic, q, k, v)
+    supported.only("dtype", dtype, torch.bfloat16, torch.float16, torch.float32)
+    halves = (torch.bfloat16, torch.float16)
+    cast_q, cast_k, cast_v = (x if x.dtype in halves else x.to(dtype) for x in (q, k, v))
+    # Where the three come in different halves, values decide, as in the originals.
+    cast_q, cast_k = cast_q.to(cast_v.dtype), cast_k.to(cast_v.dtype)
+    if q_scale is not None:
+        cast_q = cast_q * q_scale
+    out, _ = dense_attention(cast_q, cast_k, cast_v, softmax_scale, k_lens)
+    if q_lens is not None:
+        require_shape("q_lens", q_lens, q.shape[0])
+        counts = torch.arange(q.shape[1], device=q.device) < q_lens.to(q.device)[:, None]
+        out = torch.where(counts[..., None, None], out, 0)
+    return out.to(q.dtype)

@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Finding the models that can be made faster, by the names of their classes, in whatever holds them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from importlib import import_module
+from typing import Any
+
+from torch import nn
+
+from aapt_fast.integrations.sites import Site
+from aapt_fast.integrations.swap import is_swapped
+
+# Class -> (module, function) of this package that knows it. They are imported when such an object is met, so that
+# diffusers is not needed for others.
+KNOWN = {
+    "AutoencoderKLWan": ("diffusers", "vae_sites"),
+    "WanTransformer3DModel": ("diffusers_attention", "transformer_sites"),
+    "WanVAE_": ("wan", "vae_sites"),
+    "CausalWanModel": ("wan", "causal_model_sites"),
+    "CausalInferencePipeline": ("wan", "pipeline_sites"),
+}
+
+
+def find_sites(obj: Any) -> list[Site]:
+    """All places in `obj` where something can be replaced.
+
+    Raises TypeError if there is no object of a known class in it.
+    """
+    models = list(_known_models(obj, ""))
+    if not models:
+        raise TypeError(f"obj: expected an object that is or holds one of {', '.join(KNOWN)}, got {type(obj).__name__}")
+    return [site for where, model, sites_of in models for site in sites_of(model, where)]
+
+
+def swapped_in(obj: Any) -> list[Any]:
+    """The objects in `obj` that are patched now."""
+    return [module for _, model in _modules_in(obj, "") for module in model.modules() if is_swapped(module)]
+
+
+def _known_models(obj: Any, where: str) -> Iterator[tuple[str, nn.Module, Callable[[Any, str], Iterator[Site]]]]:
+    for place, root in _modules_in(obj, where):
+        for name, module in root.named_modules(prefix=place):
+            known = next((cls.__name__ for cls in type(module).__mro__ if cls.__name__ in KNOWN), None)
+            if known is not None:
+                file, function = KNOWN[known]
+                yield name, module, getattr(import_module(f"{__package__}.{file}"), function)
+
+
+def _modules_in(obj: Any, where: str) -> Iterator[tuple[str, nn.Module]]:
+    """`obj` itself if it is a module, else what it holds: components of a pipeline, attributes, or their `model`."""
+    if isinstance(obj, nn.Module):
+        yield where, obj
+        return
+    components = getattr(obj, "components", None)
+    held = components if isinstance(components, dict) else getattr(obj, "__dict__", {})
+    seen: set[int] = set()
+    for name, value in held.items():
+        model = value if isinstance(value, nn.Module) else getattr(value, "model", None)
+        if isinstance(model, nn.Module) and id(model) not in seen:
+            seen.add(id(model))
+            yield (name if model is value else f"{name}.model"), model

@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Faster layers for the Wan VAE of diffusers and of the original code, which have the same attributes.
+
+Each class here holds the methods that `swap` puts before those of one layer. They use the layer's own parameters and
+its own way of remembering the past (the caller passes the last frames), and give any call they are not faster for to
+the original: other devices than the CPU, other dtypes, autocast.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from aapt_fast.integrations.sites import Site
+from aapt_fast.integrations.swap import Original
+from aapt_fast.models.wan_vae_layers import upsample_and_convolve
+from aapt_fast.ops.causal_conv3d import causal_conv3d
+
+PART = "vae"
+FAST_DTYPES = (torch.float32, torch.bfloat16)
+CONV_NAMES = ("WanCausalConv3d", "CausalConv3d")
+NORM_NAMES = ("WanRMS_norm", "RMS_norm")
+RESAMPLE_NAMES = ("WanResample", "Resample")
+
+
+def faster_here(x: Tensor, weight: Tensor) -> bool:
+    """Whether the compositions of this package beat torch's own for x [...] and a weight [...]."""
+    same = x.dtype == weight.dtype and x.device == weight.device
+    return x.is_cpu and same and x.dtype in FAST_DTYPES and not torch.is_autocast_enabled("cpu")
+
+
+class FastCausalConv3d(Original):
+    """`forward` of a causal convolution through `ops.causal_conv3d`."""
+
+    def forward(self, x: Tensor, cache_x: Tensor | None = None) -> Tensor:
+        """x [B, C, T, H, W], the last frames before it [B, C, 1 or 2, H, W] or None -> [B, O, T', H', W']."""
+        past = self.kernel_size[0] - 1
+        strided = self.stride[0] == 2
+        known = 0 if cache_x is None or self._padding[4] == 0 else cache_x.shape[2]
+        too_short = strided and x.shape[2] <= past
+        if not faster_here(x, self.weight) or x.dim() != 5 or known > past or too_short:
+            return super().forward(x, cache_x)
+        if strided:  # every second output of the convolution with stride one, whose first frames are the past
+            return causal_conv3d(x[:, :, past:], self.weight, self.bias, x[:, :, :past])[:, :, ::2]
+        history = cache_x.to(x.device) if known else None
+        if 0 < known < past:
+            history = F.pad(history, (0, 0, 0, 0, past - known, 0))
+        return causal_conv3d(x, self.weight, self.bias, history)
+
+
+class FastRMSNorm(Original):
+    """`forward` of the norm over channels, with one pass less over the frames."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, ...] -> the same shape and dtype."""
+        if not faster_here(x, self.gamma):
+            return super().forward(x)
+        gain = (self.gamma.float() * self.scale).view(-1, *[1] * (x.dim() - 2))
+        wide = x.float()
+        norm = torch.linalg.vector_norm(wide, dim=1, keepdim=True).clamp_min(1e-12)
+        return (wide * gain).div_(norm).to(x.dtype)
+
+
+class FastUpsample(Original):
+    """`forward` of upsampling and convolution in one, without the large image between them."""
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """[N, C, h, w] -> [N, O, 2 h, 2 w]."""
+        conv = self[1]
+        untouched = type(conv) is nn.Conv2d and not conv._forward_hooks and not conv._forward_pre_hooks
+        if not untouched or frames.dtype != torch.float32 or not faster_here(frames, conv.weight):
+            return super().forward(frames)
+        return upsample_and_convolve(frames, conv.weight, conv.bias)
+
+
+# ---- which layers ----
+
+RUNS: dict[type, str] = {
+    FastCausalConv3d: "ops.causal_conv3d in float32 and bfloat16",
+    FastRMSNorm: "RMS norm in one pass less in float32 and bfloat16",
+    FastUpsample: "upsampling and convolution in one in float32",
+}
+
+
+def layer_sites(model: nn.Module, prefix: str = "") -> Iterator[Site]:
+    """The layers of a Wan VAE that have a faster `forward`."""
+    for name, layer in model.named_modules(prefix=prefix):
+        kind = type(layer).__name__
+        if kind in CONV_NAMES and isinstance(layer, nn.Conv3d):
+            yield _site(name, layer, FastCausalConv3d, _conv_obstacle(layer))
+        elif kind in NORM_NAMES and hasattr(layer, "gamma"):
+            yield _site(name, layer, FastRMSNorm, _norm_obstacle(layer))
+        elif kind in RESAMPLE_NAMES and str(getattr(layer, "mode", "")).startswith("upsample"):
+            yield _site(f"{name}.resample", layer.resample, FastUpsample, _upsample_obstacle(layer.resample))
+
+
+def _site(where: str, layer: nn.Module, methods: type, obstacle: str | None) -> Site:
+    runs = f"{RUNS[methods]} on the CPU, elsewhere the original"
+    return Site(PART, where, layer, "forward", methods, runs, obstacle or not_on_cpu(layer))
+
+
+def not_on_cpu(layer: nn.Module) -> str | None:
+    """Why this layer is not faster where its parameters are, or None."""
+    parameter = next(layer.parameters(), None)
+    if parameter is None or parameter.is_cpu:
+        return None
+    return f"on {parameter.device.type} aapt_fast has no kernel for it, torch's own stays"
+
+
+def _conv_obstacle(conv: nn.Module) -> str | None:
+    padding = getattr(conv, "_padding", None)
+    if padding is None or len(padding) != 6:
+        return "expected the padding of six numbers of a causal convolution"
+    (kt, kh, kw), stride = conv.kernel_size, tuple(conv.stride)
+    plain = tuple(conv.dilation) == (1, 1, 1) and conv.groups == 1 and conv.padding_mode == "zeros"
+    same_size = kh % 2 == kw % 2 == 1 and tuple(padding[:4]) == (kw // 2, kw // 2, kh // 2, kh // 2)
+    causal = stride == (1, 1, 1) and same_size and tuple(padding[4:]) == (kt - 1, 0)
+    halves_time = stride == (2, 1, 1) and (kt, kh, kw) == (3, 1, 1) and not any(padding)
+    if not plain or not (causal or halves_time):
+        return f"a convolution of kernel {(kt, kh, kw)}, stride {stride}, padding {tuple(padding)}"
+    return None
+
+
+def _norm_obstacle(norm: nn.Module) -> str | None:
+    if not getattr(norm, "channel_first", False) or isinstance(norm.bias, Tensor):
+        return "a norm with a bias, or not over the second dimension"
+    return None
+
+
+def _upsample_obstacle(resample: nn.Sequential) -> str | None:
+    layers = list(resample)
+    fits = len(layers) == 2 and isinstance(layers[0], nn.Upsample) and isinstance(layers[1], nn.Conv2d)
+    if not fits or layers[0].mode not in ("nearest", "nearest-exact") or not _doubles(layers[0].scale_factor):
+        return "expected nearest upsampling by two, then a convolution"
+    conv = layers[1]
+    if conv.kernel_size != (3, 3) or conv.padding != (1, 1) or conv.stride != (1, 1) or conv.bias is None:
+        return "expected a 3x3 convolution that keeps the size, with a bias"
+    return None
+
+
+def _doubles(factor: object) -> bool:
+    return factor in (2, 2.0, (2.0, 2.0), (2, 2))

@@ -1,0 +1,253 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Attention over keys and values that are not in our page pool yet: plain tensors, or pages of another size.
+
+Nothing here computes a softmax itself. A call goes through `paged_attention` where that is right, and through torch's
+`scaled_dot_product_attention` elsewhere:
+
+    gradients recorded                          torch
+    log-sum-exp asked for                       pages
+    a compiled kernel is on and does the case   pages
+    a kernel was asked for by name              pages (it runs or raises)
+    otherwise                                   torch: without a kernel, pages of plain tensors gain nothing
+
+A plain tensor [B, L, Hkv, D] becomes a pool of pages without a copy where its memory allows it: pages are 64 tokens,
+and tokens after the L-th are never looked at. The name of a GPU plays no part in any of this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from aapt_fast.errors import require, require_shape
+from aapt_fast.ops._checks import PAGE_DTYPES, PAGE_SLOTS
+from aapt_fast.ops.kernels import KERNELS, runs_on, selection
+from aapt_fast.ops.paged_attention import paged_attention
+
+_KERNEL_WIDTHS = (64, 128)
+_KERNEL_DTYPES = (torch.bfloat16, torch.float16)
+# Scores of one piece of queries where only the float32 composition is there to give the log-sum-exp.
+_SCORES_AT_ONCE = 2**26
+
+
+def running_kernel(op: str, device: torch.device) -> str | None:
+    """The compiled kernel that is on for `op` on this device, such as "paged_attention/sm90"; None: there is none."""
+    selected = selection()
+    module = None if selected.names == ("none",) else selected.module()
+    if module is None or not runs_on(module, device):
+        return None
+    for kernel in KERNELS:
+        exists = kernel.split("/")[0] == op and hasattr(module, kernel.replace("/", "_"))
+        if exists and selected.allows(kernel, module, device):
+            return kernel
+    return None
+
+
+def through_pages(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    """Whether `dense_attention` takes the pages for q [B, Nq, H, D], k and v [B, L, Hkv, D], without a log-sum-exp."""
+    if _records_gradients(q, k, v):
+        return False
+    if any(selection().asks_for(kernel) for kernel in KERNELS if kernel.startswith("paged_attention/")):
+        return True
+    if running_kernel("paged_attention", q.device) is None:
+        return False
+    fits = q.dtype in _KERNEL_DTYPES and q.shape[-1] in _KERNEL_WIDTHS and k.shape == v.shape
+    return fits and all(tensor.stride(-1) == 1 for tensor in (q, k, v))
+
+
+def dense_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    scale: float | None = None,
+    lengths: Tensor | None = None,
+    with_lse: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """Softmax attention of plain tensors, without a mask.
+
+    Args:
+        q: [B, Nq, H, D].
+        k: [B, L, Hkv, D], H a multiple of Hkv.
+        v: [B, L, Hkv, Dv].
+        scale: factor on the scores; None means D ** -0.5.
+        lengths: integers [B], the first `lengths[b]` keys of row b count; None: all do. With torch's attention they
+            are read back to the host (not while a CUDA graph is captured), because without a mask it is faster.
+        with_lse: also give the log-sum-exp. Inference only, Dv = D.
+
+    Returns:
+        out: [B, Nq, H, Dv] in q.dtype; 0 in a row without keys.
+        lse: float32 [B, H, Nq], natural logarithm, or None if not asked for.
+
+    Raises:
+        ValueError: shapes, dtypes or devices do not fit.
+        RuntimeError: `with_lse` while gradients are recorded.
+    """
+    _check(q, k, v, lengths)
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    if not with_lse and not through_pages(q, k, v):
+        return _torch_attention(q, k, v, scale, lengths), None
+    k_pages, v_pages, ids, valid = as_pages(k, v, lengths)
+    return _paged(q, k_pages, v_pages, ids, valid, scale)
+
+
+def table_attention(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    table: Tensor,
+    lengths: Tensor,
+    scale: float | None = None,
+    with_lse: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """Softmax attention over pages of any size, in the order of a table.
+
+    Args:
+        q: [B, Nq, H, D].
+        k_cache: [P, S, Hkv, D]; where S is a multiple of 64, a page is S / 64 of ours, and nothing is copied.
+        v_cache: [P, S, Hkv, D].
+        table: integers [B, M], the pages of each row; entries after its length are not looked at.
+        lengths: integers [B], tokens of each row.
+        scale: factor on the scores; None means D ** -0.5.
+        with_lse: also give the log-sum-exp.
+
+    Returns, Raises: as `dense_attention`.
+    """
+    require_shape("k_cache", k_cache, "P", "S", "Hkv", "D")
+    require_shape("table", table, q.shape[0], "M")
+    require_shape("lengths", lengths, q.shape[0])
+    size, scale = k_cache.shape[1], q.shape[-1] ** -0.5 if scale is None else scale
+    if table.is_cpu and lengths.is_cpu:
+        _check_table(table, lengths, k_cache)
+    without_kernel = running_kernel("paged_attention", q.device) is None and not q.is_cpu
+    if size % PAGE_SLOTS or _records_gradients(q, k_cache, v_cache) or (without_kernel and not with_lse):
+        used = torch.arange(table.shape[1], device=table.device) * size < lengths[:, None]
+        pages = torch.where(used, table, 0).long()
+        k, v = (cache[pages].flatten(1, 2) for cache in (k_cache, v_cache))
+        return dense_attention(q, k, v, scale, lengths, with_lse)
+    ours = size // PAGE_SLOTS
+    k_pages, v_pages = (
+        cache.unflatten(1, (ours, PAGE_SLOTS)).flatten(0, 1) for cache in (k_cache, v_cache)
+    )  # views of contiguous caches
+    ids = (table[:, :, None] * ours + torch.arange(ours, device=table.device)).flatten(1)
+    return _paged(q, k_pages, v_pages, ids.int(), valid_counts(lengths, ids.shape[1]), scale)
+
+
+def valid_counts(lengths: Tensor, pages: int) -> Tensor:
+    """int32 [B, pages]: valid slots of each page when row b has `lengths` [B] tokens, filled page after page."""
+    starts = PAGE_SLOTS * torch.arange(pages, device=lengths.device)
+    return (lengths[:, None] - starts).clamp(0, PAGE_SLOTS).int()
+
+
+def as_pages(k: Tensor, v: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Plain keys and values as `paged_attention` takes them.
+
+    Args:
+        k: [B, L, Hkv, D], for example a part of a larger cache.
+        v: likewise.
+        lengths: integers [B], or None: all L.
+
+    Returns:
+        k_pages, v_pages: [P, 64, Hkv, D], views of the same memory where that holds whole pages, else padded copies.
+        page_ids, page_valid: int32 [B, ceil(L / 64)].
+    """
+    batch, length = k.shape[:2]
+    pages = -(-length // PAGE_SLOTS)
+    k_stride, v_stride = pages_per_row(k), pages_per_row(v)
+    if k_stride is None or k_stride != v_stride:
+        missing = pages * PAGE_SLOTS - length
+        k, v = (F.pad(x, (0, 0, 0, 0, 0, missing)).contiguous() for x in (k, v))
+        k_stride = pages
+    count = (batch - 1) * k_stride + pages if batch else 0
+    k_pages, v_pages = (
+        x.as_strided((count, PAGE_SLOTS, *x.shape[2:]), (PAGE_SLOTS * x.stride(1), *x.stride()[1:])) for x in (k, v)
+    )
+    rows = torch.arange(batch, dtype=torch.int32, device=k.device)[:, None]
+    ids = rows * k_stride + torch.arange(pages, dtype=torch.int32, device=k.device)
+    if lengths is None:
+        lengths = torch.full((batch,), length, device=k.device)
+    return k_pages, v_pages, ids, valid_counts(lengths.to(k.device), pages)
+
+
+def pages_per_row(x: Tensor) -> int | None:
+    """From one row of x [B, L, H, D] to the next, in pages of its own memory; None: its memory holds no whole pages."""
+    batch, length, heads, width = x.shape
+    pages = -(-length // PAGE_SLOTS)
+    page = PAGE_SLOTS * x.stride(1)
+    if min(x.shape) == 0 or page == 0:
+        return None
+    per_row, rest = (pages, 0) if batch == 1 else divmod(x.stride(0), page)
+    last_token = ((batch - 1) * per_row + pages) * PAGE_SLOTS - 1
+    last = last_token * x.stride(1) + (heads - 1) * x.stride(2) + (width - 1) * x.stride(3)
+    elements = x.untyped_storage().nbytes() // x.element_size()
+    return per_row if rest == 0 and per_row >= pages and x.storage_offset() + last < elements else None
+
+
+def _paged(
+    q: Tensor, k_pages: Tensor, v_pages: Tensor, ids: Tensor, valid: Tensor, scale: float
+) -> tuple[Tensor, Tensor]:
+    """`paged_attention` for q [B, Nq, H, D]; in pieces where all scores are made at once."""
+    if q.is_cpu or running_kernel("paged_attention", q.device) is not None:
+        return paged_attention(q, k_pages, v_pages, ids, valid, scale)
+    pieces = [paged_attention(piece, k_pages, v_pages, ids, valid, scale) for piece in _query_pieces(q, valid.shape[1])]
+    return torch.cat([out for out, _ in pieces], 1), torch.cat([lse for _, lse in pieces], 2)
+
+
+def _query_pieces(q: Tensor, pages: int) -> Iterator[Tensor]:
+    per_query = max(q.shape[0] * q.shape[2] * pages * PAGE_SLOTS, 1)
+    return iter(q.split(max(_SCORES_AT_ONCE // per_query, 1), 1))
+
+
+def _torch_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, lengths: Tensor | None) -> Tensor:
+    mask = None
+    if lengths is not None:
+        capturing = lengths.is_cuda and torch.cuda.is_current_stream_capturing()
+        if not capturing and len(lengths):
+            shortest, longest = (int(n) for n in lengths.aminmax())
+            k, v = k[:, :longest], v[:, :longest]
+            lengths = None if shortest == longest else lengths
+    if lengths is not None:
+        mask = torch.arange(k.shape[1], device=q.device) < lengths.to(q.device)[:, None]
+        k, v = (torch.where(mask[..., None, None], x, 0) for x in (k, v))  # what does not count may be NaN
+        mask = mask[:, None, None]
+    if k.shape[1] == 0:
+        return q.new_zeros((*q.shape[:3], v.shape[3]))
+    queries, keys, values = (tensor.transpose(1, 2) for tensor in (q, k, v))
+    grouped = q.shape[2] != k.shape[2]
+    out = F.scaled_dot_product_attention(queries, keys, values, mask, scale=scale, enable_gqa=grouped).transpose(1, 2)
+    return out if mask is None else torch.where(mask.any(-1)[..., None], out, 0)
+
+
+def _records_gradients(*tensors: Tensor) -> bool:
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+
+
+def _check(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None) -> None:
+    require_shape("q", q, "B", "Nq", "H", "D")
+    require_shape("k", k, q.shape[0], "L", "Hkv", q.shape[3])
+    require_shape("v", v, *k.shape[:3], "Dv")
+    for name, tensor in (("k", k), ("v", v)):
+        require(tensor.dtype == q.dtype, name, f"the dtype of q, {q.dtype}", tensor.dtype)
+        require(tensor.device == q.device, name, f"the device of q, {q.device}", tensor.device)
+    require(q.dtype in (*PAGE_DTYPES, torch.float64), "q", "a floating-point dtype that attention takes", q.dtype)
+    heads, kv_heads = q.shape[2], k.shape[2]
+    require(kv_heads > 0 and heads % kv_heads == 0, "q", f"a number of heads that {kv_heads} divides", heads)
+    if lengths is None:
+        return
+    require_shape("lengths", lengths, q.shape[0])
+    require(not lengths.is_floating_point(), "lengths", "integers", lengths.dtype)
+    if lengths.is_cpu:
+        inside = bool(((lengths >= 0) & (lengths <= k.shape[1])).all())
+        require(inside, "lengths", f"0..{k.shape[1]} (the keys)", lengths.tolist())
+
+
+def _check_table(table: Tensor, lengths: Tensor, cache: Tensor) -> None:
+    pages, size = cache.shape[:2]
+    room = table.shape[1] * size
+    inside = bool(((lengths >= 0) & (lengths <= room)).all())
+    require(inside, "lengths", f"0..{room} (the pages in the table)", lengths.tolist())
+    used = table[torch.arange(table.shape[1]) * size < lengths[:, None]]
+    inside = bool(((used >= 0) & (used < pages)).all())
+    require(inside, "table", f"pages in 0..{pages - 1} (the cache)", used.tolist())

@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `patch`, `unpatch`, `patched` and `explain` promise about any object."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+from diffusers import AutoencoderKLWan
+from torch import nn
+
+import aapt_fast
+from aapt_fast.integrations.report import Finding, PatchReport
+from aapt_fast.integrations.swap import is_swapped
+
+
+def small_vae() -> AutoencoderKLWan:
+    return AutoencoderKLWan(base_dim=4, dim_mult=[1, 1], num_res_blocks=1, temperal_downsample=[True]).eval()
+
+
+def test_a_report_reads_well():
+    vae = small_vae()
+    before = str(aapt_fast.explain(vae))
+    assert before.startswith("AutoencoderKLWan: 0 replaced,") and "not patched; patch() would give" in before
+    report = aapt_fast.patch(vae)
+    text = str(report)
+    convolutions = sum(type(module).__name__ == "WanCausalConv3d" for module in vae.modules())
+    assert f"  replaced: vae: {convolutions} x WanCausalConv3d.forward: ops.causal_conv3d" in text
+    assert "  replaced: vae: AutoencoderKLWan._decode: " in text and "left alone:" not in text
+    assert report.parts() == {"vae"}
+    assert str(aapt_fast.explain(vae)) == text
+
+
+def test_reports_group_equal_lines_and_name_single_places():
+    found = tuple(Finding("vae", where, "A.forward", "why") for where in ("a", "b"))
+    text = str(PatchReport("A", found[:1], found))
+    assert text.splitlines() == [
+        "A: 1 replaced, 2 left alone",
+        "  replaced: vae: A.forward at a: why",
+        "  left alone: vae: 2 x A.forward: why",
+    ]
+
+
+def test_what_was_not_asked_for_is_not_touched():
+    vae = small_vae()
+    report = aapt_fast.patch(vae, vae=False)
+    assert not report.replaced and not report.left_alone and not is_swapped(vae)
+
+
+def test_patched_ends_with_its_block_and_after_an_exception():
+    vae = small_vae()
+    with aapt_fast.patched(vae) as report:
+        assert report.replaced and is_swapped(vae) and is_swapped(vae.decoder.conv_in)
+    assert not any(map(is_swapped, vae.modules()))
+    with pytest.raises(KeyError), aapt_fast.patched(vae):
+        raise KeyError
+    assert not any(map(is_swapped, vae.modules()))
+
+
+def test_patched_leaves_an_earlier_patch_alone():
+    vae = small_vae()
+    aapt_fast.patch(vae)
+    with aapt_fast.patched(vae):
+        pass
+    assert is_swapped(vae.decoder.conv_in)
+
+
+def test_strict_raises_and_changes_nothing():
+    vae = small_vae()
+    aapt_fast.patch(small_vae(), strict=True)
+    conv = vae.decoder.conv_in
+    conv.forward = lambda x, cache_x=None: x
+    with pytest.raises(RuntimeError, match=r"decoder\.conv_in: another package has replaced its forward"):
+        aapt_fast.patch(vae, strict=True)
+    assert not any(map(is_swapped, vae.modules()))
+    report = aapt_fast.patch(vae)
+    assert [finding.where for finding in report.left_alone] == ["decoder.conv_in"]
+    assert not is_swapped(conv)
+
+
+def test_explain_tells_what_no_longer_runs():
+    vae = small_vae()
+    aapt_fast.patch(vae)
+    vae.decoder.conv_in.forward = lambda x, cache_x=None: x
+    vae.decoder.conv_out.to("meta")
+    reasons = {finding.where: finding.what for finding in aapt_fast.explain(vae).left_alone}
+    idle = "replaced, but the original runs"
+    assert reasons == {
+        "decoder.conv_in": f"{idle}: another package has replaced its forward",
+        "decoder.conv_out": f"{idle}: on meta aapt_fast has no kernel for it, torch's own stays",
+    }
+
+
+def test_a_class_that_was_changed_since_is_not_overwritten():
+    vae = small_vae()
+    aapt_fast.patch(vae)
+    conv = vae.decoder.conv_in
+    nn.utils.parametrize.register_parametrization(conv, "weight", nn.Identity())
+    with pytest.raises(RuntimeError, match="ParametrizedWanCausalConv3d: expected the class that patch gave it"):
+        aapt_fast.unpatch(vae)
+    nn.utils.parametrize.remove_parametrizations(conv, "weight")
+    aapt_fast.unpatch(vae)
+    assert not any(map(is_swapped, vae.modules()))
+
+
+def test_holders_are_searched():
+    vae = small_vae()
+    wrapper = SimpleNamespace(model=vae)
+    for holder, place in (
+        (SimpleNamespace(components={"vae": vae, "scheduler": object()}), "vae"),
+        (SimpleNamespace(vae=wrapper), "vae.model"),
+        (wrapper, "model"),
+        (nn.ModuleDict({"first": nn.ModuleDict({"vae": vae})}), "first.vae"),
+    ):
+        with aapt_fast.patched(holder) as report:
+            assert is_swapped(vae)
+            assert {finding.where for finding in report.replaced} >= {place, f"{place}.decoder.conv_in"}
+        assert not is_swapped(vae)
+
+
+@pytest.mark.parametrize("obj", [nn.Linear(2, 2), 3, "vae", None, SimpleNamespace(components={})])
+def test_unknown_objects_are_refused(obj):
+    for function in (aapt_fast.patch, aapt_fast.explain):
+        with pytest.raises(TypeError, match=r"^obj: expected an object that is or holds one of AutoencoderKLWan, "):
+            function(obj)
+    aapt_fast.unpatch(obj)
+
+
+def test_diffusers_is_not_imported_before_it_is_needed():
+    code = "import sys, aapt_fast; aapt_fast.patch; sys.exit({'diffusers', 'transformers'} & set(sys.modules) != set())"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_compiled_modules_are_searched():
+    vae = small_vae()
+    compiled = torch.compile(vae, backend="eager")
+    with aapt_fast.patched(compiled):
+        assert is_swapped(vae.decoder.conv_in)
