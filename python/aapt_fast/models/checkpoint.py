@@ -15,15 +15,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
 from aapt_fast.errors import CheckpointError, require, require_type
 from aapt_fast.models.config import generator_config_from_json, mini_vae_config_from_json, to_json
 from aapt_fast.models.generator import Generator
 from aapt_fast.models.mini_vae import MiniVAE
 from aapt_fast.models.stream_model import StreamModel
+from aapt_fast.models.weight_files import fill, open_safetensors
 
 FORMAT = "aapt_fast-1"
 
@@ -56,7 +56,7 @@ def load_model(
     Raises ValueError for a name that is not bundled, CheckpointError (file, key, expected, got) for a bad file.
     """
     path = model_path(source)
-    with _open(path) as file:
+    with open_safetensors(path) as file:
         metadata = file.metadata() or {}
         got = metadata.get("format", "none")
         if got != FORMAT:
@@ -73,8 +73,8 @@ def load_model(
     if strangers:
         raise CheckpointError(f"{path}: expected keys under generator. and vae., got {strangers[0]!r}")
     for prefix, module in groups.items():
-        part = {name.removeprefix(prefix + "."): t for name, t in tensors.items() if name.startswith(prefix + ".")}
-        _fill(path, prefix, module, part)
+        part = {name: tensor for name, tensor in tensors.items() if name.startswith(prefix + ".")}
+        fill(module, part, path, file_key=f"{prefix}.{{}}".format)
     return StreamModel(generator.to(device).eval(), vae.to(device).eval(), name=metadata.get("name", path.stem))
 
 
@@ -122,36 +122,3 @@ def load_gallery(source: str | Path) -> list[FirstFrame]:
 def assets() -> Path:
     """The folder of the bundled models."""
     return Path(__file__).parents[1] / "assets"
-
-
-def _open(path: Path):  # type: ignore[no-untyped-def]
-    with path.open("rb") as file:
-        head = file.read(64)
-    if head.startswith(b"version https://git-lfs"):
-        raise CheckpointError(f"{path}: expected safetensors, got a git-lfs pointer; run `git lfs pull`")
-    if head.lstrip()[:1] == b"<":
-        raise CheckpointError(f"{path}: expected safetensors, got a web page")
-    if head.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x04")):
-        raise CheckpointError(f"{path}: expected safetensors, got a pickle, which could run code; it was not opened")
-    try:
-        return safe_open(path, framework="pt", device="cpu")
-    except SafetensorError as error:
-        raise CheckpointError(f"{path}: expected a whole safetensors file, got {error}") from error
-
-
-def _fill(path: Path, prefix: str, module: nn.Module, tensors: dict[str, Tensor]) -> None:
-    expected = module.state_dict()
-    for name, want in expected.items():
-        if name not in tensors:
-            raise CheckpointError(f"{path}: expected key {prefix}.{name}, got none")
-        if tensors[name].shape != want.shape:
-            raise CheckpointError(
-                f"{path}: {prefix}.{name}: expected shape {list(want.shape)}, got {list(tensors[name].shape)}"
-            )
-    extra = [name for name in tensors if name not in expected]
-    if extra:
-        raise CheckpointError(f"{path}: expected no key {prefix}.{extra[0]}, got one")
-    for name, value in tensors.items():
-        if not value.isfinite().all():
-            raise CheckpointError(f"{path}: {prefix}.{name}: expected finite values, got nan or inf")
-    module.load_state_dict(tensors, strict=True)

@@ -1,0 +1,249 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files of weights, whoever wrote them: safetensors, sharded safetensors with an index, and what torch.save wrote.
+
+A file is recognised by its first bytes, not by its name. Tensors are mapped from the file where the format allows:
+their values are read when they are copied, so nothing is held twice. Pickles are read with `weights_only`: nothing in
+them is executed. A damaged file is refused with its name, what was expected and what was found there. `fill` then puts
+tensors into a module, all of them or none.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from aapt_fast.errors import CheckpointError, require
+
+INDEX_SUFFIX = ".index.json"
+WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
+STANDARD_NAMES = tuple(
+    f"{stem}.{kind}"
+    for stem in ("diffusion_pytorch_model", "model", "pytorch_model")
+    for kind in ("safetensors.index.json", "bin.index.json", "safetensors", "bin")
+)
+CONFIG_NAME = "config.json"
+
+_ZIP, _PICKLES = b"PK\x03\x04", (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+
+
+def read_tensors(path: str | Path, groups: tuple[str, ...] = ()) -> dict[str, Tensor]:
+    """Every tensor of a file, by its name there, on the CPU and mapped from the file where the format allows.
+
+    Args:
+        path: a safetensors file, an index of shards (`*.index.json`), a file of `torch.save`, or a folder that holds
+            one of these.
+        groups: for a file of `torch.save` that holds several state dicts by name: the names to look for, the first
+            one found is read.
+
+    Raises CheckpointError (file, expected, got) for anything else, and for a damaged file.
+    """
+    path = weight_file(path)
+    if path.name.endswith(INDEX_SUFFIX):
+        return _read_shards(path, groups)
+    head = _head(path, "a file of weights")
+    if _is_safetensors(head):
+        with open_safetensors(path) as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    if head.startswith((_ZIP, *_PICKLES)):
+        return _state_dict(path, _unpickle(path, mapped=head.startswith(_ZIP)), groups)
+    raise CheckpointError(f"{path}: expected safetensors or a file of torch.save, got one beginning with {head[:8]!r}")
+
+
+def weight_file(path: str | Path) -> Path:
+    """The file of weights that `path` means: itself, or the one in a folder. An index stands for its shards.
+
+    Among several in a folder the one without a variant in its name is meant (`diffusion_pytorch_model.safetensors`
+    beside `diffusion_pytorch_model.fp16.safetensors`). Raises CheckpointError if there is none or no one in particular.
+    """
+    path = Path(path)
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise CheckpointError(f"{path}: expected a file or folder of weights, got nothing there")
+    files = sorted(entry for entry in path.iterdir() if entry.is_file())
+    for suffix in (INDEX_SUFFIX, *WEIGHT_SUFFIXES):
+        found = [file for file in files if file.name.endswith(suffix)]
+        found = [file for file in found if file.name in STANDARD_NAMES] or found
+        if len(found) > 1:
+            names = ", ".join(file.name for file in found)
+            raise CheckpointError(f"{path}: expected one file of weights, got {names}; name one of them")
+        if found:
+            return found[0]
+    raise CheckpointError(f"{path}: expected a file of weights ({', '.join(WEIGHT_SUFFIXES)}), got none in this folder")
+
+
+def read_config(path: str | Path) -> dict[str, Any] | None:
+    """What `config.json` in the folder `path`, or beside the file `path`, says; None if there is no such file.
+
+    Raises CheckpointError if it is not a JSON object.
+    """
+    path = Path(path)
+    file = (path if path.is_dir() else path.parent) / CONFIG_NAME
+    return _read_json(file) if file.is_file() else None
+
+
+def open_safetensors(path: Path):  # type: ignore[no-untyped-def]
+    """The open file, as of `safetensors.safe_open`. Raises CheckpointError for anything but whole safetensors."""
+    expected = "a whole safetensors file"
+    head = _head(path, expected)
+    if head.startswith((_ZIP, *_PICKLES)) and not _is_safetensors(head):
+        raise CheckpointError(f"{path}: expected {expected}, got a pickle, which could run code; it was not opened")
+    try:
+        return safe_open(path, framework="pt", device="cpu")
+    except SafetensorError as error:
+        raise CheckpointError(f"{path}: expected {expected}, got {error}") from error
+
+
+def fill(
+    module: nn.Module,
+    tensors: Mapping[str, Tensor],
+    source: object,
+    *,
+    file_key: Callable[[str], str] = str,
+    device: torch.device | str = "cpu",
+) -> None:
+    """Give every parameter and persistent buffer of `module` its values, in the dtype that the module has.
+
+    A module built under `torch.device("meta")` costs neither memory nor initialisation; its parameters come to life
+    here, on `device`, in the memory layout that they were declared with. Otherwise values are copied into what is
+    there.
+
+    Args:
+        module: its buffers that are not saved must hold their values already.
+        tensors: [...] by the names in the file, exactly those that the module wants.
+        source: the file, for messages.
+        file_key: from a name in the module to the name in the file.
+        device: of a module on the meta device.
+
+    Raises CheckpointError (file, key, expected, got) for a missing, extra or misshapen tensor, one of another kind of
+    dtype, and values that are not finite. Nothing is written before names, shapes and kinds are checked.
+    """
+    expected = module.state_dict()
+    unsaved = [name for name, buffer in module.named_buffers() if buffer.is_meta and name not in expected]
+    require(not unsaved, "module", "values in buffers that no file holds", f"meta tensors: {', '.join(unsaved)}")
+    keys = {name: file_key(name) for name in expected}
+    _check(expected, keys, tensors, source)
+    from_nothing = any(target.is_meta for target in expected.values())
+    values = {}
+    with torch.no_grad():
+        for name, target in expected.items():
+            value = torch.empty_like(target, device=device) if from_nothing else target
+            value.copy_(tensors[keys[name]])
+            _require_finite(value, keys[name], source)
+            values[name] = value
+    if from_nothing:
+        module.load_state_dict(values, strict=True, assign=True)
+
+
+def _check(expected: Mapping[str, Tensor], keys: dict[str, str], tensors: Mapping[str, Tensor], source: object) -> None:
+    """`tensors` are those that a module expects: none missing, none else, same shapes, floats for floats."""
+    for name, want in expected.items():
+        have = tensors.get(keys[name])
+        if have is None:
+            raise CheckpointError(f"{source}: expected key {keys[name]}, got none")
+        if have.shape != want.shape:
+            raise CheckpointError(f"{source}: {keys[name]}: expected shape {list(want.shape)}, got {list(have.shape)}")
+        if have.is_floating_point() != want.is_floating_point():
+            raise CheckpointError(f"{source}: {keys[name]}: expected a dtype like {want.dtype}, got {have.dtype}")
+    wanted = set(keys.values())
+    for key in tensors:
+        if key not in wanted:
+            raise CheckpointError(f"{source}: expected no key {key}, got one")
+
+
+def _require_finite(value: Tensor, key: str, source: object) -> None:
+    """In the dtype of the module, so that an overflow on the way to float16 counts too."""
+    if value.is_floating_point() and value.numel():
+        low, high = torch.aminmax(value)
+        if not (low.isfinite() and high.isfinite()):
+            raise CheckpointError(f"{source}: {key}: expected finite values in {value.dtype}, got nan or inf")
+
+
+def _head(path: Path, expected: str) -> bytes:
+    """The first bytes of a file. Refuses what is often found in place of weights."""
+    with path.open("rb") as file:
+        head = file.read(64)
+    if not head:
+        raise CheckpointError(f"{path}: expected {expected}, got an empty file")
+    if head.startswith(b"version https://git-lfs"):
+        raise CheckpointError(f"{path}: expected {expected}, got a git-lfs pointer; run `git lfs pull`")
+    if head.lstrip()[:1] == b"<" and not _is_safetensors(head):
+        raise CheckpointError(f"{path}: expected {expected}, got a web page")
+    return head
+
+
+def _is_safetensors(head: bytes) -> bool:
+    """Eight bytes of length, then a JSON object; the length may be made of any bytes."""
+    return head[8:9] == b"{"
+
+
+def _unpickle(path: Path, mapped: bool) -> object:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except pickle.UnpicklingError as error:
+        reason = str(error).splitlines()[0].removeprefix("Weights only load failed. ")
+        names = [word for line in str(error).splitlines() if "GLOBAL" in line for word in line.split() if "." in word]
+        what = f"a pickle that wants {names[0]}" if names else f"a pickle that cannot be read: {reason}"
+        raise CheckpointError(f"{path}: expected tensors only, got {what}; nothing was executed") from error
+    except (RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(f"{path}: expected a whole file of torch.save, got {reason}") from error
+
+
+def _state_dict(path: Path, content: object, groups: tuple[str, ...]) -> dict[str, Tensor]:
+    """The tensors in what a pickle held: a state dict, or the first of `groups` that it has."""
+    place = ""
+    if isinstance(content, dict):
+        for group in groups:
+            if isinstance(content.get(group), dict):
+                content, place = content[group], f"{group}: "
+                break
+    if not isinstance(content, dict) or not content:
+        got = "an empty dict" if content == {} else type(content).__name__
+        raise CheckpointError(f"{path}: {place}expected a dict of tensors, got {got}")
+    found = {}
+    for name, value in content.items():
+        if not (isinstance(name, str) and isinstance(value, Tensor) and value.layout == torch.strided):
+            wanted = f" (or a state dict under {' or '.join(groups)})" if groups and not place else ""
+            got = f"{type(value).__name__} under {name!r}"
+            raise CheckpointError(f"{path}: {place}expected a dict of tensors{wanted}, got {got}")
+        found[name] = value.detach()
+    return found
+
+
+def _read_shards(index: Path, groups: tuple[str, ...]) -> dict[str, Tensor]:
+    """The tensors of all files that an index names; index and files must agree on who holds what."""
+    weight_map = _read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{index}: expected a weight_map from keys to files, got {type(weight_map).__name__}")
+    found: dict[str, Tensor] = {}
+    for name in sorted({str(file) for file in weight_map.values()}):
+        shard = index.with_name(name) if Path(name).name == name else None
+        if shard is None or not shard.is_file():
+            raise CheckpointError(f"{index}: expected the file {name} beside it, got none")
+        part = read_tensors(shard, groups)
+        for key in part:
+            if weight_map.get(key) != name:
+                raise CheckpointError(f"{shard}: {key}: expected in {weight_map.get(key, 'no file')}, got it here")
+        found |= part
+    for key, name in weight_map.items():
+        if key not in found:
+            raise CheckpointError(f"{index.with_name(str(name))}: expected key {key}, got none")
+    return found
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: expected readable JSON, got {error}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: expected a JSON object, got {type(content).__name__}")
+    return content
