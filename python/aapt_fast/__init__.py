@@ -13,6 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from aapt_fast.errors import CheckpointError, PoolExhausted, SessionClosed
 from aapt_fast.models.checkpoint import load_gallery, load_model
 from aapt_fast.models.stream_model import StreamModel
+from aapt_fast.models.vae_checkpoint import load_vae
 from aapt_fast.ops.kernels import use_kernels
 from aapt_fast.streaming.session import StreamSession
 
@@ -30,5 +31,6 @@ __all__ = [
     "__version__",
     "load_gallery",
     "load_model",
+    "load_vae",
     "use_kernels",
 ]
