@@ -99,6 +99,11 @@ def original_folder(vae: AutoencoderKLWan, path: Path) -> Path:
     return path
 
 
+def beside_an_unnamed_model(vae: AutoencoderKLWan, path: Path) -> Path:
+    (path / "config.json").write_text('{"patch_size": [1, 2, 2], "dim_mult": 4}')
+    return original_pth(vae, path)
+
+
 def original_safetensors(vae: AutoencoderKLWan, path: Path) -> Path:
     save_file(original(vae), path / "wan_vae.safetensors")
     return path / "wan_vae.safetensors"
@@ -116,8 +121,8 @@ def bare_diffusers(vae: AutoencoderKLWan, path: Path) -> Path:
 
 Writer = Callable[[AutoencoderKLWan, Path], Path]
 KINDS: tuple[Writer, ...] = (
-    folder, file_in_folder, sharded, pipeline, from_the_future, original_pth, original_folder, original_safetensors,
-    wrapped, bare_diffusers,
+    folder, file_in_folder, sharded, pipeline, from_the_future, original_pth, original_folder,
+    beside_an_unnamed_model, original_safetensors, wrapped, bare_diffusers,
 )  # fmt: skip
 
 
@@ -228,9 +233,13 @@ def test_own_files_give_their_vae(own_file: Path, bundled: bool) -> None:
     latents = torch.randn(1, vae.latent_channels, 3, 2, 2)
     with torch.no_grad():
         assert torch.equal(vae.decode(latents), whole.vae.decode(latents))
-    stream = vae.stream()
-    shapes = [tuple(stream.decode(z, out="uint8").shape) for z in latents.split(1, dim=2)]
-    assert shapes == [(1, 1, 16, 16, 3), (1, 4, 16, 16, 3), (1, 4, 16, 16, 3)]
+    stream, same = vae.stream(), vae.stream()
+    for count, z in zip((1, 4, 4), latents.split(1, dim=2), strict=True):
+        frames, video = stream.decode(z, out="uint8"), same.decode(z)
+        assert frames.shape == (1, count, 16, 16, 3) and frames.dtype == torch.uint8
+        assert torch.equal(frames, ((video + 1) * 127.5).round().permute(0, 2, 3, 4, 1).to(torch.uint8))
+    with pytest.raises(ValueError, match="out: expected 'float' or 'uint8', got 'png'"):
+        stream.decode(latents[:, :, :1], out="png")
     assert aapt_fast.load_vae(source, dtype=torch.bfloat16).decode(latents).dtype == torch.bfloat16
 
 
@@ -284,6 +293,12 @@ def test_contradictions_are_refused(theirs_2_1: AutoencoderKLWan, tmp_path: Path
     with pytest.raises(CheckpointError, match=message) as caught:
         aapt_fast.load_vae(tmp_path, config=config)
     assert str(tmp_path) in str(caught.value)
+
+
+@pytest.mark.parametrize("bad", [[0.0, 1, 1], [1.0], 3])
+def test_statistics_that_make_no_sense(unpublished: Path, bad: object) -> None:
+    with pytest.raises(CheckpointError, match=r"expected a configuration that fits together, got .*latents_std|int"):
+        aapt_fast.load_vae(unpublished, config={"latents_mean": [1.0, 2, 3], "latents_std": bad})
 
 
 def test_what_agrees_is_welcome(theirs: AutoencoderKLWan, tmp_path: Path) -> None:

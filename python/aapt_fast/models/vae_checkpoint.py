@@ -20,6 +20,7 @@ from aapt_fast.models.wan_vae import WanVAE
 from aapt_fast.models.wan_vae_shapes import (
     DIFFUSERS_NAMES,
     RELEVANT,
+    STATISTICS,
     UNUSED,
     configuration,
     facts_of_tensors,
@@ -103,7 +104,8 @@ def _config_beside(file: Path) -> Mapping[str, Any]:
     name = str(found.get("_class_name", DIFFUSERS_CLASS))
     if name.startswith("Autoencoder") and name != DIFFUSERS_CLASS:
         raise CheckpointError(f"{file.with_name('config.json')}: _class_name: expected {DIFFUSERS_CLASS}, got {name}")
-    return found if name == DIFFUSERS_CLASS else {}
+    is_ours = name == DIFFUSERS_CLASS and ("_class_name" in found or any(key in found for key in STATISTICS))
+    return found if is_ours else {}
 
 
 def _check_config(config: Mapping[str, Any] | None) -> None:

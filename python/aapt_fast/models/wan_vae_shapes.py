@@ -29,6 +29,8 @@ STATISTICS = ("latents_mean", "latents_std")
 UNUSED = ("dropout", "clip_output", "scale_factor_temporal", "scale_factor_spatial")
 """Keys of diffusers' configuration that change nothing here. The scale factors follow from the rest, and tiny models
 carry the defaults of the big ones."""
+RELEVANT = frozenset(WanVAEConfig.__dataclass_fields__) | {"in_channels", "out_channels", "attn_scales"}
+"""What a configuration may say that the tensors or the published statistics could contradict."""
 
 
 def is_diffusers_layout(names: Iterable[str]) -> bool:
@@ -116,7 +118,7 @@ def configuration(facts: Facts, given: Mapping[str, Mapping[str, Any]], source: 
     try:
         return WanVAEConfig(**facts, **statistics)
     except (TypeError, ValueError) as error:
-        raise CheckpointError(f"{source}: {error}") from error
+        raise CheckpointError(f"{source}: expected a configuration that fits together, got {error}") from error
 
 
 def _layers(shapes: Shapes, sequence: str) -> dict[str, list[str]]:
@@ -167,18 +169,15 @@ def _original_names(tensors: Mapping[str, Tensor], source: object) -> dict[str, 
 
 
 def _normalised(entries: Mapping[str, Any], facts: Facts) -> dict[str, Any]:
-    """Entries under the names of `WanVAEConfig`, lists as tuples, None as what it stands for; unused ones left out."""
+    """The entries that count, under the names of `WanVAEConfig`, lists as tuples, None as what it stands for."""
     defaults = {"decoder_base_dim": entries.get("base_dim", facts["base_dim"]), "patch_size": 1}
     result = {}
     for key, value in entries.items():
         name = DIFFUSERS_NAMES.get(key, key)
         value = defaults.get(name) if value is None else value
-        result[name] = tuple(value) if isinstance(value, list) else value
-    return {name: value for name, value in result.items() if name in RELEVANT}
-
-
-RELEVANT = frozenset(WanVAEConfig.__dataclass_fields__) | {"in_channels", "out_channels", "attn_scales"}
-"""What a configuration may say that the tensors or the published statistics could contradict."""
+        if name in RELEVANT and value is not None:
+            result[name] = tuple(value) if isinstance(value, list) else value
+    return result
 
 
 def _stranger(shapes: Shapes, source: object) -> CheckpointError:

@@ -156,8 +156,9 @@ def fill(
     with torch.no_grad():
         for name, target in expected.items():
             value = torch.empty_like(target, device=device) if from_nothing else target
-            value.copy_(tensors[keys[name]])
-            _require_finite(value, keys[name], source)
+            given = tensors[keys[name]]
+            value.copy_(given)
+            _require_finite(given if given.dtype == value.dtype else value, keys[name], source)
             values[name] = value
     if from_nothing:
         module.load_state_dict(values, strict=True, assign=True)
@@ -180,7 +181,7 @@ def _check(expected: Mapping[str, Tensor], keys: dict[str, str], tensors: Mappin
 
 
 def _require_finite(value: Tensor, key: str, source: object) -> None:
-    """In the dtype of the module, so that an overflow on the way to float16 counts too."""
+    """In the dtype of the module: an overflow on the way to float16 counts too."""
     if value.is_floating_point() and value.numel():
         low, high = torch.aminmax(value)
         if not (low.isfinite() and high.isfinite()):
