@@ -8,7 +8,7 @@ import torch
 
 from aapt_fast.models.presets import NANO, NANO_TEXT
 from aapt_fast.streaming.controls import clip_controls
-from aapt_fast.training.clips import LatentClips
+from aapt_fast.training.clips import LatentClips, disturb_recycled
 
 FRAMES = 7
 
@@ -116,3 +116,14 @@ def test_a_model_whose_control_does_not_repeat_the_previous_pose():
     clips = numbered()
     batch = LatentClips(clips.latents, clips.points, config, drop_first_pose=1.0).sample(2, 3, 1.0)
     assert batch.control.shape[1] == config.control.step_channels and (batch.control[:, :, 0] != 0).any()
+
+
+def test_disturbed_recycled_frames():
+    """Each row at a level of its own up to the most; the first recycled frame, an image's, and all else stay clean."""
+    batch = numbered().sample(64, 5, share_at_start=0.5)
+    disturbed = disturb_recycled(batch, 0.5)
+    noise = disturbed.recycled - batch.recycled
+    assert (noise[:, :, 0] == 0).all() and disturbed.clean is batch.clean and disturbed.control is batch.control
+    levels = noise[:, :, 1:].flatten(1).std(1)
+    assert levels.max() < 0.55 and levels.min() < 0.1 and 0.15 < float(levels.mean()) < 0.35
+    assert torch.equal(disturb_recycled(batch, 0.0).recycled, batch.recycled)

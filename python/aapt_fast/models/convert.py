@@ -5,7 +5,7 @@ Three things change: the patch embedding also takes the recycled frame and the c
 with window and sink, and frames sit at a fixed interval, so that a stream has no longest length. Everything else is
 the pre-trained model's, bit for bit; stage 1 (training/diffusion.py) adapts it.
 
-Source and result are this package's `Generator`. The package has no loader for the weights of other projects.
+Source and result are this package's `Generator`; Wan transformers (`wan_transformer.py`) are causal as they are.
 In both forms the text attends to itself alone. A pre-trained model whose text also attends to the video has to learn
 that as well.
 """

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import torch
@@ -108,3 +109,11 @@ class LatentClips:
             dropped = torch.rand(len(points)) < self._drop_first_pose
             controls[dropped, controls.shape[1] // 2 :, 0] = 0
         return controls
+
+
+def disturb_recycled(batch: Batch, most: float) -> Batch:
+    """The batch with noise on its recycled frames after the first, of a level 0..`most` drawn for each row."""
+    recycled = batch.recycled.clone()
+    noise_level = most * torch.rand(len(recycled), 1, 1, 1, 1)
+    recycled[:, :, 1:] += noise_level * torch.randn_like(recycled[:, :, 1:])
+    return dataclasses.replace(batch, recycled=recycled)

@@ -20,7 +20,7 @@ from torch import Tensor
 from aapt_fast.models.config import GeneratorConfig
 from aapt_fast.models.generator import Generator
 from aapt_fast.models.sampler import timesteps
-from aapt_fast.training.clips import LatentClips
+from aapt_fast.training.clips import LatentClips, disturb_recycled
 from aapt_fast.training.diffusion import Evaluation
 from aapt_fast.training.ema import WeightAverage
 from aapt_fast.training.losses import consistency_loss
@@ -39,6 +39,7 @@ class ConsistencyConfig:
     clip_frames: int = 10
     levels: int = 32  # steps of the grid, uniform and then shifted by model.shift
     share_at_start: float = 0.5
+    recycled_noise: float = 0.0  # as in stage 1; without it the student forgets to forgive its own errors
     matrix_rate: float = 0.003
     rate: float = 3e-4
     weight_decay: float = 0.01
@@ -75,7 +76,9 @@ def train_consistency(
                 run.log(**evaluate(student))
 
         # a point on the path of each clip, and the teacher's next point
-        batch = clips.sample(config.batch, config.clip_frames, config.share_at_start)
+        batch = disturb_recycled(
+            clips.sample(config.batch, config.clip_frames, config.share_at_start), config.recycled_noise
+        )
         drawn = torch.randint(config.levels, (config.batch,))
         t, t_next = levels[drawn], levels[drawn + 1]
         x = add_noise(batch.clean, torch.randn_like(batch.clean), t)

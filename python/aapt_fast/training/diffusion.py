@@ -28,7 +28,7 @@ from torch import Tensor
 from aapt_fast.errors import require
 from aapt_fast.models.config import GeneratorConfig
 from aapt_fast.models.generator import Generator
-from aapt_fast.training.clips import LatentClips
+from aapt_fast.training.clips import LatentClips, disturb_recycled
 from aapt_fast.training.ema import WeightAverage
 from aapt_fast.training.optimiser import MatrixOptimiser
 from aapt_fast.training.run import TrainingRun
@@ -89,17 +89,16 @@ def train_diffusion(
                 run.log(**evaluate(model))
 
         # a batch of clips, each at its own t
-        batch = clips.sample(config.batch, config.clip_frames, config.share_at_start)
-        recycled = batch.recycled.clone()
-        noise_level = config.recycled_noise * torch.rand(config.batch, 1, 1, 1, 1)
-        recycled[:, :, 1:] += noise_level * torch.randn_like(recycled[:, :, 1:])
+        batch = disturb_recycled(
+            clips.sample(config.batch, config.clip_frames, config.share_at_start), config.recycled_noise
+        )
         t = sample_timesteps(config.batch, config.model.shift, config.share_at_one)
         noised = add_noise(batch.clean, torch.randn_like(batch.clean), t)
 
         # one training step
         optimiser.set_rate(warm_cosine(step, config.steps))
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            predicted = model(noised, recycled, batch.control, t, model.new_cache())
+            predicted = model(noised, batch.recycled, batch.control, t, model.new_cache())
         loss = flow_matching_loss(predicted, batch.clean, t, channel_weights, config.smallest_t)
         run.track(loss=loss)
         optimiser.zero_grad()

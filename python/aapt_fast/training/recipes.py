@@ -93,7 +93,7 @@ PERSON = Recipe(
     codec=CodecConfig(),
     pretrain=PretrainConfig(model=bidirectional(MINI_PERSON), steps=500),
     diffusion=DiffusionConfig(model=MINI_PERSON, steps=5500, recycled_noise=0.15),
-    consistency=ConsistencyConfig(model=MINI_PERSON, steps=200),
+    consistency=ConsistencyConfig(model=MINI_PERSON, steps=200, recycled_noise=0.15),
     adversarial=AdversarialConfig(
         model=MINI_PERSON,
         steps=260,
@@ -131,7 +131,7 @@ COMPANY = dataclasses.replace(
     start="mini-person",
     codec=CodecConfig(steps=1200, learning_rate=1e-3, gan_from=0.6),
     diffusion=DiffusionConfig(model=MINI_PERSON, steps=2000, recycled_noise=0.15, matrix_rate=0.01, rate=7e-4),
-    consistency=ConsistencyConfig(model=MINI_PERSON, steps=240),
+    consistency=ConsistencyConfig(model=MINI_PERSON, steps=240, recycled_noise=0.15),
     # the truth is one of many here, so the adversarial loss leads and the reconstruction only keeps hold
     adversarial=dataclasses.replace(PERSON.adversarial, steps=160, discriminator_alone=40, adversarial=2.0),
 )
