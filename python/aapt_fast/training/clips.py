@@ -113,6 +113,8 @@ class LatentClips:
 
 def disturb_recycled(batch: Batch, most: float) -> Batch:
     """The batch with noise on its recycled frames after the first, of a level 0..`most` drawn for each row."""
+    if most == 0:
+        return batch
     recycled = batch.recycled.clone()
     noise_level = most * torch.rand(len(recycled), 1, 1, 1, 1)
     recycled[:, :, 1:] += noise_level * torch.randn_like(recycled[:, :, 1:])
