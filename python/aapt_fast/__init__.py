@@ -17,6 +17,7 @@ from aapt_fast.integrations.report import PatchReport
 from aapt_fast.models.checkpoint import load_gallery, load_model
 from aapt_fast.models.load_generator import load_generator
 from aapt_fast.models.stream_model import StreamModel
+from aapt_fast.models.vae_checkpoint import load_vae
 from aapt_fast.ops.kernels import use_kernels
 from aapt_fast.streaming.session import StreamSession
 
@@ -37,6 +38,7 @@ __all__ = [
     "load_gallery",
     "load_generator",
     "load_model",
+    "load_vae",
     "patch",
     "patched",
     "unpatch",

@@ -14,13 +14,14 @@ from torch import Tensor
 
 from aapt_fast.errors import CheckpointError
 from aapt_fast.models.layers import FeatureCache
-from aapt_fast.models.wan_vae import WanVAE, WanVAEConfig
-from aapt_fast.models.wan_vae_keys import diffusers_to_wan_key, from_diffusers_state_dict
+from aapt_fast.models.wan_vae import WAN_2_2, WanVAE, WanVAEConfig
+from aapt_fast.models.wan_vae_keys import WanVAEKeys, from_diffusers_state_dict
 from aapt_fast.models.wan_vae_layers import Upsample, upsample_and_convolve
 from aapt_fast.testing.compare import assert_near
 
 # The second has odd channel counts, another number of levels and blocks, and doubles time at other places. The third
-# is wide and large enough that pairs of frames are convolved at once.
+# is wide and large enough that pairs of frames are convolved at once. The others have what Wan 2.2 has: shortcuts that
+# average and copy in every proportion of widths, blocks of pixels, a decoder width of its own.
 CONFIGS = {
     "narrow": WanVAEConfig(base_dim=8),
     "awkward": WanVAEConfig(
@@ -33,39 +34,27 @@ CONFIGS = {
         latents_std=(2.0, 0.5, 1.0, 3.0, 1.5),
     ),
     "wide": WanVAEConfig(base_dim=16, dim_mult=(1, 2, 2, 2), num_res_blocks=1),
+    "wan 2.2": WanVAEConfig(base_dim=8, decoder_base_dim=12, is_residual=True, patch_size=2),
+    "other proportions": WanVAEConfig(
+        base_dim=4, dim_mult=(1, 2, 4, 1), num_res_blocks=1, temporal_downsample=(True, False, True), is_residual=True
+    ),
+    "pixel blocks": WanVAEConfig(
+        base_dim=4, decoder_base_dim=6, dim_mult=(2, 1, 3), temporal_downsample=(True, True), patch_size=2
+    ),
 }
-VIDEO_SCALE = 0.5  # with it, the videos of random weights stay within -1..1
 TOLERANCE = 5e-5
 STREAM_TOLERANCE = 5e-6
 
 
-def oracle(config: WanVAEConfig) -> AutoencoderKLWan:
-    """diffusers' model with random weights and gains, scaled so that its video fills -1..1 without clipping."""
-    vae = AutoencoderKLWan(
-        base_dim=config.base_dim,
-        z_dim=config.z_dim,
-        dim_mult=list(config.dim_mult),
-        num_res_blocks=config.num_res_blocks,
-        temperal_downsample=list(config.temporal_downsample),
-        latents_mean=list(config.latents_mean),
-        latents_std=list(config.latents_std),
-    )
-    for name, parameter in vae.named_parameters():
-        if name.endswith("gamma"):
-            torch.nn.init.uniform_(parameter, 0.5, 1.5)
-    vae.decoder.conv_out.weight.data *= VIDEO_SCALE
-    return vae.eval().requires_grad_(False)
-
-
 def same_weights(vae: AutoencoderKLWan, config: WanVAEConfig) -> WanVAE:
     ours = WanVAE(config).eval()
-    state = from_diffusers_state_dict(vae.state_dict(), config.num_res_blocks)
+    state = from_diffusers_state_dict(vae.state_dict(), config.num_res_blocks, config.is_residual)
     ours.load_state_dict(state, strict=True)
     return ours.requires_grad_(False)
 
 
 @pytest.fixture(scope="module", params=CONFIGS)
-def pair(request) -> tuple[WanVAE, AutoencoderKLWan]:
+def pair(request, oracle) -> tuple[WanVAE, AutoencoderKLWan]:
     """Our model and diffusers', equal weights."""
     torch.manual_seed(1)
     config = CONFIGS[request.param]
@@ -74,7 +63,7 @@ def pair(request) -> tuple[WanVAE, AutoencoderKLWan]:
 
 
 @pytest.fixture(scope="module")
-def narrow() -> WanVAE:
+def narrow(oracle) -> WanVAE:
     torch.manual_seed(2)
     config = CONFIGS["narrow"]
     return same_weights(oracle(config), config)
@@ -111,14 +100,14 @@ def test_decode_equals_diffusers(pair):
     assert_near(torch.cat(pieces, dim=2), expected, TOLERANCE)
 
 
-def test_gradients_equal_diffusers():
+def test_gradients_equal_diffusers(oracle):
     config = CONFIGS["narrow"]
     theirs = oracle(config)
     ours = same_weights(theirs, config)
     latents = torch.randn(1, 16, 3, 2, 1, requires_grad=True)
     our_state, their_state = (dict(vae.requires_grad_().named_parameters()) for vae in (ours, theirs))
     names = ["decoder.conv_in.weight", "decoder.up_blocks.0.upsamplers.0.resample.1.weight", "post_quant_conv.bias"]
-    our_parameters = [latents, *(our_state[diffusers_to_wan_key(name)] for name in names)]
+    our_parameters = [latents, *(our_state[WanVAEKeys().to_original(name)] for name in names)]
     their_parameters = [latents, *(their_state[name] for name in names)]
     our_video = ours.decode(latents)
     their_video = theirs.decode(latents * ours.latents_std + ours.latents_mean).sample
@@ -152,10 +141,32 @@ def test_the_published_key_layout():
     assert {key: tuple(state[key].shape) for key in shapes} == shapes
 
 
+def test_the_published_key_layout_of_wan_2_2():
+    with torch.device("meta"):
+        state = WanVAE(WAN_2_2).state_dict()
+    assert len(state) == 196
+    assert sum(tensor.numel() for tensor in state.values()) == 704_688_668
+    shapes = {
+        "encoder.conv1.weight": (160, 12, 3, 3, 3),
+        "encoder.downsamples.0.downsamples.2.resample.1.weight": (160, 160, 3, 3),
+        "encoder.downsamples.1.downsamples.0.shortcut.weight": (320, 160, 1, 1, 1),
+        "encoder.downsamples.2.downsamples.2.time_conv.weight": (640, 640, 3, 1, 1),
+        "encoder.downsamples.3.downsamples.1.residual.6.weight": (640, 640, 3, 3, 3),
+        "encoder.head.2.weight": (96, 640, 3, 3, 3),
+        "decoder.conv1.weight": (1024, 48, 3, 3, 3),
+        "decoder.upsamples.0.upsamples.3.time_conv.weight": (2048, 1024, 3, 1, 1),
+        "decoder.upsamples.2.upsamples.0.shortcut.weight": (512, 1024, 1, 1, 1),
+        "decoder.upsamples.2.upsamples.3.resample.1.weight": (512, 512, 3, 3),
+        "decoder.upsamples.3.upsamples.2.residual.3.gamma": (256, 1, 1, 1),
+        "decoder.head.2.weight": (12, 256, 3, 3, 3),
+    }
+    assert {key: tuple(state[key].shape) for key in shapes} == shapes
+
+
 @pytest.mark.parametrize("key", ["decoder.up_blocks.0.norm3.gamma", "decoder.conv_in.running_mean", "conv1.weight"])
 def test_an_unknown_key_is_named(key):
     with pytest.raises(CheckpointError, match=key):
-        diffusers_to_wan_key(key)
+        from_diffusers_state_dict({key: torch.ones(1)})
 
 
 # ---- streams ----
@@ -183,10 +194,11 @@ def test_streaming_encoder_equals_the_whole_clip(pair):
     assert_near(torch.cat(pieces, dim=2), whole, STREAM_TOLERANCE)
 
 
-def test_a_clone_goes_on_bit_for_bit(narrow):
-    latents = random_latents(narrow, length=4)
+def test_a_clone_goes_on_bit_for_bit(pair):
+    ours, _ = pair
+    latents = random_latents(ours, length=4)
     first, second, third, fourth = latents.split(1, dim=2)
-    stream = narrow.stream()
+    stream = ours.stream()
     stream.decode(first)
     stream.decode(second)
     clone = stream.clone()
@@ -232,9 +244,8 @@ def test_uint8_frames_are_the_rounded_float_frames(narrow):
     video = loud.stream().decode(latents)
     assert video.min() == -1 and video.max() == 1
     pixels = loud.stream().decode(latents, out="uint8")
-    assert pixels.dtype == torch.uint8 and pixels.shape == video.shape
-    assert torch.equal(pixels, ((video + 1) * 127.5).round().to(torch.uint8))
-    assert pixels.permute(0, 2, 3, 4, 1).is_contiguous(), "an image encoder wants the colours last"
+    assert pixels.dtype == torch.uint8 and pixels.is_contiguous(), "an image encoder wants the colours last"
+    assert torch.equal(pixels, ((video + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 4, 1))
 
 
 def test_a_stream_keeps_no_more_than_two_frames_per_layer(narrow):
@@ -261,7 +272,7 @@ def test_a_cache_returns_from_its_tensors():
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 2)])
 def test_upsampling_without_the_large_image(size):
-    layer = Upsample(6, temporal=False)
+    layer = Upsample(6, temporal=False, out_channels=3)
     frames = torch.randn(2, 6, *size)
     weight, bias = layer.resample[1].weight, layer.resample[1].bias
     expected = F.conv2d(F.interpolate(frames, scale_factor=2, mode="nearest-exact"), weight, bias, padding=1)

@@ -11,11 +11,11 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -24,6 +24,7 @@ from aapt_fast.models.config import generator_config_from_json, mini_vae_config_
 from aapt_fast.models.generator import Generator
 from aapt_fast.models.mini_vae import MiniVAE
 from aapt_fast.models.stream_model import StreamModel
+from aapt_fast.models.weight_files import computing_dtype, fill, open_safetensors, read_metadata
 
 FORMAT = "aapt_fast-1"
 
@@ -56,33 +57,52 @@ def load_model(
     Raises ValueError for a name that is not bundled, CheckpointError (file, key, expected, got) for a bad file.
     """
     path = model_path(source)
-    with _open(path) as file:
-        metadata = file.metadata() or {}
-        got = metadata.get("format", "none")
-        if got != FORMAT:
-            raise CheckpointError(f"{path}: expected metadata format {FORMAT}, got {got}")
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    metadata, configs, tensors = _read(path)
     try:
-        configs = json.loads(metadata["config"])
         generator = Generator(generator_config_from_json(configs["generator"])).to(dtype)
         vae = MiniVAE(mini_vae_config_from_json(configs["vae"])).to(dtype)
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: expected readable configurations in the metadata, got {error!r}") from error
     groups: dict[str, nn.Module] = {"generator": generator, "vae": vae}
-    strangers = [name for name in tensors if name.split(".")[0] not in groups]
-    if strangers:
-        raise CheckpointError(f"{path}: expected keys under generator. and vae., got {strangers[0]!r}")
     for prefix, module in groups.items():
-        part = {name.removeprefix(prefix + "."): t for name, t in tensors.items() if name.startswith(prefix + ".")}
-        _fill(path, prefix, module, part)
+        fill(module, _under(prefix, tensors), path, file_key=f"{prefix}.{{}}".format)
     return StreamModel(generator.to(device).eval(), vae.to(device).eval(), name=metadata.get("name", path.stem))
+
+
+def load_own_vae(source: str | Path, *, device: torch.device | str, dtype: torch.dtype | None) -> MiniVAE:
+    """The VAE of a model that `load_model` reads, without its generator; `dtype` None as in `computing_dtype`.
+
+    Raises as `load_model` does.
+    """
+    path = model_path(source)
+    _, configs, tensors = _read(path)
+    part = _under("vae", tensors)
+    try:
+        with torch.device("meta"):
+            vae = MiniVAE(mini_vae_config_from_json(configs["vae"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: expected readable configurations in the metadata, got {error!r}") from error
+    vae = vae.to(computing_dtype(part, device) if dtype is None else dtype)
+    fill(vae, part, path, file_key="vae.{}".format, device=device)
+    return vae.eval().requires_grad_(False)
+
+
+def is_own_file(path: Path) -> bool:
+    """Whether a file was written by `save_model`."""
+    return read_metadata(path).get("format") == FORMAT
+
+
+def bundled_models() -> dict[str, Path]:
+    """The weight files of the bundled models by name."""
+    files = {entry.name: entry / "model.safetensors" for entry in assets().iterdir()}
+    return {name: file for name, file in files.items() if file.is_file()}
 
 
 def model_path(source: str | Path) -> Path:
     """The weight file of a bundled model's name or of a path. Raises ValueError if there is neither."""
-    bundled = {entry.name: entry for entry in assets().iterdir() if (entry / "model.safetensors").is_file()}
+    bundled = bundled_models()
     if str(source) in bundled:
-        return bundled[str(source)] / "model.safetensors"
+        return bundled[str(source)]
     path = Path(source)
     require(path.is_file(), "model", f"a bundled model ({', '.join(bundled) or 'none'}) or a file", str(source))
     return path
@@ -124,34 +144,23 @@ def assets() -> Path:
     return Path(__file__).parents[1] / "assets"
 
 
-def _open(path: Path):  # type: ignore[no-untyped-def]
-    with path.open("rb") as file:
-        head = file.read(64)
-    if head.startswith(b"version https://git-lfs"):
-        raise CheckpointError(f"{path}: expected safetensors, got a git-lfs pointer; run `git lfs pull`")
-    if head.lstrip()[:1] == b"<":
-        raise CheckpointError(f"{path}: expected safetensors, got a web page")
-    if head.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x04")):
-        raise CheckpointError(f"{path}: expected safetensors, got a pickle, which could run code; it was not opened")
+def _read(path: Path) -> tuple[dict[str, str], dict[str, Any], dict[str, Tensor]]:
+    """Metadata, configurations and tensors of a file, which are those of a generator and a VAE and no others."""
+    with open_safetensors(path) as file:
+        metadata = file.metadata() or {}
+        got = metadata.get("format", "none")
+        if got != FORMAT:
+            raise CheckpointError(f"{path}: expected metadata format {FORMAT}, got {got}")
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     try:
-        return safe_open(path, framework="pt", device="cpu")
-    except SafetensorError as error:
-        raise CheckpointError(f"{path}: expected a whole safetensors file, got {error}") from error
+        configs = json.loads(metadata["config"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: expected readable configurations in the metadata, got {error!r}") from error
+    strangers = [name for name in tensors if not name.startswith(("generator.", "vae."))]
+    if strangers:
+        raise CheckpointError(f"{path}: expected keys under generator. and vae., got {strangers[0]!r}")
+    return metadata, configs, tensors
 
 
-def _fill(path: Path, prefix: str, module: nn.Module, tensors: dict[str, Tensor]) -> None:
-    expected = module.state_dict()
-    for name, want in expected.items():
-        if name not in tensors:
-            raise CheckpointError(f"{path}: expected key {prefix}.{name}, got none")
-        if tensors[name].shape != want.shape:
-            raise CheckpointError(
-                f"{path}: {prefix}.{name}: expected shape {list(want.shape)}, got {list(tensors[name].shape)}"
-            )
-    extra = [name for name in tensors if name not in expected]
-    if extra:
-        raise CheckpointError(f"{path}: expected no key {prefix}.{extra[0]}, got one")
-    for name, value in tensors.items():
-        if not value.isfinite().all():
-            raise CheckpointError(f"{path}: {prefix}.{name}: expected finite values, got nan or inf")
-    module.load_state_dict(tensors, strict=True)
+def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in tensors.items() if name.startswith(prefix + ".")}

@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from aapt_fast.errors import require
 from aapt_fast.ops.causal_conv3d import causal_conv3d, tap_major
 
 
@@ -80,6 +83,23 @@ def name_cached_layers(model: nn.Module) -> None:
     for name, layer in model.named_modules():
         if isinstance(layer, CausalConv3d):
             layer.cache_key = name
+
+
+def constant(values: Sequence[float]) -> Tensor:
+    """`values` as a tensor [n] for a buffer that no file holds: it has them even where a module is built on meta."""
+    device = torch.get_default_device()
+    return torch.tensor(values, device="cpu" if device.type == "meta" else device)
+
+
+def frames_to_uint8(video: Tensor) -> Tensor:
+    """Video [B, 3, F, H, W] in -1..1 -> uint8 [B, F, H, W, 3] on the same device, rounded to nearest."""
+    wide = video.float().clamp(-1, 1).add_(1).mul_(127.5).round_()
+    return wide.permute(0, 2, 3, 4, 1).to(torch.uint8, memory_format=torch.contiguous_format)
+
+
+def require_output(out: str) -> None:
+    """Check what a streaming decoder is asked to give: `float` video or `uint8` frames."""
+    require(out in ("float", "uint8"), "out", "'float' or 'uint8'", repr(out))
 
 
 def fold_space(x: Tensor, factor: int) -> Tensor:

@@ -15,7 +15,15 @@ from torch import Tensor, nn
 
 from aapt_fast.errors import require, require_shape
 from aapt_fast.models.config import MiniVAEConfig
-from aapt_fast.models.layers import CausalConv3d, FeatureCache, fold_space, name_cached_layers, unfold_space
+from aapt_fast.models.layers import (
+    CausalConv3d,
+    FeatureCache,
+    fold_space,
+    frames_to_uint8,
+    name_cached_layers,
+    require_output,
+    unfold_space,
+)
 
 SPACE, TIME, RGB = 8, 4, 3
 BLOCK = RGB * TIME * SPACE * SPACE
@@ -136,7 +144,8 @@ class MiniVAE(nn.Module):
     """Encoder and decoder; latents leave and enter with unit standard deviation.
 
     `encode`: video [B, 3, 1 + 4 n, H, W] in -1..1 -> latents [B, z, 1 + n, H/8, W/8].
-    `decode`: the way back, clamped to -1..1. Both raise ValueError for other shapes.
+    `decode`: the way back, clamped to -1..1. Both cast their input to the dtype of the parameters and raise ValueError
+    for other shapes.
     """
 
     def __init__(self, config: MiniVAEConfig = MiniVAEConfig()) -> None:
@@ -154,12 +163,18 @@ class MiniVAE(nn.Module):
         """z, channels of a latent frame."""
         return self.config.latent_channels
 
+    @property
+    def spatial_factor(self) -> int:
+        """Pixels per latent pixel along height and along width."""
+        return SPACE
+
     def encode(self, video: Tensor, linear_only: bool = False) -> Tensor:
         """Video [B, 3, 1 + 4 n, H, W] in -1..1 -> latents [B, z, 1 + n, H/8, W/8] of unit standard deviation."""
         require_shape("video", video, "B", RGB, "1 + 4 n", "H", "W")
         frames, height, width = video.shape[2:]
         require(frames % TIME == 1, "video", "1 + 4 n video frames", frames)
         require(height % SPACE == 0 and width % SPACE == 0, "video", "H, W multiples of 8", (height, width))
+        video = video.to(self.linear_encoder.weight.dtype)
         folded = fold_time(torch.cat([video[:, :, :1].expand(-1, -1, TIME - 1, -1, -1), video], dim=2), TIME)
         latents = self.linear_encoder(fold_space(folded, SPACE))
         if not linear_only:
@@ -168,6 +183,7 @@ class MiniVAE(nn.Module):
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents [B, z, 1 + n, h, w] -> video [B, 3, 1 + 4 n, 8 h, 8 w] in -1..1."""
+        latents = latents.to(self.linear_decoder.weight.dtype)
         return self.reconstruct(latents)[:, :, TIME - 1 :].clamp(-1, 1)
 
     def reconstruct(self, latents: Tensor, cache: FeatureCache | None = None, linear_only: bool = False) -> Tensor:
@@ -210,13 +226,19 @@ class VideoStream:
         self._started = False
 
     @torch.no_grad()
-    def decode(self, latents: Tensor) -> Tensor:
-        """The next latents [B, z, n, h, w] -> their video frames [B, 3, F, 8 h, 8 w] in -1..1."""
+    def decode(self, latents: Tensor, out: str = "float") -> Tensor:
+        """The next latents [B, z, n, h, w] -> their F video frames: one for the first latent frame, four for others.
+
+        `out`: "float" for [B, 3, F, 8 h, 8 w] in -1..1 in the dtype of the VAE, "uint8" for [B, F, 8 h, 8 w, 3] in
+        0..255, rounded to nearest. Raises ValueError for another shape and an unknown `out`.
+        """
+        require_output(out)
+        latents = latents.to(self._vae.linear_decoder.weight.dtype)
         video = self._vae.reconstruct(latents, self._cache).clamp(-1, 1)
         if not self._started:
             video = video[:, :, TIME - 1 :]
         self._started = True
-        return video
+        return video if out == "float" else frames_to_uint8(video)
 
     def clone(self) -> VideoStream:
         """A stream that continues from here on its own, bit for bit."""

@@ -16,6 +16,7 @@ from aapt_fast.errors import require, require_shape, require_type
 from aapt_fast.models.config import ControlConfig, GeneratorConfig
 from aapt_fast.models.folding import fold_timestep
 from aapt_fast.models.generator import Generator
+from aapt_fast.models.layers import frames_to_uint8
 from aapt_fast.models.wan_config import WanConfig
 from aapt_fast.models.wan_transformer import PATCH, WanTransformer
 
@@ -31,8 +32,11 @@ WAN_GRID = (60, 104)
 class VideoDecoder(Protocol):
     """The streaming side of a video VAE: the state of one stream of video."""
 
-    def decode(self, latents: Tensor) -> Tensor:
-        """The next latents [B, C, n, h, w] -> video [B, 3, F, H, W] in -1..1: F = 1 for the first, then 4 n."""
+    def decode(self, latents: Tensor, out: str = "float") -> Tensor:
+        """The next latents [B, C, n, h, w] -> F video frames: 1 for the first latent frame, 4 for every other.
+
+        `out`: "float" for [B, 3, F, H, W] in -1..1, "uint8" for [B, F, H, W, 3].
+        """
         ...
 
     def clone(self) -> VideoDecoder:
@@ -198,8 +202,7 @@ class StreamModel:
 
     def decode(self, decoder: VideoDecoder, frame: Tensor) -> Tensor:
         """The next latent frame [1, C, 1, h, w] of a stream -> its video frames, uint8 [F, H, W, 3]."""
-        video = decoder.decode(frame.to(self._vae_dtype))[0].float().clamp(-1, 1)
-        return video.add(1).mul(127.5).round().to(torch.uint8).permute(1, 2, 3, 0).contiguous()
+        return frames_to_uint8(decoder.decode(frame.to(self._vae_dtype)))[0]
 
 
 def _pixels(image: object, size: tuple[int, int]) -> Tensor:

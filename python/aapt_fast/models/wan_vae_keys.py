@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names of the Wan VAE's parameters in diffusers' `AutoencoderKLWan` and in the original checkpoint."""
+"""Names of the Wan VAE's parameters in diffusers' `AutoencoderKLWan` and in the original checkpoints.
+
+A name is the place of a layer in the model, the part of that layer, and the parameter. In the original Wan 2.1 layers
+are numbered through; Wan 2.2 (`is_residual`) and diffusers number levels, and layers within a level.
+"""
 
 from __future__ import annotations
 
@@ -10,55 +14,94 @@ from torch import Tensor
 
 from aapt_fast.errors import CheckpointError
 
-# Where a layer stands, diffusers -> original. {up} is the running number of a layer among the decoder's upsamples.
-_PLACES = (
-    (r"quant_conv", "conv1"),
-    (r"post_quant_conv", "conv2"),
-    (r"(encoder|decoder)\.conv_in", r"\1.conv1"),
-    (r"(encoder|decoder)\.norm_out", r"\1.head.0"),
-    (r"(encoder|decoder)\.conv_out", r"\1.head.2"),
-    (r"(encoder|decoder)\.mid_block\.resnets\.0", r"\1.middle.0"),
-    (r"(encoder|decoder)\.mid_block\.attentions\.0", r"\1.middle.1"),
-    (r"(encoder|decoder)\.mid_block\.resnets\.1", r"\1.middle.2"),
-    (r"encoder\.down_blocks\.(\d+)", r"encoder.downsamples.\1"),
-    (r"decoder\.up_blocks\.(?P<level>\d+)\.resnets\.(?P<block>\d+)", "decoder.upsamples.{up}"),
-    (r"decoder\.up_blocks\.(?P<level>\d+)\.upsamplers\.0", "decoder.upsamples.{up}"),
-)
-# What it is within a block, diffusers -> original.
+# Places that every model has, original -> diffusers; {side} is encoder or decoder.
+_FIXED_PLACES = {
+    "{side}.conv1": "{side}.conv_in",
+    "{side}.head.0": "{side}.norm_out",
+    "{side}.head.2": "{side}.conv_out",
+    "{side}.middle.0": "{side}.mid_block.resnets.0",
+    "{side}.middle.1": "{side}.mid_block.attentions.0",
+    "{side}.middle.2": "{side}.mid_block.resnets.1",
+}
+# Parts of a layer, original -> diffusers; "" is a layer that has parameters itself.
 _PARTS = {
     "": "",
-    "norm1.": "residual.0.",
-    "conv1.": "residual.2.",
-    "norm2.": "residual.3.",
-    "conv2.": "residual.6.",
-    "conv_shortcut.": "shortcut.",
-    "resample.1.": "resample.1.",
-    "time_conv.": "time_conv.",
-    "norm.": "norm.",
-    "to_qkv.": "to_qkv.",
-    "proj.": "proj.",
+    ".residual.0": ".norm1",
+    ".residual.2": ".conv1",
+    ".residual.3": ".norm2",
+    ".residual.6": ".conv2",
+    ".shortcut": ".conv_shortcut",
+    ".resample.1": ".resample.1",
+    ".time_conv": ".time_conv",
+    ".norm": ".norm",
+    ".to_qkv": ".to_qkv",
+    ".proj": ".proj",
 }
-_PARAMETER = r"(?P<part>(?:[a-z0-9_]+\.)*)(?P<parameter>weight|bias|gamma)"
+_PARAMETERS = ("weight", "bias", "gamma")
 
 
-def diffusers_to_wan_key(key: str, num_res_blocks: int = 2) -> str:
-    """The original name of the parameter that diffusers calls `key`.
+class WanVAEKeys:
+    """Translates names between the two layouts, for a model of `levels` resolutions."""
 
-    `num_res_blocks` is that of the model's configuration. Raises CheckpointError, with the key, for an unknown name.
-    """
-    for place, original in _PLACES:
-        match = re.fullmatch(rf"{place}\.{_PARAMETER}", key)
-        if match and match["part"] in _PARTS:
-            found = match.groupdict()
-            block = int(found.get("block") or num_res_blocks + 1)  # an upsampler comes after its level's blocks
-            up = int(found.get("level") or 0) * (num_res_blocks + 2) + block
-            return f"{match.expand(original).format(up=up)}.{_PARTS[match['part']]}{match['parameter']}"
-    raise CheckpointError(f"{key}: expected a parameter name of diffusers' AutoencoderKLWan")
+    def __init__(self, levels: int = 4, num_res_blocks: int = 2, is_residual: bool = False) -> None:
+        places = {"conv1": "quant_conv", "conv2": "post_quant_conv"}
+        for original, diffusers in _FIXED_PLACES.items():
+            places |= {original.format(side=side): diffusers.format(side=side) for side in ("encoder", "decoder")}
+        for level in range(levels):
+            places |= _level_places(level, level == levels - 1, num_res_blocks, is_residual)
+        self._to_diffusers = places
+        self._to_original = {diffusers: original for original, diffusers in places.items()}
+        self._parts_to_original = {diffusers: original for original, diffusers in _PARTS.items()}
+
+    def to_diffusers(self, key: str) -> str:
+        """diffusers' name of what the original code calls `key`. Raises CheckpointError, with the key, if unknown."""
+        return _translate(key, self._to_diffusers, _PARTS, "the original Wan VAE")
+
+    def to_original(self, key: str) -> str:
+        """The original name of what diffusers calls `key`. Raises CheckpointError, with the key, if unknown."""
+        return _translate(key, self._to_original, self._parts_to_original, "diffusers' AutoencoderKLWan")
 
 
-def from_diffusers_state_dict(state: Mapping[str, Tensor], num_res_blocks: int = 2) -> dict[str, Tensor]:
+def from_diffusers_state_dict(
+    state: Mapping[str, Tensor], num_res_blocks: int = 2, is_residual: bool = False
+) -> dict[str, Tensor]:
     """The same tensors (any shapes, e.g. [O, C, 3, 3, 3]) under the names that `WanVAE` and the original code use.
 
     Raises CheckpointError for a name that is not one of diffusers' `AutoencoderKLWan`.
     """
-    return {diffusers_to_wan_key(key, num_res_blocks): tensor for key, tensor in state.items()}
+    keys = WanVAEKeys(diffusers_levels(state), num_res_blocks, is_residual)
+    return {keys.to_original(key): tensor for key, tensor in state.items()}
+
+
+def diffusers_levels(state: Mapping[str, Tensor]) -> int:
+    """The number of resolutions of a model with diffusers' names; tensors of any shape [...]."""
+    found = (re.match(r"decoder\.up_blocks\.(\d+)\.", key) for key in state)
+    return max((int(match[1]) + 1 for match in found if match), default=0)
+
+
+def _level_places(level: int, last: bool, num_res_blocks: int, is_residual: bool) -> dict[str, str]:
+    """Original -> diffusers for the layers of one level; encoder and decoder count levels along their own way."""
+    down = [f"resnets.{block}" for block in range(num_res_blocks)] + ([] if last else ["downsampler"])
+    up = [f"resnets.{block}" for block in range(num_res_blocks + 1)] + ([] if last else ["upsampler"])
+    if is_residual:
+        places = {f"encoder.downsamples.{level}.downsamples.{i}": f"encoder.down_blocks.{level}.{name}"
+                  for i, name in enumerate(down)}  # fmt: skip
+        return places | {f"decoder.upsamples.{level}.upsamples.{i}": f"decoder.up_blocks.{level}.{name}"
+                         for i, name in enumerate(up)}  # fmt: skip
+    first_down, first_up = level * (num_res_blocks + 1), level * (num_res_blocks + 2)
+    places = {f"encoder.downsamples.{first_down + i}": f"encoder.down_blocks.{first_down + i}"
+              for i in range(len(down))}  # fmt: skip
+    return places | {
+        f"decoder.upsamples.{first_up + i}": f"decoder.up_blocks.{level}.{name.replace('upsampler', 'upsamplers.0')}"
+        for i, name in enumerate(up)
+    }
+
+
+def _translate(key: str, places: Mapping[str, str], parts: Mapping[str, str], layout: str) -> str:
+    layer, _, parameter = key.rpartition(".")
+    if parameter in _PARAMETERS:
+        for part, translated in parts.items():
+            place = places.get(layer.removesuffix(part)) if layer.endswith(part) else None
+            if place is not None:
+                return f"{place}{translated}.{parameter}"
+    raise CheckpointError(f"{key}: expected a parameter name of {layout}")

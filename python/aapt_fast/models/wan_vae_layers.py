@@ -75,16 +75,16 @@ class FrameAttention(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Twice the height and width, half the channels; with `temporal` also two frames from every one but the first."""
+    """Twice the height and width; with `temporal` also two frames from every one but the first."""
 
-    def __init__(self, channels: int, temporal: bool) -> None:
+    def __init__(self, channels: int, temporal: bool, out_channels: int) -> None:
         super().__init__()
         enlarge = nn.Upsample(scale_factor=2, mode="nearest-exact")
-        self.resample = nn.Sequential(enlarge, nn.Conv2d(channels, channels // 2, 3, padding=1))
+        self.resample = nn.Sequential(enlarge, nn.Conv2d(channels, out_channels, 3, padding=1))
         self.time_conv = CausalConv3d(channels, 2 * channels, (3, 1, 1)) if temporal else None
 
     def forward(self, x: Tensor, cache: FeatureCache) -> Tensor:
-        """[B, C, T, H, W] -> [B, C / 2, T or 2 T, 2 H, 2 W]."""
+        """[B, C, T, H, W] -> [B, O, T or 2 T, 2 H, 2 W]."""
         if self.time_conv is not None:
             x = self._double_time(x, self.time_conv, cache)
         frames = x.transpose(1, 2).flatten(0, 1)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ STANDARD_NAMES = tuple(
     for kind in ("safetensors.index.json", "bin.index.json", "safetensors", "bin")
 )
 CONFIG_NAME = "config.json"
+COMPUTED_IN = (torch.float32, torch.bfloat16, torch.float64)
+"""What every device computes in without loss of speed or range; float16 only on a GPU."""
 
 _ZIP, _PICKLES = b"PK\x03\x04", (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
@@ -48,7 +51,7 @@ def read_tensors(path: str | Path, groups: tuple[str, ...] = ()) -> dict[str, Te
     if path.name.endswith(INDEX_SUFFIX):
         return _read_shards(path, groups)
     head = _head(path, "a file of weights")
-    if _is_safetensors(head):
+    if _is_safetensors(head) or path.suffix == ".safetensors":  # torch.load, too, goes by that name
         with open_safetensors(path) as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     if head.startswith((_ZIP, *_PICKLES)):
@@ -89,6 +92,16 @@ def read_config(path: str | Path) -> dict[str, Any] | None:
     return _read_json(file) if file.is_file() else None
 
 
+def computing_dtype(tensors: Mapping[str, Tensor], device: torch.device | str) -> torch.dtype:
+    """The dtype that most of these numbers [...] have, if it is one to compute in on `device`, else float32."""
+    sizes: Counter[torch.dtype] = Counter()
+    for tensor in tensors.values():
+        sizes[tensor.dtype] += tensor.numel()
+    found = sizes.most_common(1)[0][0]
+    half_on_gpu = found == torch.float16 and torch.device(device).type != "cpu"
+    return found if found in COMPUTED_IN or half_on_gpu else torch.float32
+
+
 def open_safetensors(path: Path):  # type: ignore[no-untyped-def]
     """The open file, as of `safetensors.safe_open`. Raises CheckpointError for anything but whole safetensors."""
     expected = "a whole safetensors file"
@@ -99,6 +112,14 @@ def open_safetensors(path: Path):  # type: ignore[no-untyped-def]
         return safe_open(path, framework="pt", device="cpu")
     except SafetensorError as error:
         raise CheckpointError(f"{path}: expected {expected}, got {error}") from error
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The metadata of a safetensors file; nothing for another file. Raises CheckpointError for a damaged one."""
+    if not _is_safetensors(_head(path, "a file of weights")):
+        return {}
+    with open_safetensors(path) as file:
+        return dict(file.metadata() or {})
 
 
 def fill(
@@ -135,8 +156,9 @@ def fill(
     with torch.no_grad():
         for name, target in expected.items():
             value = torch.empty_like(target, device=device) if from_nothing else target
-            value.copy_(tensors[keys[name]])
-            _require_finite(value, keys[name], source)
+            given = tensors[keys[name]]
+            value.copy_(given)
+            _require_finite(given if given.dtype == value.dtype else value, keys[name], source)
             values[name] = value
     if from_nothing:
         module.load_state_dict(values, strict=True, assign=True)
@@ -159,7 +181,7 @@ def _check(expected: Mapping[str, Tensor], keys: dict[str, str], tensors: Mappin
 
 
 def _require_finite(value: Tensor, key: str, source: object) -> None:
-    """In the dtype of the module, so that an overflow on the way to float16 counts too."""
+    """In the dtype of the module: an overflow on the way to float16 counts too."""
     if value.is_floating_point() and value.numel():
         low, high = torch.aminmax(value)
         if not (low.isfinite() and high.isfinite()):
