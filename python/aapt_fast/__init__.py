@@ -14,6 +14,7 @@ from aapt_fast.errors import CheckpointError, PoolExhausted, SessionClosed
 from aapt_fast.integrations.explain import explain
 from aapt_fast.integrations.patch import patch, patched, unpatch
 from aapt_fast.integrations.report import PatchReport
+from aapt_fast.integrations.text import TextEncoder
 from aapt_fast.models.checkpoint import load_gallery, load_model
 from aapt_fast.models.load_generator import load_generator
 from aapt_fast.models.stream_model import StreamModel
@@ -33,6 +34,7 @@ __all__ = [
     "SessionClosed",
     "StreamModel",
     "StreamSession",
+    "TextEncoder",
     "__version__",
     "explain",
     "load_gallery",

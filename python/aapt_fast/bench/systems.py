@@ -18,13 +18,16 @@ from aapt_fast.models.config import GeneratorConfig, MiniVAEConfig
 from aapt_fast.models.generator import Generator
 from aapt_fast.models.mini_vae import MiniVAE
 from aapt_fast.models.presets import generator_preset
-from aapt_fast.models.stream_model import VIDEO_SCALE, StreamModel
+from aapt_fast.models.stream_model import StreamModel
 from aapt_fast.models.wan_vae import WanVAE, WanVAEConfig
 from aapt_fast.streaming.pages import pool_bytes
 from aapt_fast.streaming.session import session_pages
 
 BUNDLED = ("mini-person",)
 LARGE = ("aapt-8b",)  # with the decoder of Wan 2.1; the others have the package's small one
+VIDEO_SCALE = 8
+"""Pixels per latent cell, down and across, in all of these systems."""
+
 PROMPT_TOKENS = 128
 CPU_FLOPS = 1e12
 """More per step than a CPU does in a few seconds: such a system is not tried on one."""

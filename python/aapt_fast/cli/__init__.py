@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line: `aapt-fast generate | doctor | train | evaluate | bench`. One file per command."""
+"""The command line: `aapt-fast generate | doctor | train | evaluate | bench | convert`. One file per command."""
 
 from __future__ import annotations
 
@@ -7,10 +7,17 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from aapt_fast.cli import bench, doctor, evaluate, generate, train
+from aapt_fast.cli import bench, convert, doctor, evaluate, generate, train
 from aapt_fast.errors import CheckpointError, PoolExhausted
 
-COMMANDS = {"generate": generate, "doctor": doctor, "train": train, "evaluate": evaluate, "bench": bench}
+COMMANDS = {
+    "generate": generate,
+    "doctor": doctor,
+    "train": train,
+    "evaluate": evaluate,
+    "bench": bench,
+    "convert": convert,
+}
 USER_ERRORS = (ValueError, TypeError, OSError, ImportError, CheckpointError, PoolExhausted, FloatingPointError)
 
 

@@ -13,7 +13,9 @@ from torch import Tensor
 from aapt_fast.errors import CheckpointError, require
 from aapt_fast.models.checkpoint import FORMAT, assets, load_model
 from aapt_fast.models.generator import Generator
+from aapt_fast.models.named_weights import NamedWeights
 from aapt_fast.models.wan_checkpoint import wan_config
+from aapt_fast.models.wan_config import WanConfig
 from aapt_fast.models.wan_keys import (
     diffusers_to_wan_key,
     is_diffusers_layout,
@@ -64,7 +66,21 @@ def load_generator(
         source = folder if folder.exists() else path
         source = weight_file(source) if isinstance(source, Path) else source
         return load_model(source, device=device, dtype=dtype or torch.float32).generator
-    tensors, source = read_tensors(folder, GROUPS), weight_file(folder)
+    weights = open_wan_transformer(folder, config)
+    own_dtype = weights.tensors[weights.file_key("patch_embedding.weight")].dtype
+    dtype = checked_dtype(dtype or own_dtype, weights.source)
+    with torch.device("meta"):
+        model = to_dtype(WanTransformer(weights.config), dtype)
+    fill(model, weights.tensors, weights.source, file_key=weights.file_key, device=device)
+    return model.eval()
+
+
+def open_wan_transformer(path: str | Path, config: Mapping[str, Any] | None = None) -> NamedWeights[WanConfig]:
+    """The weights of a Wan transformer as `load_generator` finds them, and what it makes of their configuration.
+
+    `path` is a file or the folder with it, `config` and errors are those of `load_generator`.
+    """
+    tensors, source = read_tensors(path, GROUPS), weight_file(path)
     names = _own_names(tensors, source)
     renamed = {ours: tensors[theirs] for ours, theirs in names.items()}
     diffusers = is_diffusers_layout(map(without_wrappers, tensors))
@@ -72,13 +88,9 @@ def load_generator(
     def file_key(name: str) -> str:
         return names.get(name) or (wan_to_diffusers_key(name) if diffusers else name)
 
-    settings = wan_config(renamed, source, read_config(folder), config, file_key=file_key)
-    dtype = _checked_dtype(dtype or renamed["patch_embedding.weight"].dtype, source)
-    with torch.device("meta"):
-        model = to_dtype(WanTransformer(settings), dtype)
+    settings = wan_config(renamed, source, read_config(path), config, file_key=file_key)
     wanted = {key: tensor for key, tensor in tensors.items() if not is_unused(without_wrappers(key))}
-    fill(model, wanted, source, file_key=file_key, device=device)
-    return model.eval()
+    return NamedWeights(settings, wanted, source, file_key)
 
 
 def to_dtype(model: WanTransformer, dtype: torch.dtype) -> WanTransformer:
@@ -122,7 +134,8 @@ def _own_names(tensors: Mapping[str, Tensor], source: object) -> dict[str, str]:
     return names
 
 
-def _checked_dtype(dtype: torch.dtype, source: object) -> torch.dtype:
+def checked_dtype(dtype: torch.dtype, source: object) -> torch.dtype:
+    """`dtype`, if generators run in it; raises CheckpointError for another."""
     if dtype not in DTYPES:
         raise CheckpointError(f"{source}: expected {' or '.join(map(str, DTYPES))}, got {dtype}; say which in dtype")
     return dtype

@@ -22,11 +22,8 @@ from aapt_fast.models.wan_transformer import PATCH, WanTransformer
 
 ImageLike: TypeAlias = Image.Image | numpy.ndarray | Tensor
 
-VIDEO_SCALE = 8
-"""Pixels per latent cell, down and across."""
-
-WAN_GRID = (60, 104)
-"""Of the 480 x 832 pixels that Wan 2.1 was trained at."""
+WAN_GRIDS = {8: (60, 104), 16: (44, 80)}
+"""Pixels per latent cell -> latent height and width of what Wan was trained at: 2.1 at 480 x 832, 2.2 at 704 x 1280."""
 
 
 class VideoDecoder(Protocol):
@@ -56,6 +53,11 @@ class VideoVAE(Protocol):
         """C, channels of a latent frame."""
         ...
 
+    @property
+    def spatial_factor(self) -> int:
+        """Pixels per latent cell, down and across."""
+        ...
+
     def encode(self, video: Tensor) -> Tensor:
         """Video [B, 3, 1 + 4 n, H, W] in -1..1 -> latents [B, C, 1 + n, h, w]."""
         ...
@@ -81,7 +83,8 @@ class StreamModel:
         vae: with as many latent channels.
         name: shown to users.
         text_encoder: str -> embeddings [L, text_width]; for a generator with a text stream.
-        grid: latent height and width, for a Wan transformer, which has no native ones; 60 x 104 if it is None.
+        grid: latent height and width, for a Wan transformer, which has no native ones. None is what it was trained
+            at: 60 x 104 with a VAE of 8 pixels per latent cell, 44 x 80 with one of 16.
         token_dtype: float32 or the dtype of the generator.
 
     Raises:
@@ -100,7 +103,11 @@ class StreamModel:
     ) -> None:
         self.generator, self.vae, self.name, self.text_encoder = generator, vae, name, text_encoder
         if isinstance(generator, WanTransformer):
-            weight, self.grid = generator.patch_embedding.weight, WAN_GRID if grid is None else (grid[0], grid[1])
+            if grid is None:
+                known = vae.spatial_factor in WAN_GRIDS
+                require(known, "grid", f"latent height and width, for {vae.spatial_factor} pixels per cell", None)
+                grid = WAN_GRIDS[vae.spatial_factor]
+            weight, self.grid = generator.patch_embedding.weight, (grid[0], grid[1])
             fits = all(n > 0 and n % PATCH == 0 for n in self.grid)
             require(fits, "grid", f"two positive multiples of {PATCH}", grid)
         else:
@@ -136,7 +143,7 @@ class StreamModel:
     def video_size(self) -> tuple[int, int]:
         """(H, W) of the video."""
         height, width = self.grid
-        return VIDEO_SCALE * height, VIDEO_SCALE * width
+        return self.vae.spatial_factor * height, self.vae.spatial_factor * width
 
     def folded(self) -> StreamModel:
         """A model for sessions with one evaluation per step only, whose generator has t = 1 folded into its weights.

@@ -16,7 +16,8 @@ import torch
 from aapt_fast.errors import CheckpointError, require
 from aapt_fast.models.checkpoint import bundled_models, is_own_file, load_own_vae
 from aapt_fast.models.mini_vae import MiniVAE
-from aapt_fast.models.wan_vae import WanVAE
+from aapt_fast.models.named_weights import NamedWeights
+from aapt_fast.models.wan_vae import WanVAE, WanVAEConfig
 from aapt_fast.models.wan_vae_shapes import (
     DIFFUSERS_NAMES,
     RELEVANT,
@@ -65,25 +66,35 @@ def load_vae(
             show(stream.decode(latents, out="uint8"))         # [B, 1, H, W, 3], then [B, 4, H, W, 3]
     """
     _check_config(config)
-    file = bundled_models().get(str(path)) or _find(Path(path))
+    file = bundled_models().get(str(path)) or vae_file(Path(path))
     if is_own_file(file):
         require(config is None, "config", "none: the file holds its configuration", config)
         return load_own_vae(file, device=device, dtype=dtype)
+    weights = open_wan_vae(file, config)
+    with torch.device("meta"):
+        vae = WanVAE(weights.config)
+    vae = vae.to(computing_dtype(weights.tensors, device) if dtype is None else dtype)
+    fill(vae, weights.tensors, weights.source, file_key=weights.file_key, device=device)
+    return vae.to(device).eval().requires_grad_(False)
+
+
+def open_wan_vae(file: Path, config: Mapping[str, Any] | None = None) -> NamedWeights[WanVAEConfig]:
+    """The weights of a Wan VAE as `load_vae` finds them, and what it makes of their configuration.
+
+    `config` and errors are those of `load_vae`.
+    """
+    _check_config(config)
     tensors = read_tensors(file)
     wrapper = WRAPPER if all(name.startswith(WRAPPER) for name in tensors) else ""
     names = {name.removeprefix(wrapper): tensor for name, tensor in tensors.items()}
     given = {"config.json": _config_beside(file), "config": config or {}}
     wan = configuration(facts_of_tensors(names, file), given, file)
-    with torch.device("meta"):
-        vae = WanVAE(wan)
-    vae = vae.to(computing_dtype(tensors, device) if dtype is None else dtype)
     translate = keys_of(wan).to_diffusers if is_diffusers_layout(names) else str
-    fill(vae, tensors, file, file_key=lambda name: wrapper + translate(name), device=device)
-    return vae.to(device).eval().requires_grad_(False)
+    return NamedWeights(wan, tensors, file, lambda name: wrapper + translate(name))
 
 
-def _find(path: Path) -> Path:
-    """The file with the VAE's weights: of a folder the one that is a VAE's."""
+def vae_file(path: Path) -> Path:
+    """The file with the VAE's weights: of a folder the one that is a VAE's. Raises CheckpointError if none is."""
     if not path.exists():
         bundled = ", ".join(bundled_models()) or "none"
         raise CheckpointError(f"{path}: expected a file, a folder or a bundled model ({bundled}), got nothing there")

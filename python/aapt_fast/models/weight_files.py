@@ -150,7 +150,7 @@ def fill(
     unsaved = [name for name, buffer in module.named_buffers() if buffer.is_meta and name not in expected]
     require(not unsaved, "module", "values in buffers that no file holds", f"meta tensors: {', '.join(unsaved)}")
     keys = {name: file_key(name) for name in expected}
-    _check(expected, keys, tensors, source)
+    check_tensors(expected, keys, tensors, source)
     from_nothing = any(target.is_meta for target in expected.values())
     values = {}
     with torch.no_grad():
@@ -158,14 +158,19 @@ def fill(
             value = torch.empty_like(target, device=device) if from_nothing else target
             given = tensors[keys[name]]
             value.copy_(given)
-            _require_finite(given if given.dtype == value.dtype else value, keys[name], source)
+            require_finite(given if given.dtype == value.dtype else value, keys[name], source)
             values[name] = value
     if from_nothing:
         module.load_state_dict(values, strict=True, assign=True)
 
 
-def _check(expected: Mapping[str, Tensor], keys: dict[str, str], tensors: Mapping[str, Tensor], source: object) -> None:
-    """`tensors` are those that a module expects: none missing, none else, same shapes, floats for floats."""
+def check_tensors(
+    expected: Mapping[str, Tensor], keys: Mapping[str, str], tensors: Mapping[str, Tensor], source: object
+) -> None:
+    """Check that `tensors` [...] are those that a module expects: none missing, none else, same shapes, same kinds.
+
+    `keys` leads from the names of `expected` to those of `tensors`. Raises CheckpointError (file, key, expected, got).
+    """
     for name, want in expected.items():
         have = tensors.get(keys[name])
         if have is None:
@@ -180,8 +185,9 @@ def _check(expected: Mapping[str, Tensor], keys: dict[str, str], tensors: Mappin
             raise CheckpointError(f"{source}: expected no key {key}, got one")
 
 
-def _require_finite(value: Tensor, key: str, source: object) -> None:
-    """In the dtype of the module: an overflow on the way to float16 counts too."""
+def require_finite(value: Tensor, key: str, source: object) -> None:
+    """Raise CheckpointError unless all of [...] are finite in the dtype of the module: an overflow on the way to
+    float16 counts too."""
     if value.is_floating_point() and value.numel():
         low, high = torch.aminmax(value)
         if not (low.isfinite() and high.isfinite()):

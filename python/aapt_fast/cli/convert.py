@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Convert the weights of a generator, a VAE or a pipeline to safetensors that load fast, and verify the result."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from aapt_fast.errors import require
+from aapt_fast.models.convert_files import SHARD_BYTES, convert_files
+
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+GIB = 1 << 30
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", help="a file, a folder, a pipeline's folder, or the name of a bundled model")
+    parser.add_argument("--out", type=Path, required=True, help="a new or empty folder")
+    parser.add_argument(
+        "--config",
+        help='what the files do not say: JSON like {"num_heads": 12}, or a file with it; '
+        'for a pipeline {"transformer": {...}, "vae": {...}}',
+    )
+    parser.add_argument("--dtype", choices=list(DTYPES), help="of the weights (default: as they are)")
+    parser.add_argument(
+        "--verify",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="read the result again and compare it with the source",
+    )
+    parser.add_argument(
+        "--shard-size", type=float, default=SHARD_BYTES / GIB, metavar="GIB", help="largest file, in GiB (default: 4)"
+    )
+
+
+def run(arguments: argparse.Namespace) -> None:
+    begun = time.perf_counter()
+    nbytes = arguments.shard_size * GIB
+    require(1 <= nbytes < float("inf"), "shard-size", "a positive number of GiB", arguments.shard_size)
+    report = convert_files(
+        arguments.source,
+        arguments.out,
+        config=_config(arguments.config),
+        dtype=DTYPES.get(arguments.dtype),
+        verify=arguments.verify,
+        shard_bytes=int(nbytes),
+        say=print,
+    )
+    print(json.dumps(report | {"seconds": round(time.perf_counter() - begun, 2)}))
+
+
+def _config(text: str | None) -> Mapping[str, Any] | None:
+    """JSON, or the file that holds it."""
+    if text is None:
+        return None
+    where = "config"
+    if not text.lstrip().startswith("{"):
+        where, text = f"config: {text}", Path(text).read_text(encoding="utf-8")
+    try:
+        content = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{where}: expected JSON, got {error}") from error
+    require(isinstance(content, dict), where, "a JSON object", type(content).__name__)
+    return content

@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Prompts in words for Wan models: the UMT5 encoder of transformers, from files that are there already.
+
+Nothing is downloaded. transformers is imported when an encoder is made, not before.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from aapt_fast.errors import CheckpointError, require, require_type
+from aapt_fast.models.weight_files import read_config
+
+ENCODER, TOKENIZER = "text_encoder", "tokenizer"
+LENGTH = 512
+"""Tokens of a prompt, the end mark included, that Wan was trained with."""
+
+
+class TextEncoder:
+    """A prompt -> its embeddings [L, text_width], one per token, without padding. Give it to `StreamModel`.
+
+    Args:
+        path: the folder of a diffusers pipeline, with `text_encoder` and `tokenizer`; or a folder with the files of
+            both.
+        tokenizer: the folder of the tokenizer, if it is elsewhere.
+        device: where the encoder computes; embeddings come out there.
+        dtype: of its weights; None is that of the files.
+        length: tokens that are kept of a longer prompt, the last of them the end mark.
+
+    Raises:
+        ImportError: transformers is not installed.
+        CheckpointError: a folder or a file is missing or damaged, or holds something else.
+        ValueError: length is not at least 2.
+
+        model = StreamModel(generator, vae, text_encoder=TextEncoder(path))
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        tokenizer: str | Path | None = None,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype | None = None,
+        length: int = LENGTH,
+    ) -> None:
+        require(length >= 2, "length", "at least 2 tokens", length)
+        if find_spec("transformers") is None:
+            raise ImportError("transformers: expected to be installed for prompts: pip install aapt_fast[text]")
+        from transformers import AutoTokenizer, UMT5EncoderModel
+
+        weights, words = _folders(Path(path), None if tokenizer is None else Path(tokenizer))
+        self.length = length
+        self._tokenizer = _loaded(
+            words, "a tokenizer", lambda: AutoTokenizer.from_pretrained(words, local_files_only=True)
+        )
+        self._encoder = _loaded(weights, "a UMT5 encoder", lambda: _encoder(UMT5EncoderModel, weights, dtype))
+        self._encoder = self._encoder.to(device).eval().requires_grad_(False)
+        rows, tokens = self._encoder.config.vocab_size, len(self._tokenizer)
+        if tokens > rows:
+            raise CheckpointError(f"{words}: expected at most {rows} tokens, as {weights} embeds, got {tokens}")
+
+    @property
+    def text_width(self) -> int:
+        """Of the embeddings."""
+        return int(self._encoder.config.d_model)
+
+    def __call__(self, prompt: str) -> Tensor:
+        """The embeddings [L, text_width] of a prompt, L at most `length`. Raises TypeError for anything but a str."""
+        require_type("prompt", prompt, str)
+        tokens = self._tokenizer(
+            clean_prompt(prompt), truncation=True, max_length=self.length, add_special_tokens=True, return_tensors="pt"
+        )
+        ids, mask = tokens.input_ids.to(self._encoder.device), tokens.attention_mask.to(self._encoder.device)
+        with torch.no_grad():
+            return self._encoder(ids, mask).last_hidden_state[0]
+
+
+def clean_prompt(prompt: str) -> str:
+    """A prompt as Wan was trained to read it: broken characters mended, HTML entities read, single spaces.
+
+    Mending is what ftfy does; without it installed, as in diffusers, characters stay as they are.
+    """
+    if find_spec("ftfy") is not None:
+        import ftfy
+
+        prompt = ftfy.fix_text(prompt)
+    return " ".join(html.unescape(html.unescape(prompt)).split())
+
+
+def _folders(path: Path, tokenizer: Path | None) -> tuple[Path, Path]:
+    """Where the weights are, and the tokenizer."""
+    weights = path / ENCODER if (path / ENCODER).is_dir() else path
+    words = tokenizer or (path / TOKENIZER if (path / TOKENIZER).is_dir() else weights)
+    if not (weights / "config.json").is_file():
+        expected = f"a folder with {ENCODER} of a pipeline, or with a UMT5 encoder and its config.json"
+        raise CheckpointError(f"{path}: expected {expected}, got {'none there' if path.is_dir() else 'no folder'}")
+    kind = (read_config(weights) or {}).get("model_type")
+    if kind != "umt5":
+        raise CheckpointError(f"{weights / 'config.json'}: model_type: expected umt5, got {kind}")
+    if not any((words / name).is_file() for name in ("tokenizer.json", "spiece.model", "tokenizer_config.json")):
+        raise CheckpointError(f"{words}: expected tokenizer.json or spiece.model, got neither; say where in tokenizer")
+    return weights, words
+
+
+def _encoder(kind: Any, folder: Path, dtype: torch.dtype | None) -> Any:
+    """The encoder of a folder; never one with a tensor that the files do not hold."""
+    encoder, report = kind.from_pretrained(
+        folder,
+        local_files_only=True,
+        dtype="auto" if dtype is None else dtype,
+        ignore_mismatched_sizes=True,  # refused below, with the name
+        output_loading_info=True,
+    )
+    for key, found, expected in sorted(report["mismatched_keys"]):
+        raise CheckpointError(f"{folder}: {key}: expected shape {list(expected)}, got {list(found)}")
+    for key in sorted(report["missing_keys"]):
+        raise CheckpointError(f"{folder}: expected key {key}, as UMT5 encoders have it, got none")
+    return encoder
+
+
+def _loaded(folder: Path, what: str, load: Callable[[], Any]) -> Any:
+    """What `load` gives. transformers raises errors of every kind, in many lines: they become one."""
+    try:
+        return load()
+    except CheckpointError:
+        raise
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise CheckpointError(f"{folder}: expected {what}, got {type(error).__name__}: {reason}") from error

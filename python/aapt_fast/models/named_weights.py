@@ -1,0 +1,25 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The weights of a file under the names of this package's modules, before any of them is read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from torch import Tensor
+
+Config = TypeVar("Config")
+
+
+@dataclass(frozen=True)
+class NamedWeights(Generic[Config]):
+    """What a file holds: the configuration of a model, and its tensors, mapped from the file where that is possible."""
+
+    config: Config
+    tensors: Mapping[str, Tensor]
+    """By their names in the file; without those that no model uses."""
+    source: Path
+    file_key: Callable[[str], str]
+    """From a name in the module to the name in the file."""

@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Prompts in words: a tiny UMT5 and a tokenizer of six words, as a pipeline holds them."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("transformers", reason="prompts in words need transformers")
+
+from diffusers import AutoencoderKLWan, WanPipeline, WanTransformer3DModel
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
+
+import aapt_fast
+from aapt_fast.errors import CheckpointError
+from aapt_fast.integrations import text as module
+from aapt_fast.integrations.text import TextEncoder, clean_prompt
+from aapt_fast.testing.compare import assert_near
+from aapt_fast.testing.wan import TINY, diffusers_config
+
+WORDS = ("<pad>", "</s>", "<unk>", "a", "cat", "runs")
+PROMPT = "a cat runs"
+KEY = "encoder.block.1.layer.1.DenseReluDense.wo.weight"
+
+EXAMPLE = """
+generator, vae, words = aapt_fast.load_generator(path), aapt_fast.load_vae(path), aapt_fast.TextEncoder(path)
+model = aapt_fast.StreamModel(generator, vae, text_encoder=words, grid=(60, 104))
+with aapt_fast.StreamSession(model, prompt="a cat runs", seed=0) as session:
+    for step in range(7):
+        frames = session.step()  # uint8 [12, 480, 832, 3]; 9 video frames in the first step
+"""
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("text")
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
+    fast.save_pretrained(path / "tokenizer")
+    torch.manual_seed(1)
+    config = UMT5Config(vocab_size=8, d_model=TINY.text_width, d_kv=8, d_ff=32, num_layers=2, num_heads=3)
+    UMT5EncoderModel(config).save_pretrained(path / "text_encoder")
+    return path
+
+
+@pytest.fixture
+def folder(saved, tmp_path) -> Path:
+    """A copy to damage."""
+    return Path(shutil.copytree(saved, tmp_path / "text"))
+
+
+@pytest.mark.parametrize("prompt", [PROMPT, "", "  a \n cat\t&amp;amp; a   dog "])
+def test_embeddings_are_those_of_the_pipeline_of_diffusers(saved, prompt):
+    encoder = TextEncoder(saved)
+    theirs = UMT5EncoderModel.from_pretrained(saved / "text_encoder").eval()
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(saved / "tokenizer")
+    pipeline = WanPipeline(tokenizer, theirs, None, None)
+    expected = pipeline.encode_prompt(prompt, None, False, max_sequence_length=512, device="cpu")[0][0]
+    embeddings = encoder(prompt)
+    assert embeddings.shape == (int(expected.any(-1).sum()), encoder.text_width) and not embeddings.requires_grad
+    assert_near(embeddings, expected[: len(embeddings)], 1e-5)
+    assert (encoder("cat a") - encoder("a cat")).abs().max() > 1e-2
+
+
+def test_a_long_prompt_is_cut_before_its_end_mark(saved):
+    short, long = TextEncoder(saved, length=4), TextEncoder(saved)
+    assert short("a cat runs a cat").shape == (4, TINY.text_width)
+    assert_near(short("a cat runs a cat"), long("a cat runs"), 1e-6)
+    assert long("cat " * 600).shape == (512, TINY.text_width)
+
+
+def test_prompts_are_cleaned():
+    assert clean_prompt(" a\n\tcat &amp;lt; dog ") == "a cat < dog"
+
+
+def test_characters_are_mended_where_ftfy_is_installed(monkeypatch):
+    class Ftfy:
+        @staticmethod
+        def fix_text(text: str) -> str:
+            return text.replace("â€™", "'")
+
+    monkeypatch.setitem(sys.modules, "ftfy", Ftfy)
+    monkeypatch.setattr(module, "find_spec", lambda name: Ftfy)
+    assert clean_prompt("it â€™s") == "it 's"
+
+
+def test_dtype_and_places(saved, tmp_path):
+    half = TextEncoder(saved, dtype=torch.bfloat16)
+    assert half(PROMPT).dtype == torch.bfloat16
+    words = TextEncoder(saved / "text_encoder", tokenizer=saved / "tokenizer")
+    assert torch.equal(words(PROMPT), TextEncoder(saved)(PROMPT))
+    both = tmp_path / "both"
+    for part in ("text_encoder", "tokenizer"):
+        shutil.copytree(saved / part, both, dirs_exist_ok=True)
+    assert torch.equal(TextEncoder(both)(PROMPT), words(PROMPT))
+
+
+# ---- what is refused ----
+
+
+def damaged(folder: Path, change) -> None:
+    file = folder / "text_encoder" / "model.safetensors"
+    state = load_file(file)
+    change(state)
+    save_file(state, file, {"format": "pt"})
+
+
+def retyped(folder: Path) -> None:
+    file = folder / "text_encoder" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"model_type": "t5"}))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda folder: shutil.rmtree(folder), "text: expected a folder with text_encoder .*, got no folder"),
+        (lambda folder: shutil.rmtree(folder / "text_encoder"), "text: expected a folder .*, got none there"),
+        (lambda folder: shutil.rmtree(folder / "tokenizer"), r"expected tokenizer\.json .*, got neither; say where"),
+        (lambda folder: (folder / "tokenizer" / "tokenizer.json").write_text("{"), "tokenizer: expected a tokenizer"),
+        (retyped, "config.json: model_type: expected umt5, got t5"),
+        (lambda folder: damaged(folder, lambda state: state.pop(KEY)), f"expected key {KEY}, .* got none"),
+        (lambda folder: damaged(folder, lambda state: state.pop("shared.weight")), "expected key .*, got none"),
+        (
+            lambda folder: damaged(folder, lambda state: state.update({KEY: torch.ones(3, 3)})),
+            rf"{KEY}: expected shape \[24, 32\], got \[3, 3\]",
+        ),
+        (
+            lambda folder: (folder / "text_encoder" / "model.safetensors").write_bytes(b"x" * 99),
+            "text_encoder: expected a UMT5 encoder",
+        ),
+        (lambda folder: (folder / "text_encoder" / "model.safetensors").unlink(), "expected a UMT5 encoder"),
+    ],
+)
+def test_bad_folders(folder, change, message):
+    change(folder)
+    with pytest.raises(CheckpointError, match=message) as refusal:
+        TextEncoder(folder)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_tokenizer_of_another_model(folder):
+    config = UMT5Config(vocab_size=4, d_model=24, d_kv=8, d_ff=32, num_layers=1, num_heads=3)
+    UMT5EncoderModel(config).save_pretrained(folder / "text_encoder")
+    with pytest.raises(CheckpointError, match=r"tokenizer: expected at most 4 tokens, .* got 6"):
+        TextEncoder(folder)
+
+
+def test_bad_arguments(saved):
+    with pytest.raises(ValueError, match="length: expected at least 2 tokens, got 1"):
+        TextEncoder(saved, length=1)
+    with pytest.raises(TypeError, match="prompt: expected str, got int"):
+        TextEncoder(saved)(3)
+
+
+def test_without_transformers_it_is_said_what_to_install(saved, monkeypatch):
+    real = importlib.util.find_spec
+    monkeypatch.setattr(module, "find_spec", lambda name: None if name == "transformers" else real(name))
+    with pytest.raises(ImportError, match=r"transformers: expected to be installed .*: pip install aapt_fast\[text\]"):
+        TextEncoder(saved)
+
+
+def test_the_package_does_not_import_transformers():
+    code = "import aapt_fast, sys; assert not {'transformers', 'tokenizers', 'ftfy'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# ---- from words to frames ----
+
+
+def test_the_example_runs(saved, tmp_path):
+    path = Path(shutil.copytree(saved, tmp_path / "pipeline"))
+    torch.manual_seed(2)
+    WanTransformer3DModel(**diffusers_config(TINY)).save_pretrained(path / "transformer")
+    AutoencoderKLWan(base_dim=8).save_pretrained(path / "vae")
+    scope = {"aapt_fast": aapt_fast, "path": path}
+    exec(EXAMPLE.replace("(60, 104)", "(2, 4)").replace("range(7)", "range(2)"), scope)
+    assert scope["frames"].shape == (12, 16, 32, 3) and scope["frames"].dtype == torch.uint8
+    model, session = scope["model"], aapt_fast.StreamSession(scope["model"], prompt=scope["words"](PROMPT), seed=0)
+    assert session.step().shape == (9, 16, 32, 3) and torch.equal(session.step(), scope["frames"])
+    assert model.embed(PROMPT).shape == (1, 512, TINY.text_width) and not model.embed(PROMPT)[0, 4:].any()
+    other = aapt_fast.StreamSession(model, prompt="runs", seed=0)
+    other.step()
+    assert not torch.equal(other.step(), scope["frames"])
