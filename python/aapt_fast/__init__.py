@@ -16,9 +16,11 @@ from aapt_fast.integrations.patch import patch, patched, unpatch
 from aapt_fast.integrations.report import PatchReport
 from aapt_fast.integrations.text import TextEncoder
 from aapt_fast.models.checkpoint import load_gallery, load_model
+from aapt_fast.models.few_step import FewStep
 from aapt_fast.models.load_generator import load_generator
 from aapt_fast.models.stream_model import StreamModel
 from aapt_fast.models.vae_checkpoint import load_vae
+from aapt_fast.ops.block_cache import Blocks
 from aapt_fast.ops.kernels import use_kernels
 from aapt_fast.streaming.session import StreamSession
 
@@ -28,7 +30,9 @@ except PackageNotFoundError:  # run from a source tree that was never installed
     __version__ = "0+source"
 
 __all__ = [
+    "Blocks",
     "CheckpointError",
+    "FewStep",
     "PatchReport",
     "PoolExhausted",
     "SessionClosed",
