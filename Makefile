@@ -48,7 +48,7 @@ bench: $(VENV)/.installed-video,test ## run the benchmarks
 wheel: $(VENV)/.build-tools ## build a wheel in dist/
 	$(BIN)/python -m pip wheel --disable-pip-version-check $(STRICTLY) --no-deps -w $(WHEELS) .
 
-train-person: $(VENV)/.installed-video ## train the bundled person model from nothing in runs/person
+train-person: $(VENV)/.installed-video ## train a person model from nothing to one evaluation per frame, in runs/person
 	$(BIN)/python -m aapt_fast.cli train person --out runs/person
 
 clean: ## remove what was built; .venv keeps its packages

@@ -32,10 +32,12 @@ from bench.bench_wan_vae import (
     diffusers_stream,
     diffusers_vae,
     latents,
+    measure,
     what_ran,
     with_onednn,
 )
 
+QUESTION = "steady latent frame of AutoencoderKLWan after aapt_fast.patch"
 PATCHED, STOCK, FAIR = "patched", "diffusers", "diffusers + oneDNN"
 
 
@@ -51,38 +53,6 @@ SYSTEMS = {
     STOCK: lambda base_dim: diffusers_stream(diffusers_vae(base_dim)),
     FAIR: lambda base_dim: diffusers_stream(with_onednn(diffusers_vae(base_dim))),
 }
-
-
-def measure(base_dim: int, rounds: int) -> list[dict]:
-    """One result per system: milliseconds per latent frame over interleaved rounds, and the median ratio to ours."""
-    steps = {name: build(base_dim) for name, build in SYSTEMS.items()}
-    milliseconds: dict[str, list[float]] = {name: [] for name in steps}
-    differences = dict.fromkeys(steps, 0.0)
-    for number in range(WARM_UP + rounds):
-        videos = {}
-        for name, step in steps.items():
-            start = time.perf_counter()
-            videos[name] = step(latents(number))
-            if number >= WARM_UP:
-                milliseconds[name].append(1e3 * (time.perf_counter() - start))
-        for name, video in videos.items():
-            differences[name] = max(differences[name], (video - videos[STOCK]).abs().max().item())
-    return [
-        {
-            "question": "steady latent frame of AutoencoderKLWan after aapt_fast.patch",
-            "system": name,
-            "base_dim": base_dim,
-            "size": [HEIGHT, WIDTH],
-            "dtype": "float32",
-            "rounds": rounds,
-            "median_ms": statistics.median(times),
-            "min_ms": min(times),
-            "max_ms": max(times),
-            "times_patched": statistics.median(t / ours for t, ours in zip(times, milliseconds[PATCHED], strict=True)),
-            "max_difference_to_stock": differences[name],
-        }
-        for name, times in milliseconds.items()
-    ]
 
 
 def flatness(base_dim: int, frames: int) -> dict:
@@ -118,10 +88,10 @@ def main() -> None:
     for base_dim in (32, 96) if arguments.full else (32,):
         print(f"base_dim {base_dim}, {HEIGHT}x{WIDTH}, float32")
         print(f"{'system':20} {'median ms':>10} {'min ms':>10} {'times patched':>14} {'difference':>11}")
-        for result in measure(base_dim, arguments.rounds):
+        for result in measure(QUESTION, SYSTEMS, PATCHED, base_dim, arguments.rounds):
             print(
                 f"{result['system']:20} {result['median_ms']:10.1f} {result['min_ms']:10.1f} "
-                f"{result['times_patched']:14.2f} {result['max_difference_to_stock']:11.1e}"
+                f"{result['times_ours']:14.2f} {result['max_difference_to_ours']:11.1e}"
             )
             results.append(result)
     stream = flatness(32, arguments.stream)

@@ -18,7 +18,7 @@ import json
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import diffusers
@@ -37,8 +37,11 @@ from aapt_fast.ops import implementations
 HEIGHT, WIDTH = 96, 128
 WARM_UP = 2  # chunks before the steady state: the first frame and the first doubled one take other paths
 OURS = "aapt_fast"
+QUESTION = "steady latent frame of the Wan VAE decoder"
 
 Step = Callable[[Tensor], Tensor]
+Systems = Mapping[str, Callable[[int], Step]]
+"""By name what makes a stream of a VAE of some base_dim."""
 
 
 def diffusers_vae(base_dim: int) -> AutoencoderKLWan:
@@ -111,9 +114,9 @@ def flops_per_frame(base_dim: int) -> int:
     return counter.get_total_flops()
 
 
-def measure(base_dim: int, rounds: int) -> list[dict]:
-    """One result per system: milliseconds per latent frame over interleaved rounds, and the median ratio to ours."""
-    steps = {name: build(base_dim) for name, build in SYSTEMS.items()}
+def measure(question: str, systems: Systems, ours: str, base_dim: int, rounds: int) -> list[dict]:
+    """One result per system: milliseconds per latent frame over interleaved rounds, and the median ratio to `ours`."""
+    steps = {name: build(base_dim) for name, build in systems.items()}
     milliseconds: dict[str, list[float]] = {name: [] for name in steps}
     differences = dict.fromkeys(steps, 0.0)
     for number in range(WARM_UP + rounds):
@@ -124,10 +127,10 @@ def measure(base_dim: int, rounds: int) -> list[dict]:
             if number >= WARM_UP:
                 milliseconds[name].append(1e3 * (time.perf_counter() - start))
         for name, video in videos.items():
-            differences[name] = max(differences[name], (video - videos[OURS]).abs().max().item())
+            differences[name] = max(differences[name], (video - videos[ours]).abs().max().item())
     return [
         {
-            "question": "steady latent frame of the Wan VAE decoder",
+            "question": question,
             "system": name,
             "base_dim": base_dim,
             "size": [HEIGHT, WIDTH],
@@ -136,7 +139,7 @@ def measure(base_dim: int, rounds: int) -> list[dict]:
             "median_ms": statistics.median(times),
             "min_ms": min(times),
             "max_ms": max(times),
-            "times_ours": statistics.median(t / ours for t, ours in zip(times, milliseconds[OURS], strict=True)),
+            "times_ours": statistics.median(t / ours for t, ours in zip(times, milliseconds[ours], strict=True)),
             "max_difference_to_ours": differences[name],
         }
         for name, times in milliseconds.items()
@@ -166,7 +169,7 @@ def main() -> None:
         work = flops_per_frame(base_dim)
         print(f"base_dim {base_dim}, {HEIGHT}x{WIDTH}, float32: {work / 1e9:.1f} GFLOP per latent frame")
         print(f"{'system':20} {'median ms':>10} {'min ms':>10} {'GFLOP/s':>10} {'times ours':>11} {'difference':>11}")
-        for result in measure(base_dim, arguments.rounds):
+        for result in measure(QUESTION, SYSTEMS, OURS, base_dim, arguments.rounds):
             rate = work / result["median_ms"] / 1e6
             print(
                 f"{result['system']:20} {result['median_ms']:10.1f} {result['min_ms']:10.1f} {rate:10.1f} "

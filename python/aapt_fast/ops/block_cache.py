@@ -21,9 +21,8 @@ from dataclasses import dataclass
 
 import torch
 
-from aapt_fast.errors import require, require_shape
-from aapt_fast.ops.cache import KeysAndValues, attention
-from aapt_fast.ops.kv_write import normalise_and_rotate
+from aapt_fast.errors import require
+from aapt_fast.ops.cache import FunctionalCache, KeysAndValues, attention
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ class Blocks:
         return [*range(1, self.sink + 1), *range(newest - (self.window - self.sink) + 1, newest + 1)]
 
 
-class BlockCache:
+class BlockCache(FunctionalCache):
     """`ops.Cache` for blocks of frames: functional and differentiable, for training and whole clips.
 
     A call of more frames than a block has is cut into blocks, from its first frame on; the last may be shorter.
@@ -77,12 +76,9 @@ class BlockCache:
         *,
         eps: float = 1e-6,
     ) -> None:
-        require(layers >= 1, "layers", "at least 1", layers)
-        self.layers, self.blocks, self.rope, self.eps = layers, blocks, rope, eps
-        self.next_frame = 1
+        super().__init__(layers, rope, eps)
+        self.blocks = blocks
         self._past: list[dict[int, KeysAndValues]] = [{} for _ in range(layers)]  # by frame, keys rotated
-        self._new: list[list[KeysAndValues]] = [[] for _ in range(layers)]  # of the present call, keys rotated
-        self._tables: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # cos and sin of the present call, by frame
 
     def attend(
         self,
@@ -94,17 +90,7 @@ class BlockCache:
         k_weight: torch.Tensor | None,
     ) -> torch.Tensor:
         """As `Cache.attend`: q [B, F, N, H, D] -> the same shape. Raises ValueError for a wrong layer or shape."""
-        require(0 <= layer < self.layers, "layer", f"0..{self.layers - 1}", layer)
-        require_shape("q", q, "B", "F", "N", "H", "D")
-        batch, frames, tokens, _, width = q.shape
-        require_shape("k", k, batch, frames, tokens, "Hkv", width)
-        require_shape("v", v, *k.shape)
-        first = self.next_frame
-        tables = [self._table(index, q.device) for index in range(first, first + frames)]
-        cos, sin = (torch.cat(parts) for parts in zip(*tables, strict=True))
-        rotated_q = normalise_and_rotate(q.flatten(1, 2), q_weight, cos, sin, self.eps).view(q.shape)
-        rotated_k = normalise_and_rotate(k.flatten(1, 2), k_weight, cos, sin, self.eps).view(k.shape)
-        self._new[layer] = list(zip(rotated_k.unbind(1), v.unbind(1), strict=True))
+        rotated_q, first = self._rotate(layer, q, k, v, q_weight, k_weight), self.next_frame
 
         known = self._past[layer] | dict(enumerate(self._new[layer], start=first))
         outputs = []
@@ -117,9 +103,7 @@ class BlockCache:
 
     def advance(self, frames: int) -> None:
         """See `Cache.advance`. Raises RuntimeError unless every layer has attended with this many frames."""
-        for layer, new in enumerate(self._new):
-            if len(new) != frames:
-                raise RuntimeError(f"advance: expected {frames} frames in layer {layer}, attend has seen {len(new)}")
+        self._require_attended(frames)
         seen = set(self.blocks.seen(self.next_frame + frames))  # by the smallest block that can come next
         for layer, new in enumerate(self._new):
             known = self._past[layer] | dict(enumerate(new, start=self.next_frame))
@@ -127,9 +111,3 @@ class BlockCache:
             self._new[layer] = []
         self._tables = {}
         self.next_frame += frames
-
-    def _table(self, index: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        if index not in self._tables:
-            cos, sin = self.rope(index)
-            self._tables[index] = cos.to(device), sin.to(device)
-        return self._tables[index]

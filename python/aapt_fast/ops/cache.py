@@ -60,7 +60,56 @@ class Cache(Protocol):
         ...
 
 
-class GrowingCache:
+class FunctionalCache:
+    """What functional caches share: the frames of the present call, checked, rotated and kept until `advance`.
+
+    No tensor is ever changed in place. Raises ValueError for layers < 1.
+    """
+
+    def __init__(
+        self, layers: int, rope: Callable[[int], tuple[torch.Tensor, torch.Tensor]], eps: float = 1e-6
+    ) -> None:
+        require(layers >= 1, "layers", "at least 1", layers)
+        self.layers, self.rope, self.eps = layers, rope, eps
+        self.next_frame = 1
+        self._new: list[list[KeysAndValues]] = [[] for _ in range(layers)]  # of the present call, keys rotated
+        self._tables: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # cos and sin by frame index
+
+    def _rotate(
+        self,
+        layer: int,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        q_weight: torch.Tensor | None,
+        k_weight: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """Check the arguments of `Cache.attend`, keep the rotated keys and the values, return the rotated q."""
+        require(0 <= layer < self.layers, "layer", f"0..{self.layers - 1}", layer)
+        require_shape("q", q, "B", "F", "N", "H", "D")
+        batch, frames, tokens, _, width = q.shape
+        require_shape("k", k, batch, frames, tokens, "Hkv", width)
+        require_shape("v", v, *k.shape)
+        tables = [self._table(index, q.device) for index in range(self.next_frame, self.next_frame + frames)]
+        cos, sin = (torch.cat(parts) for parts in zip(*tables, strict=True))
+        rotated_q = normalise_and_rotate(q.flatten(1, 2), q_weight, cos, sin, self.eps).view(q.shape)
+        rotated_k = normalise_and_rotate(k.flatten(1, 2), k_weight, cos, sin, self.eps).view(k.shape)
+        self._new[layer] = list(zip(rotated_k.unbind(1), v.unbind(1), strict=True))
+        return rotated_q
+
+    def _require_attended(self, frames: int) -> None:
+        for layer, new in enumerate(self._new):
+            if len(new) != frames:
+                raise RuntimeError(f"advance: expected {frames} frames in layer {layer}, attend has seen {len(new)}")
+
+    def _table(self, index: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        if index not in self._tables:
+            cos, sin = self.rope(index)
+            self._tables[index] = cos.to(device), sin.to(device)
+        return self._tables[index]
+
+
+class GrowingCache(FunctionalCache):
     """The functional, differentiable cache: for training and for whole clips.
 
     No tensor is ever changed in place, so gradients flow through the cached keys and values, and `attend` may be
@@ -87,15 +136,12 @@ class GrowingCache:
         *,
         eps: float = 1e-6,
     ) -> None:
-        require(layers >= 1, "layers", "at least 1", layers)
+        super().__init__(layers, rope, eps)
         require(window >= 0, "window", "at least 0 frames", window)
         require(text is None or len(text) == layers, "text", f"{layers} entries, one per layer", text and len(text))
-        self.layers, self.window, self.rope, self.text, self.eps = layers, window, rope, text, eps
-        self.next_frame = 1
+        self.window, self.text = window, text
         self._past: list[list[KeysAndValues]] = [[] for _ in range(layers)]  # window, keys rotated, oldest first
         self._sinks: list[KeysAndValues | None] = [None] * layers  # keys not rotated
-        self._new: list[list[KeysAndValues]] = [[] for _ in range(layers)]  # of the present call, keys rotated
-        self._tables: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # cos and sin by frame index
 
     def attend(
         self,
@@ -107,18 +153,7 @@ class GrowingCache:
         k_weight: torch.Tensor | None,
     ) -> torch.Tensor:
         """As `Cache.attend`: q [B, F, N, H, D] -> the same shape. Raises ValueError for a wrong layer or shape."""
-        require(0 <= layer < self.layers, "layer", f"0..{self.layers - 1}", layer)
-        require_shape("q", q, "B", "F", "N", "H", "D")
-        batch, frames, tokens, _, width = q.shape
-        require_shape("k", k, batch, frames, tokens, "Hkv", width)
-        require_shape("v", v, *k.shape)
-
-        first = self.next_frame
-        tables = [self._table(index, q.device) for index in range(first, first + frames)]
-        cos, sin = (torch.cat(parts) for parts in zip(*tables, strict=True))
-        rotated_q = normalise_and_rotate(q.flatten(1, 2), q_weight, cos, sin, self.eps).view(q.shape)
-        rotated_k = normalise_and_rotate(k.flatten(1, 2), k_weight, cos, sin, self.eps).view(k.shape)
-        self._new[layer] = list(zip(rotated_k.unbind(1), v.unbind(1), strict=True))
+        rotated_q, first, batch = self._rotate(layer, q, k, v, q_weight, k_weight), self.next_frame, len(q)
         if first == 1:
             self._sinks[layer] = normalise_and_rotate(k[:, 0], k_weight, None, None, self.eps), v[:, 0]
 
@@ -132,9 +167,7 @@ class GrowingCache:
 
     def advance(self, frames: int) -> None:
         """See `Cache.advance`. Raises RuntimeError unless every layer has attended with this many frames."""
-        for layer, new in enumerate(self._new):
-            if len(new) != frames:
-                raise RuntimeError(f"advance: expected {frames} frames in layer {layer}, attend has seen {len(new)}")
+        self._require_attended(frames)
         self.next_frame += frames
         for layer, new in enumerate(self._new):
             kept = self._past[layer] + new
@@ -158,12 +191,6 @@ class GrowingCache:
         other._past = [[cut(pair) for pair in past] for past in self._past]
         other._sinks = [None if sink is None else cut(sink) for sink in self._sinks]
         return other
-
-    def _table(self, index: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        if index not in self._tables:
-            cos, sin = self.rope(index)
-            self._tables[index] = cos.to(device), sin.to(device)
-        return self._tables[index]
 
     def _always(self, layer: int, index: int, batch: int, device: torch.device) -> list[KeysAndValues]:
         """Text, and the sink if it is not in the window of frame `index`."""

@@ -42,7 +42,7 @@ from aapt_fast.worlds.company import Company
 from aapt_fast.worlds.motions import random_motion
 
 STAGES = ("codec", "pretrain", "diffusion", "consistency", "reconstruction", "adversarial", "export", "evaluate")
-MAIN_STAGES = tuple(stage for stage in STAGES if stage != "reconstruction")  # what makes the bundled model
+MAIN_STAGES = tuple(stage for stage in STAGES if stage != "reconstruction")
 GENERATOR_STAGES = ("diffusion", "consistency", "adversarial")
 COMPARED = (
     ("diffusion, 8 evaluations", "diffusion", 8),
