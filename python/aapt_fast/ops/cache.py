@@ -84,7 +84,7 @@ class FunctionalCache:
         q_weight: torch.Tensor | None,
         k_weight: torch.Tensor | None,
     ) -> torch.Tensor:
-        """Check the arguments of `Cache.attend`, keep the rotated keys and the values, return the rotated q."""
+        """Check the arguments of `Cache.attend`, keep rotated keys and values, return the rotated q [B, F, N, H, D]."""
         require(0 <= layer < self.layers, "layer", f"0..{self.layers - 1}", layer)
         require_shape("q", q, "B", "F", "N", "H", "D")
         batch, frames, tokens, _, width = q.shape
