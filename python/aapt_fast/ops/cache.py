@@ -63,7 +63,8 @@ class Cache(Protocol):
 class FunctionalCache:
     """What functional caches share: the frames of the present call, checked, rotated and kept until `advance`.
 
-    No tensor is ever changed in place. Raises ValueError for layers < 1.
+    No tensor is ever changed in place. `rope` gives (cos, sin), float32 [N, D / 2] each, for a frame index. Raises
+    ValueError for layers < 1.
     """
 
     def __init__(
