@@ -232,6 +232,30 @@ def test_bfloat16_stays_near_float32():
         assert_near(actual, wanted, 0.03)
 
 
+def test_attention_for_training_on_a_cpu_equals_torchs(monkeypatch):
+    """In bfloat16, output and gradients; only while gradients are recorded and while the scores fit."""
+    q, k, v = (torch.randn(2, tokens, HEADS, HEAD_DIM, dtype=torch.bfloat16) for tokens in (6, 9, 9))
+    trained = [x.clone().requires_grad_() for x in (q, k, v)]
+    exact = [x.double().requires_grad_() for x in (q, k, v)]
+    upstream = torch.randn(2, 6, HEADS, HEAD_DIM, dtype=torch.bfloat16)
+    plain, calls = cache_module._plain_attention, []
+    monkeypatch.setattr(cache_module, "_plain_attention", lambda *x: calls.append(len(x)) or plain(*x))
+
+    def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        return cache_module.attention(q, [(k[:, :4], v[:, :4]), (k[:, 4:], v[:, 4:])])
+
+    made, wanted = attend(*trained), attend(*exact)
+    assert len(calls) == 1 and made.dtype == torch.bfloat16
+    assert_near(made, wanted, 0.02)
+    gradients = torch.autograd.grad(made, trained, upstream), torch.autograd.grad(wanted, exact, upstream.double())
+    for actual, expected in zip(*gradients, strict=True):
+        assert_near(actual, expected, 0.02)
+    attend(q, k, v)
+    monkeypatch.setattr(cache_module, "_MOST_SCORES", 2 * HEADS * 6 * 9 - 1)
+    assert_near(attend(*trained), wanted, 0.02)
+    assert len(calls) == 1
+
+
 def test_bad_arguments():
     with pytest.raises(ValueError, match="layers: expected at least 1, got 0"):
         GrowingCache(0, WINDOW, ROPE)

@@ -145,6 +145,25 @@ def test_compiles_with_inductor_forward_and_backward():
         assert_near(gradient, expected, 1e-5)
 
 
+def test_compiled_for_a_cpu_it_is_fused():
+    """No call of the op is left for the compiler to go around, and the results are the op's, under autocast too."""
+    graphs: list[torch.fx.GraphModule] = []
+
+    def keep(graph: torch.fx.GraphModule, _: list[torch.Tensor]) -> torch.fx.GraphModule:
+        graphs.append(graph)
+        return graph
+
+    x, *others = inputs()
+    arguments = [x.bfloat16(), *others]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        actual = torch.compile(gate_residual_norm, backend=keep, fullgraph=True)(*arguments)
+        expected = gate_residual_norm(*arguments)
+    assert len(graphs) == 1 and "aapt" not in graphs[0].code
+    for made, wanted in zip(actual, expected, strict=True):
+        assert made.dtype == wanted.dtype == torch.float32
+        assert_near(made, wanted, 1e-6)
+
+
 X = torch.randn(BATCH, TOKENS, WIDTH)
 BAD_INPUTS = {
     "x dimensions": ({"x": X[0]}, r"x: expected shape \[B, N, d\], got \[5, 12\]"),

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import functools
 import signal
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from aapt_fast.training.clips import LatentClips
 from aapt_fast.training.data import ClipSetConfig, make_clip, to_float
 from aapt_fast.training.diffusion import DiffusionConfig, decoder_sensitivity, flow_matching_loss, train_diffusion
 
-SHORT = DiffusionConfig(NANO, steps=6, batch=2, clip_frames=4, evaluate_every=3, recycled_noise=0.1)
+SHORT = DiffusionConfig(NANO, steps=6, batch=2, clip_frames=4, evaluate_every=3, recycled_noise=0.1, compile=False)
 CLIPS = ClipSetConfig("nano", clips=4, frames=17, size=32, identities=2)
 
 
@@ -66,6 +67,18 @@ def test_interrupted_and_resumed_equals_straight_on(tmp_path):
     resumed = train(tmp_path / "resumed")
     assert_same(resumed.state_dict(), straight.state_dict())
     assert_same(checkpoint(tmp_path / "resumed"), checkpoint(tmp_path / "straight"))
+
+
+def test_compiled_as_one_graph_it_trains_the_same_model(tmp_path, monkeypatch):
+    """Captured whole and differentiated by AOTAutograd; what Inductor makes of it is left out, it takes a minute."""
+    eager = train(tmp_path / "eager")
+    compiled = functools.partial(torch.compile, backend="aot_eager", fullgraph=True)
+    monkeypatch.setattr(torch, "compile", compiled)
+    captured = train(tmp_path / "captured", dataclasses.replace(SHORT, compile=True))
+    start = Generator(NANO).state_dict()
+    for name, weight in captured.state_dict().items():
+        learnt = float((eager.state_dict()[name] - weight).norm())
+        assert learnt <= 0.05 * float((weight - start[name]).norm()) + 1e-6, name
 
 
 def test_another_seed_trains_another_model(tmp_path):
@@ -195,7 +208,7 @@ def test_the_nano_model_learns_the_world(tmp_path):
         errors.append(float((predicted - clean).square().mean()))
         return {"error": errors[-1]}
 
-    config = DiffusionConfig(NANO, steps=60, batch=4, clip_frames=4, evaluate_every=20)
+    config = DiffusionConfig(NANO, steps=60, batch=4, clip_frames=4, evaluate_every=20, compile=False)
     train_diffusion(tmp_path, config, LatentClips(latents, points, NANO), torch.ones(16), evaluate)
     still = float((clean - recycled).square().mean())
     assert errors[0] > errors[1] > errors[2]

@@ -137,7 +137,7 @@ def test_pretraining_learns_and_gives_stage_1_a_head_start(tmp_path, world):
         errors = [before, *(float(row[level]) for row in rows)]
         assert errors == sorted(errors, reverse=True) and errors[-1] < 0.9 * errors[0]
 
-    stage_1 = DiffusionConfig(VELOCITY, steps=20, batch=4, clip_frames=4, evaluate_every=100)
+    stage_1 = DiffusionConfig(VELOCITY, steps=20, batch=4, clip_frames=4, evaluate_every=100, compile=False)
     clips = LatentClips(coded[:TRAINED], points[:TRAINED], VELOCITY)
     torch.manual_seed(0)
     start = to_autoregressive(
@@ -152,7 +152,7 @@ def test_pretraining_learns_and_gives_stage_1_a_head_start(tmp_path, world):
 
 
 def test_a_start_of_another_configuration_is_refused(tmp_path):
-    config = DiffusionConfig(NANO, steps=1, batch=2, clip_frames=4)
+    config = DiffusionConfig(NANO, steps=1, batch=2, clip_frames=4, compile=False)
     clips = LatentClips(latents(), torch.rand(3, 17, 19, 3), NANO)
     with pytest.raises(ValueError, match=r"start: expected a generator of GeneratorConfig\(.*window=2.*window=3"):
         start = Generator(dataclasses.replace(NANO, window=3))
@@ -163,7 +163,8 @@ def test_a_start_of_another_configuration_is_refused(tmp_path):
 def test_stage_1_takes_the_weights_of_its_start_and_leaves_them_alone(tmp_path):
     start = Generator(NANO)
     before = {name: value.clone() for name, value in start.state_dict().items()}
-    config = DiffusionConfig(NANO, steps=1, batch=2, clip_frames=4, matrix_rate=0.0, rate=0.0, weight_decay=0.0)
+    still = {"matrix_rate": 0.0, "rate": 0.0, "weight_decay": 0.0}
+    config = DiffusionConfig(NANO, steps=1, batch=2, clip_frames=4, compile=False, **still)
     clips = LatentClips(latents(), torch.rand(3, 17, 19, 3), NANO)
     model = train_diffusion(tmp_path, config, clips, torch.ones(16), lambda model: {}, start)
     for name, value in before.items():

@@ -47,7 +47,7 @@ def tiny(recipe: Recipe) -> Recipe:
         pose=PoseNetworkConfig(size=32, widths=(4, 4, 4), clips=2, held_out=1, frames=2, steps=2, batch=2),
         codec=CodecConfig(model=vae, steps=3, batch=1, crop=32, evaluate_every=2, compile=False),
         pretrain=PretrainConfig(bidirectional(NANO), clip_frames=5, **short),
-        diffusion=DiffusionConfig(NANO, clip_frames=5, **short),
+        diffusion=DiffusionConfig(NANO, clip_frames=5, compile=False, **short),
         consistency=ConsistencyConfig(NANO, clip_frames=5, **short),
         adversarial=AdversarialConfig(NANO, segment_frames=3, adversarial=0.1, discriminator_alone=1, **short),
     )

@@ -92,7 +92,7 @@ PERSON = Recipe(
     pose=PoseNetworkConfig(),
     codec=CodecConfig(),
     pretrain=PretrainConfig(model=bidirectional(MINI_PERSON), steps=500),
-    diffusion=DiffusionConfig(model=MINI_PERSON, steps=5500, recycled_noise=0.15),
+    diffusion=DiffusionConfig(model=MINI_PERSON, steps=8000, recycled_noise=0.15),
     consistency=ConsistencyConfig(model=MINI_PERSON, steps=200, recycled_noise=0.15),
     adversarial=AdversarialConfig(
         model=MINI_PERSON,
