@@ -92,17 +92,16 @@ PERSON = Recipe(
     pose=PoseNetworkConfig(),
     codec=CodecConfig(),
     pretrain=PretrainConfig(model=bidirectional(MINI_PERSON), steps=500),
-    diffusion=DiffusionConfig(model=MINI_PERSON, steps=8000, recycled_noise=0.15),
+    diffusion=DiffusionConfig(model=MINI_PERSON, steps=7000, recycled_noise=0.15),
     consistency=ConsistencyConfig(model=MINI_PERSON, steps=200, recycled_noise=0.15),
     adversarial=AdversarialConfig(
         model=MINI_PERSON,
-        steps=260,
+        steps=320,
         segments=2,
-        adversarial=0.5,
-        balanced=True,
-        penalty=100.0,
+        adversarial=0.15,  # pulls at the frames about five times as much as the reconstruction
+        penalty=300.0,
         discriminator_alone=60,
-        discriminator_rate=1e-3,
+        discriminator_rate=7e-4,
         matrix_rate=0.003,
         rate=2e-4,
         average_decay=0.99,
@@ -133,7 +132,9 @@ COMPANY = dataclasses.replace(
     diffusion=DiffusionConfig(model=MINI_PERSON, steps=2000, recycled_noise=0.15, matrix_rate=0.01, rate=7e-4),
     consistency=ConsistencyConfig(model=MINI_PERSON, steps=240, recycled_noise=0.15),
     # the truth is one of many here, so the adversarial loss leads and the reconstruction only keeps hold
-    adversarial=dataclasses.replace(PERSON.adversarial, steps=160, discriminator_alone=40, adversarial=2.0),
+    adversarial=dataclasses.replace(
+        PERSON.adversarial, steps=160, discriminator_alone=40, adversarial=2.0, balanced=True, penalty=100.0
+    ),
 )
 
 RECIPES = {"person": PERSON, "company": COMPANY}
