@@ -5,13 +5,14 @@
 
 Two systems: the 8 B preset at 736x416 with random weights and the Wan 2.1 decoder, and the bundled mini-person. Both
 sides of a comparison are forks of one session with a full window, and take their steps in turn. The time is the user's:
-from the call of `step` until the frames are complete. Steps are launched kernel by kernel; there is no CUDA graph of a
-step in this version. Without a GPU the exit status is 3; `--preset nano` runs anywhere.
+from the call of `step` until the frames are complete. A third side, on a GPU, is a session whose steps are CUDA graphs;
+the others are launched kernel by kernel. Without a GPU the exit status is 3; `--preset nano` runs anywhere.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import shlex
 import sys
 import time
@@ -43,7 +44,7 @@ from bench.harness.document import Document, clocks
 
 REAL_TIME_FPS = 24
 
-ON, OFF = "kernels on", "kernels off"
+ON, OFF, GRAPH = "kernels on", "kernels off", "kernels on, recorded"
 Controls = Callable[[int], Tensor | None]
 
 
@@ -52,19 +53,27 @@ def measure(
     controls: Controls,
     names: tuple[str, ...],
     *,
+    recorded: StreamSession | None = None,
     module: ModuleType | None,
     warm_up: int,
     steps: int,
     limit_s: float,
-) -> tuple[dict[str, Sample], int]:
-    """Steps of two forks in turn, after `warm_up` steps; also the largest difference of a pixel in the first step."""
+) -> tuple[dict[str, Sample], dict[str, int]]:
+    """Steps of two forks of `session`, and of `recorded`, in turn, after `warm_up` steps.
+
+    Also the largest difference of a pixel from the side without kernels in the first of these steps, by side.
+    """
     chosen = {ON: names, OFF: ("none",)} if names else {OFF: ("none",)}
     with use_kernels(*chosen[next(iter(chosen))], extension=module):
         for number in range(warm_up):
             session.step(controls(number))
+            if recorded is not None:
+                recorded.step(controls(number))
     sessions = {side: session.fork() for side in chosen}
+    if recorded is not None:
+        sessions[GRAPH], chosen[GRAPH] = recorded, names
     times: dict[str, list[float]] = {side: [] for side in chosen}
-    difference = 0
+    differences: dict[str, int] = {}
     begun = time.perf_counter()
     for number in range(warm_up, warm_up + steps + 2):
         turn = list(chosen) if number % 2 else list(chosen)[::-1]
@@ -75,21 +84,36 @@ def measure(
                 videos[side] = sessions[side].step(controls(number))
                 if number >= warm_up + 2:  # the first two compile and load
                     times[side].append(1e3 * (time.perf_counter() - started))
-        if number == warm_up and len(videos) == 2:
-            difference = int((videos[ON].int() - videos[OFF].int()).abs().max())
+        if number == warm_up:
+            differences = {side: int((video.int() - videos[OFF].int()).abs().max()) for side, video in videos.items()}
         if len(times[OFF]) >= 5 and time.perf_counter() - begun > limit_s:
             break
     for side in sessions.values():
         side.close()
     timer = "wall clock of StreamSession.step, which waits for the frames"
-    return {side: Sample(tuple(values), None, timer) for side, values in times.items()}, difference
+    return {side: Sample(tuple(values), None, timer) for side, values in times.items()}, differences
+
+
+def record_session(
+    document: Document, name: str, open_session: Callable[..., StreamSession], names: tuple[str, ...], module: Any
+) -> StreamSession | None:
+    """`open_session(cuda_graph=True)` with these kernels; None on a CPU, and where recording fails, which is noted."""
+    with use_kernels(*(names or ("none",)), extension=module):
+        try:
+            return open_session(cuda_graph=True)
+        except ValueError:  # steps on this device are not recorded
+            return None
+        except RuntimeError as error:
+            document.fail(name, "cuda_graph", error)
+            print(f"{name}: cuda_graph: {document.content['failures'][-1]['reason']}", flush=True)
+            return None
 
 
 def report(
     document: Document,
     name: str,
     samples: dict[str, Sample],
-    difference: int,
+    differences: dict[str, int],
     names: tuple[str, ...],
     flops: float | None,
     floor_ms: float | None,
@@ -97,7 +121,9 @@ def report(
 ) -> None:
     """Write one result per side; the baseline is the side without kernels."""
     for side, sample in samples.items():
-        what = f"eager, no CUDA graph; {side}" + (f": {', '.join(names)}" if side == ON else ": torch compositions")
+        launches = "CUDA graphs" if side == GRAPH else "eager, no CUDA graph"
+        used = names if side != OFF else ()
+        what = f"{launches}; {side}: {', '.join(used) or 'torch compositions'}"
         entry = {
             "name": name,
             **sample.as_dict(),
@@ -106,10 +132,10 @@ def report(
             "baseline": OFF,
             "ratio": sample.times(samples[OFF]),
             "what_ran": what,
-            "ours": side == ON,
+            "ours": side != OFF,
             "video_fps": 4e3 / sample.p50,
             "real_time": 4e3 / sample.p50 / REAL_TIME_FPS,
-            "largest_pixel_difference_of_the_sides": difference,
+            "largest_pixel_difference_from_baseline": differences.get(side),
             **facts,
         }
         document.add("results", entry)
@@ -134,14 +160,16 @@ def frame(
     controls = random_controls(model, 1)
     control = controls[0].to(device) if controls[0] is not None else None
     prompt = random_prompt(model, PROMPT_TOKENS)
-    session = StreamSession(model, random_image(model), prompt=prompt, seed=7)
+    open_session = functools.partial(StreamSession, model, random_image(model), prompt=prompt, seed=7)
+    session = open_session()
     height, width = model.video_size
     name = f"frame/{preset}/{width}x{height}/{DTYPE_NAMES[dtype]}"
     names = _usable(document, name, session, control, module)
-    samples, difference = measure(
+    samples, differences = measure(
         session,
         lambda number: control,
         names,
+        recorded=record_session(document, name, open_session, names, module),
         module=module,
         warm_up=config.window + 2,
         steps=steps,
@@ -153,7 +181,7 @@ def frame(
     floor = ceilings.of(document, device, **tiny).floor_ms(flops, 0)
     memory = torch.cuda.max_memory_allocated() if device.type == "cuda" else None
     facts = {"keys": work.keys + work.prompt, "decoder": "Wan 2.1", "weights": "random", "peak_memory_bytes": memory}
-    report(document, name, samples, difference, names, flops, floor, **facts)
+    report(document, name, samples, differences, names, flops, floor, **facts)
 
 
 def mini_person(document: Document, device: torch.device, *, steps: int, limit_s: float, module=None) -> None:
@@ -163,17 +191,19 @@ def mini_person(document: Document, device: torch.device, *, steps: int, limit_s
     warm_up = model.config.window + 2
     points = Camera().project(forward_kinematics(random_motion(1 + 4 * (warm_up + steps + 2), seed=0)))
     image = aapt_fast.load_gallery("mini-person")[0].image
-    session = StreamSession(model, image, image_control=points[0], seed=0)
+    open_session = functools.partial(StreamSession, model, image, image_control=points[0], seed=0)
+    session = open_session()
 
     def controls(number: int) -> Tensor:
         return points[1 + 4 * number : 5 + 4 * number]
 
     name = f"frame/mini-person/96x96/{DTYPE_NAMES[dtype]}"
     names = _usable(document, name, session, controls(0), module)
-    samples, difference = measure(
-        session, controls, names, module=module, warm_up=warm_up, steps=steps, limit_s=limit_s
+    recorded = record_session(document, name, open_session, names, module)
+    samples, differences = measure(
+        session, controls, names, recorded=recorded, module=module, warm_up=warm_up, steps=steps, limit_s=limit_s
     )
-    report(document, name, samples, difference, names, None, None, weights="bundled")
+    report(document, name, samples, differences, names, None, None, weights="bundled")
 
 
 def _usable(

@@ -15,6 +15,8 @@ from aapt_fast.bench.systems import find_system, obstacle
 from aapt_fast.bench.timing import lateness
 from aapt_fast.models.presets import MINI_PERSON, NANO, NANO_TEXT
 from aapt_fast.ops.kernels import use_kernels
+from aapt_fast.streaming.recording import RECORDERS
+from aapt_fast.testing.recorder import record_on_cpu
 from aapt_fast.testing.streams import random_model, random_session
 
 
@@ -75,10 +77,12 @@ def test_random_models_compute_with_every_layer():
     assert model.dtype == torch.bfloat16
 
 
-def test_stages_of_a_step_add_up_and_change_nothing():
+@pytest.mark.parametrize("cuda_graph", [False, True])
+def test_stages_of_a_step_add_up_and_change_nothing(cuda_graph, monkeypatch):
+    monkeypatch.setitem(RECORDERS, "cpu", record_on_cpu)
     model = random_model(NANO)
     control = random_controls(model, 1)[0]
-    session, plain = random_session(model), random_session(model)
+    session, plain = random_session(model, cuda_graph=cuda_graph), random_session(model)
     with StepTimer(model) as timer:
         times = [timer.step(session, control) for _ in range(2)]
     for time in times:
@@ -86,6 +90,7 @@ def test_stages_of_a_step_add_up_and_change_nothing():
         assert sum(time.stages.values()) <= time.whole and time.stages["generator"] > 0
     for _ in range(2):
         plain.step(control)
+    session.step(control), plain.step(control)  # without the timer again
     assert torch.equal(session.frame, plain.frame)
     assert not model.generator._forward_hooks and not model.generator._forward_pre_hooks
 

@@ -24,7 +24,9 @@ from aapt_fast.models.generator import Generator
 from aapt_fast.models.presets import AAPT_8B
 from aapt_fast.models.wan_vae import WanVAEConfig
 from aapt_fast.ops.kernels import KERNELS
+from aapt_fast.streaming import recording
 from aapt_fast.testing import targets
+from aapt_fast.testing.recorder import record_on_cpu
 
 ROOT = Path(__file__).parents[2]
 
@@ -138,7 +140,32 @@ def test_both_sides_show_nearly_the_same_and_are_compared(document, monkeypatch,
     on, off = document.content["results"]
     assert "kernels on: paged_attention/portable" in on["what_ran"] and "kernels off" in off["what_ran"]
     assert on["ours"] and not off["ours"] and off["ratio"] == 1.0
-    assert on["largest_pixel_difference_of_the_sides"] < 16
+    assert 0 < on["largest_pixel_difference_from_baseline"] < 16 and off["largest_pixel_difference_from_baseline"] == 0
+
+
+def test_a_recorded_session_is_a_third_side(document, monkeypatch, request):
+    module = targets.emulated(Path(request.config.getoption("--emulated-build"))).module
+    monkeypatch.setattr(bench_frame, "KERNELS", ("paged_attention/portable",))
+    monkeypatch.setattr(bench_frame, "generator_preset", lambda name: WIDE_HEADS)
+    monkeypatch.setitem(recording.RECORDERS, "cpu", record_on_cpu)
+    options = {"steps": 5, "limit_s": 0.0, "vae": WanVAEConfig(base_dim=4), "module": module}
+    bench_frame.frame(document, "wide heads", torch.device("cpu"), dtype=torch.bfloat16, **options)
+    on, off, recorded = document.content["results"]
+    assert recorded["what_ran"] == "CUDA graphs; kernels on, recorded: paged_attention/portable"
+    assert recorded["ours"] and recorded["ratio"] > 0
+    names = [result["largest_pixel_difference_from_baseline"] for result in (on, recorded)]
+    assert names[0] == names[1] > 0 and problems(document.content) == []
+
+
+def test_a_step_that_cannot_be_recorded_is_a_failure_beside_the_results(document, monkeypatch):
+    def recorder(function, device):
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setitem(recording.RECORDERS, "cpu", recorder)
+    bench_frame.frame(document, "nano", torch.device("cpu"), steps=5, limit_s=0.0, vae=WanVAEConfig(base_dim=4))
+    assert len(document.content["results"]) == 1
+    failure = document.content["failures"][-1]
+    assert failure["what_ran"] == "cuda_graph" and "not permitted when stream is capturing" in failure["reason"]
 
 
 def test_a_kernel_that_refuses_is_left_out(document, monkeypatch, request):

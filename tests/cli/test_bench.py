@@ -11,6 +11,8 @@ import torch
 from bench.harness.document import problems
 
 from aapt_fast.cli import bench, main
+from aapt_fast.streaming.recording import RECORDERS
+from aapt_fast.testing.recorder import record_on_cpu
 
 NANO = ("--preset", "nano", "--device", "cpu", "--steps", "5")
 
@@ -61,6 +63,15 @@ def test_the_other_paths_can_be_measured(capsys):
     assert document["results"][1]["repetitions"] == 2
 
 
+def test_with_recorded_steps(capsys, monkeypatch):
+    monkeypatch.setitem(RECORDERS, "cpu", record_on_cpu)
+    status, document, _ = run(capsys, *NANO, "--cuda-graph", "--target", "1000")
+    full = document["results"][-1]
+    assert status == 0 and full["what_ran"].endswith("not folded, CUDA graphs") and problems(document) == []
+    assert "torch composition" in document["what_ran"]["paged_attention"]
+    assert full["stages"]["generator"]["p50_ms"] > 0
+
+
 def test_a_machine_that_cannot_run_it_gets_a_prediction(capsys, tmp_path):
     path = tmp_path / "frame.json"
     options = ("--preset", "aapt-8b", "--resolution", "736x416", "--target", "0.16", "--device", "cpu")
@@ -107,6 +118,7 @@ def test_running_out_of_memory_in_the_middle_is_no_crash(capsys, monkeypatch):
     [
         (("--resolution", "40x32"), "resolution width: expected a positive multiple of 16"),
         (("--resolution", "736"), "resolution: expected WIDTHxHEIGHT like 736x416, got 736"),
+        (("--cuda-graph",), "cuda-graph: expected left out: steps on a cpu are not recorded, got --cuda-graph"),
         (("--target", "0"), "target: expected a positive number of seconds, got 0.0"),
         (("--steps", "4"), "steps: expected at least 5, got 4"),
         (("--token-dtype", "bfloat16"), "token-dtype: expected float32 or the dtype of the weights"),

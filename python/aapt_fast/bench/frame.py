@@ -7,6 +7,7 @@ window, after that first step has loaded everything; `full`, the steady state, w
 
 from __future__ import annotations
 
+import functools
 import sys
 import time
 from collections.abc import Sequence
@@ -42,12 +43,14 @@ class Choice:
     dtype: torch.dtype
     folded: bool = False
     token_dtype: torch.dtype | None = None
+    cuda_graph: bool = False
 
     def in_words(self) -> str:
-        """Like: bf16 weights, fp32 token stream, not folded, eager launches."""
+        """Like: bf16 weights, fp32 token stream, not folded, eager launches, no CUDA graph."""
         tokens = DTYPE_NAMES[self.token_dtype or torch.float32]
         folded = "folded" if self.folded else "not folded"
-        return f"{DTYPE_NAMES[self.dtype]} weights, {tokens} token stream, {folded}, eager launches, no CUDA graph"
+        launches = "CUDA graphs" if self.cuda_graph else "eager launches, no CUDA graph"
+        return f"{DTYPE_NAMES[self.dtype]} weights, {tokens} token stream, {folded}, {launches}"
 
 
 @dataclass(frozen=True)
@@ -72,10 +75,8 @@ def measure(system: System, choice: Choice, *, steps: int, limit_s: float) -> Me
     assert isinstance(config, GeneratorConfig)
     control, prompt = random_controls(model, 1)[0], random_prompt(model, system.prompt)
     states = [clocks()]
-    with (
-        StreamSession(model, random_image(model), prompt=prompt, seed=7) as session,
-        StepTimer(model) as timer,
-    ):
+    open_session = functools.partial(StreamSession, model, random_image(model), prompt=prompt, seed=7)
+    with open_session(cuda_graph=choice.cuda_graph) as session, StepTimer(model) as timer:
         cold = timer.step(session, control)
         first_frames = time.perf_counter()
         start = {
@@ -90,6 +91,7 @@ def measure(system: System, choice: Choice, *, steps: int, limit_s: float) -> Me
             timer.step(session, control)
         full = _steady(timer, session, control, steps, limit_s)
         states.append(clocks())
+    with open_session() as session:  # recordings keep the kernels that they were made with
         ran = what_runs(session, control)
     return Measured({"cold": [cold], "filling": filling, "full": full}, start, _memory(system, choice), ran, states)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the time of a step goes: hooks around the generator, marks around everything else.
+"""Where the time of a step goes: hooks around the generator or its recording, marks around everything else.
 
 condition: from the call until the generator begins: controls, noise, pages; generator: its forward call with all
 blocks, keys and values; decode: until the frames are complete; to host: the copy that an encoder or a socket reads.
@@ -58,9 +58,15 @@ class StepTimer:
     def step(self, session: StreamSession, control: Tensor | None) -> StepTime:
         """Take a step of `session`, with control [entries, J, 3] or [entries, C, h, w] or None, and copy its frames."""
         self._times, self._events = [], []
+        if session.recorded is not None:  # no hook runs in a replay
+            session.recorded.mark = self._mark
         begun = time.perf_counter()
         self._mark()
-        frames = session.step(control)
+        try:
+            frames = session.step(control)
+        finally:
+            if session.recorded is not None:
+                del session.recorded.mark
         self._mark()
         self._copy(frames)
         self._mark()

@@ -25,6 +25,7 @@ from aapt_fast.bench.systems import LARGE, System, find_system, obstacle
 from aapt_fast.cli.doctor import examine
 from aapt_fast.errors import require
 from aapt_fast.models.presets import GENERATORS
+from aapt_fast.streaming.recording import RECORDERS
 
 MET, MISSED, CANNOT_RUN = 0, 1, 2
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -46,6 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     frame.add_argument("--token-dtype", choices=list(DTYPES), help="of the token stream (default: the model's default)")
     frame.add_argument("--folded", action="store_true", help="with the timestep folded into the weights")
+    frame.add_argument("--cuda-graph", action="store_true", help="with the step recorded as CUDA graphs, on a GPU")
     frame.add_argument("--steps", type=int, default=100, help="timed steps with a full window (default %(default)s)")
     frame.add_argument("--limit", type=float, default=60.0, help="seconds for those, about (default %(default)s)")
 
@@ -85,7 +87,9 @@ def _choice(arguments: argparse.Namespace) -> Choice:
     tokens = DTYPES[arguments.token_dtype] if arguments.token_dtype else None
     fits = tokens in (None, torch.float32, dtype)
     require(fits, "token-dtype", f"float32 or the dtype of the weights, {dtype}", arguments.token_dtype)
-    return Choice(device, dtype, arguments.folded, tokens)
+    expected = f"left out: steps on a {device.type} are not recorded"
+    require(not arguments.cuda_graph or device.type in RECORDERS, "cuda-graph", expected, "--cuda-graph")
+    return Choice(device, dtype, arguments.folded, tokens, arguments.cuda_graph)
 
 
 def _question(system: System, choice: Choice, target_s: float) -> dict[str, Any]:

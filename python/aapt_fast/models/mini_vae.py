@@ -240,6 +240,12 @@ class VideoStream:
         self._started = True
         return video if out == "float" else frames_to_uint8(video)
 
+    def fix(self) -> list[Tensor]:
+        """Keep the state in the same tensors from here on, and give them. Raises ValueError before the first chunk."""
+        require(self._started, "stream", "one that has decoded a first chunk", "a new one")
+        self._cache = self._cache.fixed()
+        return list(self._cache.tensors().values())
+
     def clone(self) -> VideoStream:
         """A stream that continues from here on its own, bit for bit."""
         other = VideoStream(self._vae)

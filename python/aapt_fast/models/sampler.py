@@ -20,16 +20,23 @@ def timesteps(nfe: int, shift: float) -> Tensor:
 
 
 def sample_frame(
-    generator: Generator, noise: Tensor, recycled: Tensor | None, control: Tensor | None, caches: Sequence[Cache]
+    generator: Generator,
+    noise: Tensor,
+    recycled: Tensor | None,
+    control: Tensor | None,
+    caches: Sequence[Cache],
+    levels: Tensor | None = None,
 ) -> Tensor:
     """The next frame [B, C, 1, h, w] from noise and the recycled frame of the same shape, by Euler steps.
 
     control [B, step_channels, 1, h, w] or None. There is one cache per evaluation: training gives a whole clip one
     timestep, so the frames that evaluation k attends to must have been computed at the same t_k. With one cache this
     is the paper's generator, eps - v(eps). A bidirectional model makes a whole clip [B, C, F, h, w] in this way, with
-    recycled None and one whole_clip_cache per evaluation.
+    recycled None and one whole_clip_cache per evaluation. `levels` are the `timesteps` [nfe + 1] on the device of the
+    noise, for callers that have them there already.
     """
-    levels = timesteps(len(caches), generator.config.shift).to(noise.device)
+    if levels is None:
+        levels = timesteps(len(caches), generator.config.shift).to(noise.device)
     x = noise
     for k, cache in enumerate(caches):
         t = levels[k].expand(len(noise))

@@ -45,6 +45,18 @@ class VideoDecoder(Protocol):
         ...
 
 
+class FixableDecoder(VideoDecoder, Protocol):
+    """A decoder whose steps can be recorded."""
+
+    def clone(self) -> FixableDecoder:
+        """See `VideoDecoder.clone`."""
+        ...
+
+    def fix(self) -> list[Tensor]:
+        """From here on, keep the state in the same tensors [...], and give them. ValueError before the first frame."""
+        ...
+
+
 class VideoVAE(Protocol):
     """The part of a video VAE that streaming uses."""
 
@@ -62,7 +74,7 @@ class VideoVAE(Protocol):
         """Video [B, 3, 1 + 4 n, H, W] in -1..1 -> latents [B, C, 1 + n, h, w]."""
         ...
 
-    def stream(self) -> VideoDecoder:
+    def stream(self) -> FixableDecoder:
         """A decoder at the start of a video."""
         ...
 

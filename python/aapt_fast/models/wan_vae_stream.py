@@ -64,6 +64,12 @@ class DecoderStream(_Stream):
         frames = self.vae._decode_chunk(latents, self._cache)
         return frames if out == "float" else frames_to_uint8(frames)
 
+    def fix(self) -> list[Tensor]:
+        """Keep the state in the same tensors from here on, and give them. Raises ValueError before the first chunk."""
+        require(len(self._cache) > 0, "stream", "one that has decoded a first chunk", "a new one")
+        self._cache = self._cache.fixed()
+        return list(self._cache.tensors().values())
+
 
 class EncoderStream(_Stream):
     """Encodes video frames as they come; the whole state is in this object."""

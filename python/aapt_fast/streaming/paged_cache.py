@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -23,6 +24,8 @@ from aapt_fast.errors import require, require_shape
 from aapt_fast.ops import PAGE_SLOTS, kv_write, normalise_and_rotate, paged_attention
 from aapt_fast.ops.cache import KeysAndValues
 from aapt_fast.streaming.pages import PagePool, pages_for, valid_slots
+
+AnyCache = TypeVar("AnyCache", bound="PagedCache")
 
 
 def pages_needed(tokens: int, window: int, text_length: int = 0) -> int:
@@ -179,7 +182,7 @@ class PagedCache:
         assert step is not None
         own_ids = step.page_ids[:, -len(step.own) :]
         rotated_q = kv_write(q[0], k[0], v[0], q_weight, k_weight, *step.rotation, k_pages, v_pages, own_ids, self.eps)
-        if self.next_frame == 1:
+        if self._is_first():
             self._keep_sink_keys(layer, k[0, 0], k_weight)
         if step.sink_rotation is not None:
             assert self._sink_keys is not None
@@ -205,7 +208,7 @@ class PagedCache:
             else:
                 self._sink = oldest  # frame 1
 
-    def fork(self, pool: PagePool | None = None) -> PagedCache:
+    def fork(self: AnyCache, pool: PagePool | None = None) -> AnyCache:
         """A cache that goes on from here on its own, bit for bit like this one.
 
         In the same pool it shares pages until one of the two would write to them; to another `pool` they are copied.
@@ -216,12 +219,13 @@ class PagedCache:
         pool = self.pool if pool is None else pool
         text = self.text.copy_to(pool) if self.text is not None and pool is not self.pool else self.text
         try:
-            other = PagedCache(pool, self.rope, self.tokens, self.window, text, eps=self.eps)
+            other = type(self)(pool, self.rope, self.tokens, self.window, text, eps=self.eps)
         finally:
             if text is not None and text is not self.text:
                 text.release()
-        other.next_frame, other._sink_keys = self.next_frame, self._sink_keys
+        other.next_frame = self.next_frame
         try:
+            other._take_sink_keys(self._sink_keys)
             for ids in self._past:
                 other._past.append(self._pages_for_fork(ids, pool))
             other._sink = self._pages_for_fork(self._sink, pool)
@@ -242,19 +246,16 @@ class PagedCache:
             self.text.release()
         self._sink_keys = None
 
+    def _is_first(self) -> bool:
+        """Whether the frame that is being attended is the one that becomes the sink."""
+        return self.next_frame == 1
+
     def _plan(self) -> _Step:
         """Allocate the pages of the next frame, and of the sink if others hold it too; build the page list."""
-        device, frame_pages = self.pool.k.device, pages_for(self.tokens)
+        device = self.pool.k.device
         cos, sin = (table.to(device) for table in self.rope(self.next_frame))
         sink_rotation = self._sink_rotation()
-        sink_is_shared = bool(self._sink) and self.pool.is_shared(self._sink[0])
-        taken = self.pool.allocate(2 * frame_pages if sink_is_shared else frame_pages)
-        own, copies = taken[:frame_pages], taken[frame_pages:]
-        if sink_is_shared:
-            self.pool.copy_pages(copies, self.pool, self._sink)
-            self.pool.release(self._sink)
-            self._sink = copies
-
+        own = self._take_pages()
         text_ids, text_valid = (self.text.ids, self.text.valid) if self.text is not None else ([], [])
         frames = [ids for ids in (self._sink, *self._past, own) if ids]
         page_ids = text_ids + [page for ids in frames for page in ids]
@@ -262,6 +263,18 @@ class PagedCache:
         table = torch.tensor([page_ids, page_valid], dtype=torch.int32, device=device)
         sink_ids = table[0, len(text_ids) : len(text_ids) + len(self._sink)].long()
         return _Step(own, table[:1], table[1:], (cos, sin), sink_ids, sink_rotation)
+
+    def _take_pages(self) -> list[int]:
+        """Pages for the next frame; the sink gets some of its own if others hold it too."""
+        frame_pages = pages_for(self.tokens)
+        sink_is_shared = bool(self._sink) and self.pool.is_shared(self._sink[0])
+        taken = self.pool.allocate(2 * frame_pages if sink_is_shared else frame_pages)
+        own, copies = taken[:frame_pages], taken[frame_pages:]
+        if sink_is_shared:
+            self.pool.copy_pages(copies, self.pool, self._sink)
+            self.pool.release(self._sink)
+            self._sink = copies
+        return own
 
     def _sink_rotation(self) -> tuple[Tensor, Tensor] | None:
         """cos, sin of the sink for the next frame, padded to whole pages; None while frame 1 is in the window."""
@@ -277,6 +290,10 @@ class PagedCache:
             slots = pages_for(self.tokens) * PAGE_SLOTS
             self._sink_keys = k.new_zeros(len(self.pool.by_layer), slots, *k.shape[1:])
         self._sink_keys[layer, : self.tokens] = normalise_and_rotate(k, k_weight, None, None, self.eps)
+
+    def _take_sink_keys(self, keys: Tensor | None) -> None:
+        """Those of the cache this one is forked from; nobody writes to them any more."""
+        self._sink_keys = keys
 
     def _pages_for_fork(self, ids: list[int], pool: PagePool) -> list[int]:
         if pool is self.pool:

@@ -8,7 +8,7 @@ seed, its number and the past.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Protocol, TypeVar
 
 import torch
@@ -27,6 +27,7 @@ from aapt_fast.streaming.paged_cache import PagedCache, TextPages, pages_needed
 from aapt_fast.streaming.pages import PagePool
 
 AnySampler = TypeVar("AnySampler", bound="Sampler")
+AnyFrameSampler = TypeVar("AnyFrameSampler", bound="FrameSampler")
 
 
 def session_pages(config: GeneratorConfig, nfe: int = 1, text_length: int = 0) -> int:
@@ -74,10 +75,12 @@ class FrameSampler:
     Each evaluation has a cache of its own: what evaluation k attends to was computed at the same timestep t_k.
     """
 
+    cache_type: type[PagedCache] = PagedCache
+
     def __init__(self, model: StreamModel, nfe: int) -> None:
         assert isinstance(model.generator, Generator)
         self.model, self.generator, self.nfe = model, model.generator, nfe
-        self._caches: list[PagedCache] = []
+        self._caches: Sequence[PagedCache] = []
 
     def pages(self, prompt: Tensor | None) -> int:
         """See `Sampler.pages`; prompt [1, L, text_width] or None."""
@@ -90,11 +93,11 @@ class FrameSampler:
 
         def open_cache(level: Tensor) -> PagedCache:
             if prompt is None:
-                return PagedCache(pool, rope, config.tokens, config.window)
+                return self.cache_type(pool, rope, config.tokens, config.window)
             with self.model.autocast():
                 text = TextPages(pool, self.generator.encode_text(prompt, level[None]))
             try:
-                return PagedCache(pool, rope, config.tokens, config.window, text)
+                return self.cache_type(pool, rope, config.tokens, config.window, text)
             finally:
                 text.release()  # the cache holds it
 
@@ -108,12 +111,12 @@ class FrameSampler:
 
     def step(self, seed: int, step: int, recycled: Tensor | None, control: Tensor | None) -> Tensor:
         """See `Sampler.step`; recycled [1, C, 1, h, w], control [step_channels, h, w] or None."""
-        noise = _noise(self.model, seed, [step])
+        noise = step_noise(self.model, seed, [step])
         inputs = None if control is None else control[None, :, None]
         with self.model.autocast():
             return sample_frame(self.generator, noise, recycled, inputs, self._caches)
 
-    def fork(self, pool: PagePool) -> FrameSampler:
+    def fork(self: AnyFrameSampler, pool: PagePool) -> AnyFrameSampler:
         """See `Sampler.fork`."""
         other = copy.copy(self)
         other._caches = _all_or_none(cache.fork(pool) for cache in self._caches)
@@ -169,7 +172,7 @@ class BlockSampler:
         assert self._cache is not None
         count, first = len(self.schedule.steps), (step - 1) * self.blocks.frames
         frames = range(first, first + self.blocks.frames)
-        noise = [_noise(self.model, seed, [frame * count + k + 1 for frame in frames]) for k in range(count)]
+        noise = [step_noise(self.model, seed, [frame * count + k + 1 for frame in frames]) for k in range(count)]
         return sample_block(self.generator, noise, self._context, self._cache, self.schedule)
 
     def fork(self, pool: PagePool) -> BlockSampler:
@@ -186,7 +189,7 @@ class BlockSampler:
         self._cache = None
 
 
-def _noise(model: StreamModel, seed: int, numbers: list[int]) -> Tensor:
+def step_noise(model: StreamModel, seed: int, numbers: list[int]) -> Tensor:
     """Normal noise [1, C, n, h, w], frame i from (seed, numbers[i])."""
     seeds, steps = (torch.tensor(n, device=model.device) for n in ([seed] * len(numbers), numbers))
     noise = philox_normal(seeds, steps, (model.config.latent_channels, *model.grid))

@@ -18,11 +18,13 @@ from torch import Tensor
 
 from aapt_fast.errors import PoolExhausted, SessionClosed, require, require_type
 from aapt_fast.models.few_step import FewStep
-from aapt_fast.models.stream_model import ImageLike, StreamModel
+from aapt_fast.models.stream_model import ImageLike, StreamModel, VideoDecoder
 from aapt_fast.models.wan_transformer import WanTransformer
 from aapt_fast.streaming.controls import step_entries
 from aapt_fast.streaming.latency import LatencyCounter
 from aapt_fast.streaming.pages import PagePool
+from aapt_fast.streaming.recording import RECORDERS
+from aapt_fast.streaming.runner import RecordedDecoder, RecordedFrameSampler
 from aapt_fast.streaming.samplers import BlockSampler, FrameSampler, Sampler
 from aapt_fast.streaming.samplers import session_pages as session_pages
 
@@ -55,6 +57,8 @@ class StreamSession:
         seed: of the noise, a 64-bit integer.
         nfe: evaluations of an AAPT generator per step; 1 for a folded model (`StreamModel.folded`).
         few_step: how a Wan transformer makes the blocks of frames of a step; None for `FewStep()`.
+        cuda_graph: record the step as CUDA graphs when a run begins, and replay them (`streaming/runner.py`). For AAPT
+            generators on a GPU, with the kernels that are on at that time. A fork records its own.
         image_control: one control entry that describes the image, for models whose steps also take the control of the
             step before; zeros without it.
         pool: where the session keeps its past. It reserves `session_pages` pages here and now, so that no later step
@@ -78,15 +82,17 @@ class StreamSession:
         seed: int = 0,
         nfe: int = 1,
         few_step: FewStep | None = None,
+        cuda_graph: bool = False,
         image_control: object = None,
         pool: PagePool | None = None,
     ) -> None:
         begun = time.perf_counter()
+        require_type("cuda_graph", cuda_graph, bool)
         require_type("nfe", nfe, int)
         require(nfe >= 1, "nfe", "at least 1 evaluation per step", nfe)
         if pool is not None:
             _check_pool(pool, model)
-        self.model, self._sampler = model, _sampler(model, nfe, few_step)
+        self.model, self._sampler = model, _sampler(model, nfe, few_step, cuda_graph)
         self._pool, self._owns_pool = pool, pool is None
         self._closed: str | None = None  # why
         self._steps = 0
@@ -145,7 +151,11 @@ class StreamSession:
         pool = page_pool(self.model, self._pool.pages) if self._owns_pool else self._pool
         other = copy.copy(self)
         other._pool, other._sampler = pool, self._sampler.fork(pool)
-        other._decoder = self._decoder.clone()
+        try:
+            other._decoder = self._decoder.clone()
+        except BaseException:
+            other._sampler.release()
+            raise
         other.latency = LatencyCounter()
         other.latency.first_frame_s = time.perf_counter() - begun
         return other
@@ -214,6 +224,11 @@ class StreamSession:
         return self._sampler.nfe
 
     @property
+    def recorded(self) -> RecordedFrameSampler | None:
+        """What replays the recorded steps of the generator, if `cuda_graph` was asked for."""
+        return self._sampler if isinstance(self._sampler, RecordedFrameSampler) else None
+
+    @property
     def steps(self) -> int:
         """Steps taken since the start or the last reset."""
         return self._steps
@@ -233,9 +248,16 @@ class StreamSession:
         if start.image is not None:
             first_frame = self.model.decode(decoder, start.image)[0]
         self._open_caches(start)
+        self._decoder: VideoDecoder = decoder
+        if self.recorded is not None:
+            try:
+                self._decoder = RecordedDecoder(self.model, decoder)
+            except BaseException:
+                self._sampler.release()
+                raise
         if first_frame is not None:
             _wait_for(first_frame)
-        self._start, self._decoder, self._first_frame = start, decoder, first_frame
+        self._start, self._first_frame = start, first_frame
         self._frame, self._previous, self._steps = start.image, start.control, 0
         self.latency = LatencyCounter()
         self.latency.first_frame_s = time.perf_counter() - begun
@@ -298,9 +320,12 @@ class StreamSession:
             raise SessionClosed(f"session: it was closed {self._closed}")
 
 
-def _sampler(model: StreamModel, nfe: int, few_step: FewStep | None) -> Sampler:
+def _sampler(model: StreamModel, nfe: int, few_step: FewStep | None, cuda_graph: bool) -> Sampler:
     """The way in which the generator of `model` makes frames."""
+    kind = model.device.type
+    require(not cuda_graph or kind in RECORDERS, "cuda_graph", f"False: steps on a {kind} are not recorded", True)
     if isinstance(model.generator, WanTransformer):
+        require(not cuda_graph, "cuda_graph", "False: blocks of a Wan transformer are not recorded", True)
         require(nfe == 1, "nfe", "1, the default: few_step says how often a Wan transformer is evaluated", nfe)
         return BlockSampler(model, few_step or FewStep())
     require(few_step is None, "few_step", "None: this generator is evaluated nfe times", few_step)
@@ -309,7 +334,7 @@ def _sampler(model: StreamModel, nfe: int, few_step: FewStep | None) -> Sampler:
     require(config.autoregressive, "model", expected, "a bidirectional one")
     if config.folded_t is not None:  # it has the weights of one timestep, that of the only evaluation
         require(nfe == 1, "nfe", f"1: the generator is folded at t = {config.folded_t}", nfe)
-    return FrameSampler(model, nfe)
+    return RecordedFrameSampler(model, nfe) if cuda_graph else FrameSampler(model, nfe)
 
 
 def _check_start(model: StreamModel, image: object, prompt: object) -> None:

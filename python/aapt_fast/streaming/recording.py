@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A step recorded once as a CUDA graph and launched as a whole from then on.
+
+A recording knows the addresses of its tensors and the numbers that Python computed while it was made. So everything
+that differs from step to step must be in tensors that stay where they are, and the host writes to them between steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+WARM_UPS = 2  # libraries load kernels and take work space in the first runs, which a recording must not see
+
+
+class Recording:
+    """A recorded function: `replay` computes it again, into `output` [...], which stays where it is."""
+
+    def __init__(self, replay: Callable[[], None], output: Tensor) -> None:
+        self._replay, self.output = replay, output
+
+    def replay(self) -> Tensor:
+        """The output [...], overwritten by the next replay. Launched, not waited for."""
+        self._replay()
+        return self.output
+
+
+def record(function: Callable[[], Tensor], device: torch.device, state: Sequence[Tensor] = ()) -> Recording:
+    """Record what `function` launches; it runs a few times before.
+
+    Args:
+        function: computes a tensor [...] from tensors that stay where they are.
+        device: of all of them; its type is one of `RECORDERS`.
+        state: those that it changes and reads; they end up as they were.
+
+    Raises:
+        RuntimeError: it cannot be recorded, for example because it waits for a result.
+    """
+    kept = [tensor.clone() for tensor in state]
+    try:
+        recording = RECORDERS[device.type](function, device)
+    except RuntimeError as error:
+        raise RuntimeError(f"cuda_graph: recording a step failed, cuda_graph=False does without: {error}") from error
+    for tensor, before in zip(state, kept, strict=True):
+        tensor.copy_(before)
+    return recording
+
+
+def _record_on_cuda(function: Callable[[], Tensor], device: torch.device) -> Recording:
+    stream = torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(stream):
+        for _ in range(WARM_UPS):
+            function()
+    torch.cuda.current_stream(device).wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        output = function()
+    return Recording(graph.replay, output)
+
+
+RECORDERS: dict[str, Callable[[Callable[[], Tensor], torch.device], Recording]] = {"cuda": _record_on_cuda}
+"""How a function is recorded, by type of device."""

@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sessions whose steps are CUDA graphs, on a GPU. What can be known without one is in tests/streaming/test_runner.py."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import aapt_fast
+from aapt_fast.streaming.session import StreamSession
+from aapt_fast.testing.compare import assert_near
+
+STEPS = 10  # the window of mini-person is 5
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: recordings were replayed on the CPU")
+
+
+@pytest.mark.parametrize("kernels", ["none", "verified", "all"])
+def test_a_recorded_stream_is_that_of_eager_launches(kernels):
+    model = aapt_fast.load_model("mini-person", device="cuda", dtype=torch.bfloat16)
+    image, control = aapt_fast.load_gallery("mini-person")[0].image, torch.zeros(19, 3)
+    with aapt_fast.use_kernels(kernels):
+        recorded, eager = (StreamSession(model, image, seed=3, cuda_graph=graph) for graph in (True, False))
+        for step in range(STEPS):
+            video, expected = recorded.step(control), eager.step(control)
+            assert_near(video.float(), expected.float(), 2.0)
+            if step == 3:
+                recorded, eager = recorded.fork(), eager.fork()

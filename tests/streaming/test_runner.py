@@ -1,0 +1,212 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Recorded steps, played back by `testing.recorder` as a GPU plays a CUDA graph, are the steps of any other session."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from aapt_fast.models.presets import NANO, NANO_TEXT
+from aapt_fast.models.stream_model import StreamModel
+from aapt_fast.models.wan_vae import WanVAE, WanVAEConfig
+from aapt_fast.ops import FrameRope
+from aapt_fast.streaming import recording
+from aapt_fast.streaming.fixed_cache import FixedPagedCache
+from aapt_fast.streaming.paged_cache import PagedCache, pages_needed
+from aapt_fast.streaming.pages import PagePool
+from aapt_fast.streaming.recording import Recording, record
+from aapt_fast.streaming.runner import RecordedDecoder
+from aapt_fast.streaming.session import StreamSession, session_pages
+from aapt_fast.testing.recorder import record_on_cpu
+from aapt_fast.testing.streams import STREAMS, play, random_controls, random_model, random_session, shuffled_pool
+
+STEPS = 7  # frame 1 leaves the window of 2 after step 3
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def recorded_on_the_cpu(monkeypatch) -> None:
+    monkeypatch.setitem(recording.RECORDERS, "cpu", record_on_cpu)
+
+
+@pytest.fixture(params=STREAMS.values(), ids=STREAMS)
+def model(request) -> StreamModel:
+    return random_model(request.param)
+
+
+def assert_same_stream(session: StreamSession, expected: StreamSession, controls: list) -> None:
+    for actual, wanted in zip(play(session, controls), play(expected, controls), strict=True):
+        assert torch.equal(actual, wanted)
+
+
+@pytest.mark.parametrize("nfe", [1, 3])
+def test_a_recorded_stream_equals_one_that_is_not(model, nfe):
+    """Through the first frame, the filling and the full window, bit by bit; in pages that were full of NaN."""
+    length = model.config.text_width and 5
+    pool = shuffled_pool(model, session_pages(model.config, nfe, length) + 3)
+    session = random_session(model, nfe=nfe, cuda_graph=True, pool=pool)
+    assert_same_stream(session, random_session(model, nfe=nfe), random_controls(model, STEPS))
+    session.close()
+    assert pool.free == pool.available == pool.pages
+
+
+def test_half_precision_and_folded_weights():
+    model = random_model(NANO).folded()
+    model.generator.to(torch.bfloat16)
+    model = StreamModel(model.generator, model.vae)
+    controls = random_controls(model, STEPS)
+    assert_same_stream(random_session(model, cuda_graph=True), random_session(model), controls)
+
+
+def test_replays_run_no_python(model):
+    session, calls = random_session(model, cuda_graph=True), []
+    model.generator.register_forward_hook(lambda *_: calls.append(1))
+    play(session, random_controls(model, STEPS))
+    assert not calls
+
+
+@pytest.mark.parametrize("steps", [0, 2, 5])
+@pytest.mark.parametrize("shared", [True, False], ids=["one pool", "own pools"])
+def test_a_fork_goes_on_by_itself(steps, shared):
+    model = random_model(NANO_TEXT)
+    pool = shuffled_pool(model, 2 * session_pages(model.config, 1, 5)) if shared else None
+    session, plain = random_session(model, cuda_graph=True, pool=pool), random_session(model)
+    for _ in range(steps):
+        session.step(), plain.step()
+    fork, plain_fork = session.fork(), plain.fork()
+    assert_same_stream(fork, plain_fork, [None] * 2)
+    assert_same_stream(session, plain, [None] * 4)
+    assert_same_stream(fork, plain_fork, [None] * 2)
+    session.close(), fork.close()
+    assert pool is None or pool.available == pool.pages
+
+
+def test_reset_begins_another_run(model):
+    session, controls = random_session(model, cuda_graph=True), random_controls(model, 4)
+    play(session, controls)
+    session.reset(seed=9)
+    assert_same_stream(session, random_session(model, seed=9), controls)
+
+
+def test_frames_that_were_given_out_stay_as_they_were(model):
+    session, controls = random_session(model, cuda_graph=True), random_controls(model, 2)
+    video, frame = session.step(controls[0]), session.frame
+    kept = video.clone(), frame.clone()
+    session.step(controls[1])
+    assert torch.equal(video, kept[0]) and torch.equal(frame, kept[1])
+
+
+@torch.no_grad()
+def test_the_decoder_of_wan_is_recorded_too():
+    torch.manual_seed(0)
+    vae = WanVAE(WanVAEConfig(base_dim=8, num_res_blocks=1)).eval()
+    model = StreamModel(random_model(NANO).generator, vae)
+    latents = torch.randn(1, 16, 6, *model.grid)
+    stream, fork_at = vae.stream(), 3
+    expected = [stream.decode(frame) for frame in latents.split(1, 2)]
+    decoder = vae.stream()
+    assert torch.equal(decoder.decode(latents[:, :, :1]), expected[0])
+    recorded = RecordedDecoder(model, decoder)
+    for number in range(1, 6):
+        if number == fork_at:
+            fork = recorded.clone()
+        assert torch.equal(recorded.decode(latents[:, :, number : number + 1]), expected[number])
+    for number in range(fork_at, 6):
+        assert torch.equal(fork.decode(latents[:, :, number : number + 1]), expected[number])
+    frames = fork.decode(latents[:, :, :1], out="uint8")
+    assert frames.dtype == torch.uint8 and frames.shape[1] == 4
+
+
+def test_a_decoder_at_its_beginning_is_not_recorded():
+    model = random_model(NANO)
+    with pytest.raises(ValueError, match="stream: expected one that has decoded a first chunk, got a new one"):
+        RecordedDecoder(model, model.vae.stream())
+
+
+@pytest.mark.parametrize("window", [0, 1, 3])
+@pytest.mark.parametrize("tokens", [4, 70])
+def test_the_fixed_cache_equals_the_paged_one(window, tokens):
+    """The same list in the same tensors in every step, with the pages of a paged cache and no more."""
+    pool, other = (PagePool(1, pages_needed(tokens, window), 2, 8) for _ in range(2))
+    rope = FrameRope((tokens // 2, 2), 8)
+    fixed, paged = FixedPagedCache(pool, rope, tokens, window), PagedCache(other, rope, tokens, window)
+    tables = None
+    for frame in range(1, window + 6):
+        q, k, v = torch.randn(3, 1, 1, tokens, 2, 8).unbind()
+        fixed.prepare()
+        fixed.records_first = frame == 1
+        for _ in range(2):  # as a recording does, before it runs for good
+            attended = fixed.attend(0, q, k, v, None, None)
+            fixed.advance(1)
+        assert torch.equal(attended, paged.attend(0, q, k, v, None, None))
+        step = fixed._step
+        now = [t.data_ptr() for t in (step.page_ids, step.page_valid, step.sink_ids, *step.rotation)]
+        tables = tables or now
+        assert now == tables and step.page_ids.shape[1] == pages_needed(tokens, window)
+        fixed.finish(), paged.advance(1)
+    fixed.release()
+    assert pool.available == pool.pages
+
+
+def test_a_step_that_is_not_prepared_does_not_end():
+    cache = FixedPagedCache(PagePool(1, 4, 2, 8), FrameRope((2, 2), 8), 4, 2)
+    with pytest.raises(RuntimeError, match="advance: expected 1 frame after 1 layers, got 1 after 0"):
+        cache.finish()
+    with pytest.raises(RuntimeError, match="advance: expected 1 frame, got 2"):
+        cache.advance(2)
+
+
+def test_recording_leaves_the_state_as_it_was():
+    state = torch.arange(3.0)
+    counter = record(lambda: state.add_(1).clone(), CPU, [state])
+    assert state.tolist() == [0, 1, 2]
+    assert counter.replay().tolist() == [1, 2, 3] and counter.replay().tolist() == [2, 3, 4]
+
+
+def test_waiting_for_a_result_cannot_be_recorded():
+    values = torch.ones(3)
+    expected = "cuda_graph: recording a step failed, cuda_graph=False does without: .*reads a value back"
+    with pytest.raises(RuntimeError, match=expected):
+        record(lambda: values * float(values.sum()), CPU)
+
+
+@pytest.mark.parametrize("failing", range(3))
+def test_a_recording_that_fails_gives_the_pages_back(monkeypatch, failing):
+    """The first frame's, the others' and the decoder's."""
+    model, done = random_model(NANO), []
+
+    def recorder(function, device) -> Recording:
+        if len(done) == failing:
+            raise RuntimeError("out of memory")
+        done.append(1)
+        return record_on_cpu(function, device)
+
+    pool = shuffled_pool(model, session_pages(model.config))
+    monkeypatch.setitem(recording.RECORDERS, "cpu", recorder)
+    with pytest.raises(RuntimeError, match=r"cuda_graph: recording a step failed, .*: out of memory"):
+        random_session(model, cuda_graph=True, pool=pool)
+    assert pool.free == pool.available == pool.pages
+
+
+def test_a_fork_that_cannot_be_recorded_gives_its_pages_back(monkeypatch):
+    model = random_model(NANO)
+    pool = shuffled_pool(model, 2 * session_pages(model.config))
+    session, plain = random_session(model, cuda_graph=True, pool=pool), random_session(model)
+    available = pool.available
+
+    def recorder(function, device) -> Recording:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setitem(recording.RECORDERS, "cpu", recorder)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        session.fork()
+    assert pool.available == available
+    assert_same_stream(session, plain, random_controls(model, 3))
+
+
+def test_refused_where_nothing_is_recorded(monkeypatch):
+    monkeypatch.delitem(recording.RECORDERS, "cpu")
+    with pytest.raises(ValueError, match="cuda_graph: expected False: steps on a cpu are not recorded, got True"):
+        random_session(random_model(NANO), cuda_graph=True)
+    with pytest.raises(TypeError, match="cuda_graph"):
+        random_session(random_model(NANO), cuda_graph="yes")
