@@ -150,7 +150,7 @@ def test_a_recorded_session_is_a_third_side(document, monkeypatch, request):
     monkeypatch.setitem(recording.RECORDERS, "cpu", record_on_cpu)
     options = {"steps": 5, "limit_s": 0.0, "vae": WanVAEConfig(base_dim=4), "module": module}
     bench_frame.frame(document, "wide heads", torch.device("cpu"), dtype=torch.bfloat16, **options)
-    on, off, recorded = document.content["results"]
+    on, _, recorded = document.content["results"]
     assert recorded["what_ran"] == "CUDA graphs; kernels on, recorded: paged_attention/portable"
     assert recorded["ours"] and recorded["ratio"] > 0
     names = [result["largest_pixel_difference_from_baseline"] for result in (on, recorded)]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sessions whose steps are CUDA graphs, on a GPU. What can be known without one is in tests/streaming/test_runner.py."""
+"""Sessions whose steps are CUDA graphs, on a GPU; tests/streaming/test_runner.py has what needs none."""
 
 from __future__ import annotations
 

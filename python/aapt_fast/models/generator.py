@@ -329,6 +329,7 @@ class Generator(nn.Module):
             theta=config.rope_theta,
             spatial_extent=native,
             temporal_interval=config.temporal_interval,
+            device=self.patch_embed.weight.device,
         )
 
     def new_cache(
