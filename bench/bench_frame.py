@@ -6,7 +6,9 @@
 Two systems: the 8 B preset at 736x416 with random weights and the Wan 2.1 decoder, and the bundled mini-person. Both
 sides of a comparison are forks of one session with a full window, and take their steps in turn. The time is the user's:
 from the call of `step` until the frames are complete. A third side, on a GPU, is a session whose steps are CUDA graphs;
-the others are launched kernel by kernel. Without a GPU the exit status is 3; `--preset nano` runs anywhere.
+these two are launched kernel by kernel. With `--compiled` there is a fourth, the same step in plain torch with
+contiguous keys and torch.compile, which takes minutes to compile. Without a GPU the exit status is 3; `--preset nano`
+runs anywhere.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ import torch
 from torch import Tensor
 
 import aapt_fast
+from aapt_fast.bench.compiled import CompiledSession
 from aapt_fast.bench.decoders import wan_decoder
 from aapt_fast.bench.inputs import random_controls, random_image, random_prompt
 from aapt_fast.bench.kernels import working_kernels
@@ -35,6 +38,7 @@ from aapt_fast.models.presets import generator_preset
 from aapt_fast.models.wan_vae import WanVAEConfig
 from aapt_fast.ops._load import extension_or_none
 from aapt_fast.ops.kernels import KERNELS, use_kernels
+from aapt_fast.streaming.recording import RECORDERS
 from aapt_fast.streaming.session import StreamSession
 from aapt_fast.worlds.motions import random_motion
 from aapt_fast.worlds.skeleton import Camera, forward_kinematics
@@ -44,7 +48,8 @@ from bench.harness.document import Document, clocks
 
 REAL_TIME_FPS = 24
 
-ON, OFF, GRAPH = "kernels on", "kernels off", "kernels on, recorded"
+ON, OFF, GRAPH, COMPILED = "kernels on", "kernels off", "kernels on, recorded", "torch.compile, contiguous keys"
+LAUNCHES = {GRAPH: "CUDA graphs", COMPILED: "compiled by torch"}
 Controls = Callable[[int], Tensor | None]
 
 
@@ -53,13 +58,13 @@ def measure(
     controls: Controls,
     names: tuple[str, ...],
     *,
-    recorded: StreamSession | None = None,
+    others: dict[str, StreamSession] | None = None,
     module: ModuleType | None,
     warm_up: int,
     steps: int,
     limit_s: float,
 ) -> tuple[dict[str, Sample], dict[str, int]]:
-    """Steps of two forks of `session`, and of `recorded`, in turn, after `warm_up` steps.
+    """Steps of two forks of `session` after `warm_up` steps, and of `others` by side, which have had theirs, in turn.
 
     Also the largest difference of a pixel from the side without kernels in the first of these steps, by side.
     """
@@ -67,11 +72,8 @@ def measure(
     with use_kernels(*chosen[next(iter(chosen))], extension=module):
         for number in range(warm_up):
             session.step(controls(number))
-            if recorded is not None:
-                recorded.step(controls(number))
-    sessions = {side: session.fork() for side in chosen}
-    if recorded is not None:
-        sessions[GRAPH], chosen[GRAPH] = recorded, names
+    sessions = {side: session.fork() for side in chosen} | (others or {})
+    chosen |= dict.fromkeys(others or {}, names or ("none",))
     times: dict[str, list[float]] = {side: [] for side in chosen}
     differences: dict[str, int] = {}
     begun = time.perf_counter()
@@ -94,19 +96,35 @@ def measure(
     return {side: Sample(tuple(values), None, timer) for side, values in times.items()}, differences
 
 
-def record_session(
-    document: Document, name: str, open_session: Callable[..., StreamSession], names: tuple[str, ...], module: Any
-) -> StreamSession | None:
-    """`open_session(cuda_graph=True)` with these kernels; None on a CPU, and where recording fails, which is noted."""
-    with use_kernels(*(names or ("none",)), extension=module):
+def open_others(
+    document: Document,
+    name: str,
+    open_session: functools.partial[StreamSession],
+    controls: Controls,
+    names: tuple[str, ...],
+    *,
+    module: ModuleType | None,
+    warm_up: int,
+    compiled: bool,
+) -> dict[str, StreamSession]:
+    """The sides that are no forks, after `warm_up` steps; one that fails is noted in the document."""
+    ways: dict[str, Callable[[], StreamSession]] = {}
+    if open_session.args[0].device.type in RECORDERS:
+        ways[GRAPH] = functools.partial(open_session, cuda_graph=True)
+    if compiled:
+        ways[COMPILED] = functools.partial(CompiledSession, *open_session.args, **open_session.keywords)
+    others = {}
+    for side, open_side in ways.items():
         try:
-            return open_session(cuda_graph=True)
-        except ValueError:  # steps on this device are not recorded
-            return None
+            with use_kernels(*(names or ("none",)), extension=module):
+                others[side] = open_side()
+                for number in range(warm_up):
+                    others[side].step(controls(number))
         except RuntimeError as error:
-            document.fail(name, "cuda_graph", error)
-            print(f"{name}: cuda_graph: {document.content['failures'][-1]['reason']}", flush=True)
-            return None
+            others.pop(side, None)
+            document.fail(name, side, error)
+            print(f"{name}: {side}: {document.content['failures'][-1]['reason']}", flush=True)
+    return others
 
 
 def report(
@@ -121,8 +139,8 @@ def report(
 ) -> None:
     """Write one result per side; the baseline is the side without kernels."""
     for side, sample in samples.items():
-        launches = "CUDA graphs" if side == GRAPH else "eager, no CUDA graph"
-        used = names if side != OFF else ()
+        used = names if side in (ON, GRAPH) else ()
+        launches = LAUNCHES.get(side, "eager, no CUDA graph")
         what = f"{launches}; {side}: {', '.join(used) or 'torch compositions'}"
         entry = {
             "name": name,
@@ -132,7 +150,7 @@ def report(
             "baseline": OFF,
             "ratio": sample.times(samples[OFF]),
             "what_ran": what,
-            "ours": side != OFF,
+            "ours": side in (ON, GRAPH),
             "video_fps": 4e3 / sample.p50,
             "real_time": 4e3 / sample.p50 / REAL_TIME_FPS,
             "largest_pixel_difference_from_baseline": differences.get(side),
@@ -152,6 +170,7 @@ def frame(
     vae: WanVAEConfig = WanVAEConfig(),
     dtype: torch.dtype | None = None,
     module: ModuleType | None = None,
+    compiled: bool = False,
 ) -> None:
     """A preset with random weights and a full window; without a dtype in bfloat16 on a GPU, else in float32."""
     config = generator_preset(preset)
@@ -165,15 +184,10 @@ def frame(
     height, width = model.video_size
     name = f"frame/{preset}/{width}x{height}/{DTYPE_NAMES[dtype]}"
     names = _usable(document, name, session, control, module)
+    options = {"module": module, "warm_up": config.window + 2}
+    others = open_others(document, name, open_session, lambda number: control, names, compiled=compiled, **options)
     samples, differences = measure(
-        session,
-        lambda number: control,
-        names,
-        recorded=record_session(document, name, open_session, names, module),
-        module=module,
-        warm_up=config.window + 2,
-        steps=steps,
-        limit_s=limit_s,
+        session, lambda number: control, names, others=others, steps=steps, limit_s=limit_s, **options
     )
     work = Step(config, PROMPT_TOKENS if config.text_width else 0, wan_decoder(vae, *config.grid))
     flops = work.generator_flops + work.decoder_flops
@@ -184,7 +198,15 @@ def frame(
     report(document, name, samples, differences, names, flops, floor, **facts)
 
 
-def mini_person(document: Document, device: torch.device, *, steps: int, limit_s: float, module=None) -> None:
+def mini_person(
+    document: Document,
+    device: torch.device,
+    *,
+    steps: int,
+    limit_s: float,
+    module: ModuleType | None = None,
+    compiled: bool = False,
+) -> None:
     """The bundled model under a medley of motions, against the 24 frames per second that a viewer sees."""
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     model = aapt_fast.load_model("mini-person", dtype=dtype, device=device)
@@ -199,10 +221,9 @@ def mini_person(document: Document, device: torch.device, *, steps: int, limit_s
 
     name = f"frame/mini-person/96x96/{DTYPE_NAMES[dtype]}"
     names = _usable(document, name, session, controls(0), module)
-    recorded = record_session(document, name, open_session, names, module)
-    samples, differences = measure(
-        session, controls, names, recorded=recorded, module=module, warm_up=warm_up, steps=steps, limit_s=limit_s
-    )
+    options = {"module": module, "warm_up": warm_up}
+    others = open_others(document, name, open_session, controls, names, compiled=compiled, **options)
+    samples, differences = measure(session, controls, names, others=others, steps=steps, limit_s=limit_s, **options)
     report(document, name, samples, differences, names, None, None, weights="bundled")
 
 
@@ -223,6 +244,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=100, help="timed steps of each side, at most")
     parser.add_argument("--limit", type=float, default=15.0, help="seconds of timed steps per system, about")
     parser.add_argument("--preset", default="aapt-8b", help="aapt-8b, or a smaller one for a trial")
+    parser.add_argument("--compiled", action="store_true", help="against plain torch under torch.compile as well")
     arguments = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cpu" and arguments.preset == "aapt-8b":
@@ -230,7 +252,8 @@ def main() -> None:
         sys.exit(3)
     document = Document.open(arguments.out, shlex.join(sys.argv))
     vae = WanVAEConfig() if device.type == "cuda" else WanVAEConfig(base_dim=8)
-    options = {"steps": arguments.steps, "limit_s": arguments.limit, "module": extension_or_none()}
+    options = {"steps": arguments.steps, "limit_s": arguments.limit, "compiled": arguments.compiled}
+    options["module"] = extension_or_none()
     document.add("clocks", {"before": "frame", "clocks": clocks()})
     status = 0
     for name, program in (

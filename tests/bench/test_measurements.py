@@ -16,6 +16,7 @@ from bench import bench_frame, measure_ceilings
 from bench.harness.document import Document, problems
 from bench.measure_ceilings import hardware, verdict
 
+from aapt_fast.bench.compiled import CompiledSession
 from aapt_fast.bench.kernels import MISSING
 from aapt_fast.bench.roofline import Step
 from aapt_fast.bench.systems import default_dtype
@@ -165,7 +166,17 @@ def test_a_step_that_cannot_be_recorded_is_a_failure_beside_the_results(document
     bench_frame.frame(document, "nano", torch.device("cpu"), steps=5, limit_s=0.0, vae=WanVAEConfig(base_dim=4))
     assert len(document.content["results"]) == 1
     failure = document.content["failures"][-1]
-    assert failure["what_ran"] == "cuda_graph" and "not permitted when stream is capturing" in failure["reason"]
+    assert failure["what_ran"] == "kernels on, recorded" and "when stream is capturing" in failure["reason"]
+
+
+def test_plain_torch_compiled_is_a_fourth_side(document, monkeypatch):
+    monkeypatch.setattr(CompiledSession, "compiler", staticmethod(lambda function, mode: function))
+    options = {"steps": 5, "limit_s": 0.0, "vae": WanVAEConfig(base_dim=4), "compiled": True}
+    bench_frame.frame(document, "nano-text", torch.device("cpu"), **options)
+    off, compiled = document.content["results"]
+    assert compiled["what_ran"] == "compiled by torch; torch.compile, contiguous keys: torch compositions"
+    assert not compiled["ours"] and compiled["largest_pixel_difference_from_baseline"] <= 1
+    assert off["ratio"] == 1.0 and problems(document.content) == []
 
 
 def test_a_kernel_that_refuses_is_left_out(document, monkeypatch, request):

@@ -179,6 +179,10 @@ class GrowingCache(FunctionalCache):
         nearest_sink = self.next_frame - self.window - 1
         self._tables = {index: table for index, table in self._tables.items() if index >= nearest_sink}
 
+    def kept(self, layer: int) -> tuple[KeysAndValues | None, KeysAndValues | None, list[KeysAndValues]]:
+        """What a layer keeps between two calls, keys and values [B, N, Hkv, D]: text, sink (not rotated), window."""
+        return None if self.text is None else self.text[layer], self._sinks[layer], list(self._past[layer])
+
     def detach(self) -> GrowingCache:
         """A new cache with the same past, cut from its graph: the start of the next segment of a long rollout.
 

@@ -92,7 +92,7 @@ class StreamSession:
         require(nfe >= 1, "nfe", "at least 1 evaluation per step", nfe)
         if pool is not None:
             _check_pool(pool, model)
-        self.model, self._sampler = model, _sampler(model, nfe, few_step, cuda_graph)
+        self.model, self._sampler = model, self._choose_sampler(model, nfe, few_step, cuda_graph)
         self._pool, self._owns_pool = pool, pool is None
         self._closed: str | None = None  # why
         self._steps = 0
@@ -243,6 +243,22 @@ class StreamSession:
         """Whether the session has given its pages back and can no longer be used."""
         return self._closed is not None
 
+    def _choose_sampler(self, model: StreamModel, nfe: int, few_step: FewStep | None, cuda_graph: bool) -> Sampler:
+        """The way in which the generator of `model` makes frames."""
+        kind = model.device.type
+        require(not cuda_graph or kind in RECORDERS, "cuda_graph", f"False: steps on a {kind} are not recorded", True)
+        if isinstance(model.generator, WanTransformer):
+            require(not cuda_graph, "cuda_graph", "False: blocks of a Wan transformer are not recorded", True)
+            require(nfe == 1, "nfe", "1, the default: few_step says how often a Wan transformer is evaluated", nfe)
+            return BlockSampler(model, few_step or FewStep())
+        require(few_step is None, "few_step", "None: this generator is evaluated nfe times", few_step)
+        expected = "an autoregressive generator; to_autoregressive makes one"
+        config = model.generator.config
+        require(config.autoregressive, "model", expected, "a bidirectional one")
+        if config.folded_t is not None:  # it has the weights of one timestep, that of the only evaluation
+            require(nfe == 1, "nfe", f"1: the generator is folded at t = {config.folded_t}", nfe)
+        return RecordedFrameSampler(model, nfe) if cuda_graph else FrameSampler(model, nfe)
+
     def _begin(self, start: _Start, begun: float) -> None:
         decoder, first_frame = self.model.vae.stream(), None
         if start.image is not None:
@@ -318,23 +334,6 @@ class StreamSession:
     def _require_open(self) -> None:
         if self._closed is not None:
             raise SessionClosed(f"session: it was closed {self._closed}")
-
-
-def _sampler(model: StreamModel, nfe: int, few_step: FewStep | None, cuda_graph: bool) -> Sampler:
-    """The way in which the generator of `model` makes frames."""
-    kind = model.device.type
-    require(not cuda_graph or kind in RECORDERS, "cuda_graph", f"False: steps on a {kind} are not recorded", True)
-    if isinstance(model.generator, WanTransformer):
-        require(not cuda_graph, "cuda_graph", "False: blocks of a Wan transformer are not recorded", True)
-        require(nfe == 1, "nfe", "1, the default: few_step says how often a Wan transformer is evaluated", nfe)
-        return BlockSampler(model, few_step or FewStep())
-    require(few_step is None, "few_step", "None: this generator is evaluated nfe times", few_step)
-    expected = "an autoregressive generator; to_autoregressive makes one"
-    config = model.generator.config
-    require(config.autoregressive, "model", expected, "a bidirectional one")
-    if config.folded_t is not None:  # it has the weights of one timestep, that of the only evaluation
-        require(nfe == 1, "nfe", f"1: the generator is folded at t = {config.folded_t}", nfe)
-    return RecordedFrameSampler(model, nfe) if cuda_graph else FrameSampler(model, nfe)
 
 
 def _check_start(model: StreamModel, image: object, prompt: object) -> None:

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The baseline makes the frames of a session, through the first frame, the filling and the full window."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from aapt_fast.bench import compiled
+from aapt_fast.bench.compiled import CompiledSession, plain_ops
+from aapt_fast.bench.inputs import random_image, random_prompt
+from aapt_fast.models import generator
+from aapt_fast.testing.compare import assert_near
+from aapt_fast.testing.streams import STREAMS, play, random_controls, random_model, random_session
+
+STEPS = 10  # the window is 2, its ring goes round twice
+
+
+class OneGraphSession(CompiledSession):
+    """Captured whole, as for Inductor, whose code takes a minute to build and is not looked at here."""
+
+    compiler = staticmethod(lambda function, mode: torch.compile(function, backend="aot_eager", fullgraph=True))
+
+
+def open_baseline(model, **options) -> OneGraphSession:
+    control = random_controls(model, 1, seed=5)[0]
+    if model.control is not None and model.control.with_previous:
+        options["image_control"] = control[0]
+    return OneGraphSession(model, random_image(model), prompt=random_prompt(model), seed=7, **options)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("config", STREAMS.values(), ids=STREAMS)
+def test_it_makes_the_frames_of_a_session(config, dtype):
+    torch.compiler.reset()
+    model = random_model(config, dtype)
+    controls = random_controls(model, STEPS)
+    with open_baseline(model) as baseline, random_session(model) as session:
+        expected, _ = play(session, controls)
+        frames, video = play(baseline, controls)
+    assert_near(frames, expected, 1e-5 if dtype == torch.float32 else 0.1)
+    assert video.dtype == torch.uint8
+
+
+def test_a_full_window_is_compiled_once_and_without_our_ops():
+    torch.compiler.reset()
+    graphs: list[torch.fx.GraphModule] = []
+
+    def keep(graph, _):
+        graphs.append(graph)
+        return graph
+
+    class Session(OneGraphSession):
+        compiler = staticmethod(lambda function, mode: torch.compile(function, backend=keep, fullgraph=True))
+
+    model = random_model(next(iter(STREAMS.values())))
+    with Session(model, random_image(model), seed=7) as session:
+        play(session, random_controls(model, STEPS))
+    assert len(graphs) == 1 and "aapt" not in graphs[0].code and "scaled_dot_product_attention" in graphs[0].code
+
+
+def test_plain_ops_are_there_inside_the_block_only():
+    before = generator.gate_residual_norm, generator.channel_concat
+    with pytest.raises(ZeroDivisionError), plain_ops():
+        assert generator.gate_residual_norm is compiled._gate_residual_norm
+        raise ZeroDivisionError
+    assert (generator.gate_residual_norm, generator.channel_concat) == before
+
+
+def test_it_has_one_evaluation_and_no_fork():
+    model = random_model(next(iter(STREAMS.values())))
+    with pytest.raises(ValueError, match="nfe: expected 1, and no other option, got 2"):
+        open_baseline(model, nfe=2)
+    with open_baseline(model) as session, pytest.raises(RuntimeError, match="the baseline cannot be forked"):
+        session.fork()
