@@ -10,11 +10,12 @@ import torch
 
 from aapt_fast.bench import kernels, systems
 from aapt_fast.bench.inputs import random_controls
-from aapt_fast.bench.stages import STAGES, StepTimer
+from aapt_fast.bench.stages import INSIDE, STAGES, StepTimer, inside_generator
 from aapt_fast.bench.systems import find_system, obstacle
 from aapt_fast.bench.timing import lateness
 from aapt_fast.models.presets import MINI_PERSON, NANO, NANO_TEXT
 from aapt_fast.ops.kernels import use_kernels
+from aapt_fast.streaming import paged_cache
 from aapt_fast.streaming.recording import RECORDERS
 from aapt_fast.testing.recorder import record_on_cpu
 from aapt_fast.testing.streams import random_model, random_session
@@ -93,6 +94,17 @@ def test_stages_of_a_step_add_up_and_change_nothing(cuda_graph, monkeypatch):
     session.step(control), plain.step(control)  # without the timer again
     assert torch.equal(session.frame, plain.frame)
     assert not model.generator._forward_hooks and not model.generator._forward_pre_hooks
+
+
+def test_parts_of_the_generator_add_up_and_change_nothing():
+    model = random_model(NANO_TEXT)
+    session, plain = random_session(model), random_session(model)
+    before = paged_cache.kv_write, paged_cache.paged_attention
+    parts = inside_generator(session, None)
+    plain.step()
+    assert tuple(parts) == INSIDE and all(value > 0 for value in parts.values())
+    assert torch.equal(session.frame, plain.frame)
+    assert (paged_cache.kv_write, paged_cache.paged_attention) == before
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,11 @@ def test_a_target_that_is_met(capsys, tmp_path: Path):
     assert verdict["at_this_pace"]["late_steps"] == 0 and verdict["at_this_pace"]["steps"] == 5
     assert document["memory"]["peak_bytes"] > document["memory"]["expected_weights_bytes"] > 0
     assert document["start"]["all_s"] > document["start"]["session_s"] > 0
+    since = document["start"]["since_process_start_s"]
+    assert since is None or since > document["start"]["all_s"]
+    inside = full["inside_generator"]
+    assert set(inside) == {"keys and values", "attention", "rest"} and cold["inside_generator"] is None
+    assert all(part["p50_ms"] > 0 for part in inside.values()) and "inside the generator" in above
     assert document["question"]["window"] == 2 and document["doctor"]["torch"]["version"] == torch.__version__
 
 

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from aapt_fast.bench.inputs import random_controls, random_image, random_prompt
 from aapt_fast.bench.kernels import what_runs
-from aapt_fast.bench.machine import clocks
-from aapt_fast.bench.stages import STAGES, StepTime, StepTimer
+from aapt_fast.bench.machine import clocks, seconds_since_process_start
+from aapt_fast.bench.stages import INSIDE, STAGES, StepTime, StepTimer, inside_generator
 from aapt_fast.bench.systems import System
 from aapt_fast.bench.timing import Sample, lateness, percentile
 from aapt_fast.errors import require
@@ -58,7 +58,8 @@ class Measured:
     """Steps by phase, and what else was seen."""
 
     phases: dict[str, list[StepTime]]
-    start: dict[str, float]  # seconds
+    inside: list[dict[str, float]]  # milliseconds of parts of the generator, in steps that are launched one by one
+    start: dict[str, float | None]  # seconds
     memory: dict[str, Any]
     what_ran: dict[str, str]
     clocks: list[str | None]  # before and after
@@ -78,12 +79,13 @@ def measure(system: System, choice: Choice, *, steps: int, limit_s: float) -> Me
     open_session = functools.partial(StreamSession, model, random_image(model), prompt=prompt, seed=7)
     with open_session(cuda_graph=choice.cuda_graph) as session, StepTimer(model) as timer:
         cold = timer.step(session, control)
-        first_frames = time.perf_counter()
+        first_frames, since_start = time.perf_counter(), seconds_since_process_start()
         start = {
             "model_s": built - begun,
             "session_s": session.latency.first_frame_s,
             "first_step_s": cold.whole / 1e3,
             "all_s": first_frames - begun,
+            "since_process_start_s": since_start,
         }
         session.reset()
         filling = [timer.step(session, control) for _ in range(config.window + 1)]
@@ -91,9 +93,13 @@ def measure(system: System, choice: Choice, *, steps: int, limit_s: float) -> Me
             timer.step(session, control)
         full = _steady(timer, session, control, steps, limit_s)
         states.append(clocks())
-    with open_session() as session:  # recordings keep the kernels that they were made with
+    with open_session() as session:  # launched one by one: a recording is looked into by nobody
+        for _ in range(config.window + 1):
+            session.step(control)
+        inside = [inside_generator(session, control) for _ in range(FEWEST_STEPS)]
         ran = what_runs(session, control)
-    return Measured({"cold": [cold], "filling": filling, "full": full}, start, _memory(system, choice), ran, states)
+    phases = {"cold": [cold], "filling": filling, "full": full}
+    return Measured(phases, inside, start, _memory(system, choice), ran, states)
 
 
 def _prepared(system: System, choice: Choice) -> StreamModel:
@@ -145,12 +151,17 @@ def results(system: System, choice: Choice, measured: Measured) -> list[dict[str
                 "what_ran": choice.in_words(),
                 "ours": True,
                 "stages": stages,
+                "inside_generator": _inside(measured.inside) if phase == "full" else None,
                 "video_fps": 1e3 * FRAMES_PER_STEP / sample.p50,
                 "decoder": system.decoder,
                 "weights": "bundled" if system.bundled else "random",
             }
         )
     return entries
+
+
+def _inside(steps: list[dict[str, float]]) -> dict[str, dict[str, float]]:
+    return {part: {"p50_ms": percentile([step[part] for step in steps], 50)} for part in INSIDE}
 
 
 def _percentiles(milliseconds: Sequence[float]) -> dict[str, float]:

@@ -44,6 +44,17 @@ def new_document(command: str) -> dict[str, Any]:
     }
 
 
+def seconds_since_process_start() -> float | None:
+    """How long this process has lived, imports included; None where the system does not say it as Linux does."""
+    try:
+        words = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+        up = float(Path("/proc/uptime").read_text().split()[0])
+    except OSError:
+        return None
+    started = int(words[19]) / os.sysconf("SC_CLK_TCK")  # field 22 of proc(5), after boot
+    return up - started
+
+
 def gpu() -> dict[str, Any] | None:
     """What torch says about the present GPU, or None without one."""
     if not torch.cuda.is_available():

@@ -3,22 +3,32 @@
 
 condition: from the call until the generator begins: controls, noise, pages; generator: its forward call with all
 blocks, keys and values; decode: until the frames are complete; to host: the copy that an encoder or a socket reads.
+
+Inside the generator, in steps of their own because so many marks cost time: keys and values written to their pages,
+attention over the pages, and the rest.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from types import TracebackType
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from aapt_fast.models.stream_model import StreamModel
+from aapt_fast.streaming import paged_cache
 from aapt_fast.streaming.session import StreamSession
 
 STAGES = ("condition", "generator", "decode", "to host")
+OPS = {"kv_write": "keys and values", "paged_attention": "attention"}
+INSIDE = (*OPS.values(), "rest")
+"""Of the generator."""
 
 
 @dataclass(frozen=True)
@@ -91,3 +101,46 @@ class StepTimer:
         event = torch.cuda.Event(enable_timing=True)
         event.record()
         self._events.append(event)
+
+
+def inside_generator(session: StreamSession, control: Tensor | None) -> dict[str, float]:
+    """Take a step of `session`, whose steps are not recorded: milliseconds of the generator by part, see `INSIDE`.
+
+    control [entries, J, 3] or [entries, C, h, w] or None.
+    """
+    with StepTimer(session.model) as timer, _timed_ops(session.model.device.type == "cuda") as spans:
+        whole = timer.step(session, control).stages["generator"]
+        parts = {OPS[name]: sum(milliseconds() for milliseconds in spans[name]) for name in OPS}
+    return {**parts, "rest": max(whole - sum(parts.values()), 0.0)}
+
+
+@contextmanager
+def _timed_ops(cuda: bool) -> Iterator[dict[str, list[Callable[[], float]]]]:
+    """By op, the milliseconds of its calls in paged caches, to be asked for once they have been computed."""
+    spans: dict[str, list[Callable[[], float]]] = {name: [] for name in OPS}
+    before = {name: getattr(paged_cache, name) for name in OPS}
+
+    def timed(name: str) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            if cuda:
+                begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+                begin.record()
+                result = before[name](*arguments)
+                end.record()
+                spans[name].append(lambda: begin.elapsed_time(end))
+                return result
+            begun = time.perf_counter()
+            result = before[name](*arguments)
+            took = 1e3 * (time.perf_counter() - begun)
+            spans[name].append(lambda: took)
+            return result
+
+        return call
+
+    try:
+        for name in OPS:
+            setattr(paged_cache, name, timed(name))
+        yield spans
+    finally:
+        for name, op in before.items():
+            setattr(paged_cache, name, op)

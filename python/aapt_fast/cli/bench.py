@@ -122,11 +122,15 @@ def _measure(document: dict[str, Any], system: System, choice: Choice, arguments
         stages = ", ".join(f"{stage} {entry['stages'][stage]['p50_ms']:.2f}" for stage in STAGES)
         print(f"{entry['name']}: p50 {entry['p50_ms']:.2f} ms, p95 {entry['p95_ms']:.2f}, p99 {entry['p99_ms']:.2f}")
         print(f"  of that: {stages}")
+    inside = document["results"][-1]["inside_generator"]
+    parts = ", ".join(f"{part} {times['p50_ms']:.2f}" for part, times in inside.items())
+    print(f"  inside the generator, launched one by one: {parts}")
     print(f"how: {choice.in_words()}")
     for op, what in measured.what_ran.items():
         print(f"  {op}: {what}")
     late, word = found["at_this_pace"], "met" if found["met"] else "missed"
-    print(f"start: {', '.join(f'{name} {seconds:.2f}' for name, seconds in measured.start.items())}")
+    start = {name: seconds for name, seconds in measured.start.items() if seconds is not None}
+    print(f"start: {', '.join(f'{name} {seconds:.2f}' for name, seconds in start.items())}")
     print(f"memory: {measured.memory['peak_bytes'] / 2**20:.0f} MiB at most, {measured.memory['peak_of']}")
     print(f"target {found['target_ms']:g} ms {word}: {found['judged_ms']:.2f} ms ({found['judged']})")
     print(
