@@ -121,3 +121,18 @@ def test_copies_cover_all_layers_keys_and_values():
 def test_bad_sizes(arguments, named):
     with pytest.raises(ValueError, match=f"^{named}: expected"):
         PagePool(*arguments)
+
+
+def test_a_gpu_without_room_is_found_out_before_anything_is_allocated(monkeypatch):
+    gib = 2**30
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (3 * gib, 80 * gib))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 2 * gib)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: gib)
+    monkeypatch.setattr(
+        torch, "zeros", lambda *shape, **options: torch.empty(*shape, dtype=options["dtype"], device="meta")
+    )
+    fitting = 4 * gib // pool_bytes(32, 1, 24, 128, torch.bfloat16)
+    assert PagePool(32, fitting, 24, 128, torch.bfloat16, "cuda").pages == fitting
+    expected = rf"pool: {fitting + 1} pages need 4\.0 GiB, 4\.0 of 80\.0 GiB are free on cuda"
+    with pytest.raises(PoolExhausted, match=expected):
+        PagePool(32, fitting + 1, 24, 128, torch.bfloat16, "cuda")

@@ -55,6 +55,7 @@ class PagePool:
 
     Raises:
         ValueError: a size below 1, or another dtype.
+        PoolExhausted: a GPU has less memory left than that; nothing has been allocated.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class PagePool:
         for name, size in (("layers", layers), ("pages", pages), ("heads", heads), ("head_dim", head_dim)):
             require(size >= 1, name, "at least 1", size)
         require(dtype in PAGE_DTYPES, "dtype", " or ".join(map(str, PAGE_DTYPES)), dtype)
+        _require_room(pool_bytes(layers, pages, heads, head_dim, dtype), pages, torch.device(device))
         self.k = torch.zeros(layers, pages, PAGE_SLOTS, heads, head_dim, dtype=dtype, device=device)
         self.v = torch.zeros_like(self.k)
         self.by_layer = list(zip(self.k.unbind(0), self.v.unbind(0), strict=True))
@@ -154,3 +156,14 @@ class PagePool:
             require(
                 count <= holders, "ids", "pages that are held", f"page {page} {count} times, it has {holders} holders"
             )
+
+
+def _require_room(needed: int, pages: int, device: torch.device) -> None:
+    """Raise PoolExhausted if a GPU lacks `needed` bytes, counting what torch holds there without using it."""
+    if device.type != "cuda":
+        return
+    free, total = torch.cuda.mem_get_info(device)
+    free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    if needed > free:
+        amounts = f"{needed / 2**30:.1f} GiB, {free / 2**30:.1f} of {total / 2**30:.1f} GiB are free"
+        raise PoolExhausted(f"pool: {pages} pages need {amounts} on {device}")
