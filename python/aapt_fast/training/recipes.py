@@ -92,11 +92,11 @@ PERSON = Recipe(
     pose=PoseNetworkConfig(),
     codec=CodecConfig(),
     pretrain=PretrainConfig(model=bidirectional(MINI_PERSON), steps=500),
-    diffusion=DiffusionConfig(model=MINI_PERSON, steps=7000, recycled_noise=0.15),
+    diffusion=DiffusionConfig(model=MINI_PERSON, steps=5000, recycled_noise=0.15),
     consistency=ConsistencyConfig(model=MINI_PERSON, steps=200, recycled_noise=0.15),
     adversarial=AdversarialConfig(
         model=MINI_PERSON,
-        steps=320,
+        steps=260,
         segments=2,
         adversarial=0.15,  # pulls at the frames about five times as much as the reconstruction
         penalty=300.0,
