@@ -161,7 +161,7 @@ def test_a_start_of_another_configuration_is_refused(tmp_path):
 
 
 def test_stage_1_takes_the_weights_of_its_start_and_leaves_them_alone(tmp_path):
-    start = Generator(NANO)
+    start = Generator(dataclasses.replace(NANO, shift=2.0))
     before = {name: value.clone() for name, value in start.state_dict().items()}
     still = {"matrix_rate": 0.0, "rate": 0.0, "weight_decay": 0.0}
     config = DiffusionConfig(NANO, steps=1, batch=2, clip_frames=4, compile=False, **still)

@@ -18,6 +18,7 @@ The model starts from random weights or, as in the paper, from a pre-trained bid
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,10 +70,12 @@ def train_diffusion(
 
     `channel_weights` [C] weigh the latent channels in the loss. `evaluate` is called on the averaged weights. `start`,
     a model of configuration config.model, gives the first weights of a new run (None: random ones); a run that has
-    begun goes on from its own. Raises ValueError for clips that are too short and for a start of another configuration.
+    begun goes on from its own. Raises ValueError for clips that are too short and for a start of another configuration;
+    its shift may differ, no weight depends on it.
     """
     if start is not None:
-        require(start.config == config.model, "start", f"a generator of {config.model}", start.config)
+        fits = dataclasses.replace(start.config, shift=config.model.shift) == config.model
+        require(fits, "start", f"a generator of {config.model}", start.config)
     clips.require_frames(config.clip_frames, config.model.window + 2)
     torch.manual_seed(config.seed)
     model = Generator(config.model)
