@@ -18,7 +18,7 @@ import torch
 from aapt_fast.errors import require, require_device, require_shape
 from aapt_fast.ops._checks import check_tensor
 from aapt_fast.ops._library import library
-from aapt_fast.ops.kernels import run_kernel, view
+from aapt_fast.ops.kernels import kernel_on_cpu, run_kernel, view
 
 IMPLEMENTATIONS = {
     "cpu": "torch composition: addcmul, rms_norm, addcmul",
@@ -66,7 +66,8 @@ def gate_residual_norm(
     _check_modulation("gate", gate, x)
     _check_modulation("scale", scale, x)
     _check_modulation("shift", shift, x)
-    if torch.compiler.is_compiling() and x.device.type == "cpu":  # no kernel there: let the compiler fuse it
+    fuses = torch.compiler.is_compiling() and x.device.type == "cpu" and not kernel_on_cpu("gate_residual_norm")
+    if fuses:  # the compiler puts these operators together with their neighbours
         return _composition(x.float() if torch.is_autocast_enabled("cpu") else x, y, gate, scale, shift, eps)
     return torch.ops.aapt.gate_residual_norm.default(x, y, gate, scale, shift, eps)
 

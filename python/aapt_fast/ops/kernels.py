@@ -149,6 +149,17 @@ def run_kernel(op: str, device: torch.device, launch: Callable[[Callable[..., An
     return None
 
 
+@torch.compiler.assume_constant_result
+def kernel_on_cpu(op: str) -> bool:
+    """Whether a kernel, of an emulated build, is on for `op` on the CPU. For code that torch traces: asked once."""
+    selected = selection()
+    module = None if selected.names == ("none",) else selected.module()
+    device = torch.device("cpu")
+    if module is None or not runs_on(module, device):
+        return False
+    return any(selected.allows(kernel, module, device) for kernel in KERNELS if kernel.split("/")[0] == op)
+
+
 def runs_on(module: ModuleType, device: torch.device) -> bool:
     """True if kernels of the compiled module can run on tensors of this device."""
     info = _build_info(module)
