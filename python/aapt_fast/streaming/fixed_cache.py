@@ -18,14 +18,14 @@ import torch
 from torch import Tensor
 
 from aapt_fast.ops import PAGE_SLOTS
-from aapt_fast.streaming.paged_cache import PagedCache, TextPages, _Step
+from aapt_fast.streaming.paged_cache import PagedCache, StepPages, TextPages
 from aapt_fast.streaming.pages import PagePool, pages_for, valid_slots
 
 
 class FixedPagedCache(PagedCache):
     """`PagedCache` for steps that are recorded once and replayed: arguments and errors are the same.
 
-    `sink_keys` [layers, slots of a frame, Hkv, D] are those of frame 1, normalised and not rotated.
+    As there, the keys of frame 1 before rotation, [layers, slots of a frame, Hkv, D], are kept beside the pages.
 
     `prepare` writes the tables of the next frame. A recording runs the model several times, so `advance` changes
     nothing here; `finish` moves on to the next frame.
@@ -52,8 +52,7 @@ class FixedPagedCache(PagedCache):
         self._table = torch.zeros(2, entries, dtype=torch.int32, device=device)  # page ids, valid slots
         self._sink_ids = torch.zeros(self._frame_pages, dtype=torch.int64, device=device)
         self._rotations = torch.zeros(2, 2, slots, width // 2, device=device)  # own, sink; cos, sin
-        self.sink_keys = pool.k.new_zeros(layers, slots, heads, width)
-        self._sink_keys = self.sink_keys
+        self._sink_keys = pool.k.new_zeros(layers, slots, heads, width)
         self._spare: list[int] = []  # instead of the sink, while it is in the window
         try:
             self._spare = pool.allocate(self._frame_pages)
@@ -94,7 +93,7 @@ class FixedPagedCache(PagedCache):
     def _is_first(self) -> bool:
         return self.records_first
 
-    def _plan(self) -> _Step:
+    def _plan(self) -> StepPages:
         rotations = [self.rope(max(index, 1)) for index in (self.next_frame, self.next_frame - self.window - 1)]
         for place, tables in zip(self._rotations, rotations, strict=True):
             for rotation, table in zip(place, tables, strict=True):
@@ -104,7 +103,7 @@ class FixedPagedCache(PagedCache):
         self._sink_ids.copy_(torch.tensor(sink))
         self._table.copy_(torch.tensor([*zip(*self._entries(own), strict=True)], dtype=torch.int32))
         (cos, sin), sink_rotation = self._rotations[0, :, : self.tokens].unbind(), self._rotations[1].unbind()
-        return _Step(own, self._table[:1], self._table[1:], (cos, sin), self._sink_ids, sink_rotation)
+        return StepPages(own, self._table[:1], self._table[1:], (cos, sin), self._sink_ids, sink_rotation)
 
     def _entries(self, own: list[int]) -> list[tuple[int, int]]:
         """Page and valid slots of every entry of the list; a page without valid slots may be any."""
@@ -117,8 +116,8 @@ class FixedPagedCache(PagedCache):
         return [*text, *sink, *past, *missing, *zip(own, counts, strict=True)]
 
     def _take_sink_keys(self, keys: Tensor | None) -> None:
-        assert keys is not None
-        self.sink_keys.copy_(keys)
+        assert keys is not None and self._sink_keys is not None
+        self._sink_keys.copy_(keys)
 
     def _drop_spare(self) -> None:
         """Once the sink has pages of its own, nobody needs the spare ones."""

@@ -103,7 +103,7 @@ class TextPages:
 
 
 @dataclass
-class _Step:
+class StepPages:
     """What all layers of one step share."""
 
     own: list[int]  # pages of the frame
@@ -155,7 +155,7 @@ class PagedCache:
         self._past: deque[list[int]] = deque()  # pages of the frames in the window, oldest first
         self._sink: list[int] = []  # pages of frame 1 once it has left the window
         self._sink_keys: Tensor | None = None  # [layers, slots of a frame, Hkv, D], normalised, not rotated
-        self._step: _Step | None = None  # between prepare and advance
+        self._step: StepPages | None = None  # between prepare and advance
         self._released = False
 
     def prepare(self) -> None:
@@ -250,7 +250,7 @@ class PagedCache:
         """Whether the frame that is being attended is the one that becomes the sink."""
         return self.next_frame == 1
 
-    def _plan(self) -> _Step:
+    def _plan(self) -> StepPages:
         """Allocate the pages of the next frame, and of the sink if others hold it too; build the page list."""
         device = self.pool.k.device
         cos, sin = (table.to(device) for table in self.rope(self.next_frame))
@@ -262,7 +262,7 @@ class PagedCache:
         page_valid = text_valid + valid_slots(self.tokens) * len(frames)
         table = torch.tensor([page_ids, page_valid], dtype=torch.int32, device=device)
         sink_ids = table[0, len(text_ids) : len(text_ids) + len(self._sink)].long()
-        return _Step(own, table[:1], table[1:], (cos, sin), sink_ids, sink_rotation)
+        return StepPages(own, table[:1], table[1:], (cos, sin), sink_ids, sink_rotation)
 
     def _take_pages(self) -> list[int]:
         """Pages for the next frame; the sink gets some of its own if others hold it too."""

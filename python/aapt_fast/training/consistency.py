@@ -39,7 +39,7 @@ class ConsistencyConfig:
     clip_frames: int = 10
     levels: int = 32  # steps of the grid, uniform and then shifted by model.shift
     share_at_start: float = 0.5
-    recycled_noise: float = 0.0  # as in stage 1; without it the student forgets to forgive its own errors
+    recycled_noise: float = 0.0  # as in stage 1; the paper adds none
     matrix_rate: float = 0.003
     rate: float = 3e-4
     weight_decay: float = 0.01

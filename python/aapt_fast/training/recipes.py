@@ -133,7 +133,13 @@ COMPANY = dataclasses.replace(
     consistency=ConsistencyConfig(model=MINI_PERSON, steps=240, recycled_noise=0.15),
     # the truth is one of many here, so the adversarial loss leads and the reconstruction only keeps hold
     adversarial=dataclasses.replace(
-        PERSON.adversarial, steps=160, discriminator_alone=40, adversarial=2.0, balanced=True, penalty=100.0
+        PERSON.adversarial,
+        steps=160,
+        discriminator_alone=40,
+        discriminator_rate=1e-3,
+        adversarial=2.0,
+        balanced=True,
+        penalty=100.0,
     ),
 )
 
