@@ -68,7 +68,7 @@ def test_from_an_empty_folder_to_a_session(name: str, tmp_path: Path) -> None:
     file = tmp_path / recipe.name / "model.safetensors"
     model, gallery = aapt_fast.load_model(file), aapt_fast.load_gallery(file)
     assert len(gallery) == 2 and len(gallery[0].pose) == 17
-    assert gallery[1].identity == (1 if name == "person" else None)
+    assert gallery[1].identity == (None if name == "company" else 1)
     assert (gallery[1].image == make_clip(recipe.first_frames, 1)[0][0].numpy()).all()
     last = torch.load(tmp_path / "adversarial" / "generator.pt", weights_only=True)
     assert_near(model.generator.unpatch.weight, last["unpatch.weight"].half().float(), 1e-6)
@@ -153,11 +153,33 @@ def test_a_recipe_may_start_from_a_model(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(recipes, "train_codec", note_codec)
     monkeypatch.setattr(recipes, "train_diffusion", note_diffusion)
     (tmp_path / "second" / "codec").mkdir(parents=True)
-    recipes.train(dataclasses.replace(recipe, start=str(file)), tmp_path / "second", ("codec", "diffusion"))
+    onwards = dataclasses.replace(recipe, start=str(file), pretrain=None)
+    recipes.train(onwards, tmp_path / "second", ("codec", "pretrain", "diffusion"))
     expected = aapt_fast.load_model(file)
     assert torch.equal(starts[0].linear_encoder.weight, expected.vae.linear_encoder.weight)
     assert torch.equal(starts[1].unpatch.weight, expected.generator.unpatch.weight)
     assert (tmp_path / "second" / "diffusion" / "start.txt").read_text() == str(file)
+
+
+def test_a_recipe_without_a_codec_takes_over_that_of_its_start(tmp_path: Path) -> None:
+    first = tiny(PERSON)
+    recipes.train(first, tmp_path / "first", ("codec", "diffusion", "export"))
+    file = tmp_path / "first" / first.name / "model.safetensors"
+    onwards = dataclasses.replace(first, start=str(file), pretrain=None, codec=None)
+    recipes.train(onwards, tmp_path / "second", ("codec", "diffusion", "export"))
+    before = aapt_fast.load_model(file)
+    after = aapt_fast.load_model(tmp_path / "second" / onwards.name / "model.safetensors")
+    assert torch.equal(before.vae.linear_encoder.weight, after.vae.linear_encoder.weight)
+    assert not torch.equal(before.generator.unpatch.weight, after.generator.unpatch.weight)
+    with pytest.raises(ValueError, match=r"stage: expected one of a recipe that does not start from a model"):
+        recipes.train_pretrain_stage(onwards, tmp_path / "second")
+
+
+def test_recipes_that_contradict_themselves_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"start: expected a model, as the recipe trains no codec, got None"):
+        dataclasses.replace(PERSON, codec=None)
+    with pytest.raises(ValueError, match=r"pretrain: expected None, as stage 1 begins from mini-person"):
+        dataclasses.replace(PERSON, start="mini-person")
 
 
 def test_company_has_more_persons_and_company() -> None:

@@ -1,19 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Train a model from nothing by one of the recipes; goes on where it was stopped."""
+"""Train a model by one of the recipes, from nothing or from another model; goes on where it was stopped."""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from pathlib import Path
 
+from aapt_fast.errors import require
 from aapt_fast.training.recipes import MAIN_STAGES, RECIPES, STAGES, train
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", choices=RECIPES)
     parser.add_argument("--out", type=Path, required=True, help="folder of the run: data, checkpoints, logs, samples")
+    parser.add_argument(
+        "--start", metavar="MODEL", help="what person-onwards and company start from: a bundled model (default) or a file"
+    )
     parser.add_argument("--stage", choices=STAGES, action="append", help="only this stage (may be repeated)")
 
 
 def run(arguments: argparse.Namespace) -> None:
-    train(RECIPES[arguments.recipe], arguments.out, tuple(arguments.stage or MAIN_STAGES))
+    recipe = RECIPES[arguments.recipe]
+    if arguments.start is not None:
+        require(recipe.start is not None, "--start", "none for a recipe that begins from nothing", arguments.start)
+        recipe = dataclasses.replace(recipe, start=arguments.start)
+    train(recipe, arguments.out, tuple(arguments.stage or MAIN_STAGES))

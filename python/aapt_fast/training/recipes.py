@@ -2,11 +2,12 @@
 """Recipes: which data, which stages and which settings make a model.
 
 make train-person        # from nothing to the evaluated one-step weights; resumable at any kill
+aapt-fast train person-onwards --out runs/onwards  # the same stages, from a model that is there
 aapt-fast train company --out runs/company  # persons in company, from the weights of the bundled model
 
-The stages of AAPT start from what is there: stage 1 from the stage pretrain (a bidirectional model, converted), from
-the recipe's `start` or from random weights, consistency from stage 1, adversarial from consistency if that has
-finished, else from stage 1. `reconstruction` is no stage of AAPT but its baseline: adversarial training without an
+The stages of AAPT start from what is there: stage 1 from the recipe's `start`, else from the stage pretrain (a
+bidirectional model, converted), else from random weights, consistency from stage 1, adversarial from consistency if
+that has finished, else from stage 1. `reconstruction` is no stage of AAPT but its baseline: adversarial training without an
 adversary. What is exported is the last stage of AAPT that has finished; the evaluation compares all that have.
 """
 
@@ -67,12 +68,17 @@ class Recipe:
     first_frames: ClipSetConfig  # the gallery that comes with the model
     held_out: tuple[ClipSetConfig, ...]  # for the final evaluations; the first is the gallery's
     pose: PoseNetworkConfig  # what reads joints off the final evaluation's videos; nothing is trained with it
-    codec: CodecConfig
-    pretrain: PretrainConfig
+    codec: CodecConfig | None  # None: the codec of `start` as it is
+    pretrain: PretrainConfig | None  # None: stage 1 begins from `start`
     diffusion: DiffusionConfig
     consistency: ConsistencyConfig
     adversarial: AdversarialConfig
     start: str | None = None  # a bundled model or a file, whose weights the codec and stage 1 start from
+
+    def __post_init__(self) -> None:
+        nothing = self.start is None
+        require(not (nothing and self.codec is None), "start", "a model, as the recipe trains no codec", None)
+        require(nothing or self.pretrain is None, "pretrain", f"None, as stage 1 begins from {self.start}", "settings")
 
 
 STRANGERS_CLIPS = ClipSetConfig("open", clips=640, seed=1)
@@ -109,6 +115,14 @@ PERSON = Recipe(
     ),
 )
 
+PERSON_ONWARDS = dataclasses.replace(
+    PERSON,
+    start="mini-person",
+    codec=None,
+    pretrain=None,
+    diffusion=dataclasses.replace(PERSON.diffusion, steps=2400, matrix_rate=0.01, rate=7e-4),
+)
+
 COMPANY_CLIPS = ClipSetConfig("company", clips=640, identities=COMPANY_GALLERY, seed=2, company=Company())
 
 
@@ -128,6 +142,7 @@ COMPANY = dataclasses.replace(
     first_frames=_in_company(FIRST_FRAMES),
     held_out=(HELD_OUT_SETS["company"],),
     start="mini-person",
+    pretrain=None,
     codec=CodecConfig(steps=1200, learning_rate=1e-3, gan_from=0.6),
     diffusion=DiffusionConfig(model=MINI_PERSON, steps=2000, recycled_noise=0.15, matrix_rate=0.01, rate=7e-4),
     consistency=ConsistencyConfig(model=MINI_PERSON, steps=240, recycled_noise=0.15),
@@ -143,7 +158,7 @@ COMPANY = dataclasses.replace(
     ),
 )
 
-RECIPES = {"person": PERSON, "company": COMPANY}
+RECIPES = {"person": PERSON, "person-onwards": PERSON_ONWARDS, "company": COMPANY}
 
 
 def train(recipe: Recipe, out: Path, stages: tuple[str, ...] = MAIN_STAGES) -> None:
@@ -155,7 +170,7 @@ def train(recipe: Recipe, out: Path, stages: tuple[str, ...] = MAIN_STAGES) -> N
         require(stage in STAGES, "stage", " | ".join(STAGES), stage)
     if "codec" in stages:
         train_codec_stage(recipe, out)
-    if "pretrain" in stages:
+    if "pretrain" in stages and recipe.pretrain is not None:
         train_pretrain_stage(recipe, out)
     if "diffusion" in stages:
         train_diffusion_stage(recipe, out)
@@ -171,21 +186,28 @@ def train(recipe: Recipe, out: Path, stages: tuple[str, ...] = MAIN_STAGES) -> N
 
 
 def train_codec_stage(recipe: Recipe, out: Path) -> MiniVAE:
-    """Stage 0: the VAE, on people of the gallery and on strangers."""
+    """Stage 0: the VAE, on people of the gallery and on strangers; or that of the recipe's `start`, as it is."""
+    start = _small_vae(_start(recipe))
+    if recipe.codec is None:
+        assert start is not None
+        (out / "codec").mkdir(parents=True, exist_ok=True)
+        torch.save(start.state_dict(), out / "codec" / "vae.pt")
+        return start
     clip_sets = [render_clips(out / "data", recipe.strangers), render_clips(out / "data", recipe.gallery)]
     held_out_clips = range(recipe.held_out_strangers.clips)
     held_out = torch.stack([to_float(make_clip(recipe.held_out_strangers, clip)[0]) for clip in held_out_clips])
-    start = _start(recipe)
-    vae = train_codec(out / "codec", recipe.codec, clip_sets, held_out, _small_vae(start))
+    vae = train_codec(out / "codec", recipe.codec, clip_sets, held_out, start)
     calibrate(vae, clip_sets)
     torch.save(vae.state_dict(), out / "codec" / "vae.pt")
     return vae
 
 
 def train_pretrain_stage(recipe: Recipe, out: Path) -> Generator:
-    """Before stage 1, optional: flow matching of a bidirectional model on the gallery's latents."""
+    """Before stage 1: flow matching of a bidirectional model on the gallery's latents."""
+    require(recipe.pretrain is not None, "stage", "one of a recipe that does not start from a model", "pretrain")
+    assert recipe.pretrain is not None
     data = GeneratorData(recipe, out, "pretrain")
-    evaluation = _held_out_error(recipe, out)
+    evaluation = _held_out_error(recipe, recipe.pretrain, out)
     generator = train_bidirectional(
         out / "pretrain", recipe.pretrain, data.clips.latents, data.channel_weights, evaluation
     )
@@ -196,12 +218,12 @@ def train_pretrain_stage(recipe: Recipe, out: Path) -> Generator:
 def train_diffusion_stage(recipe: Recipe, out: Path) -> Generator:
     """Stage 1 of AAPT: teacher-forced flow matching on the gallery's latents.
 
-    A new run starts from the conversion of the stage pretrain if that has finished, else from the recipe's `start`,
-    else from random weights. Raises ValueError if one that has begun from something else would go on.
+    A new run starts from the recipe's `start`, else from the conversion of the stage pretrain if that has finished, else
+    from random weights. Raises ValueError if one that has begun from something else would go on.
     """
-    pretrained, given = _pretrained(recipe, out), _start(recipe)
-    start = pretrained or (given.generator if given else None)
-    _note_start(out / "diffusion", "stage pretrain" if pretrained else recipe.start or "random weights")
+    given = _start(recipe)
+    start = given.generator if given else _pretrained(recipe, out)
+    _note_start(out / "diffusion", recipe.start or ("stage pretrain" if start else "random weights"))
     data = GeneratorData(recipe, out, "diffusion")
     generator = train_diffusion(
         out / "diffusion", recipe.diffusion, data.clips, data.channel_weights, data.evaluation, start
@@ -315,7 +337,9 @@ def evaluate(recipe: Recipe, out: Path) -> None:
 def _load_codec(recipe: Recipe, out: Path) -> MiniVAE:
     path = out / "codec" / "vae.pt"
     require(path.exists(), "out", f"a folder with a finished codec ({path})", "none; run stage codec first")
-    vae = MiniVAE(recipe.codec.model)
+    start = _small_vae(_start(recipe))
+    vae = start if recipe.codec is None else MiniVAE(recipe.codec.model)
+    assert vae is not None
     vae.load_state_dict(torch.load(path, weights_only=True))
     return vae.eval().requires_grad_(False)
 
@@ -354,10 +378,10 @@ def _note_start(folder: Path, start: str) -> None:
 
 
 @torch.no_grad()
-def _held_out_error(recipe: Recipe, out: Path) -> HeldOutError:
+def _held_out_error(recipe: Recipe, pretrain: PretrainConfig, out: Path) -> HeldOutError:
     config = recipe.held_out_gallery
     videos = torch.stack([to_float(make_clip(config, clip)[0]) for clip in range(config.clips)])
-    return HeldOutError(_load_codec(recipe, out).encode(videos)[:, :, : recipe.pretrain.clip_frames])
+    return HeldOutError(_load_codec(recipe, out).encode(videos)[:, :, : pretrain.clip_frames])
 
 
 def last_stage(out: Path, before: str | None = None) -> str:
