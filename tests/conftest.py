@@ -21,9 +21,10 @@ torch.set_num_threads(min(2, torch.get_num_threads()))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Options of tests/kernels; they stand here because pytest reads options from the outermost folder only."""
+    """They stand here because pytest reads options from the outermost folder only."""
     parser.addoption("--target", choices=["emulated", "cuda"], default="emulated", help="where kernels run")
     parser.addoption("--emulated-build", default=str(EMULATED_BUILD), help="folder with the emulated module")
+    parser.addoption("--originals", help="folder with checkouts of Wan2.1, Self-Forcing and others (CONTRIBUTING.md)")
 
 
 @pytest.fixture(autouse=True)

@@ -321,6 +321,20 @@ def test_the_user_contradicts_the_configuration(tmp_path):
         aapt_fast.load_generator(tmp_path, config={"number_of_heads": 6})
 
 
+@pytest.mark.parametrize("experts", [("transformer", "transformer_2"), ("high_noise_model", "low_noise_model")])
+def test_one_of_two_experts_is_not_chosen_silently(tmp_path, experts):
+    theirs = oracle(WAN_KINDS["t2v"])
+    for number, name in enumerate(experts):
+        theirs.patch_embedding.bias.fill_(number)
+        (tmp_path / name).mkdir()
+        _, config = bare_file(theirs, tmp_path / name)
+    with pytest.raises(CheckpointError, match=f"expected one transformer, got {' and '.join(experts)}; name one"):
+        load_generator(tmp_path, config=config)
+    for number, name in enumerate(experts):
+        model = load_generator(tmp_path / name, config=config)
+        assert (model.patch_embedding.bias == number).all()
+
+
 def test_other_files(tmp_path):
     for name in ("no such file", "no-such-model"):
         with pytest.raises(CheckpointError, match=name):

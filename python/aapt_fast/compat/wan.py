@@ -1,24 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
 """The attention functions of the Wan family: Wan 2.1 and 2.2, Self-Forcing, CausVid, SkyReels and their descendants.
 
-    import wan.modules.attention                        # whatever the package is called
-    from aapt_fast.compat import wan as fast
-    wan.modules.attention.flash_attention = fast.flash_attention
+    from aapt_fast.compat.wan import replaced_in
+    with replaced_in("wan"):                            # the package that holds their `modules/attention.py`
+        pipeline.inference(noise, prompts)
+
+Their modules import the two functions by name, each for itself, so that setting them in the module that defines them
+reaches hardly any call; `replaced_in` goes through all modules of the package that are loaded.
 
 The originals choose between FlashAttention 2 and 3 by the name of the GPU and index the result of version 3, which is
-a bare tensor today. Here there is one path for every GPU and on the CPU.
+a bare tensor today. On a CPU they have no attention that gives back the dtype it was given. Here there is one path for
+every GPU and on the CPU.
 """
 
 from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
 from aapt_fast.compat._arguments import Supported
-from aapt_fast.errors import require_shape
+from aapt_fast.errors import require, require_shape
 from aapt_fast.ops.dense_attention import dense_attention
 
-__all__ = ["attention", "flash_attention"]
+__all__ = ["attention", "flash_attention", "replaced_in"]
 
 
 def flash_attention(
@@ -77,6 +86,33 @@ def attention(
     return _attention(
         supported, q, k, v, q_lens, k_lens, dropout_p, softmax_scale, q_scale, causal, window_size, deterministic, dtype
     )
+
+
+@contextmanager
+def replaced_in(package: str = "wan", *, dtype: torch.dtype = torch.bfloat16) -> Iterator[list[str]]:
+    """Let the modules of somebody's package call `flash_attention` and `attention` of this module.
+
+    Args:
+        package: the name under which it is imported, or that of one of its modules; import first what is to be used.
+        dtype: what tensors that are not of a half precision are computed in; float32 for exact comparisons.
+    Yields:
+        the places replaced, such as "wan.modules.model.flash_attention". They are as before when the block ends.
+    Raises:
+        ValueError: no loaded module of that name, or none that has one of the functions.
+    """
+    functions = {name: functools.partial(globals()[name], dtype=dtype) for name in ("flash_attention", "attention")}
+    inside = [name for name in sorted(sys.modules) if name == package or name.startswith(f"{package}.")]
+    places = [(sys.modules[name], function) for name in inside for function in functions]
+    originals = [(module, name, vars(module)[name]) for module, name in places if callable(vars(module).get(name))]
+    got = f"{len(inside)} loaded modules, none with one"
+    require(bool(originals), "package", "an imported package with flash_attention or attention", got)
+    try:
+        for module, name, _ in originals:
+            setattr(module, name, functions[name])
+        yield [f"{module.__name__}.{name}" for module, name, _ in originals]
+    finally:
+        for module, name, original in originals:
+            setattr(module, name, original)
 
 
 def _attention(

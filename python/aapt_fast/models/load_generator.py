@@ -28,6 +28,8 @@ from aapt_fast.models.wan_transformer import WanBlock, WanTransformer
 from aapt_fast.models.weight_files import fill, open_safetensors, read_config, read_tensors, weight_file
 
 PIPELINE_PART = "transformer"
+EXPERTS = (("transformer", "transformer_2"), ("high_noise_model", "low_noise_model"))
+"""Folders of the two halves of one model, for high and low noise, in diffusers and in the original layout."""
 GROUPS = ("generator_ema", "generator")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -45,7 +47,7 @@ def load_generator(
         path: a bundled model's name or a file of `save_model`; or a Wan 2.1 or 2.2 transformer: a folder of diffusers
             (also that of a whole pipeline, and sharded), a file or folder in the original layout (safetensors, also
             sharded), or a file of `torch.save` with a state dict, maybe under `generator_ema` or `generator` and with
-            the prefixes of training wrappers.
+            the prefixes of training wrappers. Of the two experts of Wan 2.2 A14B one has to be named.
         device: where the weights go.
         dtype: of the weights; None keeps that of the file (float32 for our own files). A Wan transformer keeps norms,
             modulation and the embedding of timesteps in float32 if dtype is smaller, as diffusers does.
@@ -59,6 +61,9 @@ def load_generator(
         ValueError: an unknown name in `config`, or a `config` for a file of our own.
     """
     folder = Path(path)
+    for experts in EXPERTS:
+        if all((folder / name).is_dir() for name in experts):
+            raise CheckpointError(f"{path}: expected one transformer, got {' and '.join(experts)}; name one of them")
     if (folder / PIPELINE_PART).is_dir():
         folder = folder / PIPELINE_PART
     if _is_our_own(folder):
