@@ -2,7 +2,9 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from functools import partial
+from types import ModuleType
 
 import pytest
 import torch
@@ -76,3 +78,45 @@ def test_bad_arguments(name):
         attend(q, k, v, k_lens=torch.tensor([71, 3]))
     with pytest.raises(ValueError, match="q_lens: expected shape"):
         attend(q, k, v, q_lens=torch.tensor([3]))
+
+
+@pytest.fixture
+def family(monkeypatch) -> dict[str, ModuleType]:
+    """Modules as in the originals: one defines the functions, another has imported one by name, a third has none."""
+    names = ("family", "family.modules.attention", "family.modules.model", "family.text", "familys")
+    modules = {name: ModuleType(name) for name in names}
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    home = modules["family.modules.attention"]
+    home.attention, home.flash_attention = (lambda q, k, v: None), (lambda q, k, v: None)
+    for name in ("family.modules.model", "familys"):
+        modules[name].flash_attention = home.flash_attention
+    return modules
+
+
+def test_functions_are_replaced_where_they_are_called(family):
+    model, home = family["family.modules.model"], family["family.modules.attention"]
+    before = home.attention, home.flash_attention
+    q, k, v = random_qkv(2, 9, 70)
+    with wan.replaced_in("family", dtype=torch.float32) as places:
+        assert places == [
+            "family.modules.attention.flash_attention",
+            "family.modules.attention.attention",
+            "family.modules.model.flash_attention",
+        ]
+        expected = rows_of_attention(q, k, v)[0]
+        for function in (model.flash_attention, home.flash_attention, home.attention):
+            assert_near(function(q, k, v), expected, 1e-5)
+        assert family["familys"].flash_attention is before[1], "another package"
+    assert (home.attention, home.flash_attention, model.flash_attention) == (*before, before[1])
+    with pytest.raises(KeyError), wan.replaced_in("family"):
+        out = model.flash_attention(q, k, v)
+        assert torch.equal(out, out.bfloat16().float())
+        raise KeyError
+    assert model.flash_attention is before[1]
+
+
+@pytest.mark.parametrize("package", ["family.text", "not_imported"])
+def test_packages_without_the_functions_are_refused(family, package):
+    with pytest.raises(ValueError, match="package: expected an imported package with flash_attention or attention"):
+        wan.replaced_in(package).__enter__()

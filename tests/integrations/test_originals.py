@@ -45,13 +45,14 @@ def small_vae(original: Checkout, module: str, name: str, folder: Path):
     """(an object of their class, with base 8; the file that it was made from)."""
     theirs = original(f"wan.modules.{module}")
     newer = name == "Wan2_2_VAE"
-    raw = theirs.WanVAE_(dim=8, z_dim=48 if newer else 16, num_res_blocks=2, attn_scales=[], dropout=0.0, **VAE_LEVELS)
+    sizes = {"dim": 8, "z_dim": 48, "dec_dim": 12} if newer else {"dim": 8, "z_dim": 16}
+    raw = theirs.WanVAE_(num_res_blocks=2, attn_scales=[], dropout=0.0, **sizes, **VAE_LEVELS)
     file = folder / ("Wan2.2_VAE.pth" if newer else "Wan2.1_VAE.pth")
     torch.save(random_weights(raw).state_dict(), file)
-    if newer:
-        return theirs.Wan2_2_VAE(c_dim=8, vae_pth=str(file), device="cpu"), file
-    original.replace(theirs, "_video_vae", partial(theirs._video_vae, dim=8))
-    return getattr(theirs, name)(vae_pth=str(file), device="cpu"), file
+    sizes = {"dec_dim": 12} if newer else {"dim": 8}
+    original.replace(theirs, "_video_vae", partial(theirs._video_vae, **sizes))
+    base = {"c_dim": 8} if newer else {}
+    return getattr(theirs, name)(vae_pth=str(file), device="cpu", **base), file
 
 
 @VAES
@@ -127,7 +128,9 @@ def test_transformer(original, repository, kind, tmp_path):
     if image is not None:
         more["clip_fea"] = image
     with replaced_in("wan", dtype=torch.float32):
-        expected = torch.stack(list(model(clip if "Forcing" in repository else list(clip), timestep, words, 72, **more)))
+        expected = torch.stack(
+            list(model(clip if "Forcing" in repository else list(clip), timestep, words, 72, **more))
+        )
 
     model.save_pretrained(tmp_path / "folder")
     torch.save(model.state_dict(), tmp_path / "file.pth")

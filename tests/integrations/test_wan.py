@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -13,6 +14,7 @@ from tests.integrations.wan_family import CausalInferencePipeline, CausalWanMode
 from torch import Tensor, nn
 
 import aapt_fast
+from aapt_fast.compat.wan import replaced_in
 from aapt_fast.integrations import wan
 from aapt_fast.integrations.kv_cache import HostIndex, PagedKVCache
 from aapt_fast.integrations.swap import is_swapped
@@ -128,6 +130,22 @@ def test_nothing_is_read_back_from_the_device():
     cache["global_end_index"] = torch.tensor([7])
     assert isinstance(cache["global_end_index"], HostIndex) and int(cache["global_end_index"]) == 7
     assert cache["global_end_index"].zero_().item() == 0
+
+
+def test_the_attention_that_their_code_calls_stays_in_use(monkeypatch):
+    """Also when it is replaced after the patch, and when their module is loaded under no name."""
+    pipe = pipeline(4, 1)
+    aapt_fast.patch(pipe)
+    family = CausalWanSelfAttention.__module__
+    calls = []
+    with replaced_in(family, dtype=torch.float32) as places, monkeypatch.context() as patch:
+        assert f"{family}.attention" in places
+        patch.delitem(sys.modules, family)
+        own = CausalWanSelfAttention.forward.__globals__
+        replaced = own["attention"]
+        patch.setitem(own, "attention", lambda *given: (calls.append(1), replaced(*given))[1])
+        pipe.inference(noise(2), GRID, 2, levels=1)
+    assert len(calls) == 2, "once per layer"
 
 
 def test_training_and_gradients_go_through_the_original():

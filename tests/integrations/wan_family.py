@@ -105,7 +105,7 @@ class CausalWanModel(nn.Module):
         self.blocks = nn.ModuleList(
             nn.ModuleDict({"self_attn": self.attention_class(dim, heads, local, sink)}) for _ in range(layers)
         )
-        self.register_buffer("freqs", rope_table(64, dim // heads), persistent=False)
+        self.freqs = rope_table(64, dim // heads)  # no buffer: it must not be cast
 
     def forward(self, x: Tensor, grid: tuple[int, int, int], kv_cache: list | None, current_start: int) -> Tensor:
         grids = torch.tensor([grid] * len(x))

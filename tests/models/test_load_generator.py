@@ -329,9 +329,9 @@ def test_one_of_two_experts_is_not_chosen_silently(tmp_path, experts):
         (tmp_path / name).mkdir()
         _, config = bare_file(theirs, tmp_path / name)
     with pytest.raises(CheckpointError, match=f"expected one transformer, got {' and '.join(experts)}; name one"):
-        load_generator(tmp_path, config=config)
+        aapt_fast.load_generator(tmp_path, config=config)
     for number, name in enumerate(experts):
-        model = load_generator(tmp_path / name, config=config)
+        model = aapt_fast.load_generator(tmp_path / name, config=config)
         assert (model.patch_embedding.bias == number).all()
 
 
