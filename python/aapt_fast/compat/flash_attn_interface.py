@@ -4,7 +4,9 @@
     from aapt_fast.compat.flash_attn_interface import flash_attn_func
 
 As `compat.flash_attn`, with the arguments of version 3: no dropout, a `page_table`, `seqused_q` and `seqused_k`. As in
-that module, a function returns a bare tensor unless `return_attn_probs` or `return_softmax_lse` is set.
+that module, a function returns a bare tensor unless `return_attn_probs` or `return_softmax_lse` is set. The original
+Wan code takes the first element of what version 3 returns, which fails with today's version 3 as it does with this
+module: give it `compat.flash_attn` as `flash_attn`, or use `compat.wan.replaced_in`.
 """
 
 from __future__ import annotations

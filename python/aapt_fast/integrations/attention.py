@@ -12,6 +12,7 @@ from aapt_fast.ops.dense_attention import running_kernel, valid_counts
 from aapt_fast.ops.paged_attention import PAGE_SLOTS
 
 PART = "attention"
+NO_GRAPH = "not built yet, for no model and no device; cuda_graph=False leaves it out"
 _DTYPES = (torch.bfloat16, torch.float16)
 _WIDTHS = (64, 128)
 
@@ -31,9 +32,7 @@ def attention_obstacle(device: torch.device, dtype: torch.dtype, head_width: int
 
 def graph_site(transformer: nn.Module, where: str) -> Site:
     """The forward pass of a transformer as a CUDA graph, which none has yet: the place is there to be reported."""
-    on_gpu = next(transformer.parameters()).is_cuda
-    obstacle = "there is no CUDA graph of this model yet" if on_gpu else "a CUDA graph needs a GPU"
-    return Site("cuda_graph", where, transformer, "forward", object, "", obstacle)
+    return Site("cuda_graph", where, transformer, "forward", object, "", NO_GRAPH)
 
 
 def obstacle_for(module: nn.Module, head_width: int) -> str | None:

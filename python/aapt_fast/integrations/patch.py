@@ -30,8 +30,8 @@ def patch(
             `CausalWanModel` of Self-Forcing and its relatives; or an object that holds such parts.
         attention: attention of transformers.
         vae: encoder and decoder.
-        cuda_graph: whole forward passes of transformers as CUDA graphs. No model has one yet: the report says so, and
-            `strict` refuses it.
+        cuda_graph: whole forward passes of transformers as CUDA graphs. Not built yet: the report says so, and
+            `strict` needs `cuda_graph=False` for anything that holds a transformer.
         strict: raise if a part that was asked for, and that `obj` has, is left alone anywhere.
 
     Returns:
