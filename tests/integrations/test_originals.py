@@ -86,6 +86,27 @@ def test_vae(original, repository, module, name, tmp_path):
     assert relative_l2(streamed.clamp(-1, 1), expected["decode"]) < TOLERANCE
 
 
+@pytest.mark.parametrize("repository", ["Self-Forcing", "Causal-Forcing"])
+@torch.no_grad()
+def test_the_decoder_of_the_demo(original, repository):
+    """It has one size, that of the published VAE, and is given its cache with every call."""
+    decoder = random_weights(original(repository)("demo_utils.vae_block3").VAEDecoderWrapper())
+    latents = torch.randn(1, 4, 16, 2, 3)
+
+    def video() -> torch.Tensor:
+        cache, pieces = [None] * 55, []
+        for piece in latents.split([1, 3], 1):
+            frames, cache = decoder(piece, *cache)
+            pieces.append(frames)
+        return torch.cat(pieces, 1)
+
+    expected = video()
+    with aapt_fast.patched(decoder) as report:
+        assert report.replaced and not report.left_alone
+        assert relative_l2(video(), expected) < TOLERANCE
+    assert torch.equal(video(), expected)
+
+
 @VAES
 def test_vae_of_the_published_size(original, repository, module, name):
     newer = name == "Wan2_2_VAE"

@@ -59,6 +59,29 @@ def test_the_original_vae(vae):
     assert torch.equal(vae.decode(latents, SCALE), expected)
 
 
+class VAEDecoderWrapper(nn.Module):
+    """The decoder of Self-Forcing's demo: it keeps nothing, its cache is given with every call."""
+
+    def __init__(self, vae: WanVAE_) -> None:
+        super().__init__()
+        self.decoder, self.conv2 = vae.decoder, vae.conv2
+
+    def forward(self, latents: Tensor, *cache: Tensor | None) -> tuple[Tensor, list]:
+        cache = list(cache)
+        frames = [self.decoder(frame, cache, [0]) for frame in self.conv2(latents).split(1, 2)]
+        return torch.cat(frames, 2), cache
+
+
+def test_the_decoder_of_the_demo(vae):
+    decoder, latents = VAEDecoderWrapper(vae), torch.randn(1, 16, 4, 2, 3)
+    expected, cache = decoder(latents, *vae._feat_map)
+    with aapt_fast.patched(decoder) as report:
+        assert report.parts() == {"vae"} and not report.left_alone
+        first, cache = decoder(latents[:, :, :1], *vae._feat_map)
+        rest, cache = decoder(latents[:, :, 1:], *cache)
+        assert_near(torch.cat([first, rest], 2), expected, TOLERANCE)
+
+
 # ---- the transformer ----
 
 

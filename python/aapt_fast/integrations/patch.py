@@ -27,7 +27,8 @@ def patch(
 
     Args:
         obj: a diffusers `WanPipeline`, `WanTransformer3DModel` or `AutoencoderKLWan`; the original `WanVAE_`; a
-            `CausalWanModel` of Self-Forcing and its relatives; or an object that holds such parts.
+            `CausalWanModel` of Self-Forcing and its relatives, the decoder of its demo; or an object that holds such
+            parts.
         attention: attention of transformers.
         vae: encoder and decoder.
         cuda_graph: whole forward passes of transformers as CUDA graphs. Not built yet: the report says so, and

@@ -18,6 +18,7 @@ KNOWN = {
     "AutoencoderKLWan": ("diffusers", "vae_sites"),
     "WanTransformer3DModel": ("diffusers_attention", "transformer_sites"),
     "WanVAE_": ("wan", "vae_sites"),
+    "VAEDecoderWrapper": ("wan", "vae_sites"),
     "CausalWanModel": ("wan", "causal_model_sites"),
     "CausalInferencePipeline": ("wan", "pipeline_sites"),
 }

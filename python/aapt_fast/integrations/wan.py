@@ -28,7 +28,10 @@ WINDOW = ("local_attn_size", "sink_size", "max_attention_size")
 
 
 def vae_sites(vae: Any, where: str = "") -> Iterator[Site]:
-    """What can be replaced in a `WanVAE_`: its layers, so `decode`, `cached_decode` and `encode` alike."""
+    """What can be replaced in a `WanVAE_`: its layers, so `decode`, `cached_decode` and `encode` alike.
+
+    The same layers are in the `VAEDecoderWrapper` of Self-Forcing's demo, which is given its cache with every call.
+    """
     return layer_sites(vae, where)
 
 
