@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 
@@ -41,6 +41,13 @@ class Expected:
     ptx: str | None = "compute_80"
 
 
+HOPPER_ATTENTION = Expected(
+    4,
+    {"HGMMA": 12, "UTMALDG": 6, "UTMASTG": 1, "STSM": 4, "USETMAXREG": 2, "SYNCS": 10},
+    architectures=("sm_90a",),
+    ptx=None,
+)
+
 # One row per kernel. The counts are those of the smallest instantiation: how often the inner loops, unrolled, need the
 # instruction. HMMA: matrix product; LDSM: ldmatrix; LDGSTS: cp.async; HGMMA: wgmma; UTMALDG: load by TMA.
 EXPECTED = {
@@ -56,11 +63,10 @@ EXPECTED = {
     # With one vector per thread and a warp per row: x, y and three modulations, two results, the sum of the row.
     "gate_residual_norm/portable": Expected(18, {"LDG": 10, "STG": 2, "SHFL": 5}),
     # 4 or 8 products for Q K^T and 8 for P V; boxes of Q, K, V and the result; registers change hands.
-    "paged_attention/sm90": Expected(
-        4,
-        {"HGMMA": 12, "UTMALDG": 6, "UTMASTG": 1, "STSM": 4, "USETMAXREG": 2, "SYNCS": 10},
-        architectures=("sm_90a",),
-        ptx=None,
+    "paged_attention/sm90": HOPPER_ATTENTION,
+    # The same and the first product of keys, before the loop, and the last one of values, after it; the turns.
+    "paged_attention/sm90_overlap": replace(
+        HOPPER_ATTENTION, at_least={**HOPPER_ATTENTION.at_least, "HGMMA": 24, "BAR": 8}
     ),
 }
 
@@ -83,22 +89,27 @@ def nvdisasm() -> str:
 
 
 @functools.cache
-def opcodes(cubin: Cubin) -> dict[str, Counter[str]]:
-    """How often each function of a cubin has each opcode: {symbol: {"HMMA": 128, ...}}."""
+def listing(cubin: Cubin) -> dict[str, list[str]]:
+    """The opcodes of each function of a cubin, in their order: {symbol: ["HMMA", ...]}."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin.image)
         file.flush()
         text = subprocess.run([nvdisasm(), "-c", file.name], capture_output=True, text=True, check=True).stdout
-    found: dict[str, Counter[str]] = {}
+    found: dict[str, list[str]] = {}
     for section in text.split("\t.section\t.text.")[1:]:
         symbol = section.split(",", 1)[0]
-        names = re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_]*)", section)
-        found[symbol] = Counter(names)
+        found[symbol] = re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_]*)", section)
     return found
+
+
+def opcodes(cubin: Cubin) -> dict[str, Counter[str]]:
+    """How often each function of a cubin has each opcode: {symbol: {"HMMA": 128, ...}}."""
+    return {symbol: Counter(names) for symbol, names in listing(cubin).items()}
 
 
 # ---- the installed module ----
 
+OVERLAPPING = [kernel for kernel in KERNELS if kernel.startswith("paged_attention/sm90_")]
 EVERY_KERNEL = pytest.mark.parametrize("kernel", KERNELS)
 
 
@@ -141,6 +152,17 @@ def test_kernel_has_the_expected_instructions(kernel):
         assert not any(counts[name] for name in FORBIDDEN), what
         seen += 1
     assert seen == EXPECTED[kernel].instantiations * len(EXPECTED[kernel].architectures)
+
+
+@pytest.mark.parametrize("kernel", OVERLAPPING)
+def test_softmax_stands_between_the_products_and_the_wait_for_the_second_one(kernel):
+    """The 64 exponentials of a tile, after the wait for the scores; ptxas is free to move that of the values."""
+    _, code = installed()
+    for cubin, function in compiled_functions(code, kernel):
+        waits = "".join(
+            {"HGMMA": "p", "WARPGROUP": "w", "MUFU": "e"}.get(name, "") for name in listing(cubin)[function.symbol]
+        )
+        assert re.search("wp{4,8}wp{8}we{64,}w", waits), f"{function.symbol}: {waits}"
 
 
 @EVERY_KERNEL

@@ -8,14 +8,16 @@ namespace py = pybind11;
 namespace aapt {
 
 void register_paged_attention(py::module_& module) {
-  module.def("paged_attention_portable", &paged_attention_portable, py::arg("q"), py::arg("k_pages"),
-             py::arg("v_pages"), py::arg("page_ids"), py::arg("page_valid"), py::arg("page_bias"), py::arg("out"),
-             py::arg("lse"), py::arg("scale"), py::arg("stream"), py::call_guard<py::gil_scoped_release>(),
-             "Attention with cp.async and mma.sync; shapes in csrc/paged_attention/paged_attention.h.");
-  module.def("paged_attention_sm90", &paged_attention_sm90, py::arg("q"), py::arg("k_pages"), py::arg("v_pages"),
-             py::arg("page_ids"), py::arg("page_valid"), py::arg("page_bias"), py::arg("out"), py::arg("lse"),
-             py::arg("scale"), py::arg("stream"), py::call_guard<py::gil_scoped_release>(),
-             "Attention with the copy engine and wgmma, for Hopper.");
+  const auto define = [&](const char* name, auto function, const char* what) {
+    module.def(name, function, py::arg("q"), py::arg("k_pages"), py::arg("v_pages"), py::arg("page_ids"),
+               py::arg("page_valid"), py::arg("page_bias"), py::arg("out"), py::arg("lse"), py::arg("scale"),
+               py::arg("stream"), py::call_guard<py::gil_scoped_release>(), what);
+  };
+  define("paged_attention_portable", &paged_attention_portable,
+         "Attention with cp.async and mma.sync; shapes in csrc/paged_attention/paged_attention.h.");
+  define("paged_attention_sm90", &paged_attention_sm90, "Attention with the copy engine and wgmma, for Hopper.");
+  define("paged_attention_sm90_overlap", &paged_attention_sm90_overlap,
+         "The same, with the softmax under the products.");
 }
 
 }  // namespace aapt

@@ -4,20 +4,33 @@
 
 #include "common/arch.h"
 #include "common/types.h"
+#include "paged_attention/params.h"
 
 namespace aapt {
 
-template <class ElementType, int kHeadDimension>
+// What the warpgroups that multiply have to know about a tile of two pages.
+struct TileFacts {
+  int valid[2];        // slots 0..valid-1 of a page count; 0: the page is missing. The first one is 0 after the last tile
+  float bias_log2[2];  // added to the scores of a page, in powers of two
+
+  AAPT_DEVICE bool any() const { return valid[0] > 0; }
+  AAPT_DEVICE bool partial() const { return valid[0] < kPageSlots || valid[1] < kPageSlots; }
+};
+
+template <class ElementType, int kHeadDimension, Sm90Variant kVariant>
 struct PagedAttentionSm90Config {
   using Element = ElementType;
   static constexpr int kHeadDim = kHeadDimension;
   static_assert(kHeadDim == 64 || kHeadDim == 128);
+  static constexpr bool kOverlap = kVariant != Sm90Variant::kPlain;
 
   static constexpr int kThreads = 3 * 128;  // a warpgroup that loads and two that multiply 64 rows each
   static constexpr int kRows = 2 * 64;
   // Two pages at once: with one, wgmma would read 128 bytes of shared memory per cycle, all there is.
   static constexpr int kKeys = 2 * kPageSlots;
-  static constexpr int kStages = 2;
+  // With overlap the keys of the next tile and the values of the present one are in use at a time, by warpgroups half a
+  // tile apart: a third stage is what the copies then have. One block fills a multiprocessor either way.
+  static constexpr int kStages = kOverlap ? 3 : 2;
 
   // Everything lies in slabs of 64 columns, rows of 128 bytes, swizzled: the form of a box and of an operand of wgmma.
   static constexpr int kSlabs = kHeadDim / 64;
@@ -31,6 +44,8 @@ struct PagedAttentionSm90Config {
     char k[kStages][kSlabs * kTileSlabBytes];
     char v[kStages][kSlabs * kTileSlabBytes];
     arch::Barrier full_q, full_k[kStages], full_v[kStages], empty_k[kStages], empty_v[kStages];
+    TileFacts facts[kStages];  // come and go with the keys
+    int broken;                // of the page table, known after the last tile
   };
   static_assert(sizeof(SharedMemory) <= 227 * 1024, "what a block may have");
 };

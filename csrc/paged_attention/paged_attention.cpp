@@ -81,6 +81,33 @@ PagedAttentionParams params_of(const Tensor& q, const Tensor& k_pages, const Ten
   return params;
 }
 
+template <Sm90Variant kVariant>
+void run_sm90(const Tensor& q, const Tensor& k_pages, const Tensor& v_pages, const Tensor& page_ids,
+              const Tensor& page_valid, const std::optional<Tensor>& page_bias, const Tensor& out, const Tensor& lse,
+              float scale, const Stream& stream) {
+  check(q, k_pages, v_pages, page_ids, page_valid, page_bias, out, lse, scale);
+  require_supported(k_pages.size(0) > 0, "k_pages", "at least one page for this kernel", "none");
+  require_hopper(stream.device);
+  if (out.elements() == 0) return;
+  const auto map_of = [](const char* argument, const Tensor& tensor) {
+    return make_tensor_map(argument, tensor, {1, 64, 1, 64}, Swizzle::k128Bytes);
+  };
+  PagedAttentionSm90Params params = {};
+  params.common = params_of(q, k_pages, v_pages, page_ids, page_valid, page_bias, out, lse, scale);
+  params.q = map_of("q", q);
+  params.out = map_of("out", out);
+  params.k_pages = map_of("k_pages", k_pages);
+  params.v_pages = map_of("v_pages", v_pages);
+  const bool narrow = q.size(3) == 64;
+  if (q.dtype == Dtype::kBFloat16) {
+    (narrow ? launch_paged_attention_sm90<bfloat16, 64, kVariant>
+            : launch_paged_attention_sm90<bfloat16, 128, kVariant>)(params, stream);
+  } else {
+    (narrow ? launch_paged_attention_sm90<float16, 64, kVariant>
+            : launch_paged_attention_sm90<float16, 128, kVariant>)(params, stream);
+  }
+}
+
 }  // namespace
 
 void paged_attention_portable(const Tensor& q, const Tensor& k_pages, const Tensor& v_pages, const Tensor& page_ids,
@@ -104,25 +131,14 @@ void paged_attention_portable(const Tensor& q, const Tensor& k_pages, const Tens
 void paged_attention_sm90(const Tensor& q, const Tensor& k_pages, const Tensor& v_pages, const Tensor& page_ids,
                           const Tensor& page_valid, const std::optional<Tensor>& page_bias, const Tensor& out,
                           const Tensor& lse, float scale, const Stream& stream) {
-  check(q, k_pages, v_pages, page_ids, page_valid, page_bias, out, lse, scale);
-  require_supported(k_pages.size(0) > 0, "k_pages", "at least one page for this kernel", "none");
-  require_hopper(stream.device);
-  if (out.elements() == 0) return;
-  const auto map_of = [](const char* argument, const Tensor& tensor) {
-    return make_tensor_map(argument, tensor, {1, 64, 1, 64}, Swizzle::k128Bytes);
-  };
-  PagedAttentionSm90Params params = {};
-  params.common = params_of(q, k_pages, v_pages, page_ids, page_valid, page_bias, out, lse, scale);
-  params.q = map_of("q", q);
-  params.out = map_of("out", out);
-  params.k_pages = map_of("k_pages", k_pages);
-  params.v_pages = map_of("v_pages", v_pages);
-  const bool narrow = q.size(3) == 64;
-  if (q.dtype == Dtype::kBFloat16) {
-    (narrow ? launch_paged_attention_sm90<bfloat16, 64> : launch_paged_attention_sm90<bfloat16, 128>)(params, stream);
-  } else {
-    (narrow ? launch_paged_attention_sm90<float16, 64> : launch_paged_attention_sm90<float16, 128>)(params, stream);
-  }
+  run_sm90<Sm90Variant::kPlain>(q, k_pages, v_pages, page_ids, page_valid, page_bias, out, lse, scale, stream);
+}
+
+void paged_attention_sm90_overlap(const Tensor& q, const Tensor& k_pages, const Tensor& v_pages,
+                                  const Tensor& page_ids, const Tensor& page_valid,
+                                  const std::optional<Tensor>& page_bias, const Tensor& out, const Tensor& lse,
+                                  float scale, const Stream& stream) {
+  run_sm90<Sm90Variant::kOverlap>(q, k_pages, v_pages, page_ids, page_valid, page_bias, out, lse, scale, stream);
 }
 
 }  // namespace aapt

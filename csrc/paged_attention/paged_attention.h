@@ -15,9 +15,13 @@ void paged_attention_portable(const Tensor& q, const Tensor& k_pages, const Tens
                               const Tensor& page_valid, const std::optional<Tensor>& page_bias, const Tensor& out,
                               const Tensor& lse, float scale, const Stream& stream);
 
-// The same for Hopper.
+// The same for Hopper, in the variants of params.h.
 void paged_attention_sm90(const Tensor& q, const Tensor& k_pages, const Tensor& v_pages, const Tensor& page_ids,
                           const Tensor& page_valid, const std::optional<Tensor>& page_bias, const Tensor& out,
                           const Tensor& lse, float scale, const Stream& stream);
+void paged_attention_sm90_overlap(const Tensor& q, const Tensor& k_pages, const Tensor& v_pages,
+                                  const Tensor& page_ids, const Tensor& page_valid,
+                                  const std::optional<Tensor>& page_bias, const Tensor& out, const Tensor& lse,
+                                  float scale, const Stream& stream);
 
 }  // namespace aapt

@@ -39,10 +39,16 @@ struct PagedAttentionSm90Params {
   TensorMap k_pages, v_pages;  // [P, 64, Hkv, D] in boxes of a page, one head, 64 columns
 };
 
+// How far the kernel for Hopper goes. Each variant has what those before it have; a GPU is to say which one stays.
+enum class Sm90Variant {
+  kPlain,    // copy engine, wgmma, a warpgroup that loads
+  kOverlap,  // softmax of one warpgroup under the products of the other one, and under its own
+};
+
 // One instantiation per element type and head width D.
 template <class Element, int kHeadDim>
 void launch_paged_attention_portable(const PagedAttentionParams& params, const Stream& stream);
-template <class Element, int kHeadDim>
+template <class Element, int kHeadDim, Sm90Variant kVariant>
 void launch_paged_attention_sm90(const PagedAttentionSm90Params& params, const Stream& stream);
 
 }  // namespace aapt

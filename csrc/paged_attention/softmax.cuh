@@ -43,38 +43,21 @@ class OnlineSoftmax {
   AAPT_DEVICE void absorb(float (&scores)[kRowTiles][kTiles][4], float (&out)[kRowTiles][kOutTiles][4],
                           float scale_log2, float bias_log2) {
 #pragma unroll
-    for (int r = 0; r < kRows; ++r) {
-      const int tile = r / 2, first = r % 2 * 2;
-      float largest = -INFINITY;
-#pragma unroll
-      for (int n = 0; n < kTiles; ++n) {
-        largest = fmaxf(largest, fmaxf(scores[tile][n][first], scores[tile][n][first + 1]));
-      }
-      largest = fmaxf(largest, arch::shuffle_xor(largest, 1));
-      largest = fmaxf(largest, arch::shuffle_xor(largest, 2));
+    for (int r = 0; r < kRows; ++r) rescale_row(out, r, weigh_row(scores, r, scale_log2, bias_log2));
+  }
 
-      const float maximum = fmaxf(maximum_[r], fmaf(largest, scale_log2, bias_log2));
-      // A row whose scores are all minus infinity: anything finite keeps infinity minus infinity away.
-      const float base = maximum == -INFINITY ? 0.0f : maximum;
-      const float correction = arch::exp2_approx(maximum_[r] - base);
-      const float offset = bias_log2 - base;
-      float sum = 0.0f;
+  // The same in two halves, for an `out` that a product is still adding to.
+  template <int kTiles>
+  AAPT_DEVICE void weigh(float (&scores)[kRowTiles][kTiles][4], float (&corrections)[2 * kRowTiles],
+                         float scale_log2) {
 #pragma unroll
-      for (int n = 0; n < kTiles; ++n) {
+    for (int r = 0; r < kRows; ++r) corrections[r] = weigh_row(scores, r, scale_log2, 0.0f);
+  }
+
+  template <int kOutTiles>
+  AAPT_DEVICE void rescale(float (&out)[kRowTiles][kOutTiles][4], const float (&corrections)[2 * kRowTiles]) {
 #pragma unroll
-        for (int i = first; i < first + 2; ++i) {
-          scores[tile][n][i] = arch::exp2_approx(fmaf(scores[tile][n][i], scale_log2, offset));
-          sum += scores[tile][n][i];
-        }
-      }
-      maximum_[r] = maximum;
-      sum_[r] = sum_[r] * correction + sum;  // of this lane's keys only; finish() adds the lanes
-#pragma unroll
-      for (int n = 0; n < kOutTiles; ++n) {
-        out[tile][n][first] *= correction;
-        out[tile][n][first + 1] *= correction;
-      }
-    }
+    for (int r = 0; r < kRows; ++r) rescale_row(out, r, corrections[r]);
   }
 
   // Divides by the sums. A row without any key becomes 0; with a broken page table everything becomes NaN.
@@ -101,6 +84,47 @@ class OnlineSoftmax {
 
  private:
   static constexpr int kRows = 2 * kRowTiles;
+
+  // Returns what the output so far has to be multiplied by.
+  template <int kTiles>
+  AAPT_DEVICE float weigh_row(float (&scores)[kRowTiles][kTiles][4], int r, float scale_log2, float bias_log2) {
+    const int tile = r / 2, first = r % 2 * 2;
+    float largest = -INFINITY;
+#pragma unroll
+    for (int n = 0; n < kTiles; ++n) {
+      largest = fmaxf(largest, fmaxf(scores[tile][n][first], scores[tile][n][first + 1]));
+    }
+    largest = fmaxf(largest, arch::shuffle_xor(largest, 1));
+    largest = fmaxf(largest, arch::shuffle_xor(largest, 2));
+
+    const float maximum = fmaxf(maximum_[r], fmaf(largest, scale_log2, bias_log2));
+    // A row whose scores are all minus infinity: anything finite keeps infinity minus infinity away.
+    const float base = maximum == -INFINITY ? 0.0f : maximum;
+    const float correction = arch::exp2_approx(maximum_[r] - base);
+    const float offset = bias_log2 - base;
+    float sum = 0.0f;
+#pragma unroll
+    for (int n = 0; n < kTiles; ++n) {
+#pragma unroll
+      for (int i = first; i < first + 2; ++i) {
+        scores[tile][n][i] = arch::exp2_approx(fmaf(scores[tile][n][i], scale_log2, offset));
+        sum += scores[tile][n][i];
+      }
+    }
+    maximum_[r] = maximum;
+    sum_[r] = sum_[r] * correction + sum;  // of this lane's keys only; finish() adds the lanes
+    return correction;
+  }
+
+  template <int kOutTiles>
+  AAPT_DEVICE void rescale_row(float (&out)[kRowTiles][kOutTiles][4], int r, float correction) {
+#pragma unroll
+    for (int n = 0; n < kOutTiles; ++n) {
+      out[r / 2][n][r % 2 * 2] *= correction;
+      out[r / 2][n][r % 2 * 2 + 1] *= correction;
+    }
+  }
+
   float maximum_[kRows];
   float sum_[kRows];
 };

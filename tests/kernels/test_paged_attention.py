@@ -15,6 +15,7 @@ DTYPES = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=s
 WIDTHS = pytest.mark.parametrize("width", [64, 128], ids=lambda width: f"D {width}")
 SCHEDULES = pytest.mark.parametrize("schedule", range(4), ids=lambda seed: f"schedule {seed}")
 PORTABLE, HOPPER = "paged_attention/portable", "paged_attention/sm90"
+OVERLAP = "paged_attention/sm90_overlap"
 TABLES = {
     "one slot": [[1]],
     "63, 64 and 65 slots": [[63, 0, 0], [64, 0, 0], [64, 1, 0]],
@@ -27,10 +28,10 @@ TABLES = {
 }
 
 
-@pytest.fixture(params=[PORTABLE, HOPPER])
+@pytest.fixture(params=[PORTABLE, HOPPER, OVERLAP])
 def kernel(request: pytest.FixtureRequest, target) -> str:
     """Every test runs with each kernel of the op."""
-    reason = target.why_not_hopper() if request.param == HOPPER else None
+    reason = None if request.param == PORTABLE else target.why_not_hopper()
     return pytest.skip(reason) if reason else request.param
 
 

@@ -13,11 +13,6 @@ ATTENTION = {
     "tests": "test_paged_attention.py",
     "select": "portable and not torch.float16 and not 128",
 }
-HOPPER = {
-    "source": "paged_attention/instantiations/sm90_bf16_d64.cu",
-    "tests": "test_paged_attention.py",
-    "select": "sm90 and not torch.float16 and not 128",
-}
 KV_WRITE = {
     "source": "kv_write/instantiations/bf16_d64.cu",
     "tests": "test_kv_write.py",
@@ -31,7 +26,6 @@ CONCAT = {
 }
 PHILOX = {"source": "channel_concat/philox_normal.cu", "tests": "test_philox.py"}
 KERNEL, SOFTMAX, TABLE = (f"paged_attention/{name}.cuh" for name in ("kernel_portable", "softmax", "page_table"))
-SM90 = "paged_attention/kernel_sm90.cuh"
 WRITER, EMBEDDER = "kv_write/kernel_portable.cuh", "channel_concat/kernel_portable.cuh"
 
 BUGS = [
@@ -181,58 +175,6 @@ BUGS = [
     Bug("nine rounds", "channel_concat/philox.cuh", "kRounds = 10", "kRounds = 9", **PHILOX),
     Bug("half of the key stands still", "channel_concat/philox.cuh", "key[1] += kKeySteps[1];", "", **PHILOX),
     Bug("uniform numbers reach zero", "channel_concat/philox.cuh", " + 0x1p-33f", "", **PHILOX),
-    Bug(
-        "the wrong phase of a barrier",
-        SM90,
-        "full_k[stage], place.parity)",
-        "full_k[stage], place.parity ^ 1)",
-        **HOPPER,
-    ),
-    Bug("phases do not alternate", SM90, "parity ^= stage == 0;", "", **HOPPER),
-    Bug("a stage is loaded while it is in use", SM90, "arch::barrier_wait(empty, parity ^ 1);", "", **HOPPER),
-    Bug("too few bytes are announced", SM90, "full, present * Config::kSlabs", "full, Config::kSlabs", **HOPPER),
-    Bug(
-        "a stage is released before its product",
-        SM90,
-        "multiply_values<Config>(out, scores, shared.v[stage]);\n    release(&shared.empty_v[stage]);",
-        "release(&shared.empty_v[stage]);\n    multiply_values<Config>(out, scores, shared.v[stage]);",
-        **HOPPER,
-    ),
-    Bug(
-        "values of unused slots stay",
-        SM90,
-        "if (partial) clear_values<Config>(shared.v[stage], pages, group);",
-        "",
-        **HOPPER,
-    ),
-    Bug(
-        "zeros that wgmma does not see",
-        SM90,
-        "= {};\n    }\n  }\n  arch::fence_proxy_async();",
-        "= {};\n    }\n  }",
-        **HOPPER,
-    ),
-    Bug(
-        "a result that the copy engine does not see",
-        SM90,
-        "words);\n  }\n  arch::fence_proxy_async();",
-        "words);\n  }",
-        **HOPPER,
-    ),
-    Bug(
-        "no fence before the first product",
-        SM90,
-        "auto& d = flat<Config::kKeys>(scores);\n  arch::wgmma_fence(d);",
-        "auto& d = flat<Config::kKeys>(scores);",
-        **HOPPER,
-    ),
-    Bug(
-        "scores are used before the product is done",
-        SM90,
-        "step > 0);\n  }\n  arch::wgmma_commit();\n  arch::wgmma_wait<0>(d);",
-        "step > 0);\n  }\n  arch::wgmma_commit();",
-        **HOPPER,
-    ),
 ]
 
 

@@ -39,9 +39,13 @@ KERNELS = (
     "kv_write/portable",
     "paged_attention/sm90",
     "paged_attention/portable",
+    "paged_attention/sm90_overlap",
     "philox_normal/portable",
 )
-"""Every kernel there is, for each op the preferred one first."""
+"""Every kernel there is, for each op the preferred one first.
+
+Variants that a GPU has yet to compare come last.
+"""
 
 WORDS = ("verified", "all", "none")
 

@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: Apache-2.0
+// The thread that loads: it goes through the page table and fills a ring of tiles of two pages in shared memory.
+#pragma once
+
+#include "common/arch.h"
+#include "paged_attention/config_sm90.h"
+#include "paged_attention/page_table.cuh"
+#include "paged_attention/params.h"
+
+namespace aapt::paged_attention_sm90_parts {
+
+// Which queries a block has.
+struct Place {
+  int first_token, head, row;
+};
+
+// The two pages of a tile. The second one may be missing, and all of a tile at the end.
+struct TilePages {
+  Page page[2];
+
+  AAPT_DEVICE explicit TilePages(PageTable& table) {
+    page[0] = table.next();
+    page[1] = page[0].valid ? table.next() : page[0];
+  }
+  AAPT_DEVICE bool any() const { return page[0].valid > 0; }
+  AAPT_DEVICE TileFacts facts() const {
+    return {{page[0].valid, page[1].valid}, {page[0].bias_log2, page[1].bias_log2}};
+  }
+};
+
+// A place in the ring: stages are used in turn, and each turn has the other parity.
+template <int kStages>
+struct RingPlace {
+  int stage = 0, parity = 0;
+
+  AAPT_DEVICE void advance() {
+    stage = stage + 1 == kStages ? 0 : stage + 1;
+    parity ^= stage == 0;
+  }
+};
+
+// Starts the copies of a tile's pages, in slabs of 64 columns, into a stage that is free.
+template <class Config>
+AAPT_DEVICE void load_pages(char* tile, const TensorMap& map, arch::Barrier* full, const TilePages& pages,
+                            int kv_head) {
+  const int present = pages.page[1].valid ? 2 : 1;
+  arch::barrier_arrive_expect_bytes(full, present * Config::kSlabs * Config::kPageSlabBytes);
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    if (i == present) break;
+#pragma unroll
+    for (int slab = 0; slab < Config::kSlabs; ++slab) {
+      arch::tile_load(tile + slab * Config::kTileSlabBytes + i * Config::kPageSlabBytes, map, full,
+                      {pages.page[i].id, 0, kv_head, 64 * slab});
+    }
+  }
+}
+
+template <class Config>
+AAPT_DEVICE void load_queries(typename Config::SharedMemory& shared, const PagedAttentionSm90Params& params,
+                              const Place& block) {
+  arch::barrier_arrive_expect_bytes(&shared.full_q, 2 * Config::kSlabs * Config::kGroupSlabBytes);
+  for (int group = 0; group < 2; ++group) {
+    for (int slab = 0; slab < Config::kSlabs; ++slab) {
+      arch::tile_load(shared.q[group] + slab * Config::kGroupSlabBytes, params.q, &shared.full_q,
+                      {block.row, block.first_token + 64 * group, block.head, 64 * slab});
+    }
+  }
+}
+
+// The facts of a tile are written before its keys are announced, so that whoever has waited for the keys may read them.
+template <class Config>
+AAPT_DEVICE void load(typename Config::SharedMemory& shared, const PagedAttentionSm90Params& params,
+                      const Place& block) {
+  load_queries<Config>(shared, params, block);
+  const int kv_head = block.head * params.common.kv_heads / params.common.heads;
+  PageTable table(params.common, block.row);
+  RingPlace<Config::kStages> place;
+  for (;; place.advance()) {
+    const int stage = place.stage;
+    const TilePages pages(table);
+    arch::barrier_wait(&shared.empty_k[stage], place.parity ^ 1);
+    shared.facts[stage] = pages.facts();
+    if (!pages.any()) break;
+    load_pages<Config>(shared.k[stage], params.k_pages, &shared.full_k[stage], pages, kv_head);
+    arch::barrier_wait(&shared.empty_v[stage], place.parity ^ 1);
+    load_pages<Config>(shared.v[stage], params.v_pages, &shared.full_v[stage], pages, kv_head);
+  }
+  shared.broken = table.broken();
+  arch::barrier_arrive(&shared.full_k[place.stage]);
+}
+
+}  // namespace aapt::paged_attention_sm90_parts

@@ -1,0 +1,274 @@
+// SPDX-License-Identifier: Apache-2.0
+// A warpgroup that multiplies: 64 query rows, scores, weights and output in registers.
+#pragma once
+
+#include <cmath>
+
+#include "common/arch.h"
+#include "paged_attention/config_sm90.h"
+#include "paged_attention/load_sm90.cuh"
+#include "paged_attention/params.h"
+#include "paged_attention/softmax.cuh"
+
+namespace aapt::paged_attention_sm90_parts {
+
+// What a thread has of 64 rows: accumulators of [8 rows, 8 columns] pairs, as softmax.cuh sees them.
+template <int kColumns>
+using Accumulators = float[1][kColumns / 8][4];
+
+template <int kColumns>
+AAPT_DEVICE float (&flat(Accumulators<kColumns>& accumulators))[kColumns / 2] {
+  return reinterpret_cast<float(&)[kColumns / 2]>(accumulators);
+}
+
+// Starts scores = Q K^T over the tile.
+template <class Config>
+AAPT_DEVICE void multiply_keys(Accumulators<Config::kKeys>& scores, const char* q, const char* k) {
+  const auto rows = make_matrix_descriptor(arch::shared_address(q), Swizzle::k128Bytes, 0, 1024);
+  const auto keys = make_matrix_descriptor(arch::shared_address(k), Swizzle::k128Bytes, 0, 1024);
+  auto& d = flat<Config::kKeys>(scores);
+  arch::wgmma_fence(d);
+#pragma unroll
+  for (int step = 0; step < Config::kHeadDim / 16; ++step) {
+    const int slab = step / 4, in_slab = step % 4 * 32;
+    arch::wgmma<typename Config::Element>(d, rows.moved(slab * Config::kGroupSlabBytes + in_slab),
+                                          keys.moved(slab * Config::kTileSlabBytes + in_slab), step > 0);
+  }
+  arch::wgmma_commit();
+}
+
+// The left operand of the second product. Two tiles of 8 keys are, pair by pair, what it takes of their 16 keys.
+template <class Config>
+struct Weights {
+  std::uint32_t words[Config::kKeys / 16][4];
+
+  AAPT_DEVICE void pack(const Accumulators<Config::kKeys>& weights) {
+#pragma unroll
+    for (int step = 0; step < Config::kKeys / 16; ++step) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const float(&pair)[4] = weights[0][2 * step + i / 2];
+        words[step][i] = arch::pack<typename Config::Element>(pair[i % 2 * 2], pair[i % 2 * 2 + 1]);
+      }
+    }
+  }
+};
+
+// Starts out += P V over the tile. `weights` stays as it is until the product is done.
+template <class Config>
+AAPT_DEVICE void multiply_values(Accumulators<Config::kHeadDim>& out, const Weights<Config>& weights, const char* v) {
+  const auto values =
+      make_matrix_descriptor(arch::shared_address(v), Swizzle::k128Bytes, Config::kTileSlabBytes, 1024);
+  auto& d = flat<Config::kHeadDim>(out);
+  arch::wgmma_fence(d);
+#pragma unroll
+  for (int step = 0; step < Config::kKeys / 16; ++step) {
+    arch::wgmma<typename Config::Element, Major::kMN>(d, weights.words[step], values.moved(step * 16 * 128), true);
+  }
+  arch::wgmma_commit();
+}
+
+// Slots that do not count may hold NaN, which a weight of zero does not take away: their values become zero. Each
+// warpgroup does it for itself, so that it need not wait for the other one.
+template <class Config>
+AAPT_DEVICE void clear_values(char* v, const TileFacts& facts, int group) {
+  constexpr int kPieces = 8;  // of 16 bytes in a row of a slab; zeros are the same wherever the swizzle puts them
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const int valid = facts.valid[i];
+    for (int at = arch::thread_index() % 128; at < (kPageSlots - valid) * kPieces * Config::kSlabs; at += 128) {
+      const int slot = valid + at / (kPieces * Config::kSlabs), slab = at / kPieces % Config::kSlabs;
+      char* row = v + slab * Config::kTileSlabBytes + i * Config::kPageSlabBytes + slot * 128;
+      *reinterpret_cast<Vector16*>(row + at % kPieces * 16) = {};
+    }
+  }
+  arch::fence_proxy_async();
+  arch::named_barrier_sync(1 + group, 128);
+}
+
+// Scores of slots that do not count become minus infinity; the bias of a page is added in units of raw scores.
+template <class Config>
+AAPT_DEVICE void mask_and_bias(Accumulators<Config::kKeys>& scores, const TileFacts& facts,
+                               const PagedAttentionParams& params) {
+  if (!facts.partial() && !params.page_bias) return;
+#pragma unroll
+  for (int n = 0; n < Config::kKeys / 8; ++n) {
+    const int valid = facts.valid[n / 8];
+    const float bias = facts.bias_log2[n / 8] / params.scale_log2;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int slot = n % 8 * 8 + arch::lane_index() % 4 * 2 + i % 2;
+      scores[0][n][i] = slot < valid ? scores[0][n][i] + bias : -INFINITY;
+    }
+  }
+}
+
+// By each warp for itself: it has read all that it will.
+AAPT_DEVICE void release(arch::Barrier* empty) {
+  if (arch::lane_index() == 0) arch::barrier_arrive(empty);
+}
+
+// The loop over the tiles, one step after the other; the two warpgroups drift apart by themselves.
+template <class Config>
+AAPT_DEVICE void attend_in_turn(typename Config::SharedMemory& shared, const PagedAttentionParams& params, int group,
+                                Accumulators<Config::kHeadDim>& out, OnlineSoftmax<1>& softmax) {
+  for (RingPlace<Config::kStages> place;; place.advance()) {
+    const int stage = place.stage;
+    arch::barrier_wait(&shared.full_k[stage], place.parity);
+    const TileFacts facts = shared.facts[stage];
+    if (!facts.any()) return;
+
+    Accumulators<Config::kKeys> scores;
+    multiply_keys<Config>(scores, shared.q[group], shared.k[stage]);
+    arch::wgmma_wait<0>(flat<Config::kKeys>(scores));
+    release(&shared.empty_k[stage]);
+
+    mask_and_bias<Config>(scores, facts, params);
+    softmax.absorb(scores, out, params.scale_log2, 0.0f);
+
+    Weights<Config> weights;
+    weights.pack(scores);
+    arch::barrier_wait(&shared.full_v[stage], place.parity);
+    if (facts.partial()) clear_values<Config>(shared.v[stage], facts, group);
+    multiply_values<Config>(out, weights, shared.v[stage]);
+    arch::wgmma_wait<0>(flat<Config::kHeadDim>(out));
+    release(&shared.empty_v[stage]);
+  }
+}
+
+// The two warpgroups hand each other the right to start products, so that one has its softmax while the tensor cores
+// work for the other one. Barrier 3 + group: it may. Group 0 begins; what group 1 gives it at the end it takes, too.
+class Turns {
+ public:
+  AAPT_DEVICE explicit Turns(int group) : group_(group) {
+    if (group_ == 1) pass();
+  }
+  AAPT_DEVICE void take() const { arch::named_barrier_sync(3 + group_, 2 * 128); }
+  AAPT_DEVICE void pass() const { arch::named_barrier_arrive(3 + (group_ ^ 1), 2 * 128); }
+  AAPT_DEVICE void end() const {
+    if (group_ == 0) take();
+  }
+
+ private:
+  int group_;
+};
+
+// The same loop, where the scores of the next tile are on their way while this one's softmax and values are done:
+//
+//   tensor cores    Q K(j+1)   P(j) V(j)            the other warpgroup's
+//   this warpgroup             softmax of j + 1     packs P(j+1)
+template <class Config>
+AAPT_DEVICE void attend_overlapped(typename Config::SharedMemory& shared, const PagedAttentionParams& params, int group,
+                                   Accumulators<Config::kHeadDim>& out, OnlineSoftmax<1>& softmax) {
+  const Turns turns(group);
+  RingPlace<Config::kStages> place, ahead;  // of the values, and of the keys of the tile after it
+  const auto await_keys = [&] {
+    arch::barrier_wait(&shared.full_k[ahead.stage], ahead.parity);
+    return shared.facts[ahead.stage];
+  };
+  Accumulators<Config::kKeys> scores;
+  Weights<Config> weights;
+  float corrections[2];
+
+  TileFacts facts = await_keys();
+  if (facts.any()) {
+    turns.take();
+    multiply_keys<Config>(scores, shared.q[group], shared.k[0]);
+    turns.pass();
+    arch::wgmma_wait<0>(flat<Config::kKeys>(scores));
+    release(&shared.empty_k[0]);
+    mask_and_bias<Config>(scores, facts, params);
+    softmax.weigh(scores, corrections, params.scale_log2);
+    weights.pack(scores);
+    ahead.advance();
+    TileFacts next = await_keys();
+
+    for (;;) {
+      arch::barrier_wait(&shared.full_v[place.stage], place.parity);
+      if (facts.partial()) clear_values<Config>(shared.v[place.stage], facts, group);
+      if (!next.any()) break;
+
+      turns.take();
+      multiply_keys<Config>(scores, shared.q[group], shared.k[ahead.stage]);
+      multiply_values<Config>(out, weights, shared.v[place.stage]);
+      turns.pass();
+
+      arch::wgmma_wait<1>(flat<Config::kKeys>(scores));
+      release(&shared.empty_k[ahead.stage]);
+      mask_and_bias<Config>(scores, next, params);
+      softmax.weigh(scores, corrections, params.scale_log2);
+
+      // This wait stands here because it is a loop: without one, ptxas puts the next wait before the softmax.
+      ahead.advance();
+      facts = next;
+      next = await_keys();
+      arch::wgmma_wait<0>(flat<Config::kHeadDim>(out), flat<Config::kKeys>(scores));
+      release(&shared.empty_v[place.stage]);
+      softmax.rescale(out, corrections);
+      weights.pack(scores);
+      place.advance();
+    }
+    multiply_values<Config>(out, weights, shared.v[place.stage]);
+    arch::wgmma_wait<0>(flat<Config::kHeadDim>(out));
+  }
+  turns.end();
+}
+
+// Writes the warpgroup's rows: to the place of its queries, from there with the copy engine, which leaves out tokens
+// beyond the last one.
+template <class Config>
+AAPT_DEVICE void store(const Accumulators<Config::kHeadDim>& out, char* rows, const PagedAttentionSm90Params& params,
+                       int group, const Place& block) {
+  const int lane = arch::lane_index(), warp = arch::thread_index() % 128 / 32;
+#pragma unroll
+  for (int n = 0; n < Config::kHeadDim / 8; n += 2) {
+    std::uint32_t words[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const float(&pair)[4] = out[0][n + i / 2];
+      words[i] = arch::pack<typename Config::Element>(pair[i % 2 * 2], pair[i % 2 * 2 + 1]);
+    }
+    const int column = 8 * n + lane / 16 * 8;
+    const std::uint32_t at = (16 * warp + lane % 16) * 128 + column % 64 * 2;
+    arch::stmatrix(rows + column / 64 * Config::kGroupSlabBytes + swizzled(Swizzle::k128Bytes, at), words);
+  }
+  arch::fence_proxy_async();
+  arch::named_barrier_sync(1 + group, 128);
+  if (arch::thread_index() % 128 == 0) {
+    for (int slab = 0; slab < Config::kSlabs; ++slab) {
+      arch::tile_store(params.out, rows + slab * Config::kGroupSlabBytes,
+                       {block.row, block.first_token + 64 * group, block.head, 64 * slab});
+    }
+    arch::store_commit();
+    arch::store_wait_read<0>();
+  }
+}
+
+template <class Config>
+AAPT_DEVICE void multiply(typename Config::SharedMemory& shared, const PagedAttentionSm90Params& params, int group,
+                          const Place& block) {
+  Accumulators<Config::kHeadDim> out = {};
+  OnlineSoftmax<1> softmax;
+  arch::barrier_wait(&shared.full_q, 0);
+  if constexpr (Config::kOverlap) {
+    attend_overlapped<Config>(shared, params.common, group, out, softmax);
+  } else {
+    attend_in_turn<Config>(shared, params.common, group, out, softmax);
+  }
+
+  const bool broken = shared.broken;
+  softmax.finish(out, broken);
+  store<Config>(out, shared.q[group], params, group, block);
+  const int first_token = block.first_token + 64 * group;
+  const int first_row = first_token + arch::thread_index() % 128 / 32 * 16 + arch::lane_index() / 4;
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const int token = first_row + 8 * i;
+    if (arch::lane_index() % 4 == 0 && token < params.common.tokens) {
+      params.common.lse[(std::int64_t{block.row} * params.common.heads + block.head) * params.common.tokens + token] =
+          softmax.lse(i, broken);
+    }
+  }
+}
+
+}  // namespace aapt::paged_attention_sm90_parts

@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The same as test_planted_bugs.py for the attention on Hopper, whose variants share their source."""
+
+from __future__ import annotations
+
+import pytest
+
+from aapt_fast.testing.planting import Bug, passes, plant
+from aapt_fast.testing.targets import EMULATED_BUILD
+
+
+def variant(name: str, select: str) -> dict[str, str]:
+    """What is compiled and run for the bugs of a variant; `select` matches the ids of its tests."""
+    return {
+        "source": f"paged_attention/instantiations/{name}_bf16_d64.cu",
+        "tests": "test_paged_attention.py",
+        "select": f"{select} and not torch.float16 and not 128",
+    }
+
+
+PLAIN = variant("sm90", "sm90 and not sm90_")
+OVERLAP = variant("sm90_overlap", "sm90_overlap")
+LOAD, MULTIPLY = "paged_attention/load_sm90.cuh", "paged_attention/multiply_sm90.cuh"
+
+BUGS = [
+    Bug(
+        "the wrong phase of a barrier",
+        MULTIPLY,
+        "[stage], place.parity);\n    const",
+        "[stage], 1);\n    const",
+        **PLAIN,
+    ),
+    Bug("phases do not alternate", LOAD, "parity ^= stage == 0;", "", **PLAIN),
+    Bug(
+        "keys are loaded while they are in use",
+        LOAD,
+        "arch::barrier_wait(&shared.empty_k[stage], place.parity ^ 1);",
+        "",
+        **PLAIN,
+    ),
+    Bug(
+        "values are loaded while they are in use",
+        LOAD,
+        "arch::barrier_wait(&shared.empty_v[stage], place.parity ^ 1);",
+        "",
+        **PLAIN,
+    ),
+    Bug("too few bytes are announced", LOAD, "full, present * Config::kSlabs", "full, Config::kSlabs", **PLAIN),
+    Bug("nobody hears of the end", LOAD, "arch::barrier_arrive(&shared.full_k[place.stage]);", "", **PLAIN),
+    Bug("a broken page table is kept secret", LOAD, "shared.broken = table.broken();", "shared.broken = 0;", **PLAIN),
+    Bug(
+        "a stage is released before its product",
+        MULTIPLY,
+        "arch::wgmma_wait<0>(flat<Config::kHeadDim>(out));\n    release(&shared.empty_v[stage]);",
+        "release(&shared.empty_v[stage]);\n    arch::wgmma_wait<0>(flat<Config::kHeadDim>(out));",
+        **PLAIN,
+    ),
+    Bug(
+        "values of unused slots stay",
+        MULTIPLY,
+        "if (facts.partial()) clear_values<Config>(shared.v[stage], facts, group);",
+        "",
+        **PLAIN,
+    ),
+    Bug(
+        "zeros that wgmma does not see",
+        MULTIPLY,
+        "= {};\n    }\n  }\n  arch::fence_proxy_async();",
+        "= {};\n    }\n  }",
+        **PLAIN,
+    ),
+    Bug(
+        "a result that the copy engine does not see",
+        MULTIPLY,
+        "words);\n  }\n  arch::fence_proxy_async();",
+        "words);\n  }",
+        **PLAIN,
+    ),
+    Bug(
+        "no fence before the first product",
+        MULTIPLY,
+        "auto& d = flat<Config::kKeys>(scores);\n  arch::wgmma_fence(d);",
+        "auto& d = flat<Config::kKeys>(scores);",
+        **PLAIN,
+    ),
+    Bug(
+        "scores are used before the product is done",
+        MULTIPLY,
+        "arch::wgmma_wait<0>(flat<Config::kKeys>(scores));\n    release(&shared.empty_k[stage]);",
+        "release(&shared.empty_k[stage]);",
+        **PLAIN,
+    ),
+    Bug("scores that are still on their way", MULTIPLY, "wgmma_wait<1>", "wgmma_wait<2>", **OVERLAP),
+    Bug(
+        "weights change while a product reads them",
+        MULTIPLY,
+        "arch::wgmma_wait<0>(flat<Config::kHeadDim>(out), flat<Config::kKeys>(scores));",
+        "weights.pack(scores);\n      arch::wgmma_wait<0>(flat<Config::kHeadDim>(out), flat<Config::kKeys>(scores));",
+        **OVERLAP,
+    ),
+    Bug(
+        "the output changes while a product adds to it",
+        MULTIPLY,
+        "softmax.weigh(scores, corrections, params.scale_log2);\n\n",
+        "softmax.weigh(scores, corrections, params.scale_log2);\n softmax.rescale(out, corrections);\n"
+        "corrections[0] = corrections[1] = 1.0f;\n",
+        **OVERLAP,
+    ),
+    Bug("the output keeps an old scale", MULTIPLY, "softmax.rescale(out, corrections);", "", **OVERLAP),
+    Bug("the keys of the tile before", MULTIPLY, "shared.k[ahead.stage]", "shared.k[place.stage]", **OVERLAP),
+    Bug(
+        "the valid counts of the tile before", MULTIPLY, "(scores, next, params)", "(scores, facts, params)", **OVERLAP
+    ),
+    Bug(
+        "values of unused slots stay, with overlap",
+        MULTIPLY,
+        "if (facts.partial()) clear_values<Config>(shared.v[place.stage], facts, group);",
+        "",
+        **OVERLAP,
+    ),
+    Bug(
+        "values are released before their product",
+        MULTIPLY,
+        "arch::wgmma_wait<0>(flat<Config::kHeadDim>(out), flat<Config::kKeys>(scores));\n"
+        "      release(&shared.empty_v[place.stage]);",
+        "release(&shared.empty_v[place.stage]);\n"
+        "      arch::wgmma_wait<0>(flat<Config::kHeadDim>(out), flat<Config::kKeys>(scores));",
+        **OVERLAP,
+    ),
+    Bug("a turn is kept", MULTIPLY, "turns.pass();\n\n      arch::wgmma_wait<1>", "arch::wgmma_wait<1>", **OVERLAP),
+    Bug("nobody may begin", MULTIPLY, "if (group_ == 1) pass();", "", **OVERLAP),
+]
+
+
+@pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.what)
+def test_bug_is_noticed(bug, tmp_path):
+    assert not passes(plant(bug, tmp_path / "planted"), bug.tests, bug.select)
+
+
+@pytest.mark.parametrize("tests", sorted({(bug.tests, bug.select) for bug in BUGS}), ids=lambda tests: tests[1])
+def test_the_same_tests_pass_without_a_bug(tests):
+    assert passes(EMULATED_BUILD, *tests)
