@@ -57,6 +57,16 @@ AAPT_DEVICE void barrier_arrive_remote(Barrier* barrier, int rank) {
       : "memory");
 }
 
+// The same for a thread that has only read, or written to its own block, since its last barrier: it need not wait until
+// the GPU sees what it wrote before, as the one above does.
+AAPT_DEVICE void barrier_release_remote(Barrier* barrier, int rank) {
+  asm volatile(
+      "{\n.reg .b32 remote;\nmapa.shared::cluster.u32 remote, %0, %1;\n"
+      "mbarrier.arrive.release.cta.shared::cluster.b64 _, [remote];\n}" ::"r"(shared_address(barrier)),
+      "r"(rank)
+      : "memory");
+}
+
 AAPT_DEVICE bool barrier_phase_ended(std::uint32_t address, int parity) {
   std::uint32_t ended;
   asm volatile(

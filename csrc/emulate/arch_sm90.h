@@ -46,6 +46,11 @@ inline void barrier_arrive_remote(Barrier* barrier, int rank) {
   emulate::arrive(machine().block_of_cluster(rank), emulate::shared_offset(barrier, what), 0, 1, /*remote=*/true, what);
 }
 
+inline void barrier_release_remote(Barrier* barrier, int rank) {
+  const char* what = "barrier_release_remote";
+  emulate::arrive(machine().block_of_cluster(rank), emulate::shared_offset(barrier, what), 0, 1, /*remote=*/true, what);
+}
+
 inline void barrier_wait(Barrier* barrier, int parity) { emulate::wait_for_phase(barrier, parity); }
 inline void barrier_wait_cluster(Barrier* barrier, int parity) { emulate::wait_for_phase(barrier, parity); }
 

@@ -220,13 +220,14 @@ void Machine::run_cluster() {
 }
 
 // Every thread that can run, once, up to its next wait. With a random schedule some warps are held back: a few for this
-// round, others for many rounds.
+// round, others for many rounds; or all of a block.
 bool Machine::run_threads(bool& everyone_has_a_turn) {
   std::uint64_t skipped = 0;
   if (everyone_has_a_turn) {
     held_warps_ = 0;
   } else if (seed_) {
     if (random_() % 8 == 0) held_warps_ = random_() | random_();
+    if (launch_.cluster > 1 && random_() % 8 == 0) held_warps_ = 0xffffffffull << (random_() & 32);
     skipped = (random_() & random_()) | held_warps_;
   }
   everyone_has_a_turn = skipped == 0;

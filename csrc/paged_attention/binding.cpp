@@ -18,6 +18,8 @@ void register_paged_attention(py::module_& module) {
   define("paged_attention_sm90", &paged_attention_sm90, "Attention with the copy engine and wgmma, for Hopper.");
   define("paged_attention_sm90_overlap", &paged_attention_sm90_overlap,
          "The same, with the softmax under the products.");
+  define("paged_attention_sm90_cluster", &paged_attention_sm90_cluster,
+         "The same, with copies for two blocks at once.");
 }
 
 }  // namespace aapt

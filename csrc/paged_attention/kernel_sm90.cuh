@@ -15,6 +15,15 @@
 namespace aapt::paged_attention_sm90_parts {
 
 template <class Config>
+AAPT_DEVICE void sync_blocks() {
+  if constexpr (Config::kCluster == 1) {
+    arch::sync_threads();
+  } else {
+    arch::cluster_sync();
+  }
+}
+
+template <class Config>
 AAPT_DEVICE void attend(const PagedAttentionSm90Params& params) {
   auto& shared = *reinterpret_cast<typename Config::SharedMemory*>(arch::shared_memory());
   const Place block = {static_cast<int>(arch::block_index().x) * Config::kRows,
@@ -24,21 +33,24 @@ AAPT_DEVICE void attend(const PagedAttentionSm90Params& params) {
     for (int stage = 0; stage < Config::kStages; ++stage) {
       arch::barrier_init(&shared.full_k[stage], 1);
       arch::barrier_init(&shared.full_v[stage], 1);
-      arch::barrier_init(&shared.empty_k[stage], 8);  // warps that multiply
-      arch::barrier_init(&shared.empty_v[stage], 8);
+      arch::barrier_init(&shared.empty_k[stage], 8 * Config::kCluster);  // warps that multiply
+      arch::barrier_init(&shared.empty_v[stage], 8 * Config::kCluster);
     }
     arch::barrier_init_fence();
   }
-  arch::sync_threads();
+  sync_blocks<Config>();
 
   const int group = arch::warp_index() / 4 - 1;
   if (group < 0) {
     arch::registers_decrease<40>();
     if (arch::warp_index() == 0 && arch::elect_one()) load<Config>(shared, params, block);
+    arch::sync_warp();
   } else {
     arch::registers_increase<232>();
     multiply<Config>(shared, params, group, block);
   }
+  // The other block of a cluster still arrives here.
+  if constexpr (Config::kCluster > 1) arch::cluster_sync();
 }
 
 }  // namespace aapt::paged_attention_sm90_parts
@@ -58,11 +70,19 @@ AAPT_KERNEL void AAPT_LAUNCH_BOUNDS(Config::kThreads, 1)
   paged_attention_sm90_parts::attend<Config>(params);
 }
 
+template <class Config>
+AAPT_KERNEL void AAPT_LAUNCH_BOUNDS(Config::kThreads, 1)
+    paged_attention_sm90_cluster(AAPT_GRID_CONSTANT const PagedAttentionSm90Params params) {
+  paged_attention_sm90_parts::attend<Config>(params);
+}
+
 template <class Element, int kHeadDim, Sm90Variant kVariant>
 void launch_paged_attention_sm90(const PagedAttentionSm90Params& params, const Stream& stream) {
   using Config = PagedAttentionSm90Config<Element, kHeadDim, kVariant>;
   Launch how;
-  how.grid.x = (params.common.tokens + Config::kRows - 1) / Config::kRows;
+  constexpr int kClusterRows = Config::kRows * Config::kCluster;
+  how.cluster = Config::kCluster;
+  how.grid.x = (params.common.tokens + kClusterRows - 1) / kClusterRows * Config::kCluster;
   how.grid.y = params.common.heads;
   how.grid.z = params.common.batch;
   how.threads = Config::kThreads;
@@ -70,6 +90,7 @@ void launch_paged_attention_sm90(const PagedAttentionSm90Params& params, const S
   how.stream = stream;
   if constexpr (kVariant == Sm90Variant::kPlain) arch::launch(&paged_attention_sm90<Config>, how, params);
   if constexpr (kVariant == Sm90Variant::kOverlap) arch::launch(&paged_attention_sm90_overlap<Config>, how, params);
+  if constexpr (kVariant == Sm90Variant::kCluster) arch::launch(&paged_attention_sm90_cluster<Config>, how, params);
 }
 
 }  // namespace aapt

@@ -39,7 +39,8 @@ struct RingPlace {
   }
 };
 
-// Starts the copies of a tile's pages, in slabs of 64 columns, into a stage that is free.
+// Starts the copies of a tile's pages, in slabs of 64 columns, into a stage that is free: in a cluster, one that is
+// free in both blocks, because block i brings page i to both. Each expects all of the tile.
 template <class Config>
 AAPT_DEVICE void load_pages(char* tile, const TensorMap& map, arch::Barrier* full, const TilePages& pages,
                             int kv_head) {
@@ -48,10 +49,16 @@ AAPT_DEVICE void load_pages(char* tile, const TensorMap& map, arch::Barrier* ful
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     if (i == present) break;
+    if (Config::kCluster == 2 && arch::cluster_rank() != i) continue;
 #pragma unroll
     for (int slab = 0; slab < Config::kSlabs; ++slab) {
-      arch::tile_load(tile + slab * Config::kTileSlabBytes + i * Config::kPageSlabBytes, map, full,
-                      {pages.page[i].id, 0, kv_head, 64 * slab});
+      char* to = tile + slab * Config::kTileSlabBytes + i * Config::kPageSlabBytes;
+      const int first[4] = {pages.page[i].id, 0, kv_head, 64 * slab};
+      if constexpr (Config::kCluster == 1) {
+        arch::tile_load(to, map, full, first);
+      } else {
+        arch::tile_load_multicast(to, map, full, first, 0b11);
+      }
     }
   }
 }

@@ -103,9 +103,14 @@ AAPT_DEVICE void mask_and_bias(Accumulators<Config::kKeys>& scores, const TileFa
   }
 }
 
-// By each warp for itself: it has read all that it will.
+// By each warp for itself: it has read all that it will. Every block whose copies come here has to know.
+template <class Config>
 AAPT_DEVICE void release(arch::Barrier* empty) {
-  if (arch::lane_index() == 0) arch::barrier_arrive(empty);
+  if constexpr (Config::kCluster == 1) {
+    if (arch::lane_index() == 0) arch::barrier_arrive(empty);
+  } else {
+    if (arch::lane_index() < Config::kCluster) arch::barrier_release_remote(empty, arch::lane_index());
+  }
 }
 
 // The loop over the tiles, one step after the other; the two warpgroups drift apart by themselves.
@@ -121,7 +126,7 @@ AAPT_DEVICE void attend_in_turn(typename Config::SharedMemory& shared, const Pag
     Accumulators<Config::kKeys> scores;
     multiply_keys<Config>(scores, shared.q[group], shared.k[stage]);
     arch::wgmma_wait<0>(flat<Config::kKeys>(scores));
-    release(&shared.empty_k[stage]);
+    release<Config>(&shared.empty_k[stage]);
 
     mask_and_bias<Config>(scores, facts, params);
     softmax.absorb(scores, out, params.scale_log2, 0.0f);
@@ -132,7 +137,7 @@ AAPT_DEVICE void attend_in_turn(typename Config::SharedMemory& shared, const Pag
     if (facts.partial()) clear_values<Config>(shared.v[stage], facts, group);
     multiply_values<Config>(out, weights, shared.v[stage]);
     arch::wgmma_wait<0>(flat<Config::kHeadDim>(out));
-    release(&shared.empty_v[stage]);
+    release<Config>(&shared.empty_v[stage]);
   }
 }
 
@@ -176,7 +181,7 @@ AAPT_DEVICE void attend_overlapped(typename Config::SharedMemory& shared, const 
     multiply_keys<Config>(scores, shared.q[group], shared.k[0]);
     turns.pass();
     arch::wgmma_wait<0>(flat<Config::kKeys>(scores));
-    release(&shared.empty_k[0]);
+    release<Config>(&shared.empty_k[0]);
     mask_and_bias<Config>(scores, facts, params);
     softmax.weigh(scores, corrections, params.scale_log2);
     weights.pack(scores);
@@ -194,7 +199,7 @@ AAPT_DEVICE void attend_overlapped(typename Config::SharedMemory& shared, const 
       turns.pass();
 
       arch::wgmma_wait<1>(flat<Config::kKeys>(scores));
-      release(&shared.empty_k[ahead.stage]);
+      release<Config>(&shared.empty_k[ahead.stage]);
       mask_and_bias<Config>(scores, next, params);
       softmax.weigh(scores, corrections, params.scale_log2);
 
@@ -203,7 +208,7 @@ AAPT_DEVICE void attend_overlapped(typename Config::SharedMemory& shared, const 
       facts = next;
       next = await_keys();
       arch::wgmma_wait<0>(flat<Config::kHeadDim>(out), flat<Config::kKeys>(scores));
-      release(&shared.empty_v[place.stage]);
+      release<Config>(&shared.empty_v[place.stage]);
       softmax.rescale(out, corrections);
       weights.pack(scores);
       place.advance();

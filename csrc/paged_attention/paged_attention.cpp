@@ -141,4 +141,11 @@ void paged_attention_sm90_overlap(const Tensor& q, const Tensor& k_pages, const 
   run_sm90<Sm90Variant::kOverlap>(q, k_pages, v_pages, page_ids, page_valid, page_bias, out, lse, scale, stream);
 }
 
+void paged_attention_sm90_cluster(const Tensor& q, const Tensor& k_pages, const Tensor& v_pages,
+                                  const Tensor& page_ids, const Tensor& page_valid,
+                                  const std::optional<Tensor>& page_bias, const Tensor& out, const Tensor& lse,
+                                  float scale, const Stream& stream) {
+  run_sm90<Sm90Variant::kCluster>(q, k_pages, v_pages, page_ids, page_valid, page_bias, out, lse, scale, stream);
+}
+
 }  // namespace aapt

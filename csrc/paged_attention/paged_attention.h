@@ -23,5 +23,9 @@ void paged_attention_sm90_overlap(const Tensor& q, const Tensor& k_pages, const 
                                   const Tensor& page_ids, const Tensor& page_valid,
                                   const std::optional<Tensor>& page_bias, const Tensor& out, const Tensor& lse,
                                   float scale, const Stream& stream);
+void paged_attention_sm90_cluster(const Tensor& q, const Tensor& k_pages, const Tensor& v_pages,
+                                  const Tensor& page_ids, const Tensor& page_valid,
+                                  const std::optional<Tensor>& page_bias, const Tensor& out, const Tensor& lse,
+                                  float scale, const Stream& stream);
 
 }  // namespace aapt

@@ -43,6 +43,7 @@ struct PagedAttentionSm90Params {
 enum class Sm90Variant {
   kPlain,    // copy engine, wgmma, a warpgroup that loads
   kOverlap,  // softmax of one warpgroup under the products of the other one, and under its own
+  kCluster,  // two blocks share the copies of keys and values
 };
 
 // One instantiation per element type and head width D.

@@ -33,6 +33,7 @@ constexpr Entry kProbes[] = {
     {"early_start", &early_start},
     {"tile_load", &tile_load},
     {"tile_multicast", &tile_multicast},
+    {"multicast_ring", &multicast_ring},
     {"tile_store", &tile_store},
     {"wgmma_half", &wgmma_half},
     {"wgmma_written", &wgmma_written},

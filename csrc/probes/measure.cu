@@ -33,7 +33,7 @@ AAPT_KERNEL void l2_bandwidth_kernel(AAPT_GRID_CONSTANT const Params params) {
       const int stage = i % kLoadStages, round = i / kLoadStages;
       if (i >= kLoadStages) {  // what this stage holds has come; all blocks that write to it may know
         arch::barrier_wait(&shared.full[stage], (round - 1) & 1);
-        for (int rank = 0; rank < cluster; ++rank) arch::barrier_arrive_remote(&shared.empty[stage], rank);
+        for (int rank = 0; rank < cluster; ++rank) arch::barrier_release_remote(&shared.empty[stage], rank);
       }
       if (i >= loads) continue;
       const auto row = static_cast<int>((std::int64_t{i} * groups + group) % boxes) * kBoxRows;

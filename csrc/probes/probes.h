@@ -25,7 +25,7 @@ using Probe = void(const Arguments& arguments, const Stream& stream);
 Probe exchange, named_barrier, cp_async, ldmatrix, mma, half_precision, arithmetic;
 // Hopper
 Probe barrier_ring, bulk_copy, cluster_exchange, matrix_store, float8_conversion, elect, early_start;  // block.cu
-Probe tile_load, tile_multicast, tile_store;                                                            // tile.cu
+Probe tile_load, tile_multicast, multicast_ring, tile_store;                            // tile.cu
 Probe wgmma_half, wgmma_written;                                                                        // wgmma.cu
 Probe wgmma_float8, float8_accumulation;                                                                // float8.cu
 Probe gemm;                                                                                             // gemm.cu

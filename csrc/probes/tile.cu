@@ -138,6 +138,59 @@ void tile_multicast(const Arguments& arguments, const Stream& stream) {
   arch::launch(kernels[tensor.shape.size() - 1], how, params);
 }
 
+// ---- multicast_ring: int32 [n, 64] -> int32 [2, n, 64], the rows as each block of a cluster has seen them ----
+// values: n, variant. A row comes in two halves, one from each block to both, into a ring of two stages; every warp
+// releases a stage in both blocks. Variants: 1 in its own block only, 2 nobody waits for a release, 3 a block may end
+// before its neighbour.
+
+struct MulticastRingShared {
+  std::uint32_t row[2][64];
+  arch::Barrier full[2], empty[2];
+};
+
+AAPT_KERNEL void multicast_ring_kernel(AAPT_GRID_CONSTANT const Params params) {
+  auto& shared = shared_struct<MulticastRingShared>();
+  const int rows = params.value[0], variant = params.value[1], rank = arch::cluster_rank();
+  constexpr int kReaders = 2;  // warps; a third one loads
+  if (arch::thread_index() == 0) {
+    for (int stage = 0; stage < 2; ++stage) {
+      arch::barrier_init(&shared.full[stage], 1);
+      arch::barrier_init(&shared.empty[stage], variant == 1 ? kReaders : 2 * kReaders);
+    }
+    arch::barrier_init_fence();
+  }
+  arch::cluster_sync();
+  auto* out = static_cast<std::uint32_t*>(params.output[0]) + 64 * rank * rows;
+  for (int i = 0; i < rows; ++i) {
+    const int stage = i % 2, parity = i / 2 % 2;
+    if (arch::thread_index() < 32 * kReaders) {
+      arch::barrier_wait(&shared.full[stage], parity);
+      out[64 * i + arch::thread_index()] = shared.row[stage][arch::thread_index()];
+      arch::sync_warp();
+      if (variant == 1 ? arch::lane_index() == rank : arch::lane_index() < 2) {
+        arch::barrier_release_remote(&shared.empty[stage], arch::lane_index());
+      }
+    } else if (arch::thread_index() == 32 * kReaders) {
+      if (variant != 2) arch::barrier_wait(&shared.empty[stage], parity ^ 1);
+      arch::barrier_arrive_expect_bytes(&shared.full[stage], 256);
+      arch::tile_load_multicast(&shared.row[stage][32 * rank], params.map[0], &shared.full[stage], {i, 32 * rank}, 3);
+    }
+  }
+  arch::sync_warp();
+  if (variant != 3) arch::cluster_sync();
+}
+
+void multicast_ring(const Arguments& arguments, const Stream& stream) {
+  const Tensor& rows = arguments.inputs.at(0);
+  require_shape("inputs[0]", rows, {arguments.values.at(0), 64});
+  require_shape("outputs[0]", arguments.outputs.at(0), {2, arguments.values[0], 64});
+  Params params = make_params(arguments, 1, 1, 2);
+  params.map[0] = make_tensor_map("inputs[0]", rows, {1, 32}, Swizzle::kNone);
+  Launch how = one_block(96, sizeof(MulticastRingShared), stream);
+  how.grid.x = how.cluster = 2;
+  arch::launch(&multicast_ring_kernel, how, params);
+}
+
 // ---- tile_store: the bytes of a box as they shall lie in shared memory -> any tensor of rank 1..5 ----
 // values: variant, swizzle, box, first coordinate. Variants: 1 no fence, 2 the box overwritten before it was read, 3 no
 // wait before the end.

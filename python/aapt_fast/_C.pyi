@@ -79,6 +79,18 @@ def paged_attention_sm90_overlap(
     scale: float,
     stream: Stream,
 ) -> None: ...
+def paged_attention_sm90_cluster(
+    q: View,
+    k_pages: View,
+    v_pages: View,
+    page_ids: View,
+    page_valid: View,
+    page_bias: View | None,
+    out: View,
+    lse: View,
+    scale: float,
+    stream: Stream,
+) -> None: ...
 def kv_write_portable(
     q: View,
     k: View,

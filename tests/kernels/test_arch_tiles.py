@@ -108,6 +108,20 @@ def test_tile_multicast(hopper, schedule, rank):
     assert torch.equal(out.cpu(), torch.stack([both, both]))
 
 
+def ring(target: Target, rows: int, variant: int = 0, schedule: int = 0) -> bool:
+    """Whether both blocks of a cluster have seen the rows that come to both at once."""
+    x = torch.randint(2**31 - 1, (rows, 64), dtype=torch.int32, device=target.device)
+    out = torch.zeros(2, rows, 64, dtype=torch.int32, device=target.device)
+    target.probe("multicast_ring", [x], [out], [rows, variant], schedule)
+    return torch.equal(out, torch.stack([x, x]))
+
+
+@SCHEDULES
+@pytest.mark.parametrize("rows", [1, 2, 3, 20])
+def test_multicast_ring(hopper, schedule, rows):
+    assert ring(hopper, rows, schedule=schedule)
+
+
 # ---- planted errors ----
 
 
@@ -166,6 +180,18 @@ def test_multicast_counts_bytes_in_each_block(emulated):
     length = len(case.expected())
     for block, absent in enumerate((slice(length, None), slice(0, length))):
         assert (out[block, absent] == 255).all()
+
+
+@pytest.mark.parametrize("variant", [1, 2, 3], ids=["own block only", "no wait for a release", "an early end"])
+def test_a_multicast_into_a_stage_in_use_shows(emulated, variant):
+    def correct(schedule: int) -> bool:
+        try:
+            return ring(emulated, 20, variant, schedule)
+        except RuntimeError as error:
+            assert str(error).startswith("emulated ")
+            return False
+
+    assert not all(correct(schedule) for schedule in range(8))
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ DTYPES = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=s
 WIDTHS = pytest.mark.parametrize("width", [64, 128], ids=lambda width: f"D {width}")
 SCHEDULES = pytest.mark.parametrize("schedule", range(4), ids=lambda seed: f"schedule {seed}")
 PORTABLE, HOPPER = "paged_attention/portable", "paged_attention/sm90"
-OVERLAP = "paged_attention/sm90_overlap"
+OVERLAP, CLUSTER = "paged_attention/sm90_overlap", "paged_attention/sm90_cluster"
 TABLES = {
     "one slot": [[1]],
     "63, 64 and 65 slots": [[63, 0, 0], [64, 0, 0], [64, 1, 0]],
@@ -28,7 +28,7 @@ TABLES = {
 }
 
 
-@pytest.fixture(params=[PORTABLE, HOPPER, OVERLAP])
+@pytest.fixture(params=[PORTABLE, HOPPER, OVERLAP, CLUSTER])
 def kernel(request: pytest.FixtureRequest, target) -> str:
     """Every test runs with each kernel of the op."""
     reason = None if request.param == PORTABLE else target.why_not_hopper()

@@ -20,6 +20,8 @@ def variant(name: str, select: str) -> dict[str, str]:
 
 PLAIN = variant("sm90", "sm90 and not sm90_")
 OVERLAP = variant("sm90_overlap", "sm90_overlap")
+CLUSTER = variant("sm90_cluster", "sm90_cluster")
+KERNEL = "paged_attention/kernel_sm90.cuh"
 LOAD, MULTIPLY = "paged_attention/load_sm90.cuh", "paged_attention/multiply_sm90.cuh"
 
 BUGS = [
@@ -129,6 +131,37 @@ BUGS = [
     ),
     Bug("a turn is kept", MULTIPLY, "turns.pass();\n\n      arch::wgmma_wait<1>", "arch::wgmma_wait<1>", **OVERLAP),
     Bug("nobody may begin", MULTIPLY, "if (group_ == 1) pass();", "", **OVERLAP),
+    Bug(
+        "a stage that the other block still reads",
+        MULTIPLY,
+        "barrier_release_remote(empty, arch::lane_index())",
+        "barrier_release_remote(empty, arch::cluster_rank())",
+        **CLUSTER,
+    ),
+    Bug("pages for one block only", LOAD, "first, 0b11)", "first, 1 << arch::cluster_rank())", **CLUSTER),
+    Bug("both blocks bring the first page", LOAD, "arch::cluster_rank() != i)", "i == 1)", **CLUSTER),
+    Bug("only the own page is awaited", LOAD, "full, present * Config::kSlabs", "full, Config::kSlabs", **CLUSTER),
+    Bug(
+        "a block ends while the other one reaches into it",
+        KERNEL,
+        "if constexpr (Config::kCluster > 1) arch::cluster_sync();",
+        "",
+        **CLUSTER,
+    ),
+    Bug(
+        "copies come before the barrier is there",
+        KERNEL,
+        "sync_blocks<Config>();\n\n",
+        "arch::sync_threads();\n\n",
+        **CLUSTER,
+    ),
+    Bug(
+        "an odd number of blocks",
+        KERNEL,
+        "(params.common.tokens + kClusterRows - 1) / kClusterRows * Config::kCluster",
+        "(params.common.tokens + Config::kRows - 1) / Config::kRows",
+        **CLUSTER,
+    ),
 ]
 
 

@@ -40,6 +40,7 @@ KERNELS = (
     "paged_attention/sm90",
     "paged_attention/portable",
     "paged_attention/sm90_overlap",
+    "paged_attention/sm90_cluster",
     "philox_normal/portable",
 )
 """Every kernel there is, for each op the preferred one first.
