@@ -8,9 +8,9 @@ namespace py = pybind11;
 namespace aapt {
 
 void register_paged_attention(py::module_& module) {
-  const auto define = [&](const char* name, auto function, const char* what) {
+  const auto define = [&](const char* name, auto function, const char* what, auto... more) {
     module.def(name, function, py::arg("q"), py::arg("k_pages"), py::arg("v_pages"), py::arg("page_ids"),
-               py::arg("page_valid"), py::arg("page_bias"), py::arg("out"), py::arg("lse"), py::arg("scale"),
+               py::arg("page_valid"), py::arg("page_bias"), py::arg("out"), py::arg("lse"), py::arg("scale"), more...,
                py::arg("stream"), py::call_guard<py::gil_scoped_release>(), what);
   };
   define("paged_attention_portable", &paged_attention_portable,
@@ -20,6 +20,8 @@ void register_paged_attention(py::module_& module) {
          "The same, with the softmax under the products.");
   define("paged_attention_sm90_cluster", &paged_attention_sm90_cluster,
          "The same, with copies for two blocks at once.");
+  define("paged_attention_sm90_split", &paged_attention_sm90_split, "The same, with the keys of some heads in parts.",
+         py::arg("part_out"), py::arg("part_lse"), py::arg("whole"), py::arg("parts"));
 }
 
 }  // namespace aapt

@@ -24,6 +24,7 @@ struct PagedAttentionSm90Config {
   static_assert(kHeadDim == 64 || kHeadDim == 128);
   static constexpr bool kOverlap = kVariant >= Sm90Variant::kOverlap;
   static constexpr int kCluster = kVariant >= Sm90Variant::kCluster ? 2 : 1;  // blocks, along the tokens of a head
+  static constexpr bool kSplit = kVariant == Sm90Variant::kSplit;
 
   static constexpr int kThreads = 3 * 128;  // a warpgroup that loads and two that multiply 64 rows each
   static constexpr int kRows = 2 * 64;

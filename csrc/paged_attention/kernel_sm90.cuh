@@ -7,6 +7,7 @@
 #pragma once
 
 #include "common/arch.h"
+#include "paged_attention/combine_sm90.cuh"
 #include "paged_attention/config_sm90.h"
 #include "paged_attention/load_sm90.cuh"
 #include "paged_attention/multiply_sm90.cuh"
@@ -26,8 +27,7 @@ AAPT_DEVICE void sync_blocks() {
 template <class Config>
 AAPT_DEVICE void attend(const PagedAttentionSm90Params& params) {
   auto& shared = *reinterpret_cast<typename Config::SharedMemory*>(arch::shared_memory());
-  const Place block = {static_cast<int>(arch::block_index().x) * Config::kRows,
-                       static_cast<int>(arch::block_index().y), static_cast<int>(arch::block_index().z)};
+  const auto block = Place::of_this_block<Config>(params);
   if (arch::thread_index() == 0) {
     arch::barrier_init(&shared.full_q, 1);
     for (int stage = 0; stage < Config::kStages; ++stage) {
@@ -76,6 +76,23 @@ AAPT_KERNEL void AAPT_LAUNCH_BOUNDS(Config::kThreads, 1)
   paged_attention_sm90_parts::attend<Config>(params);
 }
 
+template <class Config>
+AAPT_KERNEL void AAPT_LAUNCH_BOUNDS(Config::kThreads, 1)
+    paged_attention_sm90_split(AAPT_GRID_CONSTANT const PagedAttentionSm90Params params) {
+  paged_attention_sm90_parts::attend<Config>(params);
+}
+
+template <class Element, int kHeadDim>
+void launch_combine(const PagedAttentionSm90Params& params, const Stream& stream) {
+  constexpr int kRows = paged_attention_sm90_parts::kCombineRows<kHeadDim>;
+  Launch how;
+  how.grid.x = (params.common.tokens + kRows - 1) / kRows;
+  how.grid.y = params.common.batch * params.common.heads - params.split.whole;
+  how.threads = paged_attention_sm90_parts::kCombineThreads;
+  how.stream = stream;
+  arch::launch(&paged_attention_sm90_parts::paged_attention_sm90_split::combine<Element, kHeadDim>, how, params);
+}
+
 template <class Element, int kHeadDim, Sm90Variant kVariant>
 void launch_paged_attention_sm90(const PagedAttentionSm90Params& params, const Stream& stream) {
   using Config = PagedAttentionSm90Config<Element, kHeadDim, kVariant>;
@@ -91,6 +108,13 @@ void launch_paged_attention_sm90(const PagedAttentionSm90Params& params, const S
   if constexpr (kVariant == Sm90Variant::kPlain) arch::launch(&paged_attention_sm90<Config>, how, params);
   if constexpr (kVariant == Sm90Variant::kOverlap) arch::launch(&paged_attention_sm90_overlap<Config>, how, params);
   if constexpr (kVariant == Sm90Variant::kCluster) arch::launch(&paged_attention_sm90_cluster<Config>, how, params);
+  if constexpr (kVariant == Sm90Variant::kSplit) {
+    const int heads = params.common.batch * params.common.heads, split = heads - params.split.whole;
+    how.grid.y = params.split.whole + split * params.split.parts;
+    how.grid.z = 1;
+    arch::launch(&paged_attention_sm90_split<Config>, how, params);
+    if (split > 0) launch_combine<Element, kHeadDim>(params, stream);
+  }
 }
 
 }  // namespace aapt

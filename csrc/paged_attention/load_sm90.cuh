@@ -2,6 +2,8 @@
 // The thread that loads: it goes through the page table and fills a ring of tiles of two pages in shared memory.
 #pragma once
 
+#include <cstdint>
+
 #include "common/arch.h"
 #include "paged_attention/config_sm90.h"
 #include "paged_attention/page_table.cuh"
@@ -9,9 +11,33 @@
 
 namespace aapt::paged_attention_sm90_parts {
 
-// Which queries a block has.
+// Which queries a block has, and which entries of the page table.
 struct Place {
   int first_token, head, row;
+  int first_entry, end_entry;
+  int part;  // of all parts there are; negative: these are all keys of the head
+
+  // Along y of a split grid: the whole heads, then those in parts, all parts of a head one after the other.
+  template <class Config>
+  AAPT_DEVICE static Place of_this_block(const PagedAttentionSm90Params& params) {
+    const Index3 index = arch::block_index();
+    const int first_token = static_cast<int>(index.x) * Config::kRows, entries = params.common.entries;
+    if constexpr (Config::kSplit) {
+      const SplitKeys& split = params.split;
+      const int part = static_cast<int>(index.y) - split.whole;
+      const int head = part < 0 ? part + split.whole : split.whole + part / split.parts;
+      const int fraction = part < 0 ? 0 : part % split.parts, fractions = part < 0 ? 1 : split.parts;
+      return {first_token, head % params.common.heads, head / params.common.heads, share(entries, fraction, fractions),
+              share(entries, fraction + 1, fractions), part};
+    } else {
+      return {first_token, static_cast<int>(index.y), static_cast<int>(index.z), 0, entries, -1};
+    }
+  }
+
+ private:
+  AAPT_DEVICE static int share(int entries, int fraction, int fractions) {
+    return static_cast<int>(std::int64_t{entries} * fraction / fractions);
+  }
 };
 
 // The two pages of a tile. The second one may be missing, and all of a tile at the end.
@@ -81,7 +107,7 @@ AAPT_DEVICE void load(typename Config::SharedMemory& shared, const PagedAttentio
                       const Place& block) {
   load_queries<Config>(shared, params, block);
   const int kv_head = block.head * params.common.kv_heads / params.common.heads;
-  PageTable table(params.common, block.row);
+  PageTable table(params.common, block.row, block.first_entry, block.end_entry);
   RingPlace<Config::kStages> place;
   for (;; place.advance()) {
     const int stage = place.stage;

@@ -249,6 +249,31 @@ AAPT_DEVICE void store(const Accumulators<Config::kHeadDim>& out, char* rows, co
   }
 }
 
+// Where the row of token `token` of a block lies in an array of [.., tokens] per head, or per part.
+AAPT_DEVICE std::int64_t row_index(const PagedAttentionParams& params, const Place& block, int token) {
+  const int outer = block.part < 0 ? block.row * params.heads + block.head : block.part;
+  return std::int64_t{outer} * params.tokens + token;
+}
+
+// Writes the warpgroup's rows of one part, in float32.
+template <class Config>
+AAPT_DEVICE void store_part(const Accumulators<Config::kHeadDim>& out, const PagedAttentionSm90Params& params,
+                            const Place& block, int first_row) {
+  struct alignas(8) Pair {
+    float x, y;
+  };
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const int token = first_row + 8 * i;
+    if (token >= params.common.tokens) continue;
+    float* row = params.split.out + row_index(params.common, block, token) * Config::kHeadDim;
+#pragma unroll
+    for (int n = 0; n < Config::kHeadDim / 8; ++n) {
+      *reinterpret_cast<Pair*>(row + 8 * n + arch::lane_index() % 4 * 2) = {out[0][n][2 * i], out[0][n][2 * i + 1]};
+    }
+  }
+}
+
 template <class Config>
 AAPT_DEVICE void multiply(typename Config::SharedMemory& shared, const PagedAttentionSm90Params& params, int group,
                           const Place& block) {
@@ -262,16 +287,21 @@ AAPT_DEVICE void multiply(typename Config::SharedMemory& shared, const PagedAtte
   }
 
   const bool broken = shared.broken;
+  const int first_row =
+      block.first_token + 64 * group + arch::thread_index() % 128 / 32 * 16 + arch::lane_index() / 4;
   softmax.finish(out, broken);
-  store<Config>(out, shared.q[group], params, group, block);
-  const int first_token = block.first_token + 64 * group;
-  const int first_row = first_token + arch::thread_index() % 128 / 32 * 16 + arch::lane_index() / 4;
+  float* lse = params.common.lse;
+  if (Config::kSplit && block.part >= 0) {
+    store_part<Config>(out, params, block, first_row);
+    lse = params.split.lse;
+  } else {
+    store<Config>(out, shared.q[group], params, group, block);
+  }
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     const int token = first_row + 8 * i;
     if (arch::lane_index() % 4 == 0 && token < params.common.tokens) {
-      params.common.lse[(std::int64_t{block.row} * params.common.heads + block.head) * params.common.tokens + token] =
-          softmax.lse(i, broken);
+      lse[row_index(params.common, block, token)] = softmax.lse(i, broken);
     }
   }
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Goes through one row of the page table.
+// Goes through one row of the page table, or through a part of it.
 #pragma once
 
 #include <cmath>
@@ -17,12 +17,14 @@ struct Page {
 
 class PageTable {
  public:
-  AAPT_DEVICE PageTable(const PagedAttentionParams& params, int row) : params_(params), row_(row) {}
+  AAPT_DEVICE PageTable(const PagedAttentionParams& params, int row) : PageTable(params, row, 0, params.entries) {}
+  AAPT_DEVICE PageTable(const PagedAttentionParams& params, int row, int first, int end)
+      : params_(params), row_(row), entry_(first), end_(end) {}
 
   // The next used entry. One that lies outside the pool is skipped and makes the table broken: reading it could end the
   // context, ignoring it would be a silent error.
   AAPT_DEVICE Page next() {
-    while (entry_ < params_.entries) {
+    while (entry_ < end_) {
       const int entry = entry_++;
       const int valid = params_.page_valid[row_ * params_.valid_stride[0] + entry * params_.valid_stride[1]];
       if (valid == 0) continue;
@@ -44,7 +46,7 @@ class PageTable {
   static constexpr float kLog2E = 1.44269504f;
   const PagedAttentionParams& params_;
   int row_;
-  int entry_ = 0;
+  int entry_, end_;
   bool broken_ = false;
 };
 

@@ -2,6 +2,7 @@
 #include "paged_attention/paged_attention.h"
 
 #include <cmath>
+#include <utility>
 
 #include "common/device_info.h"
 #include "paged_attention/params.h"
@@ -84,7 +85,7 @@ PagedAttentionParams params_of(const Tensor& q, const Tensor& k_pages, const Ten
 template <Sm90Variant kVariant>
 void run_sm90(const Tensor& q, const Tensor& k_pages, const Tensor& v_pages, const Tensor& page_ids,
               const Tensor& page_valid, const std::optional<Tensor>& page_bias, const Tensor& out, const Tensor& lse,
-              float scale, const Stream& stream) {
+              float scale, const Stream& stream, const SplitKeys& split = {}) {
   check(q, k_pages, v_pages, page_ids, page_valid, page_bias, out, lse, scale);
   require_supported(k_pages.size(0) > 0, "k_pages", "at least one page for this kernel", "none");
   require_hopper(stream.device);
@@ -98,6 +99,7 @@ void run_sm90(const Tensor& q, const Tensor& k_pages, const Tensor& v_pages, con
   params.out = map_of("out", out);
   params.k_pages = map_of("k_pages", k_pages);
   params.v_pages = map_of("v_pages", v_pages);
+  params.split = split;
   const bool narrow = q.size(3) == 64;
   if (q.dtype == Dtype::kBFloat16) {
     (narrow ? launch_paged_attention_sm90<bfloat16, 64, kVariant>
@@ -146,6 +148,26 @@ void paged_attention_sm90_cluster(const Tensor& q, const Tensor& k_pages, const 
                                   const std::optional<Tensor>& page_bias, const Tensor& out, const Tensor& lse,
                                   float scale, const Stream& stream) {
   run_sm90<Sm90Variant::kCluster>(q, k_pages, v_pages, page_ids, page_valid, page_bias, out, lse, scale, stream);
+}
+
+void paged_attention_sm90_split(const Tensor& q, const Tensor& k_pages, const Tensor& v_pages, const Tensor& page_ids,
+                                const Tensor& page_valid, const std::optional<Tensor>& page_bias, const Tensor& out,
+                                const Tensor& lse, float scale, const Tensor& part_out, const Tensor& part_lse,
+                                int whole, int parts, const Stream& stream) {
+  check(q, k_pages, v_pages, page_ids, page_valid, page_bias, out, lse, scale);
+  const std::int64_t heads = q.size(0) * q.size(2), split = heads - whole;
+  require_valid(whole >= 0 && split >= 0, "whole", "0 to " + std::to_string(heads) + " heads", std::to_string(whole));
+  require_valid(parts >= 1, "parts", "at least 1", std::to_string(parts));
+  require_grid("parts", "parts of all heads", whole + split * parts);
+  require_shape("part_out", part_out, {split * parts, q.size(1), q.size(3)});
+  require_shape("part_lse", part_lse, {split * parts, q.size(1)});
+  for (const auto& [argument, tensor] : {std::pair{"part_out", &part_out}, std::pair{"part_lse", &part_lse}}) {
+    require_dtype(argument, *tensor, Dtype::kFloat32);
+    require_dense(argument, *tensor);
+  }
+  require_16_byte_rows("part_out", part_out);
+  run_sm90<Sm90Variant::kSplit>(q, k_pages, v_pages, page_ids, page_valid, page_bias, out, lse, scale, stream,
+                                {whole, parts, part_out.as<float>(), part_lse.as<float>()});
 }
 
 }  // namespace aapt

@@ -28,4 +28,11 @@ void paged_attention_sm90_cluster(const Tensor& q, const Tensor& k_pages, const 
                                   const std::optional<Tensor>& page_bias, const Tensor& out, const Tensor& lse,
                                   float scale, const Stream& stream);
 
+// The heads of all rows from number `whole` on have their keys split into `parts` parts: equal shares of the entries of
+// the page table. part_out float32 [(B * H - whole) * parts, N, D] and part_lse float32 [.., N] are room for them, dense.
+void paged_attention_sm90_split(const Tensor& q, const Tensor& k_pages, const Tensor& v_pages, const Tensor& page_ids,
+                                const Tensor& page_valid, const std::optional<Tensor>& page_bias, const Tensor& out,
+                                const Tensor& lse, float scale, const Tensor& part_out, const Tensor& part_lse,
+                                int whole, int parts, const Stream& stream);
+
 }  // namespace aapt

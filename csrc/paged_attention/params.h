@@ -32,11 +32,20 @@ struct PagedAttentionParams {
   float scale_log2;  // scale * log2(e): the softmax is computed in powers of two
 };
 
+// How the keys are split. The heads of all rows are counted as one list; those from `whole` on have `parts` parts, each an
+// equal share of the entries of the page table.
+struct SplitKeys {
+  int whole, parts;
+  float* out;  // [(B * H - whole) * parts, N, D], dense
+  float* lse;  // [(B * H - whole) * parts, N], dense
+};
+
 // The kernel for Hopper reads and writes through the copy engine.
 struct PagedAttentionSm90Params {
   PagedAttentionParams common;
   TensorMap q, out;            // [B, N, H, D] in boxes of 64 tokens, one head, 64 columns
   TensorMap k_pages, v_pages;  // [P, 64, Hkv, D] in boxes of a page, one head, 64 columns
+  SplitKeys split;             // of kSplit
 };
 
 // How far the kernel for Hopper goes. Each variant has what those before it have; a GPU is to say which one stays.
@@ -44,6 +53,7 @@ enum class Sm90Variant {
   kPlain,    // copy engine, wgmma, a warpgroup that loads
   kOverlap,  // softmax of one warpgroup under the products of the other one, and under its own
   kCluster,  // two blocks share the copies of keys and values
+  kSplit,    // the keys of some heads are split over blocks, and a second kernel combines the parts
 };
 
 // One instantiation per element type and head width D.

@@ -91,6 +91,22 @@ def paged_attention_sm90_cluster(
     scale: float,
     stream: Stream,
 ) -> None: ...
+def paged_attention_sm90_split(
+    q: View,
+    k_pages: View,
+    v_pages: View,
+    page_ids: View,
+    page_valid: View,
+    page_bias: View | None,
+    out: View,
+    lse: View,
+    scale: float,
+    part_out: View,
+    part_lse: View,
+    whole: int,
+    parts: int,
+    stream: Stream,
+) -> None: ...
 def kv_write_portable(
     q: View,
     k: View,

@@ -3,11 +3,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib
 
 import pytest
 import torch
 
 from aapt_fast.ops import PAGE_SLOTS, paged_attention, reference
+from aapt_fast.ops.split_schedule import Schedule
 from aapt_fast.testing.cases import ABSURD_PAGE, PagedCase, padded_rows, paged_case
 from aapt_fast.testing.compare import assert_near, assert_within_twice_torch
 
@@ -15,7 +17,7 @@ DTYPES = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=s
 WIDTHS = pytest.mark.parametrize("width", [64, 128], ids=lambda width: f"D {width}")
 SCHEDULES = pytest.mark.parametrize("schedule", range(4), ids=lambda seed: f"schedule {seed}")
 PORTABLE, HOPPER = "paged_attention/portable", "paged_attention/sm90"
-OVERLAP, CLUSTER = "paged_attention/sm90_overlap", "paged_attention/sm90_cluster"
+OVERLAP, CLUSTER, SPLIT = "paged_attention/sm90_overlap", "paged_attention/sm90_cluster", "paged_attention/sm90_split"
 TABLES = {
     "one slot": [[1]],
     "63, 64 and 65 slots": [[63, 0, 0], [64, 0, 0], [64, 1, 0]],
@@ -28,9 +30,16 @@ TABLES = {
 }
 
 
-@pytest.fixture(params=[PORTABLE, HOPPER, OVERLAP, CLUSTER])
-def kernel(request: pytest.FixtureRequest, target) -> str:
+def half_of_the_heads_in_three_parts(q: torch.Tensor, entries: int) -> Schedule:
+    """The tables here are too short to be split by themselves."""
+    return Schedule(q.shape[0] * q.shape[2] // 2, 3)
+
+
+@pytest.fixture(params=[PORTABLE, HOPPER, OVERLAP, CLUSTER, SPLIT])
+def kernel(request: pytest.FixtureRequest, target, monkeypatch) -> str:
     """Every test runs with each kernel of the op."""
+    op = importlib.import_module("aapt_fast.ops.paged_attention")
+    monkeypatch.setattr(op, "_schedule", half_of_the_heads_in_three_parts)
     reason = None if request.param == PORTABLE else target.why_not_hopper()
     return pytest.skip(reason) if reason else request.param
 
@@ -235,7 +244,8 @@ def bad_entry(kernel: str, target, ids: list[int], valid: list[int]) -> tuple[to
     page_valid = torch.tensor([[64, 5], valid], dtype=torch.int32, device=target.device)
     q = queries(2, target)
     out, lse = torch.full_like(q, 7), torch.full((2, 2, 3), 7.0, device=target.device)
-    target.call(kernel.replace("/", "_"), q, k_pages, v_pages, page_ids, page_valid, None, out, lse, 0.1)
+    parts = [out.new_empty(6, 3, 64, dtype=torch.float32), lse.new_empty(6, 3), 1, 2] if kernel == SPLIT else []
+    target.call(kernel.replace("/", "_"), q, k_pages, v_pages, page_ids, page_valid, None, out, lse, 0.1, *parts)
     assert out[0].isfinite().all() and lse[0].isfinite().all()
     return out[1], lse[1]
 
@@ -257,6 +267,40 @@ def test_values_of_a_page_table_on_the_cpu_are_checked_before_the_launch(attend,
     case.page_ids[0, 1] = ABSURD_PAGE
     with pytest.raises(ValueError, match=rf"page_ids: expected ids in 0\.\.3 \(the pool\), got {ABSURD_PAGE} in row 0"):
         attend(queries(1, target), case)
+
+
+ONLY_SPLIT = pytest.mark.parametrize("kernel", [SPLIT], indirect=True)
+
+
+@ONLY_SPLIT
+@pytest.mark.parametrize("whole", [0, 1, 2, 3, 4])
+@pytest.mark.parametrize("parts", [1, 2, 4, 9])
+def test_any_split_of_the_keys(whole, parts, check, target, monkeypatch):
+    """More parts than entries, too; a row without any key; the second row's last head is the fourth one."""
+    op = importlib.import_module("aapt_fast.ops.paged_attention")
+    monkeypatch.setattr(op, "_schedule", lambda q, entries: Schedule(whole, parts))
+    table = [[64, 36, 64, 5, 0, 64], [0, 0, 0, 0, 0, 0]]
+    case = paged_case(table, kv_heads=1, head_dim=64, dtype=torch.bfloat16, device=target.device)
+    check(queries(2, target, tokens=130), case, parts)
+
+
+@ONLY_SPLIT
+@pytest.mark.parametrize(
+    ("shape", "whole", "parts", "message"),
+    [
+        ((6, 3, 64), 5, 2, "whole: expected 0 to 4 heads, got 5"),
+        ((6, 3, 64), 1, 0, "parts: expected at least 1, got 0"),
+        ((5, 3, 64), 1, 2, r"part_out: expected .*6, 3, 64.*, got .*5, 3, 64"),
+    ],
+)
+def test_a_split_that_means_nothing_is_refused(shape, whole, parts, message, kernel, target):
+    case = paged_case([[64], [5]], head_dim=64, dtype=torch.bfloat16, device=target.device)
+    q = queries(2, target)
+    out, lse = torch.empty_like(q), torch.empty(2, 2, 3, device=target.device)
+    room = [torch.empty(shape, device=target.device), torch.empty(shape[:2], device=target.device)]
+    with pytest.raises(ValueError, match=message):
+        table = (case.page_ids, case.page_valid, None)
+        target.call(kernel.replace("/", "_"), q, case.k_pages, case.v_pages, *table, out, lse, 0.1, *room, whole, parts)
 
 
 def misaligned(x: torch.Tensor) -> torch.Tensor:

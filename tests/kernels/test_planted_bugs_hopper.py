@@ -21,7 +21,8 @@ def variant(name: str, select: str) -> dict[str, str]:
 PLAIN = variant("sm90", "sm90 and not sm90_")
 OVERLAP = variant("sm90_overlap", "sm90_overlap")
 CLUSTER = variant("sm90_cluster", "sm90_cluster")
-KERNEL = "paged_attention/kernel_sm90.cuh"
+SPLIT = variant("sm90_split", "sm90_split")
+KERNEL, COMBINE = "paged_attention/kernel_sm90.cuh", "paged_attention/combine_sm90.cuh"
 LOAD, MULTIPLY = "paged_attention/load_sm90.cuh", "paged_attention/multiply_sm90.cuh"
 
 BUGS = [
@@ -162,6 +163,35 @@ BUGS = [
         "(params.common.tokens + Config::kRows - 1) / Config::kRows",
         **CLUSTER,
     ),
+    Bug("a part begins too early", LOAD, "share(entries, fraction, fractions)", "0", **SPLIT),
+    Bug(
+        "a part ends too early",
+        LOAD,
+        "share(entries, fraction + 1, fractions)",
+        "share(entries, fraction + 1, fractions) - 1",
+        **SPLIT,
+    ),
+    Bug("parts of another head", LOAD, "split.whole + part / split.parts", "split.whole + part % split.parts", **SPLIT),
+    Bug("a part goes where a whole head goes", MULTIPLY, "block.part < 0 ? block.row", "true ? block.row", **SPLIT),
+    Bug("the log-sum-exp of a part is not kept", MULTIPLY, "lse = params.split.lse;", "", **SPLIT),
+    Bug(
+        "the last part is left out",
+        COMBINE,
+        "part < split.parts; ++part) {",
+        "part + 1 < split.parts; ++part) {",
+        **SPLIT,
+    ),
+    Bug(
+        "parts have equal weights",
+        COMBINE,
+        "arch::exp2_approx((split.lse[row_of(part)] - base) * kLog2E)",
+        "1.0f",
+        **SPLIT,
+    ),
+    Bug("parts are weighed in powers of two", COMBINE, "- base) * kLog2E)", "- base))", **SPLIT),
+    Bug("no part has a key", COMBINE, "maximum == -INFINITY ? 0.0f : maximum", "maximum", **SPLIT),
+    Bug("a combined log-sum-exp in powers of two", COMBINE, "log2_approx(sum) * kLn2", "log2_approx(sum)", **SPLIT),
+    Bug("the combined rows are not divided by their weights", COMBINE, "0.0f : 1.0f / sum", "0.0f : 1.0f", **SPLIT),
 ]
 
 

@@ -41,6 +41,7 @@ KERNELS = (
     "paged_attention/portable",
     "paged_attention/sm90_overlap",
     "paged_attention/sm90_cluster",
+    "paged_attention/sm90_split",
     "philox_normal/portable",
 )
 """Every kernel there is, for each op the preferred one first.

@@ -24,6 +24,7 @@ from aapt_fast.ops import reference
 from aapt_fast.ops._checks import PAGE_SLOTS, check_inference, check_page_id, check_pages, check_queries, check_tensor
 from aapt_fast.ops._library import library
 from aapt_fast.ops.kernels import run_kernel, view
+from aapt_fast.ops.split_schedule import Schedule, slots_of, split_schedule
 
 IMPLEMENTATIONS = {
     "cpu": "torch composition: gather of the valid slots, then torch's CPU flash attention",
@@ -94,10 +95,24 @@ def _kernel(
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
         lse = q.new_empty((q.shape[0], q.shape[2], q.shape[1]), dtype=torch.float32)
         table = (view(page_ids), view(page_valid), view(page_bias))
-        kernel(view(q), view(k_pages), view(v_pages), *table, view(out), view(lse), scale, stream)
+        arguments = (view(q), view(k_pages), view(v_pages), *table, view(out), view(lse), scale)
+        if getattr(kernel, "__name__", "") == "paged_attention_sm90_split":
+            schedule = _schedule(q, page_ids.shape[1])
+            rows = ((q.shape[0] * q.shape[2] - schedule.whole) * schedule.parts, q.shape[1])
+            part_out = q.new_empty((*rows, q.shape[3]), dtype=torch.float32)
+            part_lse = q.new_empty(rows, dtype=torch.float32)
+            kernel(*arguments, view(part_out), view(part_lse), *schedule, stream)
+        else:
+            kernel(*arguments, stream)
         return out, lse
 
     return run_kernel("paged_attention", q.device, launch)
+
+
+def _schedule(q: torch.Tensor, entries: int) -> Schedule:
+    """How the kernel that splits the keys does it for q [B, Nq, H, D]: it works with pairs of blocks of 128 queries."""
+    batch, tokens, heads, _ = q.shape
+    return split_schedule(-(-tokens // 256), batch * heads, entries, slots_of(q.device, cluster=2))
 
 
 def _cpu(
