@@ -107,8 +107,8 @@ BUGS = [
     Bug(
         "the last entry of the page table is skipped",
         TABLE,
-        "while (entry_ < params_.entries)",
-        "while (entry_ + 1 < params_.entries)",
+        "while (entry_ < end_)",
+        "while (entry_ + 1 < end_)",
         **ATTENTION,
     ),
     Bug("a page just past the pool is read", TABLE, "id >= params_.pages", "id > params_.pages", **ATTENTION),
@@ -117,7 +117,7 @@ BUGS = [
     Bug(
         "the output is not rescaled when the maximum grows",
         SOFTMAX,
-        "out[tile][n][first] *= correction;",
+        "out[r / 2][n][r % 2 * 2] *= correction;",
         "",
         **ATTENTION,
     ),

@@ -54,8 +54,8 @@ BUGS = [
     Bug(
         "a stage is released before its product",
         MULTIPLY,
-        "arch::wgmma_wait<0>(flat<Config::kHeadDim>(out));\n    release(&shared.empty_v[stage]);",
-        "release(&shared.empty_v[stage]);\n    arch::wgmma_wait<0>(flat<Config::kHeadDim>(out));",
+        "arch::wgmma_wait<0>(flat<Config::kHeadDim>(out));\n    release<Config>(&shared.empty_v[stage]);",
+        "release<Config>(&shared.empty_v[stage]);\n    arch::wgmma_wait<0>(flat<Config::kHeadDim>(out));",
         **PLAIN,
     ),
     Bug(
@@ -89,8 +89,8 @@ BUGS = [
     Bug(
         "scores are used before the product is done",
         MULTIPLY,
-        "arch::wgmma_wait<0>(flat<Config::kKeys>(scores));\n    release(&shared.empty_k[stage]);",
-        "release(&shared.empty_k[stage]);",
+        "arch::wgmma_wait<0>(flat<Config::kKeys>(scores));\n    release<Config>(&shared.empty_k[stage]);",
+        "release<Config>(&shared.empty_k[stage]);",
         **PLAIN,
     ),
     Bug("scores that are still on their way", MULTIPLY, "wgmma_wait<1>", "wgmma_wait<2>", **OVERLAP),
@@ -125,8 +125,8 @@ BUGS = [
         "values are released before their product",
         MULTIPLY,
         "arch::wgmma_wait<0>(flat<Config::kHeadDim>(out), flat<Config::kKeys>(scores));\n"
-        "      release(&shared.empty_v[place.stage]);",
-        "release(&shared.empty_v[place.stage]);\n"
+        "      release<Config>(&shared.empty_v[place.stage]);",
+        "release<Config>(&shared.empty_v[place.stage]);\n"
         "      arch::wgmma_wait<0>(flat<Config::kHeadDim>(out), flat<Config::kKeys>(scores));",
         **OVERLAP,
     ),
