@@ -92,7 +92,8 @@ def test_the_module_needs_no_cuda_library():
 def test_the_package_brings_its_data():
     package = Path(aapt_fast.__file__).parent
     assert (package / "ops" / "verified.json").is_file() and (package / "py.typed").is_file()
-    assert sorted(path.parent.name for path in package.glob("assets/*/model.safetensors")) == ["mini-person"]
+    models = sorted(path.parent.name for path in package.glob("assets/*/model.safetensors"))
+    assert models == ["mini-anyone", "mini-person"]
 
 
 def test_device_info_describes_every_device():

@@ -100,6 +100,15 @@ def test_asked_during_a_fade_the_player_fades_on_from_the_mixture(steady):
     assert_near(angles, expected, 1e-6, "angles")
 
 
+def test_a_held_start_is_still_and_then_fades_as_ever(steady):
+    start = torch.full((17,), 5.0)
+    held, at_once = MotionPlayer("two", start=start, hold=4), MotionPlayer("two", start=start)
+    angles = torch.cat([held.next(3), held.next(FADE + 1)])[:, POSED]
+    assert_near(angles[:4], start[POSED].expand(4, -1), 1e-6, "angles")
+    assert_near(angles[4:], at_once.next(FADE)[:, POSED], 1e-6, "angles")
+    assert 2.0 in steady
+
+
 def test_the_latest_wish_of_a_frame_wins(steady):
     player = MotionPlayer("zero")
     player.next(1)

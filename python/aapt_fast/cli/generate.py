@@ -27,6 +27,8 @@ from aapt_fast.worlds.motions import FPS, MOTIONS, MotionPlayer, random_motion
 from aapt_fast.worlds.person import make_identity, render
 from aapt_fast.worlds.skeleton import Camera, draw_skeleton, forward_kinematics
 
+FIRST_STEP = 4  # video frames in which the person stays as in the picture, so that the model takes all of it over
+
 STARTED = time.perf_counter()  # after the imports, which take about a second more
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -137,9 +139,9 @@ def _first_image(image: str, model: str) -> Start:
 def _angles(motion: str, frames: int, seed: int, start: Start) -> Tensor:
     """Pose angles [frames, 17] of a named motion, a medley or a script name:frames,name:frames,..."""
     if motion == "medley":
-        return random_motion(frames, seed, start.pose)
+        return random_motion(frames, seed, start.pose, hold=FIRST_STEP)
     script = list(_script(motion, frames))
-    player = MotionPlayer(script[0][0], seed, start.pose)
+    player = MotionPlayer(script[0][0], seed, start.pose, hold=FIRST_STEP)
     parts = []
     for number, (name, length) in enumerate(script):
         if number:

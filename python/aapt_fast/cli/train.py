@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", choices=RECIPES)
     parser.add_argument("--out", type=Path, required=True, help="folder of the run: data, checkpoints, logs, samples")
     parser.add_argument(
-        "--start", metavar="MODEL", help="what person-onwards and company start from: a bundled model (default) or a file"
+        "--start", metavar="MODEL", help="what anyone and company start from: a bundled model (default) or a file"
     )
     parser.add_argument("--stage", choices=STAGES, action="append", help="only this stage (may be repeated)")
 

@@ -52,7 +52,7 @@ def save_model(path: Path, model: StreamModel, dtype: torch.dtype = torch.float1
 def load_model(
     source: str | Path, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
 ) -> StreamModel:
-    """A bundled model by name (`mini-person`) or a file written by `save_model`, ready to stream.
+    """A bundled model by name (`mini-person`, `mini-anyone`) or a file written by `save_model`, ready to stream.
 
     Raises ValueError for a name that is not bundled, CheckpointError (file, key, expected, got) for a bad file.
     """
@@ -94,7 +94,7 @@ def is_own_file(path: Path) -> bool:
 
 def bundled_models() -> dict[str, Path]:
     """The weight files of the bundled models by name."""
-    files = {entry.name: entry / "model.safetensors" for entry in assets().iterdir()}
+    files = {entry.name: entry / "model.safetensors" for entry in sorted(assets().iterdir())}
     return {name: file for name, file in files.items() if file.is_file()}
 
 

@@ -40,8 +40,8 @@ class ConsistencyConfig:
     levels: int = 32  # steps of the grid, uniform and then shifted by model.shift
     share_at_start: float = 0.5
     recycled_noise: float = 0.0  # as in stage 1; the paper adds none
-    matrix_rate: float = 0.003
-    rate: float = 3e-4
+    matrix_rate: float = 3e-4  # both small: the targets are the student's own answers and hold nothing in place
+    rate: float = 3e-5
     weight_decay: float = 0.01
     evaluate_every: int = 200
     seed: int = 0

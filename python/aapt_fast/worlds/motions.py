@@ -205,15 +205,17 @@ class MotionPlayer:
     """Plays one motion at a time and cross-fades to the next when asked: the source of live pose control.
 
     Asked during a fade, it fades on from the mixture that it shows just then, so the body never jumps.
-    `start` [17 angles] is the pose to fade from at the beginning, for example that of the first image.
+    `start` [17 angles] is the pose to fade from at the beginning, for example that of the first image; the body stays
+    in it for `hold` video frames before. A model sees the first image at its first step only: held still in that one,
+    it carries the whole picture over, where a body that moves far takes a blur of it along.
     """
 
-    def __init__(self, name: str, seed: int = 0, start: Tensor | None = None) -> None:
+    def __init__(self, name: str, seed: int = 0, start: Tensor | None = None, hold: int = 0) -> None:
         self._generator = torch.Generator().manual_seed(seed)
         self._frame = 0
         self._layers = [(-FADE, make_motion(name, self._generator))]  # (begun at, motion); each covers the last
         self._drift = _drift(_Dice(self._generator))
-        self._start = start
+        self._start, self._hold = start, hold
 
     def play(self, name: str) -> None:
         """Fade to another motion over the next `FADE` video frames."""
@@ -234,7 +236,7 @@ class MotionPlayer:
         self._layers = self._layers[covered:]
         angles[:, ANGLE["shift"]] = self._drift(t)
         if self._start is not None:
-            angles = _blend(self._start.expand_as(angles), angles, (index + 1) / FADE)
+            angles = _blend(self._start.expand_as(angles), angles, (index + 1 - self._hold) / FADE)
         return angles
 
 
@@ -252,15 +254,18 @@ def _blend(before: Tensor, after: Tensor, share: Tensor) -> Tensor:
     return after * share + before * (1 - share)
 
 
-def random_motion(frames: int, seed: int, start: Tensor | None = None) -> Tensor:
-    """Pose angles [frames, 17] of a medley from pose `start`: another motion every one to three seconds, faded in."""
+def random_motion(frames: int, seed: int, start: Tensor | None = None, hold: int = 0) -> Tensor:
+    """Pose angles [frames, 17] of a medley: another motion every one to three seconds, faded in.
+
+    `start` and `hold` as in `MotionPlayer`.
+    """
     generator = torch.Generator().manual_seed(seed)
     names = list(MOTIONS)
 
     def pick() -> str:
         return names[int(torch.randint(len(names), (1,), generator=generator))]
 
-    player = MotionPlayer(pick(), int(torch.randint(2**31, (1,), generator=generator)), start)
+    player = MotionPlayer(pick(), int(torch.randint(2**31, (1,), generator=generator)), start, hold)
     angles = []
     while frames > 0:
         length = min(frames, int(torch.randint(24, 73, (1,), generator=generator)))
