@@ -396,7 +396,7 @@ def test_any_missing_or_misshapen_tensor_is_named(oracle, tmp_path: Path, kind: 
 
 
 def test_nothing_there(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"expected a file, a folder or a bundled model \(mini-anyone, mini-person"):
+    with pytest.raises(CheckpointError, match=r"expected a file, .* bundled model \(mini-anyone, mini-person"):
         aapt_fast.load_vae(tmp_path / "none")
     with pytest.raises(CheckpointError, match="expected a file of weights"):
         aapt_fast.load_vae(tmp_path)

@@ -2,13 +2,14 @@
 """Recipes: which data, which stages and which settings make a model.
 
 make train-person        # from nothing to the evaluated one-step weights; resumable at any kill
-aapt-fast train anyone --out runs/anyone    # persons that it has never seen, from the weights of the bundled mini-person
-aapt-fast train company --out runs/company  # persons in company, from the weights of the bundled model
+aapt-fast train anyone --out runs/anyone    # persons whom it has never seen, from the bundled mini-person
+aapt-fast train company --out runs/company  # persons in company, from the bundled mini-person
 
 The stages of AAPT start from what is there: stage 1 from the recipe's `start`, else from the stage pretrain (a
 bidirectional model, converted), else from random weights, consistency from stage 1, adversarial from consistency if
-that has finished, else from stage 1. `reconstruction` is no stage of AAPT but its baseline: adversarial training without an
-adversary. What is exported is the last stage of AAPT that has finished; the evaluation compares all that have.
+that has finished, else from stage 1. `reconstruction` is no stage of AAPT but its baseline: adversarial training
+without an adversary. What is exported is the last stage of AAPT that has finished; the evaluation compares all that
+have.
 """
 
 from __future__ import annotations
@@ -221,8 +222,8 @@ def train_pretrain_stage(recipe: Recipe, out: Path) -> Generator:
 def train_diffusion_stage(recipe: Recipe, out: Path) -> Generator:
     """Stage 1 of AAPT: teacher-forced flow matching on the gallery's latents.
 
-    A new run starts from the recipe's `start`, else from the conversion of the stage pretrain if that has finished, else
-    from random weights. Raises ValueError if one that has begun from something else would go on.
+    A new run starts from the recipe's `start`, else from the conversion of the stage pretrain if that has finished,
+    else from random weights. Raises ValueError if one that has begun from something else would go on.
     """
     given = _start(recipe)
     start = given.generator if given else _pretrained(recipe, out)
