@@ -17,6 +17,8 @@ from aapt_fast.testing.compare import assert_near
 from aapt_fast.training import data
 from aapt_fast.training.data import ClipSetConfig, futures, make_clip, render_clips, to_float
 from aapt_fast.worlds.company import Company
+from aapt_fast.worlds.motions import FADE
+from aapt_fast.worlds.skeleton import Camera, forward_kinematics
 
 CONFIG = ClipSetConfig("tiny", clips=3, frames=5, size=16, seed=7)
 
@@ -85,6 +87,29 @@ def test_sets_with_other_seeds_share_no_motion():
     assert len(set(seeds)) == len(seeds)
 
 
+def test_a_share_of_the_clips_fades_in():
+    plain = ClipSetConfig("gallery", clips=200, frames=13, size=16, identities=16, seed=2)
+    fading = dataclasses.replace(plain, fade_in=0.3)
+    differs = [not torch.equal(plain.motion(clip), fading.motion(clip)) for clip in range(200)]
+    assert 55 <= sum(differs) <= 65
+    assert {clip % 16 for clip, other in enumerate(differs) if other} == set(range(16))  # everybody does
+    clip = differs.index(True)
+    before, after = plain.motion(clip), fading.motion(clip)
+    assert torch.equal(before[FADE:], after[FADE:])  # from another pose into the same motion
+    assert (after[0] - before[0]).abs().max() > 0.1
+    steps = torch.stack([fading.motion(clip).diff(dim=0)[:FADE].abs().max() for clip in range(200)])
+    moving, others = steps[torch.tensor(differs)], steps[~torch.tensor(differs)]
+    assert moving.mean() > 1.5 * others.mean()  # and faster than any motion begins
+    assert torch.equal(make_clip(fading, clip)[1], Camera().project(forward_kinematics(after)))
+
+
+def test_sets_without_fades_have_the_card_of_before(tmp_path, threads):
+    render_clips(tmp_path, CONFIG)
+    assert "fade_in" not in json.loads((tmp_path / "tiny.json").read_text())
+    render_clips(tmp_path, dataclasses.replace(CONFIG, fade_in=0.5))
+    assert json.loads((tmp_path / "tiny.json").read_text())["fade_in"] == 0.5
+
+
 def test_what_is_there_is_not_rendered_again(tmp_path, threads, monkeypatch):
     render_clips(tmp_path, CONFIG)
     monkeypatch.setattr(data, "_render_all", lambda *_: pytest.fail("rendered again"))
@@ -143,6 +168,7 @@ def test_to_float():
         (dict(clips=0), "clips: expected at least 1, got 0"),
         (dict(clips=1, frames=60), "frames: expected 1 \\+ 4 n with n >= 1, got 60"),
         (dict(clips=1, frames=1), "frames: expected 1 \\+ 4 n with n >= 1, got 1"),
+        (dict(clips=1, fade_in=1.5), "fade_in: expected a share, 0..1, got 1.5"),
     ],
 )
 def test_impossible_sets_are_refused(fields, message):

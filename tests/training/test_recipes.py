@@ -13,13 +13,14 @@ import aapt_fast
 from aapt_fast.models.config import MiniVAEConfig
 from aapt_fast.models.convert import bidirectional
 from aapt_fast.models.generator import Generator
+from aapt_fast.models.mini_vae import MiniVAE
 from aapt_fast.models.presets import NANO
 from aapt_fast.testing.compare import assert_near
 from aapt_fast.training import recipes
 from aapt_fast.training.adversarial import AdversarialConfig
 from aapt_fast.training.codec import CodecConfig
 from aapt_fast.training.consistency import ConsistencyConfig
-from aapt_fast.training.data import make_clip
+from aapt_fast.training.data import ClipSetConfig, make_clip, render_clips
 from aapt_fast.training.diffusion import DiffusionConfig
 from aapt_fast.training.pose_network import PoseNetworkConfig
 from aapt_fast.training.pretrain import PretrainConfig
@@ -194,3 +195,24 @@ def test_the_last_finished_stage_counts(tmp_path: Path) -> None:
         (tmp_path / stage / "generator.pt").touch()
     assert recipes.last_stage(tmp_path) == "adversarial"
     assert recipes.last_stage(tmp_path, before="adversarial") == "diffusion"
+
+
+def test_latents_are_made_anew_when_codec_or_clips_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    vae = MiniVAE(MiniVAEConfig(encoder_widths=(4, 4, 4), decoder_widths=(4, 4, 4)))
+    config = ClipSetConfig("few", clips=2, frames=5, size=32)
+    path, encoded = tmp_path / "few.latents.pt", []
+    encode = MiniVAE.encode
+    monkeypatch.setattr(MiniVAE, "encode", lambda vae, video: encoded.append(len(video)) or encode(vae, video))
+
+    def latents(config: ClipSetConfig) -> torch.Tensor:
+        return recipes.encode_clips(vae, render_clips(tmp_path, config), path)
+
+    first = latents(config)
+    assert torch.equal(latents(config), first) and encoded == [2]
+    other = latents(dataclasses.replace(config, seed=1))  # as many clips, others
+    assert not torch.equal(other, first) and encoded == [2, 2]
+    with torch.no_grad():
+        next(vae.parameters()).view(-1)[0] += 1e-6
+    latents(dataclasses.replace(config, seed=1))
+    assert encoded == [2, 2, 2]

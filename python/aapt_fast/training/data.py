@@ -25,10 +25,16 @@ from aapt_fast.worlds.motions import random_motion
 from aapt_fast.worlds.person import make_identity, render
 from aapt_fast.worlds.skeleton import JOINTS, Camera, forward_kinematics
 
+GOLDEN_RATIO = 0.6180339887498949
+
 
 @dataclass(frozen=True)
 class ClipSetConfig:
-    """What to render. `identities` = 0 gives every clip a person and room of its own; `company` is there by chance."""
+    """What to render. `identities` = 0 gives every clip a person and room of its own; `company` is there by chance.
+
+    `fade_in` is the share of clips that begin as live control does: in a pose which the body leaves at once for
+    another motion. All others begin in the middle of a motion.
+    """
 
     name: str
     clips: int
@@ -37,10 +43,12 @@ class ClipSetConfig:
     identities: int = 0
     seed: int = 0
     company: Company | None = None
+    fade_in: float = 0.0
 
     def __post_init__(self) -> None:
         require(self.clips > 0, "clips", "at least 1", self.clips)
         require(self.frames % 4 == 1 and self.frames > 4, "frames", "1 + 4 n with n >= 1", self.frames)
+        require(0 <= self.fade_in <= 1, "fade_in", "a share, 0..1", self.fade_in)
 
     def identity_seed(self, clip: int) -> int:
         """The person and room of clip number `clip`; gallery identities are 0, 1, 2, ..."""
@@ -54,10 +62,17 @@ class ClipSetConfig:
         """What chance does in clip number `clip`; sets with another seed share nothing."""
         return self.motion_seed(clip)
 
+    def motion(self, clip: int) -> Tensor:
+        """Pose angles [frames, 17] of the person in clip number `clip`."""
+        seed = self.motion_seed(clip)
+        fades_in = clip * GOLDEN_RATIO % 1 < self.fade_in  # spreads evenly over clips and over identities
+        start = random_motion(1, seed + 500_000_003)[0] if fades_in else None
+        return random_motion(self.frames, seed, start)
+
 
 def make_clip(config: ClipSetConfig, clip: int) -> tuple[Tensor, Tensor]:
     """Video uint8 [T, H, W, 3] and image points float32 [T, 19, 3] of one clip, from its number alone."""
-    return film(config, clip, random_motion(config.frames, config.motion_seed(clip)))
+    return film(config, clip, config.motion(clip))
 
 
 def film(config: ClipSetConfig, clip: int, angles: Tensor, future: int = 0, parting: int = 1) -> tuple[Tensor, Tensor]:
@@ -82,7 +97,7 @@ def futures(config: ClipSetConfig, clip: int, count: int, parting: int = 1) -> T
     """
     require(config.company is not None, "config.company", "company, without which there is one future", None)
     require(count > 0, "count", "at least 1", count)
-    angles = random_motion(config.frames, config.motion_seed(clip))
+    angles = config.motion(clip)
     return torch.stack([film(config, clip, angles, future, parting)[0] for future in range(count)])
 
 
@@ -121,8 +136,12 @@ def render_clips(folder: Path, config: ClipSetConfig, workers: int = 0) -> ClipS
 
 
 def _card(config: ClipSetConfig) -> dict[str, Any]:
-    """What was rendered; sets without company have the card that they had before there was any."""
-    return {name: value for name, value in dataclasses.asdict(config).items() if value is not None}
+    """What was rendered; sets without company or fades have the card that they had before there were any."""
+    return {
+        name: value
+        for name, value in dataclasses.asdict(config).items()
+        if value is not None and (name, value) != ("fade_in", 0.0)
+    }
 
 
 def _render_all(folder: Path, config: ClipSetConfig, workers: int) -> None:

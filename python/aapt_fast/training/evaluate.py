@@ -42,7 +42,6 @@ from aapt_fast.training.several_futures import measure_futures
 from aapt_fast.training.sheet import save_sheet
 from aapt_fast.training.step_latency import step_latency
 from aapt_fast.worlds.company import Company
-from aapt_fast.worlds.motions import random_motion
 from aapt_fast.worlds.skeleton import draw_skeleton, mirror
 
 GALLERY, COMPANY_GALLERY = 16, 64  # persons and rooms that the models know
@@ -80,7 +79,7 @@ class Truth:
 
 def make_truth(config: ClipSetConfig, clip: int) -> Truth:
     """Render held-out clip number `clip` and its mirrored motion in the same, unmirrored room."""
-    angles = random_motion(config.frames, config.motion_seed(clip))
+    angles = config.motion(clip)
     video, points = film(config, clip, angles)
     turned = torch.cat([angles[:1], mirror(angles[1 : 1 + MIRROR_TO])])
     mirrored_video, mirrored_points = film(config, clip, turned)

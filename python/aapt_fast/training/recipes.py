@@ -15,6 +15,7 @@ have.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,7 +42,6 @@ from aapt_fast.training.held_out import Evaluations, HeldOutRollout
 from aapt_fast.training.pose_network import PoseNetworkConfig, pose_reader
 from aapt_fast.training.pretrain import HeldOutError, PretrainConfig, train_bidirectional
 from aapt_fast.worlds.company import Company
-from aapt_fast.worlds.motions import random_motion
 
 STAGES = ("codec", "pretrain", "diffusion", "consistency", "reconstruction", "adversarial", "export", "evaluate")
 MAIN_STAGES = tuple(stage for stage in STAGES if stage != "reconstruction")
@@ -82,8 +82,8 @@ class Recipe:
         require(nothing or self.pretrain is None, "pretrain", f"None, as stage 1 begins from {self.start}", "settings")
 
 
-STRANGERS_CLIPS = ClipSetConfig("open", clips=640, seed=1)
-GALLERY_CLIPS = ClipSetConfig("gallery", clips=960, identities=GALLERY, seed=2)
+STRANGERS_CLIPS = ClipSetConfig("open", clips=640, seed=1, fade_in=0.3)
+GALLERY_CLIPS = ClipSetConfig("gallery", clips=960, identities=GALLERY, seed=2, fade_in=0.3)
 HELD_OUT_STRANGERS = ClipSetConfig("held-out-strangers", clips=8, seed=3)
 HELD_OUT_GALLERY = ClipSetConfig("held-out-gallery", clips=8, identities=GALLERY, seed=5)
 FIRST_FRAMES = ClipSetConfig("first-frames", clips=GALLERY, frames=5, identities=GALLERY, seed=6)
@@ -127,7 +127,7 @@ ANYONE = dataclasses.replace(
     diffusion=dataclasses.replace(PERSON.diffusion, steps=2400, matrix_rate=0.01, rate=7e-4),
 )
 
-COMPANY_CLIPS = ClipSetConfig("company", clips=640, identities=COMPANY_GALLERY, seed=2, company=Company())
+COMPANY_CLIPS = ClipSetConfig("company", clips=640, identities=COMPANY_GALLERY, seed=2, company=Company(), fade_in=0.3)
 
 
 def _in_company(config: ClipSetConfig) -> ClipSetConfig:
@@ -294,16 +294,24 @@ def calibrate(vae: MiniVAE, clip_sets: list[ClipSet], clips: int = 16) -> None:
 
 @torch.no_grad()
 def encode_clips(vae: MiniVAE, clip_set: ClipSet, path: Path) -> Tensor:
-    """Latents [clips, C, 1 + n, h, w] of all clips; kept in `path`, made anew when the codec changed."""
-    stamp = float(torch.stack([p.double().square().sum() for p in vae.state_dict().values()]).sum())
+    """Latents [clips, C, 1 + n, h, w] of all clips; kept in `path`, made anew when codec or clips changed."""
+    source = _fingerprint(vae, clip_set.config)
     if path.exists():
         kept = torch.load(path, weights_only=True)
-        if kept["codec"] == stamp and len(kept["latents"]) == len(clip_set):
+        if kept.get("source") == source:
             return kept["latents"]
     batches = torch.arange(len(clip_set)).split(8)
     latents = torch.cat([vae.encode(torch.stack([clip_set.clip(int(i)) for i in batch])) for batch in batches])
-    torch.save({"codec": stamp, "latents": latents}, path)
+    torch.save({"source": source, "latents": latents}, path)
     return latents
+
+
+def _fingerprint(vae: MiniVAE, clips: ClipSetConfig) -> str:
+    """A hash of what latents are made from: the weights of the codec, bit by bit, and the description of the clips."""
+    digest = hashlib.sha256(repr(clips).encode())
+    for weight in vae.state_dict().values():
+        digest.update(weight.contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def export(recipe: Recipe, out: Path) -> Path:
@@ -313,7 +321,7 @@ def export(recipe: Recipe, out: Path) -> Path:
     save_model(bundle / "model.safetensors", _load_trained(recipe, out))
     first_frames, config = [], recipe.first_frames
     for number in range(config.clips):
-        angles = random_motion(config.frames, config.motion_seed(number))[:1]
+        angles = config.motion(number)[:1]
         pixels = film(config, number, angles)[0]
         name = f"{number:02d}.png"
         Image.fromarray(pixels[0].numpy()).save(bundle / name)

@@ -19,7 +19,6 @@ from aapt_fast.training.data import ClipSetConfig, futures, to_float
 from aapt_fast.training.metrics import diversity, nearest_future, sharpness
 from aapt_fast.training.report import Measurements
 from aapt_fast.training.rollout import generate_video
-from aapt_fast.worlds.motions import random_motion
 from aapt_fast.worlds.skeleton import Camera, forward_kinematics
 
 FUTURES = 8  # that a video may resemble
@@ -50,7 +49,7 @@ def measure_futures(
 
 
 def _points(config: ClipSetConfig, clip: int) -> Tensor:
-    return Camera().project(forward_kinematics(random_motion(config.frames, config.motion_seed(clip))))
+    return Camera().project(forward_kinematics(config.motion(clip)))
 
 
 def _add(measured: Measurements, name: str, samples: Tensor, could_be: Tensor) -> None:
