@@ -14,13 +14,15 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 
 
-def test_the_example_runs() -> None:
+def test_the_examples_run() -> None:
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert len(blocks) == 1
+    assert len(blocks) == 2
     scope: dict = {}
-    exec(compile(blocks[0], "README.md", "exec"), scope)
+    for block in blocks:  # the second goes on from the first
+        exec(compile(block, "README.md", "exec"), scope)
     assert scope["frames"].shape == (4, 96, 96, 3)
     assert scope["what_if"].steps == 12
+    assert [video.shape for video in scope["videos"]] == [(4, 96, 96, 3)] * 2
 
 
 def test_links_lead_to_files() -> None:

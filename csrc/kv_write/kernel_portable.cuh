@@ -49,10 +49,10 @@ AAPT_DEVICE Vector16 load_head(const KvWriteParams& params, Head head, int row, 
 // a head, so that all vectors of a thread lie at the same column.
 class Rotation {
  public:
-  AAPT_DEVICE Rotation(const KvWriteParams& params, int token, int column) : on_(params.cos != nullptr) {
+  AAPT_DEVICE Rotation(const KvWriteParams& params, int row, int token, int column) : on_(params.cos != nullptr) {
     if (!on_) return;
-    load_floats(params.cos + token * params.cos_stride + column / 2, cos_);
-    load_floats(params.sin + token * params.sin_stride + column / 2, sin_);
+    load_floats(params.cos + row * params.cos_stride[0] + token * params.cos_stride[1] + column / 2, cos_);
+    load_floats(params.sin + row * params.sin_stride[0] + token * params.sin_stride[1] + column / 2, sin_);
   }
 
   AAPT_DEVICE void apply(VectorValues& values) const {
@@ -121,7 +121,7 @@ AAPT_KERNEL void AAPT_LAUNCH_BOUNDS(Config::kMaxThreads, 1)
   for (int i = 0; i < Config::kVectors; ++i) {
     vectors[i] = load_head<Config>(params, head_of_vector<Config>(params, i), row, token, column);
   }
-  const Rotation rotation(params, token, column);
+  const Rotation rotation(params, row, token, column);
   const MeanSquares<Config> mean_squares(params, vectors, shared);
 
   // Writing to a page outside the pool could end the context, leaving the token out would be a silent error: its keys

@@ -20,8 +20,8 @@ void check_weight(const char* argument, const Tensor& weight, std::int64_t heads
   require_16_byte_rows(argument, weight);
 }
 
-void check_angles(const char* argument, const Tensor& angles, std::int64_t tokens, std::int64_t width) {
-  require_shape(argument, angles, {tokens, width / 2});
+void check_angles(const char* argument, const Tensor& angles, const Tensor& q) {
+  require_shape(argument, angles, {q.size(0), q.size(1), q.size(3) / 2});
   require_dtype(argument, angles, Dtype::kFloat32);
   require_16_byte_rows(argument, angles);
 }
@@ -81,8 +81,8 @@ void kv_write_portable(const Tensor& q, const Tensor& k, const Tensor& v, const 
   if (k_weight) check_weight("k_weight", *k_weight, k.size(2), width, q.dtype);
   require_valid(cos.has_value() == sin.has_value(), "sin", cos ? "a tensor, as cos is one" : "None, as cos is None",
                 sin ? "a tensor" : "None");
-  if (cos) check_angles("cos", *cos, tokens, width);
-  if (sin) check_angles("sin", *sin, tokens, width);
+  if (cos) check_angles("cos", *cos, q);
+  if (sin) check_angles("sin", *sin, q);
   require_capability(stream.device, 8, 0);
   if (q.size(0) == 0 || tokens == 0) return;
 
@@ -93,8 +93,10 @@ void kv_write_portable(const Tensor& q, const Tensor& k, const Tensor& v, const 
   if (cos) {
     params.cos = cos->as<const float>();
     params.sin = sin->as<const float>();
-    params.cos_stride = cos->stride[0];
-    params.sin_stride = sin->stride[0];
+    for (int i = 0; i < 2; ++i) {
+      params.cos_stride[i] = cos->stride[i];
+      params.sin_stride[i] = sin->stride[i];
+    }
   }
   params.page_ids = page_ids.as<const std::int32_t>();
   params.k_pages = k_pages.data;

@@ -16,8 +16,8 @@ struct KvWriteParams {
   const void* q;                 // [B, N, H, D], rows of D dense
   const void* k;                 // [B, N, Hkv, D], likewise
   const void* v;                 // [B, N, Hkv, D]
-  const float* cos;              // [N, D / 2] or null, rows dense
-  const float* sin;              // [N, D / 2] or null
+  const float* cos;              // [B, N, D / 2] or null, rows dense
+  const float* sin;              // [B, N, D / 2] or null
   const std::int32_t* page_ids;  // [B, ceil(N / 64)]
   void* k_pages;                 // [P, 64, Hkv, D], rows of D dense
   void* v_pages;                 // [P, 64, Hkv, D]
@@ -39,7 +39,8 @@ struct KvWriteParams {
   Rows v_stride;
   Rows k_pages_stride;  // outer: page
   Rows v_pages_stride;
-  std::int64_t ids_stride[2], cos_stride, sin_stride;
+  std::int64_t ids_stride[2];
+  std::int64_t cos_stride[2], sin_stride[2];  // row of the batch (0: all rows share them), token
 
   int batch, tokens, heads, kv_heads, pages;
   float eps;

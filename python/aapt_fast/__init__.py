@@ -22,7 +22,7 @@ from aapt_fast.models.stream_model import StreamModel
 from aapt_fast.models.vae_checkpoint import load_vae
 from aapt_fast.ops.block_cache import Blocks
 from aapt_fast.ops.kernels import use_kernels
-from aapt_fast.streaming.session import StreamSession
+from aapt_fast.streaming.session import StreamSession, page_pool, session_pages, step_together
 
 try:
     __version__ = version("aapt_fast")
@@ -45,8 +45,11 @@ __all__ = [
     "load_generator",
     "load_model",
     "load_vae",
+    "page_pool",
     "patch",
     "patched",
+    "session_pages",
+    "step_together",
     "unpatch",
     "use_kernels",
 ]

@@ -35,14 +35,21 @@ class Case:
     v: torch.Tensor  # [B, N, Hkv, D]
     q_weight: torch.Tensor | None  # [D] or [H * D]
     k_weight: torch.Tensor | None  # [D] or [Hkv * D]
-    cos: torch.Tensor | None  # [N, D / 2]
-    sin: torch.Tensor | None  # [N, D / 2]
+    cos: torch.Tensor | None  # [N, D / 2] or [B, N, D / 2]
+    sin: torch.Tensor | None  # likewise
     k_pages: torch.Tensor  # [P, 64, Hkv, D]
     v_pages: torch.Tensor  # [P, 64, Hkv, D]
     page_ids: torch.Tensor  # int32 [B, ceil(N / 64)]
 
     def arguments(self) -> tuple[torch.Tensor | None, ...]:
         return tuple(vars(self).values())
+
+    def rows_of_angles(self) -> Case:
+        """The same with angles [B, N, D / 2], as the compiled function takes them."""
+        if self.cos is None or self.cos.ndim == 3:
+            return self
+        batch = len(self.q)
+        return replace(self, cos=self.cos.expand(batch, -1, -1), sin=self.sin.expand(batch, -1, -1))
 
     def written(self, pages: torch.Tensor) -> torch.Tensor:
         """What lies in the slots of the tokens: [B, N, Hkv, D]."""
@@ -65,8 +72,9 @@ def make_case(
     norm: str = "per head",
     weight_dtype: torch.dtype = torch.float32,
     rotated: bool = True,
+    of_rows: bool = False,
 ) -> Case:
-    """A random case; `heads` are those of q and those of k and v."""
+    """A random case; `heads` are those of q and those of k and v. `of_rows`: every row has angles of its own."""
     q, k, v = (torch.randn(batch, tokens, count, width) * 3 for count in (heads[0], heads[1], heads[1]))
 
     def weight(kind: str | None, count: int) -> torch.Tensor | None:
@@ -76,6 +84,9 @@ def make_case(
 
     weights = [weight(kind, count) for kind, count in zip(NORMS[norm], heads, strict=True)]
     angles = rope_tables(7, (1, tokens), width) if rotated else (None, None)
+    if of_rows:
+        tables = (rope_tables(7 + 3 * row, (1, tokens), width) for row in range(batch))
+        angles = tuple(torch.stack(table) for table in zip(*tables, strict=True))
     entries = -(-tokens // 64)
     ids = torch.randperm(batch * entries + SPARE_PAGES)[: batch * entries].view(batch, entries).int()
     pages = torch.full((batch * entries + SPARE_PAGES, 64, heads[1], width), torch.nan, dtype=dtype)
@@ -122,6 +133,13 @@ def check(case: Case, target, schedule: int = 0) -> torch.Tensor:
 @pytest.mark.usefixtures("poisoned_memory")
 def test_equals_reference(tokens, rotated, norm, width, dtype, target):
     check(make_case(target, dtype, tokens=tokens, width=width, norm=norm, rotated=rotated), target, schedule=tokens % 4)
+
+
+@DTYPES
+@WIDTHS
+@pytest.mark.parametrize("norm", ["no norm", "per head"])
+def test_rows_with_angles_of_their_own(norm, width, dtype, target):
+    check(make_case(target, dtype, batch=3, tokens=65, width=width, norm=norm, of_rows=True), target)
 
 
 @DTYPES
@@ -191,8 +209,9 @@ def test_the_kernel_is_what_runs(target, monkeypatch):
 @DTYPES
 @WIDTHS
 @pytest.mark.parametrize("norm", ["no norm", "per head", "across heads"])
-def test_padded_rows(norm, width, dtype, target):
-    case = make_case(target, dtype, tokens=65, width=width, norm=norm)
+@pytest.mark.parametrize("of_rows", [False, True], ids=["one rotation", "rotations of rows"])
+def test_padded_rows(of_rows, norm, width, dtype, target):
+    case = make_case(target, dtype, tokens=65, width=width, norm=norm, of_rows=of_rows)
     pages = [padded_rows(x) for x in (case.k_pages, case.v_pages)]
     angles = [padded_rows(x) for x in (case.cos, case.sin)]
     tokens = [padded_rows(x) for x in (case.q, case.k, case.v)]
@@ -244,7 +263,9 @@ def test_a_page_outside_the_pool_is_not_written_and_its_queries_are_nan(wrong, d
     case.page_ids[0, 1] = case.page_ids[1, 0] = wrong
     assert len(case.k_pages) == 6
     out = torch.empty_like(case.q)
-    target.module.kv_write_portable(*(view(x) for x in case.arguments()), view(out), EPS, stream_of(target))
+    target.module.kv_write_portable(
+        *(view(x) for x in case.rows_of_angles().arguments()), view(out), EPS, stream_of(target)
+    )
     lost = torch.zeros(2, 65, dtype=torch.bool, device=target.device)
     lost[0, 64] = lost[1, :64] = True
     assert torch.equal(out.isnan().all((2, 3)), lost) and torch.equal(out.isnan().any((2, 3)), lost)
@@ -326,7 +347,8 @@ BAD = {
     "v heads": (lambda c: {"v": c.v[:, :, :1]}, r"v: expected shape \[2, 5, 2, 64\], got \[2, 5, 1, 64\]"),
     "k dtype": (lambda c: {"k": c.k.half()}, "k: expected bfloat16, got float16"),
     "weight": (lambda c: {"k_weight": c.q[0, 0, :3].flatten()}, r"k_weight: .* \[64\] or \[128\], got \[192\]"),
-    "cos length": (lambda c: {"cos": c.cos[:4]}, r"cos: expected shape \[5, 32\], got \[4, 32\]"),
+    "cos length": (lambda c: {"cos": c.cos[:, :4]}, r"cos: expected shape \[2, 5, 32\], got \[2, 4, 32\]"),
+    "cos rows": (lambda c: {"cos": c.cos[:1]}, r"cos: expected shape \[2, 5, 32\], got \[1, 5, 32\]"),
     "sin dtype": (lambda c: {"sin": c.sin.half()}, "sin: expected float32, got float16"),
     "no sin": (lambda c: {"sin": None}, "sin: expected a tensor, as cos is one, got None"),
     "no cos": (lambda c: {"cos": None}, "sin: expected None, as cos is None, got a tensor"),
@@ -339,10 +361,13 @@ BAD = {
 
 @pytest.mark.parametrize(("change", "message"), BAD.values(), ids=BAD)
 def test_the_compiled_function_checks_for_itself(change, message, target):
-    case = replace((good := make_case(target)), **change(good))
+    good = make_case(target).rows_of_angles()
+    case = replace(good, **change(good))
     out = torch.zeros_like(case.q)
     with pytest.raises(ValueError, match=message):
-        target.module.kv_write_portable(*(view(x) for x in case.arguments()), view(out), EPS, stream_of(target))
+        target.module.kv_write_portable(
+            *(view(x) for x in case.rows_of_angles().arguments()), view(out), EPS, stream_of(target)
+        )
     assert case.k_pages.isnan().all() and case.v_pages.isnan().all() and (out == 0).all()
 
 

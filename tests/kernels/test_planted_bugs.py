@@ -137,6 +137,7 @@ BUGS = [
     Bug("all tokens go to the first page", WRITER, " + token / kPageSlots * params.ids_stride[1]", "", **KV_WRITE),
     Bug("slots are off by one", WRITER, "token % kPageSlots * stride", "(token + 1) % kPageSlots * stride", **KV_WRITE),
     Bug("heads turn the wrong way", WRITER, "cos_[i] - odd * sin_[i]", "cos_[i] + odd * sin_[i]", **KV_WRITE),
+    Bug("all rows turn like the first", WRITER, "row * params.cos_stride[0] + ", "", **KV_WRITE),
     Bug("no barrier in a sum over the block", "common/reduce.cuh", "  arch::sync_threads();\n", "", **KV_WRITE),
     Bug("the same, for rows of tokens", "common/reduce.cuh", "  arch::sync_threads();\n", "", **NORM),
     Bug(

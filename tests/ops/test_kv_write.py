@@ -22,6 +22,13 @@ def rotation(tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
     return rope_tables(3, (1, tokens), HEAD_DIM)
 
 
+def rotations(batch: int, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """cos and sin [B, N, D / 2] of rows whose frames have other numbers."""
+    tables = (rope_tables(3 + 2 * row, (1, tokens), HEAD_DIM) for row in range(batch))
+    cos, sin = (torch.stack(table) for table in zip(*tables, strict=True))
+    return cos, sin
+
+
 def weights(norm: str) -> tuple[torch.Tensor | None, torch.Tensor | None]:
     q_size, k_size = NORMS[norm]
     return (None, None) if q_size is None else (torch.rand(q_size) + 0.5, torch.rand(k_size) + 0.5)
@@ -40,10 +47,11 @@ def page_table(batch: int, tokens: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("rotated", [True, False], ids=["rotated", "not rotated"])
+@pytest.mark.parametrize("rotated", ["rotated", "rows with rotations of their own", "not rotated"])
 @pytest.mark.parametrize("tokens", LENGTHS)
 def test_equals_reference(tokens, rotated, norm, device):
-    cos, sin = rotation(tokens) if rotated else (None, None)
+    tables = {"rotated": rotation(tokens), "rows with rotations of their own": rotations(2, tokens)}
+    cos, sin = tables.get(rotated, (None, None))
     arguments = (*tokens_of(2, tokens), *weights(norm), cos, sin)
     arguments = tuple(x if x is None else x.to(device) for x in arguments)
     pages, expected_pages = ([x.to(device) for x in pool()] for _ in range(2))
@@ -61,6 +69,19 @@ def test_values_are_written_bit_by_bit():
     kv_write(q, k, v, None, None, None, None, *pages, torch.tensor([[5, 2]], dtype=torch.int32))
     assert torch.equal(pages[1][5], v[0, :64]) and torch.equal(pages[1][2, 0], v[0, 64])
     assert torch.equal(pages[0][5], k[0, :64]) and torch.equal(pages[0][2, 0], k[0, 64])
+
+
+@pytest.mark.parametrize("norm", ["no norm", "across heads"])
+def test_rows_with_rotations_of_their_own_equal_rows_alone(norm):
+    (q, k, v), (cos, sin), norms = tokens_of(3, 65), rotations(3, 65), weights(norm)
+    table = page_table(3, 65)
+    pages, alone = pool(), pool()
+    out = kv_write(q, k, v, *norms, cos, sin, *pages, table)
+    for row in range(3):
+        each = slice(row, row + 1)
+        one = kv_write(q[each], k[each], v[each], *norms, cos[row], sin[row], *alone, table[each])
+        assert torch.equal(out[each], one)
+    assert torch.equal(pages[0].nan_to_num(), alone[0].nan_to_num())
 
 
 def test_result_never_shares_memory_with_q():
@@ -179,6 +200,11 @@ BAD_INPUTS = {
     "cos without sin": ({"sin": None}, "sin: expected a tensor, as cos is one, got None"),
     "sin without cos": ({"cos": None}, "cos: expected a tensor, as sin is one, got None"),
     "cos length": ({"cos": torch.ones(4, 8)}, r"cos: expected shape \[5, 8\], got \[4, 8\]"),
+    "cos rows": ({"cos": torch.ones(2, 5, 8)}, r"cos: expected shape \[1, 5, 8\], got \[2, 5, 8\]"),
+    "sin of all rows": (
+        {"cos": torch.ones(1, 5, 8)},
+        r"sin: expected shape \[1, 5, 8\], got \[5, 8\]",
+    ),
     "sin dtype": ({"sin": torch.ones(5, 8).double()}, r"sin: expected torch\.float32, got torch\.float64"),
     "page size": ({"k_pages": torch.ones(7, 16, 2, 16)}, r"k_pages: expected shape \[P, 64, Hkv, D\], got \[7, 16"),
     "value pages": (

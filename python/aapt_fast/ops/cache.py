@@ -30,9 +30,6 @@ _MOST_SCORES = 2**24  # that `_plain_attention` may keep for the backward pass o
 class Cache(Protocol):
     """What models see. A call of a model runs `attend` once per layer, then `advance` once."""
 
-    next_frame: int
-    """Index of the first frame of the next call; 1 at the start."""
-
     def attend(
         self,
         layer: int,
@@ -42,7 +39,7 @@ class Cache(Protocol):
         q_weight: torch.Tensor | None,
         k_weight: torch.Tensor | None,
     ) -> torch.Tensor:
-        """Attention of frames next_frame .. next_frame + F - 1 in one layer.
+        """Attention of the next F frames in one layer.
 
         Args:
             layer: which layer, from 0.
@@ -58,7 +55,7 @@ class Cache(Protocol):
         ...
 
     def advance(self, frames: int) -> None:
-        """End a call of `frames` frames: they become past frames, and next_frame moves on."""
+        """End a call of `frames` frames: they become past frames."""
         ...
 
 

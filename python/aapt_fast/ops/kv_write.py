@@ -7,8 +7,9 @@ Per token n, with pair i of a head being elements 2i and 2i + 1:
     z[2i]     = y[2i] cos[n, i] - y[2i + 1] sin[n, i]
     z[2i + 1] = y[2i] sin[n, i] + y[2i + 1] cos[n, i]
 
-The norm drops out where the weight is None, the rotation where cos and sin are. Token n goes to slot n % 64 of page
-`page_ids[b, n // 64]`: a frame starts on a page, and what its last page has left over stays as it is.
+Rows at different places of their streams have angles of their own, cos[b, n, i]. The norm drops out where the weight
+is None, the rotation where cos and sin are. Token n goes to slot n % 64 of page `page_ids[b, n // 64]`: a frame starts
+on a page, and what its last page has left over stays as it is.
 """
 
 from __future__ import annotations
@@ -62,7 +63,8 @@ def kv_write(
         v: [B, N, Hkv, D], same dtype; written as it is.
         q_weight: floating point [D] (norm per head), [H * D] (norm across heads), or None (no norm).
         k_weight: likewise with Hkv.
-        cos: float32 [N, D / 2], shared by all rows and heads, or None (no rotation, for example text).
+        cos: float32 [N, D / 2], shared by all rows and heads, or [B, N, D / 2], by all heads; None for no rotation, for
+            example of text.
         sin: likewise; both or neither.
         k_pages: [P, 64, Hkv, D], same dtype as q; changed in place.
         v_pages: [P, 64, Hkv, D]; changed in place.
@@ -108,7 +110,7 @@ def normalise_and_rotate(
     Args:
         x: [..., N, H, D].
         weight: [D] (norm per head), [H * D] (norm across heads), or None (no norm).
-        cos: float32 [N, D / 2] or None (no rotation).
+        cos: float32 [N, D / 2], or [B, N, D / 2] for x [B, N, H, D]; None for no rotation.
         sin: likewise.
         eps: added to the mean square.
 
@@ -125,15 +127,18 @@ def normalise_and_rotate(
 
 
 def _check_rotation(x: torch.Tensor, cos: torch.Tensor | None, sin: torch.Tensor | None) -> None:
-    """Raise ValueError unless cos and sin are both None, or both float32 [N, D / 2] for x [..., N, H, D]."""
+    """Raise ValueError unless cos and sin are both None, or both float32 [N, D / 2] or [B, N, D / 2] for x."""
     if cos is None and sin is None:
         return
     require(cos is not None, "cos", "a tensor, as sin is one", None)
     require(sin is not None, "sin", "a tensor, as cos is one", None)
     tokens, width = x.shape[-3], x.shape[-1]
     require(width % 2 == 0, "cos", "None, as the head width is odd", "a tensor")
-    check_tensor("cos", cos, (tokens, width // 2), torch.float32, x.device)
-    check_tensor("sin", sin, (tokens, width // 2), torch.float32, x.device)
+    assert cos is not None
+    per_row = cos.ndim == 3 and x.ndim == 4
+    shape = (*x.shape[:1], tokens, width // 2) if per_row else (tokens, width // 2)
+    check_tensor("cos", cos, shape, torch.float32, x.device)
+    check_tensor("sin", sin, shape, torch.float32, x.device)
 
 
 def _normalise_and_rotate(
@@ -147,7 +152,7 @@ def _normalise_and_rotate(
         y = torch.nn.functional.rms_norm(groups, weight.shape, weight.to(y.dtype), eps).view(y.shape)
     if cos is not None:
         pairs = torch.view_as_complex(y.contiguous().unflatten(-1, (-1, 2)))  # [..., N, H, D / 2]
-        y = torch.view_as_real(pairs * torch.complex(cos, sin).unsqueeze(1)).flatten(-2)
+        y = torch.view_as_real(pairs * torch.complex(cos, sin).unsqueeze(-2)).flatten(-2)
     return y.to(x.dtype)
 
 
@@ -185,7 +190,9 @@ def _kernel(
 ) -> torch.Tensor | None:
     def launch(kernel: Callable[..., None], stream: tuple[int, int]) -> torch.Tensor:
         rotated = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-        inputs = (view(tensor) for tensor in (q, k, v, q_weight, k_weight, cos, sin))
+        rows = (q.shape[0], q.shape[1], q.shape[3] // 2)
+        angles = (table if table is None else table.expand(rows) for table in (cos, sin))
+        inputs = (view(tensor) for tensor in (q, k, v, q_weight, k_weight, *angles))
         kernel(*inputs, view(k_pages), view(v_pages), view(page_ids), view(rotated), eps, stream)
         return rotated
 

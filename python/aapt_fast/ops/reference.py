@@ -57,9 +57,9 @@ def rms_norm(x: torch.Tensor, eps: float) -> torch.Tensor:
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Turn each pair (x[2i], x[2i+1]) of x [..., N, H, D] by the angle with cos, sin [N, D/2]."""
+    """Turn each pair (x[2i], x[2i+1]) of x [..., N, H, D] by the angle with cos, sin [N, D/2] or [..., N, D/2]."""
     even, odd = x[..., 0::2], x[..., 1::2]
-    cos, sin = cos[:, None], sin[:, None]
+    cos, sin = cos.unsqueeze(-2), sin.unsqueeze(-2)
     return torch.stack((even * cos - odd * sin, even * sin + odd * cos), -1).flatten(-2)
 
 

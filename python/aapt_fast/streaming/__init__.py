@@ -3,14 +3,16 @@
 
 from __future__ import annotations
 
+from aapt_fast.streaming.cache_batch import CacheBatch
 from aapt_fast.streaming.latency import LatencyCounter
 from aapt_fast.streaming.paged_block_cache import PagedBlockCache, block_pages_needed
 from aapt_fast.streaming.paged_cache import PagedCache, TextPages, pages_needed
 from aapt_fast.streaming.pages import PagePool, pool_bytes
 from aapt_fast.streaming.samplers import session_pages
-from aapt_fast.streaming.session import StreamSession, page_pool
+from aapt_fast.streaming.session import StreamSession, page_pool, step_together
 
 __all__ = [
+    "CacheBatch",
     "LatencyCounter",
     "PagePool",
     "PagedBlockCache",
@@ -22,4 +24,5 @@ __all__ = [
     "pages_needed",
     "pool_bytes",
     "session_pages",
+    "step_together",
 ]

@@ -103,7 +103,8 @@ class FixedPagedCache(PagedCache):
         self._sink_ids.copy_(torch.tensor(sink))
         self._table.copy_(torch.tensor([*zip(*self._entries(own), strict=True)], dtype=torch.int32))
         (cos, sin), sink_rotation = self._rotations[0, :, : self.tokens].unbind(), self._rotations[1].unbind()
-        return StepPages(own, self._table[:1], self._table[1:], (cos, sin), self._sink_ids, sink_rotation)
+        rotation, table, keys = (cos, sin), self._table, self._sink_keys
+        return StepPages(own, table[:1], table[1:], rotation, self._sink_ids, sink_rotation, keys)
 
     def _entries(self, own: list[int]) -> list[tuple[int, int]]:
         """Page and valid slots of every entry of the list; a page without valid slots may be any."""

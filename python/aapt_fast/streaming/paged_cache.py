@@ -112,6 +112,7 @@ class StepPages:
     rotation: tuple[Tensor, Tensor]  # cos, sin, float32 [N, D / 2], of the frame
     sink_ids: Tensor  # int64 [pages of the sink], empty while frame 1 is in the window
     sink_rotation: tuple[Tensor, Tensor] | None  # cos, sin, float32 [slots of a frame, D / 2]
+    sink_keys: Tensor | None  # [layers, slots of a frame, Hkv, D], normalised, not rotated
     attended: set[int] = field(default_factory=set)  # layers
 
 
@@ -158,7 +159,7 @@ class PagedCache:
         self._step: StepPages | None = None  # between prepare and advance
         self._released = False
 
-    def prepare(self) -> None:
+    def prepare(self) -> StepPages:
         """Take the pages of the next frame; `attend` does it where it has not been done.
 
         Raises PoolExhausted, having changed nothing, if somebody without a reservation has taken the pages.
@@ -167,6 +168,7 @@ class PagedCache:
             raise RuntimeError("cache: it has been released")
         if self._step is None:
             self._step = self._plan()
+        return self._step
 
     def attend(
         self, layer: int, q: Tensor, k: Tensor, v: Tensor, q_weight: Tensor | None, k_weight: Tensor | None
@@ -177,20 +179,25 @@ class PagedCache:
         """
         require(0 <= layer < len(self.pool.by_layer), "layer", f"0..{len(self.pool.by_layer) - 1}", layer)
         require_shape("q", q, 1, 1, self.tokens, "H", "D")
-        self.prepare()
-        step, (k_pages, v_pages) = self._step, self.pool.by_layer[layer]
-        assert step is not None
+        step, (k_pages, v_pages) = self.prepare(), self.pool.by_layer[layer]
         own_ids = step.page_ids[:, -len(step.own) :]
         rotated_q = kv_write(q[0], k[0], v[0], q_weight, k_weight, *step.rotation, k_pages, v_pages, own_ids, self.eps)
         if self._is_first():
-            self._keep_sink_keys(layer, k[0, 0], k_weight)
+            self.keep_sink_keys(layer, k[0, 0], k_weight)
         if step.sink_rotation is not None:
-            assert self._sink_keys is not None
-            keys = normalise_and_rotate(self._sink_keys[layer], None, *step.sink_rotation)
+            assert step.sink_keys is not None
+            keys = normalise_and_rotate(step.sink_keys[layer], None, *step.sink_rotation)
             k_pages.index_copy_(0, step.sink_ids, keys.unflatten(0, (-1, PAGE_SLOTS)))
         out, _ = paged_attention(rotated_q, k_pages, v_pages, step.page_ids, step.page_valid)
         step.attended.add(layer)
         return out[None]
+
+    def keep_sink_keys(self, layer: int, k: Tensor, k_weight: Tensor | None) -> None:
+        """Remember the keys k [N, Hkv, D] of frame 1 in one layer: normalised, not rotated."""
+        if self._sink_keys is None:
+            slots = pages_for(self.tokens) * PAGE_SLOTS
+            self._sink_keys = k.new_zeros(len(self.pool.by_layer), slots, *k.shape[1:])
+        self._sink_keys[layer, : self.tokens] = normalise_and_rotate(k, k_weight, None, None, self.eps)
 
     def advance(self, frames: int) -> None:
         """See `Cache.advance`. Raises RuntimeError unless `frames` is 1 and every layer has attended."""
@@ -262,7 +269,7 @@ class PagedCache:
         page_valid = text_valid + valid_slots(self.tokens) * len(frames)
         table = torch.tensor([page_ids, page_valid], dtype=torch.int32, device=device)
         sink_ids = table[0, len(text_ids) : len(text_ids) + len(self._sink)].long()
-        return StepPages(own, table[:1], table[1:], (cos, sin), sink_ids, sink_rotation)
+        return StepPages(own, table[:1], table[1:], (cos, sin), sink_ids, sink_rotation, self._sink_keys)
 
     def _take_pages(self) -> list[int]:
         """Pages for the next frame; the sink gets some of its own if others hold it too."""
@@ -283,13 +290,6 @@ class PagedCache:
         unused = pages_for(self.tokens) * PAGE_SLOTS - self.tokens
         cos, sin = (table.to(self.pool.k.device) for table in self.rope(self.next_frame - self.window - 1))
         return pad(cos, (0, 0, 0, unused)), pad(sin, (0, 0, 0, unused))
-
-    def _keep_sink_keys(self, layer: int, k: Tensor, k_weight: Tensor | None) -> None:
-        """Remember the keys k [N, Hkv, D] of frame 1: normalised, not rotated."""
-        if self._sink_keys is None:
-            slots = pages_for(self.tokens) * PAGE_SLOTS
-            self._sink_keys = k.new_zeros(len(self.pool.by_layer), slots, *k.shape[1:])
-        self._sink_keys[layer, : self.tokens] = normalise_and_rotate(k, k_weight, None, None, self.eps)
 
     def _take_sink_keys(self, keys: Tensor | None) -> None:
         """Those of the cache this one is forked from; nobody writes to them any more."""

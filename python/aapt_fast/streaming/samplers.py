@@ -22,6 +22,7 @@ from aapt_fast.models.sampler import sample_frame, timesteps
 from aapt_fast.models.stream_model import StreamModel
 from aapt_fast.models.wan_transformer import WanTransformer
 from aapt_fast.ops import philox_normal
+from aapt_fast.streaming.cache_batch import CacheBatch
 from aapt_fast.streaming.paged_block_cache import PagedBlockCache, block_pages_needed
 from aapt_fast.streaming.paged_cache import PagedCache, TextPages, pages_needed
 from aapt_fast.streaming.pages import PagePool
@@ -116,6 +117,21 @@ class FrameSampler:
         with self.model.autocast():
             return sample_frame(self.generator, noise, recycled, inputs, self._caches)
 
+    @staticmethod
+    def step_together(
+        samplers: Sequence[FrameSampler], seeds: Sequence[int], steps: Sequence[int], recycled: Tensor, control: Tensor
+    ) -> Tensor:
+        """`step` of several samplers of one model, pool and nfe: everything has a row per sampler.
+
+        recycled [B, C, 1, h, w], control [B, step_channels, 1, h, w] (no channels for a model without) ->
+        frames [B, C, 1, h, w].
+        """
+        first = samplers[0]
+        noise = _noise(first.model, seeds, steps)[:, :, None]
+        caches = [CacheBatch(of_evaluation) for of_evaluation in zip(*(s._caches for s in samplers), strict=True)]
+        with first.model.autocast():
+            return sample_frame(first.generator, noise, recycled, control if control.shape[1] else None, caches)
+
     def fork(self: AnyFrameSampler, pool: PagePool) -> AnyFrameSampler:
         """See `Sampler.fork`."""
         other = copy.copy(self)
@@ -191,9 +207,13 @@ class BlockSampler:
 
 def step_noise(model: StreamModel, seed: int, numbers: list[int]) -> Tensor:
     """Normal noise [1, C, n, h, w], frame i from (seed, numbers[i])."""
-    seeds, steps = (torch.tensor(n, device=model.device) for n in ([seed] * len(numbers), numbers))
-    noise = philox_normal(seeds, steps, (model.config.latent_channels, *model.grid))
-    return noise.transpose(0, 1)[None]
+    return _noise(model, [seed] * len(numbers), numbers).transpose(0, 1)[None]
+
+
+def _noise(model: StreamModel, seeds: Sequence[int], numbers: Sequence[int]) -> Tensor:
+    """Normal noise [n, C, h, w], row i from (seeds[i], numbers[i])."""
+    seed, number = (torch.tensor(values, device=model.device) for values in (seeds, numbers))
+    return philox_normal(seed, number, (model.config.latent_channels, *model.grid))
 
 
 def _all_or_none(caches: Iterable[PagedCache]) -> list[PagedCache]:

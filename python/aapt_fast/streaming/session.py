@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -126,16 +127,11 @@ class StreamSession:
         entries = self._entries(control)
         self._sampler.prepare()
         try:
-            frame = self._next_frame(entries)
-            video = self._decode(frame)
-            _wait_for(video)
+            frame = self._sampler.step(self.seed, self._steps + 1, self._frame, self._inputs(entries))
+            return self._show(frame, entries, begun)
         except BaseException as error:
             self._close(f"by {type(error).__name__} in step {self._steps + 1}")
             raise
-        self._frame, self._previous = frame, entries
-        self._steps += 1
-        self.latency.record_step(time.perf_counter() - begun)
-        return video
 
     @torch.inference_mode()
     def fork(self) -> StreamSession:
@@ -289,12 +285,19 @@ class StreamSession:
             raise PoolExhausted(f"session: asked for {pages} pages, {pool.available} of {pool.pages} are available")
         self._sampler.open(pool, start.image, start.prompt)
 
-    def _next_frame(self, entries: Tensor | None) -> Tensor:
-        """Run the generator: entries of this step [entries * entry_channels, h, w] -> frames [1, C, n, h, w]."""
-        control, config = entries, self.model.control
-        if config is not None and config.with_previous:
-            control = torch.cat([entries, self._previous])
-        return self._sampler.step(self.seed, self._steps + 1, self._frame, control)
+    def _inputs(self, entries: Tensor | None) -> Tensor | None:
+        """What the generator sees of a step's control [entries * entry_channels, h, w]: [step_channels, h, w]."""
+        config = self.model.control
+        return torch.cat([entries, self._previous]) if config is not None and config.with_previous else entries
+
+    def _show(self, frame: Tensor, entries: Tensor | None, begun: float) -> Tensor:
+        """End a step with its new frames [1, C, n, h, w]: decode them, and remember what the next step needs."""
+        video = self._decode(frame)
+        _wait_for(video)
+        self._frame, self._previous = frame, entries
+        self._steps += 1
+        self.latency.record_step(time.perf_counter() - begun)
+        return video
 
     def _decode(self, frames: Tensor) -> Tensor:
         """New frames [1, C, n, h, w] -> video; what begins a video goes alone."""
@@ -334,6 +337,67 @@ class StreamSession:
     def _require_open(self) -> None:
         if self._closed is not None:
             raise SessionClosed(f"session: it was closed {self._closed}")
+
+
+@torch.inference_mode()
+def step_together(sessions: Sequence[StreamSession], controls: Sequence[object] | None = None) -> list[Tensor]:
+    """What `step` gives, for several sessions, whose next frames one evaluation of the generator makes.
+
+    The weights are read once for all of them, so this takes less time than one step after the other. Every session may
+    be at another step of its run, of another seed and prompt. Up to rounding the frames are those of `step`.
+
+    Args:
+        sessions: of one AAPT model, in one pool (`page_pool`), with as many evaluations per step, not recorded.
+        controls: one per session, as in `StreamSession.step`; None for a model without control.
+
+    Raises:
+        TypeError, ValueError: sessions that cannot be batched, a bad control. Nothing has changed.
+        PoolExhausted: as in `StreamSession.step`; nothing has changed.
+        SessionClosed: one of them is closed; nothing has changed. Any other error in the middle closes them all.
+    """
+    begun = time.perf_counter()
+    sessions = list(sessions)
+    samplers = _batched_samplers(sessions)
+    given = [None] * len(sessions) if controls is None else list(controls)
+    require(len(given) == len(sessions), "controls", f"{len(sessions)}, one per session", len(given))
+    entries = [session._entries(control) for session, control in zip(sessions, given, strict=True)]
+    for sampler in samplers:
+        sampler.prepare()
+    try:
+        nothing = torch.empty(0, *sessions[0].model.grid, device=sessions[0].model.device)
+        inputs = [session._inputs(each) for session, each in zip(sessions, entries, strict=True)]
+        frames = FrameSampler.step_together(
+            samplers,
+            [session.seed for session in sessions],
+            [session.steps + 1 for session in sessions],
+            torch.cat([session.frame for session in sessions]),
+            torch.stack([nothing if each is None else each for each in inputs])[:, :, None],
+        )
+        return [s._show(frame, e, begun) for s, frame, e in zip(sessions, frames.split(1), entries, strict=True)]
+    except BaseException as error:
+        for session in sessions:
+            session._close(f"by {type(error).__name__} in a step together with others")
+        raise
+
+
+def _batched_samplers(sessions: Sequence[StreamSession]) -> list[FrameSampler]:
+    """The samplers of sessions that can take a step together; raises what `step_together` does if they cannot."""
+    require(len(sessions) > 0, "sessions", "at least one", "none")
+    samplers = []
+    for session in sessions:
+        require_type("sessions", session, StreamSession)
+        session._require_open()
+        first, sampler = sessions[0], session._sampler
+        expected = "sessions of an AAPT generator that are not recorded"
+        require(type(sampler) is FrameSampler, "sessions", expected, f"one with a {type(sampler).__name__}")
+        assert isinstance(sampler, FrameSampler)
+        require(session.model is first.model, "sessions", "sessions of the same model object", "of several")
+        expected = "sessions in one pool: StreamSession(..., pool=page_pool(...))"
+        require(session._pool is first._pool, "sessions", expected, "sessions in several")
+        require(session.nfe == first.nfe, "sessions", f"{first.nfe} evaluations per step", session.nfe)
+        samplers.append(sampler)
+    require(len({id(session) for session in sessions}) == len(sessions), "sessions", "each once", "one of them twice")
+    return samplers
 
 
 def _check_start(model: StreamModel, image: object, prompt: object) -> None:
