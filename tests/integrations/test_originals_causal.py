@@ -92,6 +92,17 @@ def noise_from(noises: list[Tensor], monkeypatch) -> Iterator[None]:
     assert next(left, None) is None
 
 
+def a_model(pipeline, config: dict) -> aapt_fast.StreamModel:
+    """Ours, from the files that theirs was made from."""
+    state = pipeline.generator.state_dict()
+    assert all(key.startswith("model.") for key in state)
+    wrapped = {key.replace("model.", "model._fsdp_wrapped_module.", 1): value for key, value in state.items()}
+    zeros = {key: torch.zeros_like(value) for key, value in state.items()}
+    torch.save({"generator": zeros, "generator_ema": wrapped}, "self_forcing_dmd.pt")
+    generator = aapt_fast.load_generator("self_forcing_dmd.pt", config={"text_len": SIZES["text_len"], **config})
+    return aapt_fast.StreamModel(generator, aapt_fast.load_vae(FOLDER / "Wan2.1_VAE.pth"), grid=GRID)
+
+
 def fresh_noise(block: int, frames: int, batch: int = 1) -> list[Tensor]:
     shape = (batch * block, 16, *GRID)
     return [torch.randn(shape) for _ in range((STEPS - 1) * frames // block)]
@@ -174,16 +185,11 @@ def test_patched_in_half_precision(original, repository, in_folder, monkeypatch)
 def test_our_session(original, repository, local, sink, block, frames, in_folder, monkeypatch):
     """The same checkpoint and the same noise in their pipeline, in `sample_block` and in a `StreamSession`."""
     pipeline = small_pipeline(original(repository), local, sink, block)
-    state = pipeline.generator.state_dict()
-    assert all(key.startswith("model.") for key in state)
-    wrapped = {key.replace("model.", "model._fsdp_wrapped_module.", 1): value for key, value in state.items()}
-    zeros = {key: torch.zeros_like(value) for key, value in state.items()}
-    torch.save({"generator": zeros, "generator_ema": wrapped}, "self_forcing_dmd.pt")
-    config = {"num_frame_per_block": block, "sink_size": sink, "text_len": SIZES["text_len"]}
+    config = {"num_frame_per_block": block, "sink_size": sink}
     if local != -1:
         config["local_attn_size"] = local
-    generator = aapt_fast.load_generator("self_forcing_dmd.pt", config=config)
-    model = aapt_fast.StreamModel(generator, aapt_fast.load_vae(FOLDER / "Wan2.1_VAE.pth"), grid=GRID)
+    model = a_model(pipeline, config)
+    generator = model.generator
 
     blocks = [range(start, start + block) for start in range(0, frames, block)]
     noises = [[step_noise(model, 3, [f * STEPS + k + 1 for f in part]) for k in range(STEPS)] for part in blocks]
@@ -200,3 +206,25 @@ def test_our_session(original, repository, local, sink, block, frames, in_folder
         streamed = torch.cat([torch.as_tensor(session.step()) for _ in blocks])
     difference = (streamed - 255 * video[0].permute(0, 2, 3, 1)).abs().max()
     assert difference < 0.51, "rounded to whole numbers, and nothing else"
+
+
+@pytest.mark.parametrize("steps", [[1000], [1000, 500]], ids=["one step", "two steps"])
+@torch.no_grad()
+def test_a_first_frame_in_more_steps(original, steps, in_folder, monkeypatch):
+    """Causal-Forcing++: a frame in one or two steps, the first one in four."""
+    frames, first_steps = 6, [1000, 750, 500, 250]
+    options = dict(denoising_step_list=steps, denoising_step_list_first_chunk=first_steps)
+    pipeline = small_pipeline(original("Causal-Forcing"), 4, 1, 1, **options)
+    model = a_model(pipeline, {"num_frame_per_block": 1, "sink_size": 1, "local_attn_size": 4})
+    schedule = FewStep(steps=tuple(steps), first_steps=tuple(first_steps))
+    counts = [len((schedule if frame else schedule.first).steps) for frame in range(frames)]
+    noises = [[step_noise(model, 3, [f * 4 + k + 1]) for k in range(count)] for f, count in enumerate(counts)]
+    first = torch.cat([levels[0] for levels in noises], 2).transpose(1, 2)
+    between = [noise.transpose(1, 2).flatten(0, 1) for levels in noises for noise in levels[1:]]
+    with replaced_in("wan", dtype=torch.float32), noise_from(between, monkeypatch):
+        latents = pipeline.inference(first, [""], return_latents=True)[1]
+    words = pipeline.text_encoder.embeddings[0, :5]
+    with aapt_fast.StreamSession(model, prompt=words, seed=3, few_step=schedule) as session:
+        made = [(session.step(), session.frame)[1] for _ in range(frames)]
+    assert session.nfe == len(steps) + 1
+    assert relative_l2(torch.cat(made, 2).transpose(1, 2), latents) < TOLERANCE

@@ -161,7 +161,14 @@ def test_the_clean_block_is_what_later_blocks_see(pair):
 def test_levels():
     assert FewStep().levels == pytest.approx((1000.0, 937.5, 2500 / 3, 625.0), abs=1e-9)
     assert FewStep(steps=(1000, 500), warp=False).levels == (1000.0, 500.0)
-    assert FewStep().nfe == 5
+    assert FewStep().nfe == 5 and FewStep().draws == 4 and FewStep().first == FewStep()
+
+
+def test_the_first_block_may_have_other_levels():
+    schedule = FewStep(steps=(1000,), first_steps=(1000, 500), warp=False, context_noise=3.0)
+    assert schedule.first == FewStep(steps=(1000, 500), warp=False, context_noise=3.0)
+    assert (schedule.levels, schedule.first.levels) == ((1000.0,), (1000.0, 500.0))
+    assert schedule.nfe == 2 and schedule.draws == 2 and schedule.first.first == schedule.first
 
 
 @pytest.mark.parametrize(
@@ -171,6 +178,8 @@ def test_levels():
         ({"steps": (500, 1000)}, "steps: expected falling levels"),
         ({"steps": (1001, 500)}, "steps: expected falling levels"),
         ({"steps": (1000, 0)}, "steps: expected falling levels"),
+        ({"first_steps": ()}, "first_steps: expected falling levels"),
+        ({"first_steps": (500, 750)}, "first_steps: expected falling levels"),
         ({"shift": 0.0}, "shift: expected a positive number"),
         ({"context_noise": -1.0}, "context_noise: expected a level in 0..1000"),
     ],

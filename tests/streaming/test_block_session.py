@@ -27,6 +27,7 @@ SCHEDULES = {
     "published, blocks of the model": FewStep(),
     "frame by frame": FewStep(steps=(1000, 500), blocks=Blocks(1, 3, 1)),
     "blocks of 3, noisy context": FewStep(steps=(1000,), context_noise=50.0, blocks=Blocks(3, 7)),
+    "more for the first": FewStep(steps=(1000,), first_steps=(1000, 750, 500), blocks=Blocks(1, 4, 1)),
 }
 
 
@@ -67,18 +68,19 @@ def play(session: StreamSession, steps: int = STEPS) -> tuple[Tensor, Tensor]:
 @torch.no_grad()
 def rollout(model: StreamModel, schedule: FewStep, image: Tensor | None) -> Tensor:
     """The same frames over the growing cache, with the noise numbered by frame and evaluation."""
-    generator, blocks, count = model.generator, schedule.blocks or TINY.blocks, len(schedule.steps)
+    generator, blocks = model.generator, schedule.blocks or TINY.blocks
+    draws = max(len(schedule.steps), len(schedule.first_steps or ()))
     context, cache = generator.encode_context(generator.pad_text(a_prompt()[None])), generator.new_cache(*GRID, blocks)
     if image is not None:
         remember(generator, image, context, cache, schedule.context_noise)
     frames = []
     for block in range(STEPS):
-        noise = []
-        for k in range(count):
-            numbers = [f * count + k + 1 for f in range(block * blocks.frames, (block + 1) * blocks.frames)]
+        noise, at = [], schedule if block else schedule.first
+        for k in range(len(at.steps)):
+            numbers = [f * draws + k + 1 for f in range(block * blocks.frames, (block + 1) * blocks.frames)]
             drawn = [philox_normal(torch.tensor([SEED]), torch.tensor([n]), (16, *GRID)) for n in numbers]
             noise.append(torch.stack(drawn, 2))
-        frames.append(sample_block(generator, noise, context, cache, schedule))
+        frames.append(sample_block(generator, noise, context, cache, at))
     return torch.cat(frames, 2)
 
 

@@ -8,13 +8,14 @@ block. One more evaluation of the clean block, at `context_noise`, leaves the ke
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from aapt_fast.errors import require, require_shape
+from aapt_fast.errors import require, require_shape, require_type
 from aapt_fast.models.generator import shift_time
 from aapt_fast.models.wan_layers import WanContext
 from aapt_fast.models.wan_transformer import WanTransformer
@@ -28,9 +29,13 @@ TIMESTEPS = 1000.0
 class FewStep:
     """How a block is made; the defaults are those of the published Self-Forcing checkpoint.
 
-    steps: falling levels in 0..1000. warp: whether `shift` is applied to them, which makes 1000, 937.5, 833.3, 625 of
-    the default. context_noise: level at which a finished block is evaluated once more for the cache. blocks: what
-    frames see, None for what the model's configuration says.
+    steps: falling levels in 0..1000. first_steps: those of the first block of a run, None for `steps`. warp: whether
+    `shift` is applied to them, which makes 1000, 937.5, 833.3, 625 of the default. context_noise: level at which a
+    finished block is evaluated once more for the cache. blocks: what frames see, None for what the model's
+    configuration says.
+
+    Causal-Forcing++ makes a frame in one evaluation, and takes four for the first, of which nothing but the prompt says
+    what it is to show: FewStep(steps=(1000,), first_steps=(1000, 750, 500, 250)).
 
     Raises ValueError for levels that do not fall or lie outside, and a shift that is not positive.
     """
@@ -40,11 +45,12 @@ class FewStep:
     warp: bool = True
     context_noise: float = 0.0
     blocks: Blocks | None = None
+    first_steps: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
-        steps = list(self.steps)
-        fits = bool(steps) and steps == sorted(set(steps), reverse=True) and min(steps) > 0 and max(steps) <= TIMESTEPS
-        require(fits, "steps", "falling levels above 0, up to 1000", tuple(steps))
+        _check_steps("steps", self.steps)
+        if self.first_steps is not None:
+            _check_steps("first_steps", self.first_steps)
         require(self.shift > 0, "shift", "a positive number", self.shift)
         require(0 <= self.context_noise <= TIMESTEPS, "context_noise", "a level in 0..1000", self.context_noise)
 
@@ -57,9 +63,27 @@ class FewStep:
         return tuple((TIMESTEPS * shift_time(steps, self.shift)).tolist())
 
     @property
+    def first(self) -> FewStep:
+        """The schedule of the first block of a run."""
+        return dataclasses.replace(self, steps=self.first_steps or self.steps, first_steps=None)
+
+    @property
+    def draws(self) -> int:
+        """The most noises that a block takes, one per level."""
+        return max(len(self.steps), len(self.first_steps or ()))
+
+    @property
     def nfe(self) -> int:
-        """Network evaluations per block, the one for the cache included."""
+        """Network evaluations per block after the first, the one for the cache included."""
         return len(self.steps) + 1
+
+
+def _check_steps(argument: str, given: Sequence[float]) -> None:
+    require_type(argument, given, tuple, list)
+    steps = list(given)
+    falls = bool(steps) and steps == sorted(set(steps), reverse=True)
+    fits = falls and min(steps) > 0 and max(steps) <= TIMESTEPS
+    require(fits, argument, "falling levels above 0, up to 1000", tuple(steps))
 
 
 def sample_block(
@@ -72,7 +96,7 @@ def sample_block(
         noise: one normal tensor [B, C, n, h, w] per level of the schedule.
         context: of the prompt, from `model.encode_context`.
         cache: holds the frames before; of `model.new_cache`, or in pages.
-        schedule: levels and context noise.
+        schedule: levels and context noise; for the first block of a run, its `first`.
 
     Raises ValueError for another number or shape of noises.
     """

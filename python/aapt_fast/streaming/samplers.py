@@ -148,8 +148,8 @@ class FrameSampler:
 class BlockSampler:
     """Self-Forcing: a block of frames per step, in a few evaluations over one cache (`models.few_step`).
 
-    Frame f of the run (from 1, an image not counted) takes noise number (f - 1) K + k + 1 in evaluation k of K.
-    Keys and values of the prompt are kept beside the pages, and shared by forks.
+    Frame f of the run (from 1, an image not counted) takes noise number (f - 1) K + k + 1 in its evaluation k, where K
+    is `FewStep.draws`. Keys and values of the prompt are kept beside the pages, and shared by forks.
 
     Raises ValueError for a model that takes more than the frames, and for blocks without a window.
     """
@@ -186,10 +186,13 @@ class BlockSampler:
     def step(self, seed: int, step: int, recycled: Tensor | None, control: Tensor | None) -> Tensor:
         """See `Sampler.step`. Neither the recycled frame [1, C, 1, h, w] nor a control [Cc, h, w] is used."""
         assert self._cache is not None
-        count, first = len(self.schedule.steps), (step - 1) * self.blocks.frames
-        frames = range(first, first + self.blocks.frames)
-        noise = [step_noise(self.model, seed, [frame * count + k + 1 for frame in frames]) for k in range(count)]
-        return sample_block(self.generator, noise, self._context, self._cache, self.schedule)
+        schedule, draws = self.schedule.first if step == 1 else self.schedule, self.schedule.draws
+        frames = range((step - 1) * self.blocks.frames, step * self.blocks.frames)
+        noise = [
+            step_noise(self.model, seed, [frame * draws + k + 1 for frame in frames])
+            for k in range(len(schedule.steps))
+        ]
+        return sample_block(self.generator, noise, self._context, self._cache, schedule)
 
     def fork(self, pool: PagePool) -> BlockSampler:
         """See `Sampler.fork`."""
