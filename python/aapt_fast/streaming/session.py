@@ -128,10 +128,13 @@ class StreamSession:
         self._sampler.prepare()
         try:
             frame = self._sampler.step(self.seed, self._steps + 1, self._frame, self._inputs(entries))
-            return self._show(frame, entries, begun)
+            video = self._decode(frame)
+            _wait_for(video)
         except BaseException as error:
             self._close(f"by {type(error).__name__} in step {self._steps + 1}")
             raise
+        self._end_step(frame, entries, begun)
+        return video
 
     @torch.inference_mode()
     def fork(self) -> StreamSession:
@@ -290,14 +293,11 @@ class StreamSession:
         config = self.model.control
         return torch.cat([entries, self._previous]) if config is not None and config.with_previous else entries
 
-    def _show(self, frame: Tensor, entries: Tensor | None, begun: float) -> Tensor:
-        """End a step with its new frames [1, C, n, h, w]: decode them, and remember what the next step needs."""
-        video = self._decode(frame)
-        _wait_for(video)
+    def _end_step(self, frame: Tensor, entries: Tensor | None, begun: float) -> None:
+        """Remember what the next step needs: the new frames [1, C, n, h, w] and their control."""
         self._frame, self._previous = frame, entries
         self._steps += 1
         self.latency.record_step(time.perf_counter() - begun)
-        return video
 
     def _decode(self, frames: Tensor) -> Tensor:
         """New frames [1, C, n, h, w] -> video; what begins a video goes alone."""
@@ -366,18 +366,23 @@ def step_together(sessions: Sequence[StreamSession], controls: Sequence[object] 
     try:
         nothing = torch.empty(0, *sessions[0].model.grid, device=sessions[0].model.device)
         inputs = [session._inputs(each) for session, each in zip(sessions, entries, strict=True)]
-        frames = FrameSampler.step_together(
+        made = FrameSampler.step_together(
             samplers,
             [session.seed for session in sessions],
             [session.steps + 1 for session in sessions],
             torch.cat([session.frame for session in sessions]),
             torch.stack([nothing if each is None else each for each in inputs])[:, :, None],
         )
-        return [s._show(frame, e, begun) for s, frame, e in zip(sessions, frames.split(1), entries, strict=True)]
+        frames = made.split(1)
+        videos = [session._decode(frame) for session, frame in zip(sessions, frames, strict=True)]
+        _wait_for(videos[-1])
     except BaseException as error:
         for session in sessions:
             session._close(f"by {type(error).__name__} in a step together with others")
         raise
+    for session, frame, each in zip(sessions, frames, entries, strict=True):
+        session._end_step(frame, each, begun)
+    return videos
 
 
 def _batched_samplers(sessions: Sequence[StreamSession]) -> list[FrameSampler]:
