@@ -202,4 +202,4 @@ def test_bug_is_noticed(bug, tmp_path):
 
 @pytest.mark.parametrize("tests", sorted({(bug.tests, bug.select) for bug in BUGS}), ids=lambda tests: tests[1])
 def test_the_same_tests_pass_without_a_bug(tests):
-    assert passes(EMULATED_BUILD, *tests)
+    assert passes(EMULATED_BUILD, *tests, seconds=280)  # a busy machine is no bug

@@ -62,7 +62,7 @@ def test_every_kind_of_image():
         (torch.full((3, 32, 32), 255.0), ValueError, r"image: expected values in -1..1"),
         (torch.full((3, 32, 32), torch.nan), ValueError, r"image: expected values in -1..1"),
         (torch.zeros(3, 32, 32).long(), ValueError, r"image: expected uint8 \[H, W, 3\] or float"),
-        ("a.png", TypeError, "image: expected Tensor, got str"),
+        ("a.png", TypeError, r"image: expected a PIL image, uint8 \[H, W, 3\] or float \[3, H, W\], got str"),
     ],
 )
 def test_bad_images(image, error, message):

@@ -226,6 +226,9 @@ def test_bad_models():
     vae = MiniVAE(SMALL_VAE)
     with pytest.raises(ValueError, match="grid: expected two positive multiples of 2, got"):
         StreamModel(random_wan(), vae, grid=(4, 5))
+    for grid in ((6,), 6, "6x8", (6.0, 8.0)):
+        with pytest.raises(ValueError, match="grid: expected two whole numbers: latent height and width, got "):
+            StreamModel(random_wan(), vae, grid=grid)
     with pytest.raises(ValueError, match="grid: expected None: the native grid"):
         StreamModel(random_model(NANO).generator, vae, grid=(4, 4))
     assert StreamModel(random_wan(), vae).video_size == (480, 832)

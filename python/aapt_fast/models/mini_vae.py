@@ -234,7 +234,8 @@ class VideoStream:
         """
         require_output(out)
         latents = latents.to(self._vae.linear_decoder.weight.dtype)
-        video = self._vae.reconstruct(latents, self._cache).clamp(-1, 1)
+        with torch.autocast(latents.device.type, enabled=False):  # the state has the dtype of the VAE
+            video = self._vae.reconstruct(latents, self._cache).clamp(-1, 1)
         if not self._started:
             video = video[:, :, TIME - 1 :]
         self._started = True

@@ -119,8 +119,10 @@ class StreamModel:
                 known = vae.spatial_factor in WAN_GRIDS
                 require(known, "grid", f"latent height and width, for {vae.spatial_factor} pixels per cell", None)
                 grid = WAN_GRIDS[vae.spatial_factor]
+            given = isinstance(grid, tuple | list) and len(grid) == 2 and all(isinstance(n, int) for n in grid)
+            require(given, "grid", "two whole numbers: latent height and width", repr(grid))
             weight, self.grid = generator.patch_embedding.weight, (grid[0], grid[1])
-            fits = all(n > 0 and n % PATCH == 0 for n in self.grid)
+            fits = all(n > 0 and n % PATCH == 0 for n in grid)
             require(fits, "grid", f"two positive multiples of {PATCH}", grid)
         else:
             weight, self.grid = generator.patch_embed.weight, generator.config.grid
@@ -229,9 +231,10 @@ def _pixels(image: object, size: tuple[int, int]) -> Tensor:
     if isinstance(image, Image.Image):
         image = numpy.array(image.convert("RGB"))
     if isinstance(image, numpy.ndarray):
-        image = torch.tensor(image)
-    require_type("image", image, Tensor)
-    assert isinstance(image, Tensor)
+        image = torch.tensor(numpy.ascontiguousarray(image))
+    if not isinstance(image, Tensor):
+        kind = type(image).__name__
+        raise TypeError(f"image: expected a PIL image, uint8 [H, W, 3] or float [3, H, W], got {kind}")
     if image.dtype == torch.uint8:
         require_shape("image", image, *size, 3)
         return image.permute(2, 0, 1).float() / 127.5 - 1

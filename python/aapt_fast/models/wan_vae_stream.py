@@ -61,7 +61,8 @@ class DecoderStream(_Stream):
         require_output(out)
         self.vae._check_latents(latents)
         self._take("latents", latents, per_step=1)
-        frames = self.vae._decode_chunk(latents, self._cache)
+        with torch.autocast(latents.device.type, enabled=False):  # the state has the dtype of the VAE
+            frames = self.vae._decode_chunk(latents, self._cache)
         return frames if out == "float" else frames_to_uint8(frames)
 
     def fix(self) -> list[Tensor]:
@@ -83,5 +84,6 @@ class EncoderStream(_Stream):
         """
         self.vae._check_video(video)
         self._take("video", video, per_step=self.vae.config.temporal_factor)
-        mean = self.vae._encode_chunk(video, self._cache).chunk(2, dim=1)[0]
-        return self.vae._normalise(mean)
+        with torch.autocast(video.device.type, enabled=False):
+            mean = self.vae._encode_chunk(video, self._cache).chunk(2, dim=1)[0]
+            return self.vae._normalise(mean)

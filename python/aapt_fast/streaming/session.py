@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from numbers import Integral
 from types import TracebackType
 
 import torch
@@ -88,16 +90,20 @@ class StreamSession:
         pool: PagePool | None = None,
     ) -> None:
         begun = time.perf_counter()
+        require_type("model", model, StreamModel)
         require_type("cuda_graph", cuda_graph, bool)
         require_type("nfe", nfe, int)
         require(nfe >= 1, "nfe", "at least 1 evaluation per step", nfe)
+        if few_step is not None:
+            require_type("few_step", few_step, FewStep)
         if pool is not None:
+            require_type("pool", pool, PagePool)
             _check_pool(pool, model)
         self.model, self._sampler = model, self._choose_sampler(model, nfe, few_step, cuda_graph)
         self._pool, self._owns_pool = pool, pool is None
         self._closed: str | None = None  # why
         self._steps = 0
-        with torch.inference_mode():
+        with _computing(model):
             _check_start(model, image, prompt)
             start = _Start(
                 model.encode_image(image) if image is not None else None,
@@ -107,7 +113,6 @@ class StreamSession:
             )
             self._begin(start, begun)
 
-    @torch.inference_mode()
     def step(self, control: object = None) -> Tensor:
         """The next four video frames, uint8 [4, H, W, 3] on the device of the model, complete when this returns.
 
@@ -124,19 +129,19 @@ class StreamSession:
         """
         self._require_open()
         begun = time.perf_counter()
-        entries = self._entries(control)
-        self._sampler.prepare()
-        try:
-            frame = self._sampler.step(self.seed, self._steps + 1, self._frame, self._inputs(entries))
-            video = self._decode(frame)
-            _wait_for(video)
-        except BaseException as error:
-            self._close(f"by {type(error).__name__} in step {self._steps + 1}")
-            raise
+        with _computing(self.model):
+            entries = self._entries(control)
+            self._sampler.prepare()
+            try:
+                frame = self._sampler.step(self.seed, self._steps + 1, self._frame, self._inputs(entries))
+                video = self._decode(frame)
+                _wait_for(video)
+            except BaseException as error:
+                self._close(f"by {type(error).__name__} in step {self._steps + 1}")
+                raise
         self._end_step(frame, entries, begun)
-        return video
+        return video.clone()  # out of inference mode: an ordinary tensor, to draw on and to learn from
 
-    @torch.inference_mode()
     def fork(self) -> StreamSession:
         """An independent session that goes on from here, bit for bit like this one under the same controls.
 
@@ -149,17 +154,17 @@ class StreamSession:
         assert self._pool is not None
         pool = page_pool(self.model, self._pool.pages) if self._owns_pool else self._pool
         other = copy.copy(self)
-        other._pool, other._sampler = pool, self._sampler.fork(pool)
-        try:
-            other._decoder = self._decoder.clone()
-        except BaseException:
-            other._sampler.release()
-            raise
+        with _computing(self.model):
+            other._pool, other._sampler = pool, self._sampler.fork(pool)
+            try:
+                other._decoder = self._decoder.clone()
+            except BaseException:
+                other._sampler.release()
+                raise
         other.latency = LatencyCounter()
         other.latency.first_frame_s = time.perf_counter() - begun
         return other
 
-    @torch.inference_mode()
     def reset(
         self,
         image: ImageLike | None = None,
@@ -178,18 +183,19 @@ class StreamSession:
         self._require_open()
         begun, old = time.perf_counter(), self._start
         keeps_control = image is None and image_control is None
-        start = _Start(
-            self.model.encode_image(image) if image is not None else old.image,
-            old.control if keeps_control else self._image_entries(image_control),
-            self.model.embed(prompt) if prompt is not None else old.prompt,
-            _checked_seed(seed) if seed is not None else old.seed,
-        )
-        self._sampler.release()
-        try:
-            self._begin(start, begun)
-        except BaseException as error:
-            self._close(f"by {type(error).__name__} in reset")
-            raise
+        with _computing(self.model):
+            start = _Start(
+                self.model.encode_image(image) if image is not None else old.image,
+                old.control if keeps_control else self._image_entries(image_control),
+                self.model.embed(prompt) if prompt is not None else old.prompt,
+                _checked_seed(seed) if seed is not None else old.seed,
+            )
+            self._sampler.release()
+            try:
+                self._begin(start, begun)
+            except BaseException as error:
+                self._close(f"by {type(error).__name__} in reset")
+                raise
 
     def close(self) -> None:
         """Give the pages back. A second call does nothing."""
@@ -206,16 +212,16 @@ class StreamSession:
     @property
     def first_frame(self) -> Tensor | None:
         """The image as the VAE shows it, uint8 [H, W, 3]: the video frame before those of the first step, if any."""
-        return self._first_frame
+        return None if self._first_frame is None else self._first_frame.clone()
 
     @property
     def frame(self) -> Tensor:
-        """The newest latent frame, float32 [1, C, 1, h, w]: the recycled frame of the next step.
+        """The newest latent frame, float32 [1, C, 1, h, w]: a copy of the recycled frame of the next step.
 
         For blocks of n frames those of the last step, [1, C, n, h, w]. Raises ValueError while there are none.
         """
         require(self._frame is not None, "frame", "an image or a step before", "neither")
-        return self._frame
+        return self._frame.clone()
 
     @property
     def nfe(self) -> int:
@@ -339,7 +345,6 @@ class StreamSession:
             raise SessionClosed(f"session: it was closed {self._closed}")
 
 
-@torch.inference_mode()
 def step_together(sessions: Sequence[StreamSession], controls: Sequence[object] | None = None) -> list[Tensor]:
     """What `step` gives, for several sessions, whose next frames one evaluation of the generator makes.
 
@@ -360,29 +365,30 @@ def step_together(sessions: Sequence[StreamSession], controls: Sequence[object] 
     samplers = _batched_samplers(sessions)
     given = [None] * len(sessions) if controls is None else list(controls)
     require(len(given) == len(sessions), "controls", f"{len(sessions)}, one per session", len(given))
-    entries = [session._entries(control) for session, control in zip(sessions, given, strict=True)]
-    for sampler in samplers:
-        sampler.prepare()
-    try:
-        nothing = torch.empty(0, *sessions[0].model.grid, device=sessions[0].model.device)
-        inputs = [session._inputs(each) for session, each in zip(sessions, entries, strict=True)]
-        made = FrameSampler.step_together(
-            samplers,
-            [session.seed for session in sessions],
-            [session.steps + 1 for session in sessions],
-            torch.cat([session.frame for session in sessions]),
-            torch.stack([nothing if each is None else each for each in inputs])[:, :, None],
-        )
-        frames = made.split(1)
-        videos = [session._decode(frame) for session, frame in zip(sessions, frames, strict=True)]
-        _wait_for(videos[-1])
-    except BaseException as error:
-        for session in sessions:
-            session._close(f"by {type(error).__name__} in a step together with others")
-        raise
+    with _computing(sessions[0].model):
+        entries = [session._entries(control) for session, control in zip(sessions, given, strict=True)]
+        for sampler in samplers:
+            sampler.prepare()
+        try:
+            nothing = torch.empty(0, *sessions[0].model.grid, device=sessions[0].model.device)
+            inputs = [session._inputs(each) for session, each in zip(sessions, entries, strict=True)]
+            made = FrameSampler.step_together(
+                samplers,
+                [session.seed for session in sessions],
+                [session.steps + 1 for session in sessions],
+                torch.cat([session._frame for session in sessions]),
+                torch.stack([nothing if each is None else each for each in inputs])[:, :, None],
+            )
+            frames = made.split(1)
+            videos = [session._decode(frame) for session, frame in zip(sessions, frames, strict=True)]
+            _wait_for(videos[-1])
+        except BaseException as error:
+            for session in sessions:
+                session._close(f"by {type(error).__name__} in a step together with others")
+            raise
     for session, frame, each in zip(sessions, frames, entries, strict=True):
         session._end_step(frame, each, begun)
-    return videos
+    return [video.clone() for video in videos]
 
 
 def _batched_samplers(sessions: Sequence[StreamSession]) -> list[FrameSampler]:
@@ -405,6 +411,13 @@ def _batched_samplers(sessions: Sequence[StreamSession]) -> list[FrameSampler]:
     return samplers
 
 
+@contextmanager
+def _computing(model: StreamModel) -> Iterator[None]:
+    """Without gradients, and in the dtypes of the model whatever autocast the caller is in."""
+    with torch.inference_mode(), torch.autocast(model.device.type, enabled=False):
+        yield
+
+
 def _check_start(model: StreamModel, image: object, prompt: object) -> None:
     """What a kind of generator cannot begin without."""
     if isinstance(model.generator, WanTransformer):
@@ -422,9 +435,10 @@ def _check_pool(pool: PagePool, model: StreamModel) -> None:
 
 
 def _checked_seed(seed: int) -> int:
-    require_type("seed", seed, int)
+    if isinstance(seed, bool) or not isinstance(seed, Integral):  # numpy's are welcome
+        raise TypeError(f"seed: expected an integer, got {type(seed).__name__}")
     require(-(2**63) <= seed < 2**63, "seed", "a signed 64-bit integer", seed)
-    return seed
+    return int(seed)
 
 
 def _wait_for(tensor: Tensor) -> None:
