@@ -45,8 +45,10 @@ lint: $(VENV)/.lint-tools ## check style, formatting and types
 bench: $(VENV)/.installed-video,test ## run the benchmarks
 	$(BIN)/python -m pytest bench --benchmark-only --timeout 0
 
+# A wheel without CUDA has a name of its own, so that neither of the two replaces the other.
 wheel: $(VENV)/.build-tools ## build a wheel in dist/
-	$(BIN)/python -m pip wheel --disable-pip-version-check $(STRICTLY) --no-deps -w $(WHEELS) .
+	$(BIN)/python -m pip wheel --disable-pip-version-check $(STRICTLY) --no-deps -w $(WHEELS) \
+	  $(if $(filter OFF,$(AAPT_CUDA)),--config-settings=wheel.build-tag=0cpu) .
 
 train-person: $(VENV)/.installed-video ## train a person model from nothing to one evaluation per frame, in runs/person
 	$(BIN)/python -m aapt_fast.cli train person --out runs/person
