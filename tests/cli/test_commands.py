@@ -83,15 +83,27 @@ def test_controls_from_a_file_and_a_picture(model: Path, tmp_path: Path) -> None
     assert a == b
 
 
+def test_a_picture_of_another_size(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Image.new("RGB", (64, 48)).save(tmp_path / "photo.jpg")
+    assert generate(model, tmp_path / "x.gif", "--image", str(tmp_path / "photo.jpg")) == 0
+    said = "--image: 64 x 48 cropped to the middle 48 x 48 and resized to 32 x 32"
+    assert said in capsys.readouterr().err.splitlines()
+
+
 BAD = {
     "motion": (["--motion", "fly"], "motion: expected idle | walk"),
     "script": (["--motion", "walk:x"], "motion: expected name:video frames, got walk:x"),
     "frames": (["--frames", "0"], "frames: expected at least 1, got 0"),
     "nfe": (["--nfe", "0"], "nfe: expected at least 1"),
-    "gallery number": (["--image", "7"], "image: expected a gallery number 0..0 or a picture file, got 7"),
-    "missing picture": (["--image", "no.png"], "no.png"),
-    "picture of another size": (["--image", "BIG"], "image: expected shape [32, 32, 3], got [16, 16, 3]"),
-    "not a picture": (["--image", "TEXT"], "image: expected a picture file"),
+    "gallery number": (["--image", "7"], "--image: expected a gallery number 0..0 or a picture file, got 7"),
+    "huge number": (["--image", "9" * 5000], "--image: expected a gallery number 0..0 or a picture file, got 999"),
+    "negative number": (["--image", "-1"], "--image: expected a gallery number 0..0 or a picture file, got -1"),
+    "superscript": (["--image", "²"], "--image: expected a gallery number 0..0 or a picture file, got ²"),
+    "empty picture": (["--image", ""], "--image: expected a gallery number 0..0 or a picture file, got nothing"),
+    "missing picture": (["--image", "no.png"], "--image: expected a gallery number 0..0 or a picture file, got no.png"),
+    "folder as picture": (["--image", "."], "--image: expected a gallery number 0..0 or a picture file, got ."),
+    "half a picture": (["--image", "HALF"], "--image: expected a readable picture file, got half.png"),
+    "not a picture": (["--image", "TEXT"], "--image: expected a gallery number 0..0 or a picture file, got text.txt"),
     "nan control": (["--controls", "NAN"], "control: expected finite values"),
     "control shape": (["--controls", "FLAT"], "controls: expected shape [frames, joints, 3], got [4, 3]"),
     "control joints": (["--controls", "FEW"], "control: expected shape [4, 19, 3], got [4, 5, 3]"),
@@ -108,12 +120,13 @@ def test_mistakes_are_one_line(
     model: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    Image.new("RGB", (16, 16)).save("big.png")
+    Image.effect_noise((64, 64), 50).save("whole.png")
+    Path("half.png").write_bytes(Path("whole.png").read_bytes()[:1000])
     Path("text.txt").write_text("words")
     np.save("nan.npy", np.full((8, 19, 3), np.nan, np.float32))
     np.save("flat.npy", np.zeros((4, 3), np.float32))
     np.save("few.npy", np.zeros((8, 5, 3), np.float32))
-    files = {"BIG": "big.png", "TEXT": "text.txt", "NAN": "nan.npy", "FLAT": "flat.npy", "FEW": "few.npy"}
+    files = {"HALF": "half.png", "TEXT": "text.txt", "NAN": "nan.npy", "FLAT": "flat.npy", "FEW": "few.npy"}
     before = sorted(tmp_path.rglob("*"))
     arguments, message = BAD[name]
     assert generate(model, tmp_path / "x.gif", *(files.get(a, a) for a in arguments)) == 2

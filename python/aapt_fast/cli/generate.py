@@ -7,18 +7,17 @@ import argparse
 import json
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from tqdm import tqdm
 
+from aapt_fast.cli.first_picture import Start, fit_picture, read_first_picture
 from aapt_fast.cli.video_writer import VideoWriter
 from aapt_fast.errors import require
-from aapt_fast.models.checkpoint import load_gallery, load_model
+from aapt_fast.models.checkpoint import load_model
 from aapt_fast.ops import implementations
 from aapt_fast.streaming.session import StreamSession
 from aapt_fast.training.metrics import psnr
@@ -35,7 +34,11 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="mini-person", help="a bundled model or a file (default: mini-person)")
-    parser.add_argument("--image", default="0", help="number in the model's gallery, or a picture file")
+    parser.add_argument(
+        "--image",
+        default="0",
+        help="number in the model's gallery, or a picture file; another size is cropped to the middle and resized",
+    )
     parser.add_argument(
         "--motion", help=f"{' | '.join(MOTIONS)} | medley, or a script like walk:48,wave:72 (video frames each)"
     )
@@ -50,22 +53,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sheet", type=Path, help="PNG: skeleton, truth (where known) and video side by side")
 
 
-@dataclass(frozen=True)
-class Start:
-    """The first image uint8 [H, W, 3]; its pose and identity when it comes from the gallery."""
-
-    image: np.ndarray
-    pose: Tensor | None = None
-    identity: int | None = None
-
-
 def run(arguments: argparse.Namespace) -> None:
     require(arguments.frames >= 1, "frames", "at least 1", arguments.frames)
     require(not (arguments.motion and arguments.controls), "controls", "either --motion or --controls", "both")
     if arguments.dtype == "auto":
         arguments.dtype = _fast_dtype(torch.device(arguments.device))
+    start = read_first_picture(arguments.image, arguments.model)
     model = load_model(arguments.model, device=arguments.device, dtype=DTYPES[arguments.dtype])
-    start = _first_image(arguments.image, arguments.model)
+    image = start.image if start.pose is not None else fit_picture(start.image, model.video_size)
     steps = -(-arguments.frames // 4)
     angles = None if arguments.controls else _angles(arguments.motion or "medley", 4 * steps, arguments.seed, start)
     points = _read_controls(arguments.controls, 4 * steps) if angles is None else _points(angles)
@@ -73,9 +68,7 @@ def run(arguments: argparse.Namespace) -> None:
     first_frame_s, streaming_s, pictures = 0.0, 0.0, []
     image_control = None if start.pose is None else _points(start.pose[None])[0]
     with (
-        StreamSession(
-            model, start.image, image_control=image_control, seed=arguments.seed, nfe=arguments.nfe
-        ) as session,
+        StreamSession(model, image, image_control=image_control, seed=arguments.seed, nfe=arguments.nfe) as session,
         VideoWriter(arguments.out, fps=int(FPS), scale=arguments.scale) as writer,
     ):
         for control in tqdm(points.split(4), desc="stream", unit="step"):
@@ -120,20 +113,6 @@ def _report(
         "what_ran": {name: by_device[device] for name, by_device in implementations().items()},
         "out": str(arguments.out),
     }
-
-
-def _first_image(image: str, model: str) -> Start:
-    """A picture file, or number `image` of the model's gallery."""
-    if not image.isdigit():
-        try:
-            return Start(np.asarray(Image.open(image).convert("RGB")))
-        except UnidentifiedImageError as error:
-            raise ValueError(f"image: expected a picture file, got {image}") from error
-    gallery = load_gallery(model)
-    require(len(gallery) > 0, "image", "a picture file, as this model has no gallery", image)
-    require(int(image) < len(gallery), "image", f"a gallery number 0..{len(gallery) - 1} or a picture file", image)
-    entry = gallery[int(image)]
-    return Start(entry.image, torch.tensor(entry.pose), entry.identity)
 
 
 def _angles(motion: str, frames: int, seed: int, start: Start) -> Tensor:

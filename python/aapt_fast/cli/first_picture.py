@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `--image` names: a picture of any size from a file, fitted to a model, or a number of the model's gallery."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from aapt_fast.errors import require
+from aapt_fast.models.checkpoint import load_gallery
+
+UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # what PIL raises for damaged files
+
+
+@dataclass(frozen=True)
+class Start:
+    """The first image uint8 [H, W, 3]; its pose and identity when it comes from the gallery."""
+
+    image: np.ndarray
+    pose: Tensor | None = None
+    identity: int | None = None
+
+
+def read_first_picture(image: str, model: str) -> Start:
+    """Number `image` of the model's gallery, or a picture file of any size. Raises ValueError if it is neither."""
+    if not (image.isascii() and image.isdecimal()):
+        return Start(_read(image, model))
+    gallery = load_gallery(model)
+    number = int(image) if len(image) < 10 else len(gallery)
+    require(number < len(gallery), "--image", _expected(model), image)
+    entry = gallery[number]
+    return Start(entry.image, torch.tensor(entry.pose), entry.identity)
+
+
+def fit_picture(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """The middle of `picture` uint8 [H, W, 3] with the aspect ratio of `size` (height, width), resized to it.
+
+    Says on stderr what was done; a picture of that size comes back as it is.
+    """
+    (tall, wide), (height, width) = picture.shape[:2], size
+    if (tall, wide) == size:
+        return picture
+    crop_wide = min(wide, max(1, round(tall * width / height)))
+    crop_tall = min(tall, max(1, round(wide * height / width)))
+    done = []
+    if (crop_tall, crop_wide) != (tall, wide):
+        done.append(f"cropped to the middle {crop_wide} x {crop_tall}")
+    if (crop_tall, crop_wide) != size:
+        done.append(f"resized to {width} x {height}")
+    print(f"--image: {wide} x {tall} {' and '.join(done)}", file=sys.stderr)
+    left, top = (wide - crop_wide) // 2, (tall - crop_tall) // 2
+    middle = Image.fromarray(picture).crop((left, top, left + crop_wide, top + crop_tall))
+    return np.asarray(middle.resize((width, height), Image.Resampling.LANCZOS))
+
+
+def _read(path: str, model: str) -> np.ndarray:
+    """A picture file upright as its EXIF orientation says, uint8 [H, W, 3]."""
+    try:
+        with Image.open(path) as file:
+            return np.asarray(ImageOps.exif_transpose(file).convert("RGB"))
+    except (FileNotFoundError, IsADirectoryError, UnidentifiedImageError) as error:
+        raise ValueError(f"--image: expected {_expected(model)}, got {path or 'nothing'}") from error
+    except UNREADABLE as error:
+        raise ValueError(f"--image: expected a readable picture file, got {path}: {error}") from error
+
+
+def _expected(model: str) -> str:
+    count = len(load_gallery(model))
+    return f"a gallery number 0..{count - 1} or a picture file" if count else "a picture file: the model has no gallery"
