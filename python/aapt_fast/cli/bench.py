@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     frame.add_argument("--window", type=int, help="past frames (default: the preset's)")
     frame.add_argument("--target", type=float, default=0.16, help="seconds per latent frame (default %(default)s)")
     frame.add_argument("--json", type=Path, metavar="F", help="file for the document, which is also the last line")
-    frame.add_argument("--device", choices=["cuda", "cpu"], help="default: a GPU where there is one")
+    frame.add_argument("--device", help="cuda | cpu (default: a GPU where there is one)")
     frame.add_argument(
         "--dtype", choices=list(DTYPES), help="of the weights (default: bfloat16 on a GPU, else float32)"
     )
@@ -54,6 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure or predict; returns the exit status."""
+    require(arguments.device in (None, "cuda", "cpu"), "--device", "cuda or cpu", arguments.device)
     require(arguments.target > 0, "target", "a positive number of seconds", arguments.target)
     system = find_system(arguments.preset, _size(arguments.resolution), arguments.window)
     choice = _choice(arguments)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from aapt_fast.cli.device import usable_device
 from aapt_fast.cli.first_picture import Start, fit_picture, read_first_picture
 from aapt_fast.cli.video_writer import VideoWriter
 from aapt_fast.errors import require
@@ -46,7 +47,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--frames", type=int, default=240, help="video frames to make, rounded up to whole steps")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--nfe", type=int, default=1, help="network evaluations per step")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument(
+        "--device",
+        default="cuda" if torch.cuda.is_available() else "cpu",
+        help="cpu | cuda | cuda:1 ... (default: a GPU where there is one)",
+    )
     parser.add_argument("--dtype", choices=["auto", *DTYPES], default="auto", help="auto: bfloat16 where it is fast")
     parser.add_argument("--out", type=Path, required=True, help="x.mp4, x.gif or a folder")
     parser.add_argument("--scale", type=int, default=4, help="enlarge what is written by this factor")
@@ -56,10 +61,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     require(arguments.frames >= 1, "frames", "at least 1", arguments.frames)
     require(not (arguments.motion and arguments.controls), "controls", "either --motion or --controls", "both")
+    device = usable_device(arguments.device)
     if arguments.dtype == "auto":
-        arguments.dtype = _fast_dtype(torch.device(arguments.device))
+        arguments.dtype = _fast_dtype(device)
     start = read_first_picture(arguments.image, arguments.model)
-    model = load_model(arguments.model, device=arguments.device, dtype=DTYPES[arguments.dtype])
+    model = load_model(arguments.model, device=device, dtype=DTYPES[arguments.dtype])
     image = start.image if start.pose is not None else fit_picture(start.image, model.video_size)
     steps = -(-arguments.frames // 4)
     angles = None if arguments.controls else _angles(arguments.motion or "medley", 4 * steps, arguments.seed, start)

@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`--device`: what is not there is named before any work."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from aapt_fast.cli import main
+from aapt_fast.cli.device import usable_device
+
+
+@pytest.fixture
+def gpus(monkeypatch: pytest.MonkeyPatch):
+    """As on a machine with so many GPUs, on which nothing can be put."""
+
+    def pretend(count: int) -> None:
+        def empty(*shape: int, device: torch.device) -> torch.Tensor:
+            raise RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be")
+
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+        monkeypatch.setattr(torch, "empty", empty)
+
+    return pretend
+
+
+def test_the_cpu_is_always_there():
+    assert usable_device("cpu") == torch.device("cpu")
+
+
+@pytest.mark.parametrize("name", ["cuda", "cuda:7", "foo", "meta", ""])
+def test_without_a_gpu(gpus, tmp_path, capsys, name):
+    gpus(0)
+    assert main(["generate", "--device", name, "--out", str(tmp_path / "x.gif")]) == 2
+    said = f"aapt-fast generate: --device: expected cpu: torch finds no CUDA device, got {name or 'nothing'}\n"
+    assert capsys.readouterr().err == said and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["cuda:2", "foo", "cuda:-1"])
+def test_with_two_gpus(gpus, name):
+    gpus(2)
+    with pytest.raises(ValueError, match=f"--device: expected cpu or cuda or cuda:0 or cuda:1, got {name}"):
+        usable_device(name)
+
+
+def test_a_gpu_that_does_not_work(gpus):
+    gpus(1)
+    with pytest.raises(
+        ValueError, match=r"--device: expected a device that works, got cuda: CUDA error: out of memory$"
+    ):
+        usable_device("cuda")
+
+
+@pytest.mark.parametrize("name", ["cuda:7", "foo"])
+def test_of_the_benchmark(capsys, name):
+    assert main(["bench", "frame", "--preset", "nano", "--device", name]) == 2
+    printed = capsys.readouterr()
+    assert printed.err == f"aapt-fast bench: --device: expected cuda or cpu, got {name}\n" and printed.out == ""
