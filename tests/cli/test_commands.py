@@ -17,6 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
+from aapt_fast import cli
 from aapt_fast.cli import doctor, main
 from aapt_fast.models.checkpoint import save_model
 from aapt_fast.models.config import MiniVAEConfig
@@ -111,6 +112,11 @@ BAD = {
     "two sources": (["--controls", "NAN", "--motion", "walk"], "either --motion or --controls"),
     "suffix": (["--out", "x.avi"], "out: expected a name ending in .mp4 or .gif"),
     "folder": (["--out", "/no/such/place/x.gif"], "out: expected a writable folder"),
+    "sheet's ending": (
+        ["--sheet", "x.txt"],
+        "--sheet: expected a name ending in .png, .jpg, .jpeg or .webp, got x.txt",
+    ),
+    "sheet's folder": (["--sheet", "/no/such/place/x.png"], "--sheet: expected a writable folder"),
     "model": (["--model", "nothing"], "model: expected a bundled model"),
 }
 
@@ -133,6 +139,17 @@ def test_mistakes_are_one_line(
     printed = capsys.readouterr()
     assert message in printed.err.splitlines()[-1]
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("arguments", [["--sheet", "x.txt"], ["--out", "/no/such/place/x.gif"]])
+def test_what_cannot_be_written_is_known_before_the_model_is_read(
+    model: Path, tmp_path: Path, arguments: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load_model(*arguments: object, **options: object) -> None:
+        raise AssertionError("no work yet")
+
+    monkeypatch.setattr(cli.generate, "load_model", load_model)
+    assert generate(model, tmp_path / "x.gif", *arguments) == 2
 
 
 def test_ctrl_c_leaves_nothing(model: Path, tmp_path: Path) -> None:

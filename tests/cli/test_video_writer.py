@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from aapt_fast.cli.video_writer import VideoWriter
+from aapt_fast.cli.video_writer import VideoWriter, check_video_target
 
 FRAMES = np.stack([np.full((16, 24, 3), value, np.uint8) for value in (0, 60, 120, 180, 240)])
 
@@ -37,6 +37,15 @@ def test_gif_and_folder(tmp_path: Path) -> None:
     assert all(np.array_equal(np.asarray(Image.open(p)), f) for p, f in zip(written, FRAMES, strict=True))
 
 
+@pytest.mark.parametrize("name", ["x.MP4", "x.Gif"])
+def test_capitals_do_not_matter(tmp_path: Path, name: str) -> None:
+    with VideoWriter(tmp_path / name) as writer:
+        writer.write(FRAMES)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    with av.open(str(tmp_path / name)) as container:
+        assert len(list(container.decode(video=0))) == 5
+
+
 @pytest.mark.parametrize("name", ["x.mp4", "x.gif", "frames"])
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 def test_an_interrupted_file_leaves_nothing(tmp_path: Path, name: str, error: type[BaseException]) -> None:
@@ -58,11 +67,20 @@ def test_an_existing_video_is_replaced_only_at_the_end(tmp_path: Path) -> None:
 def test_bad_targets(tmp_path: Path) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
-    with pytest.raises(ValueError, match=r"out: expected a name ending in .mp4 or .gif, or a folder, got x.avi"):
+    with pytest.raises(ValueError, match=r"--out: expected a name ending in .mp4 or .gif, or a folder, got x.avi"):
         VideoWriter(tmp_path / "x.avi")
-    with pytest.raises(ValueError, match="out: expected a new or empty folder"):
+    (tmp_path / "full.mp4").mkdir()
+    with pytest.raises(ValueError, match="--out: expected a file, got the folder"):
+        VideoWriter(tmp_path / "full.mp4")
+    with pytest.raises(ValueError, match="--out: expected a new or empty folder"):
         VideoWriter(tmp_path / "full")
-    with pytest.raises(OSError, match="out: expected a writable folder"):
+    with pytest.raises(OSError, match="--out: expected a writable folder"):
         VideoWriter(tmp_path / "missing" / "x.mp4")
-    with pytest.raises(ValueError, match="scale: expected at least 1, got 0"):
+    with pytest.raises(ValueError, match="--scale: expected at least 1, got 0"):
         VideoWriter(tmp_path / "x.mp4", scale=0)
+
+
+def test_mp4_without_the_package_is_said_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"--out: writing .mp4 needs the package av"):
+        check_video_target(tmp_path / "x.mp4")

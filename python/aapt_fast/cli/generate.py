@@ -14,15 +14,15 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from aapt_fast.cli.contact_sheet import check_sheet_target, write_sheet
 from aapt_fast.cli.device import usable_device
 from aapt_fast.cli.first_picture import Start, fit_picture, read_first_picture
-from aapt_fast.cli.video_writer import VideoWriter
+from aapt_fast.cli.video_writer import VideoWriter, check_video_target
 from aapt_fast.errors import require
 from aapt_fast.models.checkpoint import load_model
 from aapt_fast.ops import implementations
 from aapt_fast.streaming.session import StreamSession
 from aapt_fast.training.metrics import psnr
-from aapt_fast.training.sheet import save_sheet
 from aapt_fast.worlds.motions import FPS, MOTIONS, MotionPlayer, random_motion
 from aapt_fast.worlds.person import make_identity, render
 from aapt_fast.worlds.skeleton import Camera, draw_skeleton, forward_kinematics
@@ -55,12 +55,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", choices=["auto", *DTYPES], default="auto", help="auto: bfloat16 where it is fast")
     parser.add_argument("--out", type=Path, required=True, help="x.mp4, x.gif or a folder")
     parser.add_argument("--scale", type=int, default=4, help="enlarge what is written by this factor")
-    parser.add_argument("--sheet", type=Path, help="PNG: skeleton, truth (where known) and video side by side")
+    parser.add_argument(
+        "--sheet", type=Path, help="picture (.png, .jpg, .webp): skeleton, truth where known, and video"
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
     require(arguments.frames >= 1, "frames", "at least 1", arguments.frames)
     require(not (arguments.motion and arguments.controls), "controls", "either --motion or --controls", "both")
+    if arguments.sheet:
+        check_sheet_target(arguments.sheet)
+    check_video_target(arguments.out, arguments.scale)
     device = usable_device(arguments.device)
     if arguments.dtype == "auto":
         arguments.dtype = _fast_dtype(device)
@@ -174,5 +179,5 @@ def _write_sheet(path: Path, video: Tensor, points: Tensor, angles: Tensor | Non
         rows.append(truth[:, picks].transpose(0, 1))
         extra["psnr_to_truth"] = round(float(psnr(generated, truth).mean()), 2)
     rows.append(generated[:, picks].transpose(0, 1))
-    save_sheet(path, rows, zoom=2)
+    write_sheet(path, rows)
     return extra

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 from pathlib import Path
@@ -15,6 +16,21 @@ from PIL import Image
 from aapt_fast.errors import require
 
 
+def check_video_target(path: Path, scale: int = 1) -> None:
+    """Raise what `VideoWriter` would for these arguments, having written nothing."""
+    ending = path.suffix.lower()
+    require(ending in (".mp4", ".gif", ""), "--out", "a name ending in .mp4 or .gif, or a folder", path.name)
+    require(scale >= 1, "--scale", "at least 1", scale)
+    if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+        raise OSError(f"--out: expected a writable folder, got {path.parent}")
+    if ending:
+        require(not path.is_dir(), "--out", "a file", f"the folder {path}")
+    elif path.exists():
+        require(path.is_dir() and not any(path.iterdir()), "--out", "a new or empty folder", path)
+    if ending == ".mp4" and importlib.util.find_spec("av") is None:
+        raise ImportError("--out: writing .mp4 needs the package av: pip install 'aapt_fast[video]'")
+
+
 class VideoWriter:
     """Context manager: `write(frames)` with uint8 [n, H, W, 3]. The target appears only if the block ends well.
 
@@ -23,17 +39,13 @@ class VideoWriter:
     """
 
     def __init__(self, path: Path, *, fps: int = 24, scale: int = 1) -> None:
-        require(path.suffix in (".mp4", ".gif", ""), "out", "a name ending in .mp4 or .gif, or a folder", path.name)
-        require(scale >= 1, "scale", "at least 1", scale)
-        if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
-            raise OSError(f"out: expected a writable folder, got {path.parent}")
-        if path.suffix == "" and path.exists():
-            require(path.is_dir() and not any(path.iterdir()), "out", "a new or empty folder", path)
+        check_video_target(path, scale)
+        ending = path.suffix.lower()
         self.path = path
-        self._partial = path.with_name(f".{path.stem}.partial{path.suffix}")
+        self._partial = path.with_name(f".{path.stem}.partial{ending}")
         self._scale = scale
         kinds: dict[str, type[_Mp4 | _Gif | _Folder]] = {".mp4": _Mp4, ".gif": _Gif, "": _Folder}
-        self._sink = kinds[path.suffix](self._partial, fps)
+        self._sink = kinds[ending](self._partial, fps)
 
     def write(self, frames: np.ndarray) -> None:
         """Append video frames uint8 [n, H, W, 3]."""
@@ -66,10 +78,8 @@ class _Mp4:
     """H.264 through PyAV; 4:4:4-free and even-sized, so that every player takes it."""
 
     def __init__(self, path: Path, fps: int) -> None:
-        try:
-            import av
-        except ImportError as error:
-            raise ImportError("out: writing .mp4 needs the package av: pip install 'aapt_fast[video]'") from error
+        import av
+
         self._av = av
         self._path, self._fps = path, fps
         self._container: Any = None
