@@ -105,10 +105,15 @@ BAD = {
     "folder as picture": (["--image", "."], "--image: expected a gallery number 0..0 or a picture file, got ."),
     "half a picture": (["--image", "HALF"], "--image: expected a readable picture file, got half.png"),
     "not a picture": (["--image", "TEXT"], "--image: expected a gallery number 0..0 or a picture file, got text.txt"),
-    "nan control": (["--controls", "NAN"], "control: expected finite values"),
-    "control shape": (["--controls", "FLAT"], "controls: expected shape [frames, joints, 3], got [4, 3]"),
-    "control joints": (["--controls", "FEW"], "control: expected shape [4, 19, 3], got [4, 5, 3]"),
-    "control file": (["--controls", "TEXT"], "controls: expected a .npy or .json file"),
+    "nan control": (["--controls", "NAN"], "--controls: expected finite values, got nan or inf"),
+    "control shape": (["--controls", "FLAT"], "--controls: expected shape [frames, joints, 3], got [4, 3]"),
+    "control joints": (["--controls", "FEW"], "--controls: expected shape [frames, 19, 3], got [8, 5, 3]"),
+    "control file": (["--controls", "TEXT"], "--controls: expected a .npy or .json file"),
+    "pixels": (["--controls", "PIXELS"], "--controls: expected x and y as fractions of width and height, mostly 0..1"),
+    "no numbers": (
+        ["--controls", "EMPTY"],
+        "--controls: expected numbers [frames, joints, 3] in empty.npy, got No data",
+    ),
     "two sources": (["--controls", "NAN", "--motion", "walk"], "either --motion or --controls"),
     "suffix": (["--out", "x.avi"], "out: expected a name ending in .mp4 or .gif"),
     "folder": (["--out", "/no/such/place/x.gif"], "out: expected a writable folder"),
@@ -132,13 +137,32 @@ def test_mistakes_are_one_line(
     np.save("nan.npy", np.full((8, 19, 3), np.nan, np.float32))
     np.save("flat.npy", np.zeros((4, 3), np.float32))
     np.save("few.npy", np.zeros((8, 5, 3), np.float32))
-    files = {"HALF": "half.png", "TEXT": "text.txt", "NAN": "nan.npy", "FLAT": "flat.npy", "FEW": "few.npy"}
+    np.save("pixels.npy", np.full((8, 19, 3), 300, np.float32))
+    Path("empty.npy").touch()
+    files = {
+        "PIXELS": "pixels.npy",
+        "EMPTY": "empty.npy",
+        "HALF": "half.png",
+        "TEXT": "text.txt",
+        "NAN": "nan.npy",
+        "FLAT": "flat.npy",
+        "FEW": "few.npy",
+    }
     before = sorted(tmp_path.rglob("*"))
     arguments, message = BAD[name]
     assert generate(model, tmp_path / "x.gif", *(files.get(a, a) for a in arguments)) == 2
     printed = capsys.readouterr()
     assert message in printed.err.splitlines()[-1]
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_poses_are_checked_before_the_first_step(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cli.generate, "StreamSession", None)
+    np.save(tmp_path / "few.npy", np.zeros((8, 5, 3), np.float32))
+    assert generate(model, tmp_path / "x.gif", "--controls", str(tmp_path / "few.npy")) == 2
+    assert "expected shape [frames, 19, 3]" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments", [["--sheet", "x.txt"], ["--out", "/no/such/place/x.gif"]])

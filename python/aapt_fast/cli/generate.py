@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -17,9 +16,11 @@ from tqdm import tqdm
 from aapt_fast.cli.contact_sheet import check_sheet_target, write_sheet
 from aapt_fast.cli.device import usable_device
 from aapt_fast.cli.first_picture import Start, fit_picture, read_first_picture
+from aapt_fast.cli.pose_file import read_poses
 from aapt_fast.cli.video_writer import VideoWriter, check_video_target
 from aapt_fast.errors import require
 from aapt_fast.models.checkpoint import load_model
+from aapt_fast.models.stream_model import StreamModel
 from aapt_fast.ops import implementations
 from aapt_fast.streaming.session import StreamSession
 from aapt_fast.training.metrics import psnr
@@ -43,7 +44,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--motion", help=f"{' | '.join(MOTIONS)} | medley, or a script like walk:48,wave:72 (video frames each)"
     )
-    parser.add_argument("--controls", type=Path, help=".npy or .json with image points [frames, joints, 3]")
+    parser.add_argument(
+        "--controls",
+        type=Path,
+        help="instead of --motion: .npy or .json with a float array [frames, joints, 3]: x and y as fractions 0..1 of "
+        "width and height, then the depth in metres (0 at the stage's middle, more is farther away); joints in the "
+        "order of aapt_fast.worlds.skeleton.JOINTS. The first frame should be near the pose of the picture; the last "
+        "is held if --frames asks for more",
+    )
     parser.add_argument("--frames", type=int, default=240, help="video frames to make, rounded up to whole steps")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--nfe", type=int, default=1, help="network evaluations per step")
@@ -62,7 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     require(arguments.frames >= 1, "frames", "at least 1", arguments.frames)
-    require(not (arguments.motion and arguments.controls), "controls", "either --motion or --controls", "both")
+    require(not (arguments.motion and arguments.controls), "--controls", "either --motion or --controls", "both")
     if arguments.sheet:
         check_sheet_target(arguments.sheet)
     check_video_target(arguments.out, arguments.scale)
@@ -70,11 +78,14 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.dtype == "auto":
         arguments.dtype = _fast_dtype(device)
     start = read_first_picture(arguments.image, arguments.model)
+    poses = read_poses(arguments.controls) if arguments.controls else None
     model = load_model(arguments.model, device=device, dtype=DTYPES[arguments.dtype])
+    if poses is not None:
+        _check_joints(poses, model)
     image = start.image if start.pose is not None else fit_picture(start.image, model.video_size)
     steps = -(-arguments.frames // 4)
     angles = None if arguments.controls else _angles(arguments.motion or "medley", 4 * steps, arguments.seed, start)
-    points = _read_controls(arguments.controls, 4 * steps) if angles is None else _points(angles)
+    points = _points(angles) if poses is None else _held(poses, 4 * steps)
 
     first_frame_s, streaming_s, pictures = 0.0, 0.0, []
     image_control = None if start.pose is None else _points(start.pose[None])[0]
@@ -155,17 +166,20 @@ def _points(angles: Tensor) -> Tensor:
     return Camera().project(forward_kinematics(angles))
 
 
-def _read_controls(path: Path, frames: int) -> Tensor:
-    """Image points [frames, J, 3] from a .npy or .json file; the last entry is held if the file is shorter."""
-    require(path.suffix in (".npy", ".json"), "controls", "a .npy or .json file", path.name)
-    try:
-        values = np.load(path) if path.suffix == ".npy" else np.array(json.loads(path.read_text()), np.float32)
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"controls: expected numbers [frames, joints, 3] in {path}, got {error}") from error
-    require(values.ndim == 3 and values.shape[2] == 3, "controls", "shape [frames, joints, 3]", list(values.shape))
-    require(len(values) > 0, "controls", "at least one video frame", "none")
-    points = torch.from_numpy(values.astype(np.float32))[:frames]
+def _held(poses: Tensor, frames: int) -> Tensor:
+    """The first `frames` of `poses`, the last of which is held if there are fewer."""
+    points = poses[:frames]
     return torch.cat([points, points[-1:].expand(frames - len(points), -1, -1)])
+
+
+def _check_joints(poses: Tensor, model: StreamModel) -> None:
+    """Raise ValueError unless the model takes such poses [frames, joints, 3]."""
+    control = model.control
+    takes_poses = control is not None and control.kind == "pose"
+    require(takes_poses, "--controls", "left out: no poses drive this model", f"{len(poses)} of them")
+    assert control is not None
+    expected = f"shape [frames, {control.joints}, 3]"
+    require(poses.shape[1] == control.joints, "--controls", expected, list(poses.shape))
 
 
 def _write_sheet(path: Path, video: Tensor, points: Tensor, angles: Tensor | None, start: Start) -> dict[str, object]:
