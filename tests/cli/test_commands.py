@@ -72,6 +72,13 @@ def test_frames_round_up_to_steps_and_seeds_reproduce(model: Path, tmp_path: Pat
     assert len(a) == 8 and a == b and a != c
 
 
+@pytest.mark.parametrize(("motion", "frames"), [("walk:5, wave:4", 12), ("dance:8", 8), ("walk:5,wave", 240)])
+def test_a_script_says_how_long_the_video_is(model: Path, tmp_path: Path, motion: str, frames: int) -> None:
+    arguments = ["generate", "--model", str(model), "--scale", "1", "--out", str(tmp_path / "x")]
+    assert main([*arguments, "--motion", motion]) == 0
+    assert len(list((tmp_path / "x").iterdir())) == frames
+
+
 def test_controls_from_a_file_and_a_picture(model: Path, tmp_path: Path) -> None:
     points = torch.rand(6, 19, 3)
     np.save(tmp_path / "poses.npy", points.numpy())
@@ -92,9 +99,11 @@ def test_a_picture_of_another_size(model: Path, tmp_path: Path, capsys: pytest.C
 
 
 BAD = {
-    "motion": (["--motion", "fly"], "motion: expected idle | walk"),
+    "motion": (["--motion", "fly"], "| bow | medley, or a script like walk:48,wave:72, got fly"),
     "script": (["--motion", "walk:x"], "motion: expected name:video frames, got walk:x"),
-    "frames": (["--frames", "0"], "frames: expected at least 1, got 0"),
+    "comma": (["--motion", "walk:4,"], "--motion: expected a motion before and after every comma, got 'walk:4,'"),
+    "no motion": (["--motion", ""], "--motion: expected idle | walk"),
+    "frames": (["--frames", "0"], "--frames: expected at least 1, got 0"),
     "nfe": (["--nfe", "0"], "nfe: expected at least 1"),
     "gallery number": (["--image", "7"], "--image: expected a gallery number 0..0 or a picture file, got 7"),
     "huge number": (["--image", "9" * 5000], "--image: expected a gallery number 0..0 or a picture file, got 999"),

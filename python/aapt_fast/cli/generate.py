@@ -6,7 +6,6 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -16,6 +15,7 @@ from tqdm import tqdm
 from aapt_fast.cli.contact_sheet import check_sheet_target, write_sheet
 from aapt_fast.cli.device import usable_device
 from aapt_fast.cli.first_picture import Start, fit_picture, read_first_picture
+from aapt_fast.cli.motion_script import LENGTH, MEDLEY, NAMES, Part, ScriptPlayer, read_script, script_frames
 from aapt_fast.cli.pose_file import read_poses
 from aapt_fast.cli.video_writer import VideoWriter, check_video_target
 from aapt_fast.errors import require
@@ -24,10 +24,11 @@ from aapt_fast.models.stream_model import StreamModel
 from aapt_fast.ops import implementations
 from aapt_fast.streaming.session import StreamSession
 from aapt_fast.training.metrics import psnr
-from aapt_fast.worlds.motions import FPS, MOTIONS, MotionPlayer, random_motion
+from aapt_fast.worlds.motions import FPS, random_motion
 from aapt_fast.worlds.person import make_identity, render
 from aapt_fast.worlds.skeleton import Camera, draw_skeleton, forward_kinematics
 
+FRAMES = 240  # where neither --frames nor a script says how many
 FIRST_STEP = 4  # video frames in which the person stays as in the picture, so that the model takes all of it over
 
 STARTED = time.perf_counter()  # after the imports, which take about a second more
@@ -42,7 +43,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="number in the model's gallery, or a picture file; another size is cropped to the middle and resized",
     )
     parser.add_argument(
-        "--motion", help=f"{' | '.join(MOTIONS)} | medley, or a script like walk:48,wave:72 (video frames each)"
+        "--motion",
+        help=f"{NAMES} | {MEDLEY} (the default), or a script like walk:48,wave:72 (video frames each, {LENGTH} where "
+        "none are given); the last motion goes on if --frames asks for more",
     )
     parser.add_argument(
         "--controls",
@@ -52,7 +55,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "order of aapt_fast.worlds.skeleton.JOINTS. The first frame should be near the pose of the picture; the last "
         "is held if --frames asks for more",
     )
-    parser.add_argument("--frames", type=int, default=240, help="video frames to make, rounded up to whole steps")
+    parser.add_argument(
+        "--frames",
+        type=int,
+        help="video frames to make, rounded up to whole steps of 4 (default: the sum of a script in which every motion "
+        f"has a length, otherwise {FRAMES})",
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--nfe", type=int, default=1, help="network evaluations per step")
     parser.add_argument(
@@ -69,8 +77,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    require(arguments.frames >= 1, "frames", "at least 1", arguments.frames)
-    require(not (arguments.motion and arguments.controls), "--controls", "either --motion or --controls", "both")
+    both = arguments.motion is not None and arguments.controls is not None
+    require(not both, "--controls", "either --motion or --controls", "both")
+    script = read_script(MEDLEY if arguments.motion is None else arguments.motion)
+    frames = (script_frames(script) or FRAMES) if arguments.frames is None else arguments.frames
+    require(frames >= 1, "--frames", "at least 1", frames)
     if arguments.sheet:
         check_sheet_target(arguments.sheet)
     check_video_target(arguments.out, arguments.scale)
@@ -78,13 +89,13 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.dtype == "auto":
         arguments.dtype = _fast_dtype(device)
     start = read_first_picture(arguments.image, arguments.model)
-    poses = read_poses(arguments.controls) if arguments.controls else None
+    poses = None if arguments.controls is None else read_poses(arguments.controls)
     model = load_model(arguments.model, device=device, dtype=DTYPES[arguments.dtype])
     if poses is not None:
         _check_joints(poses, model)
     image = start.image if start.pose is not None else fit_picture(start.image, model.video_size)
-    steps = -(-arguments.frames // 4)
-    angles = None if arguments.controls else _angles(arguments.motion or "medley", 4 * steps, arguments.seed, start)
+    steps = -(-frames // 4)
+    angles = None if poses is not None else _angles(script, 4 * steps, arguments.seed, start)
     points = _points(angles) if poses is None else _held(poses, 4 * steps)
 
     first_frame_s, streaming_s, pictures = 0.0, 0.0, []
@@ -137,28 +148,11 @@ def _report(
     }
 
 
-def _angles(motion: str, frames: int, seed: int, start: Start) -> Tensor:
-    """Pose angles [frames, 17] of a named motion, a medley or a script name:frames,name:frames,..."""
-    if motion == "medley":
+def _angles(script: tuple[Part, ...], frames: int, seed: int, start: Start) -> Tensor:
+    """Pose angles [frames, 17] of a named motion, a medley or a script."""
+    if script[0].name == MEDLEY:
         return random_motion(frames, seed, start.pose, hold=FIRST_STEP)
-    script = list(_script(motion, frames))
-    player = MotionPlayer(script[0][0], seed, start.pose, hold=FIRST_STEP)
-    parts = []
-    for number, (name, length) in enumerate(script):
-        if number:
-            player.play(name)
-        parts.append(player.next(length))
-    return torch.cat(parts)[:frames]
-
-
-def _script(motion: str, frames: int) -> Iterator[tuple[str, int]]:
-    parts = motion.split(",")
-    for number, part in enumerate(parts):
-        name, _, length = part.partition(":")
-        require(not length or (length.isdigit() and int(length) > 0), "motion", "name:video frames", part)
-        last = number == len(parts) - 1
-        count = int(length) if length else 48
-        yield name, max(frames, 1) if last else count
+    return ScriptPlayer(script, seed, start.pose, hold=FIRST_STEP).next(frames)
 
 
 def _points(angles: Tensor) -> Tensor:

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Scripts of motions: how they are read and played."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from aapt_fast.cli.motion_script import LENGTH, Part, ScriptPlayer, read_script, script_frames
+from aapt_fast.testing.compare import assert_near
+from aapt_fast.worlds.motions import MotionPlayer
+
+
+@pytest.mark.parametrize(
+    ("text", "parts", "frames"),
+    [
+        ("walk", [("walk", None)], None),
+        ("walk:48", [("walk", 48)], 48),
+        (" walk : 48 , wave:72 ", [("walk", 48), ("wave", 72)], 120),
+        ("walk:48,wave", [("walk", 48), ("wave", None)], None),
+        ("walk,wave:10", [("walk", None), ("wave", 10)], None),
+        (" medley ", [("medley", None)], None),
+    ],
+)
+def test_reading(text: str, parts: list[tuple[str, int | None]], frames: int | None):
+    script = read_script(text)
+    assert script == tuple(Part(*part) for part in parts) and script_frames(script) == frames
+
+
+ALONE = r"--motion: expected idle \| walk .* \| bow \| medley, or a script like walk:48,wave:72, got "
+WITHIN = r"--motion: expected idle \| walk .* \| bow in a script \(medley stands alone\), got "
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("fly", ALONE + "fly"),
+        ("", ALONE + "nothing"),
+        (" ", ALONE + "nothing"),
+        ("walk:48,fly:3", WITHIN + "fly:3"),
+        ("medley:48", WITHIN + "medley:48"),
+        ("walk:3,medley", WITHIN + "medley"),
+        ("walk:48,", r"--motion: expected a motion before and after every comma, got 'walk:48,'"),
+        (",walk", r"--motion: expected a motion before and after every comma, got ',walk'"),
+        ("walk,,wave", r"--motion: expected a motion before and after every comma, got 'walk,,wave'"),
+        (":3", WITHIN + ":3"),
+        ("walk:", r"--motion: expected name:video frames, got walk:"),
+        ("walk:0", r"--motion: expected name:video frames, got walk:0"),
+        ("walk:-3", r"--motion: expected name:video frames, got walk:-3"),
+        ("walk:²", r"--motion: expected name:video frames, got walk:²"),
+        ("walk:1.5", r"--motion: expected name:video frames, got walk:1.5"),
+        ("walk:" + "9" * 5000, r"--motion: expected name:video frames, got walk:999"),
+    ],
+)
+def test_mistakes(text: str, message: str):
+    with pytest.raises(ValueError, match=message):
+        read_script(text)
+
+
+@pytest.mark.parametrize("portion", [1, 4, 24])
+def test_the_parts_follow_each_other_in_any_portions_and_the_last_goes_on(portion: int):
+    player, angles = MotionPlayer("dance", 5), []
+    for name, frames in (("squat", 7), ("bow", LENGTH), ("wave", 41)):
+        angles.append(player.next(frames))
+        player.play(name)
+    expected = torch.cat(angles)
+    script = ScriptPlayer(read_script("dance:7,squat,bow:41,wave:1"), 5)
+    played = torch.cat([script.next(portion) for _ in range(120 // portion)])
+    assert_near(played[: len(expected)], expected, 2e-6, "angles")
+    assert_near(played[len(expected) :], player.next(120 - len(expected)), 2e-6, "the last goes on")
