@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
 from aapt_fast.testing.compare import assert_near
-from aapt_fast.worlds.motions import FADE, MOTIONS, MotionPlayer, make_motion, random_motion
+from aapt_fast.worlds.motions import FADE, MOTIONS, MedleyPlayer, MotionPlayer, make_motion, random_motion
 from aapt_fast.worlds.skeleton import ANGLE, ANGLES, JOINT, SOLE, Camera, forward_kinematics
 
 NAMES = list(MOTIONS)
@@ -171,7 +172,7 @@ def test_random_motion_changes_motions_without_jumps():
 
 
 def test_unknown_motion_lists_the_vocabulary_and_changes_nothing():
-    with pytest.raises(ValueError, match=r"motion: expected idle \| walk .* bow, got moonwalk"):
+    with pytest.raises(ValueError, match=r"motion: expected idle \| walk .* bow \(.* MedleyPlayer's\), got moonwalk"):
         make_motion("moonwalk", torch.Generator())
     player, twin = MotionPlayer("idle", 2), MotionPlayer("idle", 2)
     with pytest.raises(ValueError, match="motion: expected"):
@@ -179,3 +180,58 @@ def test_unknown_motion_lists_the_vocabulary_and_changes_nothing():
     player.play("kick")
     twin.play("kick")
     assert torch.equal(player.next(20), twin.next(20))
+
+
+@pytest.mark.parametrize("kind", [tuple, list, np.array, torch.tensor, lambda pose: torch.tensor(pose).double()])
+def test_a_start_is_any_sequence_of_numbers(kind):
+    pose = [index / 16 for index in range(17)]
+    start = torch.tensor(pose)
+    player = MotionPlayer("walk", start=kind(pose), hold=2)
+    assert torch.equal(player.next(12), MotionPlayer("walk", start=start, hold=2).next(12))
+    assert torch.equal(random_motion(12, 3, kind(pose)), random_motion(12, 3, start))
+
+
+@pytest.mark.parametrize(
+    ("start", "message"),
+    [
+        ([0.0] * 16, r"start: expected 17 numbers, as skeleton.ANGLES names them, got torch.float64 of shape \[16\]"),
+        (torch.zeros(1, 17), r"start: expected 17 numbers.* got torch.float32 of shape \[1, 17\]"),
+        (torch.zeros(17, dtype=torch.complex64), "start: expected 17 numbers.* got torch.complex64"),
+        ("walk", "start: expected 17 numbers.* got str"),
+        ([0.0, [1.0]], "start: expected 17 numbers.* got list"),
+        ([None] * 17, "start: expected 17 numbers.* got list"),
+        ([float("nan")] * 17, "start: expected finite numbers, got nan or inf"),
+        (0.0, "start: expected 17 numbers"),
+    ],
+)
+def test_a_start_that_is_no_pose(start, message):
+    with pytest.raises(ValueError, match=message):
+        MotionPlayer("walk", start=start)
+
+
+def test_only_forwards():
+    player, twin = MotionPlayer("dance", 1), MotionPlayer("dance", 1)
+    for each in (player, MedleyPlayer(1)):
+        with pytest.raises(ValueError, match="frames: expected 0 or more, got -1"):
+            each.next(-1)
+    assert player.next(0).shape == (0, len(ANGLES))
+    assert torch.equal(player.next(8), twin.next(8))
+
+
+def test_a_medley_is_no_motion():
+    with pytest.raises(ValueError, match=r"idle \| walk .* bow \(a medley of them is MedleyPlayer's\), got medley"):
+        MotionPlayer("medley")
+
+
+@pytest.mark.parametrize("portion", [1, 4, 24])
+def test_a_medley_gives_the_same_poses_in_any_portions(portion):
+    player = MedleyPlayer(11, hold=4)
+    portions = torch.cat([player.next(portion) for _ in range(240 // portion)])
+    assert_near(portions, random_motion(240, 11, hold=4), 2e-6, "angles")
+
+
+def test_a_medley_is_what_it_was():
+    """Data sets are made of it: seeds must go on meaning the same motions."""
+    angles = torch.stack([random_motion(200, seed) for seed in (0, 7, 123456)])
+    expected = [807.72056, 563.34081, 426.88751]
+    assert_near(angles.double().sum((1, 2)), torch.tensor(expected, dtype=torch.float64), 1e-3, "sums")

@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,6 +16,9 @@ from aapt_fast.worlds.skeleton import ANGLE, ANGLES
 
 FPS = 24.0
 FADE = 8  # video frames of a cross-fade between two motions
+
+Pose: TypeAlias = Sequence[float] | np.ndarray | Tensor
+"""17 angles, as `ANGLES` names them."""
 
 Motion = Callable[[Tensor], Tensor]
 """Seconds [T] -> pose angles [T, 17]; also waves and drifts, seconds [T] -> [T]."""
@@ -197,7 +202,7 @@ def make_motion(name: str, generator: torch.Generator) -> Motion:
 
     Raises ValueError for an unknown name.
     """
-    require(name in MOTIONS, "motion", " | ".join(MOTIONS), name)
+    require(name in MOTIONS, "motion", f"{' | '.join(MOTIONS)} (a medley of them is MedleyPlayer's)", name)
     return MOTIONS[name](_Dice(generator))
 
 
@@ -205,17 +210,19 @@ class MotionPlayer:
     """Plays one motion at a time and cross-fades to the next when asked: the source of live pose control.
 
     Asked during a fade, it fades on from the mixture that it shows just then, so the body never jumps.
-    `start` [17 angles] is the pose to fade from at the beginning, for example that of the first image; the body stays
-    in it for `hold` video frames before. A model sees the first image at its first step only: held still in that one,
-    it carries the whole picture over, where a body that moves far takes a blur of it along.
+    `start`, any sequence of 17 angles, is the pose to fade from at the beginning, for example that of the first image;
+    the body stays in it for `hold` video frames before. A model sees the first image at its first step only: held
+    still in that one, it carries the whole picture over, where a body that moves far takes a blur of it along.
+
+    Raises ValueError for an unknown name and for a `start` that is not 17 finite numbers.
     """
 
-    def __init__(self, name: str, seed: int = 0, start: Tensor | None = None, hold: int = 0) -> None:
+    def __init__(self, name: str, seed: int = 0, start: Pose | None = None, hold: int = 0) -> None:
         self._generator = torch.Generator().manual_seed(seed)
         self._frame = 0
         self._layers = [(-FADE, make_motion(name, self._generator))]  # (begun at, motion); each covers the last
         self._drift = _drift(_Dice(self._generator))
-        self._start, self._hold = start, hold
+        self._start, self._hold = None if start is None else _angles(start), hold
 
     def play(self, name: str) -> None:
         """Fade to another motion over the next `FADE` video frames."""
@@ -225,7 +232,8 @@ class MotionPlayer:
         self._layers.append((self._frame, motion))
 
     def next(self, frames: int) -> Tensor:
-        """Pose angles [frames, 17] of the next video frames, at 24 per second."""
+        """Pose angles [frames, 17] of the next video frames, at 24 per second. Raises ValueError for fewer than 0."""
+        require(frames >= 0, "frames", "0 or more", frames)
         index = torch.arange(self._frame, self._frame + frames)
         self._frame += frames
         t = index / FPS
@@ -238,6 +246,21 @@ class MotionPlayer:
         if self._start is not None:
             angles = _blend(self._start.expand_as(angles), angles, (index + 1 - self._hold) / FADE)
         return angles
+
+
+def _angles(start: Pose) -> Tensor:
+    """A pose as float32 [17] on the CPU; raises ValueError if it is none."""
+    try:
+        values = start.detach().cpu() if isinstance(start, Tensor) else torch.from_numpy(np.array(start))
+    except (TypeError, ValueError):  # ragged, or no numbers
+        values = None
+    expected = f"{len(ANGLES)} numbers, as skeleton.ANGLES names them"
+    require(values is not None, "start", expected, type(start).__name__)
+    fits = values.shape == (len(ANGLES),) and not values.is_complex() and values.dtype != torch.bool
+    require(fits, "start", expected, f"{values.dtype} of shape {list(values.shape)}")
+    values = values.float()
+    require(bool(values.isfinite().all()), "start", "finite numbers", "nan or inf")
+    return values
 
 
 def _drift(dice: _Dice) -> Motion:
@@ -254,22 +277,38 @@ def _blend(before: Tensor, after: Tensor, share: Tensor) -> Tensor:
     return after * share + before * (1 - share)
 
 
-def random_motion(frames: int, seed: int, start: Tensor | None = None, hold: int = 0) -> Tensor:
+class MedleyPlayer:
+    """Plays another motion every one to three seconds, faded in. Arguments and `next` as in `MotionPlayer`."""
+
+    def __init__(self, seed: int = 0, start: Pose | None = None, hold: int = 0) -> None:
+        self._generator = torch.Generator().manual_seed(seed)
+        name = self._pick()
+        self._player = MotionPlayer(name, int(torch.randint(2**31, (1,), generator=self._generator)), start, hold)
+        self._left = self._length()  # video frames of the motion that plays
+
+    def next(self, frames: int) -> Tensor:
+        """Pose angles [frames, 17] of the next video frames, at 24 per second."""
+        angles = []
+        while frames > self._left:
+            angles.append(self._player.next(self._left))
+            frames -= self._left
+            self._player.play(self._pick())
+            self._left = self._length()
+        angles.append(self._player.next(frames))
+        self._left -= frames
+        return torch.cat(angles)
+
+    def _pick(self) -> str:
+        names = list(MOTIONS)
+        return names[int(torch.randint(len(names), (1,), generator=self._generator))]
+
+    def _length(self) -> int:
+        return int(torch.randint(24, 73, (1,), generator=self._generator))
+
+
+def random_motion(frames: int, seed: int, start: Pose | None = None, hold: int = 0) -> Tensor:
     """Pose angles [frames, 17] of a medley: another motion every one to three seconds, faded in.
 
     `start` and `hold` as in `MotionPlayer`.
     """
-    generator = torch.Generator().manual_seed(seed)
-    names = list(MOTIONS)
-
-    def pick() -> str:
-        return names[int(torch.randint(len(names), (1,), generator=generator))]
-
-    player = MotionPlayer(pick(), int(torch.randint(2**31, (1,), generator=generator)), start, hold)
-    angles = []
-    while frames > 0:
-        length = min(frames, int(torch.randint(24, 73, (1,), generator=generator)))
-        angles.append(player.next(length))
-        player.play(pick())
-        frames -= length
-    return torch.cat(angles)
+    return MedleyPlayer(seed, start, hold).next(frames)
