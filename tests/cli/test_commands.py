@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -29,6 +30,8 @@ from aapt_fast.ops._load import extension
 from aapt_fast.ops.kernels import KERNELS, use_kernels
 from aapt_fast.ops.machine_code import kernel_hash
 from aapt_fast.ops.verified import Verification
+from aapt_fast.streaming.session import StreamSession
+from aapt_fast.worlds.skeleton import forward_kinematics
 
 TINY_VAE = MiniVAEConfig(encoder_widths=(4, 4, 4), decoder_widths=(4, 4, 4))
 
@@ -96,6 +99,32 @@ def test_a_picture_of_another_size(model: Path, tmp_path: Path, capsys: pytest.C
     assert generate(model, tmp_path / "x.gif", "--image", str(tmp_path / "photo.jpg")) == 0
     said = "--image: 64 x 48 cropped to the middle 48 x 48 and resized to 32 x 32"
     assert said in capsys.readouterr().err.splitlines()
+
+
+@pytest.mark.parametrize("sheet", [False, True])
+def test_neither_motion_nor_video_is_in_memory_as_a_whole(
+    model: Path, tmp_path: Path, sheet: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[weakref.ref[torch.Tensor]] = []
+    alive: list[int] = []
+    posed: list[int] = []
+
+    def step(session: StreamSession, control: torch.Tensor) -> torch.Tensor:
+        alive.append(sum(each() is not None for each in made))
+        video = one_step(session, control)
+        made.append(weakref.ref(video))
+        return video
+
+    def kinematics(angles: torch.Tensor) -> torch.Tensor:
+        posed.append(len(angles))
+        return forward_kinematics(angles)
+
+    one_step = StreamSession.step
+    monkeypatch.setattr(StreamSession, "step", step)
+    monkeypatch.setattr(cli.generate, "forward_kinematics", kinematics)
+    arguments = ["--sheet", str(tmp_path / "x.png")] if sheet else []
+    assert generate(model, tmp_path / "x.mp4", "--frames", "80", *arguments) == 0
+    assert len(made) == 20 and max(alive) <= 1 and max(posed) == 4
 
 
 BAD = {

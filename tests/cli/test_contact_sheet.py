@@ -5,11 +5,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from aapt_fast.cli.contact_sheet import check_sheet_target, write_sheet
+from aapt_fast.cli.contact_sheet import ContactSheet, check_sheet_target, write_sheet
+from aapt_fast.training.metrics import psnr
+from aapt_fast.worlds.motions import random_motion
+from aapt_fast.worlds.person import make_identity, render
+from aapt_fast.worlds.skeleton import Camera, forward_kinematics
 
 
 @pytest.mark.parametrize(
@@ -32,3 +37,34 @@ def test_bad_targets(tmp_path: Path):
         check_sheet_target(tmp_path / "folder.png")
     with pytest.raises(OSError, match=r"--sheet: expected a writable folder, got .*missing"):
         check_sheet_target(tmp_path / "missing" / "x.png")
+
+
+@pytest.mark.parametrize("portion", [1, 4, 40])
+def test_a_sheet_of_a_video_as_it_comes(tmp_path: Path, portion: int):
+    """Twelve columns from the first frame to the last, and the distance of all frames, not only of those shown."""
+    angles = random_motion(40, 3)
+    joints = forward_kinematics(angles)
+    points, truth = Camera().project(joints), render(joints, make_identity(5), 32)
+    video = (truth.permute(0, 2, 3, 1) * 255).round().byte()
+    video[1::2] = 255 - video[1::2]  # frame 1 is not shown
+    sheet = ContactSheet(tmp_path / "x.png", 40, 5)
+    for first in range(0, 40, portion):
+        part = slice(first, first + portion)
+        sheet.add(video[part], points[part], angles[part])
+    report = sheet.write()
+    expected = psnr(video.permute(3, 0, 1, 2) / 127.5 - 1, truth.transpose(0, 1) * 2 - 1).mean()
+    assert report["psnr_to_truth"] == pytest.approx(float(expected), abs=0.02)
+    with Image.open(tmp_path / "x.png") as picture:
+        pixels = torch.from_numpy(np.array(picture))[::2, ::2]
+    assert pixels.shape == (3 * 32, 12 * 32, 3)
+    shown = torch.linspace(0, 39, 12).long().tolist()
+    assert torch.equal(pixels[64:], torch.cat(list(video[shown]), dim=1))
+    assert torch.equal(pixels[32:64, :32], video[0])
+
+
+def test_a_sheet_without_a_truth(tmp_path: Path):
+    sheet = ContactSheet(tmp_path / "x.png", 4)
+    sheet.add(torch.zeros(4, 32, 32, 3, dtype=torch.uint8), torch.rand(4, 19, 3), None)
+    assert sheet.write() == {"sheet": str(tmp_path / "x.png")}
+    with Image.open(tmp_path / "x.png") as picture:
+        assert picture.size == (2 * 12 * 32, 2 * 2 * 32)

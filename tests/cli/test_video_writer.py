@@ -26,6 +26,14 @@ def test_mp4(tmp_path: Path) -> None:
     assert np.abs(np.stack(decoded).astype(int)[:, ::2, ::2] - FRAMES).max() < 12  # lossy
 
 
+def test_mp4_is_written_as_it_goes(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (300, 64, 64, 3), np.uint8)  # more than the encoder looks ahead
+    with VideoWriter(tmp_path / "x.mp4") as writer:
+        writer.write(noise)
+        (partial,) = tmp_path.iterdir()
+        assert partial.stat().st_size > 100_000
+
+
 def test_gif_and_folder(tmp_path: Path) -> None:
     for name in ("x.gif", "frames"):
         with VideoWriter(tmp_path / name) as writer:

@@ -7,12 +7,17 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from PIL import Image
 from torch import Tensor
 
 from aapt_fast.errors import require
+from aapt_fast.training.metrics import psnr
 from aapt_fast.training.sheet import save_sheet
+from aapt_fast.worlds.person import draw_room, make_identity, render
+from aapt_fast.worlds.skeleton import draw_skeleton, forward_kinematics
 
+COLUMNS = 12
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
 LOSSY = {"quality": 95}
 
@@ -24,6 +29,42 @@ def check_sheet_target(path: Path) -> None:
     require(not path.is_dir(), "--sheet", "a file", f"the folder {path}")
     if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
         raise OSError(f"--sheet: expected a writable folder, got {path.parent}")
+
+
+class ContactSheet:
+    """Takes a video of `frames` frames as it comes, and keeps those that a sheet shows: skeleton, truth and video.
+
+    The truth is that of the person `identity`, if it is known, in poses that are known, too.
+    """
+
+    def __init__(self, path: Path, frames: int, identity: int | None = None) -> None:
+        self._path, self._seen = path, 0
+        self._shown = torch.linspace(0, frames - 1, COLUMNS, dtype=torch.float64).long()
+        self._identity = None if identity is None else make_identity(identity)
+        self._room: Tensor | None = None  # drawn once
+        self._rows: dict[str, list[Tensor]] = {"skeleton": [], "truth": [], "video": []}
+        self._psnr: list[float] = []
+
+    def add(self, video: Tensor, points: Tensor, angles: Tensor | None) -> None:
+        """The next frames uint8 [n, H, W, 3], their image points [n, 19, 3], and their pose angles [n, 17] if known."""
+        picks = self._shown[(self._shown >= self._seen) & (self._shown < self._seen + len(video))] - self._seen
+        self._seen += len(video)
+        size, generated = video.shape[1], video.permute(0, 3, 1, 2).float() / 127.5 - 1
+        self._rows["skeleton"].append(draw_skeleton(points[picks], size) * 2 - 1)
+        self._rows["video"].append(generated[picks])
+        if self._identity is not None and angles is not None:
+            self._room = draw_room(self._identity, size) if self._room is None else self._room
+            truth = render(forward_kinematics(angles), self._identity, size, room=self._room) * 2 - 1
+            self._rows["truth"].append(truth[picks])
+            self._psnr += psnr(generated.transpose(0, 1), truth.transpose(0, 1)).tolist()
+
+    def write(self) -> dict[str, object]:
+        """Save the sheet; returns what a report says of it: with a known truth also how close the video comes."""
+        write_sheet(self._path, [torch.cat(row) for row in self._rows.values() if row])
+        extra: dict[str, object] = {"sheet": str(self._path)}
+        if self._psnr:
+            extra["psnr_to_truth"] = round(sum(self._psnr) / len(self._psnr), 2)
+        return extra
 
 
 def write_sheet(path: Path, rows: Sequence[Tensor]) -> None:

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
+from tqdm import trange
 
-from aapt_fast.cli.contact_sheet import check_sheet_target, write_sheet
+from aapt_fast.cli.contact_sheet import ContactSheet, check_sheet_target
 from aapt_fast.cli.device import usable_device
 from aapt_fast.cli.first_picture import Start, fit_picture, read_first_picture
 from aapt_fast.cli.motion_script import LENGTH, MEDLEY, NAMES, Part, ScriptPlayer, read_script, script_frames
@@ -23,12 +23,11 @@ from aapt_fast.models.checkpoint import load_model
 from aapt_fast.models.stream_model import StreamModel
 from aapt_fast.ops import implementations
 from aapt_fast.streaming.session import StreamSession
-from aapt_fast.training.metrics import psnr
-from aapt_fast.worlds.motions import FPS, random_motion
-from aapt_fast.worlds.person import make_identity, render
-from aapt_fast.worlds.skeleton import Camera, draw_skeleton, forward_kinematics
+from aapt_fast.worlds.motions import FPS, MedleyPlayer
+from aapt_fast.worlds.skeleton import Camera, forward_kinematics
 
 FRAMES = 240  # where neither --frames nor a script says how many
+FRAMES_PER_STEP = 4
 FIRST_STEP = 4  # video frames in which the person stays as in the picture, so that the model takes all of it over
 
 STARTED = time.perf_counter()  # after the imports, which take about a second more
@@ -69,7 +68,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="cpu | cuda | cuda:1 ... (default: a GPU where there is one)",
     )
     parser.add_argument("--dtype", choices=["auto", *DTYPES], default="auto", help="auto: bfloat16 where it is fast")
-    parser.add_argument("--out", type=Path, required=True, help="x.mp4, x.gif or a folder")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        help="x.mp4 or a folder, written as it goes, or x.gif, kept in memory until the end",
+    )
     parser.add_argument("--scale", type=int, default=4, help="enlarge what is written by this factor")
     parser.add_argument(
         "--sheet", type=Path, help="picture (.png, .jpg, .webp): skeleton, truth where known, and video"
@@ -94,29 +98,31 @@ def run(arguments: argparse.Namespace) -> None:
     if poses is not None:
         _check_joints(poses, model)
     image = start.image if start.pose is not None else fit_picture(start.image, model.video_size)
-    steps = -(-frames // 4)
-    angles = None if poses is not None else _angles(script, 4 * steps, arguments.seed, start)
-    points = _points(angles) if poses is None else _held(poses, 4 * steps)
+    steps = -(-frames // FRAMES_PER_STEP)
+    player = _player(script, arguments.seed, start)
+    sheet = None if arguments.sheet is None else ContactSheet(arguments.sheet, FRAMES_PER_STEP * steps, start.identity)
 
-    first_frame_s, streaming_s, pictures = 0.0, 0.0, []
+    first_frame_s, streaming_s = 0.0, 0.0
     image_control = None if start.pose is None else _points(start.pose[None])[0]
     with (
         StreamSession(model, image, image_control=image_control, seed=arguments.seed, nfe=arguments.nfe) as session,
         VideoWriter(arguments.out, fps=int(FPS), scale=arguments.scale) as writer,
     ):
-        for control in tqdm(points.split(4), desc="stream", unit="step"):
+        for step in trange(steps, desc="stream", unit="step"):
+            angles = player.next(FRAMES_PER_STEP) if poses is None else None
+            points = _held(poses, FRAMES_PER_STEP * step) if angles is None else _points(angles)
             begun = time.perf_counter()
-            frames = session.step(control).cpu()
+            video = session.step(points).cpu()
             streaming_s += time.perf_counter() - begun
             first_frame_s = first_frame_s or time.perf_counter() - STARTED
-            writer.write(frames.numpy())
-            pictures.append(frames)
+            writer.write(video.numpy())
+            if sheet is not None:
+                sheet.add(video, points, angles)
         step_ms = session.latency.step_ms
-    video = torch.cat(pictures)
-    fps = len(video) / streaming_s
-    report = _report(arguments, model.name, len(video), fps, step_ms, first_frame_s)
-    if arguments.sheet:
-        report |= _write_sheet(arguments.sheet, video, points, angles, start)
+    made = FRAMES_PER_STEP * steps
+    report = _report(arguments, model.name, made, made / streaming_s, step_ms, first_frame_s)
+    if sheet is not None:
+        report |= sheet.write()
     print(json.dumps(report))
 
 
@@ -148,11 +154,11 @@ def _report(
     }
 
 
-def _angles(script: tuple[Part, ...], frames: int, seed: int, start: Start) -> Tensor:
-    """Pose angles [frames, 17] of a named motion, a medley or a script."""
+def _player(script: tuple[Part, ...], seed: int, start: Start) -> MedleyPlayer | ScriptPlayer:
+    """The source of pose angles of a named motion, a medley or a script."""
     if script[0].name == MEDLEY:
-        return random_motion(frames, seed, start.pose, hold=FIRST_STEP)
-    return ScriptPlayer(script, seed, start.pose, hold=FIRST_STEP).next(frames)
+        return MedleyPlayer(seed, start.pose, hold=FIRST_STEP)
+    return ScriptPlayer(script, seed, start.pose, hold=FIRST_STEP)
 
 
 def _points(angles: Tensor) -> Tensor:
@@ -160,10 +166,9 @@ def _points(angles: Tensor) -> Tensor:
     return Camera().project(forward_kinematics(angles))
 
 
-def _held(poses: Tensor, frames: int) -> Tensor:
-    """The first `frames` of `poses`, the last of which is held if there are fewer."""
-    points = poses[:frames]
-    return torch.cat([points, points[-1:].expand(frames - len(points), -1, -1)])
+def _held(poses: Tensor, first: int) -> Tensor:
+    """Those of `poses` for the step that begins with video frame `first`; beyond the end the last is held."""
+    return poses[torch.arange(first, first + FRAMES_PER_STEP).clamp_max(len(poses) - 1)]
 
 
 def _check_joints(poses: Tensor, model: StreamModel) -> None:
@@ -174,18 +179,3 @@ def _check_joints(poses: Tensor, model: StreamModel) -> None:
     assert control is not None
     expected = f"shape [frames, {control.joints}, 3]"
     require(poses.shape[1] == control.joints, "--controls", expected, list(poses.shape))
-
-
-def _write_sheet(path: Path, video: Tensor, points: Tensor, angles: Tensor | None, start: Start) -> dict[str, object]:
-    """Save the contact sheet; with a known person, also the true video and how close the generated one comes."""
-    size, picks = video.shape[1], torch.linspace(0, len(video) - 1, 12).long()
-    generated = video.permute(3, 0, 1, 2).float() / 127.5 - 1
-    rows = [draw_skeleton(points[picks], size) * 2 - 1]
-    extra: dict[str, object] = {"sheet": str(path)}
-    if start.identity is not None and angles is not None:
-        truth = render(forward_kinematics(angles), make_identity(start.identity), size).transpose(0, 1) * 2 - 1
-        rows.append(truth[:, picks].transpose(0, 1))
-        extra["psnr_to_truth"] = round(float(psnr(generated, truth).mean()), 2)
-    rows.append(generated[:, picks].transpose(0, 1))
-    write_sheet(path, rows)
-    return extra
