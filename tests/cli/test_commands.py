@@ -133,7 +133,10 @@ BAD = {
     "comma": (["--motion", "walk:4,"], "--motion: expected a motion before and after every comma, got 'walk:4,'"),
     "no motion": (["--motion", ""], "--motion: expected idle | walk"),
     "frames": (["--frames", "0"], "--frames: expected at least 1, got 0"),
-    "nfe": (["--nfe", "0"], "nfe: expected at least 1"),
+    "endless": (["--frames", str(10**30)], "--frames: expected less than 2^31, got 1000"),
+    "nfe": (["--nfe", "0"], "--nfe: expected at least 1"),
+    "seed": (["--seed", str(2**63)], "--seed: expected a signed 64-bit integer, got 9223372036854775808"),
+    "huge seed": (["--seed", str(-(2**70))], "--seed: expected a signed 64-bit integer, got -118"),
     "gallery number": (["--image", "7"], "--image: expected a gallery number 0..0 or a picture file, got 7"),
     "huge number": (["--image", "9" * 5000], "--image: expected a gallery number 0..0 or a picture file, got 999"),
     "negative number": (["--image", "-1"], "--image: expected a gallery number 0..0 or a picture file, got -1"),
@@ -190,7 +193,8 @@ def test_mistakes_are_one_line(
     arguments, message = BAD[name]
     assert generate(model, tmp_path / "x.gif", *(files.get(a, a) for a in arguments)) == 2
     printed = capsys.readouterr()
-    assert message in printed.err.splitlines()[-1]
+    (line,) = printed.err.splitlines()
+    assert line.startswith("aapt-fast generate: ") and message in line
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -212,6 +216,11 @@ def test_what_cannot_be_written_is_known_before_the_model_is_read(
 
     monkeypatch.setattr(cli.generate, "load_model", load_model)
     assert generate(model, tmp_path / "x.gif", *arguments) == 2
+
+
+@pytest.mark.parametrize("seed", [-(2**63), 2**63 - 1])
+def test_any_seed_of_64_bits(model: Path, tmp_path: Path, seed: int) -> None:
+    assert generate(model, tmp_path / "x.gif", "--seed", str(seed)) == 0
 
 
 def test_ctrl_c_leaves_nothing(model: Path, tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="video frames to make, rounded up to whole steps of 4 (default: the sum of a script in which every motion "
         f"has a length, otherwise {FRAMES})",
     )
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of noise and motion, 64 bits (default: 0)")
     parser.add_argument("--nfe", type=int, default=1, help="network evaluations per step")
     parser.add_argument(
         "--device",
@@ -86,6 +86,9 @@ def run(arguments: argparse.Namespace) -> None:
     script = read_script(MEDLEY if arguments.motion is None else arguments.motion)
     frames = (script_frames(script) or FRAMES) if arguments.frames is None else arguments.frames
     require(frames >= 1, "--frames", "at least 1", frames)
+    require(frames < 2**31, "--frames", "less than 2^31", frames)
+    require(-(2**63) <= arguments.seed < 2**63, "--seed", "a signed 64-bit integer", arguments.seed)
+    require(arguments.nfe >= 1, "--nfe", "at least 1 evaluation per step", arguments.nfe)
     if arguments.sheet:
         check_sheet_target(arguments.sheet)
     check_video_target(arguments.out, arguments.scale)
