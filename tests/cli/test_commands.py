@@ -94,6 +94,13 @@ def test_controls_from_a_file_and_a_picture(model: Path, tmp_path: Path) -> None
     assert a == b
 
 
+def test_controls_say_how_long_the_video_is(model: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "poses.npy", torch.rand(9, 19, 3).numpy())
+    arguments = ["generate", "--model", str(model), "--scale", "1", "--out", str(tmp_path / "x")]
+    assert main([*arguments, "--controls", str(tmp_path / "poses.npy")]) == 0
+    assert len(list((tmp_path / "x").iterdir())) == 12
+
+
 def test_a_picture_of_another_size(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Image.new("RGB", (64, 48)).save(tmp_path / "photo.jpg")
     assert generate(model, tmp_path / "x.gif", "--image", str(tmp_path / "photo.jpg")) == 0

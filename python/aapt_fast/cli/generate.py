@@ -57,8 +57,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--frames",
         type=int,
-        help="video frames to make, rounded up to whole steps of 4 (default: the sum of a script in which every motion "
-        f"has a length, otherwise {FRAMES})",
+        help="video frames to make, rounded up to whole steps of 4 (default: those of --controls; the sum of a script in "
+        f"which every motion has a length; otherwise {FRAMES})",
     )
     parser.add_argument("--seed", type=int, default=0, help="of noise and motion, 64 bits (default: 0)")
     parser.add_argument("--nfe", type=int, default=1, help="network evaluations per step")
@@ -97,6 +97,8 @@ def run(arguments: argparse.Namespace) -> None:
         arguments.dtype = _fast_dtype(device)
     start = read_first_picture(arguments.image, arguments.model)
     poses = None if arguments.controls is None else read_poses(arguments.controls)
+    if poses is not None and arguments.frames is None:
+        frames = len(poses)
     model = load_model(arguments.model, device=device, dtype=DTYPES[arguments.dtype])
     if poses is not None:
         _check_joints(poses, model)
