@@ -109,6 +109,21 @@ def test_dtype_and_places(saved, tmp_path):
 # ---- what is refused ----
 
 
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"device": "gpu"}, ValueError, r"^device: expected cpu or cuda\[:n\] that this torch can use"),
+        ({"dtype": "bfloat16"}, TypeError, "^dtype: expected .*, got 'bfloat16'"),
+        ({"dtype": torch.int8}, ValueError, "^dtype: expected .*, got torch.int8"),
+        ({"length": "512"}, TypeError, "^length: expected int, got str"),
+        ({"path": None}, TypeError, "^path: expected str or PathLike, got NoneType"),
+    ],
+)
+def test_arguments_that_cannot_be(options, error, message):
+    with pytest.raises(error, match=message):
+        TextEncoder(**{"path": "no folder", **options})
+
+
 def damaged(folder: Path, change) -> None:
     file = folder / "text_encoder" / "model.safetensors"
     state = load_file(file)

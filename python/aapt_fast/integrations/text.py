@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from aapt_fast.errors import CheckpointError, require, require_type
+from aapt_fast.models.placement import WAN_DTYPES, require_path, require_usable_device, require_usable_dtype
 from aapt_fast.models.weight_files import read_config
 
 ENCODER, TOKENIZER = "text_encoder", "tokenizer"
@@ -37,7 +38,8 @@ class TextEncoder:
     Raises:
         ImportError: transformers is not installed.
         CheckpointError: a folder or a file is missing or damaged, or holds something else.
-        ValueError: length is not at least 2.
+        ValueError: length is not at least 2; a device that torch cannot use; a dtype that is not of floats.
+        TypeError: an argument of another type.
 
         model = StreamModel(generator, vae, text_encoder=TextEncoder(path))
     """
@@ -51,6 +53,11 @@ class TextEncoder:
         dtype: torch.dtype | None = None,
         length: int = LENGTH,
     ) -> None:
+        require_path("path", path)
+        require_usable_device(device)
+        if dtype is not None:
+            require_usable_dtype(dtype, WAN_DTYPES)
+        require_type("length", length, int)
         require(length >= 2, "length", "at least 2 tokens", length)
         if find_spec("transformers") is None:
             raise ImportError("transformers: expected to be installed for prompts: pip install aapt_fast[text]")

@@ -23,6 +23,7 @@ from aapt_fast.errors import CheckpointError, require, require_type
 from aapt_fast.models.config import generator_config_from_json, mini_vae_config_from_json, to_json
 from aapt_fast.models.generator import Generator
 from aapt_fast.models.mini_vae import MiniVAE
+from aapt_fast.models.placement import WAN_DTYPES, require_path, require_usable_device, require_usable_dtype
 from aapt_fast.models.stream_model import StreamModel
 from aapt_fast.models.weight_files import computing_dtype, fill, open_safetensors, read_metadata
 
@@ -32,8 +33,9 @@ FORMAT = "aapt_fast-1"
 def save_model(path: Path, model: StreamModel, dtype: torch.dtype = torch.float16) -> None:
     """Write generator and VAE to `path`, weights in `dtype`; a failed write leaves no file behind.
 
-    Raises TypeError if the model's VAE is not the small one.
+    Raises TypeError if the model's VAE is not the small one, and ValueError for a dtype that is not of floats.
     """
+    require_usable_dtype(dtype, WAN_DTYPES)
     require_type("model.vae", model.vae, MiniVAE)
     assert isinstance(model.vae, MiniVAE)
     tensors = {f"generator.{name}": value for name, value in model.generator.state_dict().items()}
@@ -54,8 +56,17 @@ def load_model(
 ) -> StreamModel:
     """A bundled model by name (`mini-person`, `mini-anyone`) or a file written by `save_model`, ready to stream.
 
-    Raises ValueError for a name that is not bundled, CheckpointError (file, key, expected, got) for a bad file.
+    Raises ValueError for a name that is not bundled, a device that torch cannot use, and a dtype other than float32,
+    bfloat16 and float16; TypeError for an argument of another type; CheckpointError (file, key, expected, got) for a
+    bad file.
     """
+    require_usable_dtype(dtype)
+    return load_own_model(source, device=device, dtype=dtype)
+
+
+def load_own_model(source: str | Path, *, device: torch.device | str, dtype: torch.dtype) -> StreamModel:
+    """`load_model` in any floating dtype, also one in which only a part of the model computes."""
+    require_usable_device(device)
     path = model_path(source)
     metadata, configs, tensors = _read(path)
     try:
@@ -72,8 +83,11 @@ def load_model(
 def load_own_vae(source: str | Path, *, device: torch.device | str, dtype: torch.dtype | None) -> MiniVAE:
     """The VAE of a model that `load_model` reads, without its generator; `dtype` None as in `computing_dtype`.
 
-    Raises as `load_model` does.
+    Weights in float64, in which it does not compute, become float32. Raises as `load_model` does.
     """
+    require_usable_device(device)
+    if dtype is not None:
+        require_usable_dtype(dtype)
     path = model_path(source)
     _, configs, tensors = _read(path)
     part = _under("vae", tensors)
@@ -82,7 +96,10 @@ def load_own_vae(source: str | Path, *, device: torch.device | str, dtype: torch
             vae = MiniVAE(mini_vae_config_from_json(configs["vae"]))
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: expected readable configurations in the metadata, got {error!r}") from error
-    vae = vae.to(computing_dtype(part, device) if dtype is None else dtype)
+    if dtype is None:
+        found = computing_dtype(part, device)
+        dtype = torch.float32 if found == torch.float64 else found
+    vae = vae.to(dtype)
     fill(vae, part, path, file_key="vae.{}".format, device=device)
     return vae.eval().requires_grad_(False)
 
@@ -99,7 +116,8 @@ def bundled_models() -> dict[str, Path]:
 
 
 def model_path(source: str | Path) -> Path:
-    """The weight file of a bundled model's name or of a path. Raises ValueError if there is neither."""
+    """The weight file of a bundled model's name or of a path. ValueError if there is neither, TypeError for else."""
+    require_path("source", source)
     bundled = bundled_models()
     if str(source) in bundled:
         return bundled[str(source)]

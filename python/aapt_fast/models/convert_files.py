@@ -24,6 +24,7 @@ from aapt_fast.errors import CheckpointError, require
 from aapt_fast.models.checkpoint import bundled_models, is_own_file, load_model
 from aapt_fast.models.compare_models import SMALL, require_equal_models
 from aapt_fast.models.load_generator import GROUPS, checked_dtype, open_wan_transformer, to_dtype
+from aapt_fast.models.placement import WAN_DTYPES, require_path, require_usable_dtype
 from aapt_fast.models.shards import Entry, compare_tensors, write_shards
 from aapt_fast.models.vae_checkpoint import WRAPPER, open_wan_vae, vae_file
 from aapt_fast.models.wan_transformer import WanTransformer
@@ -90,8 +91,12 @@ def convert_files(
 
     Raises:
         CheckpointError: file, key, expected and got: as the loaders do; values that overflow in `dtype`.
-        ValueError: a bad argument, `out` among them. OSError: no room, or no right to write.
+        ValueError, TypeError: a bad argument, `out` among them. OSError: no room, or no right to write.
     """
+    require_path("source", source)
+    require_path("out", out)
+    if dtype is not None:
+        require_usable_dtype(dtype, WAN_DTYPES)
     source, out = Path(source), Path(out).resolve()
     require(shard_bytes > 0, "shard_bytes", "a positive number", shard_bytes)
     _require_free(out)

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from aapt_fast.errors import CheckpointError, require
-from aapt_fast.models.checkpoint import FORMAT, assets, load_model
+from aapt_fast.models.checkpoint import FORMAT, assets, load_own_model
 from aapt_fast.models.generator import Generator
 from aapt_fast.models.named_weights import NamedWeights
+from aapt_fast.models.placement import WAN_DTYPES, require_path, require_usable_device, require_usable_dtype
 from aapt_fast.models.wan_checkpoint import wan_config
 from aapt_fast.models.wan_config import WanConfig
 from aapt_fast.models.wan_keys import (
@@ -31,7 +32,6 @@ PIPELINE_PART = "transformer"
 EXPERTS = (("transformer", "transformer_2"), ("high_noise_model", "low_noise_model"))
 """Folders of the two halves of one model, for high and low noise, in diffusers and in the original layout."""
 GROUPS = ("generator_ema", "generator")
-DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def load_generator(
@@ -58,8 +58,14 @@ def load_generator(
     Raises:
         CheckpointError: file, key, expected and got: a damaged file, a missing, extra or misshapen tensor, a
             configuration that contradicts the tensors or `config`.
-        ValueError: an unknown name in `config`, or a `config` for a file of our own.
+        ValueError: an unknown name in `config`, or a `config` for a file of our own; a device that torch cannot use;
+            a dtype that is not of floats.
+        TypeError: an argument of another type.
     """
+    require_path("path", path)
+    require_usable_device(device)
+    if dtype is not None:
+        require_usable_dtype(dtype, WAN_DTYPES)
     folder = Path(path)
     for experts in EXPERTS:
         if all((folder / name).is_dir() for name in experts):
@@ -70,7 +76,7 @@ def load_generator(
         require(not config, "config", "None: files of our own say everything", config)
         source = folder if folder.exists() else path
         source = weight_file(source) if isinstance(source, Path) else source
-        return load_model(source, device=device, dtype=dtype or torch.float32).generator
+        return load_own_model(source, device=device, dtype=dtype or torch.float32).generator
     weights = open_wan_transformer(folder, config)
     own_dtype = weights.tensors[weights.file_key("patch_embedding.weight")].dtype
     dtype = checked_dtype(dtype or own_dtype, weights.source)
@@ -141,6 +147,7 @@ def _own_names(tensors: Mapping[str, Tensor], source: object) -> dict[str, str]:
 
 def checked_dtype(dtype: torch.dtype, source: object) -> torch.dtype:
     """`dtype`, if generators run in it; raises CheckpointError for another."""
-    if dtype not in DTYPES:
-        raise CheckpointError(f"{source}: expected {' or '.join(map(str, DTYPES))}, got {dtype}; say which in dtype")
+    if dtype not in WAN_DTYPES:
+        expected = " or ".join(map(str, WAN_DTYPES))
+        raise CheckpointError(f"{source}: expected {expected}, got {dtype}; say which in dtype")
     return dtype

@@ -17,6 +17,7 @@ from aapt_fast.errors import CheckpointError, require
 from aapt_fast.models.checkpoint import bundled_models, is_own_file, load_own_vae
 from aapt_fast.models.mini_vae import MiniVAE
 from aapt_fast.models.named_weights import NamedWeights
+from aapt_fast.models.placement import WAN_DTYPES, require_path, require_usable_device, require_usable_dtype
 from aapt_fast.models.wan_vae import WanVAE, WanVAEConfig
 from aapt_fast.models.wan_vae_shapes import (
     DIFFUSERS_NAMES,
@@ -58,13 +59,19 @@ def load_vae(
     Raises:
         CheckpointError: a damaged file, a missing, extra or misshapen tensor, a configuration that contradicts the
             tensors; the message names file, key, expected and got.
-        ValueError: an unknown entry of `config`, a `config` for a file of this package, which needs none.
+        ValueError: an unknown entry of `config`, a `config` for a file of this package, which needs none; a device
+            that torch cannot use; a dtype that the VAE does not compute in.
+        TypeError: an argument of another type.
 
         vae = aapt_fast.load_vae(path)
         stream = vae.stream()
         for latents in frames:                                # [B, C, 1, h, w]
             show(stream.decode(latents, out="uint8"))         # [B, 1, H, W, 3], then [B, 4, H, W, 3]
     """
+    require_path("path", path)
+    require_usable_device(device)
+    if dtype is not None:
+        require_usable_dtype(dtype, WAN_DTYPES)
     _check_config(config)
     file = bundled_models().get(str(path)) or vae_file(Path(path))
     if is_own_file(file):

@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What users say about where weights come from, go to, and in which dtype, checked before a file is touched."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from aapt_fast.errors import require, require_type
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+"""What every model computes in."""
+WAN_DTYPES = (*DTYPES, torch.float64)
+"""What Wan transformers and Wan VAEs compute in, and weights can be kept in."""
+
+
+def require_path(argument: str, path: object) -> None:
+    """Raise TypeError unless `path` is a str or a path."""
+    require_type(argument, path, str, os.PathLike)
+
+
+def require_usable_device(device: object) -> None:
+    """Raise ValueError unless `device` is the CPU or a GPU that this torch can use, TypeError if it names none."""
+    require_type("device", device, str, torch.device, int)
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    try:
+        found = torch.device(device)  # type: ignore[call-overload]
+    except RuntimeError:
+        found = None
+    fits = found is not None and (found.type == "cpu" or (found.type == "cuda" and (found.index or 0) < count))
+    there = ", ".join(["cpu", *(f"cuda:{index}" for index in range(count))])
+    require(fits, "device", f"cpu or cuda[:n] that this torch can use ({there})", device)
+
+
+def require_usable_dtype(dtype: object, dtypes: tuple[torch.dtype, ...] = DTYPES) -> None:
+    """Raise TypeError unless `dtype` is one of torch, ValueError unless it is among `dtypes`."""
+    expected = " or ".join([", ".join(map(str, dtypes[:-1])), str(dtypes[-1])])
+    if not isinstance(dtype, torch.dtype):
+        raise TypeError(f"dtype: expected {expected}, got {dtype!r}")
+    require(dtype in dtypes, "dtype", expected, dtype)
