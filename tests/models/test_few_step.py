@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import numpy
 import pytest
 import torch
 from diffusers import WanTransformer3DModel
@@ -180,6 +181,10 @@ def test_the_first_block_may_have_other_levels():
         ({"steps": (1000, 0)}, "steps: expected falling levels"),
         ({"first_steps": ()}, "first_steps: expected falling levels"),
         ({"first_steps": (500, 750)}, "first_steps: expected falling levels"),
+        ({"steps": (1.0, 0.5)}, r"steps: expected falling levels of 1000, as .*, got \(1.0, 0.5\), in 0..1"),
+        ({"first_steps": [1, 0.75, 0.5]}, "first_steps: expected falling levels of 1000"),
+        ({"steps": (1000, float("nan"))}, "steps: expected falling levels"),
+        ({"shift": float("inf")}, "shift: expected a positive number"),
         ({"shift": 0.0}, "shift: expected a positive number"),
         ({"context_noise": -1.0}, "context_noise: expected a level in 0..1000"),
     ],
@@ -187,6 +192,31 @@ def test_the_first_block_may_have_other_levels():
 def test_bad_schedules(options, message):
     with pytest.raises(ValueError, match=message):
         FewStep(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steps": ("1000", "500")}, "steps: expected a number, got '1000'"),
+        ({"steps": (1000, None)}, "steps: expected a number, got None"),
+        ({"steps": (True,)}, "steps: expected a number, got True"),
+        ({"steps": 1000}, "steps: expected tuple or list, got int"),
+        ({"first_steps": ([1000],)}, r"first_steps: expected a number, got \[1000\]"),
+        ({"shift": "5"}, "shift: expected a number, got '5'"),
+        ({"context_noise": None}, "context_noise: expected a number, got None"),
+        ({"warp": "no"}, "warp: expected bool, got str"),
+        ({"blocks": 3}, "blocks: expected Blocks, got int"),
+    ],
+)
+def test_fields_of_another_type(options, message):
+    with pytest.raises(TypeError, match=f"^{message}"):
+        FewStep(**options)
+
+
+def test_steps_may_be_a_list_or_numbers_of_numpy():
+    expected = FewStep(steps=(1000, 500), first_steps=(1000, 750, 500))
+    schedule = FewStep(steps=[1000, 500.0], first_steps=list(numpy.linspace(1000, 500, 3, dtype=numpy.float32)))
+    assert schedule.levels == expected.levels and schedule.first.levels == expected.first.levels
 
 
 def test_bad_noise(pair):

@@ -133,6 +133,20 @@ def test_bad_rules(arguments, message):
         Blocks(*arguments)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((1.5,), "frames: expected int, got float"),
+        (("3",), "frames: expected int, got str"),
+        ((3, 9.0), "window: expected int, got float"),
+        ((3, 21, None), "sink: expected int, got NoneType"),
+    ],
+)
+def test_rules_of_another_type(arguments, message):
+    with pytest.raises(TypeError, match=message):
+        Blocks(*arguments)
+
+
 def test_bad_calls():
     cache, (qkv, _) = BlockCache(LAYERS, Blocks(2, 4), ROPE), clip(2)
     with pytest.raises(ValueError, match=r"layer: expected 0..1, got 2"):

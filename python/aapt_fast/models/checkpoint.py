@@ -116,7 +116,7 @@ def bundled_models() -> dict[str, Path]:
 
 
 def model_path(source: str | Path) -> Path:
-    """The weight file of a bundled model's name or of a path. ValueError if there is neither, TypeError for else."""
+    """The weight file of a bundled model's name or of a path. ValueError if there is neither, TypeError for no path."""
     require_path("source", source)
     bundled = bundled_models()
     if str(source) in bundled:

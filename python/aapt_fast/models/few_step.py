@@ -9,8 +9,10 @@ block. One more evaluation of the clean block, at `context_noise`, leaves the ke
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -29,15 +31,16 @@ TIMESTEPS = 1000.0
 class FewStep:
     """How a block is made; the defaults are those of the published Self-Forcing checkpoint.
 
-    steps: falling levels in 0..1000. first_steps: those of the first block of a run, None for `steps`. warp: whether
-    `shift` is applied to them, which makes 1000, 937.5, 833.3, 625 of the default. context_noise: level at which a
-    finished block is evaluated once more for the cache. blocks: what frames see, None for what the model's
-    configuration says.
+    steps: falling levels of 1000, not of 1. first_steps: those of the first block of a run, None for `steps`. warp:
+    whether `shift` is applied to them, which makes 1000, 937.5, 833.3, 625 of the default. context_noise: level at
+    which a finished block is evaluated once more for the cache, 0..1000. blocks: what frames see, None for what the
+    model's configuration says.
 
     Causal-Forcing++ makes a frame in one evaluation, and takes four for the first, of which nothing but the prompt says
     what it is to show: FewStep(steps=(1000,), first_steps=(1000, 750, 500, 250)).
 
-    Raises ValueError for levels that do not fall or lie outside, and a shift that is not positive.
+    Raises ValueError for levels that do not fall or lie outside, and a shift that is not positive; TypeError for a
+    field of another type.
     """
 
     steps: tuple[float, ...] = (1000, 750, 500, 250)
@@ -51,8 +54,13 @@ class FewStep:
         _check_steps("steps", self.steps)
         if self.first_steps is not None:
             _check_steps("first_steps", self.first_steps)
-        require(self.shift > 0, "shift", "a positive number", self.shift)
+        _require_number("shift", self.shift)
+        require(0 < self.shift < math.inf, "shift", "a positive number", self.shift)
+        require_type("warp", self.warp, bool)
+        _require_number("context_noise", self.context_noise)
         require(0 <= self.context_noise <= TIMESTEPS, "context_noise", "a level in 0..1000", self.context_noise)
+        if self.blocks is not None:
+            require_type("blocks", self.blocks, Blocks)
 
     @property
     def levels(self) -> tuple[float, ...]:
@@ -81,9 +89,17 @@ class FewStep:
 def _check_steps(argument: str, given: Sequence[float]) -> None:
     require_type(argument, given, tuple, list)
     steps = list(given)
+    for step in steps:
+        _require_number(argument, step)
     falls = bool(steps) and steps == sorted(set(steps), reverse=True)
-    fits = falls and min(steps) > 0 and max(steps) <= TIMESTEPS
+    fits = falls and all(0 < step <= TIMESTEPS for step in steps)
     require(fits, argument, "falling levels above 0, up to 1000", tuple(steps))
+    require(steps[0] > 1, argument, "falling levels of 1000, as (1000, 750, 500, 250)", f"{tuple(steps)}, in 0..1")
+
+
+def _require_number(argument: str, value: object) -> None:
+    if not isinstance(value, Real) or isinstance(value, bool):
+        raise TypeError(f"{argument}: expected a number, got {value!r}")
 
 
 def sample_block(

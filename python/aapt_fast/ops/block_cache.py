@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 import torch
 
-from aapt_fast.errors import require
+from aapt_fast.errors import require, require_type
 from aapt_fast.ops.cache import FunctionalCache, KeysAndValues, attention
 
 
@@ -32,7 +32,7 @@ class Blocks:
     frames: of a block. window: frames that are seen in all, the block and the sink included; None for every past
     frame. sink: first frames that never leave the window.
 
-    Raises ValueError unless frames >= 1, sink >= 0 and the window holds the sink and a block.
+    Raises ValueError unless frames >= 1, sink >= 0 and the window holds the sink and a block; TypeError for no int.
     """
 
     frames: int = 3
@@ -40,9 +40,12 @@ class Blocks:
     sink: int = 0
 
     def __post_init__(self) -> None:
+        require_type("frames", self.frames, int)
+        require_type("sink", self.sink, int)
         require(self.frames >= 1, "frames", "at least 1 per block", self.frames)
         require(self.sink >= 0, "sink", "at least 0 frames", self.sink)
         if self.window is not None:
+            require_type("window", self.window, int)
             least = self.sink + self.frames
             require(self.window >= least, "window", f"at least {least} frames: the sink and a block", self.window)
 
