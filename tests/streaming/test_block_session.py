@@ -17,7 +17,7 @@ from aapt_fast.models.stream_model import StreamModel
 from aapt_fast.ops import philox_normal
 from aapt_fast.ops.block_cache import Blocks
 from aapt_fast.streaming import block_pages_needed, page_pool
-from aapt_fast.streaming.session import StreamSession
+from aapt_fast.streaming.session import StreamSession, session_pages
 from aapt_fast.testing.compare import assert_near
 from aapt_fast.testing.streams import SMALL_VAE, random_image, random_model, shuffled_pool
 from aapt_fast.testing.wan import TINY, WAN_KINDS, random_wan
@@ -220,6 +220,11 @@ def test_bad_arguments(model):
         StreamSession(pose, random_image(pose), few_step=FewStep())
     with pytest.raises(ValueError, match="image: expected an image"):
         StreamSession(pose)
+
+
+def test_pages_are_not_those_of_other_generators(model):
+    with pytest.raises(TypeError, match=r"^model: .*got one with a Wan transformer: see .*block_pages_needed"):
+        session_pages(model)
 
 
 def test_bad_models():

@@ -123,6 +123,12 @@ def test_bad_sizes(arguments, named):
         PagePool(*arguments)
 
 
+@pytest.mark.parametrize("pages", [2.0, "2", None])
+def test_sizes_that_are_no_numbers(pages):
+    with pytest.raises(TypeError, match=f"^pages: expected int, got {type(pages).__name__}"):
+        PagePool(1, pages, 1, 1)
+
+
 def test_a_gpu_without_room_is_found_out_before_anything_is_allocated(monkeypatch):
     gib = 2**30
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (3 * gib, 80 * gib))

@@ -38,6 +38,21 @@ def pose_model() -> StreamModel:
     return random_model(NANO)
 
 
+def test_pages_of_a_model_are_those_of_its_configuration(pose_model):
+    assert session_pages(pose_model, 2, 5) == session_pages(pose_model.config, 2, 5)
+    pool = page_pool(pose_model, session_pages(pose_model))
+    random_session(pose_model, pool=pool).close()
+    for wrong in (None, 3, pose_model.generator, {"nfe": 1}):
+        with pytest.raises(TypeError, match=f"^model: expected StreamModel or .*, got {type(wrong).__name__}"):
+            session_pages(wrong)
+    for options in ({"nfe": 1.0}, {"text_length": None}):
+        with pytest.raises(TypeError, match=f"^{next(iter(options))}: expected int"):
+            session_pages(pose_model, **options)
+    for options in ({"nfe": 0}, {"text_length": -1}):
+        with pytest.raises(ValueError, match=f"^{next(iter(options))}: expected at least"):
+            session_pages(pose_model, **options)
+
+
 @pytest.mark.parametrize("shared", [False, True], ids=["own pools", "one pool"])
 @pytest.mark.parametrize("at", [0, 1, 3, 5])
 def test_forks_go_on_bit_for_bit(model, at, shared):

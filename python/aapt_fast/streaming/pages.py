@@ -18,7 +18,7 @@ from collections.abc import Sequence
 
 import torch
 
-from aapt_fast.errors import PoolExhausted, require
+from aapt_fast.errors import PoolExhausted, require, require_type
 from aapt_fast.ops import PAGE_SLOTS
 
 PAGE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -54,6 +54,7 @@ class PagePool:
         device: where the pages live.
 
     Raises:
+        TypeError: a size that is no int.
         ValueError: a size below 1, or another dtype.
         PoolExhausted: a GPU has less memory left than that; nothing has been allocated.
     """
@@ -68,6 +69,7 @@ class PagePool:
         device: torch.device | str = "cpu",
     ) -> None:
         for name, size in (("layers", layers), ("pages", pages), ("heads", heads), ("head_dim", head_dim)):
+            require_type(name, size, int)
             require(size >= 1, name, "at least 1", size)
         require(dtype in PAGE_DTYPES, "dtype", " or ".join(map(str, PAGE_DTYPES)), dtype)
         _require_room(pool_bytes(layers, pages, heads, head_dim, dtype), pages, torch.device(device))

@@ -14,7 +14,7 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from aapt_fast.errors import require
+from aapt_fast.errors import require, require_type
 from aapt_fast.models.config import GeneratorConfig
 from aapt_fast.models.few_step import FewStep, remember, sample_block
 from aapt_fast.models.generator import Generator
@@ -31,8 +31,21 @@ AnySampler = TypeVar("AnySampler", bound="Sampler")
 AnyFrameSampler = TypeVar("AnyFrameSampler", bound="FrameSampler")
 
 
-def session_pages(config: GeneratorConfig, nfe: int = 1, text_length: int = 0) -> int:
-    """The pages a session of an AAPT generator reserves: one cache per evaluation, each with its own text pages."""
+def session_pages(model: StreamModel | GeneratorConfig, nfe: int = 1, text_length: int = 0) -> int:
+    """The pages a session of an AAPT generator reserves: one cache per evaluation, each with its own text pages.
+
+    `model` may be the configuration alone. Raises TypeError for another object, a Wan transformer's among them, whose
+    sessions reserve `block_pages_needed`; ValueError for nfe < 1 or text_length < 0.
+    """
+    require_type("model", model, StreamModel, GeneratorConfig)
+    config = model.config if isinstance(model, StreamModel) else model
+    if not isinstance(config, GeneratorConfig):
+        hint = "see aapt_fast.streaming.block_pages_needed"
+        raise TypeError(f"model: expected an AAPT generator's, got one with a Wan transformer: {hint}")
+    require_type("nfe", nfe, int)
+    require(nfe >= 1, "nfe", "at least 1 evaluation per step", nfe)
+    require_type("text_length", text_length, int)
+    require(text_length >= 0, "text_length", "at least 0 tokens", text_length)
     return nfe * pages_needed(config.tokens, config.window, text_length)
 
 
