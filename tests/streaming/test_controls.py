@@ -72,6 +72,45 @@ def test_arrays_are_tensors_too():
     assert torch.equal(step_entries(points, POSE, GRID), expected)
 
 
+@pytest.mark.parametrize(
+    "as_given",
+    [
+        lambda pose: pose.tolist(),
+        lambda pose: [entry.numpy() for entry in pose],
+        lambda pose: tuple(pose),
+        lambda pose: pose.double(),
+        lambda pose: pose.numpy()[::-1].copy()[::-1],
+    ],
+    ids=["lists", "list of arrays", "tuple of tensors", "float64", "array that runs backwards"],
+)
+def test_whatever_holds_numbers(as_given):
+    pose = torch.rand(4, 3, 3)
+    assert torch.equal(step_entries(as_given(pose), POSE, GRID), step_entries(pose, POSE, GRID))
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.int32])
+def test_integers_are_numbers(dtype):
+    maps = torch.randint(0, 2, (4, 5, *GRID), dtype=dtype)
+    expected = step_entries(maps.float(), MAPS, GRID)
+    for given in (maps, maps.numpy(), maps.tolist()):
+        assert torch.equal(step_entries(given, MAPS, GRID), expected)
+
+
+def test_poses_in_pixels_are_noticed():
+    pose = torch.rand(4, 3, 3)
+    step_entries(pose * 3 - 1, POSE, GRID)
+    outside = pose.clone()
+    outside[:, :1] += 3  # one joint of three has left
+    step_entries(outside, POSE, GRID)
+    expected = (
+        r"control: expected x and y as fractions of width and height, mostly in 0..1, got values from .*\(pixels\?"
+    )
+    for pixels in (pose * 96, (pose[0] * 96).int(), pose * 96 - 48, (pose[0] * 832).tolist()):
+        with pytest.raises(ValueError, match=expected):
+            step_entries(pixels, POSE, GRID)
+    step_entries(torch.rand(5, *GRID) * 96, MAPS, GRID)  # maps may hold anything
+
+
 @pytest.mark.parametrize("with_previous", [False, True])
 def test_clips_hold_the_controls_of_their_steps(with_previous):
     config = ControlConfig(kind="pose", joints=3, limbs=LIMBS, with_previous=with_previous)
@@ -90,13 +129,16 @@ def test_clips_hold_the_controls_of_their_steps(with_previous):
 @pytest.mark.parametrize(
     ("control", "error", "message"),
     [
-        (None, TypeError, "control: expected Tensor, got NoneType"),
-        ([[0.0] * 3] * 3, TypeError, "control: expected Tensor, got list"),
-        ("left", TypeError, "control: expected Tensor, got str"),
+        (None, TypeError, "control: expected a tensor, an array or lists of numbers, got NoneType"),
+        ([[0.0] * 3] * 2 + [[0.0] * 2], TypeError, "control: expected a tensor, an array or lists .*, got list with"),
+        ([["a"] * 3] * 3, TypeError, "control: expected a tensor, an array or lists of numbers, got list with"),
+        ([torch.zeros(3, 3), torch.zeros(2, 3)], TypeError, "control: expected a tensor, an array or lists"),
+        (torch.zeros(3, 3, dtype=torch.bool), TypeError, "lists of numbers, got torch.bool"),
+        ("left", TypeError, "control: expected a tensor, an array or lists of numbers, got str"),
+        ([[0.0] * 3] * 2, ValueError, r"control: expected shape \[3, 3\], got \[2, 3\]"),
         (torch.zeros(4, 3), ValueError, r"control: expected shape \[3, 3\], got \[4, 3\]"),
         (torch.zeros(3, 3, 3), ValueError, r"control: expected shape \[4, 3, 3\], got \[3, 3, 3\]"),
         (torch.zeros(()), ValueError, r"control: expected shape \[4, 3, 3\], got \[\]"),
-        (torch.zeros(3, 3, dtype=torch.int64), ValueError, "control: expected a floating-point tensor"),
         (torch.full((3, 3), torch.nan), ValueError, "control: expected finite values"),
         (torch.full((3, 3), -torch.inf), ValueError, "control: expected finite values"),
         (numpy.full((3, 3), 1e300), ValueError, "control: expected finite values"),  # not in float32

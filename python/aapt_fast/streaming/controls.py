@@ -8,15 +8,18 @@ fraction of a latent cell, and in front of what, without drawing anything at vid
 
 from __future__ import annotations
 
+import numpy
 import torch
 from torch import Tensor
 
-from aapt_fast.errors import require, require_shape, require_type
+from aapt_fast.errors import require, require_shape
 from aapt_fast.models.config import ControlConfig
 
 SPREAD = 9 / 96  # of the Gaussian around a limb, as a fraction of the frame
 OFFSET_UNIT = 6 / 96  # offsets are given in this unit
 DEPTH_GAIN = 3.0  # per metre
+NEAR = (-1.0, 2.0)  # where most joints of a pose lie, up to a frame's width outside of it
+ALLOWED = "a tensor, an array or lists of numbers"
 
 
 def limb_maps(points: Tensor, limbs: tuple[tuple[int, int], ...], grid: tuple[int, int]) -> Tensor:
@@ -25,8 +28,8 @@ def limb_maps(points: Tensor, limbs: tuple[tuple[int, int], ...], grid: tuple[in
     Channels are ordered by quantity, then limb: weight, w dx, w dy, w along, w depth.
     """
     height, width = grid
-    y = (torch.arange(height, device=points.device) + 0.5) / height
-    x = (torch.arange(width, device=points.device) + 0.5) / width
+    y = (torch.arange(height, dtype=torch.float32, device=points.device) + 0.5) / height
+    x = (torch.arange(width, dtype=torch.float32, device=points.device) + 0.5) / width
     start, end = points[..., [a for a, _ in limbs], :], points[..., [b for _, b in limbs], :]
     along = end - start
     from_x = x - start[..., 0, None]  # [..., L, w]
@@ -45,27 +48,57 @@ def limb_maps(points: Tensor, limbs: tuple[tuple[int, int], ...], grid: tuple[in
 def step_entries(control: object, config: ControlConfig, grid: tuple[int, int]) -> Tensor:
     """One step's control as maps [entries * entry_channels, h, w].
 
-    `control` is a tensor (or array) with one entry per video frame, or a single entry that is held for all of them:
-    [entries, J, 3] or [J, 3] for poses, [entries, C, h, w] or [C, h, w] for maps. Raises TypeError for something
-    else, ValueError for another shape or a value that is not finite.
+    `control` is a tensor, an array or lists of numbers with one entry per video frame, or a single entry that is held
+    for all of them: [entries, J, 3] or [J, 3] for poses, [entries, C, h, w] or [C, h, w] for maps. A joint of a pose is
+    (x, y, depth): x and y are fractions of the width and height of the frame, 0..1 inside of it, from the upper left;
+    depth is in metres. Raises TypeError for something else, ValueError for another shape, a value that is not finite,
+    and poses of which more than half of x and y lie outside of -1..2: those are pixels.
     """
-    values: Tensor = torch.as_tensor(control) if hasattr(control, "__array__") else control
-    require_type("control", values, Tensor)
+    values = _numbers(control)
     entry: tuple[int | str, ...]
     entry = (config.joints, 3) if config.kind == "pose" else (config.channels, *grid)
     if values.ndim == len(entry):
         require_shape("control", values, *entry)
         values = values.expand(config.entries, *values.shape)
     require_shape("control", values, config.entries, *entry)
-    require(values.is_floating_point(), "control", "a floating-point tensor", values.dtype)
     values = values.float()
     require(bool(values.isfinite().all()), "control", "finite values", "nan or inf")
+    if config.kind == "pose":
+        _require_fractions(values[..., :2])
     maps = limb_maps(values, config.limbs, grid) if config.kind == "pose" else values
     return maps.flatten(0, 1)
 
 
+def _numbers(control: object) -> Tensor:
+    """A control as a tensor. Numbers in lists are read in float64, whatever torch's default is."""
+    if not (hasattr(control, "__array__") or isinstance(control, list | tuple)):
+        raise TypeError(f"control: expected {ALLOWED}, got {type(control).__name__}")
+    try:
+        if isinstance(control, list | tuple) and any(isinstance(part, Tensor) for part in control):
+            values = torch.stack([_numbers(part) for part in control])
+        else:
+            values = control if isinstance(control, Tensor) else torch.as_tensor(numpy.array(control))
+    except (TypeError, ValueError, RuntimeError) as error:
+        got = f"{type(control).__name__} with others: {error}"
+        raise TypeError(f"control: expected {ALLOWED}, got {got}") from error
+    if values.is_complex() or values.dtype == torch.bool:
+        raise TypeError(f"control: expected {ALLOWED}, got {values.dtype}")
+    return values
+
+
+def _require_fractions(places: Tensor) -> None:
+    """Refuse x and y [..., 2] that must be pixels."""
+    if ((places < NEAR[0]) | (places > NEAR[1])).sum() * 2 > places.numel():
+        expected = "x and y as fractions of width and height, mostly in 0..1"
+        got = f"values from {float(places.min()):g} to {float(places.max()):g} (pixels?)"
+        require(False, "control", expected, got)
+
+
 def clip_controls(points: Tensor, config: ControlConfig, grid: tuple[int, int]) -> Tensor:
-    """Poses of whole clips, points [B, 1 + 4 n, J, 3] -> controls [B, step_channels, n, h, w] of steps 1..n."""
+    """Poses of whole clips, points [B, 1 + 4 n, J, 3] -> controls [B, step_channels, n, h, w] of steps 1..n.
+
+    x and y of a point are fractions of the frame's width and height, its depth is in metres, as in `step_entries`.
+    """
     require_shape("points", points, "B", "1 + 4 n", config.joints, 3)
     frames = points.shape[1]
     require(frames % config.entries == 1, "points", f"1 + {config.entries} n video frames", frames)
