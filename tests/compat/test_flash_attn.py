@@ -55,6 +55,29 @@ def test_signatures(version, name):
     assert written == SIGNATURES[version, name].split()
 
 
+def test_the_version_is_that_of_the_signatures():
+    assert flash_attn.__version__ == "2.8.3"
+
+
+@VERSIONS
+def test_arrays_are_refused_by_name(version):
+    module, tensor, ends = MODULES[version], torch.zeros(1, 4, 2, 8), torch.tensor([0, 4])
+    array, packed = tensor.numpy(), tensor[0]
+    for name in "qkv":
+        given = {"q": tensor, "k": tensor, "v": tensor, name: array}
+        with pytest.raises(TypeError, match=f"^{name}: expected Tensor, got ndarray"):
+            module.flash_attn_func(**given)
+    for name in ("q", "k", "v", "cu_seqlens_q", "cu_seqlens_k"):
+        given = {"q": packed, "k": packed, "v": packed, "cu_seqlens_q": ends, "cu_seqlens_k": ends}
+        given[name] = given[name].numpy()
+        with pytest.raises(TypeError, match=f"^{name}: expected Tensor, got ndarray"):
+            module.flash_attn_varlen_func(**given, max_seqlen_q=4, max_seqlen_k=4)
+    for name in ("q", "k_cache", "v_cache", "k", "v"):
+        given = {"q": tensor, "k_cache": tensor, "v_cache": tensor, "k": tensor, "v": tensor, name: array}
+        with pytest.raises(TypeError, match=f"^{name}: expected Tensor, got ndarray"):
+            module.flash_attn_with_kvcache(**given, cache_seqlens=0)
+
+
 def with_lse(module: ModuleType, result):
     """(out, lse) of a call with return_attn_probs."""
     if module is flash_attn:

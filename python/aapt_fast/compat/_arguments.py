@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aapt_fast.errors import require, require_shape
+from aapt_fast.errors import require, require_shape, require_type
 from aapt_fast.ops.dense_attention import dense_attention, table_attention
 
 Attended = tuple[Tensor, Tensor | None]
@@ -43,6 +43,12 @@ class Supported:
         backward = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
         if deterministic and backward and not tensors[0].is_cpu:
             self.only("deterministic", deterministic, False)
+
+
+def require_tensors(**arguments: object) -> None:
+    """Raise TypeError, naming the argument, unless all of them are tensors; numpy arrays are none."""
+    for name, value in arguments.items():
+        require_type(name, value, Tensor)
 
 
 def attend_dense(q: Tensor, k: Tensor, v: Tensor, scale: float | None, with_lse: bool) -> Attended:

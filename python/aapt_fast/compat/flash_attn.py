@@ -20,10 +20,14 @@ from aapt_fast.compat._arguments import (
     attend_dense,
     attend_packed,
     attend_packed_to_table,
+    require_tensors,
 )
 from aapt_fast.errors import require
 
 __all__ = ["flash_attn_func", "flash_attn_varlen_func", "flash_attn_with_kvcache"]
+
+__version__ = "2.8.3"
+"""Of the package whose signatures these are."""
 
 
 def flash_attn_func(
@@ -44,6 +48,7 @@ def flash_attn_func(
     With `return_attn_probs` also the log-sum-exp float32 [B, H, Nq] (natural logarithm) and, as in that package
     without dropout, None for the probabilities.
     """
+    require_tensors(q=q, k=k, v=v)
     supported = Supported("flash_attn_func")
     _check(supported, dropout_p, causal, window_size, softcap, alibi_slopes)
     supported.repeatable(deterministic, q, k, v)
@@ -74,6 +79,7 @@ def flash_attn_varlen_func(
     Sequence b of q lies at cu_seqlens_q[b] .. cu_seqlens_q[b + 1]; every token belongs to one. With
     `return_attn_probs` also the log-sum-exp float32 [H, Tq] and None.
     """
+    require_tensors(q=q, k=k, v=v, cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k)
     supported = Supported("flash_attn_varlen_func")
     _check(supported, dropout_p, causal, window_size, softcap, alibi_slopes)
     supported.repeatable(deterministic, q, k, v)
@@ -117,6 +123,7 @@ def flash_attn_with_kvcache(
     New k and v [B, n, Hkv, D] are written into the caches at `cache_seqlens` first, in place. With
     `return_softmax_lse` also the log-sum-exp float32 [B, H, Nq].
     """
+    require_tensors(q=q, k_cache=k_cache, v_cache=v_cache)
     supported = Supported("flash_attn_with_kvcache")
     supported.full_attention(causal, window_size, softcap)
     for name, value in (
@@ -129,6 +136,8 @@ def flash_attn_with_kvcache(
     supported.only("rotary_interleaved", rotary_interleaved, True)
     supported.only("num_splits", num_splits, 0, 1)
     require((k is None) == (v is None), "v", "k and v together", "one of them")
+    if k is not None:
+        require_tensors(k=k, v=v)
     out, lse = attend_cache(
         q,
         k_cache,

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from aapt_fast.compat._arguments import Packed, Supported, attend_cache, attend_dense, attend_packed
+from aapt_fast.compat._arguments import Packed, Supported, attend_cache, attend_dense, attend_packed, require_tensors
 from aapt_fast.errors import require
 
 __all__ = ["flash_attn_func", "flash_attn_varlen_func", "flash_attn_with_kvcache"]
@@ -42,6 +42,7 @@ def flash_attn_func(
 
     With `return_attn_probs` also the log-sum-exp float32 [B, H, Nq] (natural logarithm; then Dv = D).
     """
+    require_tensors(q=q, k=k, v=v)
     supported = Supported("flash_attn_func")
     supported.full_attention(causal, window_size, softcap)
     _check(supported, qv, (q_descale, k_descale, v_descale), attention_chunk, num_splits, pack_gqa, sm_margin)
@@ -79,6 +80,7 @@ def flash_attn_varlen_func(
 
     With `return_attn_probs` also the log-sum-exp float32 [H, Tq].
     """
+    require_tensors(q=q, k=k, v=v, cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k)
     supported = Supported("flash_attn_varlen_func")
     supported.full_attention(causal, window_size, softcap)
     _check(supported, qv, (q_descale, k_descale, v_descale), attention_chunk, num_splits, pack_gqa, sm_margin)
@@ -126,6 +128,7 @@ def flash_attn_with_kvcache(
     New k and v [B, n, Hkv, D] are written into the caches at `cache_seqlens` first, in place. With
     `return_softmax_lse` also the log-sum-exp float32 [B, H, Nq].
     """
+    require_tensors(q=q, k_cache=k_cache, v_cache=v_cache)
     supported = Supported("flash_attn_with_kvcache")
     supported.full_attention(causal, window_size, softcap)
     _check(supported, qv, (q_descale, k_descale, v_descale), attention_chunk, num_splits, pack_gqa, sm_margin)
@@ -142,6 +145,8 @@ def flash_attn_with_kvcache(
         supported.only(name, value, None)
     supported.only("rotary_interleaved", rotary_interleaved, True)
     require((k is None) == (v is None), "v", "k and v together", "one of them")
+    if k is not None:
+        require_tensors(k=k, v=v)
     out, lse = attend_cache(
         q,
         k_cache,
