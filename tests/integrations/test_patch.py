@@ -15,6 +15,10 @@ from torch import nn
 import aapt_fast
 from aapt_fast.integrations.report import Finding, PatchReport
 from aapt_fast.integrations.swap import is_swapped
+from aapt_fast.models.presets import NANO
+from aapt_fast.models.wan_vae import WanVAE, WanVAEConfig
+from aapt_fast.testing.streams import random_model, random_session
+from aapt_fast.testing.wan import random_wan
 
 
 def small_vae() -> AutoencoderKLWan:
@@ -127,6 +131,24 @@ def test_unknown_objects_are_refused(obj):
         with pytest.raises(TypeError, match=r"^obj: expected an object that is or holds one of AutoencoderKLWan, "):
             function(obj)
     aapt_fast.unpatch(obj)
+
+
+@pytest.mark.parametrize("function", [aapt_fast.patch, aapt_fast.explain])
+def test_our_own_models_need_no_patch(function):
+    model = random_model(NANO)
+    with torch.device("meta"):
+        wan = WanVAE(WanVAEConfig(base_dim=4))
+    for ours in (model, model.vae, model.generator, random_wan(), wan, random_session(model)):
+        message = f"^obj: expected .*, got {type(ours).__name__}, which is aapt_fast's own and fast already"
+        with pytest.raises(TypeError, match=message):
+            function(ours)
+
+
+@pytest.mark.parametrize("function", [aapt_fast.patch, aapt_fast.explain])
+@pytest.mark.parametrize("hold", [lambda vae: [vae], lambda vae: (vae, vae), lambda vae: {"vae": vae}])
+def test_one_object_at_a_time(function, hold):
+    with pytest.raises(TypeError, match=r"^obj: expected one object, got a (list|tuple|dict): give what is in it one"):
+        function(hold(small_vae()))
 
 
 def test_diffusers_is_not_imported_before_it_is_needed():

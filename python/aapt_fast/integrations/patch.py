@@ -39,7 +39,7 @@ def patch(
         what was replaced and what was left alone. A second call changes nothing and says the same.
 
     Raises:
-        TypeError: nothing in `obj` is known here.
+        TypeError: nothing in `obj` is known here; a list; a model of this package, which is fast already.
         RuntimeError: `strict`, and something was left alone; then `obj` is as it was before.
     """
     parts = {name for name, wanted in (("attention", attention), ("vae", vae), ("cuda_graph", cuda_graph)) if wanted}

@@ -12,6 +12,8 @@ from torch import nn
 from aapt_fast.integrations.sites import Site
 from aapt_fast.integrations.swap import is_swapped
 
+PACKAGE = __package__.partition(".")[0]
+
 # Class -> (module, function) of this package that knows it. They are imported when such an object is met, so that
 # diffusers is not needed for others.
 KNOWN = {
@@ -27,11 +29,16 @@ KNOWN = {
 def find_sites(obj: Any) -> list[Site]:
     """All places in `obj` where something can be replaced.
 
-    Raises TypeError if there is no object of a known class in it.
+    Raises TypeError if there is no object of a known class in it, so for a list and for models of this package.
     """
     models = list(_known_models(obj, ""))
     if not models:
-        raise TypeError(f"obj: expected an object that is or holds one of {', '.join(KNOWN)}, got {type(obj).__name__}")
+        got = type(obj).__name__
+        if isinstance(obj, list | tuple | set | dict):
+            raise TypeError(f"obj: expected one object, got a {got}: give what is in it one by one")
+        if type(obj).__module__.startswith(f"{PACKAGE}."):
+            got += f", which is {PACKAGE}'s own and fast already: there is nothing to replace"
+        raise TypeError(f"obj: expected an object that is or holds one of {', '.join(KNOWN)}, got {got}")
     return [site for where, model, sites_of in models for site in sites_of(model, where)]
 
 
