@@ -67,12 +67,12 @@ def _wan_velocity(model: WanTransformer) -> Tensor:
     image = _random(1, 3, config.image_width) if config.image_width else None
     text = model.pad_text(_random(1, 2, config.text_width))
     hidden = _random(1, config.in_channels, frames, 2 * PATCH, PATCH)
-    return model(hidden, torch.tensor([500.0]), text, image, causal=True)
+    return model(hidden, torch.tensor([500.0], dtype=torch.float32), text, image, causal=True)
 
 
 def _frame(model: Generator) -> Tensor:
     config = model.config
-    t = torch.tensor([config.folded_t if config.folded_t is not None else 0.5])
+    t = torch.tensor([config.folded_t if config.folded_t is not None else 0.5], dtype=torch.float32)
     text = model.encode_text(_random(1, 2, config.text_width), t) if config.text_width else None
     noised = _random(1, config.latent_channels, 1, *config.grid)
     recycled, control = (noised, None) if config.autoregressive else (None, None)
@@ -83,4 +83,4 @@ def _frame(model: Generator) -> Tensor:
 
 
 def _random(*shape: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    return torch.randn(shape, dtype=torch.float32, generator=torch.Generator().manual_seed(1))

@@ -53,7 +53,8 @@ def fold_timestep(generator: Generator, t: float = 1.0) -> Generator:
     config = dataclasses.replace(config, folded_t=float(t))
     assert isinstance(generator.timestep, TimestepModulation)
     weight = generator.patch_embed.weight
-    shared = copy.deepcopy(generator.timestep).to(WIDE)(torch.tensor([t], device=weight.device))[0]  # [6, d]
+    level = torch.tensor([t], dtype=torch.float32, device=weight.device)
+    shared = copy.deepcopy(generator.timestep).to(WIDE)(level)[0]  # [6, d]
 
     folded: dict[str, Tensor] = {}
     for number, block in enumerate(generator.blocks):

@@ -43,7 +43,7 @@ class TimestepModulation(nn.Module):
     def forward(self, t: Tensor) -> Tensor:
         """t [B] -> [B, 6, d]."""
         half = TIMESTEP_FEATURES // 2
-        frequencies = torch.exp(-math.log(1e4) * torch.arange(half, device=t.device) / half)
+        frequencies = torch.exp(-math.log(1e4) * torch.arange(half, dtype=torch.float32, device=t.device) / half)
         angles = 1000.0 * t.float()[:, None] * frequencies
         features = torch.cat([angles.cos(), angles.sin()], dim=-1).to(self.out.weight.dtype)
         return self.out(F.silu(self.mlp(features))).unflatten(-1, (6, -1))

@@ -107,7 +107,7 @@ def name_cached_layers(model: nn.Module) -> None:
 def constant(values: Sequence[float]) -> Tensor:
     """`values` as a tensor [n] for a buffer that no file holds: it has them even where a module is built on meta."""
     device = torch.get_default_device()
-    return torch.tensor(values, device="cpu" if device.type == "meta" else device)
+    return torch.tensor(values, dtype=torch.float32, device="cpu" if device.type == "meta" else device)
 
 
 def frames_to_uint8(video: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from aapt_fast.ops.cache import Cache
 def timesteps(nfe: int, shift: float) -> Tensor:
     """The levels t_0 = 1 > t_1 > ... > t_nfe = 0 of a step: uniform, then shifted (AAPT section 2.2)."""
     require(nfe >= 1, "nfe", "at least 1 evaluation per step", nfe)
-    return shift_time(torch.linspace(1, 0, nfe + 1), shift)
+    return shift_time(torch.linspace(1, 0, nfe + 1, dtype=torch.float32), shift)
 
 
 def sample_frame(

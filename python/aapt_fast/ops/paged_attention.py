@@ -130,7 +130,7 @@ def _cpu(
         return computed
     batch, tokens, heads, _ = q.shape
     out = torch.zeros(q.shape, dtype=q.dtype)
-    lse = torch.full((batch, heads, tokens), -torch.inf)
+    lse = torch.full((batch, heads, tokens), -torch.inf, dtype=torch.float32)
     for counts, rows in layouts.items():
         if not counts or tokens == 0:
             continue

@@ -51,7 +51,8 @@ class FixedPagedCache(PagedCache):
         entries = (0 if text is None else len(text.ids)) + (window + 2) * self._frame_pages
         self._table = torch.zeros(2, entries, dtype=torch.int32, device=device)  # page ids, valid slots
         self._sink_ids = torch.zeros(self._frame_pages, dtype=torch.int64, device=device)
-        self._rotations = torch.zeros(2, 2, slots, width // 2, device=device)  # own, sink; cos, sin
+        angles = (2, 2, slots, width // 2)  # own, sink; cos, sin
+        self._rotations = torch.zeros(angles, dtype=torch.float32, device=device)
         self._sink_keys = pool.k.new_zeros(layers, slots, heads, width)
         self._spare: list[int] = []  # instead of the sink, while it is in the window
         try:

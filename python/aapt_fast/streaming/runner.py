@@ -69,9 +69,9 @@ class RecordedFrameSampler(FrameSampler):
         """Make the inputs and both recordings. What the runs write before is the next frame's, and written again."""
         config, device = self.generator.config, self.model.device
         frame = (1, config.latent_channels, 1, *config.grid)
-        self._noise, self._recycled = torch.zeros(2, *frame, device=device).unbind()
+        self._noise, self._recycled = torch.zeros(2, *frame, dtype=torch.float32, device=device).unbind()
         control = config.control.step_channels if config.control else 0
-        self._control = torch.zeros(1, control, 1, *config.grid, device=device)
+        self._control = torch.zeros(1, control, 1, *config.grid, dtype=torch.float32, device=device)
         self._levels = timesteps(self.nfe, config.shift).to(device)
         self.prepare()
         wanted = (True, False) if self._caches[0].next_frame == 1 else (False,)
