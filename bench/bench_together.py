@@ -40,7 +40,7 @@ def measure(sessions: int, dtype: str, steps: int, device: str) -> dict:
     ]
 
     def opened() -> list[aapt_fast.StreamSession]:
-        pool = aapt_fast.page_pool(model, sessions * aapt_fast.session_pages(model.config))
+        pool = aapt_fast.page_pool(model, sessions * aapt_fast.session_pages(model))
         return [
             aapt_fast.StreamSession(model, gallery[row].image, image_control=points[row][0], seed=row, pool=pool)
             for row in range(sessions)

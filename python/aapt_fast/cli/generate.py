@@ -57,8 +57,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--frames",
         type=int,
-        help="video frames to make, rounded up to whole steps of 4 (default: those of --controls; the sum of a script in "
-        f"which every motion has a length; otherwise {FRAMES})",
+        help="video frames to make, rounded up to whole steps of 4 (default: those of --controls; the sum of a script "
+        f"in which every motion has a length; otherwise {FRAMES})",
     )
     parser.add_argument("--seed", type=int, default=0, help="of noise and motion, 64 bits (default: 0)")
     parser.add_argument("--nfe", type=int, default=1, help="network evaluations per step")

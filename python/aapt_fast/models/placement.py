@@ -20,9 +20,9 @@ def require_path(argument: str, path: object) -> None:
     require_type(argument, path, str, os.PathLike)
 
 
-def require_usable_device(device: object) -> None:
+def require_usable_device(device: object, argument: str = "device") -> None:
     """Raise ValueError unless `device` is the CPU or a GPU that this torch can use, TypeError if it names none."""
-    require_type("device", device, str, torch.device, int)
+    require_type(argument, device, str, torch.device, int)
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     try:
         found = torch.device(device)  # type: ignore[call-overload]
@@ -30,7 +30,7 @@ def require_usable_device(device: object) -> None:
         found = None
     fits = found is not None and (found.type == "cpu" or (found.type == "cuda" and (found.index or 0) < count))
     there = ", ".join(["cpu", *(f"cuda:{index}" for index in range(count))])
-    require(fits, "device", f"cpu or cuda[:n] that this torch can use ({there})", device)
+    require(fits, argument, f"cpu or cuda[:n] that this torch can use ({there})", device or "nothing")
 
 
 def require_usable_dtype(dtype: object, dtypes: tuple[torch.dtype, ...] = DTYPES) -> None:

@@ -120,7 +120,9 @@ class StreamSession:
 
         Args:
             control: of this step, one entry per video frame or one for all of them: [entries, J, 3] or [J, 3] for
-                poses, [entries, C, h, w] or [C, h, w] for maps; None for a model without control.
+                poses, [entries, C, h, w] or [C, h, w] for maps; a tensor, an array or lists of numbers. None for a
+                model without control. Of a joint, x and y are fractions of width and height, from the upper left, and
+                the third number is the depth in metres.
 
         Raises:
             TypeError, ValueError: a bad control. Nothing has changed, the session can go on.
@@ -329,7 +331,7 @@ class StreamSession:
             return None
         if image_control is None:
             channels = config.entries * config.entry_channels
-            return torch.zeros(channels, *self.model.grid, device=self.model.device)
+            return torch.zeros(channels, *self.model.grid, dtype=torch.float32, device=self.model.device)
         return self._entries(image_control)
 
     def _close(self, why: str) -> None:
@@ -365,12 +367,13 @@ def step_together(sessions: Sequence[StreamSession], controls: Sequence[object] 
     samplers = _batched_samplers(sessions)
     given = [None] * len(sessions) if controls is None else list(controls)
     require(len(given) == len(sessions), "controls", f"{len(sessions)}, one per session", len(given))
-    with _computing(sessions[0].model):
+    first = sessions[0].model
+    with _computing(first):
         entries = [session._entries(control) for session, control in zip(sessions, given, strict=True)]
         for sampler in samplers:
             sampler.prepare()
         try:
-            nothing = torch.empty(0, *sessions[0].model.grid, device=sessions[0].model.device)
+            nothing = torch.empty(0, *first.grid, dtype=torch.float32, device=first.device)
             inputs = [session._inputs(each) for session, each in zip(sessions, entries, strict=True)]
             made = FrameSampler.step_together(
                 samplers,
