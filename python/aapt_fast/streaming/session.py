@@ -136,13 +136,13 @@ class StreamSession:
             self._sampler.prepare()
             try:
                 frame = self._sampler.step(self.seed, self._steps + 1, self._frame, self._inputs(entries))
-                video = self._decode(frame)
+                video = _ordinary(self._decode(frame))
                 _wait_for(video)
             except BaseException as error:
                 self._close(f"by {type(error).__name__} in step {self._steps + 1}")
                 raise
         self._end_step(frame, entries, begun)
-        return video.clone()  # out of inference mode: an ordinary tensor, to draw on and to learn from
+        return video
 
     def fork(self) -> StreamSession:
         """An independent session that goes on from here, bit for bit like this one under the same controls.
@@ -383,7 +383,7 @@ def step_together(sessions: Sequence[StreamSession], controls: Sequence[object] 
                 torch.stack([nothing if each is None else each for each in inputs])[:, :, None],
             )
             frames = made.split(1)
-            videos = [session._decode(frame) for session, frame in zip(sessions, frames, strict=True)]
+            videos = [_ordinary(session._decode(frame)) for session, frame in zip(sessions, frames, strict=True)]
             _wait_for(videos[-1])
         except BaseException as error:
             for session in sessions:
@@ -391,7 +391,7 @@ def step_together(sessions: Sequence[StreamSession], controls: Sequence[object] 
             raise
     for session, frame, each in zip(sessions, frames, entries, strict=True):
         session._end_step(frame, each, begun)
-    return [video.clone() for video in videos]
+    return videos
 
 
 def _batched_samplers(sessions: Sequence[StreamSession]) -> list[FrameSampler]:
@@ -442,6 +442,12 @@ def _checked_seed(seed: int) -> int:
         raise TypeError(f"seed: expected an integer, got {type(seed).__name__}")
     require(-(2**63) <= seed < 2**63, "seed", "a signed 64-bit integer", seed)
     return int(seed)
+
+
+def _ordinary(tensor: Tensor) -> Tensor:
+    """A copy that is not of inference mode: for users to write to, and to learn from."""
+    with torch.inference_mode(False):
+        return tensor.clone()
 
 
 def _wait_for(tensor: Tensor) -> None:
