@@ -157,7 +157,10 @@ BAD = {
     "control shape": (["--controls", "FLAT"], "--controls: expected shape [frames, joints, 3], got [4, 3]"),
     "control joints": (["--controls", "FEW"], "--controls: expected shape [frames, 19, 3], got [8, 5, 3]"),
     "control file": (["--controls", "TEXT"], "--controls: expected a .npy or .json file"),
-    "pixels": (["--controls", "PIXELS"], "--controls: expected x and y as fractions of width and height, mostly 0..1"),
+    "pixels": (
+        ["--controls", "PIXELS"],
+        "--controls: expected x and y as fractions of width and height, mostly in 0..1",
+    ),
     "no numbers": (
         ["--controls", "EMPTY"],
         "--controls: expected numbers [frames, joints, 3] in empty.npy, got No data",

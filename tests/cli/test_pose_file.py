@@ -42,7 +42,7 @@ def test_real_numbers_of_any_kind(tmp_path: Path, name: str, dtype: type):
         (POSES[..., :2], r"--controls: expected shape \[frames, joints, 3\], got \[6, 19, 2\]"),
         (POSES[:0], r"--controls: expected numbers \[frames, joints, 3\] in .*, got none: shape \[0, 19, 3\]"),
         (np.float32(1), r"--controls: expected shape \[frames, joints, 3\], got \[\]"),
-        (PIXELS, r"fractions of width and height, mostly 0..1, got values from \S+ to 63\S+ \(pixels\?\)"),
+        (PIXELS, r"fractions of width and height, mostly in 0..1, got values from \S+ to 63\S+ \(pixels\?\)"),
     ],
 )
 @pytest.mark.filterwarnings("error")

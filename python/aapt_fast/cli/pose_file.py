@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from aapt_fast.errors import require
+from aapt_fast.streaming.controls import require_fractions
 
 ENDINGS = (".npy", ".json")
 UNREADABLE = (ValueError, TypeError, EOFError, OSError, OverflowError, RecursionError)  # numpy's and json's
@@ -33,13 +34,5 @@ def read_poses(path: Path) -> Tensor:
     with np.errstate(over="ignore"):
         points = torch.from_numpy(values.astype(np.float32))
     require(bool(points.isfinite().all()), "--controls", "finite values", "nan or inf")
-    _require_fractions(points[..., :2])
+    require_fractions("--controls", points[..., :2])
     return points
-
-
-def _require_fractions(places: Tensor) -> None:
-    """Refuse x and y that are hardly fractions of the frame: pixels, say."""
-    outside = (places < -1) | (places > 2)
-    expected = "x and y as fractions of width and height, mostly 0..1"
-    got = f"values from {places.min():g} to {places.max():g} (pixels?)"
-    require(float(outside.float().mean()) <= 0.5, "--controls", expected, got)

@@ -64,7 +64,7 @@ def step_entries(control: object, config: ControlConfig, grid: tuple[int, int]) 
     values = values.float()
     require(bool(values.isfinite().all()), "control", "finite values", "nan or inf")
     if config.kind == "pose":
-        _require_fractions(values[..., :2])
+        require_fractions("control", values[..., :2])
     maps = limb_maps(values, config.limbs, grid) if config.kind == "pose" else values
     return maps.flatten(0, 1)
 
@@ -86,12 +86,12 @@ def _numbers(control: object) -> Tensor:
     return values
 
 
-def _require_fractions(places: Tensor) -> None:
-    """Refuse x and y [..., 2] that must be pixels."""
+def require_fractions(argument: str, places: Tensor) -> None:
+    """Raise ValueError for x and y [..., 2] that must be pixels: more than half of them outside of -1..2."""
     if ((places < NEAR[0]) | (places > NEAR[1])).sum() * 2 > places.numel():
         expected = "x and y as fractions of width and height, mostly in 0..1"
         got = f"values from {float(places.min()):g} to {float(places.max()):g} (pixels?)"
-        require(False, "control", expected, got)
+        require(False, argument, expected, got)
 
 
 def clip_controls(points: Tensor, config: ControlConfig, grid: tuple[int, int]) -> Tensor:
