@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Integral
 from types import TracebackType
 
 import torch
@@ -23,6 +21,7 @@ from aapt_fast.errors import PoolExhausted, SessionClosed, require, require_type
 from aapt_fast.models.few_step import FewStep
 from aapt_fast.models.stream_model import ImageLike, StreamModel, VideoDecoder
 from aapt_fast.models.wan_transformer import WanTransformer
+from aapt_fast.streaming.boundary import check_pool, check_start, checked_seed, computing, ordinary, wait_for
 from aapt_fast.streaming.controls import step_entries
 from aapt_fast.streaming.latency import LatencyCounter
 from aapt_fast.streaming.pages import PagePool
@@ -98,18 +97,18 @@ class StreamSession:
             require_type("few_step", few_step, FewStep)
         if pool is not None:
             require_type("pool", pool, PagePool)
-            _check_pool(pool, model)
+            check_pool(pool, model)
         self.model, self._sampler = model, self._choose_sampler(model, nfe, few_step, cuda_graph)
         self._pool, self._owns_pool = pool, pool is None
         self._closed: str | None = None  # why
         self._steps = 0
-        with _computing(model):
-            _check_start(model, image, prompt)
+        with computing(model):
+            check_start(model, image, prompt)
             start = _Start(
                 model.encode_image(image) if image is not None else None,
                 self._image_entries(image_control),
                 model.embed(prompt) if prompt is not None else None,
-                _checked_seed(seed),
+                checked_seed(seed),
             )
             self._begin(start, begun)
 
@@ -131,13 +130,13 @@ class StreamSession:
         """
         self._require_open()
         begun = time.perf_counter()
-        with _computing(self.model):
+        with computing(self.model):
             entries = self._entries(control)
             self._sampler.prepare()
             try:
                 frame = self._sampler.step(self.seed, self._steps + 1, self._frame, self._inputs(entries))
-                video = _ordinary(self._decode(frame))
-                _wait_for(video)
+                video = ordinary(self._decode(frame))
+                wait_for(video)
             except BaseException as error:
                 self._close(f"by {type(error).__name__} in step {self._steps + 1}")
                 raise
@@ -156,7 +155,7 @@ class StreamSession:
         assert self._pool is not None
         pool = page_pool(self.model, self._pool.pages) if self._owns_pool else self._pool
         other = copy.copy(self)
-        with _computing(self.model):
+        with computing(self.model):
             other._pool, other._sampler = pool, self._sampler.fork(pool)
             try:
                 other._decoder = self._decoder.clone()
@@ -185,12 +184,12 @@ class StreamSession:
         self._require_open()
         begun, old = time.perf_counter(), self._start
         keeps_control = image is None and image_control is None
-        with _computing(self.model):
+        with computing(self.model):
             start = _Start(
                 self.model.encode_image(image) if image is not None else old.image,
                 old.control if keeps_control else self._image_entries(image_control),
                 self.model.embed(prompt) if prompt is not None else old.prompt,
-                _checked_seed(seed) if seed is not None else old.seed,
+                checked_seed(seed) if seed is not None else old.seed,
             )
             self._sampler.release()
             try:
@@ -279,7 +278,7 @@ class StreamSession:
                 self._sampler.release()
                 raise
         if first_frame is not None:
-            _wait_for(first_frame)
+            wait_for(first_frame)
         self._start, self._first_frame = start, first_frame
         self._frame, self._previous, self._steps = start.image, start.control, 0
         self.latency = LatencyCounter()
@@ -368,7 +367,7 @@ def step_together(sessions: Sequence[StreamSession], controls: Sequence[object] 
     given = [None] * len(sessions) if controls is None else list(controls)
     require(len(given) == len(sessions), "controls", f"{len(sessions)}, one per session", len(given))
     first = sessions[0].model
-    with _computing(first):
+    with computing(first):
         entries = [session._entries(control) for session, control in zip(sessions, given, strict=True)]
         for sampler in samplers:
             sampler.prepare()
@@ -383,8 +382,8 @@ def step_together(sessions: Sequence[StreamSession], controls: Sequence[object] 
                 torch.stack([nothing if each is None else each for each in inputs])[:, :, None],
             )
             frames = made.split(1)
-            videos = [_ordinary(session._decode(frame)) for session, frame in zip(sessions, frames, strict=True)]
-            _wait_for(videos[-1])
+            videos = [ordinary(session._decode(frame)) for session, frame in zip(sessions, frames, strict=True)]
+            wait_for(videos[-1])
         except BaseException as error:
             for session in sessions:
                 session._close(f"by {type(error).__name__} in a step together with others")
@@ -412,45 +411,3 @@ def _batched_samplers(sessions: Sequence[StreamSession]) -> list[FrameSampler]:
         samplers.append(sampler)
     require(len({id(session) for session in sessions}) == len(sessions), "sessions", "each once", "one of them twice")
     return samplers
-
-
-@contextmanager
-def _computing(model: StreamModel) -> Iterator[None]:
-    """Without gradients, and in the dtypes of the model whatever autocast the caller is in."""
-    with torch.inference_mode(), torch.autocast(model.device.type, enabled=False):
-        yield
-
-
-def _check_start(model: StreamModel, image: object, prompt: object) -> None:
-    """What a kind of generator cannot begin without."""
-    if isinstance(model.generator, WanTransformer):
-        require(prompt is not None, "prompt", "a prompt: a Wan transformer always attends to text", None)
-    else:
-        require(image is not None, "image", "an image: it is the recycled frame of the first step", None)
-
-
-def _check_pool(pool: PagePool, model: StreamModel) -> None:
-    config = model.config
-    expected = (config.layers, config.heads, config.head_dim, model.dtype, model.device)
-    layers, _, _, heads, head_dim = pool.k.shape
-    got = (layers, heads, head_dim, pool.k.dtype, pool.k.device)
-    require(got == expected, "pool", f"layers, heads, head_dim, dtype, device {expected}", got)
-
-
-def _checked_seed(seed: int) -> int:
-    if isinstance(seed, bool) or not isinstance(seed, Integral):  # numpy's are welcome
-        raise TypeError(f"seed: expected an integer, got {type(seed).__name__}")
-    require(-(2**63) <= seed < 2**63, "seed", "a signed 64-bit integer", seed)
-    return int(seed)
-
-
-def _ordinary(tensor: Tensor) -> Tensor:
-    """A copy that is not of inference mode: for users to write to, and to learn from."""
-    with torch.inference_mode(False):
-        return tensor.clone()
-
-
-def _wait_for(tensor: Tensor) -> None:
-    """Until `tensor` has been computed."""
-    if tensor.is_cuda:
-        torch.cuda.current_stream(tensor.device).synchronize()

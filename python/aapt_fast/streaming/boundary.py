@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Between a caller and a session: what comes in is checked, what goes out is the caller's, and the mode between."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from numbers import Integral
+
+import torch
+from torch import Tensor
+
+from aapt_fast.errors import require
+from aapt_fast.models.stream_model import StreamModel
+from aapt_fast.models.wan_transformer import WanTransformer
+from aapt_fast.streaming.pages import PagePool
+
+
+@contextmanager
+def computing(model: StreamModel) -> Iterator[None]:
+    """Without gradients, and in the dtypes of the model whatever autocast the caller is in."""
+    with torch.inference_mode(), torch.autocast(model.device.type, enabled=False):
+        yield
+
+
+def check_start(model: StreamModel, image: object, prompt: object) -> None:
+    """Raise ValueError without what the kind of generator cannot begin without."""
+    if isinstance(model.generator, WanTransformer):
+        require(prompt is not None, "prompt", "a prompt: a Wan transformer always attends to text", None)
+    else:
+        require(image is not None, "image", "an image: it is the recycled frame of the first step", None)
+
+
+def check_pool(pool: PagePool, model: StreamModel) -> None:
+    """Raise ValueError unless pages of `pool` are for keys of `model`."""
+    config = model.config
+    expected = (config.layers, config.heads, config.head_dim, model.dtype, model.device)
+    layers, _, _, heads, head_dim = pool.k.shape
+    got = (layers, heads, head_dim, pool.k.dtype, pool.k.device)
+    require(got == expected, "pool", f"layers, heads, head_dim, dtype, device {expected}", got)
+
+
+def checked_seed(seed: int) -> int:
+    """`seed` as an int; raises TypeError for no integer, ValueError beyond 64 bits."""
+    if isinstance(seed, bool) or not isinstance(seed, Integral):  # numpy's are welcome
+        raise TypeError(f"seed: expected an integer, got {type(seed).__name__}")
+    require(-(2**63) <= seed < 2**63, "seed", "a signed 64-bit integer", seed)
+    return int(seed)
+
+
+def ordinary(tensor: Tensor) -> Tensor:
+    """A copy [...] that is not of inference mode: for users to write to, and to learn from."""
+    with torch.inference_mode(False):
+        return tensor.clone()
+
+
+def wait_for(tensor: Tensor) -> None:
+    """Wait until `tensor` [...] has been computed."""
+    if tensor.is_cuda:
+        torch.cuda.current_stream(tensor.device).synchronize()
