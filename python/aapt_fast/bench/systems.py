@@ -159,7 +159,7 @@ def random_model(
         for parameter in generator.parameters():
             if not parameter.any():
                 parameter.normal_(std=0.02)
-    return StreamModel(generator, decoder)
+    return StreamModel(generator.to(dtype), decoder.to(dtype))  # constants are made in float32
 
 
 def _vae(config: WanVAEConfig | MiniVAEConfig) -> WanVAE | MiniVAE:

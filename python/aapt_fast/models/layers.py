@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -102,6 +103,12 @@ def name_cached_layers(model: nn.Module) -> None:
     for name, layer in model.named_modules():
         if isinstance(layer, CausalConv3d):
             layer.cache_key = name
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """The context in which a stream computes: in the dtype of its weights, whatever autocast the caller is in."""
+    known = torch.amp.is_autocast_available(device.type)
+    return torch.autocast(device.type, enabled=False) if known else nullcontext()
 
 
 def constant(values: Sequence[float]) -> Tensor:

@@ -23,6 +23,7 @@ from aapt_fast.models.layers import (
     name_cached_layers,
     require_output,
     unfold_space,
+    without_autocast,
 )
 
 SPACE, TIME, RGB = 8, 4, 3
@@ -234,7 +235,7 @@ class VideoStream:
         """
         require_output(out)
         latents = latents.to(self._vae.linear_decoder.weight.dtype)
-        with torch.autocast(latents.device.type, enabled=False):  # the state has the dtype of the VAE
+        with without_autocast(latents.device):
             video = self._vae.reconstruct(latents, self._cache).clamp(-1, 1)
         if not self._started:
             video = video[:, :, TIME - 1 :]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from aapt_fast.errors import require
-from aapt_fast.models.layers import FeatureCache, frames_to_uint8, require_output
+from aapt_fast.models.layers import FeatureCache, frames_to_uint8, require_output, without_autocast
 
 if TYPE_CHECKING:
     from aapt_fast.models.wan_vae import WanVAE
@@ -61,7 +61,7 @@ class DecoderStream(_Stream):
         require_output(out)
         self.vae._check_latents(latents)
         self._take("latents", latents, per_step=1)
-        with torch.autocast(latents.device.type, enabled=False):  # the state has the dtype of the VAE
+        with without_autocast(latents.device):
             frames = self.vae._decode_chunk(latents, self._cache)
         return frames if out == "float" else frames_to_uint8(frames)
 
@@ -84,6 +84,6 @@ class EncoderStream(_Stream):
         """
         self.vae._check_video(video)
         self._take("video", video, per_step=self.vae.config.temporal_factor)
-        with torch.autocast(video.device.type, enabled=False):
+        with without_autocast(video.device):
             mean = self.vae._encode_chunk(video, self._cache).chunk(2, dim=1)[0]
             return self.vae._normalise(mean)

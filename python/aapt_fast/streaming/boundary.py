@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from aapt_fast.errors import require
+from aapt_fast.models.layers import without_autocast
 from aapt_fast.models.stream_model import StreamModel
 from aapt_fast.models.wan_transformer import WanTransformer
 from aapt_fast.streaming.pages import PagePool
@@ -19,7 +20,7 @@ from aapt_fast.streaming.pages import PagePool
 @contextmanager
 def computing(model: StreamModel) -> Iterator[None]:
     """Without gradients, and in the dtypes of the model whatever autocast the caller is in."""
-    with torch.inference_mode(), torch.autocast(model.device.type, enabled=False):
+    with torch.inference_mode(), without_autocast(model.device):
         yield
 
 
