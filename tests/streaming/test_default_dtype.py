@@ -3,14 +3,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import pytest
 import torch
 from safetensors.torch import save_file
 
 import aapt_fast
+from aapt_fast.bench.systems import default_dtype
 from aapt_fast.models.compare_models import require_equal_models
 from aapt_fast.models.few_step import FewStep
 from aapt_fast.models.folding import fold_timestep
@@ -24,16 +22,6 @@ from aapt_fast.streaming.session import StreamSession
 from aapt_fast.testing.recorder import record_on_cpu
 from aapt_fast.testing.streams import STREAMS, play, random_controls, random_image, random_model, random_prompt
 from aapt_fast.testing.wan import TINY, WAN_KINDS, random_wan
-
-
-@contextmanager
-def default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
 
 
 @pytest.fixture(params=[torch.bfloat16, torch.float64], ids=str)

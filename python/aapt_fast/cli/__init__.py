@@ -44,6 +44,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"aapt-fast {arguments.command}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
-        print(f"aapt-fast {arguments.command}: stopped {stop}".rstrip(), file=sys.stderr)
+        print(f"aapt-fast {arguments.command}: {str(stop) or 'stopped'}", file=sys.stderr)
         return 130
     return status or 0
