@@ -11,12 +11,14 @@ WHEELS ?= dist
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# CUTLASS lies beside the packages: its headers are wanted, not the Python packages that it asks for.
+CUTLASS_DIR ?= $(abspath $(VENV))/cutlass/cutlass_library/source
 # Kernels compile for minutes: the installed module and the wheel come from one build folder per setting.
 STRICTLY := --no-build-isolation --config-settings=cmake.define.AAPT_STRICT=ON \
   --config-settings=build-dir=build/cuda-$(AAPT_CUDA)/{wheel_tag}
 BUILD_INPUTS := pyproject.toml CMakeLists.txt constraints.txt $(shell find cmake csrc -type f)
 
-export AAPT_CUDA
+export AAPT_CUDA CUTLASS_DIR
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
@@ -67,10 +69,14 @@ $(VENV)/.lint-tools: constraints.txt | $(VENV)/.created
 	$(INSTALL) ruff mypy
 	touch $@
 
-# Without dependencies: of CUTLASS and CUDA the headers are wanted, and the disassembler for the tests.
-$(VENV)/.build-tools: constraints.txt | $(VENV)/.created
+$(VENV)/.cutlass: constraints.txt | $(VENV)/.created
+	$(INSTALL) --no-deps --upgrade --target $(VENV)/cutlass nvidia-cutlass
+	touch $@
+
+# Of CUDA the headers are wanted, and the disassembler for the tests.
+$(VENV)/.build-tools: constraints.txt $(VENV)/.cutlass | $(VENV)/.created
 	$(INSTALL) scikit-build-core pybind11 cmake ninja
-	$(INSTALL) --no-deps nvidia-cutlass nvidia-cuda-runtime nvidia-cuda-crt nvidia-cuda-cccl nvidia-cuda-nvdisasm
+	$(INSTALL) --no-deps nvidia-cuda-runtime nvidia-cuda-crt nvidia-cuda-cccl nvidia-cuda-nvdisasm
 	touch $@
 
 # torch by itself and first, so that a CPU build of it that is already there is kept.

@@ -13,6 +13,9 @@ PYBIND11_MODULE(_C, module) {
   aapt::register_kv_write(module);
   aapt::register_block(module);
 #endif
+#ifdef AAPT_CUDA_KERNELS  // what the emulation cannot run
+  aapt::register_linear_residual(module);
+#endif
 #ifdef AAPT_EMULATE
   aapt::register_emulate(module);
 #endif

@@ -16,6 +16,9 @@ void register_paged_attention(pybind11::module_& module);
 void register_kv_write(pybind11::module_& module);
 void register_block(pybind11::module_& module);
 
+// with CUDA only
+void register_linear_residual(pybind11::module_& module);
+
 // in the emulation only
 void register_emulate(pybind11::module_& module);
 

@@ -63,6 +63,13 @@ EXPECTED = {
     "kv_write/portable": Expected(16, {"LDG": 7, "STG": 3, "SHFL": 24}),
     # With one vector per thread and a warp per row: x, y and three modulations, two results, the sum of the row.
     "gate_residual_norm/portable": Expected(18, {"LDG": 10, "STG": 2, "SHFL": 5}),
+    # Per slab of 64 columns four steps of products; boxes of both factors and of the residual; registers change hands.
+    "linear_residual/sm90": Expected(
+        2,
+        {"HGMMA": 4, "UTMALDG": 3, "UTMASTG": 1, "STSM": 1, "USETMAXREG": 2, "SYNCS": 10},
+        architectures=("sm_90a",),
+        ptx=None,
+    ),
     # 4 or 8 products for Q K^T and 8 for P V; boxes of Q, K, V and the result; registers change hands.
     "paged_attention/sm90": HOPPER_ATTENTION,
     # The same and the first product of keys, before the loop, and the last one of values, after it; the turns.

@@ -28,13 +28,21 @@ from bench.kernels import (
     bench_channel_concat,
     bench_gate_residual_norm,
     bench_kv_write,
+    bench_linear_residual,
     bench_paged_attention,
     bench_philox,
 )
 
 SUITES = {
     suite.OP: suite
-    for suite in (bench_paged_attention, bench_kv_write, bench_gate_residual_norm, bench_channel_concat, bench_philox)
+    for suite in (
+        bench_paged_attention,
+        bench_kv_write,
+        bench_gate_residual_norm,
+        bench_linear_residual,
+        bench_channel_concat,
+        bench_philox,
+    )
 }
 Builder = Callable[[tuple[int, ...], Setting], Case]
 

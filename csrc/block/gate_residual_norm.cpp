@@ -44,7 +44,8 @@ Params::Modulation modulation(const std::optional<Tensor>& tensor) {
 
 void gate_residual_norm_portable(const Tensor& x, const std::optional<Tensor>& y, const std::optional<Tensor>& gate,
                                  const std::optional<Tensor>& scale, const std::optional<Tensor>& shift,
-                                 const Tensor& residual, const Tensor& normed, float eps, const Stream& stream) {
+                                 const std::optional<Tensor>& residual, const Tensor& normed, float eps,
+                                 const Stream& stream) {
   require_shape("x", x, {kAnySize, kAnySize, kAnySize});
   const bool floats = x.dtype == Dtype::kFloat32;  // of models under autocast
   if (!floats) require_half("x", x);
@@ -59,11 +60,12 @@ void gate_residual_norm_portable(const Tensor& x, const std::optional<Tensor>& y
   check_modulation("gate", gate, x);
   check_modulation("scale", scale, x);
   check_modulation("shift", shift, x);
-  for (const Tensor* out : {&residual, &normed}) {
-    const char* argument = out == &residual ? "residual" : "normed";
-    check_rows(argument, *out, x);
-    require_dense(argument, *out);
-  }
+  const auto check_result = [&x](const char* argument, const Tensor& out) {
+    check_rows(argument, out, x);
+    require_dense(argument, out);
+  };
+  if (residual) check_result("residual", *residual);
+  check_result("normed", normed);
   require_capability(stream.device, 8, 0);
   if (x.elements() == 0) return;
   to_int("x", "tokens of all rows", x.size(0) * x.size(1));  // blocks of the grid
@@ -75,7 +77,7 @@ void gate_residual_norm_portable(const Tensor& x, const std::optional<Tensor>& y
     params.y = y->data;
     params.y_stride = rows(*y);
   }
-  params.residual = residual.data;
+  params.residual = residual ? residual->data : nullptr;
   params.normed = normed.data;
   params.gate = modulation(gate);
   params.scale = modulation(scale);

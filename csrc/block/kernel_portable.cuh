@@ -132,7 +132,7 @@ AAPT_KERNEL void AAPT_LAUNCH_BOUNDS(Config::kMaxThreads, 1)
 
   TokenValues<Config> values;
   add_gated(params, place, values);
-  store_token(params.residual, first, place, values);
+  if (params.residual) store_token(params.residual, first, place, values);
 
   // The mean square is that of the sum before it was rounded. Elements that were read twice count once.
   float squares[1] = {};

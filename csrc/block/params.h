@@ -24,7 +24,7 @@ struct GateResidualNormParams {
 
   const void* x;   // [B, N, d], rows of d dense
   const void* y;   // [B, N, d] or null
-  void* residual;  // [B, N, d], dense
+  void* residual;  // [B, N, d], dense, or null
   void* normed;    // [B, N, d], dense
   Modulation gate, scale, shift;
   Rows x_stride, y_stride;

@@ -128,9 +128,18 @@ def gate_residual_norm_portable(
     gate: View | None,
     scale: View | None,
     shift: View | None,
-    residual: View,
+    residual: View | None,
     normed: View,
     eps: float,
+    stream: Stream,
+) -> None: ...
+def linear_residual_sm90(
+    x: View,
+    inputs: View,
+    weight: View,
+    bias: View | None,
+    gate: View | None,
+    out: View,
     stream: Stream,
 ) -> None: ...
 def philox_normal_portable(seed: View, step: View, out: View, stream: Stream) -> None: ...

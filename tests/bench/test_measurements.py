@@ -53,7 +53,9 @@ def program(module: str, *arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=variables, timeout=200)
 
 
-@pytest.mark.parametrize("module", ["bench.measure_ceilings", "bench.bench_frame", "bench.kernels"])
+@pytest.mark.parametrize(
+    "module", ["bench.measure_ceilings", "bench.bench_frame", "bench.bench_wan_blocks", "bench.kernels"]
+)
 def test_without_a_gpu_the_programs_say_so(module, tmp_path):
     ended = program(module, "--out", str(tmp_path / "x.json"))
     assert ended.returncode == 3 and ended.stdout.startswith("no GPU: ")

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import av
@@ -61,6 +63,16 @@ def test_an_interrupted_file_leaves_nothing(tmp_path: Path, name: str, error: ty
         writer.write(FRAMES)
         raise error
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["x.mp4", "x.gif", "frames"])
+def test_what_a_killed_process_leaves_is_in_nobodys_way(tmp_path: Path, name: str) -> None:
+    body = "import numpy, os, pathlib, sys\nfrom aapt_fast.cli.video_writer import VideoWriter\n"
+    body += "VideoWriter(pathlib.Path(sys.argv[1])).write(numpy.zeros((3, 16, 16, 3), numpy.uint8)); os._exit(9)"
+    assert subprocess.run([sys.executable, "-c", body, str(tmp_path / name)]).returncode == 9
+    with VideoWriter(tmp_path / name) as writer:
+        writer.write(FRAMES)
+    assert (tmp_path / name).exists()
 
 
 def test_an_existing_video_is_replaced_only_at_the_end(tmp_path: Path) -> None:

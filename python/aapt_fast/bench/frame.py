@@ -8,6 +8,7 @@ window, after that first step has loaded everything; `full`, the steady state, w
 from __future__ import annotations
 
 import functools
+import statistics
 import sys
 import time
 from collections.abc import Sequence
@@ -169,8 +170,13 @@ def _percentiles(milliseconds: Sequence[float]) -> dict[str, float]:
 
 
 def verdict(measured: Measured, target_s: float) -> dict[str, Any]:
-    """Whether the steady state is in time, how much it jitters, and how late frames would be at the target's pace."""
-    times = [each.whole for each in measured.phases["full"]]
+    """Whether the steady state is in time, how much it jitters, and how late frames would be at the target's pace.
+
+    Also whether steps get slower in the course of a stream, and how much of one lies outside of its stages.
+    """
+    full = measured.phases["full"]
+    times = [each.whole for each in full]
+    third = -(-len(times) // 3)
     judged, target_ms = percentile(times, 95), 1e3 * target_s
     return {
         "target_ms": target_ms,
@@ -179,5 +185,9 @@ def verdict(measured: Measured, target_s: float) -> dict[str, Any]:
         "met": judged <= target_ms,
         "jitter_ms": percentile(times, 99) - percentile(times, 50),
         "jitter_is": "p99 - p50",
+        "last_to_first": statistics.median(times[-third:]) / statistics.median(times[:third]),
+        "last_to_first_is": f"median of the last {third} of {len(times)} steps over that of the first {third}",
+        "outside_share": statistics.median(1 - sum(each.stages.values()) / each.whole for each in full),
+        "outside_is": "of a step, what no stage has: the host's, where the GPU waits for it",
         "at_this_pace": lateness(times, target_ms).as_dict(),
     }

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from types import ModuleType
 
+import torch
 from torch import Tensor
 
 from aapt_fast.ops import implementations
@@ -14,6 +15,7 @@ from aapt_fast.streaming.session import StreamSession
 
 MISSING = "no compiled module with kernels for this device"
 NOT_IN_A_STEP = ("channel_concat_noise",)  # ops that sessions do not call
+ONLY_AS_KERNEL = ("linear_residual",)  # ops that sessions call only where a kernel is on
 
 
 def working_kernels(
@@ -33,6 +35,9 @@ def working_kernels(
         if not hasattr(module, kernel.replace("/", "_")):
             found[kernel] = "the compiled module does not have it"
             continue
+        if kernel.startswith("linear_residual/") and session.model.token_dtype == torch.float32:
+            found[kernel] = "does not do these arguments: the token stream is in float32"
+            continue
         try:
             with session.fork() as trial, use_kernels(kernel, extension=module):
                 trial.step(control)
@@ -47,12 +52,12 @@ def what_runs(session: StreamSession, control: Tensor | None) -> dict[str, str]:
 
     control: as in `working_kernels`, [entries, J, 3] or [entries, C, h, w], or None.
     """
-    device, selected = session.model.device, selection()
+    device, selected, idle = session.model.device, selection(), NOT_IN_A_STEP + ONLY_AS_KERNEL
     module = selected.module()
-    running = {op: words[device.type] for op, words in implementations().items() if op not in NOT_IN_A_STEP}
+    running = {op: words[device.type] for op, words in implementations().items() if op not in idle}
     on = [kernel for kernel in KERNELS if module is not None and selected.allows(kernel, module, device)]
     for kernel, obstacle in reversed(working_kernels(session, control, module, on).items()):
         op = kernel.split("/")[0]
-        if obstacle is None and op in running:
+        if obstacle is None and op not in NOT_IN_A_STEP:
             running[op] = kernel
     return running

@@ -137,6 +137,8 @@ def _measure(document: dict[str, Any], system: System, choice: Choice, arguments
     print(
         f"jitter {found['jitter_ms']:.2f} ms; at the target's pace {late['late_steps']} of {late['steps']} steps late"
     )
+    print(f"{found['last_to_first']:.3f}: {found['last_to_first_is']}")
+    print(f"{found['outside_share']:.1%} {found['outside_is']}")
     return MET if found["met"] else MISSED
 
 

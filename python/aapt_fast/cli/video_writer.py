@@ -42,7 +42,7 @@ class VideoWriter:
         check_video_target(path, scale)
         ending = path.suffix.lower()
         self.path = path
-        self._partial = path.with_name(f".{path.stem}.partial{ending}")
+        self._partial = path.with_name(f".{path.stem}.partial-{os.getpid()}{ending}")
         self._scale = scale
         kinds: dict[str, type[_Mp4 | _Gif | _Folder]] = {".mp4": _Mp4, ".gif": _Gif, "": _Folder}
         self._sink = kinds[ending](self._partial, fps)

@@ -19,7 +19,14 @@ from torch import Tensor, nn
 
 from aapt_fast.errors import require, require_shape
 from aapt_fast.models.config import GeneratorConfig
-from aapt_fast.ops import FrameRope, channel_concat, gate_residual_norm, normalise_and_rotate
+from aapt_fast.ops import (
+    FrameRope,
+    adds_in_its_epilogue,
+    channel_concat,
+    gate_residual_norm,
+    linear_residual,
+    normalise_and_rotate,
+)
 from aapt_fast.ops.cache import Cache, GrowingCache, WholeClipCache
 
 TIMESTEP_FEATURES = 256
@@ -101,9 +108,13 @@ class Stream(nn.Module):
         q, k, v = self.qkv(normed).unflatten(-1, (3, self.heads, -1)).unbind(-3)
         return q, k, v
 
+    def hidden(self, normed: Tensor) -> Tensor:
+        """Tokens [..., d] -> what is inside the MLP, [..., mlp_ratio * d]."""
+        return F.gelu(self.up(normed), approximate="tanh")
+
     def mlp(self, normed: Tensor) -> Tensor:
         """Tokens [..., d] -> [..., d]."""
-        return self.down(F.gelu(self.up(normed), approximate="tanh"))
+        return self.down(self.hidden(normed))
 
 
 class Block(nn.Module):
@@ -116,10 +127,11 @@ class Block(nn.Module):
 
     def forward(
         self, x: Tensor, update: Tensor | None, gate: Tensor | None, modulation: Tensor | None, cache: Cache, layer: int
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Video tokens x [B, F, N, d] with the previous block's pending gated `update`; returns the same triple.
 
-        Leaving the last addition to the next norm lets one kernel do gate, residual, norm and modulation.
+        Leaving the last addition to the next norm lets one kernel do gate, residual, norm and modulation. Where linear
+        layers add by themselves, nothing is pending.
         """
         stream, (batch, frames, tokens, width) = self.video, x.shape
         m = stream.modulate(modulation, x.dtype)
@@ -128,10 +140,14 @@ class Block(nn.Module):
             x.view(flat), update.view(flat) if update is not None else None, gate, m[SCALE1], m[SHIFT1]
         )
         q, k, v = stream.project(normed.view(batch, frames, tokens, width))
-        attended = cache.attend(layer, q, k, v, stream.q_norm, stream.k_norm)
-        update = stream.out(attended.flatten(-2))
-        x, normed = gate_residual_norm(x, update.view(flat), m[GATE1], m[SCALE2], m[SHIFT2])
+        attended = cache.attend(layer, q, k, v, stream.q_norm, stream.k_norm).reshape(flat)
         shape = (batch, frames, tokens, width)
+        if adds_in_its_epilogue(x, stream.down.weight):
+            x = linear_residual(x, attended, stream.out.weight, stream.out.bias, m[GATE1])
+            _, normed = gate_residual_norm(x, None, None, m[SCALE2], m[SHIFT2])
+            x = linear_residual(x, stream.hidden(normed), stream.down.weight, stream.down.bias, m[GATE2])
+            return x.view(shape), None, None
+        x, normed = gate_residual_norm(x, stream.out(attended), m[GATE1], m[SCALE2], m[SHIFT2])
         return x.view(shape), stream.mlp(normed).view(shape), m[GATE2]
 
     def encode_text(self, x: Tensor, modulation: Tensor | None, last: bool) -> tuple[Tensor, tuple[Tensor, Tensor]]:
@@ -240,7 +256,8 @@ class Generator(nn.Module):
         scale = shift = None
         if self.modulation_out is not None:
             shift, scale = (self.modulation_out + modulation[:, :2]).to(x.dtype)[:, :, None].unbind(1)
-        _, normed = gate_residual_norm(x.flatten(1, 2), update.flatten(1, 2), gate, scale, shift)
+        pending = None if update is None else update.flatten(1, 2)
+        _, normed = gate_residual_norm(x.flatten(1, 2), pending, gate, scale, shift)
         output = self._picture(normed, inputs).float().unflatten(0, x.shape[:2]).transpose(1, 2)
         if self.config.prediction == "velocity":
             return noised.float() - t.float().view(-1, 1, 1, 1, 1) * output
@@ -369,7 +386,9 @@ class Generator(nn.Module):
             require_shape("control", control, noised.shape[0], config.control.step_channels, *noised.shape[2:])
 
 
-def _gated_sum(x: Tensor, update: Tensor, gate: Tensor | None) -> Tensor:
+def _gated_sum(x: Tensor, update: Tensor | None, gate: Tensor | None) -> Tensor:
+    if update is None:
+        return x
     return x + update if gate is None else x + gate * update
 
 

@@ -16,6 +16,8 @@ from aapt_fast.ops.gate_residual_norm import gate_residual_norm
 from aapt_fast.ops.kernels import KERNELS, use_kernels
 from aapt_fast.ops.kv_write import IMPLEMENTATIONS as _KV_WRITE
 from aapt_fast.ops.kv_write import kv_write, normalise_and_rotate
+from aapt_fast.ops.linear_residual import IMPLEMENTATIONS as _LINEAR_RESIDUAL
+from aapt_fast.ops.linear_residual import adds_in_its_epilogue, linear_residual
 from aapt_fast.ops.paged_attention import IMPLEMENTATIONS as _PAGED_ATTENTION
 from aapt_fast.ops.paged_attention import PAGE_SLOTS, paged_attention
 from aapt_fast.ops.philox import IMPLEMENTATIONS as _PHILOX
@@ -28,12 +30,14 @@ __all__ = [
     "Cache",
     "FrameRope",
     "GrowingCache",
+    "adds_in_its_epilogue",
     "causal_conv3d",
     "channel_concat",
     "channel_concat_noise",
     "gate_residual_norm",
     "implementations",
     "kv_write",
+    "linear_residual",
     "normalise_and_rotate",
     "paged_attention",
     "philox_normal",
@@ -50,6 +54,7 @@ def implementations() -> dict[str, dict[str, str]]:
         "channel_concat_noise": dict(_CHANNEL_CONCAT),
         "gate_residual_norm": dict(_GATE_RESIDUAL_NORM),
         "kv_write": dict(_KV_WRITE),
+        "linear_residual": dict(_LINEAR_RESIDUAL),
         "paged_attention": dict(_PAGED_ATTENTION),
         "philox_normal": dict(_PHILOX),
     }

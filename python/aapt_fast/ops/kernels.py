@@ -37,6 +37,7 @@ KERNELS = (
     "channel_concat_noise/portable",
     "gate_residual_norm/portable",
     "kv_write/portable",
+    "linear_residual/sm90",
     "paged_attention/sm90",
     "paged_attention/portable",
     "paged_attention/sm90_overlap",
@@ -156,14 +157,14 @@ def run_kernel(op: str, device: torch.device, launch: Callable[[Callable[..., An
 
 
 @torch.compiler.assume_constant_result
-def kernel_on_cpu(op: str) -> bool:
-    """Whether a kernel, of an emulated build, is on for `op` on the CPU. For code that torch traces: asked once."""
+def kernel_is_on(op: str, device: torch.device) -> bool:
+    """Whether a kernel of `op` is there and on for a device; on the CPU one of an emulated build. Torch asks once."""
     selected = selection()
     module = None if selected.names == ("none",) else selected.module()
-    device = torch.device("cpu")
     if module is None or not runs_on(module, device):
         return False
-    return any(selected.allows(kernel, module, device) for kernel in KERNELS if kernel.split("/")[0] == op)
+    kernels = [kernel for kernel in KERNELS if kernel.split("/")[0] == op and hasattr(module, kernel.replace("/", "_"))]
+    return any(selected.allows(kernel, module, device) for kernel in kernels)
 
 
 def runs_on(module: ModuleType, device: torch.device) -> bool:

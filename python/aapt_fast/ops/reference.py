@@ -135,6 +135,16 @@ def gate_residual_norm(
     return residual.to(x.dtype), normed.to(x.dtype)
 
 
+def linear_residual(
+    x: torch.Tensor, inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, gate: torch.Tensor | None
+) -> torch.Tensor:
+    """x + gate * (inputs weight^T + bias), [B, N, d]; missing parts drop out."""
+    update = wide(inputs) @ wide(weight).T
+    if bias is not None:
+        update = update + wide(bias)
+    return (wide(x) + (update if gate is None else wide(gate) * update)).to(x.dtype)
+
+
 def philox_words(counter: tuple[int, int, int, int], key: tuple[int, int]) -> tuple[int, int, int, int]:
     """Philox4x32-10 on Python integers."""
     x0, x1, x2, x3 = counter

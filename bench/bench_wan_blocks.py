@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How long does a block of a few-step causal Wan transformer take, as Self-Forcing samples, without a VAE?
+
+    python -m bench.bench_wan_blocks --out results.json [--blocks N] [--limit SECONDS] [--tiny]
+
+Wan 2.1 1.3B at 832x480 with random weights: blocks of 3 latent frames (12 video frames), 4 evaluations and one for the
+cache, a window of 21 frames. Two runs of one model take their blocks in turn, with our kernels and without. The sixth
+block is the one that others report; `full` is the median of the blocks that see a full window. Time is wall clock until
+the block is complete. Without a GPU the exit status is 3; --tiny runs anywhere.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import shlex
+import sys
+import time
+from pathlib import Path
+from types import ModuleType
+
+import torch
+
+from aapt_fast.bench.timing import Sample
+from aapt_fast.models.config import MiniVAEConfig
+from aapt_fast.models.few_step import FewStep
+from aapt_fast.models.mini_vae import MiniVAE
+from aapt_fast.models.stream_model import StreamModel
+from aapt_fast.models.wan_config import WanConfig
+from aapt_fast.models.wan_transformer import WanTransformer
+from aapt_fast.ops._load import extension_or_none
+from aapt_fast.ops.block_cache import Blocks
+from aapt_fast.ops.kernels import KERNELS, runs_on, use_kernels
+from aapt_fast.streaming.samplers import BlockSampler
+from aapt_fast.streaming.session import page_pool
+from aapt_fast.testing.compare import relative_l2
+from bench.harness.cases import DTYPE_NAMES
+from bench.harness.document import Document, clocks
+
+WAN_1_3B, GRID = WanConfig(), (60, 104)
+TINY, TINY_GRID = WanConfig(heads=2, head_dim=64, layers=2, ffn_width=96, text_width=16, text_length=8), (4, 6)
+SCHEDULE = FewStep(blocks=Blocks(3, window=21))
+USED = ("kv_write", "paged_attention", "philox_normal")  # ops of a block
+SIXTH = 6
+ON, OFF = "kernels on", "kernels off"
+
+
+def build(config: WanConfig, grid: tuple[int, int], device: torch.device, dtype: torch.dtype) -> StreamModel:
+    """Random weights, made on the device; the VAE is a small one that nobody calls."""
+    torch.manual_seed(0)
+    with torch.device(device):
+        generator, vae = WanTransformer(config).to(dtype), MiniVAE(MiniVAEConfig(latent_channels=config.out_channels))
+    return StreamModel(generator.eval().requires_grad_(False), vae.to(dtype).eval().requires_grad_(False), grid=grid)
+
+
+def wanted_kernels(module: ModuleType | None, device: torch.device) -> tuple[str, ...]:
+    """Those of the ops of a block that the module has for this device."""
+    if module is None or not runs_on(module, device):
+        return ()
+    found = [kernel for kernel in KERNELS if kernel.split("/")[0] in USED]
+    return tuple(kernel for kernel in found if hasattr(module, kernel.replace("/", "_")))
+
+
+@torch.no_grad()
+def measure(
+    model: StreamModel, kernels: tuple[str, ...], module: ModuleType | None, *, blocks: int, limit_s: float
+) -> tuple[dict[str, list[float]], float]:
+    """Milliseconds of each block by side, and the relative difference (L2) of the sides' first blocks."""
+    device, config = model.device, model.config
+    chosen = {ON: kernels, OFF: ("none",)} if kernels else {OFF: ("none",)}
+    prompt = torch.randn(1, config.text_length, config.text_width, device=device, dtype=model.dtype)
+    runs: dict[str, BlockSampler] = {}
+    for side in chosen:
+        runs[side] = BlockSampler(model, SCHEDULE)
+        runs[side].open(page_pool(model, runs[side].pages(prompt)), None, prompt)
+    times: dict[str, list[float]] = {side: [] for side in chosen}
+    first, begun = {}, time.perf_counter()
+    for number in range(1, blocks + 1):
+        for side in list(runs) if number % 2 else list(runs)[::-1]:
+            with use_kernels(*chosen[side], extension=module):
+                started = time.perf_counter()
+                runs[side].prepare()
+                made = runs[side].step(0, number, None, None)
+                if device.type == "cuda":
+                    torch.cuda.synchronize()
+                times[side].append(1e3 * (time.perf_counter() - started))
+            if number == 1:
+                first[side] = made
+        if number > SIXTH + 5 and time.perf_counter() - begun > limit_s:
+            break
+    return times, relative_l2(first[ON], first[OFF]) if kernels else 0.0
+
+
+def report(document: Document, name: str, times: dict[str, list[float]], kernels: tuple[str, ...], **facts) -> None:
+    """One result per side and phase: the sixth block, and those with a full window after the first of them."""
+    blocks = SCHEDULE.blocks
+    assert blocks is not None and blocks.window is not None
+    full = blocks.window // blocks.frames + 1
+    for phase, of_phase in (("sixth block", slice(SIXTH - 1, SIXTH)), ("full", slice(full, None))):
+        samples = {side: Sample(tuple(values[of_phase]), None, "wall clock") for side, values in times.items()}
+        for side, sample in samples.items():
+            what = f"eager launches; {side}: {', '.join(kernels if side == ON else ()) or 'torch compositions'}"
+            entry = {
+                "name": f"{name}/{phase}",
+                "phase": phase,
+                **sample.as_dict(),
+                "tflops": None,
+                "share_of_ceiling": None,
+                "baseline": OFF,
+                "ratio": sample.times(samples[OFF]),
+                "what_ran": what,
+                "ours": side == ON,
+                **facts,
+            }
+            document.add("results", entry)
+            print(f"{name}: {phase}: {side}: p50 {sample.p50:.2f} ms, ratio {entry['ratio']:.2f}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="document to write or to add to")
+    parser.add_argument("--blocks", type=int, default=40, help="blocks of each side, at most")
+    parser.add_argument("--limit", type=float, default=60.0, help="seconds, about")
+    parser.add_argument("--tiny", action="store_true", help="a small model, to try the program out")
+    arguments = parser.parse_args()
+    least = SIXTH + 3
+    if arguments.blocks < least:
+        parser.error(f"--blocks: expected at least {least}, so that some see a full window, got {arguments.blocks}")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.type == "cpu" and not arguments.tiny:
+        print("no GPU: Wan 1.3B needs one. --tiny tries the program out on any machine.")
+        sys.exit(3)
+    config, grid = (TINY, TINY_GRID) if arguments.tiny else (WAN_1_3B, GRID)
+    dtype, module = torch.bfloat16 if device.type == "cuda" else torch.float32, extension_or_none()
+    document = Document.open(arguments.out, shlex.join(sys.argv))
+    document.add("clocks", {"before": "wan blocks", "clocks": clocks()})
+    name = f"blocks/wan-{'tiny' if arguments.tiny else '1.3b'}/{8 * grid[1]}x{8 * grid[0]}/{DTYPE_NAMES[dtype]}"
+    model, kernels = build(config, grid, device, dtype), wanted_kernels(module, device)
+    times, difference = measure(model, kernels, module, blocks=arguments.blocks, limit_s=arguments.limit)
+    memory = torch.cuda.max_memory_allocated() if device.type == "cuda" else None
+    schedule = {key: str(value) for key, value in dataclasses.asdict(SCHEDULE).items()}
+    facts = {"difference_of_the_sides": difference, "peak_memory_bytes": memory, "schedule": schedule}
+    report(document, name, times, kernels, weights="random", **facts)
+    document.add("clocks", {"after": "wan blocks", "clocks": clocks()})
+
+
+if __name__ == "__main__":
+    main()
