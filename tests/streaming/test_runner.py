@@ -163,11 +163,15 @@ def test_recording_leaves_the_state_as_it_was():
     assert counter.replay().tolist() == [1, 2, 3] and counter.replay().tolist() == [2, 3, 4]
 
 
-def test_waiting_for_a_result_cannot_be_recorded():
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad], ids=["inference", "no grad"])
+@pytest.mark.parametrize(
+    "read", [float, bool, torch.Tensor.item, lambda x: torch.equal(x, x)], ids=["float", "bool", "item", "equal"]
+)
+def test_waiting_for_a_result_cannot_be_recorded(read, mode):
     values = torch.ones(3)
     expected = "cuda_graph: recording a step failed, cuda_graph=False does without: .*reads a value back"
-    with pytest.raises(RuntimeError, match=expected):
-        record(lambda: values * float(values.sum()), CPU)
+    with mode(), pytest.raises(RuntimeError, match=expected):
+        record(lambda: values * read(values.sum()), CPU)
 
 
 @pytest.mark.parametrize("failing", range(3))
