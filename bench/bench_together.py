@@ -4,6 +4,8 @@
 Two systems make the same frames, in turn, step after step, for 1, 2, 4 and 8 sessions of the bundled model:
     together     `step_together(sessions, controls)`
     one by one   `session.step(control)` for each of them
+On a GPU there is a third one:
+    recorded     `RecordedBatch(sessions).step(controls)`
 
     python bench/bench_together.py [--sessions N ...] [--steps N] [--dtype float32|bfloat16] [--device cuda]
                                                          table, then JSON as the last line
@@ -17,12 +19,14 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 import aapt_fast
 from aapt_fast.ops import implementations
+from aapt_fast.streaming.recording import RECORDERS
 from aapt_fast.worlds.motions import random_motion
 from aapt_fast.worlds.skeleton import Camera, forward_kinematics
 
@@ -30,8 +34,11 @@ WARM_UP = 12  # steps until the window is full and the sink has left it
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def measure(sessions: int, dtype: str, steps: int, device: str) -> dict:
-    """Milliseconds of a step of all sessions, over steps that the two systems take in turn."""
+def measure(sessions: int, dtype: str, steps: int, device: str) -> list[dict]:
+    """Milliseconds of a step of all sessions, over steps that the systems take in turn; a result for each but the last.
+
+    The last is the baseline, one by one.
+    """
     model = aapt_fast.load_model("mini-person", dtype=DTYPES[dtype], device=device)
     gallery = aapt_fast.load_gallery("mini-person")
     points = [
@@ -39,10 +46,10 @@ def measure(sessions: int, dtype: str, steps: int, device: str) -> dict:
         for row in range(sessions)
     ]
 
-    def opened() -> list[aapt_fast.StreamSession]:
-        pool = aapt_fast.page_pool(model, sessions * aapt_fast.session_pages(model))
+    def opened(**options: Any) -> list[aapt_fast.StreamSession]:
+        options["pool"] = aapt_fast.page_pool(model, sessions * aapt_fast.session_pages(model))
         return [
-            aapt_fast.StreamSession(model, gallery[row].image, image_control=points[row][0], seed=row, pool=pool)
+            aapt_fast.StreamSession(model, gallery[row].image, image_control=points[row][0], seed=row, **options)
             for row in range(sessions)
         ]
 
@@ -52,32 +59,38 @@ def measure(sessions: int, dtype: str, steps: int, device: str) -> dict:
         return [session.step(control) for session, control in zip(singles, controls, strict=True)]
 
     systems: dict[str, Callable[[list[Tensor]], list[Tensor]]] = {
-        "together": lambda controls: aapt_fast.step_together(batch, controls),
-        "one by one": one_by_one,
+        "together": lambda controls: aapt_fast.step_together(batch, controls)
     }
+    if model.device.type in RECORDERS:
+        systems["recorded"] = aapt_fast.RecordedBatch(opened(cuda_graph=True)).step
+    systems["one by one"] = one_by_one
     times: dict[str, list[float]] = {name: [] for name in systems}
-    worst = 0
+    worst = dict.fromkeys(systems, 0)
     for number in range(WARM_UP + steps):
         controls = [each[1 + 4 * number : 5 + 4 * number] for each in points]
         videos = {}
-        for name in sorted(systems, reverse=bool(number % 2)):
+        for name in list(systems)[:: -1 if number % 2 else 1]:
             start = time.perf_counter()
             videos[name] = systems[name](controls)
             if number >= WARM_UP:
                 times[name].append(1e3 * (time.perf_counter() - start))
-        for one, other in zip(*videos.values(), strict=True):
-            worst = max(worst, int((one.int() - other.int()).abs().max()))
-    together, single = times["together"], times["one by one"]
-    return {
-        "name": f"together/mini-person/96x96/{dtype}/{sessions}",
-        "sessions": sessions,
-        "p50_ms": statistics.median(together),
-        "baseline": "one by one",
-        "baseline_p50_ms": statistics.median(single),
-        "ratio": statistics.median(b / t for b, t in zip(single, together, strict=True)),
-        "video_fps_of_all": 4000 * sessions / statistics.median(together),
-        "largest_pixel_difference": worst,
-    }
+        for name, made in videos.items():
+            for one, other in zip(made, videos["one by one"], strict=True):
+                worst[name] = max(worst[name], int((one.int() - other.int()).abs().max()))
+    single = times.pop("one by one")
+    return [
+        {
+            "name": f"{name}/mini-person/96x96/{dtype}/{sessions}",
+            "sessions": sessions,
+            "p50_ms": statistics.median(ours),
+            "baseline": "one by one",
+            "baseline_p50_ms": statistics.median(single),
+            "ratio": statistics.median(b / t for b, t in zip(single, ours, strict=True)),
+            "video_fps_of_all": 4000 * sessions / statistics.median(ours),
+            "largest_pixel_difference": worst[name],
+        }
+        for name, ours in times.items()
+    ]
 
 
 def main() -> None:
@@ -93,10 +106,10 @@ def main() -> None:
     print(f"{'name':40} {'p50 ms':>8} {'one by one':>11} {'ratio':>6} {'fps of all':>11}")
     for dtype in arguments.dtype or DTYPES:
         for sessions in arguments.sessions:
-            result = measure(sessions, dtype, arguments.steps, arguments.device)
-            times = f"{result['p50_ms']:8.2f} {result['baseline_p50_ms']:11.2f} {result['ratio']:6.2f}"
-            print(f"{result['name']:40} {times} {result['video_fps_of_all']:11.1f}", flush=True)
-            results.append(result)
+            for result in measure(sessions, dtype, arguments.steps, arguments.device):
+                times = f"{result['p50_ms']:8.2f} {result['baseline_p50_ms']:11.2f} {result['ratio']:6.2f}"
+                print(f"{result['name']:40} {times} {result['video_fps_of_all']:11.1f}", flush=True)
+                results.append(result)
     machine = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
     ran = {"torch": torch.__version__, "machine": machine, "device": arguments.device, "ops": implementations()}
     print(json.dumps({"schema": "aapt_fast.bench/1", "results": results, "what_ran": ran}))

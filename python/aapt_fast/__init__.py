@@ -22,7 +22,9 @@ from aapt_fast.models.stream_model import StreamModel
 from aapt_fast.models.vae_checkpoint import load_vae
 from aapt_fast.ops.block_cache import Blocks
 from aapt_fast.ops.kernels import use_kernels
-from aapt_fast.streaming.session import StreamSession, page_pool, session_pages, step_together
+from aapt_fast.streaming.recorded_batch import RecordedBatch
+from aapt_fast.streaming.session import StreamSession, page_pool, session_pages
+from aapt_fast.streaming.together import step_together
 
 try:
     __version__ = version("aapt_fast")
@@ -35,6 +37,7 @@ __all__ = [
     "FewStep",
     "PatchReport",
     "PoolExhausted",
+    "RecordedBatch",
     "SessionClosed",
     "StreamModel",
     "StreamSession",

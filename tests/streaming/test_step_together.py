@@ -181,10 +181,13 @@ def test_sessions_that_cannot_be_batched_are_refused(pose_model):
         ([good, random_session(pose_model)], ValueError, "sessions: expected sessions in one pool"),
         ([good, random_session(pose_model, nfe=2, pool=pool)], ValueError, "1 evaluations per step, got 2"),
         ([good, random_session(text)], ValueError, "sessions: expected sessions of the same model object"),
-        ([good, recorded], ValueError, "not recorded, got one with a Other"),
+        ([good, recorded], ValueError, r"not recorded \(RecordedBatch takes recorded ones\), got one with a Other"),
+        (good, TypeError, "sessions: expected a sequence, one per session, got StreamSession"),
     ):
         with pytest.raises(error, match=message):
-            step_together(others, [CONTROL] * len(others))
+            step_together(others, [CONTROL] * 2)
+    with pytest.raises(TypeError, match="controls: expected a sequence, one per session, got int"):
+        step_together([good], 5)
     good.step(CONTROL)
 
 

@@ -8,8 +8,10 @@ from aapt_fast.streaming.latency import LatencyCounter
 from aapt_fast.streaming.paged_block_cache import PagedBlockCache, block_pages_needed
 from aapt_fast.streaming.paged_cache import PagedCache, TextPages, pages_needed
 from aapt_fast.streaming.pages import PagePool, pool_bytes
+from aapt_fast.streaming.recorded_batch import RecordedBatch
 from aapt_fast.streaming.samplers import session_pages
-from aapt_fast.streaming.session import StreamSession, page_pool, step_together
+from aapt_fast.streaming.session import StreamSession, page_pool
+from aapt_fast.streaming.together import step_together
 
 __all__ = [
     "CacheBatch",
@@ -17,6 +19,7 @@ __all__ = [
     "PagePool",
     "PagedBlockCache",
     "PagedCache",
+    "RecordedBatch",
     "StreamSession",
     "TextPages",
     "block_pages_needed",

@@ -71,7 +71,7 @@ class CacheBatch:
             q[:, 0], k[:, 0], v[:, 0], q_weight, k_weight, *step.rotation, k_pages, v_pages, step.own_ids, eps
         )
         for cache, keys in zip(self._caches, k[:, 0], strict=True):
-            if cache.next_frame == 1:
+            if cache.is_first():
                 cache.keep_sink_keys(layer, keys, k_weight)
         if step.sink_rotation is not None:
             sinks = torch.cat([keys[layer] for keys in step.sinks])

@@ -61,6 +61,10 @@ class FixedPagedCache(PagedCache):
             self.release()
             raise
 
+    def is_first(self) -> bool:
+        """Whether a recording is for frame 1: `records_first`."""
+        return self.records_first
+
     def advance(self, frames: int) -> None:
         """See `FixedPagedCache`. Raises RuntimeError unless `frames` is 1."""
         if frames != 1:
@@ -90,9 +94,6 @@ class FixedPagedCache(PagedCache):
         super().release()
         self.pool.release(self._spare)
         self._spare = []
-
-    def _is_first(self) -> bool:
-        return self.records_first
 
     def _plan(self) -> StepPages:
         rotations = [self.rope(max(index, 1)) for index in (self.next_frame, self.next_frame - self.window - 1)]

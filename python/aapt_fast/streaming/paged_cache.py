@@ -182,7 +182,7 @@ class PagedCache:
         step, (k_pages, v_pages) = self.prepare(), self.pool.by_layer[layer]
         own_ids = step.page_ids[:, -len(step.own) :]
         rotated_q = kv_write(q[0], k[0], v[0], q_weight, k_weight, *step.rotation, k_pages, v_pages, own_ids, self.eps)
-        if self._is_first():
+        if self.is_first():
             self.keep_sink_keys(layer, k[0, 0], k_weight)
         if step.sink_rotation is not None:
             assert step.sink_keys is not None
@@ -191,6 +191,10 @@ class PagedCache:
         out, _ = paged_attention(rotated_q, k_pages, v_pages, step.page_ids, step.page_valid)
         step.attended.add(layer)
         return out[None]
+
+    def is_first(self) -> bool:
+        """Whether the frame that is being attended is the one that becomes the sink."""
+        return self.next_frame == 1
 
     def keep_sink_keys(self, layer: int, k: Tensor, k_weight: Tensor | None) -> None:
         """Remember the keys k [N, Hkv, D] of frame 1 in one layer: normalised, not rotated."""
@@ -252,10 +256,6 @@ class PagedCache:
         if self.text is not None:
             self.text.release()
         self._sink_keys = None
-
-    def _is_first(self) -> bool:
-        """Whether the frame that is being attended is the one that becomes the sink."""
-        return self.next_frame == 1
 
     def _plan(self) -> StepPages:
         """Allocate the pages of the next frame, and of the sink if others hold it too; build the page list."""

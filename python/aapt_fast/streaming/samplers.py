@@ -140,7 +140,7 @@ class FrameSampler:
         frames [B, C, 1, h, w].
         """
         first = samplers[0]
-        noise = _noise(first.model, seeds, steps)[:, :, None]
+        noise = noise_of(first.model, seeds, steps)[:, :, None]
         caches = [CacheBatch(of_evaluation) for of_evaluation in zip(*(s._caches for s in samplers), strict=True)]
         with first.model.autocast():
             return sample_frame(first.generator, noise, recycled, control if control.shape[1] else None, caches)
@@ -223,10 +223,10 @@ class BlockSampler:
 
 def step_noise(model: StreamModel, seed: int, numbers: list[int]) -> Tensor:
     """Normal noise [1, C, n, h, w], frame i from (seed, numbers[i])."""
-    return _noise(model, [seed] * len(numbers), numbers).transpose(0, 1)[None]
+    return noise_of(model, [seed] * len(numbers), numbers).transpose(0, 1)[None]
 
 
-def _noise(model: StreamModel, seeds: Sequence[int], numbers: Sequence[int]) -> Tensor:
+def noise_of(model: StreamModel, seeds: Sequence[int], numbers: Sequence[int]) -> Tensor:
     """Normal noise [n, C, h, w], row i from (seeds[i], numbers[i])."""
     seed, number = (torch.tensor(values, device=model.device) for values in (seeds, numbers))
     return philox_normal(seed, number, (model.config.latent_channels, *model.grid))

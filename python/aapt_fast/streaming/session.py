@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -344,70 +343,3 @@ class StreamSession:
     def _require_open(self) -> None:
         if self._closed is not None:
             raise SessionClosed(f"session: it was closed {self._closed}")
-
-
-def step_together(sessions: Sequence[StreamSession], controls: Sequence[object] | None = None) -> list[Tensor]:
-    """What `step` gives, for several sessions, whose next frames one evaluation of the generator makes.
-
-    The weights are read once for all of them, so this takes less time than one step after the other. Every session may
-    be at another step of its run, of another seed and prompt. Up to rounding the frames are those of `step`.
-
-    Args:
-        sessions: of one AAPT model, in one pool (`page_pool`), with as many evaluations per step, not recorded.
-        controls: one per session, as in `StreamSession.step`; None for a model without control.
-
-    Raises:
-        TypeError, ValueError: sessions that cannot be batched, a bad control. Nothing has changed.
-        PoolExhausted: as in `StreamSession.step`; nothing has changed.
-        SessionClosed: one of them is closed; nothing has changed. Any other error in the middle closes them all.
-    """
-    begun = time.perf_counter()
-    sessions = list(sessions)
-    samplers = _batched_samplers(sessions)
-    given = [None] * len(sessions) if controls is None else list(controls)
-    require(len(given) == len(sessions), "controls", f"{len(sessions)}, one per session", len(given))
-    first = sessions[0].model
-    with computing(first):
-        entries = [session._entries(control) for session, control in zip(sessions, given, strict=True)]
-        for sampler in samplers:
-            sampler.prepare()
-        try:
-            nothing = torch.empty(0, *first.grid, dtype=torch.float32, device=first.device)
-            inputs = [session._inputs(each) for session, each in zip(sessions, entries, strict=True)]
-            made = FrameSampler.step_together(
-                samplers,
-                [session.seed for session in sessions],
-                [session.steps + 1 for session in sessions],
-                torch.cat([session._frame for session in sessions]),
-                torch.stack([nothing if each is None else each for each in inputs])[:, :, None],
-            )
-            frames = made.split(1)
-            videos = [ordinary(session._decode(frame)) for session, frame in zip(sessions, frames, strict=True)]
-            wait_for(videos[-1])
-        except BaseException as error:
-            for session in sessions:
-                session._close(f"by {type(error).__name__} in a step together with others")
-            raise
-    for session, frame, each in zip(sessions, frames, entries, strict=True):
-        session._end_step(frame, each, begun)
-    return videos
-
-
-def _batched_samplers(sessions: Sequence[StreamSession]) -> list[FrameSampler]:
-    """The samplers of sessions that can take a step together; raises what `step_together` does if they cannot."""
-    require(len(sessions) > 0, "sessions", "at least one", "none")
-    samplers = []
-    for session in sessions:
-        require_type("sessions", session, StreamSession)
-        session._require_open()
-        first, sampler = sessions[0], session._sampler
-        expected = "sessions of an AAPT generator that are not recorded"
-        require(type(sampler) is FrameSampler, "sessions", expected, f"one with a {type(sampler).__name__}")
-        assert isinstance(sampler, FrameSampler)
-        require(session.model is first.model, "sessions", "sessions of the same model object", "of several")
-        expected = "sessions in one pool: StreamSession(..., pool=page_pool(...))"
-        require(session._pool is first._pool, "sessions", expected, "sessions in several")
-        require(session.nfe == first.nfe, "sessions", f"{first.nfe} evaluations per step", session.nfe)
-        samplers.append(sampler)
-    require(len({id(session) for session in sessions}) == len(sessions), "sessions", "each once", "one of them twice")
-    return samplers
