@@ -22,6 +22,7 @@ from aapt_fast.models.stream_model import StreamModel
 from aapt_fast.models.vae_checkpoint import load_vae
 from aapt_fast.ops.block_cache import Blocks
 from aapt_fast.ops.kernels import use_kernels
+from aapt_fast.streaming.host_copies import HostFrames
 from aapt_fast.streaming.recorded_batch import RecordedBatch
 from aapt_fast.streaming.session import StreamSession, page_pool, session_pages
 from aapt_fast.streaming.together import step_together
@@ -35,6 +36,7 @@ __all__ = [
     "Blocks",
     "CheckpointError",
     "FewStep",
+    "HostFrames",
     "PatchReport",
     "PoolExhausted",
     "RecordedBatch",

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from aapt_fast.streaming.cache_batch import CacheBatch
+from aapt_fast.streaming.host_copies import HostFrames, PendingFrames
 from aapt_fast.streaming.latency import LatencyCounter
 from aapt_fast.streaming.paged_block_cache import PagedBlockCache, block_pages_needed
 from aapt_fast.streaming.paged_cache import PagedCache, TextPages, pages_needed
@@ -15,10 +16,12 @@ from aapt_fast.streaming.together import step_together
 
 __all__ = [
     "CacheBatch",
+    "HostFrames",
     "LatencyCounter",
     "PagePool",
     "PagedBlockCache",
     "PagedCache",
+    "PendingFrames",
     "RecordedBatch",
     "StreamSession",
     "TextPages",
