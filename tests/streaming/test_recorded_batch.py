@@ -208,7 +208,7 @@ def test_frames_that_were_given_out_stay_as_they_were(pose_model):
     assert_same([*videos, *frames], kept)
 
 
-def test_autocast_and_gradients_around(pose_model):
+def test_autocast_around(pose_model):
     plain, recorded = (open_sessions(pose_model, (1, 2), way) for way in (False, True))
     with torch.autocast("cpu", torch.bfloat16):
         batch = RecordedBatch(recorded)
