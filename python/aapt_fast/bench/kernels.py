@@ -14,7 +14,7 @@ from aapt_fast.ops.kernels import KERNELS, runs_on, selection, use_kernels
 from aapt_fast.streaming.session import StreamSession
 
 MISSING = "no compiled module with kernels for this device"
-NOT_IN_A_STEP = ("channel_concat_noise",)  # ops that sessions do not call
+NOT_IN_A_STEP = ("channel_concat_noise", "modulated_norm")  # not called by sessions; the kernel is that of another op
 ONLY_AS_KERNEL = ("linear_residual",)  # ops that sessions call only where a kernel is on
 
 

@@ -55,6 +55,7 @@ def implementations() -> dict[str, dict[str, str]]:
         "gate_residual_norm": dict(_GATE_RESIDUAL_NORM),
         "kv_write": dict(_KV_WRITE),
         "linear_residual": dict(_LINEAR_RESIDUAL),
+        "modulated_norm": dict(_GATE_RESIDUAL_NORM),  # gate_residual_norm where nothing is added
         "paged_attention": dict(_PAGED_ATTENTION),
         "philox_normal": dict(_PHILOX),
     }
