@@ -41,6 +41,7 @@ def sample_frame(
     for k, cache in enumerate(caches):
         t = levels[k].expand(len(noise))
         clean = generator(x, recycled, control, t, cache)
-        velocity = (x - clean) / levels[k]
-        x = x + (levels[k + 1] - levels[k]) * velocity
+        if k + 1 < len(caches):
+            velocity = (x - clean) / levels[k]
+            x = x + (levels[k + 1] - levels[k]) * velocity
     return clean
