@@ -60,11 +60,11 @@ def test_a_full_window_is_compiled_once_and_without_our_ops():
 
 
 def test_plain_ops_are_there_inside_the_block_only():
-    before = generator.gate_residual_norm, generator.channel_concat
+    before = generator.gate_residual_norm, generator.channel_concat, generator.clean_frame
     with pytest.raises(ZeroDivisionError), plain_ops():
         assert generator.gate_residual_norm is compiled._gate_residual_norm
         raise ZeroDivisionError
-    assert (generator.gate_residual_norm, generator.channel_concat) == before
+    assert (generator.gate_residual_norm, generator.channel_concat, generator.clean_frame) == before
 
 
 def test_it_has_one_evaluation_and_no_fork():

@@ -147,6 +147,8 @@ def test_what_runs_is_the_first_kernel_that_is_on_and_does_the_step(refusing, ex
     assert sorted(asked) == sorted(names)
     assert running["paged_attention"].startswith(expected) and running["kv_write"] == "kv_write/portable"
     assert "torch composition" in running["gate_residual_norm"] and "channel_concat_noise" not in running
+    assert "torch composition" in running["clean_frame"]
+    assert "clean_frame" not in kernels.what_runs(random_session(random_model(NANO)), None)
 
 
 def test_without_kernels_compositions_run():

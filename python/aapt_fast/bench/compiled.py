@@ -106,7 +106,11 @@ class CompiledSampler:
 @contextmanager
 def plain_ops() -> Iterator[None]:
     """Generators compute with torch's own operators inside the block."""
-    ops = {"gate_residual_norm": _gate_residual_norm, "channel_concat": _channel_concat}
+    ops = {
+        "gate_residual_norm": _gate_residual_norm,
+        "channel_concat": _channel_concat,
+        "clean_frame": reference.clean_frame,
+    }
     before = {name: getattr(generator_module, name) for name in ops}
     for name, op in ops.items():
         setattr(generator_module, name, op)

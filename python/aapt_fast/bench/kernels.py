@@ -9,13 +9,15 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from aapt_fast.models.generator import Generator
 from aapt_fast.ops import implementations
 from aapt_fast.ops.kernels import KERNELS, runs_on, selection, use_kernels
 from aapt_fast.streaming.session import StreamSession
 
 MISSING = "no compiled module with kernels for this device"
-NOT_IN_A_STEP = ("channel_concat_noise", "modulated_norm")  # not called by sessions; the kernel is that of another op
-ONLY_AS_KERNEL = ("linear_residual",)  # ops that sessions call only where a kernel is on
+NOT_CALLED = "no step of this model calls it"
+NOT_IN_A_STEP = ("channel_concat_noise", "modulated_norm")  # never called by name; the latter has another op's kernel
+ONLY_AS_KERNEL = "linear_residual"  # called only where its kernel is on
 
 
 def working_kernels(
@@ -35,8 +37,8 @@ def working_kernels(
         if not hasattr(module, kernel.replace("/", "_")):
             found[kernel] = "the compiled module does not have it"
             continue
-        if kernel.startswith("linear_residual/") and session.model.token_dtype == torch.float32:
-            found[kernel] = "does not do these arguments: the token stream is in float32"
+        if not _is_in_a_step(kernel.split("/")[0], session):
+            found[kernel] = NOT_CALLED
             continue
         try:
             with session.fork() as trial, use_kernels(kernel, extension=module):
@@ -52,12 +54,21 @@ def what_runs(session: StreamSession, control: Tensor | None) -> dict[str, str]:
 
     control: as in `working_kernels`, [entries, J, 3] or [entries, C, h, w], or None.
     """
-    device, selected, idle = session.model.device, selection(), NOT_IN_A_STEP + ONLY_AS_KERNEL
+    device, selected = session.model.device, selection()
     module = selected.module()
-    running = {op: words[device.type] for op, words in implementations().items() if op not in idle}
+    called = [op for op in implementations() if op != ONLY_AS_KERNEL and _is_in_a_step(op, session)]
+    running = {op: implementations()[op][device.type] for op in called}
     on = [kernel for kernel in KERNELS if module is not None and selected.allows(kernel, module, device)]
     for kernel, obstacle in reversed(working_kernels(session, control, module, on).items()):
-        op = kernel.split("/")[0]
-        if obstacle is None and op not in NOT_IN_A_STEP:
-            running[op] = kernel
+        if obstacle is None:
+            running[kernel.split("/")[0]] = kernel
     return running
+
+
+def _is_in_a_step(op: str, session: StreamSession) -> bool:
+    model = session.model
+    if op == "clean_frame":
+        return isinstance(model.generator, Generator) and model.generator.ends_in_clean_frame
+    if op == ONLY_AS_KERNEL:
+        return isinstance(model.generator, Generator) and model.token_dtype != torch.float32
+    return op not in NOT_IN_A_STEP

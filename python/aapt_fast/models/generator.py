@@ -23,6 +23,7 @@ from aapt_fast.ops import (
     FrameRope,
     adds_in_its_epilogue,
     channel_concat,
+    clean_frame,
     gate_residual_norm,
     linear_residual,
     normalise_and_rotate,
@@ -236,6 +237,11 @@ class Generator(nn.Module):
             # shares of the noised and, if there is one, of the recycled frame
             self.skip = nn.Parameter(torch.tensor([0.0, 1.0] if config.autoregressive else [0.0]))
 
+    @property
+    def ends_in_clean_frame(self) -> bool:
+        """Whether the velocity is what the last linear layer says, so that `ops.clean_frame` does all that follows."""
+        return self.config.prediction == "velocity" and self.head is None
+
     def forward(
         self, noised: Tensor, recycled: Tensor | None, control: Tensor | None, t: Tensor, cache: Cache
     ) -> Tensor:
@@ -258,7 +264,10 @@ class Generator(nn.Module):
             shift, scale = (self.modulation_out + modulation[:, :2]).to(x.dtype)[:, :, None].unbind(1)
         pending = None if update is None else update.flatten(1, 2)
         _, normed = gate_residual_norm(x.flatten(1, 2), pending, gate, scale, shift)
-        output = self._picture(normed, inputs).float().unflatten(0, x.shape[:2]).transpose(1, 2)
+        tokens = self.unpatch(normed)
+        if self.ends_in_clean_frame:
+            return clean_frame(tokens, noised.float(), t.float(), self.config.patch)
+        output = self._picture(tokens, inputs).float().unflatten(0, x.shape[:2]).transpose(1, 2)
         if self.config.prediction == "velocity":
             return noised.float() - t.float().view(-1, 1, 1, 1, 1) * output
         output = output + self.skip[0] * noised.float()
@@ -312,10 +321,10 @@ class Generator(nn.Module):
         return tokens.unflatten(0, (batch, -1))
 
     def _picture(self, tokens: Tensor, inputs: _Inputs) -> Tensor:
-        """Tokens [B, F N, d] -> the network's output [B F, C, h, w]."""
+        """The last linear layer's tokens [B, F N, C p^2] -> the network's output [B F, C, h, w]."""
         frames, _, height, width = inputs.noised.shape
         grid = (height // self.config.patch, width // self.config.patch)
-        patches = self.unpatch(tokens).view(frames, *grid, -1).permute(0, 3, 1, 2)
+        patches = tokens.view(frames, *grid, -1).permute(0, 3, 1, 2)
         picture = F.pixel_shuffle(patches, self.config.patch)
         if self.head is None:
             return picture

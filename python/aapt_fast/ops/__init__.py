@@ -11,6 +11,8 @@ from aapt_fast.ops.causal_conv3d import IMPLEMENTATIONS as _CAUSAL_CONV3D
 from aapt_fast.ops.causal_conv3d import causal_conv3d
 from aapt_fast.ops.channel_concat import IMPLEMENTATIONS as _CHANNEL_CONCAT
 from aapt_fast.ops.channel_concat import channel_concat, channel_concat_noise
+from aapt_fast.ops.clean_frame import IMPLEMENTATIONS as _CLEAN_FRAME
+from aapt_fast.ops.clean_frame import clean_frame
 from aapt_fast.ops.gate_residual_norm import IMPLEMENTATIONS as _GATE_RESIDUAL_NORM
 from aapt_fast.ops.gate_residual_norm import gate_residual_norm
 from aapt_fast.ops.kernels import KERNELS, use_kernels
@@ -34,6 +36,7 @@ __all__ = [
     "causal_conv3d",
     "channel_concat",
     "channel_concat_noise",
+    "clean_frame",
     "gate_residual_norm",
     "implementations",
     "kv_write",
@@ -52,6 +55,7 @@ def implementations() -> dict[str, dict[str, str]]:
         "causal_conv3d": dict(_CAUSAL_CONV3D),
         "channel_concat": dict(_CHANNEL_CONCAT),
         "channel_concat_noise": dict(_CHANNEL_CONCAT),
+        "clean_frame": dict(_CLEAN_FRAME),
         "gate_residual_norm": dict(_GATE_RESIDUAL_NORM),
         "kv_write": dict(_KV_WRITE),
         "linear_residual": dict(_LINEAR_RESIDUAL),

@@ -145,6 +145,15 @@ def linear_residual(
     return (wide(x) + (update if gate is None else wide(gate) * update)).to(x.dtype)
 
 
+def clean_frame(tokens: torch.Tensor, noised: torch.Tensor, t: torch.Tensor, patch: int) -> torch.Tensor:
+    """noised - t * velocity: tokens [B, F N, C p^2], noised [B, C, F, h, w], t [B] -> [B, C, F, h, w]."""
+    batch, channels, frames, height, width = noised.shape
+    grid = (frames, height // patch, width // patch)
+    patches = wide(tokens).reshape(batch, *grid, channels, patch, patch)
+    velocity = patches.permute(0, 4, 1, 2, 5, 3, 6).reshape(noised.shape)
+    return (wide(noised) - wide(t).view(-1, 1, 1, 1, 1) * velocity).to(noised.dtype)
+
+
 def philox_words(counter: tuple[int, int, int, int], key: tuple[int, int]) -> tuple[int, int, int, int]:
     """Philox4x32-10 on Python integers."""
     x0, x1, x2, x3 = counter
