@@ -15,6 +15,7 @@ void register_channel_concat(pybind11::module_& module);
 void register_paged_attention(pybind11::module_& module);
 void register_kv_write(pybind11::module_& module);
 void register_block(pybind11::module_& module);
+void register_clean_frame(pybind11::module_& module);
 
 // with CUDA only
 void register_linear_residual(pybind11::module_& module);

@@ -70,6 +70,8 @@ EXPECTED = {
         architectures=("sm_90a",),
         ptx=None,
     ),
+    # With patches of 2: two tokens and t; four rows of four pixels, as vectors and one by one.
+    "clean_frame/portable": Expected(4, {"LDG": 23, "STG": 19}),
     # 4 or 8 products for Q K^T and 8 for P V; boxes of Q, K, V and the result; registers change hands.
     "paged_attention/sm90": HOPPER_ATTENTION,
     # The same and the first product of keys, before the loop, and the last one of values, after it; the turns.

@@ -26,6 +26,7 @@ from bench.harness.processes import WRONG_KERNEL
 from bench.harness.timing import clock_for
 from bench.kernels import (
     bench_channel_concat,
+    bench_clean_frame,
     bench_gate_residual_norm,
     bench_kv_write,
     bench_linear_residual,
@@ -42,6 +43,7 @@ SUITES = {
         bench_linear_residual,
         bench_channel_concat,
         bench_philox,
+        bench_clean_frame,
     )
 }
 Builder = Callable[[tuple[int, ...], Setting], Case]

@@ -52,6 +52,13 @@ AAPT_DEVICE void unpack_raw(const RawVector<Element>& raw, VectorValues& values)
   }
 }
 
+AAPT_DEVICE void store_floats(float* target, const float (&values)[4]) {
+  Vector16 vector;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) vector.word[i] = arch::bits_of_float(values[i]);
+  arch::store_16(target, vector);
+}
+
 // Rounds, where that is needed, and writes.
 template <class Element>
 AAPT_DEVICE void store_values(Element* target, const VectorValues& values) {

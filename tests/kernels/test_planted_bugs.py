@@ -24,9 +24,16 @@ CONCAT = {
     "tests": "test_channel_concat.py",
     "select": "not torch.float16",
 }
+CLEAN = {
+    "source": "clean_frame/instantiations/bf16.cu",
+    "tests": "test_clean_frame.py",
+    "select": "not torch.float16",
+}
+CLEAN_CHECKS = {**CLEAN, "source": "clean_frame/clean_frame.cpp"}
 PHILOX = {"source": "channel_concat/philox_normal.cu", "tests": "test_philox.py"}
 KERNEL, SOFTMAX, TABLE = (f"paged_attention/{name}.cuh" for name in ("kernel_portable", "softmax", "page_table"))
 WRITER, EMBEDDER = "kv_write/kernel_portable.cuh", "channel_concat/kernel_portable.cuh"
+CLEANER = "clean_frame/kernel_portable.cuh"
 
 BUGS = [
     Bug(
@@ -172,6 +179,61 @@ BUGS = [
         "feature + e < params.features",
         "feature + 8 <= params.features",
         **CONCAT,
+    ),
+    Bug("the velocity is added", CLEANER, "fmaf(-t, of_pixel", "fmaf(t, of_pixel", **CLEAN),
+    Bug("all rows have the first timestep", CLEANER, "rectangle.batch * params.t_stride", "0", **CLEAN),
+    Bug(
+        "all frames have the first one's tokens",
+        CLEANER,
+        "(rectangle.frame * (params.height",
+        "(0 * (params.height",
+        **CLEAN,
+    ),
+    Bug(
+        "the columns of a patch change places", CLEANER, "+ i % Config::kPatch]", "+ (i + 1) % Config::kPatch]", **CLEAN
+    ),
+    Bug(
+        "the last rectangle of a frame is left out",
+        CLEANER,
+        "exists = patch_row <",
+        "exists = patch_row + 1 <",
+        **CLEAN,
+    ),
+    Bug(
+        "a row that is no whole number of vectors is not finished",
+        CLEANER,
+        "if (rectangle.x + i < params.width)",
+        "if (rectangle.x + Config::kPixels <= params.width)",
+        **CLEAN,
+    ),
+    Bug("pixels beyond the end of a row are written", CLEANER, "if (rectangle.x + i < params.width)", "", **CLEAN),
+    Bug(
+        "the place of the frames in memory is not looked at",
+        "clean_frame/clean_frame.cpp",
+        "reinterpret_cast<std::uintptr_t>(frames.data) % sizeof(Vector16) == 0",
+        "true",
+        **CLEAN_CHECKS,
+    ),
+    Bug(
+        "nor are their strides",
+        "clean_frame/clean_frame.cpp",
+        "whole && (frames.size(i) == 1 || frames.stride[i] % kPixels == 0)",
+        "whole",
+        **CLEAN_CHECKS,
+    ),
+    Bug(
+        "offsets of tokens in 32 bits",
+        CLEANER,
+        "token * params.token_stride",
+        "token * int(params.token_stride)",
+        **CLEAN,
+    ),
+    Bug(
+        "offsets of channels in 32 bits",
+        CLEANER,
+        "channel(row) * params.channel_stride",
+        "channel(row) * int(params.channel_stride)",
+        **CLEAN,
     ),
     Bug("nine rounds", "channel_concat/philox.cuh", "kRounds = 10", "kRounds = 9", **PHILOX),
     Bug("half of the key stands still", "channel_concat/philox.cuh", "key[1] += kKeySteps[1];", "", **PHILOX),

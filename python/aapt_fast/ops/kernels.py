@@ -35,6 +35,7 @@ from aapt_fast.ops.verified import is_verified
 KERNELS = (
     "channel_concat/portable",
     "channel_concat_noise/portable",
+    "clean_frame/portable",
     "gate_residual_norm/portable",
     "kv_write/portable",
     "linear_residual/sm90",
