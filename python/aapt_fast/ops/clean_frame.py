@@ -21,7 +21,7 @@ from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 from aapt_fast.errors import require, require_device, require_dtype, require_shape
 from aapt_fast.ops._checks import check_tensor
 from aapt_fast.ops._library import library
-from aapt_fast.ops.kernels import kernel_on_cpu, run_kernel, view
+from aapt_fast.ops.kernels import kernel_is_on, run_kernel, view
 
 IMPLEMENTATIONS = {
     "cpu": "torch composition: pixel_shuffle, mul, sub",
@@ -58,7 +58,7 @@ def clean_frame(tokens: torch.Tensor, noised: torch.Tensor, t: torch.Tensor, pat
     require(tokens.is_floating_point(), "tokens", "a floating point dtype", tokens.dtype)
     require_device("tokens", tokens, noised.device)
     check_tensor("t", t, noised.shape[:1], noised.dtype, noised.device)
-    if torch.compiler.is_compiling() and noised.device.type == "cpu" and not kernel_on_cpu("clean_frame"):
+    if torch.compiler.is_compiling() and noised.device.type == "cpu" and not kernel_is_on("clean_frame", noised.device):
         return _composition(tokens, noised, t, patch)  # the compiler puts it together with its neighbours
     return torch.ops.aapt.clean_frame.default(tokens, noised, t, patch)
 
