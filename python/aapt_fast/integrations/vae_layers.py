@@ -52,16 +52,15 @@ class FastCausalConv3d(Original):
 
 
 class FastRMSNorm(Original):
-    """`forward` of the norm over channels, with one pass less over the frames."""
+    """`forward` of the norm over channels, with one pass less over the frames; in half precision it is the original."""
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, ...] -> the same shape and dtype."""
-        if not faster_here(x, self.gamma):
+        if x.dtype != torch.float32 or not faster_here(x, self.gamma):
             return super().forward(x)
-        gain = (self.gamma.float() * self.scale).view(-1, *[1] * (x.dim() - 2))
-        wide = x.float()
-        norm = torch.linalg.vector_norm(wide, dim=1, keepdim=True).clamp_min(1e-12)
-        return (wide * gain).div_(norm).to(x.dtype)
+        gain = (self.gamma * self.scale).view(-1, *[1] * (x.dim() - 2))
+        norm = torch.linalg.vector_norm(x, dim=1, keepdim=True).clamp_min(1e-12)
+        return (x * gain).div_(norm)
 
 
 class FastUpsample(Original):
@@ -80,7 +79,7 @@ class FastUpsample(Original):
 
 RUNS: dict[type, str] = {
     FastCausalConv3d: "ops.causal_conv3d in float32 and bfloat16",
-    FastRMSNorm: "RMS norm in one pass less in float32 and bfloat16",
+    FastRMSNorm: "RMS norm in one pass less in float32",
     FastUpsample: "upsampling and convolution in one in float32",
 }
 

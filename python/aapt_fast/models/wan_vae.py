@@ -9,6 +9,7 @@ The first latent frame stands for one video frame, every later one for four. Lat
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from aapt_fast.errors import require, require_shape
 from aapt_fast.models.layers import CausalConv3d, FeatureCache, constant, name_cached_layers
-from aapt_fast.models.wan_vae_layers import Downsample, FrameAttention, ResidualBlock, RMSNorm, Upsample
+from aapt_fast.models.wan_vae_layers import HALVES, Downsample, FrameAttention, ResidualBlock, RMSNorm, Upsample
 from aapt_fast.models.wan_vae_residual import DownLevel, UpLevel, channels_to_pixels, pixels_to_channels
 from aapt_fast.models.wan_vae_statistics import WAN_2_1_MEAN, WAN_2_1_STD, WAN_2_2_MEAN, WAN_2_2_STD
 from aapt_fast.models.wan_vae_stream import DecoderStream, EncoderStream
@@ -187,11 +188,21 @@ class WanVAE(nn.Module):
         self.conv1 = CausalConv3d(2 * config.z_dim, 2 * config.z_dim, 1)
         self.conv2 = CausalConv3d(config.z_dim, config.z_dim, 1)
         self.decoder = Decoder(config)
-        mean = constant(config.latents_mean).view(-1, 1, 1, 1)
-        std = constant(config.latents_std).view(-1, 1, 1, 1)
-        self.register_buffer("latents_mean", mean, persistent=False)
-        self.register_buffer("latents_std", std, persistent=False)
+        for name in ("latents_mean", "latents_std"):
+            self.register_buffer(name, self._statistic(name), persistent=False)
         name_cached_layers(self)
+
+    def _statistic(self, name: str) -> Tensor:
+        return constant(getattr(self.config, name)).view(-1, 1, 1, 1)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> WanVAE:
+        """What `to`, `bfloat16` and others call: the statistics of the latents stay in float32."""
+        super()._apply(fn, recurse)
+        for name in ("latents_mean", "latents_std"):
+            moved = getattr(self, name)
+            if moved.dtype in HALVES:
+                setattr(self, name, self._statistic(name).to(moved.device))
+        return self
 
     @property
     def latent_channels(self) -> int:
@@ -254,13 +265,15 @@ class WanVAE(nn.Module):
         return self.conv1(self.encoder(blocks, cache), cache)
 
     def _decode_chunk(self, latents: Tensor, cache: FeatureCache) -> Tensor:
-        latents = latents.to(self.conv2.weight.dtype) * self.latents_std + self.latents_mean
+        dtype = self.conv2.weight.dtype
+        wide = latents.to(torch.promote_types(dtype, torch.float32))
+        latents = (wide * self.latents_std + self.latents_mean).to(dtype)
         latents = latents.contiguous(memory_format=torch.channels_last_3d)
         blocks = self.decoder(self.conv2(latents, cache), cache)
         return channels_to_pixels(blocks, self.config.patch_size).clamp(-1, 1)
 
     def _normalise(self, latents: Tensor) -> Tensor:
-        return (latents - self.latents_mean) / self.latents_std
+        return ((latents - self.latents_mean) / self.latents_std).to(latents.dtype)
 
     def _check_video(self, video: Tensor) -> None:
         require_shape("video", video, "B", RGB, "T", "H", "W")

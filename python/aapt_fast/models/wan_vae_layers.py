@@ -13,11 +13,15 @@ from torch import Tensor, nn
 
 from aapt_fast.models.layers import CausalConv3d, FeatureCache
 
+HALVES = (torch.bfloat16, torch.float16)
+
 
 class RMSNorm(nn.Module):
-    """x / ||x|| * sqrt(C) * gamma, the norm taken over channels; in float32 or wider, whatever the dtype of x.
+    """x / ||x|| * sqrt(C) * gamma, the norm taken over channels, in float32 or wider.
 
-    `broadcast_dims` is the number of trailing dimensions of size one that the published `gamma` has.
+    In half precision the result is rounded where diffusers rounds it, after each of the three operations: a network of
+    this depth makes of other roundings another video. `broadcast_dims` is the number of trailing dimensions of size one
+    that the published `gamma` has.
     """
 
     def __init__(self, channels: int, broadcast_dims: int = 3) -> None:
@@ -26,6 +30,8 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, T, H, W] -> the same shape and dtype."""
+        if x.dtype in HALVES:
+            return F.normalize(x.float(), dim=1).to(x.dtype) * x.shape[1] ** 0.5 * self.gamma.view(-1, 1, 1, 1)
         wide = x if x.dtype == torch.float64 else x.float()
         gain = self.gamma.to(wide.dtype).view(-1, 1, 1, 1) * x.shape[1] ** 0.5
         norm = torch.linalg.vector_norm(wide, dim=1, keepdim=True).clamp_min(1e-12)

@@ -33,6 +33,7 @@ _PAIRING_MIN_CHANNELS = 16
 _PAIRING_MIN_POSITIONS = 1024
 # oneDNN computes output channels in blocks of 16: up to that many, more outputs are free.
 _OUTPUT_BLOCK = 16
+_HALVES = (torch.bfloat16, torch.float16)
 
 
 def causal_conv3d(x: Tensor, weight: Tensor, bias: Tensor | None = None, history: Tensor | None = None) -> Tensor:
@@ -48,8 +49,8 @@ def causal_conv3d(x: Tensor, weight: Tensor, bias: Tensor | None = None, history
     Raises:
         ValueError: a shape, dtype or device does not fit; the message names the argument.
 
-    On the CPU the result comes from 2-D convolutions (see `_convolve_cpu`), on CUDA from `F.conv3d`. Under autocast
-    every argument but float64 is cast to the autocast dtype.
+    On the CPU the result comes from 2-D convolutions (see `_convolve_cpu`), in half precision and on CUDA from
+    `F.conv3d`. Under autocast every argument but float64 is cast to the autocast dtype.
     """
     return torch.ops.aapt.causal_conv3d(x, weight, bias, history)
 
@@ -71,14 +72,19 @@ def tap_major(weight: Tensor) -> Tensor:
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# CPU: 2-D convolutions. torch 2.13 sends a float32 conv3d on the CPU to a slow path (about 11 GFLOP/s on two cores);
-# a conv2d goes to oneDNN, which runs at the rate of the machine's multiply-add units.
+# CPU, float32 and wider: 2-D convolutions. torch 2.13 sends a float32 conv3d on the CPU to a slow path (about 11
+# GFLOP/s on two cores); a conv2d goes to oneDNN, which runs at the rate of the machine's multiply-add units.
 # --------------------------------------------------------------------------------------------------------------------
 
 
 def _convolve_cpu(x: Tensor, weight: Tensor, bias: Tensor | None, history: Tensor | None) -> Tensor:
-    """Choose the cheapest of three equal ways to sum over the kt time taps."""
+    """Choose the cheapest of three equal ways to sum over the kt time taps.
+
+    In half precision it is torch's conv3d, which is as fast there: the same bits as any other module that calls it.
+    """
     _check(x, weight, bias, history)
+    if x.dtype in _HALVES:
+        return causal_conv3d_reference(x, weight, bias, history).contiguous(memory_format=torch.channels_last_3d)
     if history is None:
         weight = weight[:, :, -x.shape[2] :]  # taps further back than the first frame see only zeros
     frames = _with_past(x, history, weight.shape[2])
