@@ -56,7 +56,7 @@ def _record_on_cuda(function: Callable[[], Tensor], device: torch.device) -> Rec
             function()
     torch.cuda.current_stream(device).wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, stream=stream):  # which is on this device, unless torch's own is
         output = function()
     return Recording(graph.replay, output)
 
