@@ -12,6 +12,7 @@ import torch
 from diffusers import WanTransformer3DModel
 from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 from safetensors.torch import load_file
+from tests.integrations.diffusers_models import IMAGE_WIDTH, image_transformer, random_transformer
 from torch import Tensor, nn
 
 import aapt_fast
@@ -21,21 +22,6 @@ from aapt_fast.ops import dense_attention as dense
 from aapt_fast.testing.compare import assert_near
 
 TOLERANCE = 2e-5
-IMAGE_WIDTH = 20
-
-
-def random_transformer(**options) -> WanTransformer3DModel:
-    torch.manual_seed(1)
-    settings = dict(num_attention_heads=2, attention_head_dim=24, in_channels=4, out_channels=4, text_dim=16)
-    model = WanTransformer3DModel(**settings, freq_dim=32, ffn_dim=64, num_layers=2, rope_max_seq_len=32, **options)
-    for key, parameter in model.named_parameters():
-        if "norm_" in key:
-            nn.init.uniform_(parameter, 0.5, 1.5)
-    return model.eval().requires_grad_(False)
-
-
-def image_transformer() -> WanTransformer3DModel:
-    return random_transformer(image_dim=IMAGE_WIDTH, added_kv_proj_dim=48)
 
 
 def forward(model: WanTransformer3DModel, tokens_of_text: int = 512) -> Tensor:
@@ -187,15 +173,6 @@ def test_a_cpu_says_that_nothing_is_faster():
     assert not is_swapped(model.blocks[0].attn1)
     with pytest.raises(RuntimeError, match="strict: expected everything asked for"):
         aapt_fast.patch(model, cuda_graph=False, strict=True)
-
-
-def test_cuda_graphs_are_not_promised():
-    model = random_transformer()
-    (finding,) = aapt_fast.patch(model, attention=False).left_alone
-    assert (finding.part, finding.kind) == ("cuda_graph", "WanTransformer3DModel.forward")
-    assert finding.what == "not built yet, for no model and no device; cuda_graph=False leaves it out"
-    with pytest.raises(RuntimeError, match="cuda_graph=False leaves it out"):
-        aapt_fast.patch(model, attention=False, strict=True)
 
 
 @pytest.mark.parametrize(

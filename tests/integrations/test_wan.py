@@ -206,6 +206,21 @@ def test_copies_are_independent():
     assert set(vars(other)) == set(vars(pipeline()))
 
 
+def test_forward_passes_are_not_recorded_and_it_is_said_why(vae):
+    generator = pipeline().generator
+    for model, options, why in (
+        (generator, {}, "the indices of its cache are Python numbers, which a CUDA graph would not see"),
+        (generator, {"cuda_graph": True}, "the indices of its cache are Python numbers"),
+        (vae, {"cuda_graph": True}, "its forward keeps the past in Python lists, which a CUDA graph would not see"),
+    ):
+        (finding,) = aapt_fast.patch(model, **options).left_alone
+        assert finding.part == "cuda_graph" and finding.what.startswith(why)
+        assert finding.what.endswith("those are for diffusers' WanTransformer3DModel")
+        aapt_fast.patch(model, strict=True)  # not asked for
+        with pytest.raises(RuntimeError, match="strict: expected everything asked for"):
+            aapt_fast.patch(model, cuda_graph=True, strict=True)
+
+
 # ---- relatives that are not the same ----
 
 

@@ -6,13 +6,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from aapt_fast.integrations.sites import Site
 from aapt_fast.ops import kv_write, paged_attention
 from aapt_fast.ops.dense_attention import running_kernel, valid_counts
 from aapt_fast.ops.paged_attention import PAGE_SLOTS
 
 PART = "attention"
-NO_GRAPH = "not built yet, for no model and no device; cuda_graph=False leaves it out"
 _DTYPES = (torch.bfloat16, torch.float16)
 _WIDTHS = (64, 128)
 
@@ -28,11 +26,6 @@ def attention_obstacle(device: torch.device, dtype: torch.dtype, head_width: int
     if head_width not in _WIDTHS:
         return f"the attention kernels take heads of width 64 and 128, not {head_width}"
     return None
-
-
-def graph_site(transformer: nn.Module, where: str) -> Site:
-    """The forward pass of a transformer as a CUDA graph, which none has yet: the place is there to be reported."""
-    return Site("cuda_graph", where, transformer, "forward", object, "", NO_GRAPH)
 
 
 def obstacle_for(module: nn.Module, head_width: int) -> str | None:

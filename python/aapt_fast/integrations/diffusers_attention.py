@@ -13,10 +13,10 @@ from aapt_fast.integrations.attention import (
     PART,
     attend_to_own_tokens,
     attention_obstacle,
-    graph_site,
     obstacle_for,
     plain_rms_norm,
 )
+from aapt_fast.integrations.recorded_forward import transformer_site
 from aapt_fast.integrations.sites import Site
 from aapt_fast.integrations.swap import Original
 from aapt_fast.ops import normalise_and_rotate
@@ -106,7 +106,7 @@ def _attend_to_text(attention: Any, x: Tensor, context: Tensor | None, tables: t
 
 def transformer_sites(transformer: Any, where: str = "") -> Iterator[Site]:
     """What can be replaced in a `WanTransformer3DModel`."""
-    yield graph_site(transformer, where)
+    yield transformer_site(transformer, where)
     runs = "norm, rotation and attention through pages and our kernels, while no gradients are recorded"
     for name, module in transformer.named_modules(prefix=where):
         if type(module).__name__ == "WanAttention":

@@ -16,12 +16,12 @@ from typing import Any
 
 from aapt_fast.integrations.report import PatchReport
 from aapt_fast.integrations.search import find_sites, swapped_in
-from aapt_fast.integrations.sites import patch_sites
+from aapt_fast.integrations.sites import explain_sites, patch_sites
 from aapt_fast.integrations.swap import swap_back
 
 
 def patch(
-    obj: Any, *, attention: bool = True, vae: bool = True, cuda_graph: bool = True, strict: bool = False
+    obj: Any, *, attention: bool = True, vae: bool = True, cuda_graph: bool | None = None, strict: bool = False
 ) -> PatchReport:
     """Replace slow parts of `obj` by faster ones with the same results.
 
@@ -31,9 +31,10 @@ def patch(
             parts.
         attention: attention of transformers.
         vae: encoder and decoder.
-        cuda_graph: whole forward passes of transformers as CUDA graphs. Not built yet: the report says so, and
-            `strict` needs `cuda_graph=False` for anything that holds a transformer.
-        strict: raise if a part that was asked for, and that `obj` has, is left alone anywhere.
+        cuda_graph: whole forward passes of diffusers' `WanTransformer3DModel` as CUDA graphs. No GPU has run it, so
+            None leaves it alone and the report says that it is there; True asks for it.
+        strict: raise if a part that was asked for, and that `obj` has, is left alone anywhere. Attention and VAE are
+            asked for unless they are False, `cuda_graph` only by True.
 
     Returns:
         what was replaced and what was left alone. A second call changes nothing and says the same.
@@ -42,10 +43,11 @@ def patch(
         TypeError: nothing in `obj` is known here; a list; a model of this package, which is fast already.
         RuntimeError: `strict`, and something was left alone; then `obj` is as it was before.
     """
-    parts = {name for name, wanted in (("attention", attention), ("vae", vae), ("cuda_graph", cuda_graph)) if wanted}
-    before = swapped_in(obj)
-    replaced, left_alone = patch_sites(site for site in find_sites(obj) if site.part in parts)
-    report = PatchReport(type(obj).__name__, tuple(replaced), tuple(left_alone))
+    wanted = {"attention": attention, "vae": vae, "cuda_graph": cuda_graph}
+    before, sites = swapped_in(obj), find_sites(obj)
+    replaced, left_alone = patch_sites(site for site in sites if wanted[site.part])
+    stayed, not_asked_for = explain_sites(site for site in sites if wanted[site.part] is None and site.unasked)
+    report = PatchReport(type(obj).__name__, (*replaced, *stayed), (*left_alone, *not_asked_for))
     if strict and left_alone:
         _restore(obj, before)
         raise RuntimeError(f"strict: expected everything asked for to be replaced, got\n{report}")
@@ -61,7 +63,7 @@ def unpatch(obj: Any) -> None:
 
 
 @contextmanager
-def patched(obj: Any, **options: bool) -> Iterator[PatchReport]:
+def patched(obj: Any, **options: bool | None) -> Iterator[PatchReport]:
     """`patch(obj, **options)` for the length of a `with` block; what was patched before stays patched after it."""
     before = swapped_in(obj)
     try:

@@ -26,6 +26,8 @@ class Site:
     """In words, what runs once it is replaced."""
     obstacle: str | None = None
     """Why it is left alone, or None."""
+    unasked: str | None = None
+    """What is said about a part that is not replaced unless asked for, as long as it is not; None: nothing."""
 
     @property
     def kind(self) -> str:
@@ -70,5 +72,6 @@ def explain_sites(sites: Iterable[Site]) -> Findings:
             else:
                 left_alone.append(site.finding(f"replaced, but the original runs: {reason}"))
         else:
-            left_alone.append(site.finding(reason or f"not patched; patch() would give: {site.runs}"))
+            said = "; ".join(dict.fromkeys(filter(None, (site.unasked, reason))))
+            left_alone.append(site.finding(said or f"not patched; patch() would give: {site.runs}"))
     return replaced, left_alone

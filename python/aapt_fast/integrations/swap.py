@@ -2,9 +2,9 @@
 """Replacing methods of one object by changing its class, and back.
 
 The new class inherits from the old one and has its name. So the object stays what it was for everybody who asks
-(isinstance, hooks, state dicts, `to`, adapters, configurations that store the class's name), nothing is added to it,
-copies and pickles of it are patched as well, and going back is going back to the old class. A pickle of a patched
-object needs aapt_fast to be read.
+(isinstance, hooks, state dicts, `to`, adapters, configurations that store the class's name), nothing is added to it but
+what a class of methods keeps there for itself, copies and pickles of it are patched as well and begin without that, and
+going back is going back to the old class. A pickle of a patched object needs aapt_fast to be read.
 """
 
 from __future__ import annotations
@@ -21,10 +21,15 @@ class Swapped:
 
     swapped_from: type
     swapped_by: type
+    kept_by_swap: tuple[str, ...] = ()
+    """Attributes that the methods keep in the object. They leave with the methods, and no copy has them."""
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         reduced: Any = super().__reduce_ex__(protocol)
-        return _created, (self.swapped_from, self.swapped_by), *reduced[2:]
+        state, *rest = reduced[2:]
+        if isinstance(state, dict):
+            state = {name: value for name, value in state.items() if name not in self.kept_by_swap}
+        return _created, (self.swapped_from, self.swapped_by), state, *rest
 
 
 def swap(target: Any, methods: type) -> None:
@@ -42,14 +47,19 @@ def swap_back(target: Any) -> None:
     """Give `target` its own class again. Raises RuntimeError if somebody else has changed its class since."""
     if "swapped_from" not in vars(type(target)):
         raise RuntimeError(f"{type(target).__name__}: expected the class that patch gave it, it was changed since then")
+    for name in target.kept_by_swap:
+        vars(target).pop(name, None)
     target.__class__ = type(target).swapped_from
 
 
 def obstacle_to_swap(target: Any, method: str) -> str | None:
     """Why a swapped `method` of `target` would not run, or None."""
-    if method in vars(target):
-        return f"another package has replaced its {method}"
-    return None
+    own = vars(target).get(method)
+    if own is None:
+        return None
+    if is_swapped(target) and own == getattr(type(target), method).__get__(target):
+        return None  # hooks that are gone have left our own method there
+    return f"another package has replaced its {method}"
 
 
 @functools.cache  # one class per pair, so that equal objects stay of equal type

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from aapt_fast.integrations.attention import PART, attention_obstacle, graph_site
+from aapt_fast.integrations.attention import PART, attention_obstacle
 from aapt_fast.integrations.kv_cache import PagedKVCache, read_index, set_index
 from aapt_fast.integrations.sites import Site
 from aapt_fast.integrations.swap import Original, is_swapped, obstacle_to_swap, swap, swap_back
@@ -24,6 +24,7 @@ from aapt_fast.ops.dense_attention import as_pages, dense_attention, pages_per_r
 
 FORWARD = ("x", "seq_lens", "grid_sizes", "freqs", "block_mask", "kv_cache", "current_start", "cache_start")
 ATTRIBUTES = ("q", "k", "v", "o", "norm_q", "norm_k", "num_heads", "head_dim")
+NO_GRAPH = "which a CUDA graph would not see: those are for diffusers' WanTransformer3DModel"
 WINDOW = ("local_attn_size", "sink_size", "max_attention_size")
 
 
@@ -32,7 +33,9 @@ def vae_sites(vae: Any, where: str = "") -> Iterator[Site]:
 
     The same layers are in the `VAEDecoderWrapper` of Self-Forcing's demo, which is given its cache with every call.
     """
-    return layer_sites(vae, where)
+    said = f"its forward keeps the past in Python lists, {NO_GRAPH}"
+    yield Site("cuda_graph", where, vae, "forward", object, "", said)
+    yield from layer_sites(vae, where)
 
 
 # ---- attention with a cache ----
@@ -143,7 +146,8 @@ def _attend(attention: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 def causal_model_sites(model: Any, where: str = "") -> Iterator[Site]:
     """What can be replaced in a `CausalWanModel`."""
-    yield graph_site(model, where)
+    said = f"the indices of its cache are Python numbers, {NO_GRAPH}"
+    yield Site("cuda_graph", where, model, "forward", object, "", said, said)
     tried: dict[tuple[Any, ...], str | None] = {}
     for name, module in model.named_modules(prefix=where):
         if type(module).__name__ != "CausalWanSelfAttention":
