@@ -52,9 +52,9 @@ def inputs(seed: int = 0, frames: int = 3, batch: int = 2, like: WanTransformer3
     return given
 
 
-def plain(model: WanTransformer3DModel, **given) -> Tensor:
+def plain(model: WanTransformer3DModel, *tensors: Tensor, **given) -> Tensor:
     """What diffusers' own forward gives."""
-    return WanTransformer3DModel.forward(model, **given)[0]
+    return WanTransformer3DModel.forward(model, *tensors, **given)[0]
 
 
 def assert_right(model: WanTransformer3DModel, *seeds: int) -> None:

@@ -7,9 +7,11 @@ import pytest
 import torch
 from diffusers import WanTransformer3DModel
 from diffusers.models.attention_dispatch import attention_backend
+from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 from tests.integrations.diffusers_models import image_transformer, random_transformer
 from tests.integrations.recorded_calls import KEPT, assert_right, inputs, made, model, patched, plain
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import aapt_fast
 from aapt_fast.integrations import attention, diffusers_attention
@@ -108,9 +110,11 @@ def test_dtypes_autocast_and_backends_belong_to_the_signature(model, made):
     with attention_backend("_native_math"):
         assert_right(model, 0, 1)
     assert len(made) == 5
-    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
-        assert_right(model, 0, 1)
-    assert len(made) == 6
+    every = [SDPBackend.MATH, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION]
+    for number, without in enumerate(every):
+        with sdpa_kernel([backend for backend in every if backend != without]):
+            assert_right(model, 0, 1)
+        assert len(made) == 6 + number
 
 
 def test_what_autocast_has_cast_before_is_not_recorded(made):
@@ -191,17 +195,30 @@ def fused(model):
 
 
 def another_act(model):
-    del model.condition_embedder.act_fn
-    model.condition_embedder.act_fn = nn.Tanh()
+    model.condition_embedder.act_fn = nn.GELU()
+    model(**inputs())
+    model.condition_embedder.act_fn = nn.GELU("tanh")  # of the same class
 
 
-@pytest.mark.parametrize("change", [replaced, assigned, exchanged, transposed, fused, another_act])
+def another_processor(model):
+    class Doubled(WanAttnProcessor):
+        def __call__(self, *arguments, **options):
+            return 2 * super().__call__(*arguments, **options)
+
+    Doubled.__module__ = WanAttnProcessor.__module__
+    model.blocks[0].attn1.set_processor(Doubled())
+
+
+CHANGES = (replaced, assigned, exchanged, transposed, fused, another_act, another_processor)
+
+
+@pytest.mark.parametrize("change", CHANGES)
 def test_other_weights_and_modules_are_recorded_anew(model, made, change):
     assert_right(model, 0)
     before = model(**inputs()).sample
     change(model)
     assert_right(model, 0, 1)
-    assert made == ["cpu"] * 2 and len(vars(model)[KEPT]) == 1
+    assert len(made) == (3 if change is another_act else 2) and len(vars(model)[KEPT]) == 1
     assert change is fused or not torch.equal(model(**inputs()).sample, before)
 
 
