@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from torch import Tensor, nn
 
@@ -164,9 +163,18 @@ def _signature(inputs: Inputs) -> tuple[Any, ...]:
     cast = torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type)
     attention = torch.backends.cuda  # which of torch's own it may choose
     allowed = (attention.flash_sdp_enabled(), attention.mem_efficient_sdp_enabled(), attention.math_sdp_enabled())
-    chosen = (selection(), _AttentionBackendRegistry.get_active_backend()[0], allowed, attention.cudnn_sdp_enabled())
+    chosen = (selection(), _attention_backend(), allowed, attention.cudnn_sdp_enabled())
     stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else None
     return shapes, cast, chosen, torch.are_deterministic_algorithms_enabled(), stream
+
+
+def _attention_backend() -> Any:
+    """What diffusers has been told to attend with; versions that cannot be told have one way only."""
+    try:
+        from diffusers.models.attention_dispatch import _AttentionBackendRegistry
+    except ImportError:
+        return None
+    return _AttentionBackendRegistry.get_active_backend()[0]
 
 
 def _record(inputs: Inputs, forward: Callable[..., Tensor]) -> _Recorded:
