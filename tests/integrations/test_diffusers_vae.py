@@ -258,6 +258,20 @@ def test_bfloat16_is_as_good_as_the_original():
     assert (found.float() - plain.float()).norm() / oracle.norm() < limit
 
 
+def test_methods_that_hooks_kept_are_the_originals_after_unpatch():
+    """As accelerate's hooks keep them: the bound method of the time they were put on."""
+    vae = random_vae()
+    latents = latents_for(vae)
+    expected = vae.decode(latents).sample
+    aapt_fast.patch(vae)
+    layers = [layer for layer in vae.modules() if is_swapped(layer) and hasattr(layer, "forward")]
+    kept = {layer: layer.forward for layer in layers}
+    aapt_fast.unpatch(vae)
+    for layer, forward in kept.items():
+        layer.forward = forward
+    assert len(kept) > 20 and torch.equal(vae.decode(latents).sample, expected)
+
+
 def test_what_is_not_faster_runs_as_ever():
     vae = random_vae().double()
     latents = latents_for(vae).double()

@@ -58,8 +58,6 @@ class RecordedForward(Original):
         """
         inputs = (hidden_states, timestep, encoder_hidden_states, encoder_hidden_states_image)
         rest = {"attention_kwargs": attention_kwargs, **options}
-        if not isinstance(self, RecordedForward):  # unpatched, and a hook has kept this method
-            return type(self).forward(self, *inputs, return_dict=return_dict, **rest)
         plain = super().forward
         if torch.compiler.is_compiling() or attention_kwargs or options or not _may_be_recorded(self, inputs):
             return plain(*inputs, return_dict=return_dict, **rest)

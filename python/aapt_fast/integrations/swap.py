@@ -10,6 +10,7 @@ going back is going back to the old class. A pickle of a patched object needs aa
 from __future__ import annotations
 
 import functools
+from inspect import isfunction
 from typing import Any
 
 Original: Any = object
@@ -66,7 +67,20 @@ def obstacle_to_swap(target: Any, method: str) -> str | None:
 def _combined(original: Any, methods: Any) -> Any:
     names = {"__module__": original.__module__, "__qualname__": original.__qualname__, "__doc__": original.__doc__}
     origin = {"swapped_from": original, "swapped_by": methods}
-    return type(original.__name__, (methods, Swapped, original), {**names, **origin})
+    guarded = {name: _while_swapped(value, methods) for name, value in vars(methods).items() if isfunction(value)}
+    return type(original.__name__, (methods, Swapped, original), {**names, **origin, **guarded})
+
+
+def _while_swapped(function: Any, methods: Any) -> Any:
+    """`function`, and the object's own method of that name once it has gone back: hooks may have kept a bound one."""
+
+    @functools.wraps(function)
+    def call(self: Any, *arguments: Any, **options: Any) -> Any:
+        if isinstance(self, methods):
+            return function(self, *arguments, **options)
+        return getattr(type(self), function.__name__)(self, *arguments, **options)
+
+    return call
 
 
 def _created(original: Any, methods: Any) -> Any:
