@@ -157,7 +157,6 @@ def run_kernel(op: str, device: torch.device, launch: Callable[[Callable[..., An
     return None
 
 
-@torch.compiler.assume_constant_result
 def kernel_is_on(op: str, device: torch.device) -> bool:
     """Whether a kernel of `op` is there and on for a device; on the CPU one of an emulated build. Torch asks once."""
     selected = selection()
@@ -166,6 +165,10 @@ def kernel_is_on(op: str, device: torch.device) -> bool:
         return False
     kernels = [kernel for kernel in KERNELS if kernel.split("/")[0] == op and hasattr(module, kernel.replace("/", "_"))]
     return any(selected.allows(kernel, module, device) for kernel in kernels)
+
+
+# What torch.compiler.assume_constant_result does, which would import the whole compiler with this package.
+kernel_is_on._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def runs_on(module: ModuleType, device: torch.device) -> bool:
