@@ -27,17 +27,17 @@ import torch
 from torch import Tensor
 
 import aapt_fast
-from aapt_fast.bench.compiled import CompiledSession
-from aapt_fast.bench.decoders import wan_decoder
-from aapt_fast.bench.inputs import random_controls, random_image, random_prompt
-from aapt_fast.bench.kernels import working_kernels
-from aapt_fast.bench.roofline import Step
-from aapt_fast.bench.systems import PROMPT_TOKENS, random_model
-from aapt_fast.bench.timing import Sample
-from aapt_fast.models.presets import generator_preset
-from aapt_fast.models.wan_vae import WanVAEConfig
+from aapt_fast.models.aapt.presets import generator_preset
+from aapt_fast.models.vae.wan import WanVAEConfig
 from aapt_fast.ops._load import extension_or_none
 from aapt_fast.ops.kernels import KERNELS, use_kernels
+from aapt_fast.profiling.compiled import CompiledSession
+from aapt_fast.profiling.decoders import wan_decoder
+from aapt_fast.profiling.inputs import random_controls, random_image, random_prompt
+from aapt_fast.profiling.kernels import working_kernels
+from aapt_fast.profiling.roofline import Step
+from aapt_fast.profiling.systems import PROMPT_TOKENS, random_model
+from aapt_fast.profiling.timing import Sample
 from aapt_fast.streaming.recording import RECORDERS
 from aapt_fast.streaming.session import StreamSession
 from aapt_fast.worlds.motions import random_motion

@@ -22,11 +22,11 @@ import time
 import torch
 
 from aapt_fast import HostFrames, StreamSession
-from aapt_fast.bench.inputs import random_controls, random_image, random_prompt
-from aapt_fast.bench.systems import PROMPT_TOKENS, random_model
-from aapt_fast.bench.timing import Sample
-from aapt_fast.models.presets import generator_preset
-from aapt_fast.models.wan_vae import WanVAEConfig
+from aapt_fast.models.aapt.presets import generator_preset
+from aapt_fast.models.vae.wan import WanVAEConfig
+from aapt_fast.profiling.inputs import random_controls, random_image, random_prompt
+from aapt_fast.profiling.systems import PROMPT_TOKENS, random_model
+from aapt_fast.profiling.timing import Sample
 from aapt_fast.streaming.host_copies import PendingFrames
 from aapt_fast.streaming.recording import RECORDERS
 from bench.harness.cases import DTYPE_NAMES
@@ -91,7 +91,7 @@ def main() -> None:
         print(f"{result['name']:50} p50 {result['p50_ms']:8.2f} ms, {result['ratio']:5.3f} times as fast as at once")
     gpu = torch.cuda.get_device_name() if device.type == "cuda" else None
     ran = {"torch": torch.__version__, "device": device.type, "gpu": gpu}
-    print(json.dumps({"schema": "aapt_fast.bench/1", "results": results, "what_ran": ran}))
+    print(json.dumps({"schema": "aapt_fast.profiling/1", "results": results, "what_ran": ran}))
 
 
 if __name__ == "__main__":

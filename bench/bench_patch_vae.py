@@ -100,7 +100,7 @@ def main() -> None:
         f"{stream['last_third_ms']:.1f} ms in the last ({stream['last_to_first']:.2f} times)"
     )
     results.append(stream)
-    print(json.dumps({"schema": "aapt_fast.bench/1", "results": results, "what_ran": what_ran()}))
+    print(json.dumps({"schema": "aapt_fast.profiling/1", "results": results, "what_ran": what_ran()}))
 
 
 @pytest.mark.parametrize("system", SYSTEMS)

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 import aapt_fast
-from aapt_fast.models.sampler import sample_frame
+from aapt_fast.models.aapt.sampling import sample_frame
 from aapt_fast.ops import implementations, philox_normal
 from aapt_fast.streaming.controls import clip_controls
 from aapt_fast.worlds.motions import random_motion
@@ -155,7 +155,7 @@ def main() -> None:
     print(facts)
     machine = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
     ran = {"torch": torch.__version__, "machine": machine, "ops": implementations()}
-    print(json.dumps({"schema": "aapt_fast.bench/1", "results": results, **facts, "what_ran": ran}))
+    print(json.dumps({"schema": "aapt_fast.profiling/1", "results": results, **facts, "what_ran": ran}))
 
 
 @pytest.mark.parametrize("system", SYSTEMS)

@@ -112,7 +112,7 @@ def main() -> None:
                 results.append(result)
     machine = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
     ran = {"torch": torch.__version__, "machine": machine, "device": arguments.device, "ops": implementations()}
-    print(json.dumps({"schema": "aapt_fast.bench/1", "results": results, "what_ran": ran}))
+    print(json.dumps({"schema": "aapt_fast.profiling/1", "results": results, "what_ran": ran}))
 
 
 if __name__ == "__main__":

@@ -21,16 +21,16 @@ from types import ModuleType
 
 import torch
 
-from aapt_fast.bench.timing import Sample
-from aapt_fast.models.config import MiniVAEConfig
-from aapt_fast.models.few_step import FewStep
-from aapt_fast.models.mini_vae import MiniVAE
+from aapt_fast.models.aapt.config import MiniVAEConfig
 from aapt_fast.models.stream_model import StreamModel
-from aapt_fast.models.wan_config import WanConfig
-from aapt_fast.models.wan_transformer import WanTransformer
+from aapt_fast.models.vae.mini import MiniVAE
+from aapt_fast.models.wan.config import WanConfig
+from aapt_fast.models.wan.sampling import FewStep
+from aapt_fast.models.wan.transformer import WanTransformer
 from aapt_fast.ops._load import extension_or_none
 from aapt_fast.ops.block_cache import Blocks
 from aapt_fast.ops.kernels import KERNELS, runs_on, use_kernels
+from aapt_fast.profiling.timing import Sample
 from aapt_fast.streaming.samplers import BlockSampler
 from aapt_fast.streaming.session import page_pool
 from aapt_fast.testing.compare import relative_l2

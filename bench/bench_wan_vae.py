@@ -30,8 +30,8 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from aapt_fast.models.wan_vae import WanVAE, WanVAEConfig
-from aapt_fast.models.wan_vae_keys import from_diffusers_state_dict
+from aapt_fast.models.vae.wan import WanVAE, WanVAEConfig
+from aapt_fast.models.vae.wan_keys import from_diffusers_state_dict
 from aapt_fast.ops import implementations
 
 HEIGHT, WIDTH = 96, 128
@@ -176,7 +176,7 @@ def main() -> None:
                 f"{result['times_ours']:11.2f} {result['max_difference_to_ours']:11.1e}"
             )
             results.append({**result, "gflop_direct": work / 1e9})
-    print(json.dumps({"schema": "aapt_fast.bench/1", "results": results, "what_ran": what_ran()}))
+    print(json.dumps({"schema": "aapt_fast.profiling/1", "results": results, "what_ran": what_ran()}))
 
 
 @pytest.mark.parametrize("system", SYSTEMS)

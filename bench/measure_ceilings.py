@@ -32,8 +32,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import sdpa_kernel
 
-from aapt_fast.models.layers import FeatureCache
-from aapt_fast.models.wan_vae import WanVAE, WanVAEConfig
+from aapt_fast.models.vae.layers import FeatureCache
+from aapt_fast.models.vae.wan import WanVAE, WanVAEConfig
 from bench.harness import ceilings
 from bench.harness.document import Document, clocks
 from bench.harness.timing import captured, clock_for, time_interleaved

@@ -26,7 +26,7 @@ END = "<!-- end of gpu results -->"
 NOTHING = "No GPU result exists yet: no GPU has run this version."
 
 SCHEMA = 1
-BEFORE_SCHEMA_1 = "aapt_fast.bench/1"
+BEFORE_SCHEMA_1 = "aapt_fast.profiling/1"
 
 
 def load(folder: Path) -> dict[str, dict[str, Any]]:

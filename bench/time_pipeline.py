@@ -24,7 +24,7 @@ from pathlib import Path
 
 import torch
 
-from aapt_fast.bench.timing import Sample
+from aapt_fast.profiling.timing import Sample
 from bench.harness.document import Document, clocks
 
 Step = Callable[[], object]

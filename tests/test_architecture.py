@@ -34,7 +34,7 @@ ARROWS = {
     "compat": {"errors", "ops", "models", "streaming"},
     "worlds": {"errors"},
     "serve": {"errors", "models", "streaming", "worlds"},
-    "bench": {"errors", "ops", "models", "streaming"},  # measures them; `aapt-fast bench` and bench/ share it
+    "profiling": {"errors", "ops", "models", "streaming"},  # measures them; `aapt-fast bench` and bench/ share it
 }
 LIBRARY = set(ARROWS)
 MAY_IMPORT = {
@@ -255,7 +255,7 @@ Rule = Callable[[Path], list[str]]
 TENSOR_FUNCTION = "import torch\n\ndef norm(x: torch.Tensor) -> torch.Tensor:\n    "
 PLANTED: dict[Rule, list[tuple[str, str]]] = {
     imports_follow_the_arrows: [
-        ("python/aapt_fast/ops/attention.py", "import aapt_fast.models.config"),
+        ("python/aapt_fast/ops/attention.py", "import aapt_fast.models.aapt.config"),
         ("python/aapt_fast/ops/attention.py", "from ..models import config"),
         ("python/aapt_fast/ops/attention.py", "from .. import models"),
         ("python/aapt_fast/ops/__init__.py", "from ..streaming.pages import Pool"),
@@ -267,8 +267,8 @@ PLANTED: dict[Rule, list[tuple[str, str]]] = {
         ("python/aapt_fast/worlds/rooms.py", "from aapt_fast.ops import reference"),
         ("python/aapt_fast/training/data.py", "from aapt_fast import cli"),
         ("python/aapt_fast/serve/app.py", "from aapt_fast.training import losses"),
-        ("python/aapt_fast/streaming/session.py", "from aapt_fast.bench import timing"),
-        ("python/aapt_fast/bench/frame.py", "from aapt_fast.testing import streams"),
+        ("python/aapt_fast/streaming/session.py", "from aapt_fast.profiling import timing"),
+        ("python/aapt_fast/profiling/frame.py", "from aapt_fast.testing import streams"),
         ("python/aapt_fast/cli.py", "from .testing import timing"),
         ("python/aapt_fast/__init__.py", "from .cli import main"),
         ("python/aapt_fast/attic.py", ""),

@@ -12,9 +12,9 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from aapt_fast.bench.timing import Sample
 from aapt_fast.ops._load import extension_or_none
 from aapt_fast.ops.kernels import KERNELS, runs_on, use_kernels
+from aapt_fast.profiling.timing import Sample
 from aapt_fast.testing.compare import relative_l2
 from bench.harness.ceilings import Ceilings
 from bench.harness.ceilings import of as ceilings_of

@@ -14,7 +14,7 @@ from typing import Protocol
 
 import torch
 
-from aapt_fast.bench.timing import Sample
+from aapt_fast.profiling.timing import Sample
 
 Call = Callable[[], object]
 

@@ -15,11 +15,11 @@ from aapt_fast.integrations.explain import explain
 from aapt_fast.integrations.patch import patch, patched, unpatch
 from aapt_fast.integrations.report import PatchReport
 from aapt_fast.integrations.text import TextEncoder
-from aapt_fast.models.checkpoint import load_gallery, load_model
-from aapt_fast.models.few_step import FewStep
-from aapt_fast.models.load_generator import load_generator
+from aapt_fast.models.files.load_generator import load_generator
+from aapt_fast.models.files.load_vae import load_vae
+from aapt_fast.models.files.model_file import load_gallery, load_model
 from aapt_fast.models.stream_model import StreamModel
-from aapt_fast.models.vae_checkpoint import load_vae
+from aapt_fast.models.wan.sampling import FewStep
 from aapt_fast.ops.block_cache import Blocks
 from aapt_fast.ops.kernels import use_kernels
 from aapt_fast.streaming.host_copies import HostFrames

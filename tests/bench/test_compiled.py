@@ -6,10 +6,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from aapt_fast.bench import compiled
-from aapt_fast.bench.compiled import CompiledSession, plain_ops
-from aapt_fast.bench.inputs import random_image, random_prompt
-from aapt_fast.models import generator
+from aapt_fast.models.aapt import generator
+from aapt_fast.profiling import compiled
+from aapt_fast.profiling.compiled import CompiledSession, plain_ops
+from aapt_fast.profiling.inputs import random_image, random_prompt
 from aapt_fast.testing.compare import assert_near
 from aapt_fast.testing.streams import STREAMS, play, random_controls, random_model, random_session
 

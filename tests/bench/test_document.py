@@ -100,7 +100,7 @@ def test_nan_is_refused_because_it_is_not_json(document):
 
 def test_another_schema_is_not_written_to(tmp_path):
     path = tmp_path / "old.json"
-    path.write_text('{"schema": "aapt_fast.bench/1"}')
+    path.write_text('{"schema": "aapt_fast.profiling/1"}')
     with pytest.raises(ValueError, match=r"expected schema 1, got 'aapt_fast\.bench/1'"):
         Document.open(path, "pytest")
 

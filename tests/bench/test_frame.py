@@ -8,13 +8,13 @@ from types import ModuleType
 import pytest
 import torch
 
-from aapt_fast.bench import kernels, systems
-from aapt_fast.bench.inputs import random_controls
-from aapt_fast.bench.stages import INSIDE, STAGES, StepTimer, inside_generator
-from aapt_fast.bench.systems import find_system, obstacle
-from aapt_fast.bench.timing import lateness
-from aapt_fast.models.presets import MINI_PERSON, NANO, NANO_TEXT
+from aapt_fast.models.aapt.presets import MINI_PERSON, NANO, NANO_TEXT
 from aapt_fast.ops.kernels import use_kernels
+from aapt_fast.profiling import kernels, systems
+from aapt_fast.profiling.inputs import random_controls
+from aapt_fast.profiling.stages import INSIDE, STAGES, StepTimer, inside_generator
+from aapt_fast.profiling.systems import find_system, obstacle
+from aapt_fast.profiling.timing import lateness
 from aapt_fast.streaming import paged_cache
 from aapt_fast.streaming.recording import RECORDERS
 from aapt_fast.testing.recorder import record_on_cpu

@@ -15,8 +15,8 @@ from bench.harness.timing import WallClock
 from bench.kernels.__main__ import OPS, builders
 from bench.kernels.bench_paged_attention import pages
 
-from aapt_fast.bench.timing import Sample
 from aapt_fast.ops.kernels import KERNELS
+from aapt_fast.profiling.timing import Sample
 from aapt_fast.testing import targets
 
 CPU = torch.device("cpu")

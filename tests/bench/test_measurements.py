@@ -16,15 +16,15 @@ from bench import bench_frame, measure_ceilings
 from bench.harness.document import Document, problems
 from bench.measure_ceilings import hardware, verdict
 
-from aapt_fast.bench.compiled import CompiledSession
-from aapt_fast.bench.kernels import MISSING
-from aapt_fast.bench.roofline import Step
-from aapt_fast.bench.systems import default_dtype
-from aapt_fast.models.config import GeneratorConfig
-from aapt_fast.models.generator import Generator
-from aapt_fast.models.presets import AAPT_8B
-from aapt_fast.models.wan_vae import WanVAEConfig
+from aapt_fast.models.aapt.config import GeneratorConfig
+from aapt_fast.models.aapt.generator import Generator
+from aapt_fast.models.aapt.presets import AAPT_8B
+from aapt_fast.models.vae.wan import WanVAEConfig
 from aapt_fast.ops.kernels import KERNELS
+from aapt_fast.profiling.compiled import CompiledSession
+from aapt_fast.profiling.kernels import MISSING
+from aapt_fast.profiling.roofline import Step
+from aapt_fast.profiling.systems import default_dtype
 from aapt_fast.streaming import recording
 from aapt_fast.testing import targets
 from aapt_fast.testing.recorder import record_on_cpu

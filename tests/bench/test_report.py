@@ -76,11 +76,11 @@ def test_the_latest_run_of_each_gpu_counts(document):
 
 
 def test_what_the_report_does_not_know_it_says(document):
-    known = {"schema": "aapt_fast.bench/1", "results": [{"name": "a", "p50_ms": 1.0, "p95_ms": 2.0, "p99_ms": 3.0}]}
+    known = {"schema": "aapt_fast.profiling/1", "results": [{"name": "a", "p50_ms": 1.0, "p95_ms": 2.0, "p99_ms": 3.0}]}
     text = others(
         {
             "strange.json": {"schema": "theirs"},
-            "unnamed.json": {"schema": "aapt_fast.bench/1", "results": [{"median_ms": 1}]},
+            "unnamed.json": {"schema": "aapt_fast.profiling/1", "results": [{"median_ms": 1}]},
             "known.json": {**known, "results": [{**known["results"][0], "baseline": None}]},
         }
     )

@@ -10,14 +10,14 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from aapt_fast.bench.decoders import Layer, light_decoder, mini_decoder, wan_decoder
-from aapt_fast.bench.roofline import H100, H200, Step, paper_check, predict, prediction, shares, tile_efficiency
-from aapt_fast.models.config import MiniVAEConfig
-from aapt_fast.models.generator import Generator
-from aapt_fast.models.layers import CausalConv3d
-from aapt_fast.models.mini_vae import MiniVAE
-from aapt_fast.models.presets import AAPT_8B
-from aapt_fast.models.wan_vae import WanVAE, WanVAEConfig
+from aapt_fast.models.aapt.config import MiniVAEConfig
+from aapt_fast.models.aapt.generator import Generator
+from aapt_fast.models.aapt.presets import AAPT_8B
+from aapt_fast.models.vae.layers import CausalConv3d
+from aapt_fast.models.vae.mini import MiniVAE
+from aapt_fast.models.vae.wan import WanVAE, WanVAEConfig
+from aapt_fast.profiling.decoders import Layer, light_decoder, mini_decoder, wan_decoder
+from aapt_fast.profiling.roofline import H100, H200, Step, paper_check, predict, prediction, shares, tile_efficiency
 
 T = 1e12
 AT_720 = dataclasses.replace(AAPT_8B, grid=(90, 160), window=15)

@@ -8,7 +8,7 @@ import torch
 from bench.harness.ceilings import Ceilings, measure
 from bench.harness.timing import FEWEST_REPETITIONS, EventClock, WallClock, time_interleaved
 
-from aapt_fast.bench.timing import Sample, percentile
+from aapt_fast.profiling.timing import Sample, percentile
 
 
 @pytest.mark.parametrize(

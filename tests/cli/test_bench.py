@@ -10,9 +10,9 @@ import pytest
 import torch
 from bench.harness.document import problems
 
-from aapt_fast.bench.frame import Measured, verdict
-from aapt_fast.bench.stages import StepTime
 from aapt_fast.cli import bench, main
+from aapt_fast.profiling.frame import Measured, verdict
+from aapt_fast.profiling.stages import StepTime
 from aapt_fast.streaming.recording import RECORDERS
 from aapt_fast.testing.recorder import record_on_cpu
 

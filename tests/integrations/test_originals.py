@@ -18,10 +18,10 @@ from tests.integrations.originals import Checkout, opened, random_weights
 import aapt_fast
 from aapt_fast.compat.wan import replaced_in
 from aapt_fast.errors import CheckpointError
-from aapt_fast.models.wan_checkpoint import wan_config
-from aapt_fast.models.wan_transformer import WanTransformer
-from aapt_fast.models.wan_vae import WanVAE
-from aapt_fast.models.wan_vae_shapes import configuration, facts_of_tensors
+from aapt_fast.models.vae.infer_wan_config import configuration, facts_of_tensors
+from aapt_fast.models.vae.wan import WanVAE
+from aapt_fast.models.wan.infer_config import wan_config
+from aapt_fast.models.wan.transformer import WanTransformer
 from aapt_fast.testing.compare import relative_l2
 
 TOLERANCE = 1e-5

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 import aapt_fast
 from aapt_fast.compat.wan import replaced_in
 from aapt_fast.integrations.kv_cache import PagedKVCache
-from aapt_fast.models.few_step import FewStep, sample_block
+from aapt_fast.models.wan.sampling import FewStep, sample_block
 from aapt_fast.streaming.samplers import step_noise
 from aapt_fast.testing.compare import relative_l2
 

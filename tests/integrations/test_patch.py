@@ -15,8 +15,8 @@ from torch import nn
 import aapt_fast
 from aapt_fast.integrations.report import Finding, PatchReport
 from aapt_fast.integrations.swap import is_swapped
-from aapt_fast.models.presets import NANO
-from aapt_fast.models.wan_vae import WanVAE, WanVAEConfig
+from aapt_fast.models.aapt.presets import NANO
+from aapt_fast.models.vae.wan import WanVAE, WanVAEConfig
 from aapt_fast.testing.streams import random_model, random_session
 from aapt_fast.testing.wan import random_wan
 

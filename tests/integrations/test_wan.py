@@ -18,7 +18,7 @@ from aapt_fast.compat.wan import replaced_in
 from aapt_fast.integrations import wan
 from aapt_fast.integrations.kv_cache import HostIndex, PagedKVCache
 from aapt_fast.integrations.swap import is_swapped
-from aapt_fast.models.wan_vae_keys import from_diffusers_state_dict
+from aapt_fast.models.vae.wan_keys import from_diffusers_state_dict
 from aapt_fast.ops import kv_write
 from aapt_fast.testing.compare import assert_near
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from aapt_fast.models.presets import NANO
+from aapt_fast.models.aapt.presets import NANO
 from aapt_fast.models.stream_model import StreamModel
 from aapt_fast.ops import adds_in_its_epilogue, linear_residual, reference
 from aapt_fast.testing import streams

@@ -8,8 +8,8 @@ import dataclasses
 import pytest
 import torch
 
-from aapt_fast.models.generator import Generator
-from aapt_fast.models.presets import NANO, NANO_TEXT
+from aapt_fast.models.aapt.generator import Generator
+from aapt_fast.models.aapt.presets import NANO, NANO_TEXT
 from aapt_fast.models.stream_model import StreamModel
 from aapt_fast.ops.kernels import KERNELS
 from aapt_fast.testing import streams

@@ -9,7 +9,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKLWan
 
-from aapt_fast.models.wan_vae import WanVAEConfig
+from aapt_fast.models.vae.wan import WanVAEConfig
 
 VIDEO_SCALE = 0.3  # with it, the videos of random weights stay within -1..1
 

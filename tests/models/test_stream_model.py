@@ -8,10 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
-from aapt_fast.models.generator import Generator
-from aapt_fast.models.mini_vae import MiniVAE
-from aapt_fast.models.presets import NANO, NANO_TEXT
+from aapt_fast.models.aapt.generator import Generator
+from aapt_fast.models.aapt.presets import NANO, NANO_TEXT
 from aapt_fast.models.stream_model import StreamModel
+from aapt_fast.models.vae.mini import MiniVAE
 from aapt_fast.testing.streams import SMALL_VAE
 
 

@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from aapt_fast.models.generator import Generator
-from aapt_fast.models.presets import NANO
+from aapt_fast.models.aapt.generator import Generator
+from aapt_fast.models.aapt.presets import NANO
 from aapt_fast.ops import adds_in_its_epilogue, linear_residual, reference
 from aapt_fast.testing import streams
 from aapt_fast.testing.cases import DEVICES, LENGTHS, every_second, strided
@@ -121,8 +121,8 @@ def test_a_generator_whose_layers_add_makes_the_same_frames(monkeypatch, folded)
         calls.append(arguments[4])
         return linear_residual(*arguments)
 
-    monkeypatch.setattr("aapt_fast.models.generator.adds_in_its_epilogue", lambda x, weight: True)
-    monkeypatch.setattr("aapt_fast.models.generator.linear_residual", spy)
+    monkeypatch.setattr("aapt_fast.models.aapt.generator.adds_in_its_epilogue", lambda x, weight: True)
+    monkeypatch.setattr("aapt_fast.models.aapt.generator.linear_residual", spy)
     assert relative_l2(frames(), expected) < 1e-5
     assert len(calls) == 3 * 2 * 2 and all((gate is None) == folded for gate in calls)
 
@@ -134,6 +134,6 @@ def test_hidden_states_are_those_of_layers_that_do_not_add(monkeypatch):
     frame, points = torch.randn(1, channels, 1, *model.config.grid), torch.randn(1, control, 1, *model.config.grid)
     arguments = (frame, frame, points, torch.ones(1))
     expected = model.hidden_states(*arguments, model.new_cache(), (1, 2))
-    monkeypatch.setattr("aapt_fast.models.generator.adds_in_its_epilogue", lambda x, weight: True)
+    monkeypatch.setattr("aapt_fast.models.aapt.generator.adds_in_its_epilogue", lambda x, weight: True)
     for actual, wanted in zip(model.hidden_states(*arguments, model.new_cache(), (1, 2)), expected, strict=True):
         assert_near(actual, wanted, 1e-5)

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from aapt_fast.errors import PoolExhausted, SessionClosed
-from aapt_fast.models.few_step import FewStep, remember, sample_block
-from aapt_fast.models.mini_vae import MiniVAE
-from aapt_fast.models.presets import NANO
+from aapt_fast.models.aapt.presets import NANO
 from aapt_fast.models.stream_model import StreamModel
+from aapt_fast.models.vae.mini import MiniVAE
+from aapt_fast.models.wan.sampling import FewStep, remember, sample_block
 from aapt_fast.ops import philox_normal
 from aapt_fast.ops.block_cache import Blocks
 from aapt_fast.streaming import block_pages_needed, page_pool

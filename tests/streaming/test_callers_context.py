@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from aapt_fast import StreamSession, page_pool, session_pages, step_together
-from aapt_fast.models.presets import NANO, NANO_TEXT
+from aapt_fast.models.aapt.presets import NANO, NANO_TEXT
 from aapt_fast.models.stream_model import StreamModel
-from aapt_fast.models.wan_vae import WanVAE, WanVAEConfig
+from aapt_fast.models.vae.wan import WanVAE, WanVAEConfig
 from aapt_fast.testing.streams import play, random_controls, random_model, random_session
 
 STEPS = 6  # frame 1 leaves the window of 2 after step 3

@@ -7,7 +7,7 @@ import numpy
 import pytest
 import torch
 
-from aapt_fast.models.config import ControlConfig
+from aapt_fast.models.aapt.config import ControlConfig
 from aapt_fast.streaming.controls import DEPTH_GAIN, OFFSET_UNIT, SPREAD, clip_controls, limb_maps, step_entries
 from aapt_fast.testing.compare import assert_near
 

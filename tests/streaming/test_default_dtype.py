@@ -8,15 +8,15 @@ import torch
 from safetensors.torch import save_file
 
 import aapt_fast
-from aapt_fast.bench.systems import default_dtype
-from aapt_fast.models.compare_models import require_equal_models
-from aapt_fast.models.few_step import FewStep
-from aapt_fast.models.folding import fold_timestep
-from aapt_fast.models.presets import NANO
+from aapt_fast.models.aapt.folding import fold_timestep
+from aapt_fast.models.aapt.presets import NANO
+from aapt_fast.models.files.compare import require_equal_models
 from aapt_fast.models.stream_model import StreamModel
-from aapt_fast.models.wan_vae import WanVAE, WanVAEConfig
+from aapt_fast.models.vae.wan import WanVAE, WanVAEConfig
+from aapt_fast.models.wan.sampling import FewStep
 from aapt_fast.ops import paged_attention
 from aapt_fast.ops.block_cache import Blocks
+from aapt_fast.profiling.systems import default_dtype
 from aapt_fast.streaming import recording
 from aapt_fast.streaming.session import StreamSession
 from aapt_fast.testing.recorder import record_on_cpu

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from aapt_fast import HostFrames
-from aapt_fast.models.presets import NANO
+from aapt_fast.models.aapt.presets import NANO
 from aapt_fast.testing.streams import play, random_controls, random_model, random_session
 
 

@@ -13,7 +13,7 @@ import torch
 
 from aapt_fast import RecordedBatch, session_pages, step_together
 from aapt_fast.errors import PoolExhausted, SessionClosed
-from aapt_fast.models.presets import NANO, NANO_TEXT
+from aapt_fast.models.aapt.presets import NANO, NANO_TEXT
 from aapt_fast.models.stream_model import StreamModel
 from aapt_fast.streaming import recorded_batch, recording, samplers
 from aapt_fast.streaming.cache_batch import CacheBatch

@@ -6,9 +6,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from aapt_fast.models.presets import NANO, NANO_TEXT
+from aapt_fast.models.aapt.presets import NANO, NANO_TEXT
 from aapt_fast.models.stream_model import StreamModel
-from aapt_fast.models.wan_vae import WanVAE, WanVAEConfig
+from aapt_fast.models.vae.wan import WanVAE, WanVAEConfig
 from aapt_fast.ops import FrameRope
 from aapt_fast.streaming import recording
 from aapt_fast.streaming.fixed_cache import FixedPagedCache

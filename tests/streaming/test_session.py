@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from aapt_fast.errors import PoolExhausted
-from aapt_fast.models import generator
-from aapt_fast.models.config import ControlConfig
-from aapt_fast.models.presets import NANO, NANO_TEXT
-from aapt_fast.models.sampler import sample_frame, timesteps
+from aapt_fast.models.aapt import generator
+from aapt_fast.models.aapt.config import ControlConfig
+from aapt_fast.models.aapt.presets import NANO, NANO_TEXT
+from aapt_fast.models.aapt.sampling import sample_frame, timesteps
 from aapt_fast.models.stream_model import StreamModel
 from aapt_fast.ops import gate_residual_norm, philox_normal
 from aapt_fast.streaming.controls import clip_controls, step_entries

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from aapt_fast.errors import PoolExhausted, SessionClosed
-from aapt_fast.models.presets import NANO, NANO_TEXT
+from aapt_fast.models.aapt.presets import NANO, NANO_TEXT
 from aapt_fast.models.stream_model import StreamModel
 from aapt_fast.streaming.session import StreamSession, page_pool, session_pages
 from aapt_fast.testing.streams import (

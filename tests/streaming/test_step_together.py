@@ -10,7 +10,7 @@ import torch
 
 from aapt_fast import page_pool, session_pages, step_together
 from aapt_fast.errors import PoolExhausted, SessionClosed
-from aapt_fast.models.presets import NANO, NANO_TEXT
+from aapt_fast.models.aapt.presets import NANO, NANO_TEXT
 from aapt_fast.models.stream_model import StreamModel
 from aapt_fast.streaming import samplers
 from aapt_fast.streaming.cache_batch import CacheBatch

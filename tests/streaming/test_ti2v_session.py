@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from aapt_fast.models.stream_model import StreamModel
-from aapt_fast.models.wan_vae import WAN_2_2, WanVAE
+from aapt_fast.models.vae.wan import WAN_2_2, WanVAE
 from aapt_fast.ops.block_cache import Blocks
 from aapt_fast.streaming.session import StreamSession
 from aapt_fast.testing.compare import assert_near

@@ -7,9 +7,9 @@ import signal
 import pytest
 import torch
 
-from aapt_fast.models.discriminator import Discriminator
-from aapt_fast.models.generator import Generator
-from aapt_fast.models.presets import NANO
+from aapt_fast.models.aapt.discriminator import Discriminator
+from aapt_fast.models.aapt.generator import Generator
+from aapt_fast.models.aapt.presets import NANO
 from aapt_fast.ops import philox_normal
 from aapt_fast.testing.compare import assert_near
 from aapt_fast.training import adversarial

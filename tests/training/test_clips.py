@@ -6,7 +6,7 @@ import dataclasses
 import pytest
 import torch
 
-from aapt_fast.models.presets import NANO, NANO_TEXT
+from aapt_fast.models.aapt.presets import NANO, NANO_TEXT
 from aapt_fast.streaming.controls import clip_controls
 from aapt_fast.training.clips import LatentClips, disturb_recycled
 

@@ -8,9 +8,9 @@ import signal
 import pytest
 import torch
 
-from aapt_fast.models.generator import Generator
-from aapt_fast.models.presets import NANO
-from aapt_fast.models.sampler import timesteps
+from aapt_fast.models.aapt.generator import Generator
+from aapt_fast.models.aapt.presets import NANO
+from aapt_fast.models.aapt.sampling import timesteps
 from aapt_fast.training.clips import LatentClips
 from aapt_fast.training.consistency import ConsistencyConfig, euler_step, train_consistency
 from aapt_fast.training.losses import consistency_loss

@@ -5,8 +5,8 @@ import copy
 
 import torch
 
-from aapt_fast.models.generator import Generator
-from aapt_fast.models.presets import NANO
+from aapt_fast.models.aapt.generator import Generator
+from aapt_fast.models.aapt.presets import NANO
 from aapt_fast.testing.compare import assert_near
 from aapt_fast.training.optimiser import MatrixOptimiser
 

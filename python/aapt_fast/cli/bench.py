@@ -18,13 +18,13 @@ from typing import Any
 
 import torch
 
-from aapt_fast.bench.frame import DTYPE_NAMES, STAGES, Choice, measure, results, verdict
-from aapt_fast.bench.machine import new_document, save
-from aapt_fast.bench.roofline import paper_check, prediction
-from aapt_fast.bench.systems import LARGE, System, find_system, obstacle
 from aapt_fast.cli.doctor import examine
 from aapt_fast.errors import require
-from aapt_fast.models.presets import GENERATORS
+from aapt_fast.models.aapt.presets import GENERATORS
+from aapt_fast.profiling.frame import DTYPE_NAMES, STAGES, Choice, measure, results, verdict
+from aapt_fast.profiling.machine import new_document, save
+from aapt_fast.profiling.roofline import paper_check, prediction
+from aapt_fast.profiling.systems import LARGE, System, find_system, obstacle
 from aapt_fast.streaming.recording import RECORDERS
 
 MET, MISSED, CANNOT_RUN = 0, 1, 2

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from aapt_fast.errors import require
-from aapt_fast.models.convert_files import SHARD_BYTES, convert_files
+from aapt_fast.models.files.convert import SHARD_BYTES, convert_files
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 GIB = 1 << 30

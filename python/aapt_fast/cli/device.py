@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import torch
 
-from aapt_fast.models.placement import require_usable_device
+from aapt_fast.models.files.placement import require_usable_device
 
 
 def usable_device(name: str) -> torch.device:

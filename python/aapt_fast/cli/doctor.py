@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from aapt_fast.models.checkpoint import assets
+from aapt_fast.models.files.model_file import assets
 from aapt_fast.ops import implementations
 from aapt_fast.ops._load import extension_or_none
 from aapt_fast.ops.kernels import KERNELS, runs_on, selection

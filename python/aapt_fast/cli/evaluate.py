@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 
 from aapt_fast.errors import require
-from aapt_fast.models.checkpoint import load_model
+from aapt_fast.models.files.model_file import load_model
 from aapt_fast.training.data import ClipSetConfig
 from aapt_fast.training.evaluate import HELD_OUT, HELD_OUT_SETS, Row, evaluate_person
 from aapt_fast.training.pose_network import PoseNetworkConfig, pose_reader

@@ -12,7 +12,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from aapt_fast.errors import require
-from aapt_fast.models.checkpoint import load_gallery
+from aapt_fast.models.files.model_file import load_gallery
 
 UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # what PIL raises for damaged files
 

@@ -19,7 +19,7 @@ from aapt_fast.cli.motion_script import LENGTH, MEDLEY, NAMES, Part, ScriptPlaye
 from aapt_fast.cli.pose_file import read_poses
 from aapt_fast.cli.video_writer import VideoWriter, check_video_target
 from aapt_fast.errors import require
-from aapt_fast.models.checkpoint import load_model
+from aapt_fast.models.files.model_file import load_model
 from aapt_fast.models.stream_model import StreamModel
 from aapt_fast.ops import implementations
 from aapt_fast.streaming.session import StreamSession

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from aapt_fast.errors import CheckpointError, require, require_type
-from aapt_fast.models.placement import WAN_DTYPES, require_path, require_usable_device, require_usable_dtype
-from aapt_fast.models.weight_files import read_config
+from aapt_fast.models.files.placement import WAN_DTYPES, require_path, require_usable_device, require_usable_dtype
+from aapt_fast.models.files.read import read_config
 
 ENCODER, TOKENIZER = "text_encoder", "tokenizer"
 LENGTH = 512

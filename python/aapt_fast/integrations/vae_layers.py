@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from aapt_fast.integrations.sites import Site
 from aapt_fast.integrations.swap import Original
-from aapt_fast.models.wan_vae_layers import upsample_and_convolve
+from aapt_fast.models.vae.wan_layers import upsample_and_convolve
 from aapt_fast.ops.causal_conv3d import causal_conv3d
 
 PART = "vae"

@@ -13,12 +13,12 @@ from PIL import Image
 from torch import Tensor, nn
 
 from aapt_fast.errors import require, require_shape, require_type
-from aapt_fast.models.config import ControlConfig, GeneratorConfig
-from aapt_fast.models.folding import fold_timestep
-from aapt_fast.models.generator import Generator
-from aapt_fast.models.layers import frames_to_uint8
-from aapt_fast.models.wan_config import WanConfig
-from aapt_fast.models.wan_transformer import PATCH, WanTransformer
+from aapt_fast.models.aapt.config import ControlConfig, GeneratorConfig
+from aapt_fast.models.aapt.folding import fold_timestep
+from aapt_fast.models.aapt.generator import Generator
+from aapt_fast.models.vae.layers import frames_to_uint8
+from aapt_fast.models.wan.config import WanConfig
+from aapt_fast.models.wan.transformer import PATCH, WanTransformer
 
 ImageLike: TypeAlias = Image.Image | numpy.ndarray | Tensor
 
@@ -162,7 +162,7 @@ class StreamModel:
     def folded(self) -> StreamModel:
         """A model for sessions with one evaluation per step only, whose generator has t = 1 folded into its weights.
 
-        It shows the same up to rounding (`aapt_fast.models.folding`), without the shift, scale and gate of every
+        It shows the same up to rounding (`aapt_fast.models.aapt.folding`), without the shift, scale and gate of every
         block. Sessions with more evaluations take the model that is not folded. Fold a float32 model and convert it
         then: that rounds once. Raises ValueError if the generator is folded already.
         """

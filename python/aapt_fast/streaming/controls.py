@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from aapt_fast.errors import require, require_shape
-from aapt_fast.models.config import ControlConfig
+from aapt_fast.models.aapt.config import ControlConfig
 
 SPREAD = 9 / 96  # of the Gaussian around a limb, as a fraction of the frame
 OFFSET_UNIT = 6 / 96  # offsets are given in this unit

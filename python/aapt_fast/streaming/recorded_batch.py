@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from aapt_fast.models.sampler import sample_frame, timesteps
+from aapt_fast.models.aapt.sampling import sample_frame, timesteps
 from aapt_fast.streaming.boundary import computing
 from aapt_fast.streaming.cache_batch import CacheBatch
 from aapt_fast.streaming.fixed_cache import FixedPagedCache

@@ -15,9 +15,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from aapt_fast.models.layers import frames_to_uint8, require_output
-from aapt_fast.models.sampler import sample_frame, timesteps
+from aapt_fast.models.aapt.sampling import sample_frame, timesteps
 from aapt_fast.models.stream_model import FixableDecoder, StreamModel
+from aapt_fast.models.vae.layers import frames_to_uint8, require_output
 from aapt_fast.streaming.fixed_cache import FixedPagedCache
 from aapt_fast.streaming.pages import PagePool
 from aapt_fast.streaming.recording import Recording, record

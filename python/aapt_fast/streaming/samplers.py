@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from aapt_fast.errors import require, require_type
-from aapt_fast.models.config import GeneratorConfig
-from aapt_fast.models.few_step import FewStep, remember, sample_block
-from aapt_fast.models.generator import Generator
-from aapt_fast.models.sampler import sample_frame, timesteps
+from aapt_fast.models.aapt.config import GeneratorConfig
+from aapt_fast.models.aapt.generator import Generator
+from aapt_fast.models.aapt.sampling import sample_frame, timesteps
 from aapt_fast.models.stream_model import StreamModel
-from aapt_fast.models.wan_transformer import WanTransformer
+from aapt_fast.models.wan.sampling import FewStep, remember, sample_block
+from aapt_fast.models.wan.transformer import WanTransformer
 from aapt_fast.ops import philox_normal
 from aapt_fast.streaming.cache_batch import CacheBatch
 from aapt_fast.streaming.paged_block_cache import PagedBlockCache, block_pages_needed
@@ -159,7 +159,7 @@ class FrameSampler:
 
 
 class BlockSampler:
-    """Self-Forcing: a block of frames per step, in a few evaluations over one cache (`models.few_step`).
+    """Self-Forcing: a block of frames per step, in a few evaluations over one cache (`models.wan.sampling`).
 
     Frame f of the run (from 1, an image not counted) takes noise number (f - 1) K + k + 1 in its evaluation k, where K
     is `FewStep.draws`. Keys and values of the prompt are kept beside the pages, and shared by forks.

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from aapt_fast.errors import PoolExhausted, SessionClosed, require, require_type
-from aapt_fast.models.few_step import FewStep
 from aapt_fast.models.stream_model import ImageLike, StreamModel, VideoDecoder
-from aapt_fast.models.wan_transformer import WanTransformer
+from aapt_fast.models.wan.sampling import FewStep
+from aapt_fast.models.wan.transformer import WanTransformer
 from aapt_fast.streaming.boundary import check_pool, check_start, checked_seed, computing, ordinary, wait_for
 from aapt_fast.streaming.controls import step_entries
 from aapt_fast.streaming.latency import LatencyCounter

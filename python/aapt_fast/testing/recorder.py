@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from aapt_fast.models.generator import FixedTimestep
+from aapt_fast.models.aapt.generator import FixedTimestep
 from aapt_fast.streaming.recording import Recording
 
 _HOST_READS = (

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aapt_fast.bench.inputs import random_controls, random_image, random_prompt
-from aapt_fast.models.config import ControlConfig, GeneratorConfig
-from aapt_fast.models.generator import Generator
-from aapt_fast.models.mini_vae import MiniVAE, MiniVAEConfig
-from aapt_fast.models.presets import NANO, NANO_TEXT
+from aapt_fast.models.aapt.config import ControlConfig, GeneratorConfig
+from aapt_fast.models.aapt.generator import Generator
+from aapt_fast.models.aapt.presets import NANO, NANO_TEXT
 from aapt_fast.models.stream_model import StreamModel
+from aapt_fast.models.vae.mini import MiniVAE, MiniVAEConfig
+from aapt_fast.profiling.inputs import random_controls, random_image, random_prompt
 from aapt_fast.streaming.pages import PagePool
 from aapt_fast.streaming.session import StreamSession, page_pool
 

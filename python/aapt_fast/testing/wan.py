@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from aapt_fast.models.wan_config import WanConfig
-from aapt_fast.models.wan_transformer import WanTransformer
+from aapt_fast.models.wan.config import WanConfig
+from aapt_fast.models.wan.transformer import WanTransformer
 from aapt_fast.ops.block_cache import Blocks
 
 TINY = WanConfig(heads=3, head_dim=16, layers=2, ffn_width=80, text_width=24, blocks=Blocks(frames=2, window=5, sink=1))

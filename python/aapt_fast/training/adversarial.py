@@ -28,10 +28,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
 from aapt_fast.errors import require
-from aapt_fast.models.config import GeneratorConfig
-from aapt_fast.models.discriminator import Discriminator
-from aapt_fast.models.generator import Generator
-from aapt_fast.models.sampler import sample_frame
+from aapt_fast.models.aapt.config import GeneratorConfig
+from aapt_fast.models.aapt.discriminator import Discriminator
+from aapt_fast.models.aapt.generator import Generator
+from aapt_fast.models.aapt.sampling import sample_frame
 from aapt_fast.ops.cache import GrowingCache
 from aapt_fast.training.clips import Batch, LatentClips
 from aapt_fast.training.diffusion import Evaluation

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from aapt_fast.errors import require
-from aapt_fast.models.config import ControlConfig, GeneratorConfig
+from aapt_fast.models.aapt.config import ControlConfig, GeneratorConfig
 from aapt_fast.streaming.controls import clip_controls
 
 

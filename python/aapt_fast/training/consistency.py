@@ -17,9 +17,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from aapt_fast.models.config import GeneratorConfig
-from aapt_fast.models.generator import Generator
-from aapt_fast.models.sampler import timesteps
+from aapt_fast.models.aapt.config import GeneratorConfig
+from aapt_fast.models.aapt.generator import Generator
+from aapt_fast.models.aapt.sampling import timesteps
 from aapt_fast.training.clips import LatentClips, disturb_recycled
 from aapt_fast.training.diffusion import Evaluation
 from aapt_fast.training.ema import WeightAverage

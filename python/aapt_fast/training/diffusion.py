@@ -13,7 +13,7 @@ after hours, sees exactly the relative positions that frame window + 2 sees. Wha
 pictures themselves; that is for stage 3, whose rollouts are longer than clips.
 
 The model starts from random weights or, as in the paper, from a pre-trained bidirectional model
-(training/pretrain.py) that models/convert.py has made autoregressive.
+(training/pretrain.py) that models/aapt/convert.py has made autoregressive.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ import torch
 from torch import Tensor
 
 from aapt_fast.errors import require
-from aapt_fast.models.config import GeneratorConfig
-from aapt_fast.models.generator import Generator
+from aapt_fast.models.aapt.config import GeneratorConfig
+from aapt_fast.models.aapt.generator import Generator
 from aapt_fast.training.clips import LatentClips, disturb_recycled
 from aapt_fast.training.ema import WeightAverage
 from aapt_fast.training.optimiser import MatrixOptimiser

@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 
 from aapt_fast.errors import require
-from aapt_fast.models.config import GeneratorConfig
-from aapt_fast.models.generator import Generator
-from aapt_fast.models.mini_vae import MiniVAE
+from aapt_fast.models.aapt.config import GeneratorConfig
+from aapt_fast.models.aapt.generator import Generator
+from aapt_fast.models.vae.mini import MiniVAE
 from aapt_fast.streaming.controls import clip_controls
 from aapt_fast.training.data import ClipSetConfig, make_clip, to_float
 from aapt_fast.training.metrics import psnr, sharpness

@@ -5,7 +5,7 @@
 
 AAPT starts from a large pre-trained video diffusion model. This makes a small one: every clip has one timestep t, all
 its frames are noised alike and attend to each other both ways, and there is neither control nor first frame to go by.
-models/convert.py turns the result into the model that stage 1 starts from. What that is worth to the person model
+models/aapt/convert.py turns the result into the model that stage 1 starts from. What that is worth to the person model
 has not been measured.
 """
 
@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from aapt_fast.errors import require
-from aapt_fast.models.config import GeneratorConfig
-from aapt_fast.models.generator import Generator
+from aapt_fast.models.aapt.config import GeneratorConfig
+from aapt_fast.models.aapt.generator import Generator
 from aapt_fast.training.diffusion import Evaluation, flow_matching_loss
 from aapt_fast.training.ema import WeightAverage
 from aapt_fast.training.optimiser import MatrixOptimiser

@@ -25,12 +25,12 @@ from PIL import Image
 from torch import Tensor
 
 from aapt_fast.errors import require, require_type
-from aapt_fast.models.checkpoint import load_model, save_model
-from aapt_fast.models.convert import bidirectional, to_autoregressive
-from aapt_fast.models.generator import Generator
-from aapt_fast.models.mini_vae import MiniVAE
-from aapt_fast.models.presets import MINI_PERSON
+from aapt_fast.models.aapt.convert import bidirectional, to_autoregressive
+from aapt_fast.models.aapt.generator import Generator
+from aapt_fast.models.aapt.presets import MINI_PERSON
+from aapt_fast.models.files.model_file import load_model, save_model
 from aapt_fast.models.stream_model import StreamModel
+from aapt_fast.models.vae.mini import MiniVAE
 from aapt_fast.training.adversarial import AdversarialConfig, train_adversarial
 from aapt_fast.training.clips import LatentClips
 from aapt_fast.training.codec import CodecConfig, train_codec

@@ -6,8 +6,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from aapt_fast.models.generator import Generator
-from aapt_fast.models.sampler import sample_frame
+from aapt_fast.models.aapt.generator import Generator
+from aapt_fast.models.aapt.sampling import sample_frame
 from aapt_fast.models.stream_model import StreamModel, VideoVAE
 from aapt_fast.ops import philox_normal
 from aapt_fast.streaming.controls import clip_controls

@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Configurations of the models: plain dataclasses, checked when made, written to and read from JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from aapt_fast.errors import require
+
+
+@dataclass(frozen=True)
+class ControlConfig:
+    """What a step's control is: one entry per video frame.
+
+    kind `maps`: entries are tensors [channels, h, w] at latent resolution.
+    kind `pose`: entries are image points [joints, 3] (x, y as fractions of the frame, depth in metres past the stage);
+    every limb, a pair of joints, becomes five channels.
+    """
+
+    kind: str
+    channels: int = 0
+    joints: int = 0
+    limbs: tuple[tuple[int, int], ...] = ()
+    entries: int = 4
+    with_previous: bool = False  # the previous step's control is concatenated: it describes the recycled frame
+
+    def __post_init__(self) -> None:
+        require(self.kind in ("maps", "pose"), "control.kind", "maps or pose", self.kind)
+        require(self.entries > 0, "control.entries", "at least 1", self.entries)
+        if self.kind == "pose":
+            require(len(self.limbs) > 0, "control.limbs", "at least one pair of joints", self.limbs)
+            fits = all(0 <= joint < self.joints for limb in self.limbs for joint in limb)
+            require(fits, "control.limbs", f"joints below {self.joints}", self.limbs)
+        else:
+            require(self.channels > 0, "control.channels", "at least 1", self.channels)
+
+    @property
+    def entry_channels(self) -> int:
+        """Channels of one entry as maps at latent resolution."""
+        return 5 * len(self.limbs) if self.kind == "pose" else self.channels
+
+    @property
+    def step_channels(self) -> int:
+        """Channels of the control tensor of one step [B, step_channels, h, w]."""
+        return self.entry_channels * self.entries * (2 if self.with_previous else 1)
+
+
+@dataclass(frozen=True)
+class GeneratorConfig:
+    """The block-causal MMDiT of AAPT (section 2) and its small relatives.
+
+    `grid` is the latent height and width of training; other sizes stretch the spatial positions onto it. `window`
+    counts past frames besides the sink. `prediction`: `velocity` (eps - x0, the paper's) or `frame` (x0 with a learned
+    skip from the noised and the recycled frame). `head_width` > 0 adds a convolutional head, `control_width` > 0 a
+    convolutional stem for controls.
+
+    With `autoregressive` False it is a plain bidirectional video diffusion model of the same blocks and keys: no
+    recycled frame, no control, and every frame attends to the whole clip, so `window` is 0.
+    `aapt_fast.models.aapt.convert.to_autoregressive` makes the other kind of it.
+
+    With `folded_t` the weights are for this one timestep: `folding.fold_timestep` has put its shift,
+    scale and gate vectors into them.
+    """
+
+    width: int
+    heads: int
+    layers: int
+    grid: tuple[int, int]
+    window: int
+    latent_channels: int = 16
+    patch: int = 2
+    mlp_ratio: int = 4
+    text_width: int = 0
+    control: ControlConfig | None = None
+    control_width: int = 0
+    head_width: int = 0
+    head_blocks: int = 2
+    prediction: str = "velocity"
+    shift: float = 24.0
+    rope_theta: float = 10000.0
+    temporal_interval: float = 1.0
+    autoregressive: bool = True
+    folded_t: float | None = None
+
+    def __post_init__(self) -> None:
+        require(self.layers >= 1, "layers", "at least 1", self.layers)
+        require(self.heads >= 1, "heads", "at least 1", self.heads)
+        require(self.width % self.heads == 0, "width", f"a multiple of heads = {self.heads}", self.width)
+        require(self.head_dim % 2 == 0, "width / heads", "an even head dimension", self.head_dim)
+        require(self.prediction in ("velocity", "frame"), "prediction", "velocity or frame", self.prediction)
+        fits = self.folded_t is None or 0 <= self.folded_t <= 1
+        require(fits, "folded_t", "None or a timestep in 0..1", self.folded_t)
+        if self.autoregressive:
+            require(self.window >= 1, "window", "at least 1 past frame", self.window)
+        else:
+            require(self.window == 0, "window", "0: a bidirectional model sees the whole clip", self.window)
+            require(self.control is None, "control", "None: a bidirectional model has no control", self.control)
+        for name, length in zip(("grid height", "grid width"), self.grid, strict=True):
+            require(length % self.patch == 0, name, f"a multiple of patch = {self.patch}", length)
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head."""
+        return self.width // self.heads
+
+    @property
+    def tokens(self) -> int:
+        """Tokens per frame at the native grid."""
+        return (self.grid[0] // self.patch) * (self.grid[1] // self.patch)
+
+
+@dataclass(frozen=True)
+class MiniVAEConfig:
+    """The small causal video VAE; widths and blocks are listed from full resolution downwards."""
+
+    latent_channels: int = 16
+    encoder_widths: tuple[int, int, int] = (48, 96, 160)
+    encoder_blocks: tuple[int, int, int] = (1, 1, 2)
+    decoder_widths: tuple[int, int, int] = (48, 112, 192)
+    decoder_blocks: tuple[int, int, int] = (2, 2, 2)
+
+
+def to_json(config: Any) -> dict[str, Any]:
+    """The configuration as JSON-ready nested dicts."""
+    return dataclasses.asdict(config)
+
+
+def generator_config_from_json(data: dict[str, Any]) -> GeneratorConfig:
+    """The inverse of `to_json`; raises TypeError for unknown fields, ValueError for bad values."""
+    data = dict(data)
+    if data.get("control") is not None:
+        control = dict(data["control"])
+        control["limbs"] = tuple(tuple(limb) for limb in control.get("limbs", ()))
+        data["control"] = ControlConfig(**control)
+    data["grid"] = tuple(data["grid"])
+    return GeneratorConfig(**data)
+
+
+def mini_vae_config_from_json(data: dict[str, Any]) -> MiniVAEConfig:
+    """The inverse of `to_json` for the small VAE."""
+    fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
+    return MiniVAEConfig(**fields)

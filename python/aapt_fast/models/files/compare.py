@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether two files hold the same model: same class, same configuration, same output, bit for bit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from aapt_fast.errors import CheckpointError
+from aapt_fast.models.aapt.generator import Generator
+from aapt_fast.models.files.load_generator import load_generator
+from aapt_fast.models.files.load_vae import load_vae
+from aapt_fast.models.wan.transformer import PATCH, WanTransformer
+
+SMALL = 200_000_000
+"""Parameters of a model whose forward takes seconds on a CPU."""
+
+
+def require_equal_models(
+    kind: str,
+    source: Path,
+    result: Path,
+    config: Mapping[str, Any] | None,
+    dtype: torch.dtype | None,
+) -> None:
+    """Load both, as `dtype` (as they are for float64), and run them on the same small input, in float32.
+
+    `kind` is "generator", "vae", or anything else for a file with both. Raises CheckpointError where they differ.
+    """
+    dtype = None if dtype == torch.float64 else dtype  # narrowed below; small VAEs do not compute in it
+    loaders: dict[str, Any] = {"generator": load_generator, "vae": load_vae}
+    for what, load in loaders.items():
+        if kind not in loaders or what == kind:
+            _require_equal(load(source, config=config, dtype=dtype), load(result, dtype=dtype), result)
+
+
+def _require_equal(theirs: nn.Module, ours: nn.Module, result: Path) -> None:
+    if type(ours) is not type(theirs) or ours.config != theirs.config:
+        raise CheckpointError(f"{result}: expected {theirs.config}, as in the source, got {ours.config}")
+    with torch.inference_mode():
+        expected, got = _outputs(theirs.float()), _outputs(ours.float())
+    for name, value in expected.items():
+        if not torch.equal(value, got[name]):
+            off = float((value - got[name]).abs().max())
+            raise CheckpointError(f"{result}: {name}: expected the output of the source, got a difference of {off:g}")
+
+
+def _outputs(model: nn.Module) -> dict[str, Tensor]:
+    if isinstance(model, WanTransformer):
+        return {"velocity": _wan_velocity(model)}
+    if isinstance(model, Generator):
+        return {"frame": _frame(model)}
+    height, width = model.spatial_factor, 2 * model.spatial_factor
+    return {
+        "decode": model.decode(_random(1, model.latent_channels, 2, 1, 2)),
+        "encode": model.encode(_random(1, 3, 5, height, width).clamp(-1, 1)),
+    }
+
+
+def _wan_velocity(model: WanTransformer) -> Tensor:
+    config = model.config
+    frames = config.blocks.frames + 1  # so that a block has a past
+    image = _random(1, 3, config.image_width) if config.image_width else None
+    text = model.pad_text(_random(1, 2, config.text_width))
+    hidden = _random(1, config.in_channels, frames, 2 * PATCH, PATCH)
+    return model(hidden, torch.tensor([500.0], dtype=torch.float32), text, image, causal=True)
+
+
+def _frame(model: Generator) -> Tensor:
+    config = model.config
+    t = torch.tensor([config.folded_t if config.folded_t is not None else 0.5], dtype=torch.float32)
+    text = model.encode_text(_random(1, 2, config.text_width), t) if config.text_width else None
+    noised = _random(1, config.latent_channels, 1, *config.grid)
+    recycled, control = (noised, None) if config.autoregressive else (None, None)
+    if config.control is not None and config.autoregressive:
+        control = _random(1, config.control.step_channels, 1, *config.grid)
+    cache = model.new_cache(text=text) if config.autoregressive else model.whole_clip_cache(text=text)
+    return model(noised, recycled, control, t, cache)
+
+
+def _random(*shape: int) -> Tensor:
+    return torch.randn(shape, dtype=torch.float32, generator=torch.Generator().manual_seed(1))

@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Generators from files, whoever wrote them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from aapt_fast.errors import CheckpointError, require
+from aapt_fast.models.aapt.generator import Generator
+from aapt_fast.models.files.model_file import FORMAT, assets, load_own_model
+from aapt_fast.models.files.named_weights import NamedWeights
+from aapt_fast.models.files.placement import WAN_DTYPES, require_path, require_usable_device, require_usable_dtype
+from aapt_fast.models.files.read import fill, open_safetensors, read_config, read_tensors, weight_file
+from aapt_fast.models.wan.config import WanConfig
+from aapt_fast.models.wan.infer_config import wan_config
+from aapt_fast.models.wan.keys import (
+    diffusers_to_wan_key,
+    is_diffusers_layout,
+    is_unused,
+    wan_to_diffusers_key,
+    without_wrappers,
+)
+from aapt_fast.models.wan.layers import Head
+from aapt_fast.models.wan.transformer import WanBlock, WanTransformer
+
+PIPELINE_PART = "transformer"
+EXPERTS = (("transformer", "transformer_2"), ("high_noise_model", "low_noise_model"))
+"""Folders of the two halves of one model, for high and low noise, in diffusers and in the original layout."""
+GROUPS = ("generator_ema", "generator")
+
+
+def load_generator(
+    path: str | Path,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    config: Mapping[str, Any] | None = None,
+) -> Generator | WanTransformer:
+    """The generator in a file or folder, in evaluation mode.
+
+    Args:
+        path: a bundled model's name or a file of `save_model`; or a Wan 2.1 or 2.2 transformer: a folder of diffusers
+            (also that of a whole pipeline, and sharded), a file or folder in the original layout (safetensors, also
+            sharded), or a file of `torch.save` with a state dict, maybe under `generator_ema` or `generator` and with
+            the prefixes of training wrappers. Of the two experts of Wan 2.2 A14B one has to be named.
+        device: where the weights go.
+        dtype: of the weights; None keeps that of the file (float32 for our own files). A Wan transformer keeps norms,
+            modulation and the embedding of timesteps in float32 if dtype is smaller, as diffusers does.
+        config: what neither the tensors nor a `config.json` beside them say, under diffusers' or the original names:
+            the heads (default: as many as have a width of 128), `eps`, and what frames of a causal model see
+            (`num_frame_per_block`, `local_attn_size`, `sink_size`).
+
+    Raises:
+        CheckpointError: file, key, expected and got: a damaged file, a missing, extra or misshapen tensor, a
+            configuration that contradicts the tensors or `config`.
+        ValueError: an unknown name in `config`, or a `config` for a file of our own; a device that torch cannot use;
+            a dtype that is not of floats.
+        TypeError: an argument of another type.
+    """
+    require_path("path", path)
+    require_usable_device(device)
+    if dtype is not None:
+        require_usable_dtype(dtype, WAN_DTYPES)
+    folder = Path(path)
+    for experts in EXPERTS:
+        if all((folder / name).is_dir() for name in experts):
+            raise CheckpointError(f"{path}: expected one transformer, got {' and '.join(experts)}; name one of them")
+    if (folder / PIPELINE_PART).is_dir():
+        folder = folder / PIPELINE_PART
+    if _is_our_own(folder):
+        require(not config, "config", "None: files of our own say everything", config)
+        source = folder if folder.exists() else path
+        source = weight_file(source) if isinstance(source, Path) else source
+        return load_own_model(source, device=device, dtype=dtype or torch.float32).generator
+    weights = open_wan_transformer(folder, config)
+    own_dtype = weights.tensors[weights.file_key("patch_embedding.weight")].dtype
+    dtype = checked_dtype(dtype or own_dtype, weights.source)
+    with torch.device("meta"):
+        model = to_dtype(WanTransformer(weights.config), dtype)
+    fill(model, weights.tensors, weights.source, file_key=weights.file_key, device=device)
+    return model.eval()
+
+
+def open_wan_transformer(path: str | Path, config: Mapping[str, Any] | None = None) -> NamedWeights[WanConfig]:
+    """The weights of a Wan transformer as `load_generator` finds them, and what it makes of their configuration.
+
+    `path` is a file or the folder with it, `config` and errors are those of `load_generator`.
+    """
+    tensors, source = read_tensors(path, GROUPS), weight_file(path)
+    names = _own_names(tensors, source)
+    renamed = {ours: tensors[theirs] for ours, theirs in names.items()}
+    diffusers = is_diffusers_layout(map(without_wrappers, tensors))
+
+    def file_key(name: str) -> str:
+        return names.get(name) or (wan_to_diffusers_key(name) if diffusers else name)
+
+    settings = wan_config(renamed, source, read_config(path), config, file_key=file_key)
+    wanted = {key: tensor for key, tensor in tensors.items() if not is_unused(without_wrappers(key))}
+    return NamedWeights(settings, wanted, source, file_key)
+
+
+def to_dtype(model: WanTransformer, dtype: torch.dtype) -> WanTransformer:
+    """The model in `dtype`, except for what is small and sensitive: that stays in float32 if `dtype` is smaller."""
+    model.to(dtype)
+    if dtype.itemsize < torch.float32.itemsize:
+        model.time_embedding.float()
+        for module in model.modules():
+            if isinstance(module, WanBlock | Head):
+                module.modulation.data = module.modulation.data.float()
+            if isinstance(module, WanBlock) and module.norm3 is not None:
+                module.norm3.float()
+    return model
+
+
+def _is_our_own(path: Path) -> bool:
+    if not path.exists():
+        return (assets() / path / "model.safetensors").is_file() and len(path.parts) == 1
+    file = weight_file(path)
+    if file.suffix != ".safetensors":
+        return False
+    with open_safetensors(file) as content:
+        return (content.metadata() or {}).get("format") == FORMAT
+
+
+def _own_names(tensors: Mapping[str, Tensor], source: object) -> dict[str, str]:
+    """Original name -> name in the file, of the tensors [...] that are used."""
+    diffusers = is_diffusers_layout(map(without_wrappers, tensors))
+    names: dict[str, str] = {}
+    for key in tensors:
+        name = without_wrappers(key)
+        if is_unused(name):
+            continue
+        try:
+            name = diffusers_to_wan_key(name) if diffusers else name
+        except CheckpointError as error:
+            raise CheckpointError(f"{source}: expected no key {key}, got one ({error})") from error
+        if name in names:
+            raise CheckpointError(f"{source}: expected one tensor {name}, got {names[name]} and {key}")
+        names[name] = key
+    return names
+
+
+def checked_dtype(dtype: torch.dtype, source: object) -> torch.dtype:
+    """`dtype`, if generators run in it; raises CheckpointError for another."""
+    if dtype not in WAN_DTYPES:
+        expected = " or ".join(map(str, WAN_DTYPES))
+        raise CheckpointError(f"{source}: expected {expected}, got {dtype}; say which in dtype")
+    return dtype

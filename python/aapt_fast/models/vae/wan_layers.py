@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Layers of the Wan video VAE, with the parameter names of the published checkpoints.
+
+Video is [B, C, T, H, W] in the memory format `torch.channels_last_3d`: in memory it is [B, T, H, W, C], so frames
+[B * T, C, H, W] and tokens [B * T, H * W, C] are views of it. Every layer takes the `FeatureCache` of its stream.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from aapt_fast.models.vae.layers import CausalConv3d, FeatureCache
+
+HALVES = (torch.bfloat16, torch.float16)
+
+
+class RMSNorm(nn.Module):
+    """x / ||x|| * sqrt(C) * gamma, the norm taken over channels, in float32 or wider.
+
+    In half precision the result is rounded where diffusers rounds it, after each of the three operations: a network of
+    this depth makes of other roundings another video. `broadcast_dims` is the number of trailing dimensions of size one
+    that the published `gamma` has.
+    """
+
+    def __init__(self, channels: int, broadcast_dims: int = 3) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.ones(channels, *[1] * broadcast_dims))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, T, H, W] -> the same shape and dtype."""
+        if x.dtype in HALVES:
+            return F.normalize(x.float(), dim=1).to(x.dtype) * x.shape[1] ** 0.5 * self.gamma.view(-1, 1, 1, 1)
+        wide = x if x.dtype == torch.float64 else x.float()
+        gain = self.gamma.to(wide.dtype).view(-1, 1, 1, 1) * x.shape[1] ** 0.5
+        norm = torch.linalg.vector_norm(wide, dim=1, keepdim=True).clamp_min(1e-12)
+        return (wide * gain).div_(norm).to(x.dtype)
+
+
+class ResidualBlock(nn.Module):
+    """Norm, SiLU, convolution, twice, around a shortcut. Numbers are places in the published sequence of layers."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.residual = nn.ModuleDict(
+            {
+                "0": RMSNorm(in_channels),
+                "2": CausalConv3d(in_channels, out_channels, 3),
+                "3": RMSNorm(out_channels),
+                "6": CausalConv3d(out_channels, out_channels, 3),
+            }
+        )
+        self.shortcut = CausalConv3d(in_channels, out_channels, 1) if in_channels != out_channels else None
+
+    def forward(self, x: Tensor, cache: FeatureCache) -> Tensor:
+        """[B, C, T, H, W] -> [B, O, T, H, W]."""
+        norm1, conv1, norm2, conv2 = self.residual.values()
+        y = conv1(F.silu(norm1(x), inplace=True), cache)
+        y = conv2(F.silu(norm2(y), inplace=True), cache)
+        return y + (x if self.shortcut is None else self.shortcut(x, cache))
+
+
+class FrameAttention(nn.Module):
+    """Single-head attention among the pixels of one frame, with a residual connection."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = RMSNorm(channels, broadcast_dims=2)
+        self.to_qkv = nn.Conv2d(channels, 3 * channels, 1)
+        self.proj = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor, cache: FeatureCache) -> Tensor:
+        """[B, C, T, H, W] -> the same shape; frames do not see each other, the cache is left alone."""
+        batch, channels, length, height, width = x.shape
+        tokens = self.norm(x).permute(0, 2, 3, 4, 1).reshape(batch * length, height * width, channels)
+        qkv = F.linear(tokens, self.to_qkv.weight.flatten(1), self.to_qkv.bias)
+        mixed = F.scaled_dot_product_attention(*qkv.unsqueeze(1).chunk(3, dim=-1)).squeeze(1)
+        mixed = F.linear(mixed, self.proj.weight.flatten(1), self.proj.bias)
+        return x + mixed.view(batch, length, height, width, channels).permute(0, 4, 1, 2, 3)
+
+
+class Upsample(nn.Module):
+    """Twice the height and width; with `temporal` also two frames from every one but the first."""
+
+    def __init__(self, channels: int, temporal: bool, out_channels: int) -> None:
+        super().__init__()
+        enlarge = nn.Upsample(scale_factor=2, mode="nearest-exact")
+        self.resample = nn.Sequential(enlarge, nn.Conv2d(channels, out_channels, 3, padding=1))
+        self.time_conv = CausalConv3d(channels, 2 * channels, (3, 1, 1)) if temporal else None
+
+    def forward(self, x: Tensor, cache: FeatureCache) -> Tensor:
+        """[B, C, T, H, W] -> [B, O, T or 2 T, 2 H, 2 W]."""
+        if self.time_conv is not None:
+            x = self._double_time(x, self.time_conv, cache)
+        frames = x.transpose(1, 2).flatten(0, 1)
+        if frames.is_cpu and frames.dtype == torch.float32:
+            y = upsample_and_convolve(frames, self.resample[1].weight, self.resample[1].bias)
+        else:
+            y = self.resample(frames)
+        return y.unflatten(0, (x.shape[0], x.shape[2])).transpose(1, 2)
+
+    @staticmethod
+    def _double_time(x: Tensor, time_conv: CausalConv3d, cache: FeatureCache) -> Tensor:
+        """[B, C, T, H, W] -> [B, C, 2 T, H, W]; the first frame of a stream stays one, later ones do not see it."""
+        if cache.get(time_conv.cache_key) is None:
+            cache.append(time_conv.cache_key, torch.zeros_like(x), time_conv.past)
+            return x
+        pairs = time_conv(x, cache).permute(0, 2, 3, 4, 1).unflatten(-1, (2, -1))  # [B, T, H, W, 2, C]
+        frames = pairs.permute(0, 1, 4, 2, 3, 5).flatten(1, 2)
+        return frames.permute(0, 4, 1, 2, 3)
+
+
+def upsample_and_convolve(frames: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Nearest upsampling by two, then a 3x3 convolution with zero padding, without making the large image.
+
+    frames [N, C, h, w], weight [O, C, 3, 3], bias [O] -> [N, O, 2 h, 2 w]. At each of the four output pixels of an
+    input pixel the three taps along a column fall on two input rows only (even: one and two taps, odd: two and one),
+    and so along a row. Hence four 2x2 kernels with summed taps, 16 multiplications instead of 36, as one convolution.
+    """
+    outputs = weight.shape[0]
+    taps_on_inputs = weight.new_tensor([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]])  # [odd, input, tap]
+    kernels = torch.einsum("ayp,bxq,ocpq->aboycx", taps_on_inputs, taps_on_inputs, weight)
+    kernels = kernels.transpose(3, 4).flatten(0, 2)  # [4 O, C, 2, 2]
+    y = F.conv2d(frames, kernels, bias.repeat(4), padding=1).permute(0, 2, 3, 1).unflatten(-1, (2, 2, outputs))
+    count, height, width = y.shape[0], y.shape[1] - 1, y.shape[2] - 1
+    result = y.new_empty(count, height, 2, width, 2, outputs)
+    for row in range(2):
+        for column in range(2):
+            result[:, :, row, :, column] = y[:, row : row + height, column : column + width, row, column]
+    return result.view(count, 2 * height, 2 * width, outputs).permute(0, 3, 1, 2)
+
+
+class Downsample(nn.Module):
+    """Half the height and width; with `temporal` also one frame from every two but the first."""
+
+    def __init__(self, channels: int, temporal: bool) -> None:
+        super().__init__()
+        pad = nn.ZeroPad2d((0, 1, 0, 1))
+        self.resample = nn.Sequential(pad, nn.Conv2d(channels, channels, 3, stride=2))
+        self.time_conv = CausalConv3d(channels, channels, (3, 1, 1)) if temporal else None
+
+    def forward(self, x: Tensor, cache: FeatureCache) -> Tensor:
+        """[B, C, T, H, W] -> [B, C, T or T / 2, H / 2, W / 2]; the first frame of a stream stays as it is."""
+        frames = self.resample(x.transpose(1, 2).flatten(0, 1))
+        y = frames.unflatten(0, (x.shape[0], x.shape[2])).transpose(1, 2)
+        if self.time_conv is None:
+            return y
+        if cache.get(self.time_conv.cache_key) is None:
+            cache.append(self.time_conv.cache_key, y, self.time_conv.past)
+            return y
+        # A convolution with stride two over [the last frame, chunk] is every second output of one with stride one.
+        return self.time_conv(y, cache)[:, :, 1::2]

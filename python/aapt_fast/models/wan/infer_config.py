@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The configuration of a Wan transformer, from its tensors and from what a configuration file says.
+
+Nearly everything is in the shapes of the tensors. Where a configuration says the same, it has to agree; what only it
+can say (the heads, eps, what frames see) is taken from it. Names are those of diffusers, of the original files or our
+own.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from aapt_fast.errors import CheckpointError, require
+from aapt_fast.models.wan.config import WanConfig
+from aapt_fast.ops.block_cache import Blocks
+
+HEAD_DIM = 128  # of every published model
+
+# our name -> the names that files use
+NAMES = {
+    "width": ("dim",),
+    "heads": ("num_attention_heads", "num_heads", "heads"),
+    "head_dim": ("attention_head_dim", "head_dim"),
+    "layers": ("num_layers", "layers"),
+    "ffn_width": ("ffn_dim", "ffn_width"),
+    "in_channels": ("in_channels", "in_dim"),
+    "out_channels": ("out_channels", "out_dim"),
+    "text_width": ("text_dim", "text_width"),
+    "text_length": ("text_len", "text_length"),
+    "image_width": ("image_dim", "image_width"),
+    "timestep_features": ("freq_dim", "timestep_features"),
+    "cross_norm": ("cross_attn_norm", "cross_norm"),
+    "eps": ("eps",),
+    "patch": ("patch_size",),
+    "norm": ("qk_norm",),
+    "block_frames": ("num_frame_per_block",),
+    "block_window": ("local_attn_size",),
+    "block_sink": ("sink_size",),
+    "blocks": ("blocks",),
+}
+_NOTHING_SAID = {"image_width": (None,), "out_channels": (None,)}  # null in a file means 0, or as many as in_channels
+_FIXED = {"patch": ((1, 2, 2),), "norm": ("rms_norm_across_heads", True)}
+
+
+def wan_config(
+    tensors: Mapping[str, Tensor],
+    source: object,
+    beside: Mapping[str, Any] | None = None,
+    given: Mapping[str, Any] | None = None,
+    *,
+    file_key: Callable[[str], str] = str,
+) -> WanConfig:
+    """The configuration of a checkpoint.
+
+    Args:
+        tensors: [...] by original names (`wan_keys`).
+        source: the file, for messages.
+        beside: the content of a configuration file; names that mean nothing to us are passed over.
+        given: the user's, with the same names; it may add to `beside`, not contradict it.
+        file_key: from an original name to the one in the file, for messages.
+
+    Raises CheckpointError for tensors that no Wan transformer has, for shapes that do not go together, and for a
+    configuration that contradicts them; ValueError for an unknown name in `given`.
+    """
+    said = _translated(beside or {}, source)
+    known = {name for names in NAMES.values() for name in names}
+    for name in given or {}:
+        require(name in known, "config", f"names out of {', '.join(sorted(known))}", name)
+    for name, value in _translated(given or {}, "config").items():
+        if said.setdefault(name, value) != value:
+            raise CheckpointError(f"{source}: {name}: expected {said[name]}, as its configuration says, got {value}")
+    facts = _facts(tensors, source, file_key)
+    for name, allowed in _FIXED.items():
+        if said.get(name, allowed[0]) not in allowed:
+            raise CheckpointError(f"{source}: {name}: expected {allowed[0]}, got {said[name]}")
+    for name in facts.keys() & said.keys():
+        if said[name] != facts[name]:
+            raise CheckpointError(f"{source}: {name}: expected {facts[name]}, as its tensors say, got {said[name]}")
+    facts["heads"], facts["head_dim"] = _heads(facts.pop("width"), said, source)
+    facts |= {name: said[name] for name in ("text_length", "eps") if name in said}
+    try:
+        return WanConfig(**facts, blocks=_blocks(said))
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{source}: expected the configuration of a Wan transformer, got {error}") from error
+
+
+def _translated(config: Mapping[str, Any], source: object) -> dict[str, Any]:
+    """What a configuration says under our names."""
+    said: dict[str, Any] = {}
+    for name, aliases in NAMES.items():
+        for alias in aliases:
+            if alias not in config or config[alias] in _NOTHING_SAID.get(name, ()):
+                continue
+            value = tuple(config[alias]) if isinstance(config[alias], list) else config[alias]
+            if said.setdefault(name, value) != value:
+                raise CheckpointError(f"{source}: {alias}: expected {said[name]}, as said before, got {value}")
+    return said
+
+
+def _facts(tensors: Mapping[str, Tensor], source: object, file_key: Callable[[str], str]) -> dict[str, Any]:
+    """What the shapes of the tensors say."""
+
+    def shape(name: str, dimensions: int = 2) -> tuple[int, ...]:
+        if name not in tensors:
+            raise CheckpointError(f"{source}: expected key {file_key(name)}, as Wan transformers have it, got none")
+        found = tuple(tensors[name].shape)
+        if len(found) != dimensions:
+            key, got = file_key(name), list(found)
+            raise CheckpointError(f"{source}: {key}: expected {dimensions} dimensions, got shape {got}")
+        return found
+
+    width, in_channels, *patch = shape("patch_embedding.weight", 5)
+    if patch != [1, 2, 2]:
+        raise CheckpointError(f"{source}: patch_embedding.weight: expected a patch of [1, 2, 2], got {patch}")
+    outputs = shape("head.head.weight")[0]
+    if outputs % 4:
+        key = file_key("head.head.weight")
+        raise CheckpointError(f"{source}: {key}: expected a multiple of 4 rows, got {outputs}")
+    with_image = any(name.startswith("img_emb.") or ".cross_attn.k_img." in name for name in tensors)
+    return {
+        "width": width,
+        "in_channels": in_channels,
+        "out_channels": outputs // 4,
+        "text_width": shape("text_embedding.0.weight")[1],
+        "timestep_features": shape("time_embedding.0.weight")[1],
+        "ffn_width": shape("blocks.0.ffn.0.weight")[0],
+        "layers": _layers(tensors),
+        "image_width": shape("img_emb.proj.1.weight")[1] if with_image else 0,
+        "cross_norm": any(name.endswith(".norm3.weight") for name in tensors),
+    }
+
+
+def _layers(names: Iterable[str]) -> int:
+    found = [re.match(r"blocks\.(\d+)\.", name) for name in names]
+    return 1 + max((int(match[1]) for match in found if match), default=-1)
+
+
+def _heads(width: int, said: Mapping[str, Any], source: object) -> tuple[int, int]:
+    """(heads, head_dim): what was said, else heads of 128."""
+    head_dim = said.get("head_dim")
+    if head_dim is None:
+        head_dim = HEAD_DIM if "heads" not in said else _whole(width, said["heads"], "heads", source)
+    heads = said.get("heads", _whole(width, head_dim, "head_dim", source))
+    if heads * head_dim != width:
+        expected = f"{width} = heads x head_dim, as its tensors say"
+        raise CheckpointError(f"{source}: heads: expected {expected}, got {heads} x {head_dim}")
+    return heads, head_dim
+
+
+def _whole(width: int, divisor: Any, name: str, source: object) -> int:
+    if not isinstance(divisor, int) or divisor < 1 or width % divisor:
+        hint = "" if name == "heads" else "; say the heads in config"
+        raise CheckpointError(f"{source}: {name}: expected a divisor of its width {width}, got {divisor}{hint}")
+    return width // divisor
+
+
+def _blocks(said: Mapping[str, Any]) -> Blocks:
+    blocks = said.get("blocks", {})
+    fields: dict[str, Any] = vars(blocks) if isinstance(blocks, Blocks) else dict(blocks)
+    for field in ("frames", "window", "sink"):
+        if f"block_{field}" in said:
+            fields = {**fields, field: said[f"block_{field}"]}
+    if fields.get("window") == -1:  # Self-Forcing's word for no limit
+        fields = {**fields, "window": None}
+    return Blocks(**fields)

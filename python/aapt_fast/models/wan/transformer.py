@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The transformer of Wan 2.1 and 2.2 on this package's cache protocol.
+
+Its blocks attend to the text by cross-attention, normalise with LayerNorm, have biases and RMSNorm of q and k across
+all heads, and the network predicts the velocity noise - x0. That leaves nothing but the caches, positions and ops to
+share with `Generator`, whose joint blocks know none of it; so this is a class of its own, which a `Cache` cannot tell
+from the other. Parameters have the names of the original checkpoints, `wan_keys` knows those of diffusers.
+
+Shapes: B batch, F frames, N tokens per frame, d width, H heads, L text tokens, h w latent grid.
+Source: Wan (arXiv 2503.20314) section 4.2; Self-Forcing (arXiv 2506.08009) for `causal`.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from aapt_fast.errors import require, require_shape
+from aapt_fast.models.wan.config import WanConfig
+from aapt_fast.models.wan.layers import (
+    CrossAttention,
+    Head,
+    ImageEmbedding,
+    SelfAttention,
+    WanContext,
+    layer_norm,
+    sinusoids,
+)
+from aapt_fast.ops import FrameRope
+from aapt_fast.ops.block_cache import BlockCache, Blocks
+from aapt_fast.ops.cache import Cache, KeysAndValues, WholeClipCache
+
+PATCH = 2
+SHIFT1, SCALE1, GATE1, SHIFT2, SCALE2, GATE2 = range(6)
+
+
+class WanBlock(nn.Module):
+    """Self-attention through the cache, cross-attention to the prompt, feed-forward."""
+
+    def __init__(self, config: WanConfig) -> None:
+        super().__init__()
+        width, self.eps = config.width, config.eps
+        self.self_attn = SelfAttention(config)
+        self.norm3 = nn.LayerNorm(width, config.eps) if config.cross_norm else None
+        self.cross_attn = CrossAttention(config)
+        self.ffn = nn.Sequential(
+            nn.Linear(width, config.ffn_width), nn.GELU(approximate="tanh"), nn.Linear(config.ffn_width, width)
+        )
+        self.modulation = nn.Parameter(torch.randn(1, 6, width) / width**0.5)
+
+    def forward(self, x: Tensor, modulation: Tensor, text: list[KeysAndValues], cache: Cache, layer: int) -> Tensor:
+        """Tokens x [B, F, N, d] and modulation [B, F or 1, N or 1, 6, d] -> tokens [B, F, N, d].
+
+        text: keys and values [B or 1, L, H, D] of each kind of context token.
+        """
+        m = (self.modulation + modulation).unbind(-2)
+        normed = (layer_norm(x, self.eps) * (1 + m[SCALE1]) + m[SHIFT1]).to(x.dtype)
+        x = (x + self.self_attn(normed, cache, layer) * m[GATE1]).to(x.dtype)
+        normed = x if self.norm3 is None else layer_norm(x, self.eps, self.norm3).to(x.dtype)
+        x = x + self.cross_attn(normed, text)
+        normed = (layer_norm(x, self.eps) * (1 + m[SCALE2]) + m[SHIFT2]).to(x.dtype)
+        return (x + self.ffn(normed) * m[GATE2]).to(x.dtype)
+
+
+class WanTransformer(nn.Module):
+    """Predicts velocities. `forward` takes a whole clip, `velocity` some frames and a cache with those before."""
+
+    def __init__(self, config: WanConfig) -> None:
+        super().__init__()
+        self.config = config
+        width, text = config.width, config.text_width
+        self.patch_embedding = nn.Conv3d(config.in_channels, width, (1, PATCH, PATCH), stride=(1, PATCH, PATCH))
+        self.text_embedding = nn.Sequential(
+            nn.Linear(text, width), nn.GELU(approximate="tanh"), nn.Linear(width, width)
+        )
+        self.time_embedding = nn.Sequential(
+            nn.Linear(config.timestep_features, width), nn.SiLU(), nn.Linear(width, width)
+        )
+        self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
+        self.blocks = nn.ModuleList(WanBlock(config) for _ in range(config.layers))
+        self.head = Head(width, config.out_channels * PATCH**2, config.eps)
+        self.img_emb = ImageEmbedding(config.image_width, width) if config.image_width else None
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        timestep: Tensor,
+        encoder_hidden_states: Tensor,
+        encoder_hidden_states_image: Tensor | None = None,
+        *,
+        causal: bool | Blocks = False,
+    ) -> Tensor:
+        """The velocity noise - x0 of a whole clip.
+
+        Args:
+            hidden_states: [B, in_channels, F, h, w], h and w even: the noised clip, and what a model takes with it.
+            timestep: 0..1000, [B], [B, F] per frame, or [B, F N] per token.
+            encoder_hidden_states: [B, L, text_width], all of which is attended to: prompts that were padded with
+                zeros in training have to be here as well (`pad_text`).
+            encoder_hidden_states_image: [B, Li, image_width] for a model with image tokens, else None.
+            causal: False: frames attend to each other both ways. True: by blocks, as `config.blocks` says, or as
+                the given `Blocks` say.
+
+        Returns:
+            [B, out_channels, F, h, w] in the dtype of `hidden_states`.
+
+        Raises:
+            ValueError: another shape.
+        """
+        context = self.encode_context(encoder_hidden_states, encoder_hidden_states_image)
+        height, width = hidden_states.shape[-2:]
+        cache: Cache
+        if causal is False:
+            cache = WholeClipCache(self.rope(height, width), eps=self.config.eps)
+        else:
+            cache = self.new_cache(height, width, None if causal is True else causal)
+        return self.velocity(hidden_states, timestep, context, cache)
+
+    def velocity(self, hidden_states: Tensor, timestep: Tensor, context: WanContext, cache: Cache) -> Tensor:
+        """As `forward`, for the frames after those in `cache`, under a context from `encode_context`.
+
+        hidden_states [B, in_channels, F, h, w], timestep [B], [B, F] or [B, F N] -> [B, out_channels, F, h, w].
+        The cache is left before its `advance`: the same frames may be evaluated again, at another level; what the
+        last evaluation computed is what later frames see.
+        """
+        batch, frames, height, width = self._check(hidden_states, timestep)
+        prompts = len(context.text[0][0])
+        require(prompts in (1, batch), "encoder_hidden_states", f"{batch} rows or 1", prompts)
+        rows = (height // PATCH) * (width // PATCH)
+        weight = self.patch_embedding.weight
+        patches = F.pixel_unshuffle(hidden_states.transpose(1, 2).flatten(0, 1).to(weight.dtype), PATCH)
+        x = F.linear(patches.flatten(2).mT, weight.flatten(1), self.patch_embedding.bias)
+        x = x.unflatten(0, (batch, frames))
+
+        time = self._embed_time(timestep)  # [B, 1 or F or F N, d]
+        projection = self.time_projection[1].weight.dtype
+        per_token = time.shape[1] not in (1, frames)
+        time = time.unflatten(1, (frames, rows)) if per_token else time[:, :, None]
+        modulation = self.time_projection(time.to(projection)).unflatten(-1, (6, -1))
+        modulation = modulation.to(torch.promote_types(x.dtype, torch.float32))
+        for layer, block in enumerate(self.blocks):
+            x = block(x, modulation, context.layer(layer), cache, layer)
+        patches = self.head(x, time).view(batch, frames, height // PATCH, width // PATCH, PATCH, PATCH, -1)
+        picture = patches.permute(0, 6, 1, 2, 4, 3, 5).reshape(batch, -1, frames, height, width)
+        return picture.to(hidden_states.dtype)
+
+    def encode_context(
+        self, encoder_hidden_states: Tensor, encoder_hidden_states_image: Tensor | None = None
+    ) -> WanContext:
+        """What the cross-attention of every layer sees of a prompt; it holds for every frame and timestep.
+
+        encoder_hidden_states [B, L, text_width]; encoder_hidden_states_image [B, Li, image_width] or None.
+        Raises ValueError for another shape, or image tokens that the model has no use for.
+        """
+        config, dtype = self.config, self.patch_embedding.weight.dtype
+        require_shape("encoder_hidden_states", encoder_hidden_states, "B", "L", config.text_width)
+        text = self.text_embedding(encoder_hidden_states.to(dtype))
+        if encoder_hidden_states_image is None:
+            return WanContext([block.cross_attn.text(text) for block in self.blocks])
+        name = "encoder_hidden_states_image"
+        require(self.img_emb is not None, name, "None: this model has no image tokens", "a tensor")
+        assert self.img_emb is not None
+        require_shape(name, encoder_hidden_states_image, len(text), "Li", config.image_width)
+        image = self.img_emb(encoder_hidden_states_image.to(dtype))
+        attentions = [block.cross_attn for block in self.blocks]
+        return WanContext([layer.text(text) for layer in attentions], [layer.image(image) for layer in attentions])
+
+    def pad_text(self, encoder_hidden_states: Tensor) -> Tensor:
+        """[B, L, text_width] -> [B, text_length, text_width], padded with zeros. Raises ValueError if L is larger."""
+        require_shape("encoder_hidden_states", encoder_hidden_states, "B", "L", self.config.text_width)
+        missing = self.config.text_length - encoder_hidden_states.shape[1]
+        expected = f"at most {self.config.text_length} tokens"
+        require(missing >= 0, "encoder_hidden_states", expected, encoder_hidden_states.shape[1])
+        return F.pad(encoder_hidden_states, (0, 0, 0, missing))
+
+    def rope(self, height: int, width: int) -> FrameRope:
+        """Positions for latents of height x width: integers, in every direction."""
+        return FrameRope((height // PATCH, width // PATCH), self.config.head_dim)
+
+    def new_cache(self, height: int, width: int, blocks: Blocks | None = None) -> BlockCache:
+        """An empty differentiable cache for latents of height x width; `blocks` defaults to `config.blocks`."""
+        config = self.config
+        return BlockCache(config.layers, blocks or config.blocks, self.rope(height, width), eps=config.eps)
+
+    def _embed_time(self, timestep: Tensor) -> Tensor:
+        """Timesteps [B] or [B, T] -> [B, 1 or T, d]."""
+        weight = self.time_embedding[0].weight
+        timestep = timestep[:, None] if timestep.dim() == 1 else timestep
+        return self.time_embedding(sinusoids(timestep, self.config.timestep_features).to(weight.dtype))
+
+    def _check(self, hidden_states: Tensor, timestep: Tensor) -> tuple[int, int, int, int]:
+        require_shape("hidden_states", hidden_states, "B", self.config.in_channels, "F", "h", "w")
+        batch, _, frames, height, width = hidden_states.shape
+        for name, length in (("height", height), ("width", width)):
+            fits = length > 0 and length % PATCH == 0
+            require(fits, f"hidden_states {name}", f"a positive multiple of {PATCH}", length)
+        tokens = frames * (height // PATCH) * (width // PATCH)
+        fits = tuple(timestep.shape) in {(batch,), (batch, frames), (batch, tokens)}
+        expected = f"shape [{batch}], [{batch}, {frames}] or [{batch}, {tokens}]"
+        require(fits, "timestep", expected, list(timestep.shape))
+        return batch, frames, height, width

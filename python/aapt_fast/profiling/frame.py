@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How long one latent frame takes, from the control to four video frames on the host, and whether that is in time.
+
+Three phases of one process: `cold`, the first step there is; `filling`, while past frames are still fewer than the
+window, after that first step has loaded everything; `full`, the steady state, which is what the target is for.
+"""
+
+from __future__ import annotations
+
+import functools
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from aapt_fast.errors import require
+from aapt_fast.models.aapt.config import GeneratorConfig
+from aapt_fast.models.stream_model import StreamModel
+from aapt_fast.profiling.inputs import random_controls, random_image, random_prompt
+from aapt_fast.profiling.kernels import what_runs
+from aapt_fast.profiling.machine import clocks, seconds_since_process_start
+from aapt_fast.profiling.stages import INSIDE, STAGES, StepTime, StepTimer, inside_generator
+from aapt_fast.profiling.systems import System
+from aapt_fast.profiling.timing import Sample, lateness, percentile
+from aapt_fast.streaming.session import StreamSession
+
+FEWEST_STEPS = 5
+SETTLING_STEPS = 2  # with a full window, not counted
+FRAMES_PER_STEP = 4
+JUDGED = "p95 of whole steps with a full window, frames on the host"
+DTYPE_NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How a system is run: `token_dtype` None keeps the model's default."""
+
+    device: torch.device
+    dtype: torch.dtype
+    folded: bool = False
+    token_dtype: torch.dtype | None = None
+    cuda_graph: bool = False
+
+    def in_words(self) -> str:
+        """Like: bf16 weights, fp32 token stream, not folded, eager launches, no CUDA graph."""
+        tokens = DTYPE_NAMES[self.token_dtype or torch.float32]
+        folded = "folded" if self.folded else "not folded"
+        launches = "CUDA graphs" if self.cuda_graph else "eager launches, no CUDA graph"
+        return f"{DTYPE_NAMES[self.dtype]} weights, {tokens} token stream, {folded}, {launches}"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Steps by phase, and what else was seen."""
+
+    phases: dict[str, list[StepTime]]
+    inside: list[dict[str, float]]  # milliseconds of parts of the generator, in steps that are launched one by one
+    start: dict[str, float | None]  # seconds
+    memory: dict[str, Any]
+    what_ran: dict[str, str]
+    clocks: list[str | None]  # before and after
+
+
+def measure(system: System, choice: Choice, *, steps: int, limit_s: float) -> Measured:
+    """Build the system and take its steps: `steps` with a full window, or, from the fifth on, what `limit_s` allows."""
+    require(steps >= FEWEST_STEPS, "steps", f"at least {FEWEST_STEPS}", steps)
+    if choice.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(choice.device)
+    begun = time.perf_counter()
+    model = _prepared(system, choice)
+    built, config = time.perf_counter(), model.config
+    assert isinstance(config, GeneratorConfig)
+    control, prompt = random_controls(model, 1)[0], random_prompt(model, system.prompt)
+    states = [clocks()]
+    open_session = functools.partial(StreamSession, model, random_image(model), prompt=prompt, seed=7)
+    with open_session(cuda_graph=choice.cuda_graph) as session, StepTimer(model) as timer:
+        cold = timer.step(session, control)
+        first_frames, since_start = time.perf_counter(), seconds_since_process_start()
+        start = {
+            "model_s": built - begun,
+            "session_s": session.latency.first_frame_s,
+            "first_step_s": cold.whole / 1e3,
+            "all_s": first_frames - begun,
+            "since_process_start_s": since_start,
+        }
+        session.reset()
+        filling = [timer.step(session, control) for _ in range(config.window + 1)]
+        for _ in range(SETTLING_STEPS):
+            timer.step(session, control)
+        full = _steady(timer, session, control, steps, limit_s)
+        states.append(clocks())
+    with open_session() as session:  # launched one by one: a recording is looked into by nobody
+        for _ in range(config.window + 1):
+            session.step(control)
+        inside = [inside_generator(session, control) for _ in range(FEWEST_STEPS)]
+        ran = what_runs(session, control)
+    phases = {"cold": [cold], "filling": filling, "full": full}
+    return Measured(phases, inside, start, _memory(system, choice), ran, states)
+
+
+def _prepared(system: System, choice: Choice) -> StreamModel:
+    model = system.build(choice.device, choice.dtype)
+    if choice.folded:
+        model = model.folded()
+    return model if choice.token_dtype is None else model.with_token_dtype(choice.token_dtype)
+
+
+def _steady(
+    timer: StepTimer, session: StreamSession, control: Tensor | None, steps: int, limit_s: float
+) -> list[StepTime]:
+    begun, times = time.perf_counter(), []
+    while len(times) < steps and (len(times) < FEWEST_STEPS or time.perf_counter() - begun < limit_s):
+        times.append(timer.step(session, control))
+    return times
+
+
+def _memory(system: System, choice: Choice) -> dict[str, Any]:
+    """Peak memory of this process so far, beside what was expected."""
+    expected = {f"expected_{name}_bytes": n for name, n in system.memory_bytes(choice.dtype, choice.folded).items()}
+    if choice.device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated(choice.device)
+        return {**expected, "peak_bytes": peak, "peak_of": "torch's allocations on the GPU"}
+    import resource  # not on every system, and the other commands do without
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    peak = unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {**expected, "peak_bytes": peak, "peak_of": "the resident memory of the process"}
+
+
+def results(system: System, choice: Choice, measured: Measured) -> list[dict[str, Any]]:
+    """One result of schema 1 (bench/README.md) per phase, with its stages."""
+    width, height = system.size
+    flops = system.step.generator_flops + system.step.decoder_flops
+    entries = []
+    for phase, times in measured.phases.items():
+        sample = Sample(tuple(each.whole for each in times), None, "wall clock of a step and the copy to the host")
+        stages = {stage: _percentiles([each.stages[stage] for each in times]) for stage in STAGES}
+        entries.append(
+            {
+                "name": f"frame/{system.preset}/{width}x{height}/{DTYPE_NAMES[choice.dtype]}/{phase}",
+                "phase": phase,
+                **sample.as_dict(),
+                "tflops": flops / sample.p50 / 1e9 if phase == "full" else None,
+                "share_of_ceiling": None,
+                "baseline": None,
+                "ratio": None,
+                "what_ran": choice.in_words(),
+                "ours": True,
+                "stages": stages,
+                "inside_generator": _inside(measured.inside) if phase == "full" else None,
+                "video_fps": 1e3 * FRAMES_PER_STEP / sample.p50,
+                "decoder": system.decoder,
+                "weights": "bundled" if system.bundled else "random",
+            }
+        )
+    return entries
+
+
+def _inside(steps: list[dict[str, float]]) -> dict[str, dict[str, float]]:
+    return {part: {"p50_ms": percentile([step[part] for step in steps], 50)} for part in INSIDE}
+
+
+def _percentiles(milliseconds: Sequence[float]) -> dict[str, float]:
+    return {f"p{percent}_ms": percentile(milliseconds, percent) for percent in (50, 95, 99)}
+
+
+def verdict(measured: Measured, target_s: float) -> dict[str, Any]:
+    """Whether the steady state is in time, how much it jitters, and how late frames would be at the target's pace.
+
+    Also whether steps get slower in the course of a stream, and how much of one lies outside of its stages.
+    """
+    full = measured.phases["full"]
+    times = [each.whole for each in full]
+    third = -(-len(times) // 3)
+    judged, target_ms = percentile(times, 95), 1e3 * target_s
+    return {
+        "target_ms": target_ms,
+        "judged": JUDGED,
+        "judged_ms": judged,
+        "met": judged <= target_ms,
+        "jitter_ms": percentile(times, 99) - percentile(times, 50),
+        "jitter_is": "p99 - p50",
+        "last_to_first": statistics.median(times[-third:]) / statistics.median(times[:third]),
+        "last_to_first_is": f"median of the last {third} of {len(times)} steps over that of the first {third}",
+        "outside_share": statistics.median(1 - sum(each.stages.values()) / each.whole for each in full),
+        "outside_is": "of a step, what no stage has: the host's, where the GPU waits for it",
+        "at_this_pace": lateness(times, target_ms).as_dict(),
+    }

@@ -1,0 +1,258 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How long a step should take on a GPU that is not here: a roofline, in bfloat16, per class of operators.
+
+Floor: every FLOP at the rate of a large matrix product, or every byte at the rate of a large copy, whichever takes
+longer; nothing is faster without doing less. Target: the best rate that public kernels reach in that class, times what
+tiles and waves use of it at these very shapes, plus the elementwise passes and a gap per kernel.
+
+Counting: a multiplication and an addition are two FLOP; weights and cached keys and values are read once per step; a
+bidirectional pass over all keys in sight, so no causal half. With several GPUs linear layers and elementwise work are
+split by tokens, attention by heads (two exchanges per layer), the decoder by rows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from aapt_fast.models.aapt.config import GeneratorConfig
+from aapt_fast.profiling.decoders import Layer, light_decoder
+
+LABEL = "prediction of a roofline, not a measurement"
+BYTES = 2  # of a bfloat16
+ELEMENTWISE_PASSES = 12  # over the tokens, per block: what fused kernels read and write
+KERNELS_PER_BLOCK, OTHER_KERNELS, KERNELS_PER_DECODER_LAYER = 6, 4, 1.2
+GAP_S = 1e-6  # between two kernels of a CUDA graph
+QUERY_TILE = 128  # rows of attention
+SPLIT_KEYS = 0.97  # what is left of attention where the keys are split so that no wave is partly empty
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """Rates in FLOP/s and bytes/s.
+
+    `matmul` and `copy` are ceilings: 8192 cubed, random data, and read plus written. `attention` is cuDNN's at 8 k to
+    32 k keys and head width 128, as published. `convolution` is a design goal that nobody has measured.
+    """
+
+    name: str
+    copy: float
+    matmul: float = 790e12
+    attention: float = 690e12
+    convolution: float = 530e12
+    link: float = 0.75 * 450e9  # NVLink, one direction, as far as transfers use it
+    multiprocessors: int = 132
+
+
+H100 = Gpu("H100 SXM", copy=3.0e12)
+H200 = Gpu("H200", copy=4.3e12)
+GPUS = {"h100": H100, "h200": H200}
+
+
+@dataclass(frozen=True)
+class Share:
+    """One class of operators in a step, in milliseconds."""
+
+    name: str
+    flops: float
+    bytes: float
+    floor_ms: float
+    target_ms: float
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one step does: a preset at its grid and window, prompt tokens, and a decoder's layers."""
+
+    config: GeneratorConfig
+    prompt: int
+    decoder: Sequence[Layer]
+
+    @property
+    def keys(self) -> int:
+        """Tokens of all frames in sight once the window is full: sink, window, own frame."""
+        return (self.config.window + 2) * self.config.tokens
+
+    @property
+    def weights(self) -> int:
+        """Weights that multiply a token of the video, without those of a convolutional head or stem."""
+        config = self.config
+        per_block = (4 + 2 * config.mlp_ratio) * config.width**2
+        control = config.control_width or (config.control.step_channels if config.control else 0)
+        outputs = config.head_width or config.latent_channels
+        channels = (2 if config.autoregressive else 1) * config.latent_channels + control + outputs
+        return config.layers * per_block + channels * config.patch**2 * config.width
+
+    @property
+    def linear_flops(self) -> float:
+        """Of all linear layers."""
+        return 2.0 * self.config.tokens * self.weights
+
+    def attention_flops(self, keys: int) -> float:
+        """Two products with each of so many keys and values, in all layers."""
+        return 4.0 * self.config.tokens * keys * self.config.width * self.config.layers
+
+    @property
+    def generator_flops(self) -> float:
+        """Of one evaluation with the window full."""
+        return self.linear_flops + self.attention_flops(self.keys + self.prompt)
+
+    @property
+    def decoder_flops(self) -> float:
+        """Of decoding one latent frame."""
+        return sum(layer.flops for layer in self.decoder)
+
+
+def tile_efficiency(tokens: int, outputs: int, multiprocessors: int) -> float:
+    """Useful share of the tensor cores' time in a matrix product [tokens, K] x [K, outputs] without splitting K.
+
+    The best of the tiles that wgmma does well, with tokens along rows or, transposed, along columns.
+    """
+    rows_are_tokens = [(128, 128), (128, 192), (128, 256), (256, 128), (192, 128), (192, 192), (256, 192)]
+    rows_are_outputs = [
+        (rows, columns)
+        for rows in (128, 192, 256)
+        for columns in range(96, 257, 8)
+        if 128 * 128 <= rows * columns <= 256 * 192
+    ]
+
+    def used(rows: int, columns: int, tile: tuple[int, int]) -> float:
+        tiles = -(-rows // tile[0]) * -(-columns // tile[1])
+        waves = -(-tiles // multiprocessors)
+        return rows * columns / (waves * multiprocessors * tile[0] * tile[1])
+
+    straight = max(used(tokens, outputs, tile) for tile in rows_are_tokens)
+    return max(straight, *(used(outputs, tokens, tile) for tile in rows_are_outputs))
+
+
+def shares(step: Step, gpu: Gpu, gpus: int = 1) -> list[Share]:
+    """The classes of operators of one step on so many GPUs."""
+    config, tokens = step.config, step.config.tokens
+    width, hidden = config.width, config.mlp_ratio * config.width
+    shapes = [(width, 3 * width), (width, width), (width, hidden), (hidden, width)]
+    own_tokens = -(-tokens // gpus)
+    used = sum(a * b for a, b in shapes) / sum(
+        a * b / tile_efficiency(own_tokens, b, gpu.multiprocessors) for a, b in shapes
+    )
+    padding = tokens / (-(-tokens // QUERY_TILE) * QUERY_TILE)
+    keys = step.keys + step.prompt
+
+    def share(name: str, flops: float, read: float, target_rate: float, replicated: bool = False) -> Share:
+        """`replicated`: every GPU reads all of the bytes."""
+        moving = read / gpu.copy / (1 if replicated else gpus)
+        floor = max(flops / gpu.matmul / gpus, moving)
+        return Share(name, flops, read, 1e3 * floor, 1e3 * max(flops / target_rate / gpus, moving))
+
+    key_bytes = 2.0 * keys * width * BYTES * config.layers
+    decoder_bytes = float(sum(layer.elements for layer in step.decoder)) * BYTES
+    found = [
+        share("linear", step.linear_flops, float(step.weights * BYTES), gpu.matmul * used, replicated=True),
+        share("attention", step.attention_flops(keys), key_bytes, gpu.attention * padding * SPLIT_KEYS),
+        share("decode", step.decoder_flops, decoder_bytes, gpu.convolution),
+    ]
+    token_bytes = float(ELEMENTWISE_PASSES * tokens * width * BYTES * config.layers)
+    kernels = KERNELS_PER_BLOCK * config.layers + OTHER_KERNELS + KERNELS_PER_DECODER_LAYER * len(step.decoder)
+    found.append(Share("elementwise", 0.0, token_bytes, 0.0, 1e3 * token_bytes / gpu.copy / gpus))
+    found.append(Share("gaps between kernels", 0.0, 0.0, 0.0, 1e3 * kernels * GAP_S))
+    if gpus > 1:
+        sent = 4.0 * tokens * width * BYTES * (gpus - 1) / gpus**2  # q, k, v before attention, its result after
+        found.append(
+            Share("exchange", 0.0, sent * config.layers, 0.0, 1e3 * config.layers * (sent / gpu.link + 2 * 8e-6))
+        )
+    return found
+
+
+def predict(step: Step, gpu: Gpu, gpus: int = 1) -> dict[str, Any]:
+    """Floor and target of one step, whole and by class, ready for JSON."""
+    found = shares(step, gpu, gpus)
+    return {
+        "gpu": gpu.name,
+        "gpus": gpus,
+        "floor_ms": sum(share.floor_ms for share in found),
+        "target_ms": sum(share.target_ms for share in found),
+        "shares": [
+            {
+                "name": s.name,
+                "tflop": s.flops / 1e12,
+                "gb": s.bytes / 1e9,
+                "floor_ms": s.floor_ms,
+                "target_ms": s.target_ms,
+            }
+            for s in found
+        ],
+    }
+
+
+def prediction(step: Step, decoder: str, target_s: float | None = None) -> dict[str, Any]:
+    """What to expect of one step on one H100 and one H200, and how that was counted, ready for JSON.
+
+    `decoder` names that of the step. With `target_s`, each GPU says whether its `target_ms` would meet it.
+    """
+    devices = {name: predict(step, gpu) for name, gpu in GPUS.items()}
+    if target_s is not None:
+        devices = {name: {**each, "would_meet": each["target_ms"] <= 1e3 * target_s} for name, each in devices.items()}
+    return {
+        "label": LABEL,
+        "dtype": "bfloat16",
+        "work": {
+            "tokens": step.config.tokens,
+            "frames_in_sight": step.config.window + 2,
+            "keys": step.keys,
+            "prompt_tokens": step.prompt,
+            "linear_tflop": step.linear_flops / 1e12,
+            "attention_tflop": step.attention_flops(step.keys) / 1e12,
+            "prompt_attention_tflop": step.attention_flops(step.prompt) / 1e12,
+            "generator_tflop": step.generator_flops / 1e12,
+            "decoder": decoder,
+            "decoder_tflop": step.decoder_flops / 1e12,
+        },
+        "devices": devices,
+        "assumptions": {
+            name: {"matmul_tflops": gpu.matmul / 1e12, "attention_tflops": gpu.attention / 1e12}
+            | {"convolution_tflops": gpu.convolution / 1e12, "copy_tb_s": gpu.copy / 1e12}
+            for name, gpu in GPUS.items()
+        },
+    }
+
+
+@dataclass(frozen=True)
+class Published:
+    """A time that the paper (arXiv 2506.09350) gives for one latent frame, decoder included."""
+
+    size: tuple[int, int]  # width, height
+    past_frames: int  # window
+    gpus: int
+    seconds: float
+
+
+PAPER = (Published((736, 416), 30, 1, 0.16), Published((1280, 720), 15, 8, 0.17))
+
+
+def paper_check(config: GeneratorConfig, prompt: int) -> list[dict[str, Any]]:
+    """The paper's own settings beside this roofline, ready for JSON; `config` is the 8 B model's at any size.
+
+    The paper decodes with its light decoder, so these numbers do, too.
+    """
+    rows = []
+    for published in PAPER:
+        width, height = (length // 8 for length in published.size)
+        at_size = dataclasses.replace(config, grid=(height, width), window=published.past_frames)
+        step = Step(at_size, prompt, light_decoder(height, width))
+        found = predict(step, H100, published.gpus)
+        flops = step.generator_flops + step.decoder_flops
+        rows.append(
+            {
+                "resolution": f"{published.size[0]}x{published.size[1]}",
+                "past_frames": published.past_frames,
+                "gpus": published.gpus,
+                "paper_ms": 1e3 * published.seconds,
+                "paper_tflops_per_gpu": flops / published.seconds / published.gpus / 1e12,
+                "generator_tflop": step.generator_flops / 1e12,
+                "decoder_tflop": step.decoder_flops / 1e12,
+                "floor_ms": found["floor_ms"],
+                "target_ms": found["target_ms"],
+            }
+        )
+    return rows

@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `aapt-fast bench frame` measures: a preset at a size, with a decoder that fits it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from aapt_fast.errors import require
+from aapt_fast.models.aapt.config import GeneratorConfig, MiniVAEConfig
+from aapt_fast.models.aapt.generator import Generator
+from aapt_fast.models.aapt.presets import generator_preset
+from aapt_fast.models.files.model_file import load_model
+from aapt_fast.models.stream_model import StreamModel
+from aapt_fast.models.vae.mini import MiniVAE
+from aapt_fast.models.vae.wan import WanVAE, WanVAEConfig
+from aapt_fast.profiling.decoders import Layer, mini_decoder, wan_decoder
+from aapt_fast.profiling.roofline import Step
+from aapt_fast.streaming.pages import pool_bytes
+from aapt_fast.streaming.session import session_pages
+
+BUNDLED = ("mini-person",)
+LARGE = ("aapt-8b",)  # with the decoder of Wan 2.1; the others have the package's small one
+VIDEO_SCALE = 8
+"""Pixels per latent cell, down and across, in all of these systems."""
+
+PROMPT_TOKENS = 128
+CPU_FLOPS = 1e12
+"""More per step than a CPU does in a few seconds: such a system is not tried on one."""
+
+WORKING_LAYERS = 8
+"""Of the decoder's largest activation, as many copies are taken to be in memory at a time."""
+
+
+@dataclass(frozen=True)
+class System:
+    """A preset at a size. Sizes are in pixels of the video, (width, height)."""
+
+    preset: str
+    config: GeneratorConfig
+    vae: WanVAEConfig | MiniVAEConfig
+    decoder: str
+    bundled: bool
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) of the video."""
+        height, width = self.config.grid
+        return VIDEO_SCALE * width, VIDEO_SCALE * height
+
+    @property
+    def prompt(self) -> int:
+        """Tokens of the prompt."""
+        return PROMPT_TOKENS if self.config.text_width else 0
+
+    @property
+    def layers(self) -> list[Layer]:
+        """Of the decoder."""
+        if isinstance(self.vae, WanVAEConfig):
+            return wan_decoder(self.vae, *self.config.grid)
+        return mini_decoder(self.vae, *self.config.grid)
+
+    @property
+    def step(self) -> Step:
+        """The work of one step."""
+        return Step(self.config, self.prompt, self.layers)
+
+    def build(self, device: torch.device, dtype: torch.dtype) -> StreamModel:
+        """The bundled model, or random weights."""
+        if self.bundled:
+            return load_model(self.preset, device=device, dtype=dtype)
+        return random_model(self.config, self.vae, device, dtype)
+
+    def memory_bytes(self, dtype: torch.dtype, folded: bool = False) -> dict[str, int]:
+        """What a session is going to need, by parts, without allocating anything. The decoder's part is an estimate."""
+        with torch.device("meta"):
+            generator, vae = Generator(self.config), _vae(self.vae)
+        weights = sum(parameter.numel() for module in (generator, vae) for parameter in module.parameters())
+        copies = sum(parameter.numel() for parameter in generator.parameters()) if folded else 0
+        config = self.config
+        pages = session_pages(config, 1, self.prompt)
+        largest = max(layer.outputs * layer.size[0] * layer.size[1] * layer.size[2] for layer in self.layers)
+        return {
+            "weights": (weights + copies) * dtype.itemsize,
+            "pages": pool_bytes(config.layers, pages, config.heads, config.head_dim, dtype),
+            "decoder": WORKING_LAYERS * largest * dtype.itemsize,
+        }
+
+
+def find_system(preset: str, size: tuple[int, int] | None = None, window: int | None = None) -> System:
+    """A preset at `size` = (width, height) in pixels and with `window` past frames; None keeps the preset's own.
+
+    Raises ValueError for an unknown preset, for a size that is not a multiple of what the model needs, and for another
+    size or window than those that a bundled model was trained with.
+    """
+    config, bundled = generator_preset(preset), preset in BUNDLED
+    native = (VIDEO_SCALE * config.grid[1], VIDEO_SCALE * config.grid[0])
+    width, height = size or native
+    multiple = VIDEO_SCALE * config.patch
+    for name, length in (("width", width), ("height", height)):
+        why = f"a positive multiple of {multiple} = {VIDEO_SCALE} pixels per cell x patches of {config.patch}"
+        require(length > 0 and length % multiple == 0, f"resolution {name}", why, length)
+    if bundled:
+        expected = f"{native[0]}x{native[1]}, that of the bundled {preset}"
+        require((width, height) == native, "resolution", expected, f"{width}x{height}")
+        require(window in (None, config.window), "window", f"{config.window}, that of the bundled {preset}", window)
+    grid = (height // VIDEO_SCALE, width // VIDEO_SCALE)
+    config = dataclasses.replace(config, grid=grid, window=config.window if window is None else window)
+    large = preset in LARGE
+    vae: WanVAEConfig | MiniVAEConfig = WanVAEConfig() if large else MiniVAEConfig()
+    return System(preset, config, vae, "Wan 2.1" if large else "the package's small one", bundled)
+
+
+def obstacle(system: System, device: torch.device, dtype: torch.dtype, folded: bool = False) -> str | None:
+    """Why this system cannot be measured on this device, or None. Nothing is allocated."""
+    if device.type == "cuda" and not torch.cuda.is_available():
+        return "torch finds no CUDA device on this machine"
+    if device.type == "cpu":
+        flops = system.step.generator_flops + system.step.decoder_flops
+        if flops > CPU_FLOPS:
+            return (
+                f"it needs a GPU: a step is {flops / 1e12:.1f} TFLOP, a CPU is tried with at most {CPU_FLOPS / 1e12:g}"
+            )
+        return None
+    parts = system.memory_bytes(dtype, folded)
+    needed, (free, total) = sum(parts.values()), torch.cuda.mem_get_info(device)
+    if needed <= free:
+        return None
+    amounts = ", ".join(f"{name} {amount / 2**30:.1f}" for name, amount in parts.items())
+    return f"it needs about {needed / 2**30:.1f} GiB ({amounts}); {free / 2**30:.1f} of {total / 2**30:.1f} are free"
+
+
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """New floating point tensors have this dtype inside the block."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def random_model(
+    config: GeneratorConfig, vae: WanVAEConfig | MiniVAEConfig, device: torch.device, dtype: torch.dtype
+) -> StreamModel:
+    """Random weights, made where they are used: eight billion of them would take minutes on a CPU.
+
+    What starts at zero gets small random numbers, so that every layer has something to compute.
+    """
+    torch.manual_seed(0)
+    with device, default_dtype(dtype), torch.no_grad():
+        generator = Generator(config).eval().requires_grad_(False)
+        decoder = _vae(vae).eval().requires_grad_(False)
+        for parameter in generator.parameters():
+            if not parameter.any():
+                parameter.normal_(std=0.02)
+    return StreamModel(generator.to(dtype), decoder.to(dtype))  # constants are made in float32
+
+
+def _vae(config: WanVAEConfig | MiniVAEConfig) -> WanVAE | MiniVAE:
+    return WanVAE(config) if isinstance(config, WanVAEConfig) else MiniVAE(config)

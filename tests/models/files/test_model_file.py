@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Model files: what is written loads again, and every kind of damage is refused by name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from aapt_fast.errors import CheckpointError
+from aapt_fast.models.aapt.config import MiniVAEConfig
+from aapt_fast.models.aapt.generator import Generator
+from aapt_fast.models.aapt.presets import NANO
+from aapt_fast.models.files.model_file import FORMAT, load_model, save_model
+from aapt_fast.models.stream_model import StreamModel
+from aapt_fast.models.vae.mini import MiniVAE
+
+TINY_VAE = MiniVAEConfig(encoder_widths=(4, 4, 4), decoder_widths=(4, 4, 4))
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    model = StreamModel(Generator(NANO).eval(), MiniVAE(TINY_VAE).eval(), name="nano")
+    save_model(tmp_path / "model.safetensors", model, torch.float32)
+    return tmp_path / "model.safetensors"
+
+
+def test_what_is_saved_loads_again(file: Path) -> None:
+    torch.manual_seed(0)  # the fixture's weights again
+    generator, vae = Generator(NANO), MiniVAE(TINY_VAE)
+    model = load_model(file)
+    assert model.name == "nano" and model.generator.config == NANO and model.vae.config == TINY_VAE
+    for want, have in ((generator, model.generator), (vae, model.vae)):
+        for name, tensor in want.state_dict().items():
+            assert torch.equal(have.state_dict()[name], tensor), name
+    assert not any(p.is_meta for p in (*model.generator.parameters(), *model.vae.parameters()))
+    assert [path.name for path in file.parent.iterdir()] == [file.name]
+
+
+def test_half_precision_file_loads_in_float32(file: Path) -> None:
+    save_model(file, load_model(file))
+    assert load_file(file)["generator.patch_embed.weight"].dtype == torch.float16
+    assert load_model(file).dtype == torch.float32
+    assert load_model(file, dtype=torch.bfloat16).dtype == torch.bfloat16
+
+
+def test_a_failed_write_leaves_the_old_file(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, model = file.read_bytes(), load_model(file)
+
+    def fail(tensors: object, path: Path, metadata: object) -> None:
+        path.write_bytes(b"half")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("aapt_fast.models.files.model_file.save_file", fail)
+    with pytest.raises(OSError, match="no space left"):
+        save_model(file, model)
+    assert file.read_bytes() == before
+    assert [path.name for path in file.parent.iterdir()] == [file.name]
+
+
+def rewrite(change: Callable[[dict, dict], None]) -> Callable[[Path], None]:
+    """A damage that edits tensors and metadata and writes the file again."""
+
+    def damage(path: Path) -> None:
+        tensors = load_file(path)
+        configs = {"generator": json.loads(json.dumps(NANO_JSON)), "vae": json.loads(json.dumps(VAE_JSON))}
+        metadata = {"format": FORMAT, "name": "nano", "config": configs}
+        change(tensors, metadata)
+        metadata["config"] = json.dumps(metadata["config"])
+        save_file(tensors, path, metadata)
+
+    return damage
+
+
+def config_json() -> tuple[dict, dict]:
+    from aapt_fast.models.aapt.config import to_json
+
+    return to_json(NANO), to_json(TINY_VAE)
+
+
+NANO_JSON, VAE_JSON = config_json()
+KEY = "generator.patch_embed.weight"
+
+DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "empty": (lambda path: path.write_bytes(b""), "expected a whole safetensors file"),
+    "truncated": (lambda path: path.write_bytes(path.read_bytes()[:-100]), "expected a whole safetensors file"),
+    "huge header": (lambda path: path.write_bytes(b"\xff" * 8 + b"{}"), "expected a whole safetensors file"),
+    "web page": (lambda path: path.write_text("<!doctype html><html></html>"), "got a web page"),
+    "git-lfs pointer": (
+        lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\n"),
+        "git-lfs pointer",
+    ),
+    "pickle": (lambda path: torch.save({"x": 1}, path), "got a pickle"),
+    "other format": (rewrite(lambda t, m: m.update(format="else")), f"expected metadata format {FORMAT}, got else"),
+    "missing key": (rewrite(lambda t, m: t.pop(KEY)), f"expected key {KEY}, got none"),
+    "extra key": (rewrite(lambda t, m: t.update({"vae.more": torch.ones(1)})), "expected no key vae.more"),
+    "stranger": (rewrite(lambda t, m: t.update({"other.w": torch.ones(1)})), "got 'other.w'"),
+    "shape": (rewrite(lambda t, m: t.update({KEY: torch.ones(2, 3)})), r"expected shape \[32, 160\], got \[2, 3\]"),
+    "nan": (rewrite(lambda t, m: t[KEY].fill_(torch.nan)), f"{KEY}: expected finite values"),
+    "head count": (
+        rewrite(lambda t, m: m["config"]["generator"].update(heads=3)),
+        "width: expected a multiple of heads",
+    ),
+    "unknown field": (rewrite(lambda t, m: m["config"]["generator"].update(wings=2)), "wings"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_damage_is_refused_by_name(file: Path, name: str) -> None:
+    damage, message = DAMAGES[name]
+    damage(file)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        load_model(file)
+    assert str(file) in str(caught.value)
+
+
+def test_an_unknown_name_lists_the_bundled_models() -> None:
+    with pytest.raises(ValueError, match=r"model: expected a bundled model \(.*\) or a file, got no-such-model"):
+        load_model("no-such-model")

@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sources, devices and dtypes that cannot be are refused by the name of the argument, before a file is read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+import aapt_fast
+from aapt_fast.models.aapt.presets import NANO
+from aapt_fast.models.files.convert import convert_files
+from aapt_fast.models.files.model_file import save_model
+from aapt_fast.models.files.placement import require_usable_device
+from aapt_fast.testing.streams import random_model
+
+LOADERS: list[Callable] = [aapt_fast.load_model, aapt_fast.load_vae, aapt_fast.load_generator]
+FLOATS = r"torch.float32, torch.bfloat16(, torch.float16)? or torch.float(16|64)"
+
+
+@pytest.fixture(params=LOADERS, ids=lambda load: load.__name__)
+def load(request: pytest.FixtureRequest) -> Callable:
+    return request.param
+
+
+@pytest.mark.parametrize("device", ["gpu", "foo", "meta", "cuda:99", "mps", torch.device("meta"), "cuda:-1", ""])
+def test_a_device_that_cannot_be_used(load: Callable, device: object) -> None:
+    with pytest.raises(
+        ValueError, match=r"^device: expected cpu or cuda\[:n\] that this torch can use \(cpu.*\), got "
+    ):
+        load("no file", device=device)
+
+
+@pytest.mark.parametrize("device", [None, 1.5, torch.float32])
+def test_what_is_no_device(load: Callable, device: object) -> None:
+    with pytest.raises(TypeError, match=r"^device: expected str or device or int, got"):
+        load("no file", device=device)
+
+
+def test_devices_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for device in ("cpu", "cuda", "cuda:1", torch.device("cuda", 1)):
+        require_usable_device(device)
+    with pytest.raises(ValueError, match=r"use \(cpu, cuda:0, cuda:1\), got cuda:2"):
+        require_usable_device("cuda:2")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match=r"use \(cpu\), got cuda$"):
+        require_usable_device("cuda")
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", 16, float])
+def test_what_is_no_dtype(load: Callable, dtype: object) -> None:
+    with pytest.raises(TypeError, match=f"^dtype: expected {FLOATS}, got {dtype!r}"):
+        load("no file", dtype=dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bool, torch.complex64, torch.float8_e4m3fn])
+def test_a_dtype_that_nothing_computes_in(load: Callable, dtype: torch.dtype) -> None:
+    with pytest.raises(ValueError, match=f"^dtype: expected {FLOATS}, got {dtype}"):
+        load("no file", dtype=dtype)
+
+
+def test_float64_is_refused_where_it_does_not_work(tmp_path: Path) -> None:
+    """A small VAE does not compute in it; a generator does. Weights that are kept in it load as float32."""
+    for load in (aapt_fast.load_model, aapt_fast.load_vae):
+        with pytest.raises(ValueError, match=r"^dtype: expected .* or torch.float16, got torch.float64"):
+            load("mini-person", dtype=torch.float64)
+    save_model(tmp_path / "wide.safetensors", random_model(NANO), torch.float64)
+    vae, generator = aapt_fast.load_vae(tmp_path / "wide.safetensors"), aapt_fast.load_generator("mini-person")
+    assert {weight.dtype for weight in vae.parameters()} == {torch.float32}
+    exact = aapt_fast.load_generator("mini-person", dtype=torch.float64)
+    torch.manual_seed(0)
+    noised, recycled = torch.randn(2, 1, 16, 1, *exact.config.grid, dtype=torch.float64)
+    control = torch.rand(1, exact.config.control.step_channels, 1, *exact.config.grid, dtype=torch.float64)
+    with torch.no_grad():
+        expected, got = (
+            model(noised.to(t), recycled.to(t), control.to(t), torch.ones(1), model.new_cache())
+            for model, t in ((exact, torch.float64), (generator, torch.float32))
+        )
+    assert torch.allclose(expected, got.to(expected.dtype), atol=1e-3)
+
+
+@pytest.mark.parametrize("path", [None, 3, b"mini-person"])
+def test_what_is_no_path(path: object, tmp_path: Path) -> None:
+    got = f"expected str or PathLike, got {type(path).__name__}"
+    for load, argument in ((aapt_fast.load_model, "source"), (aapt_fast.load_gallery, "source")):
+        with pytest.raises(TypeError, match=f"^{argument}: {got}"):
+            load(path)
+    for load in (aapt_fast.load_vae, aapt_fast.load_generator):
+        with pytest.raises(TypeError, match=f"^path: {got}"):
+            load(path)
+    with pytest.raises(TypeError, match=f"^source: {got}"):
+        convert_files(path, tmp_path)
+    with pytest.raises(TypeError, match=f"^out: {got}"):
+        convert_files("mini-person", path)
+
+
+def test_files_are_written_in_floats_only(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"^dtype: expected .* or torch.float64, got torch.int8"):
+        save_model(tmp_path / "a.safetensors", random_model(NANO), torch.int8)
+    with pytest.raises(TypeError, match=r"^dtype: expected .* or torch.float64, got 'half'"):
+        convert_files("mini-person", tmp_path / "b", dtype="half")
+    assert not list(tmp_path.iterdir())
+    save_model(tmp_path / "nano.safetensors", random_model(NANO))
+    report = convert_files(tmp_path / "nano.safetensors", tmp_path / "c", dtype=torch.float64)
+    assert report["parts"]["model of this package"]["dtypes"].keys() == {"float64"}
