@@ -64,7 +64,6 @@ def test_a_gpu_that_is_too_small_is_found_out_before_anything_is_allocated(monke
     assert parts["pages"] == 36 * 24 * 128 * 2 * 2 * 64 * (32 * 19 + 2)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (sum(parts.values()), 80 * 2**30))
     assert obstacle(system, cuda, torch.bfloat16) is None
-    assert obstacle(system, cuda, torch.bfloat16, folded=True) is not None  # for a moment there are two generators
 
 
 def test_without_a_gpu_cuda_is_an_obstacle(monkeypatch):

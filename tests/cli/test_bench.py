@@ -39,7 +39,7 @@ def test_a_target_that_is_met(capsys, tmp_path: Path):
     for entry in document["results"]:
         assert set(entry["stages"]) == {"condition", "generator", "decode", "to host"}
         assert entry["stages"]["generator"]["p50_ms"] > 0 and entry["p99_ms"] >= entry["stages"]["decode"]["p50_ms"]
-    assert full["tflops"] > 0 and "not folded" in full["what_ran"]
+    assert full["tflops"] > 0 and full["what_ran"].startswith("fp32 weights, fp32 token stream, eager launches")
     assert "torch composition" in document["what_ran"]["paged_attention"]
     verdict = document["verdict"]
     assert verdict["met"] and verdict["judged_ms"] == full["p95_ms"] and verdict["target_ms"] == 1e6
@@ -71,11 +71,11 @@ def test_a_target_that_is_missed(capsys):
 
 
 def test_the_other_paths_can_be_measured(capsys):
-    options = ("--folded", "--dtype", "bfloat16", "--token-dtype", "bfloat16", "--resolution", "64x32", "--window", "1")
+    options = ("--dtype", "bfloat16", "--token-dtype", "bfloat16", "--resolution", "64x32", "--window", "1")
     status, document, _ = run(capsys, *NANO, *options, "--target", "1000")
     full = document["results"][-1]
     assert status == 0 and full["name"] == "frame/nano/64x32/bf16/full"
-    assert full["what_ran"].startswith("bf16 weights, bf16 token stream, folded")
+    assert full["what_ran"].startswith("bf16 weights, bf16 token stream, eager")
     assert document["results"][1]["repetitions"] == 2
 
 
@@ -83,7 +83,7 @@ def test_with_recorded_steps(capsys, monkeypatch):
     monkeypatch.setitem(RECORDERS, "cpu", record_on_cpu)
     status, document, _ = run(capsys, *NANO, "--cuda-graph", "--target", "1000")
     full = document["results"][-1]
-    assert status == 0 and full["what_ran"].endswith("not folded, CUDA graphs") and problems(document) == []
+    assert status == 0 and full["what_ran"].endswith("fp32 token stream, CUDA graphs") and problems(document) == []
     assert "torch composition" in document["what_ran"]["paged_attention"]
     assert full["stages"]["generator"]["p50_ms"] > 0
 

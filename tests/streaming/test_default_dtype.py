@@ -8,7 +8,6 @@ import torch
 from safetensors.torch import save_file
 
 import aapt_fast
-from aapt_fast.models.aapt.folding import fold_timestep
 from aapt_fast.models.aapt.presets import NANO
 from aapt_fast.models.files.compare import require_equal_models
 from aapt_fast.models.stream_model import StreamModel
@@ -71,13 +70,10 @@ def test_loaded_models(default):
     given = {"seed": 7, "image_control": controls[0][0]}
     with default_dtype(default):
         model = aapt_fast.load_model("mini-person")
-        folded = model.folded()
         got = play(StreamSession(model, image, **given), controls)
-        got_folded = play(StreamSession(folded, image, **given), controls)
     for part, same in ((model.generator, expected.generator), (model.vae, expected.vae)):
         require_equal(tuple(part.state_dict().values()), tuple(same.state_dict().values()))
     require_equal(got, play(StreamSession(expected, image, **given), controls))
-    require_equal(got_folded, play(StreamSession(expected.folded(), image, **given), controls))
 
 
 def test_a_wan_vae_and_transformer_from_files(default, tmp_path):
@@ -100,14 +96,6 @@ def test_two_files_are_compared_in_float32(default, tmp_path):
     save_file(random_wan(WAN_KINDS["one head of 128"]).state_dict(), tmp_path / "wan.safetensors")
     with default_dtype(default):
         require_equal_models("generator", tmp_path / "wan.safetensors", tmp_path / "wan.safetensors", None, None)
-
-
-def test_folding(default):
-    generator = random_model(NANO).generator
-    expected = fold_timestep(generator, 0.9).state_dict()
-    with default_dtype(default):
-        folded = fold_timestep(generator, 0.9).state_dict()
-    require_equal(tuple(folded.values()), tuple(expected.values()))
 
 
 def test_paged_attention(default):

@@ -50,8 +50,8 @@ def test_a_recorded_stream_equals_one_that_is_not(model, nfe):
     assert pool.free == pool.available == pool.pages
 
 
-def test_half_precision_and_folded_weights():
-    model = random_model(NANO).folded()
+def test_half_precision():
+    model = random_model(NANO)
     model.generator.to(torch.bfloat16)
     model = StreamModel(model.generator, model.vae)
     controls = random_controls(model, STEPS)

@@ -46,7 +46,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--dtype", choices=list(DTYPES), help="of the weights (default: bfloat16 on a GPU, else float32)"
     )
     frame.add_argument("--token-dtype", choices=list(DTYPES), help="of the token stream (default: the model's default)")
-    frame.add_argument("--folded", action="store_true", help="with the timestep folded into the weights")
     frame.add_argument("--cuda-graph", action="store_true", help="with the step recorded as CUDA graphs, on a GPU")
     frame.add_argument("--steps", type=int, default=100, help="timed steps with a full window (default %(default)s)")
     frame.add_argument("--limit", type=float, default=60.0, help="seconds for those, about (default %(default)s)")
@@ -60,7 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
     choice = _choice(arguments)
     document = new_document(shlex.join(["aapt-fast", *sys.argv[1:]]))
     document |= {"doctor": examine(), "question": _question(system, choice, arguments.target)}
-    why = obstacle(system, choice.device, choice.dtype, choice.folded)
+    why = obstacle(system, choice.device, choice.dtype)
     if why is None:
         try:
             status = _measure(document, system, choice, arguments)
@@ -90,7 +89,7 @@ def _choice(arguments: argparse.Namespace) -> Choice:
     require(fits, "token-dtype", f"float32 or the dtype of the weights, {dtype}", arguments.token_dtype)
     expected = f"left out: steps on a {device.type} are not recorded"
     require(not arguments.cuda_graph or device.type in RECORDERS, "cuda-graph", expected, "--cuda-graph")
-    return Choice(device, dtype, arguments.folded, tokens, arguments.cuda_graph)
+    return Choice(device, dtype, tokens, arguments.cuda_graph)
 
 
 def _question(system: System, choice: Choice, target_s: float) -> dict[str, Any]:

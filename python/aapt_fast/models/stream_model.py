@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from aapt_fast.errors import require, require_shape, require_type
 from aapt_fast.models.aapt.config import ControlConfig, GeneratorConfig
-from aapt_fast.models.aapt.folding import fold_timestep
 from aapt_fast.models.aapt.generator import Generator
 from aapt_fast.models.vae.layers import frames_to_uint8
 from aapt_fast.models.wan.config import WanConfig
@@ -158,17 +157,6 @@ class StreamModel:
         """(H, W) of the video."""
         height, width = self.grid
         return self.vae.spatial_factor * height, self.vae.spatial_factor * width
-
-    def folded(self) -> StreamModel:
-        """A model for sessions with one evaluation per step only, whose generator has t = 1 folded into its weights.
-
-        It shows the same up to rounding (`aapt_fast.models.aapt.folding`), without the shift, scale and gate of every
-        block. Sessions with more evaluations take the model that is not folded. Fold a float32 model and convert it
-        then: that rounds once. Raises ValueError if the generator is folded already.
-        """
-        other = copy.copy(self)
-        other.generator = fold_timestep(self.generator)
-        return other
 
     def with_token_dtype(self, token_dtype: torch.dtype) -> StreamModel:
         """The same model, sharing its weights, with another `token_dtype`; raises ValueError as the constructor."""

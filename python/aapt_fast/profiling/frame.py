@@ -42,16 +42,14 @@ class Choice:
 
     device: torch.device
     dtype: torch.dtype
-    folded: bool = False
     token_dtype: torch.dtype | None = None
     cuda_graph: bool = False
 
     def in_words(self) -> str:
-        """Like: bf16 weights, fp32 token stream, not folded, eager launches, no CUDA graph."""
+        """Like: bf16 weights, fp32 token stream, eager launches, no CUDA graph."""
         tokens = DTYPE_NAMES[self.token_dtype or torch.float32]
-        folded = "folded" if self.folded else "not folded"
         launches = "CUDA graphs" if self.cuda_graph else "eager launches, no CUDA graph"
-        return f"{DTYPE_NAMES[self.dtype]} weights, {tokens} token stream, {folded}, {launches}"
+        return f"{DTYPE_NAMES[self.dtype]} weights, {tokens} token stream, {launches}"
 
 
 @dataclass(frozen=True)
@@ -105,8 +103,6 @@ def measure(system: System, choice: Choice, *, steps: int, limit_s: float) -> Me
 
 def _prepared(system: System, choice: Choice) -> StreamModel:
     model = system.build(choice.device, choice.dtype)
-    if choice.folded:
-        model = model.folded()
     return model if choice.token_dtype is None else model.with_token_dtype(choice.token_dtype)
 
 
@@ -121,7 +117,7 @@ def _steady(
 
 def _memory(system: System, choice: Choice) -> dict[str, Any]:
     """Peak memory of this process so far, beside what was expected."""
-    expected = {f"expected_{name}_bytes": n for name, n in system.memory_bytes(choice.dtype, choice.folded).items()}
+    expected = {f"expected_{name}_bytes": n for name, n in system.memory_bytes(choice.dtype).items()}
     if choice.device.type == "cuda":
         peak = torch.cuda.max_memory_allocated(choice.device)
         return {**expected, "peak_bytes": peak, "peak_of": "torch's allocations on the GPU"}

@@ -75,17 +75,16 @@ class System:
             return load_model(self.preset, device=device, dtype=dtype)
         return random_model(self.config, self.vae, device, dtype)
 
-    def memory_bytes(self, dtype: torch.dtype, folded: bool = False) -> dict[str, int]:
+    def memory_bytes(self, dtype: torch.dtype) -> dict[str, int]:
         """What a session is going to need, by parts, without allocating anything. The decoder's part is an estimate."""
         with torch.device("meta"):
             generator, vae = Generator(self.config), _vae(self.vae)
         weights = sum(parameter.numel() for module in (generator, vae) for parameter in module.parameters())
-        copies = sum(parameter.numel() for parameter in generator.parameters()) if folded else 0
         config = self.config
         pages = session_pages(config, 1, self.prompt)
         largest = max(layer.outputs * layer.size[0] * layer.size[1] * layer.size[2] for layer in self.layers)
         return {
-            "weights": (weights + copies) * dtype.itemsize,
+            "weights": weights * dtype.itemsize,
             "pages": pool_bytes(config.layers, pages, config.heads, config.head_dim, dtype),
             "decoder": WORKING_LAYERS * largest * dtype.itemsize,
         }
@@ -115,7 +114,7 @@ def find_system(preset: str, size: tuple[int, int] | None = None, window: int | 
     return System(preset, config, vae, "Wan 2.1" if large else "the package's small one", bundled)
 
 
-def obstacle(system: System, device: torch.device, dtype: torch.dtype, folded: bool = False) -> str | None:
+def obstacle(system: System, device: torch.device, dtype: torch.dtype) -> str | None:
     """Why this system cannot be measured on this device, or None. Nothing is allocated."""
     if device.type == "cuda" and not torch.cuda.is_available():
         return "torch finds no CUDA device on this machine"
@@ -126,7 +125,7 @@ def obstacle(system: System, device: torch.device, dtype: torch.dtype, folded: b
                 f"it needs a GPU: a step is {flops / 1e12:.1f} TFLOP, a CPU is tried with at most {CPU_FLOPS / 1e12:g}"
             )
         return None
-    parts = system.memory_bytes(dtype, folded)
+    parts = system.memory_bytes(dtype)
     needed, (free, total) = sum(parts.values()), torch.cuda.mem_get_info(device)
     if needed <= free:
         return None

@@ -56,7 +56,7 @@ class StreamSession:
         prompt: embeddings [L, text_width], or a str if the model has a text encoder; None for no text, which a Wan
             transformer cannot do without.
         seed: of the noise, a 64-bit integer.
-        nfe: evaluations of an AAPT generator per step; 1 for a folded model (`StreamModel.folded`).
+        nfe: evaluations of an AAPT generator per step.
         few_step: how a Wan transformer makes the blocks of frames of a step; None for `FewStep()`.
         cuda_graph: record the step as CUDA graphs when a run begins, and replay them (`streaming/runner.py`). For AAPT
             generators on a GPU, with the kernels that are on at that time. A fork records its own.
@@ -260,8 +260,6 @@ class StreamSession:
         expected = "an autoregressive generator; to_autoregressive makes one"
         config = model.generator.config
         require(config.autoregressive, "model", expected, "a bidirectional one")
-        if config.folded_t is not None:  # it has the weights of one timestep, that of the only evaluation
-            require(nfe == 1, "nfe", f"1: the generator is folded at t = {config.folded_t}", nfe)
         return RecordedFrameSampler(model, nfe) if cuda_graph else FrameSampler(model, nfe)
 
     def _begin(self, start: _Start, begun: float) -> None:

@@ -105,6 +105,10 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         rewrite(lambda t, m: m["config"]["generator"].update(heads=3)),
         "width: expected a multiple of heads",
     ),
+    "folded timestep": (
+        rewrite(lambda t, m: m["config"]["generator"].update(folded_t=1.0)),
+        "folded_t: expected null: weights with a timestep folded into them are not supported, got 1.0",
+    ),
     "unknown field": (rewrite(lambda t, m: m["config"]["generator"].update(wings=2)), "wings"),
 }
 
@@ -116,6 +120,11 @@ def test_damage_is_refused_by_name(file: Path, name: str) -> None:
     with pytest.raises(CheckpointError, match=message) as caught:
         load_model(file)
     assert str(file) in str(caught.value)
+
+
+def test_a_file_that_says_that_no_timestep_is_folded_loads(file: Path) -> None:
+    rewrite(lambda tensors, metadata: metadata["config"]["generator"].update(folded_t=None))(file)
+    assert load_model(file).config == NANO
 
 
 def test_an_unknown_name_lists_the_bundled_models() -> None:

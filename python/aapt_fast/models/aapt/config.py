@@ -59,9 +59,6 @@ class GeneratorConfig:
     With `autoregressive` False it is a plain bidirectional video diffusion model of the same blocks and keys: no
     recycled frame, no control, and every frame attends to the whole clip, so `window` is 0.
     `aapt_fast.models.aapt.convert.to_autoregressive` makes the other kind of it.
-
-    With `folded_t` the weights are for this one timestep: `folding.fold_timestep` has put its shift,
-    scale and gate vectors into them.
     """
 
     width: int
@@ -82,7 +79,6 @@ class GeneratorConfig:
     rope_theta: float = 10000.0
     temporal_interval: float = 1.0
     autoregressive: bool = True
-    folded_t: float | None = None
 
     def __post_init__(self) -> None:
         require(self.layers >= 1, "layers", "at least 1", self.layers)
@@ -90,8 +86,6 @@ class GeneratorConfig:
         require(self.width % self.heads == 0, "width", f"a multiple of heads = {self.heads}", self.width)
         require(self.head_dim % 2 == 0, "width / heads", "an even head dimension", self.head_dim)
         require(self.prediction in ("velocity", "frame"), "prediction", "velocity or frame", self.prediction)
-        fits = self.folded_t is None or 0 <= self.folded_t <= 1
-        require(fits, "folded_t", "None or a timestep in 0..1", self.folded_t)
         if self.autoregressive:
             require(self.window >= 1, "window", "at least 1 past frame", self.window)
         else:
@@ -128,8 +122,14 @@ def to_json(config: Any) -> dict[str, Any]:
 
 
 def generator_config_from_json(data: dict[str, Any]) -> GeneratorConfig:
-    """The inverse of `to_json`; raises TypeError for unknown fields, ValueError for bad values."""
+    """The inverse of `to_json`; raises TypeError for unknown fields, ValueError for bad values.
+
+    Older files have `folded_t`: null stands for what every generator is now; a number, for weights of one timestep,
+    is refused with a ValueError.
+    """
     data = dict(data)
+    folded = data.pop("folded_t", None)
+    require(folded is None, "folded_t", "null: weights with a timestep folded into them are not supported", folded)
     if data.get("control") is not None:
         control = dict(data["control"])
         control["limbs"] = tuple(tuple(limb) for limb in control.get("limbs", ()))

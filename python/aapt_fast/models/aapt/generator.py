@@ -31,7 +31,6 @@ from aapt_fast.ops import (
 from aapt_fast.ops.cache import Cache, GrowingCache, WholeClipCache
 
 TIMESTEP_FEATURES = 256
-T_TOLERANCE = 1e-6
 SHIFT1, SCALE1, GATE1, SHIFT2, SCALE2, GATE2 = range(6)
 
 TextKV = list[tuple[Tensor, Tensor]]
@@ -57,24 +56,6 @@ class TimestepModulation(nn.Module):
         return self.out(F.silu(self.mlp(features))).unflatten(-1, (6, -1))
 
 
-class FixedTimestep(nn.Module):
-    """In the place of `TimestepModulation` where `folding.py` has put the vectors of one t into the weights."""
-
-    def __init__(self, t: float) -> None:
-        super().__init__()
-        self.t = t
-
-    def forward(self, t: Tensor) -> None:
-        """t [B]: nothing is left to compute. Raises ValueError for another t.
-
-        On a GPU this waits for t, except while a CUDA graph is captured, which looks at no value.
-        """
-        if t.is_cuda and torch.cuda.is_current_stream_capturing():
-            return
-        expected = f"{self.t}, the timestep that is folded into the weights"
-        require(bool((t - self.t).abs().max() <= T_TOLERANCE), "t", expected, t.tolist())
-
-
 class Stream(nn.Module):
     """The weights one stream (video or text) has in one block: QKV, output, MLP, head norms, modulation."""
 
@@ -82,15 +63,12 @@ class Stream(nn.Module):
         super().__init__()
         width, hidden = config.width, config.mlp_ratio * config.width
         self.heads = config.heads
-        folded = config.folded_t is not None
-        self.qkv = nn.Linear(width, 3 * width, bias=folded)
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.q_norm = nn.Parameter(torch.ones(config.head_dim))
         self.k_norm = nn.Parameter(torch.ones(config.head_dim))
-        self.modulation: nn.Parameter | None = None
-        if not folded:
-            self.modulation = nn.Parameter(torch.zeros(6, width))
-            with torch.no_grad():
-                self.modulation[[GATE1, GATE2]] = 1.0
+        self.modulation = nn.Parameter(torch.zeros(6, width))
+        with torch.no_grad():
+            self.modulation[[GATE1, GATE2]] = 1.0
         if not keys_only:
             self.out = nn.Linear(width, width)
             self.up = nn.Linear(width, hidden)
@@ -98,10 +76,8 @@ class Stream(nn.Module):
             nn.init.normal_(self.out.weight, std=0.02)
             nn.init.normal_(self.down.weight, std=0.01)
 
-    def modulate(self, shared: Tensor | None, dtype: torch.dtype) -> Sequence[Tensor | None]:
-        """This stream's six vectors, each [B, 1, d], from the shared ones [B, 6, d]; None, all six, where folded."""
-        if self.modulation is None or shared is None:
-            return (None,) * 6
+    def modulate(self, shared: Tensor, dtype: torch.dtype) -> Sequence[Tensor]:
+        """This stream's six vectors, each [B, 1, d], from the shared ones [B, 6, d]."""
         return (shared + self.modulation).to(dtype)[:, :, None].unbind(1)
 
     def project(self, normed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -127,7 +103,7 @@ class Block(nn.Module):
         self.text = Stream(config, keys_only=last) if config.text_width else None
 
     def forward(
-        self, x: Tensor, update: Tensor | None, gate: Tensor | None, modulation: Tensor | None, cache: Cache, layer: int
+        self, x: Tensor, update: Tensor | None, gate: Tensor | None, modulation: Tensor, cache: Cache, layer: int
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Video tokens x [B, F, N, d] with the previous block's pending gated `update`; returns the same triple.
 
@@ -151,7 +127,7 @@ class Block(nn.Module):
         x, normed = gate_residual_norm(x, stream.out(attended), m[GATE1], m[SCALE2], m[SHIFT2])
         return x.view(shape), stream.mlp(normed).view(shape), m[GATE2]
 
-    def encode_text(self, x: Tensor, modulation: Tensor | None, last: bool) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    def encode_text(self, x: Tensor, modulation: Tensor, last: bool) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Text tokens x [B, L, d] -> the next layer's tokens and this layer's (keys, values) [B, L, H, D]."""
         stream = self.text
         assert stream is not None
@@ -221,11 +197,10 @@ class Generator(nn.Module):
             control = config.control_width
         inputs = (2 if config.autoregressive else 1) * channels + control
         self.patch_embed = nn.Linear(inputs * patch**2, width)
-        folded = config.folded_t is not None
-        self.timestep = FixedTimestep(config.folded_t) if folded else TimestepModulation(width)
+        self.timestep = TimestepModulation(width)
         self.text_in = nn.Linear(config.text_width, width) if config.text_width else None
         self.blocks = nn.ModuleList(Block(config, last=i == config.layers - 1) for i in range(config.layers))
-        self.modulation_out = None if folded else nn.Parameter(torch.zeros(2, width))
+        self.modulation_out = nn.Parameter(torch.zeros(2, width))
         self.unpatch = nn.Linear(width, (config.head_width or channels) * patch**2)
         self.head: ConvHead | None = None
         if config.head_width:
@@ -250,8 +225,7 @@ class Generator(nn.Module):
         noised [B, C, F, h, w]: x_t = (1 - t) x0 + t eps; recycled [B, C, F, h, w]: the frame before each, None if the
         model is bidirectional; control [B, step_channels, F, h, w] or None; t [B] in 0..1. Returns x0 [B, C, F, h, w]
         in float32. Without autocast the whole network computes in the dtype of its weights.
-        At t = 1 this is the paper's one-evaluation generator, eps - v(eps). Raises ValueError for other shapes and, if
-        the weights are folded, another t.
+        At t = 1 this is the paper's one-evaluation generator, eps - v(eps). Raises ValueError for other shapes.
         """
         inputs = self._inputs(noised, recycled, control, t)
         modulation = self.timestep(t)
@@ -259,9 +233,7 @@ class Generator(nn.Module):
         for layer, block in enumerate(self.blocks):
             x, update, gate = block(x, update, gate, modulation, cache, layer)
         cache.advance(x.shape[1])
-        scale = shift = None
-        if self.modulation_out is not None:
-            shift, scale = (self.modulation_out + modulation[:, :2]).to(x.dtype)[:, :, None].unbind(1)
+        shift, scale = (self.modulation_out + modulation[:, :2]).to(x.dtype)[:, :, None].unbind(1)
         pending = None if update is None else update.flatten(1, 2)
         _, normed = gate_residual_norm(x.flatten(1, 2), pending, gate, scale, shift)
         tokens = self.unpatch(normed)

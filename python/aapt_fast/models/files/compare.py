@@ -72,7 +72,7 @@ def _wan_velocity(model: WanTransformer) -> Tensor:
 
 def _frame(model: Generator) -> Tensor:
     config = model.config
-    t = torch.tensor([config.folded_t if config.folded_t is not None else 0.5], dtype=torch.float32)
+    t = torch.tensor([0.5], dtype=torch.float32)
     text = model.encode_text(_random(1, 2, config.text_width), t) if config.text_width else None
     noised = _random(1, config.latent_channels, 1, *config.grid)
     recycled, control = (noised, None) if config.autoregressive else (None, None)
