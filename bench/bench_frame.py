@@ -209,7 +209,7 @@ def mini_person(
 ) -> None:
     """The bundled model under a medley of motions, against the 24 frames per second that a viewer sees."""
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    model = aapt_fast.load_model("mini-person", dtype=dtype, device=device)
+    model = aapt_fast.StreamModel.from_pretrained("mini-person", dtype=dtype, device=device)
     warm_up = model.config.window + 2
     points = Camera().project(forward_kinematics(random_motion(1 + 4 * (warm_up + steps + 2), seed=0)))
     image = aapt_fast.load_gallery("mini-person")[0].image

@@ -49,7 +49,7 @@ def poses(steps: int) -> Tensor:
 
 def session_stream(dtype: torch.dtype, points: Tensor) -> Step:
     """Steps of a session."""
-    model = aapt_fast.load_model("mini-person", dtype=dtype)
+    model = aapt_fast.StreamModel.from_pretrained("mini-person", dtype=dtype)
     image = aapt_fast.load_gallery("mini-person")[0].image
     session = aapt_fast.StreamSession(model, image, image_control=points[0], seed=0)
     return lambda step: session.step(points[1 + 4 * step : 5 + 4 * step])
@@ -57,7 +57,7 @@ def session_stream(dtype: torch.dtype, points: Tensor) -> Step:
 
 def plain_stream(dtype: torch.dtype, points: Tensor) -> Step:
     """The same steps without pages: a cache that concatenates, and the decoder's stream."""
-    model = aapt_fast.load_model("mini-person", dtype=dtype)
+    model = aapt_fast.StreamModel.from_pretrained("mini-person", dtype=dtype)
     pixels = torch.from_numpy(aapt_fast.load_gallery("mini-person")[0].image.copy())
     control = model.generator.config.control
     stream, cache, seed = model.vae.stream(), model.generator.new_cache(), torch.zeros(1, dtype=torch.int64)

@@ -39,7 +39,7 @@ def measure(sessions: int, dtype: str, steps: int, device: str) -> list[dict]:
 
     The last is the baseline, one by one.
     """
-    model = aapt_fast.load_model("mini-person", dtype=DTYPES[dtype], device=device)
+    model = aapt_fast.StreamModel.from_pretrained("mini-person", dtype=DTYPES[dtype], device=device)
     gallery = aapt_fast.load_gallery("mini-person")
     points = [
         Camera().project(forward_kinematics(random_motion(1 + 4 * (WARM_UP + steps), seed=row))).to(device)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Real-time, interactive, streaming video generation (AAPT, arXiv 2506.09350).
 
-model = aapt_fast.load_model("mini-person")
+model = aapt_fast.StreamModel.from_pretrained("mini-person")
 with aapt_fast.StreamSession(model, image, seed=0) as session:
     frames = session.step(control)      # uint8 [4, H, W, 3]
 """
@@ -17,7 +17,7 @@ from aapt_fast.integrations.report import PatchReport
 from aapt_fast.integrations.text import TextEncoder
 from aapt_fast.models.files.load_generator import load_generator
 from aapt_fast.models.files.load_vae import load_vae
-from aapt_fast.models.files.model_file import load_gallery, load_model
+from aapt_fast.models.files.model_file import load_gallery
 from aapt_fast.models.stream_model import StreamModel
 from aapt_fast.models.wan.sampling import FewStep
 from aapt_fast.ops.block_cache import Blocks
@@ -48,7 +48,6 @@ __all__ = [
     "explain",
     "load_gallery",
     "load_generator",
-    "load_model",
     "load_vae",
     "page_pool",
     "patch",

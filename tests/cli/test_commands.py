@@ -23,7 +23,6 @@ from aapt_fast.cli import doctor, main
 from aapt_fast.models.aapt.config import MiniVAEConfig
 from aapt_fast.models.aapt.generator import Generator
 from aapt_fast.models.aapt.presets import NANO
-from aapt_fast.models.files.model_file import save_model
 from aapt_fast.models.stream_model import StreamModel
 from aapt_fast.models.vae.mini import MiniVAE
 from aapt_fast.ops._load import extension
@@ -41,7 +40,7 @@ def model(tmp_path: Path) -> Path:
     """A nano model with a gallery of one picture, 32x32."""
     folder = tmp_path / "model"
     folder.mkdir()
-    save_model(folder / "nano.safetensors", StreamModel(Generator(NANO), MiniVAE(TINY_VAE), name="nano"))
+    StreamModel(Generator(NANO), MiniVAE(TINY_VAE), name="nano").save_pretrained(folder / "nano.safetensors")
     Image.fromarray(np.full((32, 32, 3), 90, np.uint8)).save(folder / "00.png")
     entry = {"image": "00.png", "identity": 0, "pose": [0.0] * 17}
     (folder / "gallery.json").write_text(json.dumps({"world": "person", "first_frames": [entry]}))
@@ -173,7 +172,7 @@ BAD = {
         "--sheet: expected a name ending in .png, .jpg, .jpeg or .webp, got x.txt",
     ),
     "sheet's folder": (["--sheet", "/no/such/place/x.png"], "--sheet: expected a writable folder"),
-    "model": (["--model", "nothing"], "model: expected a bundled model"),
+    "model": (["--model", "nothing"], "path: expected a bundled model"),
 }
 
 
@@ -221,10 +220,10 @@ def test_poses_are_checked_before_the_first_step(
 def test_what_cannot_be_written_is_known_before_the_model_is_read(
     model: Path, tmp_path: Path, arguments: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def load_model(*arguments: object, **options: object) -> None:
+    def read(*arguments: object, **options: object) -> None:
         raise AssertionError("no work yet")
 
-    monkeypatch.setattr(cli.generate, "load_model", load_model)
+    monkeypatch.setattr(StreamModel, "from_pretrained", read)
     assert generate(model, tmp_path / "x.gif", *arguments) == 2
 
 

@@ -14,7 +14,6 @@ from aapt_fast.cli import evaluate, main
 from aapt_fast.models.aapt.config import MiniVAEConfig
 from aapt_fast.models.aapt.generator import Generator
 from aapt_fast.models.aapt.presets import NANO
-from aapt_fast.models.files.model_file import save_model
 from aapt_fast.models.stream_model import StreamModel
 from aapt_fast.models.vae.mini import MiniVAE
 from aapt_fast.training.pose_network import PoseNetworkConfig
@@ -28,7 +27,7 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     tiny = functools.partial(PoseNetworkConfig, widths=(4, 4, 4), clips=2, held_out=1, frames=2, steps=2, batch=2)
     monkeypatch.setattr(evaluate, "PoseNetworkConfig", tiny)
     path = tmp_path / "nano.safetensors"
-    save_model(path, StreamModel(Generator(NANO), MiniVAE(TINY_VAE), name="nano"))
+    StreamModel(Generator(NANO), MiniVAE(TINY_VAE), name="nano").save_pretrained(path)
     return str(path)
 
 
@@ -66,7 +65,7 @@ def test_several_rows(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[
         (["--row", "a=:4"], "row: expected NAME=MODEL or NAME=MODEL:NFE, got a=:4"),
         (["--row", "a=MODEL:0"], "nfe: expected at least 1"),
         (["--row", "codec=MODEL"], "rows: expected distinct names other than"),
-        (["nothing"], "model: expected a bundled model"),
+        (["nothing"], "path: expected a bundled model"),
         (["MODEL", "--frames", "0"], "frames: expected at least 1, got 0"),
         (["MODEL", "--frames", "8"], "frames: expected more than 12 video frames"),
         (["MODEL", "--clips", "0"], "clips: expected at least 1, got 0"),

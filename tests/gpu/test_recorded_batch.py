@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: r
 
 @pytest.mark.parametrize("kernels", ["none", "verified", "all"])
 def test_a_recorded_batch_is_that_of_eager_launches(kernels):
-    model = aapt_fast.load_model("mini-person", device="cuda", dtype=torch.bfloat16)
+    model = aapt_fast.StreamModel.from_pretrained("mini-person", device="cuda", dtype=torch.bfloat16)
     gallery, control = aapt_fast.load_gallery("mini-person"), torch.zeros(19, 3)
 
     def opened(graph: bool) -> list[StreamSession]:

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: r
 
 @pytest.mark.parametrize("kernels", ["none", "verified", "all"])
 def test_a_recorded_stream_is_that_of_eager_launches(kernels):
-    model = aapt_fast.load_model("mini-person", device="cuda", dtype=torch.bfloat16)
+    model = aapt_fast.StreamModel.from_pretrained("mini-person", device="cuda", dtype=torch.bfloat16)
     image, control = aapt_fast.load_gallery("mini-person")[0].image, torch.zeros(19, 3)
     with aapt_fast.use_kernels(kernels):
         recorded, eager = (StreamSession(model, image, seed=3, cuda_graph=graph) for graph in (True, False))

@@ -32,8 +32,8 @@ PROMPT = "a cat runs"
 KEY = "encoder.block.1.layer.1.DenseReluDense.wo.weight"
 
 EXAMPLE = """
-generator, vae, words = aapt_fast.load_generator(path), aapt_fast.load_vae(path), aapt_fast.TextEncoder(path)
-model = aapt_fast.StreamModel(generator, vae, text_encoder=words, grid=(60, 104))
+words = aapt_fast.TextEncoder(path)
+model = aapt_fast.StreamModel.from_pretrained(path, vae=path, text_encoder=words, grid=(60, 104))
 with aapt_fast.StreamSession(model, prompt="a cat runs", seed=0) as session:
     for step in range(7):
         frames = session.step()  # uint8 [12, 480, 832, 3]; 9 video frames in the first step

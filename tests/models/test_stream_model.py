@@ -2,17 +2,26 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import numpy
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
+from aapt_fast import load_vae
+from aapt_fast.errors import CheckpointError
 from aapt_fast.models.aapt.generator import Generator
 from aapt_fast.models.aapt.presets import NANO, NANO_TEXT
 from aapt_fast.models.stream_model import StreamModel
 from aapt_fast.models.vae.mini import MiniVAE
+from aapt_fast.models.vae.wan import WanVAE, WanVAEConfig
+from aapt_fast.models.wan.transformer import WanTransformer
 from aapt_fast.testing.streams import SMALL_VAE
+from aapt_fast.testing.wan import WAN_KINDS, random_wan
+
+ONE_HEAD = WAN_KINDS["one head of 128"]
 
 
 def make_model(config=NANO, dtype=torch.float32, vae_dtype=torch.float32, **options) -> StreamModel:
@@ -122,3 +131,52 @@ def test_parts_that_do_not_fit():
         StreamModel(generator, MiniVAE(SMALL_VAE), text_encoder=lambda words: torch.zeros(1, 12))
     with pytest.raises(ValueError, match="prompt: expected none: this model has no text stream"):
         make_model().embed(torch.zeros(3, 12))
+
+
+# ---- from files ----
+
+
+@pytest.fixture
+def wan_files(tmp_path) -> tuple[Path, Path]:
+    torch.manual_seed(1)
+    files = (tmp_path / "wan.safetensors", tmp_path / "vae.safetensors")
+    for file, module in zip(files, (random_wan(ONE_HEAD), WanVAE(WanVAEConfig(base_dim=4))), strict=True):
+        save_file({name: value.contiguous() for name, value in module.state_dict().items()}, file)
+    return files
+
+
+def test_a_generator_and_a_vae_from_files(wan_files):
+    path, vae = wan_files
+
+    def words(prompt: str) -> torch.Tensor:
+        return torch.full((2, ONE_HEAD.text_width), float(len(prompt)))
+
+    model = StreamModel.from_pretrained(path, vae=vae, dtype=torch.bfloat16, grid=(4, 6), text_encoder=words)
+    assert isinstance(model.generator, WanTransformer) and isinstance(model.vae, WanVAE)
+    assert (model.name, model.grid, model.dtype) == ("wan.safetensors", (4, 6), torch.bfloat16)
+    assert next(model.vae.parameters()).dtype == torch.bfloat16
+    assert torch.equal(model.embed("cat")[0, :2], words("cat").bfloat16())
+    loaded = load_vae(vae)
+    model = StreamModel.from_pretrained(path, loaded, grid=(4, 6))
+    assert model.vae is loaded and model.dtype == torch.float32
+
+
+def test_another_vae_than_that_of_the_file(tmp_path):
+    make_model(name="nano").save_pretrained(tmp_path / "nano.safetensors")
+    vae = MiniVAE(SMALL_VAE)
+    model = StreamModel.from_pretrained(str(tmp_path / "nano.safetensors"), vae)
+    assert model.vae is vae and model.config == NANO
+
+
+def test_parts_that_do_not_fit_are_refused(wan_files, tmp_path):
+    path, vae = wan_files
+    with pytest.raises(CheckpointError, match=r"wan.safetensors: .*got none; a generator of other origin needs vae="):
+        StreamModel.from_pretrained(path)
+    with pytest.raises(ValueError, match=r"grid: expected two positive multiples of 2, got \(4, 5\)"):
+        StreamModel.from_pretrained(path, vae, grid=(4, 5))
+    with pytest.raises(ValueError, match="vae: expected 16 latent channels, got 8"):
+        StreamModel.from_pretrained(path, MiniVAE(dataclasses.replace(SMALL_VAE, latent_channels=8)))
+    with pytest.raises(ValueError, match="text_encoder: expected none"):
+        StreamModel.from_pretrained("mini-person", text_encoder=lambda prompt: torch.zeros(1, 12))
+    with pytest.raises(TypeError, match=r"model\.generator: expected Generator, got WanTransformer"):
+        StreamModel.from_pretrained(path, vae).save_pretrained(tmp_path / "x.safetensors")

@@ -65,11 +65,11 @@ def test_sessions_of_a_wan_transformer(default, with_wan_vae):
 
 
 def test_loaded_models(default):
-    expected = aapt_fast.load_model("mini-person")
+    expected = aapt_fast.StreamModel.from_pretrained("mini-person")
     controls, image = random_controls(expected, 2), random_image(expected)
     given = {"seed": 7, "image_control": controls[0][0]}
     with default_dtype(default):
-        model = aapt_fast.load_model("mini-person")
+        model = aapt_fast.StreamModel.from_pretrained("mini-person")
         got = play(StreamSession(model, image, **given), controls)
     for part, same in ((model.generator, expected.generator), (model.vae, expected.vae)):
         require_equal(tuple(part.state_dict().values()), tuple(same.state_dict().values()))

@@ -67,7 +67,7 @@ def test_from_an_empty_folder_to_a_session(name: str, tmp_path: Path) -> None:
     watched = (tmp_path / "adversarial" / "log.csv").read_text().splitlines()[0].split(",")
     assert {"psnr_12", "sharpness", "strangers_psnr_12", "dynamic_degree", "gap"} <= set(watched)
     file = tmp_path / recipe.name / "model.safetensors"
-    model, gallery = aapt_fast.load_model(file), aapt_fast.load_gallery(file)
+    model, gallery = aapt_fast.StreamModel.from_pretrained(file), aapt_fast.load_gallery(file)
     assert len(gallery) == 2 and len(gallery[0].pose) == 17
     assert gallery[1].identity == (None if name == "company" else recipe.first_frames.identity_seed(1))
     assert (gallery[1].image == make_clip(recipe.first_frames, 1)[0][0].numpy()).all()
@@ -156,7 +156,7 @@ def test_a_recipe_may_start_from_a_model(tmp_path: Path, monkeypatch: pytest.Mon
     (tmp_path / "second" / "codec").mkdir(parents=True)
     onwards = dataclasses.replace(recipe, start=str(file), pretrain=None)
     recipes.train(onwards, tmp_path / "second", ("codec", "pretrain", "diffusion"))
-    expected = aapt_fast.load_model(file)
+    expected = aapt_fast.StreamModel.from_pretrained(file)
     assert torch.equal(starts[0].linear_encoder.weight, expected.vae.linear_encoder.weight)
     assert torch.equal(starts[1].unpatch.weight, expected.generator.unpatch.weight)
     assert (tmp_path / "second" / "diffusion" / "start.txt").read_text() == str(file)
@@ -168,8 +168,8 @@ def test_a_recipe_without_a_codec_takes_over_that_of_its_start(tmp_path: Path) -
     file = tmp_path / "first" / first.name / "model.safetensors"
     onwards = dataclasses.replace(first, start=str(file), pretrain=None, codec=None)
     recipes.train(onwards, tmp_path / "second", ("codec", "diffusion", "export"))
-    before = aapt_fast.load_model(file)
-    after = aapt_fast.load_model(tmp_path / "second" / onwards.name / "model.safetensors")
+    before = aapt_fast.StreamModel.from_pretrained(file)
+    after = aapt_fast.StreamModel.from_pretrained(tmp_path / "second" / onwards.name / "model.safetensors")
     assert torch.equal(before.vae.linear_encoder.weight, after.vae.linear_encoder.weight)
     assert not torch.equal(before.generator.unpatch.weight, after.generator.unpatch.weight)
     with pytest.raises(ValueError, match=r"stage: expected one of a recipe that does not start from a model"):

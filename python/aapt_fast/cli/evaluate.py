@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 
 from aapt_fast.errors import require
-from aapt_fast.models.files.model_file import load_model
+from aapt_fast.models.stream_model import StreamModel
 from aapt_fast.training.data import ClipSetConfig
 from aapt_fast.training.evaluate import HELD_OUT, HELD_OUT_SETS, Row, evaluate_person
 from aapt_fast.training.pose_network import PoseNetworkConfig, pose_reader
@@ -61,7 +61,9 @@ def run(arguments: argparse.Namespace) -> None:
 def _rows(texts: list[str], nfe: int) -> list[Row]:
     """`NAME=MODEL[:NFE]`, each model loaded once."""
     parsed = [_parse_row(text, nfe) for text in texts]
-    models = {source: load_model(source) for source in dict.fromkeys(source for _, source, _ in parsed)}
+    models = {
+        source: StreamModel.from_pretrained(source) for source in dict.fromkeys(source for _, source, _ in parsed)
+    }
     return [Row(name, models[source], evaluations) for name, source, evaluations in parsed]
 
 

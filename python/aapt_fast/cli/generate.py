@@ -19,7 +19,6 @@ from aapt_fast.cli.motion_script import LENGTH, MEDLEY, NAMES, Part, ScriptPlaye
 from aapt_fast.cli.pose_file import read_poses
 from aapt_fast.cli.video_writer import VideoWriter, check_video_target
 from aapt_fast.errors import require
-from aapt_fast.models.files.model_file import load_model
 from aapt_fast.models.stream_model import StreamModel
 from aapt_fast.ops import implementations
 from aapt_fast.streaming.session import StreamSession
@@ -99,7 +98,7 @@ def run(arguments: argparse.Namespace) -> None:
     poses = None if arguments.controls is None else read_poses(arguments.controls)
     if poses is not None and arguments.frames is None:
         frames = len(poses)
-    model = load_model(arguments.model, device=device, dtype=DTYPES[arguments.dtype])
+    model = StreamModel.from_pretrained(arguments.model, device=device, dtype=DTYPES[arguments.dtype])
     if poses is not None:
         _check_joints(poses, model)
     image = start.image if start.pose is not None else fit_picture(start.image, model.video_size)

@@ -41,7 +41,7 @@ class TextEncoder:
         ValueError: length is not at least 2; a device that torch cannot use; a dtype that is not of floats.
         TypeError: an argument of another type.
 
-        model = StreamModel(generator, vae, text_encoder=TextEncoder(path))
+        model = StreamModel.from_pretrained(path, vae=path, text_encoder=TextEncoder(path))
     """
 
     def __init__(

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Protocol, TypeAlias
 
 import numpy
@@ -15,6 +17,10 @@ from torch import Tensor, nn
 from aapt_fast.errors import require, require_shape, require_type
 from aapt_fast.models.aapt.config import ControlConfig, GeneratorConfig
 from aapt_fast.models.aapt.generator import Generator
+from aapt_fast.models.files.load_generator import load_generator
+from aapt_fast.models.files.load_vae import load_vae
+from aapt_fast.models.files.model_file import read_model, write_model
+from aapt_fast.models.files.placement import require_path, require_usable_device, require_usable_dtype
 from aapt_fast.models.vae.layers import frames_to_uint8
 from aapt_fast.models.wan.config import WanConfig
 from aapt_fast.models.wan.transformer import PATCH, WanTransformer
@@ -134,6 +140,55 @@ class StreamModel:
         self._set_token_dtype(token_dtype)
         fits = text_encoder is None or generator.config.text_width > 0
         require(fits, "text_encoder", "none: the generator has no text stream", "one")
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        vae: str | Path | VideoVAE | None = None,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        *,
+        grid: tuple[int, int] | None = None,
+        text_encoder: Callable[[str], Tensor] | None = None,
+    ) -> StreamModel:
+        """A model from files, ready to stream.
+
+        Args:
+            path: a bundled model by name (`mini-person`, `mini-anyone`), a file of `save_pretrained` or the folder with
+                one; with `vae` anything that `load_generator` reads.
+            vae: None for the VAE in the file; else what `load_vae` reads, or a loaded VAE on `device`.
+            device: where the weights go.
+            dtype: of the weights: float32, bfloat16 or float16. A loaded VAE keeps its own.
+            grid, text_encoder: as in the constructor; embeddings have the shape [L, text_width].
+
+        Raises:
+            ValueError: a name that is not bundled, a device that torch cannot use, another dtype, parts that do not fit
+                together.
+            TypeError: an argument of another type.
+            CheckpointError: a bad file; the message names file, key, expected and got.
+
+            model = StreamModel.from_pretrained("mini-person")
+            model = StreamModel.from_pretrained("self_forcing_dmd.pt", vae="Wan2.1_VAE.pth", dtype=torch.bfloat16)
+        """
+        require_path("path", path)
+        require_usable_device(device)
+        require_usable_dtype(dtype)
+        if vae is None:
+            generator, own_vae, name = read_model(path, device=device, dtype=dtype)
+            return cls(generator, own_vae, name, text_encoder, grid=grid)
+        if isinstance(vae, str | os.PathLike):
+            vae = load_vae(vae, device=device, dtype=dtype)
+        generator = load_generator(path, device=device, dtype=dtype)
+        return cls(generator, vae, Path(path).name, text_encoder, grid=grid)
+
+    def save_pretrained(self, path: str | Path, dtype: torch.dtype = torch.float16) -> None:
+        """Write generator and VAE into one safetensors file, weights in `dtype`; a failed write leaves no file behind.
+
+        Raises TypeError unless these are a `Generator` and a `MiniVAE`, and ValueError for a dtype that is not of
+        floats.
+        """
+        write_model(Path(path), self.generator, self.vae, self.name, dtype)
 
     @property
     def config(self) -> GeneratorConfig | WanConfig:

@@ -14,7 +14,6 @@ from aapt_fast.errors import require
 from aapt_fast.models.aapt.config import GeneratorConfig, MiniVAEConfig
 from aapt_fast.models.aapt.generator import Generator
 from aapt_fast.models.aapt.presets import generator_preset
-from aapt_fast.models.files.model_file import load_model
 from aapt_fast.models.stream_model import StreamModel
 from aapt_fast.models.vae.mini import MiniVAE
 from aapt_fast.models.vae.wan import WanVAE, WanVAEConfig
@@ -72,7 +71,7 @@ class System:
     def build(self, device: torch.device, dtype: torch.dtype) -> StreamModel:
         """The bundled model, or random weights."""
         if self.bundled:
-            return load_model(self.preset, device=device, dtype=dtype)
+            return StreamModel.from_pretrained(self.preset, device=device, dtype=dtype)
         return random_model(self.config, self.vae, device, dtype)
 
     def memory_bytes(self, dtype: torch.dtype) -> dict[str, int]:

@@ -28,7 +28,6 @@ from aapt_fast.errors import require, require_type
 from aapt_fast.models.aapt.convert import bidirectional, to_autoregressive
 from aapt_fast.models.aapt.generator import Generator
 from aapt_fast.models.aapt.presets import MINI_PERSON
-from aapt_fast.models.files.model_file import load_model, save_model
 from aapt_fast.models.stream_model import StreamModel
 from aapt_fast.models.vae.mini import MiniVAE
 from aapt_fast.training.adversarial import AdversarialConfig, train_adversarial
@@ -318,7 +317,7 @@ def export(recipe: Recipe, out: Path) -> Path:
     """Write the bundle `out`/NAME: weights in float16, first frames, their poses."""
     bundle = out / recipe.name
     bundle.mkdir(parents=True, exist_ok=True)
-    save_model(bundle / "model.safetensors", _load_trained(recipe, out))
+    _load_trained(recipe, out).save_pretrained(bundle / "model.safetensors")
     first_frames, config = [], recipe.first_frames
     for number in range(config.clips):
         angles = config.motion(number)[:1]
@@ -357,7 +356,7 @@ def _load_codec(recipe: Recipe, out: Path) -> MiniVAE:
 
 
 def _start(recipe: Recipe) -> StreamModel | None:
-    return load_model(recipe.start) if recipe.start else None
+    return StreamModel.from_pretrained(recipe.start) if recipe.start else None
 
 
 def _small_vae(model: StreamModel | None) -> MiniVAE | None:

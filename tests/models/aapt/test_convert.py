@@ -24,7 +24,6 @@ from aapt_fast.models.aapt.convert import bidirectional, to_autoregressive
 from aapt_fast.models.aapt.generator import Generator
 from aapt_fast.models.aapt.presets import NANO, NANO_TEXT
 from aapt_fast.models.aapt.sampling import sample_frame
-from aapt_fast.models.files.model_file import load_model, save_model
 from aapt_fast.models.stream_model import StreamModel
 from aapt_fast.models.vae.mini import MiniVAE
 from aapt_fast.streaming.session import StreamSession
@@ -157,8 +156,8 @@ def test_a_bidirectional_model_takes_no_recycled_frame_and_an_autoregressive_one
 def test_files_hold_bidirectional_models_and_sessions_refuse_them(tmp_path: Path):
     generator = Generator(PLAIN).eval()
     path = tmp_path / "plain.safetensors"
-    save_model(path, StreamModel(generator, MiniVAE(TINY_VAE).eval(), name="plain"), torch.float32)
-    model = load_model(path)
+    StreamModel(generator, MiniVAE(TINY_VAE).eval(), name="plain").save_pretrained(path, torch.float32)
+    model = StreamModel.from_pretrained(path)
     assert model.generator.config == PLAIN
     for name, value in generator.state_dict().items():
         assert torch.equal(model.generator.state_dict()[name], value), name
@@ -172,13 +171,13 @@ def test_files_hold_bidirectional_models_and_sessions_refuse_them(tmp_path: Path
 
 def test_files_from_before_there_were_bidirectional_models_load(tmp_path: Path):
     path = tmp_path / "old.safetensors"
-    save_model(path, StreamModel(Generator(NANO), MiniVAE(TINY_VAE)), torch.float32)
+    StreamModel(Generator(NANO), MiniVAE(TINY_VAE)).save_pretrained(path, torch.float32)
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata()
     configs = json.loads(metadata["config"])
     assert configs["generator"].pop("autoregressive") is True
     save_file(load_file(path), path, {**metadata, "config": json.dumps(configs)})
-    assert load_model(path).generator.config == NANO
+    assert StreamModel.from_pretrained(path).generator.config == NANO
 
 
 # ---- the conversion ----

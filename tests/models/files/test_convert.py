@@ -19,7 +19,6 @@ from aapt_fast.errors import CheckpointError
 from aapt_fast.models.files import convert as module
 from aapt_fast.models.files import write as shards
 from aapt_fast.models.files.convert import convert_files
-from aapt_fast.models.files.model_file import save_model
 from aapt_fast.models.vae.wan import WAN_2_2, WanVAEConfig
 from aapt_fast.models.vae.wan_keys import WanVAEKeys
 from aapt_fast.models.wan.keys import from_diffusers_state_dict
@@ -153,7 +152,7 @@ def test_an_original_folder_with_both(transformer, vae, tmp_path):
 
 @pytest.mark.parametrize("kind", STREAMS)
 def test_a_file_of_our_own(tmp_path, kind):
-    save_model(tmp_path / "own.safetensors", random_model(STREAMS[kind]), torch.float32)
+    random_model(STREAMS[kind]).save_pretrained(tmp_path / "own.safetensors", torch.float32)
     report = convert_files(tmp_path / "own.safetensors", tmp_path / "out", dtype=torch.bfloat16, shard_bytes=100)
     result = tmp_path / "out" / "model.safetensors"
     assert report["parts"]["model of this package"]["verified"]["forward"] == "equal"
@@ -162,7 +161,7 @@ def test_a_file_of_our_own(tmp_path, kind):
         assert same(
             load(tmp_path / "out", dtype=torch.bfloat16), load(tmp_path / "own.safetensors", dtype=torch.bfloat16)
         )
-    assert aapt_fast.load_model(result).config == STREAMS[kind]
+    assert aapt_fast.StreamModel.from_pretrained(result).config == STREAMS[kind]
     with pytest.raises(ValueError, match="config: expected none"):
         convert_files(tmp_path / "own.safetensors", tmp_path / "other", config={"heads": 2})
 

@@ -18,7 +18,6 @@ import aapt_fast
 from aapt_fast.errors import CheckpointError
 from aapt_fast.models.aapt.generator import Generator
 from aapt_fast.models.aapt.presets import NANO
-from aapt_fast.models.files.model_file import save_model
 from aapt_fast.models.wan.config import WanConfig
 from aapt_fast.models.wan.infer_config import wan_config
 from aapt_fast.models.wan.keys import from_diffusers_state_dict
@@ -204,7 +203,7 @@ def test_norms_that_nobody_uses_are_passed_over(tmp_path):
 
 def test_our_own(tmp_path):
     model = random_model(NANO)
-    save_model(tmp_path / "model.safetensors", model)
+    model.save_pretrained(tmp_path / "model.safetensors")
     for path in (tmp_path, tmp_path / "model.safetensors"):
         generator = aapt_fast.load_generator(path)
         assert isinstance(generator, Generator) and generator.config == NANO
@@ -214,7 +213,7 @@ def test_our_own(tmp_path):
 
 
 def test_a_bundled_name():
-    expected = aapt_fast.load_model("mini-person").generator.state_dict()
+    expected = aapt_fast.StreamModel.from_pretrained("mini-person").generator.state_dict()
     actual = aapt_fast.load_generator("mini-person").state_dict()
     assert all(torch.equal(actual[name], value) for name, value in expected.items())
 

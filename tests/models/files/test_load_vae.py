@@ -23,7 +23,6 @@ from aapt_fast.errors import CheckpointError
 from aapt_fast.models.aapt.config import MiniVAEConfig
 from aapt_fast.models.aapt.generator import Generator
 from aapt_fast.models.aapt.presets import NANO
-from aapt_fast.models.files.model_file import save_model
 from aapt_fast.models.stream_model import StreamModel
 from aapt_fast.models.vae.mini import MiniVAE
 from aapt_fast.models.vae.wan import WAN_2_2, WanVAE, WanVAEConfig
@@ -251,14 +250,14 @@ def test_the_stream_in_five_lines(theirs: AutoencoderKLWan, tmp_path: Path) -> N
 @pytest.fixture
 def own_file(tmp_path: Path) -> Path:
     tiny = MiniVAEConfig(encoder_widths=(4, 4, 4), decoder_widths=(4, 4, 4))
-    save_model(tmp_path / "own.safetensors", StreamModel(Generator(NANO), MiniVAE(tiny).eval()), torch.float16)
+    StreamModel(Generator(NANO), MiniVAE(tiny).eval()).save_pretrained(tmp_path / "own.safetensors")
     return tmp_path / "own.safetensors"
 
 
 @pytest.mark.parametrize("bundled", [False, True])
 def test_own_files_give_their_vae(own_file: Path, bundled: bool) -> None:
     source = "mini-person" if bundled else own_file
-    vae, whole = aapt_fast.load_vae(source), aapt_fast.load_model(source)
+    vae, whole = aapt_fast.load_vae(source), aapt_fast.StreamModel.from_pretrained(source)
     assert isinstance(vae, MiniVAE) and not vae.training and vae.spatial_factor == 8
     latents = torch.randn(1, vae.latent_channels, 3, 2, 2)
     with torch.no_grad():

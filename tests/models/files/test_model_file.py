@@ -15,7 +15,7 @@ from aapt_fast.errors import CheckpointError
 from aapt_fast.models.aapt.config import MiniVAEConfig
 from aapt_fast.models.aapt.generator import Generator
 from aapt_fast.models.aapt.presets import NANO
-from aapt_fast.models.files.model_file import FORMAT, load_model, save_model
+from aapt_fast.models.files.model_file import FORMAT
 from aapt_fast.models.stream_model import StreamModel
 from aapt_fast.models.vae.mini import MiniVAE
 
@@ -25,31 +25,32 @@ TINY_VAE = MiniVAEConfig(encoder_widths=(4, 4, 4), decoder_widths=(4, 4, 4))
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     model = StreamModel(Generator(NANO).eval(), MiniVAE(TINY_VAE).eval(), name="nano")
-    save_model(tmp_path / "model.safetensors", model, torch.float32)
+    model.save_pretrained(tmp_path / "model.safetensors", torch.float32)
     return tmp_path / "model.safetensors"
 
 
 def test_what_is_saved_loads_again(file: Path) -> None:
     torch.manual_seed(0)  # the fixture's weights again
     generator, vae = Generator(NANO), MiniVAE(TINY_VAE)
-    model = load_model(file)
+    model = StreamModel.from_pretrained(file)
     assert model.name == "nano" and model.generator.config == NANO and model.vae.config == TINY_VAE
     for want, have in ((generator, model.generator), (vae, model.vae)):
         for name, tensor in want.state_dict().items():
             assert torch.equal(have.state_dict()[name], tensor), name
+    assert StreamModel.from_pretrained(file.parent).name == "nano"
     assert not any(p.is_meta for p in (*model.generator.parameters(), *model.vae.parameters()))
     assert [path.name for path in file.parent.iterdir()] == [file.name]
 
 
 def test_half_precision_file_loads_in_float32(file: Path) -> None:
-    save_model(file, load_model(file))
+    StreamModel.from_pretrained(file).save_pretrained(file)
     assert load_file(file)["generator.patch_embed.weight"].dtype == torch.float16
-    assert load_model(file).dtype == torch.float32
-    assert load_model(file, dtype=torch.bfloat16).dtype == torch.bfloat16
+    assert StreamModel.from_pretrained(file).dtype == torch.float32
+    assert StreamModel.from_pretrained(file, dtype=torch.bfloat16).dtype == torch.bfloat16
 
 
 def test_a_failed_write_leaves_the_old_file(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before, model = file.read_bytes(), load_model(file)
+    before, model = file.read_bytes(), StreamModel.from_pretrained(file)
 
     def fail(tensors: object, path: Path, metadata: object) -> None:
         path.write_bytes(b"half")
@@ -57,7 +58,7 @@ def test_a_failed_write_leaves_the_old_file(file: Path, monkeypatch: pytest.Monk
 
     monkeypatch.setattr("aapt_fast.models.files.model_file.save_file", fail)
     with pytest.raises(OSError, match="no space left"):
-        save_model(file, model)
+        model.save_pretrained(file)
     assert file.read_bytes() == before
     assert [path.name for path in file.parent.iterdir()] == [file.name]
 
@@ -95,7 +96,10 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         "git-lfs pointer",
     ),
     "pickle": (lambda path: torch.save({"x": 1}, path), "got a pickle"),
-    "other format": (rewrite(lambda t, m: m.update(format="else")), f"expected metadata format {FORMAT}, got else"),
+    "other format": (
+        rewrite(lambda t, m: m.update(format="else")),
+        f"expected metadata format {FORMAT}, got else; a generator of other origin needs vae=",
+    ),
     "missing key": (rewrite(lambda t, m: t.pop(KEY)), f"expected key {KEY}, got none"),
     "extra key": (rewrite(lambda t, m: t.update({"vae.more": torch.ones(1)})), "expected no key vae.more"),
     "stranger": (rewrite(lambda t, m: t.update({"other.w": torch.ones(1)})), "got 'other.w'"),
@@ -118,15 +122,17 @@ def test_damage_is_refused_by_name(file: Path, name: str) -> None:
     damage, message = DAMAGES[name]
     damage(file)
     with pytest.raises(CheckpointError, match=message) as caught:
-        load_model(file)
+        StreamModel.from_pretrained(file)
     assert str(file) in str(caught.value)
 
 
 def test_a_file_that_says_that_no_timestep_is_folded_loads(file: Path) -> None:
     rewrite(lambda tensors, metadata: metadata["config"]["generator"].update(folded_t=None))(file)
-    assert load_model(file).config == NANO
+    assert StreamModel.from_pretrained(file).config == NANO
 
 
 def test_an_unknown_name_lists_the_bundled_models() -> None:
-    with pytest.raises(ValueError, match=r"model: expected a bundled model \(.*\) or a file, got no-such-model"):
-        load_model("no-such-model")
+    with pytest.raises(
+        ValueError, match=r"path: expected a bundled model \(.*\), a file or a folder, got no-such-model"
+    ):
+        StreamModel.from_pretrained("no-such-model")

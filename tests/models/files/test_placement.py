@@ -12,11 +12,10 @@ import torch
 import aapt_fast
 from aapt_fast.models.aapt.presets import NANO
 from aapt_fast.models.files.convert import convert_files
-from aapt_fast.models.files.model_file import save_model
 from aapt_fast.models.files.placement import require_usable_device
 from aapt_fast.testing.streams import random_model
 
-LOADERS: list[Callable] = [aapt_fast.load_model, aapt_fast.load_vae, aapt_fast.load_generator]
+LOADERS: list[Callable] = [aapt_fast.StreamModel.from_pretrained, aapt_fast.load_vae, aapt_fast.load_generator]
 FLOATS = r"torch.float32, torch.bfloat16(, torch.float16)? or torch.float(16|64)"
 
 
@@ -65,10 +64,10 @@ def test_a_dtype_that_nothing_computes_in(load: Callable, dtype: torch.dtype) ->
 
 def test_float64_is_refused_where_it_does_not_work(tmp_path: Path) -> None:
     """A small VAE does not compute in it; a generator does. Weights that are kept in it load as float32."""
-    for load in (aapt_fast.load_model, aapt_fast.load_vae):
+    for load in (aapt_fast.StreamModel.from_pretrained, aapt_fast.load_vae):
         with pytest.raises(ValueError, match=r"^dtype: expected .* or torch.float16, got torch.float64"):
             load("mini-person", dtype=torch.float64)
-    save_model(tmp_path / "wide.safetensors", random_model(NANO), torch.float64)
+    random_model(NANO).save_pretrained(tmp_path / "wide.safetensors", torch.float64)
     vae, generator = aapt_fast.load_vae(tmp_path / "wide.safetensors"), aapt_fast.load_generator("mini-person")
     assert {weight.dtype for weight in vae.parameters()} == {torch.float32}
     exact = aapt_fast.load_generator("mini-person", dtype=torch.float64)
@@ -86,10 +85,7 @@ def test_float64_is_refused_where_it_does_not_work(tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", [None, 3, b"mini-person"])
 def test_what_is_no_path(path: object, tmp_path: Path) -> None:
     got = f"expected str or PathLike, got {type(path).__name__}"
-    for load, argument in ((aapt_fast.load_model, "source"), (aapt_fast.load_gallery, "source")):
-        with pytest.raises(TypeError, match=f"^{argument}: {got}"):
-            load(path)
-    for load in (aapt_fast.load_vae, aapt_fast.load_generator):
+    for load in (*LOADERS, aapt_fast.load_gallery):
         with pytest.raises(TypeError, match=f"^path: {got}"):
             load(path)
     with pytest.raises(TypeError, match=f"^source: {got}"):
@@ -100,10 +96,10 @@ def test_what_is_no_path(path: object, tmp_path: Path) -> None:
 
 def test_files_are_written_in_floats_only(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"^dtype: expected .* or torch.float64, got torch.int8"):
-        save_model(tmp_path / "a.safetensors", random_model(NANO), torch.int8)
+        random_model(NANO).save_pretrained(tmp_path / "a.safetensors", torch.int8)
     with pytest.raises(TypeError, match=r"^dtype: expected .* or torch.float64, got 'half'"):
         convert_files("mini-person", tmp_path / "b", dtype="half")
     assert not list(tmp_path.iterdir())
-    save_model(tmp_path / "nano.safetensors", random_model(NANO))
+    random_model(NANO).save_pretrained(tmp_path / "nano.safetensors")
     report = convert_files(tmp_path / "nano.safetensors", tmp_path / "c", dtype=torch.float64)
     assert report["parts"]["model of this package"]["dtypes"].keys() == {"float64"}

@@ -2,7 +2,7 @@
 """Weight files of others, written again as safetensors under the names of this package, with a `config.json`.
 
 What `load_generator` and `load_vae` read can be converted; they read the result as well, faster and without the
-code that knows everybody else's names. A part of a pipeline goes into a folder of its name. A file of `save_model`
+code that knows everybody else's names. A part of a pipeline goes into a folder of its name. A file of `save_pretrained`
 stays one file that holds its configuration itself.
 """
 
@@ -24,7 +24,7 @@ from aapt_fast.errors import CheckpointError, require
 from aapt_fast.models.files.compare import SMALL, require_equal_models
 from aapt_fast.models.files.load_generator import GROUPS, checked_dtype, open_wan_transformer, to_dtype
 from aapt_fast.models.files.load_vae import WRAPPER, open_wan_vae, vae_file
-from aapt_fast.models.files.model_file import bundled_models, is_own_file, load_model
+from aapt_fast.models.files.model_file import bundled_models, is_own_file, read_model
 from aapt_fast.models.files.placement import WAN_DTYPES, require_path, require_usable_dtype
 from aapt_fast.models.files.read import (
     CONFIG_NAME,
@@ -165,7 +165,7 @@ def _plan(part: Part, config: Mapping[str, Any] | None, dtype: torch.dtype | Non
     """What to write; the source's names, shapes and configuration are checked, its values not yet read."""
     if part.kind == OWN:
         require(not config, "config", "none: files of this package say everything", config)
-        load_model(part.file)
+        read_model(part.file, device="cpu", dtype=torch.float32)
         tensors = read_tensors(part.file)
         entries = [Entry(name, dtype or tensor.dtype, tensor, name, part.file) for name, tensor in tensors.items()]
         return Plan(entries, None, read_metadata(part.file))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from aapt_fast.errors import CheckpointError, require
 from aapt_fast.models.aapt.generator import Generator
-from aapt_fast.models.files.model_file import FORMAT, assets, load_own_model
+from aapt_fast.models.files.model_file import FORMAT, assets, read_model
 from aapt_fast.models.files.named_weights import NamedWeights
 from aapt_fast.models.files.placement import WAN_DTYPES, require_path, require_usable_device, require_usable_dtype
 from aapt_fast.models.files.read import fill, open_safetensors, read_config, read_tensors, weight_file
@@ -44,10 +44,11 @@ def load_generator(
     """The generator in a file or folder, in evaluation mode.
 
     Args:
-        path: a bundled model's name or a file of `save_model`; or a Wan 2.1 or 2.2 transformer: a folder of diffusers
-            (also that of a whole pipeline, and sharded), a file or folder in the original layout (safetensors, also
-            sharded), or a file of `torch.save` with a state dict, maybe under `generator_ema` or `generator` and with
-            the prefixes of training wrappers. Of the two experts of Wan 2.2 A14B one has to be named.
+        path: a bundled model's name or a file of `save_pretrained`; or a Wan 2.1 or 2.2 transformer: a folder of
+            diffusers (also that of a whole pipeline, and sharded), a file or folder in the original layout
+            (safetensors, also sharded), or a file of `torch.save` with a state dict, maybe under `generator_ema` or
+            `generator` and with the prefixes of training wrappers. Of the two experts of Wan 2.2 A14B one has to be
+            named.
         device: where the weights go.
         dtype: of the weights; None keeps that of the file (float32 for our own files). A Wan transformer keeps norms,
             modulation and the embedding of timesteps in float32 if dtype is smaller, as diffusers does.
@@ -76,7 +77,7 @@ def load_generator(
         require(not config, "config", "None: files of our own say everything", config)
         source = folder if folder.exists() else path
         source = weight_file(source) if isinstance(source, Path) else source
-        return load_own_model(source, device=device, dtype=dtype or torch.float32).generator
+        return read_model(source, device=device, dtype=dtype or torch.float32)[0]
     weights = open_wan_transformer(folder, config)
     own_dtype = weights.tensors[weights.file_key("patch_embedding.weight")].dtype
     dtype = checked_dtype(dtype or own_dtype, weights.source)

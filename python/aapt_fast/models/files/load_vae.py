@@ -48,7 +48,7 @@ def load_vae(
     Args:
         path: a diffusers folder (`AutoencoderKLWan`, in shards or not, or a pipeline with a `vae` folder); an original
             file (`Wan2.1_VAE.pth`, `Wan2.2_VAE.pth`, the same tensors as safetensors) or a folder with one; a file of
-            `save_model` or the name of a bundled model.
+            `save_pretrained` or the name of a bundled model.
         device: where the weights go.
         dtype: of the weights and the computation. None is that of the file; but float16 becomes float32 on the CPU,
             and what torch does not compute in becomes float32.

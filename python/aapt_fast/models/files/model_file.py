@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -23,26 +24,30 @@ from aapt_fast.errors import CheckpointError, require, require_type
 from aapt_fast.models.aapt.config import generator_config_from_json, mini_vae_config_from_json, to_json
 from aapt_fast.models.aapt.generator import Generator
 from aapt_fast.models.files.placement import WAN_DTYPES, require_path, require_usable_device, require_usable_dtype
-from aapt_fast.models.files.read import computing_dtype, fill, open_safetensors, read_metadata
-from aapt_fast.models.stream_model import StreamModel
+from aapt_fast.models.files.read import computing_dtype, fill, open_safetensors, read_metadata, weight_file
 from aapt_fast.models.vae.mini import MiniVAE
 
 FORMAT = "aapt_fast-1"
 
+Module = TypeVar("Module", bound=nn.Module)
 
-def save_model(path: Path, model: StreamModel, dtype: torch.dtype = torch.float16) -> None:
+
+def write_model(path: Path, generator: nn.Module, vae: nn.Module, name: str, dtype: torch.dtype) -> None:
     """Write generator and VAE to `path`, weights in `dtype`; a failed write leaves no file behind.
 
-    Raises TypeError if the model's VAE is not the small one, and ValueError for a dtype that is not of floats.
+    Raises TypeError for parts other than a `Generator` and a `MiniVAE`, ValueError for a dtype that is not of floats.
     """
     require_usable_dtype(dtype, WAN_DTYPES)
-    require_type("model.vae", model.vae, MiniVAE)
-    assert isinstance(model.vae, MiniVAE)
-    tensors = {f"generator.{name}": value for name, value in model.generator.state_dict().items()}
-    tensors |= {f"vae.{name}": value for name, value in model.vae.state_dict().items()}
-    tensors = {name: value.detach().to("cpu", dtype).contiguous() for name, value in tensors.items()}
-    configs = {"generator": to_json(model.generator.config), "vae": to_json(model.vae.config)}
-    metadata = {"format": FORMAT, "name": model.name, "config": json.dumps(configs)}
+    require_type("model.generator", generator, Generator)
+    require_type("model.vae", vae, MiniVAE)
+    parts = {"generator": generator, "vae": vae}
+    tensors = {
+        f"{part}.{key}": value.detach().to("cpu", dtype).contiguous()
+        for part, module in parts.items()
+        for key, value in module.state_dict().items()
+    }
+    configs = {part: to_json(module.config) for part, module in parts.items()}
+    metadata = {"format": FORMAT, "name": name, "config": json.dumps(configs)}
     partial = path.with_name(path.name + ".partial")
     try:
         save_file(tensors, partial, metadata)
@@ -51,61 +56,34 @@ def save_model(path: Path, model: StreamModel, dtype: torch.dtype = torch.float1
         partial.unlink(missing_ok=True)
 
 
-def load_model(
-    source: str | Path, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
-) -> StreamModel:
-    """A bundled model by name (`mini-person`, `mini-anyone`) or a file written by `save_model`, ready to stream.
+def read_model(path: str | Path, *, device: torch.device | str, dtype: torch.dtype) -> tuple[Generator, MiniVAE, str]:
+    """Generator, VAE and name of a bundled model or of a file of `write_model`, in any floating `dtype`.
 
-    Raises ValueError for a name that is not bundled, a device that torch cannot use, and a dtype other than float32,
-    bfloat16 and float16; TypeError for an argument of another type; CheckpointError (file, key, expected, got) for a
-    bad file.
+    Raises ValueError for a name that is not bundled and a device that torch cannot use; TypeError for an argument of
+    another type; CheckpointError (file, key, expected, got) for a bad file.
     """
-    require_usable_dtype(dtype)
-    return load_own_model(source, device=device, dtype=dtype)
-
-
-def load_own_model(source: str | Path, *, device: torch.device | str, dtype: torch.dtype) -> StreamModel:
-    """`load_model` in any floating dtype, also one in which only a part of the model computes."""
     require_usable_device(device)
-    path = model_path(source)
-    metadata, configs, tensors = _read(path)
-    try:
-        generator = Generator(generator_config_from_json(configs["generator"])).to(dtype)
-        vae = MiniVAE(mini_vae_config_from_json(configs["vae"])).to(dtype)
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path}: expected readable configurations in the metadata, got {error!r}") from error
-    groups: dict[str, nn.Module] = {"generator": generator, "vae": vae}
-    for prefix, module in groups.items():
-        fill(module, _under(prefix, tensors), path, file_key=f"{prefix}.{{}}".format)
-    return StreamModel(generator.to(device).eval(), vae.to(device).eval(), name=metadata.get("name", path.stem))
+    file = _OwnFile(model_path(path))
+    return file.generator(dtype, device), file.vae(dtype, device), file.name
 
 
-def load_own_vae(source: str | Path, *, device: torch.device | str, dtype: torch.dtype | None) -> MiniVAE:
-    """The VAE of a model that `load_model` reads, without its generator; `dtype` None as in `computing_dtype`.
+def load_own_vae(path: str | Path, *, device: torch.device | str, dtype: torch.dtype | None) -> MiniVAE:
+    """The VAE of a model that `read_model` reads, without its generator; `dtype` None as in `computing_dtype`.
 
-    Weights in float64, in which it does not compute, become float32. Raises as `load_model` does.
+    Weights in float64, in which it does not compute, become float32. Raises as `read_model` does.
     """
     require_usable_device(device)
     if dtype is not None:
         require_usable_dtype(dtype)
-    path = model_path(source)
-    _, configs, tensors = _read(path)
-    part = _under("vae", tensors)
-    try:
-        with torch.device("meta"):
-            vae = MiniVAE(mini_vae_config_from_json(configs["vae"]))
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path}: expected readable configurations in the metadata, got {error!r}") from error
+    file = _OwnFile(model_path(path))
     if dtype is None:
-        found = computing_dtype(part, device)
+        found = computing_dtype(file.tensors["vae"], device)
         dtype = torch.float32 if found == torch.float64 else found
-    vae = vae.to(dtype)
-    fill(vae, part, path, file_key="vae.{}".format, device=device)
-    return vae.eval().requires_grad_(False)
+    return file.vae(dtype, device).requires_grad_(False)
 
 
 def is_own_file(path: Path) -> bool:
-    """Whether a file was written by `save_model`."""
+    """True for a file of `write_model`."""
     return read_metadata(path).get("format") == FORMAT
 
 
@@ -115,15 +93,17 @@ def bundled_models() -> dict[str, Path]:
     return {name: file for name, file in files.items() if file.is_file()}
 
 
-def model_path(source: str | Path) -> Path:
-    """The weight file of a bundled model's name or of a path. ValueError if there is neither, TypeError for no path."""
-    require_path("source", source)
+def model_path(path: str | Path) -> Path:
+    """The weight file of a bundled model's name, of a file or of a folder.
+
+    Raises ValueError if there is neither, TypeError for an argument of another type.
+    """
+    require_path("path", path)
     bundled = bundled_models()
-    if str(source) in bundled:
-        return bundled[str(source)]
-    path = Path(source)
-    require(path.is_file(), "model", f"a bundled model ({', '.join(bundled) or 'none'}) or a file", str(source))
-    return path
+    file = bundled.get(str(path), Path(path))
+    file = weight_file(file) if file.is_dir() else file
+    require(file.is_file(), "path", f"a bundled model ({', '.join(bundled) or 'none'}), a file or a folder", str(path))
+    return file
 
 
 @dataclass(frozen=True)
@@ -138,9 +118,9 @@ class FirstFrame:
     identity: int | None
 
 
-def load_gallery(source: str | Path) -> list[FirstFrame]:
+def load_gallery(path: str | Path) -> list[FirstFrame]:
     """The first frames that come with a model; empty if it has none. Raises CheckpointError for a damaged gallery."""
-    index = model_path(source).with_name("gallery.json")
+    index = model_path(path).with_name("gallery.json")
     if not index.is_file():
         return []
     try:
@@ -162,23 +142,49 @@ def assets() -> Path:
     return Path(__file__).parents[2] / "assets"
 
 
-def _read(path: Path) -> tuple[dict[str, str], dict[str, Any], dict[str, Tensor]]:
-    """Metadata, configurations and tensors of a file, which are those of a generator and a VAE and no others."""
-    with open_safetensors(path) as file:
-        metadata = file.metadata() or {}
-        got = metadata.get("format", "none")
-        if got != FORMAT:
-            raise CheckpointError(f"{path}: expected metadata format {FORMAT}, got {got}")
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    try:
-        configs = json.loads(metadata["config"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path}: expected readable configurations in the metadata, got {error!r}") from error
-    strangers = [name for name in tensors if not name.startswith(("generator.", "vae."))]
-    if strangers:
-        raise CheckpointError(f"{path}: expected keys under generator. and vae., got {strangers[0]!r}")
-    return metadata, configs, tensors
+class _OwnFile:
+    """What a file of `write_model` holds: the tensors and configurations of a generator and a VAE, and no others.
 
+    Raises CheckpointError (file, key, expected, got) for a bad file, on opening or when a part is made.
+    """
 
-def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor for name, tensor in tensors.items() if name.startswith(prefix + ".")}
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with open_safetensors(path) as file:
+            metadata: dict[str, str] = file.metadata() or {}
+            got = metadata.get("format", "none")
+            if got != FORMAT:
+                hint = "a generator of other origin needs vae="
+                raise CheckpointError(f"{path}: expected metadata format {FORMAT}, got {got}; {hint}")
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        self.name = metadata.get("name", path.stem)
+        self.tensors: dict[str, dict[str, Tensor]] = {"generator": {}, "vae": {}}
+        for key, tensor in tensors.items():
+            part = key.partition(".")[0]
+            if part not in self.tensors:
+                raise CheckpointError(f"{path}: expected keys under generator. and vae., got {key!r}")
+            self.tensors[part][key] = tensor
+        try:
+            self._configs: dict[str, Any] = json.loads(metadata["config"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise self._unreadable(error) from error
+
+    def generator(self, dtype: torch.dtype, device: torch.device | str) -> Generator:
+        return self._part("generator", lambda data: Generator(generator_config_from_json(data)), dtype, device)
+
+    def vae(self, dtype: torch.dtype, device: torch.device | str) -> MiniVAE:
+        return self._part("vae", lambda data: MiniVAE(mini_vae_config_from_json(data)), dtype, device)
+
+    def _part(
+        self, part: str, build: Callable[[Any], Module], dtype: torch.dtype, device: torch.device | str
+    ) -> Module:
+        try:
+            with torch.device("meta"):
+                module = build(self._configs[part]).to(dtype)
+        except (KeyError, TypeError, ValueError) as error:
+            raise self._unreadable(error) from error
+        fill(module, self.tensors[part], self.path, file_key=f"{part}.{{}}".format, device=device)
+        return module.eval()
+
+    def _unreadable(self, error: Exception) -> CheckpointError:
+        return CheckpointError(f"{self.path}: expected readable configurations in the metadata, got {error!r}")
