@@ -24,6 +24,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from aapt_fast.streaming.graph import RECORDERS
 from torch import Tensor
 
 import aapt_fast
@@ -31,14 +32,13 @@ from aapt_fast.models.aapt.presets import generator_preset
 from aapt_fast.models.vae.wan import WanVAEConfig
 from aapt_fast.ops._load import extension_or_none
 from aapt_fast.ops.kernels import KERNELS, use_kernels
-from aapt_fast.profiling.compiled import CompiledSession
+from aapt_fast.profiling.compiled import CompiledSampler
 from aapt_fast.profiling.decoders import wan_decoder
 from aapt_fast.profiling.inputs import random_controls, random_image, random_prompt
 from aapt_fast.profiling.kernels import working_kernels
 from aapt_fast.profiling.roofline import Step
 from aapt_fast.profiling.systems import PROMPT_TOKENS, random_model
 from aapt_fast.profiling.timing import Sample
-from aapt_fast.streaming.recording import RECORDERS
 from aapt_fast.streaming.session import StreamSession
 from aapt_fast.worlds.motions import random_motion
 from aapt_fast.worlds.skeleton import Camera, forward_kinematics
@@ -112,7 +112,7 @@ def open_others(
     if open_session.args[0].device.type in RECORDERS:
         ways[GRAPH] = functools.partial(open_session, cuda_graph=True)
     if compiled:
-        ways[COMPILED] = functools.partial(CompiledSession, *open_session.args, **open_session.keywords)
+        ways[COMPILED] = functools.partial(open_session, sampler=CompiledSampler())
     others = {}
     for side, open_side in ways.items():
         try:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is won by copying the frames of a step to the host while the next step is computed (`HostFrames`)?
+"""What is won by copying the frames of a step to the host while the next step is computed (`FrameDownloader`)?
 
 Three forks of one session take the same steps, in turn, and have their frames in host memory at the end:
     at once       `session.step(control).cpu()`, into memory that is not pinned
-    pinned        `out.send(session.step(control)).result()`
+    pinned        `out.submit(session.step(control)).result()`
     overlapped    the same, but the result is asked for after the next step
 
     python -m bench.bench_host_frames [--preset NAME] [--steps N]           table, then JSON as the last line
@@ -20,15 +20,15 @@ import sys
 import time
 
 import torch
+from aapt_fast.streaming.graph import RECORDERS
 
-from aapt_fast import HostFrames, StreamSession
+from aapt_fast import FrameDownloader, StreamSession
 from aapt_fast.models.aapt.presets import generator_preset
 from aapt_fast.models.vae.wan import WanVAEConfig
 from aapt_fast.profiling.inputs import random_controls, random_image, random_prompt
 from aapt_fast.profiling.systems import PROMPT_TOKENS, random_model
 from aapt_fast.profiling.timing import Sample
-from aapt_fast.streaming.host_copies import PendingFrames
-from aapt_fast.streaming.recording import RECORDERS
+from aapt_fast.streaming.downloads import PendingFrames
 from bench.harness.cases import DTYPE_NAMES
 
 
@@ -46,7 +46,7 @@ def measure(preset: str, steps: int, device: torch.device) -> list[dict]:
         for _ in range(config.window + 2):
             session.step(control)
         forks = {name: session.fork() for name in names}
-    out = {name: HostFrames() for name in names}
+    out = {name: FrameDownloader() for name in names}
     times: dict[str, list[float]] = {name: [] for name in names}
     pending: PendingFrames | None = None
     for number in range(steps + 2):  # the first two load and allocate
@@ -56,11 +56,11 @@ def measure(preset: str, steps: int, device: torch.device) -> list[dict]:
             if name == "at once":
                 video.cpu()
             elif name == "pinned":
-                out[name].send(video).result()
+                out[name].submit(video).result()
             else:
                 if pending is not None:
                     pending.result()
-                pending = out[name].send(video)
+                pending = out[name].submit(video)
             if number >= 2:
                 times[name].append(1e3 * (time.perf_counter() - started))
     samples = {name: Sample(tuple(each), None, "wall clock") for name, each in times.items()}

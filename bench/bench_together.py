@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How much is won by making the next frames of several sessions in one evaluation (`step_together`)?
+"""How much is won by making the next frames of several sessions in one evaluation (`SessionBatch`)?
 
 Two systems make the same frames, in turn, step after step, for 1, 2, 4 and 8 sessions of the bundled model:
-    together     `step_together(sessions, controls)`
+    together     `SessionBatch(sessions).step(controls)`
     one by one   `session.step(control)` for each of them
 On a GPU there is a third one:
-    recorded     `RecordedBatch(sessions).step(controls)`
+    recorded     `SessionBatch(sessions, cuda_graph=True).step(controls)`
 
     python bench/bench_together.py [--sessions N ...] [--steps N] [--dtype float32|bfloat16] [--device cuda]
                                                          table, then JSON as the last line
@@ -26,7 +26,7 @@ from torch import Tensor
 
 import aapt_fast
 from aapt_fast.ops import implementations
-from aapt_fast.streaming.recording import RECORDERS
+from aapt_fast.streaming.graph import RECORDERS
 from aapt_fast.worlds.motions import random_motion
 from aapt_fast.worlds.skeleton import Camera, forward_kinematics
 
@@ -47,22 +47,20 @@ def measure(sessions: int, dtype: str, steps: int, device: str) -> list[dict]:
     ]
 
     def opened(**options: Any) -> list[aapt_fast.StreamSession]:
-        options["pool"] = aapt_fast.page_pool(model, sessions * aapt_fast.session_pages(model))
+        options["pool"] = aapt_fast.PagePool.for_sessions(model, sessions)
         return [
             aapt_fast.StreamSession(model, gallery[row].image, image_control=points[row][0], seed=row, **options)
             for row in range(sessions)
         ]
 
-    batch, singles = opened(), opened()
+    singles = opened()
 
     def one_by_one(controls: list[Tensor]) -> list[Tensor]:
         return [session.step(control) for session, control in zip(singles, controls, strict=True)]
 
-    systems: dict[str, Callable[[list[Tensor]], list[Tensor]]] = {
-        "together": lambda controls: aapt_fast.step_together(batch, controls)
-    }
+    systems: dict[str, Callable[[list[Tensor]], list[Tensor]]] = {"together": aapt_fast.SessionBatch(opened()).step}
     if model.device.type in RECORDERS:
-        systems["recorded"] = aapt_fast.RecordedBatch(opened(cuda_graph=True)).step
+        systems["recorded"] = aapt_fast.SessionBatch(opened(), cuda_graph=True).step
     systems["one by one"] = one_by_one
     times: dict[str, list[float]] = {name: [] for name in systems}
     worst = dict.fromkeys(systems, 0)

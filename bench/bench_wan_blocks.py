@@ -25,28 +25,28 @@ from aapt_fast.models.aapt.config import MiniVAEConfig
 from aapt_fast.models.stream_model import StreamModel
 from aapt_fast.models.vae.mini import MiniVAE
 from aapt_fast.models.wan.config import WanConfig
-from aapt_fast.models.wan.sampling import FewStep
+from aapt_fast.models.wan.sampling import FewStepSampler
 from aapt_fast.models.wan.transformer import WanTransformer
 from aapt_fast.ops._load import extension_or_none
-from aapt_fast.ops.block_cache import Blocks
 from aapt_fast.ops.kernels import KERNELS, runs_on, use_kernels
+from aapt_fast.ops.window import WindowRule
 from aapt_fast.profiling.timing import Sample
-from aapt_fast.streaming.samplers import BlockSampler
-from aapt_fast.streaming.session import page_pool
+from aapt_fast.streaming.session import StreamSession
 from aapt_fast.testing.compare import relative_l2
 from bench.harness.cases import DTYPE_NAMES
 from bench.harness.document import Document, clocks
 
 WAN_1_3B, GRID = WanConfig(), (60, 104)
 TINY, TINY_GRID = WanConfig(heads=2, head_dim=64, layers=2, ffn_width=96, text_width=16, text_length=8), (4, 6)
-SCHEDULE = FewStep(blocks=Blocks(3, window=21))
+RULE = WindowRule(3, window=18)
+SAMPLER = FewStepSampler(window=RULE)
 USED = ("kv_write", "paged_attention", "philox_normal")  # ops of a block
 SIXTH = 6
 ON, OFF = "kernels on", "kernels off"
 
 
 def build(config: WanConfig, grid: tuple[int, int], device: torch.device, dtype: torch.dtype) -> StreamModel:
-    """Random weights, made on the device; the VAE is a small one that nobody calls."""
+    """Random weights, made on the device; the VAE is a small one that is not timed."""
     torch.manual_seed(0)
     with torch.device(device):
         generator, vae = WanTransformer(config).to(dtype), MiniVAE(MiniVAEConfig(latent_channels=config.out_channels))
@@ -68,24 +68,25 @@ def measure(
     """Milliseconds of each block by side, and the relative difference (L2) of the sides' first blocks."""
     device, config = model.device, model.config
     chosen = {ON: kernels, OFF: ("none",)} if kernels else {OFF: ("none",)}
-    prompt = torch.randn(1, config.text_length, config.text_width, device=device, dtype=model.dtype)
-    runs: dict[str, BlockSampler] = {}
-    for side in chosen:
-        runs[side] = BlockSampler(model, SCHEDULE)
-        runs[side].open(page_pool(model, runs[side].pages(prompt)), None, prompt)
+    prompt = torch.randn(config.text_length, config.text_width, device=device, dtype=model.dtype)
+    sessions = {side: StreamSession(model, prompt=prompt, sampler=SAMPLER) for side in chosen}
     times: dict[str, list[float]] = {side: [] for side in chosen}
     first, begun = {}, time.perf_counter()
     for number in range(1, blocks + 1):
-        for side in list(runs) if number % 2 else list(runs)[::-1]:
-            with use_kernels(*chosen[side], extension=module):
-                started = time.perf_counter()
-                runs[side].prepare()
-                made = runs[side].step(0, number, None, None)
+        for side in list(sessions) if number % 2 else list(sessions)[::-1]:
+            marks: list[float] = []
+
+            def mark(stage: str, marks: list[float] = marks) -> None:
                 if device.type == "cuda":
                     torch.cuda.synchronize()
-                times[side].append(1e3 * (time.perf_counter() - started))
+                marks.append(time.perf_counter())
+
+            sessions[side].on_stage = mark
+            with use_kernels(*chosen[side], extension=module):
+                sessions[side].step()
+            times[side].append(1e3 * (marks[1] - marks[0]))
             if number == 1:
-                first[side] = made
+                first[side] = sessions[side].frame
         if number > SIXTH + 5 and time.perf_counter() - begun > limit_s:
             break
     return times, relative_l2(first[ON], first[OFF]) if kernels else 0.0
@@ -93,9 +94,8 @@ def measure(
 
 def report(document: Document, name: str, times: dict[str, list[float]], kernels: tuple[str, ...], **facts) -> None:
     """One result per side and phase: the sixth block, and those with a full window after the first of them."""
-    blocks = SCHEDULE.blocks
-    assert blocks is not None and blocks.window is not None
-    full = blocks.window // blocks.frames + 1
+    assert RULE.capacity is not None
+    full = RULE.capacity // RULE.frames + 1
     for phase, of_phase in (("sixth block", slice(SIXTH - 1, SIXTH)), ("full", slice(full, None))):
         samples = {side: Sample(tuple(values[of_phase]), None, "wall clock") for side, values in times.items()}
         for side, sample in samples.items():
@@ -138,7 +138,7 @@ def main() -> None:
     model, kernels = build(config, grid, device, dtype), wanted_kernels(module, device)
     times, difference = measure(model, kernels, module, blocks=arguments.blocks, limit_s=arguments.limit)
     memory = torch.cuda.max_memory_allocated() if device.type == "cuda" else None
-    schedule = {key: str(value) for key, value in dataclasses.asdict(SCHEDULE).items()}
+    schedule = {key: str(value) for key, value in dataclasses.asdict(SAMPLER).items()}
     facts = {"difference_of_the_sides": difference, "peak_memory_bytes": memory, "schedule": schedule}
     report(document, name, times, kernels, weights="random", **facts)
     document.add("clocks", {"after": "wan blocks", "clocks": clocks()})

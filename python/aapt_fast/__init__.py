@@ -15,17 +15,19 @@ from aapt_fast.integrations.explain import explain
 from aapt_fast.integrations.patch import patch, patched, unpatch
 from aapt_fast.integrations.report import PatchReport
 from aapt_fast.integrations.text import TextEncoder
+from aapt_fast.models.aapt.sampling import EulerSampler
 from aapt_fast.models.files.load_generator import load_generator
 from aapt_fast.models.files.load_vae import load_vae
 from aapt_fast.models.files.model_file import load_gallery
+from aapt_fast.models.sampling import Sampler
 from aapt_fast.models.stream_model import StreamModel
-from aapt_fast.models.wan.sampling import FewStep
-from aapt_fast.ops.block_cache import Blocks
+from aapt_fast.models.wan.sampling import FewStepSampler
 from aapt_fast.ops.kernels import use_kernels
-from aapt_fast.streaming.host_copies import HostFrames
-from aapt_fast.streaming.recorded_batch import RecordedBatch
-from aapt_fast.streaming.session import StreamSession, page_pool, session_pages
-from aapt_fast.streaming.together import step_together
+from aapt_fast.ops.window import WindowRule
+from aapt_fast.streaming.batch import SessionBatch
+from aapt_fast.streaming.downloads import FrameDownloader
+from aapt_fast.streaming.pages import PagePool
+from aapt_fast.streaming.session import StreamSession
 
 try:
     __version__ = version("aapt_fast")
@@ -33,27 +35,27 @@ except PackageNotFoundError:  # run from a source tree that was never installed
     __version__ = "0+source"
 
 __all__ = [
-    "Blocks",
     "CheckpointError",
-    "FewStep",
-    "HostFrames",
+    "EulerSampler",
+    "FewStepSampler",
+    "FrameDownloader",
+    "PagePool",
     "PatchReport",
     "PoolExhausted",
-    "RecordedBatch",
+    "Sampler",
+    "SessionBatch",
     "SessionClosed",
     "StreamModel",
     "StreamSession",
     "TextEncoder",
+    "WindowRule",
     "__version__",
     "explain",
     "load_gallery",
     "load_generator",
     "load_vae",
-    "page_pool",
     "patch",
     "patched",
-    "session_pages",
-    "step_together",
     "unpatch",
     "use_kernels",
 ]

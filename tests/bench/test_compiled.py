@@ -8,25 +8,21 @@ import torch
 
 from aapt_fast.models.aapt import generator
 from aapt_fast.profiling import compiled
-from aapt_fast.profiling.compiled import CompiledSession, plain_ops
-from aapt_fast.profiling.inputs import random_image, random_prompt
+from aapt_fast.profiling.compiled import CompiledSampler, plain_ops
+from aapt_fast.streaming.session import StreamSession
 from aapt_fast.testing.compare import assert_near
 from aapt_fast.testing.streams import STREAMS, play, random_controls, random_model, random_session
 
 STEPS = 10  # the window is 2, its ring goes round twice
 
 
-class OneGraphSession(CompiledSession):
+def one_graph(function, mode):
     """Captured whole, as for Inductor, whose code takes a minute to build and is not looked at here."""
+    return torch.compile(function, backend="aot_eager", fullgraph=True)
 
-    compiler = staticmethod(lambda function, mode: torch.compile(function, backend="aot_eager", fullgraph=True))
 
-
-def open_baseline(model, **options) -> OneGraphSession:
-    control = random_controls(model, 1, seed=5)[0]
-    if model.control is not None and model.control.with_previous:
-        options["image_control"] = control[0]
-    return OneGraphSession(model, random_image(model), prompt=random_prompt(model), seed=7, **options)
+def open_baseline(model, compiler=one_graph) -> StreamSession:
+    return random_session(model, sampler=CompiledSampler(compiler))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -50,11 +46,9 @@ def test_a_full_window_is_compiled_once_and_without_our_ops():
         graphs.append(graph)
         return graph
 
-    class Session(OneGraphSession):
-        compiler = staticmethod(lambda function, mode: torch.compile(function, backend=keep, fullgraph=True))
-
     model = random_model(next(iter(STREAMS.values())))
-    with Session(model, random_image(model), seed=7) as session:
+    compiler = lambda function, mode: torch.compile(function, backend=keep, fullgraph=True)  # noqa: E731
+    with open_baseline(model, compiler) as session:
         play(session, random_controls(model, STEPS))
     assert len(graphs) == 1 and "aapt" not in graphs[0].code and "scaled_dot_product_attention" in graphs[0].code
 
@@ -65,11 +59,3 @@ def test_plain_ops_are_there_inside_the_block_only():
         assert generator.gate_residual_norm is compiled._gate_residual_norm
         raise ZeroDivisionError
     assert (generator.gate_residual_norm, generator.channel_concat, generator.clean_frame) == before
-
-
-def test_it_has_one_evaluation_and_no_fork():
-    model = random_model(next(iter(STREAMS.values())))
-    with pytest.raises(ValueError, match="nfe: expected 1, and no other option, got 2"):
-        open_baseline(model, nfe=2)
-    with open_baseline(model) as session, pytest.raises(RuntimeError, match="the baseline cannot be forked"):
-        session.fork()

@@ -15,8 +15,8 @@ from aapt_fast.profiling.inputs import random_controls
 from aapt_fast.profiling.stages import INSIDE, STAGES, StepTimer, inside_generator
 from aapt_fast.profiling.systems import find_system, obstacle
 from aapt_fast.profiling.timing import lateness
-from aapt_fast.streaming import paged_cache
-from aapt_fast.streaming.recording import RECORDERS
+from aapt_fast.streaming import cache as paged_cache
+from aapt_fast.streaming.graph import RECORDERS
 from aapt_fast.testing.recorder import record_on_cpu
 from aapt_fast.testing.streams import random_model, random_session
 
@@ -83,8 +83,8 @@ def test_stages_of_a_step_add_up_and_change_nothing(cuda_graph, monkeypatch):
     model = random_model(NANO)
     control = random_controls(model, 1)[0]
     session, plain = random_session(model, cuda_graph=cuda_graph), random_session(model)
-    with StepTimer(model) as timer:
-        times = [timer.step(session, control) for _ in range(2)]
+    timer = StepTimer(model)
+    times = [timer.step(session, control) for _ in range(2)]
     for time in times:
         assert tuple(time.stages) == STAGES and all(value >= 0 for value in time.stages.values())
         assert sum(time.stages.values()) <= time.whole and time.stages["generator"] > 0

@@ -21,11 +21,11 @@ from aapt_fast.models.aapt.generator import Generator
 from aapt_fast.models.aapt.presets import AAPT_8B
 from aapt_fast.models.vae.wan import WanVAEConfig
 from aapt_fast.ops.kernels import KERNELS
-from aapt_fast.profiling.compiled import CompiledSession
+from aapt_fast.profiling.compiled import CompiledSampler
 from aapt_fast.profiling.kernels import MISSING
 from aapt_fast.profiling.roofline import Step
 from aapt_fast.profiling.systems import default_dtype
-from aapt_fast.streaming import recording
+from aapt_fast.streaming import graph
 from aapt_fast.testing import targets
 from aapt_fast.testing.recorder import record_on_cpu
 
@@ -150,7 +150,7 @@ def test_a_recorded_session_is_a_third_side(document, monkeypatch, request):
     module = targets.emulated(Path(request.config.getoption("--emulated-build"))).module
     monkeypatch.setattr(bench_frame, "KERNELS", ("paged_attention/portable",))
     monkeypatch.setattr(bench_frame, "generator_preset", lambda name: WIDE_HEADS)
-    monkeypatch.setitem(recording.RECORDERS, "cpu", record_on_cpu)
+    monkeypatch.setitem(graph.RECORDERS, "cpu", record_on_cpu)
     options = {"steps": 5, "limit_s": 0.0, "vae": WanVAEConfig(base_dim=4), "module": module}
     bench_frame.frame(document, "wide heads", torch.device("cpu"), dtype=torch.bfloat16, **options)
     on, _, recorded = document.content["results"]
@@ -164,7 +164,7 @@ def test_a_step_that_cannot_be_recorded_is_a_failure_beside_the_results(document
     def recorder(function, device):
         raise RuntimeError("operation not permitted when stream is capturing")
 
-    monkeypatch.setitem(recording.RECORDERS, "cpu", recorder)
+    monkeypatch.setitem(graph.RECORDERS, "cpu", recorder)
     bench_frame.frame(document, "nano", torch.device("cpu"), steps=5, limit_s=0.0, vae=WanVAEConfig(base_dim=4))
     assert len(document.content["results"]) == 1
     failure = document.content["failures"][-1]
@@ -172,7 +172,7 @@ def test_a_step_that_cannot_be_recorded_is_a_failure_beside_the_results(document
 
 
 def test_plain_torch_compiled_is_a_fourth_side(document, monkeypatch):
-    monkeypatch.setattr(CompiledSession, "compiler", staticmethod(lambda function, mode: function))
+    monkeypatch.setattr(CompiledSampler.__init__, "__defaults__", (lambda function, mode: function,))
     options = {"steps": 5, "limit_s": 0.0, "vae": WanVAEConfig(base_dim=4), "compiled": True}
     bench_frame.frame(document, "nano-text", torch.device("cpu"), **options)
     off, compiled = document.content["results"]

@@ -10,7 +10,7 @@ import pytest
 import torch
 from bench import bench_host_frames, bench_together
 
-from aapt_fast.streaming.recording import RECORDERS
+from aapt_fast.streaming.graph import RECORDERS
 from aapt_fast.testing.recorder import record_on_cpu
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sessions whose steps are CUDA graphs, on a GPU; tests/streaming/test_runner.py has what needs none."""
+"""Sessions whose steps are CUDA graphs, on a GPU; tests/streaming/test_graph.py has what needs none."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ STEPS = 10  # the window of mini-person is 5
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: recordings were replayed on the CPU")
 
 
-@pytest.mark.parametrize("kernels", ["none", "verified", "all"])
+@pytest.mark.parametrize("kernels", ["none", "auto", "all"])
 def test_a_recorded_stream_is_that_of_eager_launches(kernels):
     model = aapt_fast.StreamModel.from_pretrained("mini-person", device="cuda", dtype=torch.bfloat16)
     image, control = aapt_fast.load_gallery("mini-person")[0].image, torch.zeros(19, 3)

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 import aapt_fast
 from aapt_fast.compat.wan import replaced_in
 from aapt_fast.integrations.kv_cache import PagedKVCache
-from aapt_fast.models.wan.sampling import FewStep, sample_block
-from aapt_fast.streaming.samplers import step_noise
+from aapt_fast.models.wan.sampling import FewStepSampler
+from aapt_fast.ops import philox_normal
 from aapt_fast.testing.compare import relative_l2
 
 TOLERANCE = 1e-5
@@ -101,6 +101,12 @@ def a_model(pipeline, config: dict) -> aapt_fast.StreamModel:
     torch.save({"generator": zeros, "generator_ema": wrapped}, "self_forcing_dmd.pt")
     generator = aapt_fast.load_generator("self_forcing_dmd.pt", config={"text_len": SIZES["text_len"], **config})
     return aapt_fast.StreamModel(generator, aapt_fast.load_vae(FOLDER / "Wan2.1_VAE.pth"), grid=GRID)
+
+
+def step_noise(model: aapt_fast.StreamModel, seed: int, numbers: list[int]) -> Tensor:
+    """Noise [1, C, n, h, w] of a session: frame i from (seed, numbers[i])."""
+    shape = (model.config.latent_channels, *model.grid)
+    return philox_normal(torch.full((len(numbers),), seed), torch.tensor(numbers), shape).transpose(0, 1)[None]
 
 
 def fresh_noise(block: int, frames: int, batch: int = 1) -> list[Tensor]:
@@ -183,7 +189,7 @@ def test_patched_in_half_precision(original, repository, in_folder, monkeypatch)
 @WINDOWS
 @torch.no_grad()
 def test_our_session(original, repository, local, sink, block, frames, in_folder, monkeypatch):
-    """The same checkpoint and the same noise in their pipeline, in `sample_block` and in a `StreamSession`."""
+    """The same checkpoint and the same noise in their pipeline, in a growing cache and in a `StreamSession`."""
     pipeline = small_pipeline(original(repository), local, sink, block)
     config = {"num_frame_per_block": block, "sink_size": sink}
     if local != -1:
@@ -200,7 +206,8 @@ def test_our_session(original, repository, local, sink, block, frames, in_folder
 
     words, cache = pipeline.text_encoder.embeddings, generator.new_cache(*GRID)
     context = generator.encode_context(words)
-    ours = [sample_block(generator, levels, context, cache, FewStep()) for levels in noises]
+    sampler = FewStepSampler()
+    ours = [sampler.sample(generator, torch.stack(levels), None, None, context, [cache], False) for levels in noises]
     assert relative_l2(torch.cat(ours, 2).transpose(1, 2), latents) < TOLERANCE
     with aapt_fast.StreamSession(model, prompt=words[0, :5], seed=3) as session:
         streamed = torch.cat([torch.as_tensor(session.step()) for _ in blocks])
@@ -216,15 +223,15 @@ def test_a_first_frame_in_more_steps(original, steps, in_folder, monkeypatch):
     options = dict(denoising_step_list=steps, denoising_step_list_first_chunk=first_steps)
     pipeline = small_pipeline(original("Causal-Forcing"), 4, 1, 1, **options)
     model = a_model(pipeline, {"num_frame_per_block": 1, "sink_size": 1, "local_attn_size": 4})
-    schedule = FewStep(steps=tuple(steps), first_steps=tuple(first_steps))
-    counts = [len((schedule if frame else schedule.first).steps) for frame in range(frames)]
+    schedule = FewStepSampler(steps=tuple(steps), first_steps=tuple(first_steps))
+    counts = [len(schedule.levels(frame == 0)) for frame in range(frames)]
     noises = [[step_noise(model, 3, [f * 4 + k + 1]) for k in range(count)] for f, count in enumerate(counts)]
     first = torch.cat([levels[0] for levels in noises], 2).transpose(1, 2)
     between = [noise.transpose(1, 2).flatten(0, 1) for levels in noises for noise in levels[1:]]
     with replaced_in("wan", dtype=torch.float32), noise_from(between, monkeypatch):
         latents = pipeline.inference(first, [""], return_latents=True)[1]
     words = pipeline.text_encoder.embeddings[0, :5]
-    with aapt_fast.StreamSession(model, prompt=words, seed=3, few_step=schedule) as session:
+    with aapt_fast.StreamSession(model, prompt=words, seed=3, sampler=schedule) as session:
         made = [(session.step(), session.frame)[1] for _ in range(frames)]
-    assert session.nfe == len(steps) + 1
+    assert schedule.nfe == len(steps) + 1
     assert relative_l2(torch.cat(made, 2).transpose(1, 2), latents) < TOLERANCE

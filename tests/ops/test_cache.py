@@ -7,10 +7,19 @@ from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from aapt_fast.ops import FrameRope, GrowingCache, normalise_and_rotate
 from aapt_fast.ops import cache as cache_module
+from aapt_fast.ops.window import WindowRule
 from aapt_fast.testing.compare import assert_near
 
 BATCH, TOKENS, HEADS, KV_HEADS, HEAD_DIM, LAYERS, WINDOW = 2, 6, 4, 2, 16, 2, 3
 ROPE = FrameRope((2, 3), HEAD_DIM)
+
+
+def rule(window: int) -> WindowRule:
+    """AAPT's."""
+    return WindowRule(window=window, sink=1, sink_position="saturated")
+
+
+RULE = rule(WINDOW)
 Clip = list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
 
 
@@ -56,7 +65,7 @@ def rotated(x: torch.Tensor, weight: torch.Tensor, position: int) -> torch.Tenso
 
 
 def oracle(clip: Clip, layer: int, index: int, text: list | None = None) -> torch.Tensor:
-    """Frame `index` of one layer in float64, from the definition at the head of ops/cache.py: [B, N, H, D]."""
+    """Frame `index` of one layer in float64, from the definition at the head of ops/window.py: [B, N, H, D]."""
     (q, k, v), (q_weight, k_weight) = clip[layer], weights()
     keys, values = [], []
     if text is not None:
@@ -74,7 +83,7 @@ def oracle(clip: Clip, layer: int, index: int, text: list | None = None) -> torc
 @pytest.mark.parametrize("with_text", [False, True], ids=["no text", "text"])
 def test_every_frame_equals_the_definition(with_text):
     frames, text = clip(9), prompt() if with_text else None
-    outputs = run(GrowingCache(LAYERS, WINDOW, ROPE, text), frames, slice(0, 9))
+    outputs = run(GrowingCache(LAYERS, RULE, ROPE, text), frames, slice(0, 9))
     for layer in range(LAYERS):
         for index in range(1, 10):
             assert_near(outputs[layer][:, index - 1], oracle(frames, layer, index, text), 1e-5, f"frame {index}")
@@ -83,8 +92,8 @@ def test_every_frame_equals_the_definition(with_text):
 @pytest.mark.parametrize("calls", [[1] * 9, [3, 3, 3], [1, 5, 2, 1], [4, 5]], ids=str)
 def test_whole_clip_equals_parts(calls):
     frames, text = clip(9), prompt(BATCH)
-    whole = run(GrowingCache(LAYERS, WINDOW, ROPE, text), frames, slice(0, 9))
-    cache, parts = GrowingCache(LAYERS, WINDOW, ROPE, text), []
+    whole = run(GrowingCache(LAYERS, RULE, ROPE, text), frames, slice(0, 9))
+    cache, parts = GrowingCache(LAYERS, RULE, ROPE, text), []
     for count in calls:
         start = cache.next_frame - 1
         parts.append(run(cache, frames, slice(start, start + count)))
@@ -97,7 +106,7 @@ def test_whole_clip_equals_parts(calls):
 def test_equals_flex_attention_with_the_block_causal_mask():
     count = WINDOW + 2  # as long as the sink is at its own place
     frames = clip(count)
-    outputs = run(GrowingCache(LAYERS, WINDOW, ROPE), frames, slice(0, count))
+    outputs = run(GrowingCache(LAYERS, RULE, ROPE), frames, slice(0, count))
 
     def allowed(_batch, _head, query, key):
         query, key = query // TOKENS, key // TOKENS
@@ -115,9 +124,9 @@ def test_equals_flex_attention_with_the_block_causal_mask():
 
 def test_future_frames_change_nothing():
     frames = clip(6)
-    expected = run(GrowingCache(LAYERS, WINDOW, ROPE), frames, slice(0, 6))
+    expected = run(GrowingCache(LAYERS, RULE, ROPE), frames, slice(0, 6))
     changed = [tuple(torch.cat((x[:, :4], 100 * x[:, 4:]), 1) for x in layer) for layer in frames]
-    actual = run(GrowingCache(LAYERS, WINDOW, ROPE), changed, slice(0, 6))
+    actual = run(GrowingCache(LAYERS, RULE, ROPE), changed, slice(0, 6))
     for layer in range(LAYERS):
         assert torch.equal(actual[layer][:, :4], expected[layer][:, :4])
         assert not torch.equal(actual[layer][:, 4:], expected[layer][:, 4:])
@@ -127,7 +136,7 @@ def test_a_frame_sees_sink_and_window_and_nothing_between():
     frames = clip(8)
     _, _, v = frames[0]
     v.requires_grad_()
-    outputs = run(GrowingCache(LAYERS, WINDOW, ROPE), frames, slice(0, 8))
+    outputs = run(GrowingCache(LAYERS, RULE, ROPE), frames, slice(0, 8))
     (gradient,) = torch.autograd.grad(outputs[0][:, 7].sum(), v)
     seen = gradient.abs().sum((0, 2, 3, 4)) > 0
     assert seen.tolist() == [True, False, False, False, True, True, True, True]
@@ -146,7 +155,7 @@ def test_an_endless_stream_shows_no_distance_that_a_short_clip_does_not(monkeypa
         return torch.full((1, 1), float(index)), torch.zeros(1, 1)
 
     monkeypatch.setattr(cache_module, "scaled_dot_product_attention", note)
-    cache, ones = GrowingCache(1, WINDOW, positions), torch.ones(1, 500, 1, 1, 2)
+    cache, ones = GrowingCache(1, RULE, positions), torch.ones(1, 500, 1, 1, 2)
     for _ in range(20):
         cache.attend(0, ones, ones, ones, None, None)
         cache.advance(500)
@@ -159,8 +168,8 @@ def test_an_endless_stream_shows_no_distance_that_a_short_clip_does_not(monkeypa
 @pytest.mark.parametrize("window", [0, 1, 100])
 def test_window_sizes(window):
     frames = clip(5)
-    whole = run(GrowingCache(LAYERS, window, ROPE), frames, slice(0, 5))
-    cache = GrowingCache(LAYERS, window, ROPE)
+    whole = run(GrowingCache(LAYERS, rule(window), ROPE), frames, slice(0, 5))
+    cache = GrowingCache(LAYERS, rule(window), ROPE)
     for index in range(5):
         parts = run(cache, frames, slice(index, index + 1))
         assert_near(parts[1], whole[1][:, index : index + 1], 1e-5)
@@ -168,16 +177,16 @@ def test_window_sizes(window):
 
 def test_gradients_flow_through_the_cache_and_stop_at_detach():
     frames = clip(6, requires_grad=True)
-    whole = run(GrowingCache(LAYERS, WINDOW, ROPE), frames, slice(0, 6))
+    whole = run(GrowingCache(LAYERS, RULE, ROPE), frames, slice(0, 6))
     keys = [k for _, k, _ in frames]
     expected = torch.autograd.grad(sum(x.square().sum() for x in whole), keys, retain_graph=True)
-    cache = GrowingCache(LAYERS, WINDOW, ROPE)
+    cache = GrowingCache(LAYERS, RULE, ROPE)
     first, second = run(cache, frames, slice(0, 4)), run(cache, frames, slice(4, 6))
     loss = sum(x.square().sum() for x in first + second)
     for actual, wanted in zip(torch.autograd.grad(loss, keys), expected, strict=True):
         assert_near(actual, wanted, 1e-5)
 
-    cache = GrowingCache(LAYERS, WINDOW, ROPE, prompt(requires_grad=True))
+    cache = GrowingCache(LAYERS, RULE, ROPE, prompt(requires_grad=True))
     run(cache, frames, slice(0, 4))
     detached = cache.detach()
     outputs = run(detached, frames, slice(4, 6))
@@ -192,7 +201,7 @@ def test_gradients_flow_through_the_cache_and_stop_at_detach():
 def test_gradients_equal_those_of_the_definition():
     frames = clip(6, requires_grad=True)
     inputs = list(frames[0])
-    outputs = run(GrowingCache(LAYERS, WINDOW, ROPE), frames, slice(0, 6))
+    outputs = run(GrowingCache(LAYERS, RULE, ROPE), frames, slice(0, 6))
     actual = torch.autograd.grad(outputs[0].square().sum(), inputs)
     defined = torch.stack([oracle(frames, 0, index) for index in range(1, 7)], 1)
     for gradient, expected in zip(actual, torch.autograd.grad(defined.square().sum(), inputs), strict=True):
@@ -201,33 +210,34 @@ def test_gradients_equal_those_of_the_definition():
 
 def test_attend_may_be_repeated_before_advance():
     frames, noisy = clip(3), clip(3)
-    expected = run(GrowingCache(LAYERS, WINDOW, ROPE), frames, slice(0, 3))
-    cache = GrowingCache(LAYERS, WINDOW, ROPE)
+    expected = run(GrowingCache(LAYERS, RULE, ROPE), frames, slice(0, 3))
+    cache = GrowingCache(LAYERS, RULE, ROPE)
     for layer in range(LAYERS):
         cache.attend(layer, *noisy[layer], *weights())
     for actual, wanted in zip(run(cache, frames, slice(0, 3)), expected, strict=True):
         assert torch.equal(actual, wanted)
 
 
-def test_tables_are_computed_once_and_forgotten():
-    asked = []
+def test_tables_are_computed_once_per_call_and_forgotten():
+    asked: list[int] = []
 
     def rope(index: int) -> tuple[torch.Tensor, torch.Tensor]:
         asked.append(index)
         return ROPE(index)
 
-    frames, cache = clip(20), GrowingCache(LAYERS, WINDOW, rope)
+    frames, cache = clip(20), GrowingCache(LAYERS, RULE, rope)
     for index in range(20):
+        asked.clear()
         run(cache, frames, slice(index, index + 1))
-    assert asked == list(range(1, 21))
-    assert len(cache._tables) <= WINDOW + 2 and all(len(past) == WINDOW for past in cache._past)
+        assert asked in ([index + 1], [index + 1, index - WINDOW])  # of the frame and of a sink that has moved
+    assert not cache._tables and all(len(past) == WINDOW + 1 for past in cache._past)
 
 
 def test_bfloat16_stays_near_float32():
     frames = clip(6)
-    expected = run(GrowingCache(LAYERS, WINDOW, ROPE), frames, slice(0, 6))
+    expected = run(GrowingCache(LAYERS, RULE, ROPE), frames, slice(0, 6))
     halves = [tuple(x.bfloat16() for x in layer) for layer in frames]
-    for actual, wanted in zip(run(GrowingCache(LAYERS, WINDOW, ROPE), halves, slice(0, 6)), expected, strict=True):
+    for actual, wanted in zip(run(GrowingCache(LAYERS, RULE, ROPE), halves, slice(0, 6)), expected, strict=True):
         assert actual.dtype == torch.bfloat16
         assert_near(actual, wanted, 0.03)
 
@@ -258,12 +268,10 @@ def test_attention_for_training_on_a_cpu_equals_torchs(monkeypatch):
 
 def test_bad_arguments():
     with pytest.raises(ValueError, match="layers: expected at least 1, got 0"):
-        GrowingCache(0, WINDOW, ROPE)
-    with pytest.raises(ValueError, match="window: expected at least 0 frames, got -1"):
-        GrowingCache(LAYERS, -1, ROPE)
+        GrowingCache(0, RULE, ROPE)
     with pytest.raises(ValueError, match="text: expected 2 entries, one per layer, got 1"):
-        GrowingCache(LAYERS, WINDOW, ROPE, prompt()[:1])
-    cache, [(q, k, v), _] = GrowingCache(LAYERS, WINDOW, ROPE), clip(2)
+        GrowingCache(LAYERS, RULE, ROPE, prompt()[:1])
+    cache, [(q, k, v), _] = GrowingCache(LAYERS, RULE, ROPE), clip(2)
     with pytest.raises(ValueError, match=r"layer: expected 0\.\.1, got 2"):
         cache.attend(2, q, k, v, None, None)
     with pytest.raises(ValueError, match=r"k: expected shape \[2, 2, 6, Hkv, 16\], got \[2, 1, 6, 2, 16\]"):

@@ -11,23 +11,24 @@ from torch import Tensor
 
 from aapt_fast.errors import PoolExhausted, SessionClosed
 from aapt_fast.models.aapt.presets import NANO
+from aapt_fast.models.aapt.sampling import EulerSampler
 from aapt_fast.models.stream_model import StreamModel
 from aapt_fast.models.vae.mini import MiniVAE
-from aapt_fast.models.wan.sampling import FewStep, remember, sample_block
+from aapt_fast.models.wan.sampling import FewStepSampler
 from aapt_fast.ops import philox_normal
-from aapt_fast.ops.block_cache import Blocks
-from aapt_fast.streaming import block_pages_needed, page_pool
-from aapt_fast.streaming.session import StreamSession, session_pages
+from aapt_fast.ops.window import WindowRule
+from aapt_fast.streaming.pages import PagePool, session_pages
+from aapt_fast.streaming.session import StreamSession
 from aapt_fast.testing.compare import assert_near
 from aapt_fast.testing.streams import SMALL_VAE, random_image, random_model, shuffled_pool
 from aapt_fast.testing.wan import TINY, WAN_KINDS, random_wan
 
 GRID, STEPS, SEED = (4, 6), 4, 7
 SCHEDULES = {
-    "published, blocks of the model": FewStep(),
-    "frame by frame": FewStep(steps=(1000, 500), blocks=Blocks(1, 3, 1)),
-    "blocks of 3, noisy context": FewStep(steps=(1000,), context_noise=50.0, blocks=Blocks(3, 7)),
-    "more for the first": FewStep(steps=(1000,), first_steps=(1000, 750, 500), blocks=Blocks(1, 4, 1)),
+    "published, blocks of the model": FewStepSampler(),
+    "frame by frame": FewStepSampler(steps=(1000, 500), window=WindowRule(1, 1, 1)),
+    "blocks of 3, noisy context": FewStepSampler(steps=(1000,), context_noise=50.0, window=WindowRule(3, 4)),
+    "more for the first": FewStepSampler(steps=(1000,), first_steps=(1000, 750, 500), window=WindowRule(1, 2, 1)),
 }
 
 
@@ -43,7 +44,7 @@ def model() -> StreamModel:
 
 
 @pytest.fixture(params=SCHEDULES.values(), ids=SCHEDULES)
-def schedule(request) -> FewStep:
+def schedule(request) -> FewStepSampler:
     return request.param
 
 
@@ -66,33 +67,32 @@ def play(session: StreamSession, steps: int = STEPS) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def rollout(model: StreamModel, schedule: FewStep, image: Tensor | None) -> Tensor:
+def rollout(model: StreamModel, schedule: FewStepSampler, image: Tensor | None) -> Tensor:
     """The same frames over the growing cache, with the noise numbered by frame and evaluation."""
-    generator, blocks = model.generator, schedule.blocks or TINY.blocks
-    draws = max(len(schedule.steps), len(schedule.first_steps or ()))
+    generator, blocks = model.generator, schedule.rule(model.generator)
     context, cache = generator.encode_context(generator.pad_text(a_prompt()[None])), generator.new_cache(*GRID, blocks)
     if image is not None:
-        remember(generator, image, context, cache, schedule.context_noise)
+        schedule.remember(generator, image, context, [cache])
     frames = []
     for block in range(STEPS):
-        noise, at = [], schedule if block else schedule.first
-        for k in range(len(at.steps)):
+        noise, draws = [], schedule.draws
+        for k in range(draws):
             numbers = [f * draws + k + 1 for f in range(block * blocks.frames, (block + 1) * blocks.frames)]
             drawn = [philox_normal(torch.tensor([SEED]), torch.tensor([n]), (16, *GRID)) for n in numbers]
             noise.append(torch.stack(drawn, 2))
-        frames.append(sample_block(generator, noise, context, cache, at))
+        frames.append(schedule.sample(generator, torch.stack(noise), None, None, context, [cache], block == 0))
     return torch.cat(frames, 2)
 
 
 @pytest.mark.parametrize("image", [False, True], ids=["text", "image"])
 def test_stream_equals_rollout(model, schedule, image):
-    session = a_session(model, image, few_step=schedule)
+    session = a_session(model, image, sampler=schedule)
     first = session.frame if image else None
     frames, video = play(session)
     assert_near(frames, rollout(model, schedule, first), 1e-4)
     assert frames.std() > 0.3 and frames.dtype == torch.float32
-    n = (schedule.blocks or TINY.blocks).frames
-    assert session.steps == STEPS and session.nfe == len(schedule.steps) + 1
+    n = schedule.rule(model.generator).frames
+    assert session.steps == STEPS and session.sampler.nfe == len(schedule.steps) + 1
     assert video.shape == (4 * n * STEPS - 3 * (not image), 32, 48, 3) and video.dtype == torch.uint8
 
     latents = frames if first is None else torch.cat([first, frames], 2)
@@ -106,7 +106,7 @@ def test_stream_equals_rollout(model, schedule, image):
 @pytest.mark.parametrize("at", [0, 1, 3])
 def test_forks_go_on_bit_for_bit(model, at, shared):
     expected = each_step(a_session(model), at + 3)
-    pool = shuffled_pool(model, 3 * block_pages_needed(model.tokens, TINY.blocks)) if shared else None
+    pool = shuffled_pool(model, 3 * session_pages(model.generator, model.grid)) if shared else None
     origin = a_session(model, pool=pool)
     for _ in range(at):
         origin.step()
@@ -148,7 +148,7 @@ def test_a_prompt_is_padded(model):
 def test_the_place_of_pages_changes_nothing(model):
     expected = play(a_session(model))
     for _ in range(2):
-        pool = shuffled_pool(model, 2 * block_pages_needed(model.tokens, TINY.blocks))
+        pool = shuffled_pool(model, 2 * session_pages(model.generator, model.grid))
         assert all(torch.equal(*pair) for pair in zip(play(a_session(model, pool=pool)), expected, strict=True))
 
 
@@ -173,10 +173,10 @@ def test_half_precision_follows_float32(model):
 
 
 def test_memory_is_reserved_at_the_door_and_given_back(model):
-    need = block_pages_needed(model.tokens, TINY.blocks)
+    need = session_pages(model.generator, model.grid)
     with pytest.raises(PoolExhausted):
-        a_session(model, pool=page_pool(model, need - 1))
-    pool = page_pool(model, need)
+        a_session(model, pool=PagePool.for_model(model, need - 1))
+    pool = PagePool.for_model(model, need)
     session = a_session(model, pool=pool)
     with pytest.raises(PoolExhausted):
         session.fork()
@@ -202,11 +202,11 @@ def test_an_error_in_a_step_closes_the_session(model, monkeypatch):
 
 def test_bad_arguments(model):
     bad = [
-        ({"prompt": None}, "prompt: expected a prompt: a Wan transformer always attends to text"),
+        ({"prompt": None}, "prompt: expected a prompt: this generator always attends to text"),
         ({"prompt": a_prompt(length=513)}, "at most 512 tokens, got 513"),
-        ({"nfe": 2}, "nfe: expected 1, the default"),
+        ({"sampler": EulerSampler()}, "sampler: expected one for this generator, got EulerSampler, WanConfig"),
         ({"image_control": torch.zeros(3)}, "image_control: expected None"),
-        ({"few_step": FewStep(blocks=Blocks(3, None))}, "window: expected a number of frames"),
+        ({"sampler": FewStepSampler(window=WindowRule(3))}, "window: expected a number of frames"),
     ]
     for options, message in bad:
         with pytest.raises(ValueError, match=message):
@@ -216,15 +216,10 @@ def test_bad_arguments(model):
     with pytest.raises(ValueError, match="frame: expected an image or a step before"):
         _ = a_session(model).frame
     pose = random_model(NANO)
-    with pytest.raises(ValueError, match="few_step: expected None"):
-        StreamSession(pose, random_image(pose), few_step=FewStep())
+    with pytest.raises(ValueError, match="one for this generator, got FewStepSampler, GeneratorConfig"):
+        StreamSession(pose, random_image(pose), sampler=FewStepSampler())
     with pytest.raises(ValueError, match="image: expected an image"):
         StreamSession(pose)
-
-
-def test_pages_are_not_those_of_other_generators(model):
-    with pytest.raises(TypeError, match=r"^model: .*got one with a Wan transformer: see .*block_pages_needed"):
-        session_pages(model)
 
 
 def test_bad_models():

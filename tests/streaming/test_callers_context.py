@@ -7,7 +7,7 @@ import numpy
 import pytest
 import torch
 
-from aapt_fast import StreamSession, page_pool, session_pages, step_together
+from aapt_fast import PagePool, SessionBatch, StreamSession
 from aapt_fast.models.aapt.presets import NANO, NANO_TEXT
 from aapt_fast.models.stream_model import StreamModel
 from aapt_fast.models.vae.wan import WanVAE, WanVAEConfig
@@ -42,11 +42,11 @@ def test_autocast_around_some_of_it(model, dtype):
 def test_autocast_around_steps_together(model):
     controls = random_controls(model, 2)
     expected = play(random_session(model), controls)[0]
-    pool = page_pool(model, session_pages(model.config, 1, 5))
-    session = random_session(model, pool=pool)
+    session = random_session(model, pool=PagePool.for_sessions(model, 1, text_length=5))
     with torch.autocast("cpu", torch.bfloat16):
-        step_together([session], controls[:1])
-    step_together([session], controls[1:])
+        batch = SessionBatch([session])
+        batch.step(controls[:1])
+    batch.step(controls[1:])
     assert (session.frame - expected[:, :, -1:]).abs().max() < 1e-5
 
 

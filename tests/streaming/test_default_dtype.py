@@ -8,15 +8,14 @@ import torch
 from safetensors.torch import save_file
 
 import aapt_fast
+from aapt_fast import EulerSampler, FewStepSampler, WindowRule
 from aapt_fast.models.aapt.presets import NANO
 from aapt_fast.models.files.compare import require_equal_models
 from aapt_fast.models.stream_model import StreamModel
 from aapt_fast.models.vae.wan import WanVAE, WanVAEConfig
-from aapt_fast.models.wan.sampling import FewStep
 from aapt_fast.ops import paged_attention
-from aapt_fast.ops.block_cache import Blocks
 from aapt_fast.profiling.systems import default_dtype
-from aapt_fast.streaming import recording
+from aapt_fast.streaming import graph
 from aapt_fast.streaming.session import StreamSession
 from aapt_fast.testing.recorder import record_on_cpu
 from aapt_fast.testing.streams import STREAMS, play, random_controls, random_image, random_model, random_prompt
@@ -44,9 +43,11 @@ def require_independent(model: StreamModel, given: dict, controls: list, default
 
 
 @pytest.mark.parametrize("kind", STREAMS)
-@pytest.mark.parametrize("options", [{}, {"nfe": 2}, {"cuda_graph": True}], ids=["plain", "nfe", "recorded"])
+@pytest.mark.parametrize(
+    "options", [{}, {"sampler": EulerSampler(2)}, {"cuda_graph": True}], ids=["plain", "two", "recorded"]
+)
 def test_sessions(default, kind, options, monkeypatch):
-    monkeypatch.setitem(recording.RECORDERS, "cpu", record_on_cpu)
+    monkeypatch.setitem(graph.RECORDERS, "cpu", record_on_cpu)
     model = random_model(STREAMS[kind])
     controls = random_controls(model, 4)
     if model.control is not None and model.control.with_previous:
@@ -60,8 +61,8 @@ def test_sessions_of_a_wan_transformer(default, with_wan_vae):
     vae = WanVAE(WanVAEConfig(base_dim=4)).eval() if with_wan_vae else random_model(NANO).vae
     model = StreamModel(random_wan(), vae, grid=(4, 6))
     prompt = torch.randn(5, TINY.text_width)
-    schedule = FewStep(steps=(1000, 500), context_noise=50.0, blocks=Blocks(1, 3, 1))
-    require_independent(model, {"prompt": prompt, "seed": 7, "few_step": schedule}, [None] * 4, default)
+    schedule = FewStepSampler(steps=(1000, 500), context_noise=50.0, window=WindowRule(1, 1, 1))
+    require_independent(model, {"prompt": prompt, "seed": 7, "sampler": schedule}, [None] * 4, default)
 
 
 def test_loaded_models(default):

@@ -8,6 +8,7 @@ import dataclasses
 import pytest
 import torch
 
+from aapt_fast import EulerSampler
 from aapt_fast.errors import PoolExhausted
 from aapt_fast.models.aapt import generator
 from aapt_fast.models.aapt.config import ControlConfig
@@ -16,8 +17,8 @@ from aapt_fast.models.aapt.sampling import sample_frame, timesteps
 from aapt_fast.models.stream_model import StreamModel
 from aapt_fast.ops import gate_residual_norm, philox_normal
 from aapt_fast.streaming.controls import clip_controls, step_entries
-from aapt_fast.streaming.pages import PagePool
-from aapt_fast.streaming.session import StreamSession, session_pages
+from aapt_fast.streaming.pages import PagePool, session_pages
+from aapt_fast.streaming.session import StreamSession
 from aapt_fast.testing.compare import assert_near
 from aapt_fast.testing.streams import (
     STREAMS,
@@ -87,7 +88,7 @@ def test_stream_equals_the_whole_clip(model):
 @torch.no_grad()
 def test_stream_equals_rollout(pose_model, nfe):
     points = torch.rand(1, 1 + 4 * STEPS, 19, 3)
-    session = random_session(pose_model, nfe=nfe, image_control=points[0, 0])
+    session = random_session(pose_model, sampler=EulerSampler(nfe), image_control=points[0, 0])
     controls = clip_controls(points, pose_model.control, pose_model.config.grid)
     expected = rollout(pose_model.generator, session.frame, controls, torch.tensor([7]), nfe)
     frames, _ = play(session, [points[0, 1 + 4 * step : 5 + 4 * step] for step in range(STEPS)])
@@ -100,7 +101,7 @@ def test_each_evaluation_has_its_own_cache_and_text():
     model = random_model(NANO_TEXT)
     generator, prompt, levels = model.generator, random_prompt(model), timesteps(3, model.config.shift)
     caches = [generator.new_cache(text=generator.encode_text(prompt[None], t[None])) for t in levels[:-1]]
-    session = random_session(model, nfe=3)
+    session = random_session(model, sampler=EulerSampler(3))
     for step in range(1, STEPS + 1):
         noise = philox_normal(torch.tensor([7]), torch.tensor([step]), (16, 4, 6))[:, :, None]
         expected = sample_frame(generator, noise, session.frame, None, caches)
@@ -127,10 +128,10 @@ def test_future_controls_change_past_frames_by_nothing(pose_model, at):
 
 def test_the_place_of_pages_changes_nothing(model):
     controls = random_controls(model, STEPS)
-    expected = play(random_session(model, nfe=2), controls)
+    expected = play(random_session(model, sampler=EulerSampler(2)), controls)
     for _ in range(2):
-        pool = shuffled_pool(model, 2 * session_pages(model.config, 2, 5))
-        actual = play(random_session(model, nfe=2, pool=pool), controls)
+        pool = shuffled_pool(model, 2 * session_pages(model.generator, model.grid, EulerSampler(2), 5))
+        actual = play(random_session(model, sampler=EulerSampler(2), pool=pool), controls)
         assert all(torch.equal(*pair) for pair in zip(actual, expected, strict=True))
 
 
@@ -151,7 +152,7 @@ def test_the_chunk_length_of_the_decoder_changes_nothing(pose_model, chunk):
 def test_half_precision_follows_float32(config, token_dtype):
     exact, half = random_model(config), random_model(config, torch.bfloat16, token_dtype=token_dtype)
     controls = random_controls(exact, 4)
-    expected, frames = (play(random_session(model, nfe=2), controls)[0] for model in (exact, half))
+    expected, frames = (play(random_session(model, sampler=EulerSampler(2)), controls)[0] for model in (exact, half))
     assert frames.dtype == torch.float32
     assert 0 < (frames - expected).abs().max() < 0.1 * expected.abs().max()
 
@@ -209,12 +210,11 @@ def test_seeds_make_different_streams(pose_model):
 BAD_STARTS = {
     "image size": ({"image": torch.zeros(3, 32, 40)}, ValueError, r"image: expected shape \[3, 32, 32\]"),
     "prompt": ({"prompt": torch.zeros(3, 12)}, ValueError, "prompt: expected none: this model has no text stream"),
-    "nfe": ({"nfe": 0}, ValueError, "nfe: expected at least 1"),
     "seed": ({"seed": 2**63}, ValueError, "seed: expected a signed 64-bit integer"),
     "seed type": ({"seed": "7"}, TypeError, "seed: expected an integer, got str"),
     "seed of truth": ({"seed": True}, TypeError, "seed: expected an integer, got bool"),
     "pool type": ({"pool": 3}, TypeError, "pool: expected PagePool, got int"),
-    "few_step": ({"few_step": 4}, TypeError, "few_step: expected FewStep, got int"),
+    "sampler": ({"sampler": 4}, TypeError, "sampler: expected Sampler, got int"),
     "image_control": ({"image_control": torch.zeros(18, 3)}, ValueError, r"control: expected shape \[19, 3\]"),
     "pool": ({"pool": PagePool(2, 9, 2, 8)}, ValueError, "pool: expected layers, heads, head_dim"),
     "exhausted pool": ({"pool": PagePool(2, 3, 2, 16)}, PoolExhausted, "asked for 4 pages, 3 of 3 are available"),

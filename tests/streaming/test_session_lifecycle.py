@@ -9,10 +9,12 @@ import json
 import pytest
 import torch
 
+from aapt_fast import EulerSampler
 from aapt_fast.errors import PoolExhausted, SessionClosed
 from aapt_fast.models.aapt.presets import NANO, NANO_TEXT
 from aapt_fast.models.stream_model import StreamModel
-from aapt_fast.streaming.session import StreamSession, page_pool, session_pages
+from aapt_fast.streaming.pages import PagePool, session_pages
+from aapt_fast.streaming.session import StreamSession
 from aapt_fast.testing.streams import (
     STREAMS,
     play,
@@ -38,19 +40,32 @@ def pose_model() -> StreamModel:
     return random_model(NANO)
 
 
-def test_pages_of_a_model_are_those_of_its_configuration(pose_model):
-    assert session_pages(pose_model, 2, 5) == session_pages(pose_model.config, 2, 5)
-    pool = page_pool(pose_model, session_pages(pose_model))
-    random_session(pose_model, pool=pool).close()
-    for wrong in (None, 3, pose_model.generator, {"nfe": 1}):
-        with pytest.raises(TypeError, match=f"^model: expected StreamModel or .*, got {type(wrong).__name__}"):
-            session_pages(wrong)
-    for options in ({"nfe": 1.0}, {"text_length": None}):
-        with pytest.raises(TypeError, match=f"^{next(iter(options))}: expected int"):
-            session_pages(pose_model, **options)
-    for options in ({"nfe": 0}, {"text_length": -1}):
-        with pytest.raises(ValueError, match=f"^{next(iter(options))}: expected at least"):
-            session_pages(pose_model, **options)
+def test_a_pool_for_sessions_holds_exactly_so_many(model):
+    length = 5 if model.config.text_width else 0
+    pool = PagePool.for_sessions(model, 2, sampler=EulerSampler(2), text_length=length)
+    sessions = [random_session(model, sampler=EulerSampler(2), pool=pool) for _ in range(2)]
+    assert pool.available == 0
+    for session in sessions:
+        play(session, random_controls(model, 1))
+        session.close()
+    assert pool.available == pool.pages
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "error", "message"),
+    [
+        ((None, 1), {}, TypeError, "model: expected StreamModel, got NoneType"),
+        (("model", "2"), {}, TypeError, "sessions: expected int, got str"),
+        (("model", 0), {}, ValueError, "sessions: expected at least 1, got 0"),
+        (("model", 1), {"sampler": 2}, TypeError, "sampler: expected Sampler, got int"),
+        (("model", 1), {"text_length": None}, TypeError, "text_length: expected int, got NoneType"),
+        (("model", 1), {"text_length": -1}, ValueError, "text_length: expected at least 0"),
+    ],
+)
+def test_bad_pools_for_sessions(pose_model, arguments, options, error, message):
+    model, sessions = arguments
+    with pytest.raises(error, match=message):
+        PagePool.for_sessions(pose_model if model == "model" else model, sessions, **options)
 
 
 @pytest.mark.parametrize("shared", [False, True], ids=["own pools", "one pool"])
@@ -59,7 +74,7 @@ def test_forks_go_on_bit_for_bit(model, at, shared):
     controls, others = random_controls(model, at + 5), random_controls(model, 5, seed=6)
     expected = play(random_session(model), controls)[1]
     expected_other = play(random_session(model), controls[:at] + others)[1]
-    pool = shuffled_pool(model, 3 * session_pages(model.config, 1, 5)) if shared else None
+    pool = shuffled_pool(model, 3 * session_pages(model.generator, model.grid, text_length=5)) if shared else None
     origin = random_session(model, pool=pool)
     for control in controls[:at]:
         origin.step(control)
@@ -75,8 +90,8 @@ def test_forks_go_on_bit_for_bit(model, at, shared):
 
 
 def test_a_fork_that_finds_no_pages_changes_nothing(pose_model):
-    pool = page_pool(pose_model, 2 * session_pages(pose_model.config, 2) - 1)
-    session = random_session(pose_model, nfe=2, pool=pool)
+    pool = PagePool.for_model(pose_model, 2 * session_pages(pose_model.generator, pose_model.grid, EulerSampler(2)) - 1)
+    session = random_session(pose_model, sampler=EulerSampler(2), pool=pool)
     session.step(CONTROL)
     free, available = pool.free, pool.available
     with pytest.raises(PoolExhausted):
@@ -87,9 +102,9 @@ def test_a_fork_that_finds_no_pages_changes_nothing(pose_model):
 
 @pytest.mark.parametrize("steps", [0, 2, 5])
 def test_reset_repeats_the_first_run(model, steps):
-    session, controls = random_session(model, nfe=2), random_controls(model, STEPS)
+    session, controls = random_session(model, sampler=EulerSampler(2)), random_controls(model, STEPS)
     first = session.first_frame
-    expected = play(random_session(model, nfe=2), controls)[1]
+    expected = play(random_session(model, sampler=EulerSampler(2)), controls)[1]
     play(session, [*controls, *controls][: steps + 1])
     session.reset()
     assert session.steps == session.latency.count == 0
@@ -138,7 +153,7 @@ def test_a_bad_reset_changes_nothing(pose_model):
 
 def test_a_reset_that_finds_no_pages_closes_the_session():
     model = random_model(NANO_TEXT)
-    pool = page_pool(model, session_pages(model.config, 1, 5))
+    pool = PagePool.for_model(model, session_pages(model.generator, model.grid, text_length=5))
     session = random_session(model, pool=pool)
     with pytest.raises(PoolExhausted):
         session.reset(prompt=random_prompt(model, length=70))
@@ -148,9 +163,9 @@ def test_a_reset_that_finds_no_pages_closes_the_session():
 
 
 def test_a_closed_session_is_closed(model):
-    pool = page_pool(model, session_pages(model.config, 2, 5))
+    pool = PagePool.for_model(model, session_pages(model.generator, model.grid, EulerSampler(2), 5))
     control = random_controls(model, 1)[0]
-    with random_session(model, nfe=2, pool=pool) as session:
+    with random_session(model, sampler=EulerSampler(2), pool=pool) as session:
         session.step(control)
         assert pool.free < pool.pages and not session.closed
     session.close()
@@ -158,11 +173,11 @@ def test_a_closed_session_is_closed(model):
     for use in (lambda: session.step(control), session.fork, session.reset):
         with pytest.raises(SessionClosed, match=r"closed by close\(\)"):
             use()
-    random_session(model, nfe=2, pool=pool)
+    random_session(model, sampler=EulerSampler(2), pool=pool)
 
 
 def test_an_error_inside_a_step_closes_the_session(pose_model, monkeypatch):
-    pool = page_pool(pose_model, session_pages(pose_model.config))
+    pool = PagePool.for_model(pose_model, session_pages(pose_model.generator, pose_model.grid))
     session = random_session(pose_model, pool=pool)
 
     def fail(*_):
@@ -182,7 +197,7 @@ def test_an_error_inside_a_step_closes_the_session(pose_model, monkeypatch):
 def test_sessions_in_one_pool_do_not_disturb_each_other(model):
     controls, others = random_controls(model, STEPS), random_controls(model, STEPS, seed=6)
     expected, expected_other = (play(random_session(model), c)[1] for c in (controls, others))
-    pages = session_pages(model.config, 1, 5 if model.config.text_width else 0)
+    pages = session_pages(model.generator, model.grid, text_length=5 if model.config.text_width else 0)
     pool = shuffled_pool(model, 2 * pages)
     one, other = random_session(model, pool=pool), random_session(model, pool=pool)
     with pytest.raises(PoolExhausted, match=f"asked for {pages} pages, 0 of {pool.pages} are available"):
@@ -194,20 +209,20 @@ def test_sessions_in_one_pool_do_not_disturb_each_other(model):
 
 def test_a_refused_session_leaves_the_pool_untouched():
     model = random_model(NANO_TEXT)
-    pool = page_pool(model, session_pages(model.config, 2, 5))
+    pool = PagePool.for_model(model, session_pages(model.generator, model.grid, EulerSampler(2), 5))
     taken = pool.allocate(1)
     with pytest.raises(PoolExhausted):
-        random_session(model, nfe=2, pool=pool)
+        random_session(model, sampler=EulerSampler(2), pool=pool)
     assert pool.free == pool.available == pool.pages - 1
     pool.release(taken)
-    random_session(model, nfe=2, pool=pool)
+    random_session(model, sampler=EulerSampler(2), pool=pool)
 
 
 def test_a_step_that_finds_no_pages_can_be_repeated(pose_model):
     controls = random_controls(pose_model, 2)
-    expected = play(random_session(pose_model, nfe=2), controls)[1]
-    pool = page_pool(pose_model, session_pages(pose_model.config, 2))
-    session = random_session(pose_model, nfe=2, pool=pool)
+    expected = play(random_session(pose_model, sampler=EulerSampler(2)), controls)[1]
+    pool = PagePool.for_model(pose_model, session_pages(pose_model.generator, pose_model.grid, EulerSampler(2)))
+    session = random_session(pose_model, sampler=EulerSampler(2), pool=pool)
     session.step(controls[0])
     taken = pool.allocate(pool.free - 1)  # enough for one of the two caches
     with pytest.raises(PoolExhausted):
@@ -217,7 +232,7 @@ def test_a_step_that_finds_no_pages_can_be_repeated(pose_model):
 
 
 def test_memory_of_a_long_stream_is_flat(pose_model):
-    pool = page_pool(pose_model, session_pages(pose_model.config))
+    pool = PagePool.for_model(pose_model, session_pages(pose_model.generator, pose_model.grid))
     session, control = random_session(pose_model, pool=pool), random_controls(pose_model, 1)[0]
 
     def measure() -> tuple[int, int]:

@@ -8,9 +8,9 @@ import dataclasses
 import pytest
 import torch
 
+from aapt_fast import WindowRule
 from aapt_fast.models.stream_model import StreamModel
 from aapt_fast.models.vae.wan import WAN_2_2, WanVAE
-from aapt_fast.ops.block_cache import Blocks
 from aapt_fast.streaming.session import StreamSession
 from aapt_fast.testing.compare import assert_near
 from aapt_fast.testing.wan import WAN_KINDS, random_wan
@@ -20,7 +20,7 @@ GRID, SIZE = (2, 4), (32, 64)
 
 @pytest.fixture(scope="module")
 def model() -> StreamModel:
-    generator = random_wan(dataclasses.replace(WAN_KINDS["ti2v"], blocks=Blocks(2, 5, 1)))
+    generator = random_wan(dataclasses.replace(WAN_KINDS["ti2v"], window_rule=WindowRule(2, 2, 1)))
     torch.manual_seed(3)
     vae = WanVAE(dataclasses.replace(WAN_2_2, base_dim=4, decoder_base_dim=4)).eval().requires_grad_(False)
     return StreamModel(generator, vae, grid=GRID)

@@ -19,6 +19,7 @@ from aapt_fast.cli.motion_script import LENGTH, MEDLEY, NAMES, Part, ScriptPlaye
 from aapt_fast.cli.pose_file import read_poses
 from aapt_fast.cli.video_writer import VideoWriter, check_video_target
 from aapt_fast.errors import require
+from aapt_fast.models.aapt.sampling import EulerSampler
 from aapt_fast.models.stream_model import StreamModel
 from aapt_fast.ops import implementations
 from aapt_fast.streaming.session import StreamSession
@@ -106,10 +107,10 @@ def run(arguments: argparse.Namespace) -> None:
     player = _player(script, arguments.seed, start)
     sheet = None if arguments.sheet is None else ContactSheet(arguments.sheet, FRAMES_PER_STEP * steps, start.identity)
 
-    first_frame_s, streaming_s = 0.0, 0.0
+    first_frame_s, streaming_s, sampler = 0.0, 0.0, EulerSampler(arguments.nfe)
     image_control = None if start.pose is None else _points(start.pose[None])[0]
     with (
-        StreamSession(model, image, image_control=image_control, seed=arguments.seed, nfe=arguments.nfe) as session,
+        StreamSession(model, image, image_control=image_control, seed=arguments.seed, sampler=sampler) as session,
         VideoWriter(arguments.out, fps=int(FPS), scale=arguments.scale) as writer,
     ):
         for step in trange(steps, desc="stream", unit="step"):

@@ -5,87 +5,25 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from typing import TypeAlias
 
 import numpy
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from aapt_fast.errors import require, require_shape, require_type
-from aapt_fast.models.aapt.config import ControlConfig, GeneratorConfig
-from aapt_fast.models.aapt.generator import Generator
+from aapt_fast.models.aapt.config import ControlConfig
 from aapt_fast.models.files.load_generator import load_generator
 from aapt_fast.models.files.load_vae import load_vae
 from aapt_fast.models.files.model_file import read_model, write_model
 from aapt_fast.models.files.placement import require_path, require_usable_device, require_usable_dtype
+from aapt_fast.models.protocols import GeneratorShape, VideoDecoder, VideoGenerator, VideoVAE
 from aapt_fast.models.vae.layers import frames_to_uint8
-from aapt_fast.models.wan.config import WanConfig
-from aapt_fast.models.wan.transformer import PATCH, WanTransformer
 
 ImageLike: TypeAlias = Image.Image | numpy.ndarray | Tensor
-
-WAN_GRIDS = {8: (60, 104), 16: (44, 80)}
-"""Pixels per latent cell -> latent height and width of what Wan was trained at: 2.1 at 480 x 832, 2.2 at 704 x 1280."""
-
-
-class VideoDecoder(Protocol):
-    """The streaming side of a video VAE: the state of one stream of video."""
-
-    def decode(self, latents: Tensor, out: str = "float") -> Tensor:
-        """The next latents [B, C, n, h, w] -> F video frames: 1 for the first latent frame, 4 for every other.
-
-        `out`: "float" for [B, 3, F, H, W] in -1..1, "uint8" for [B, F, H, W, 3].
-        """
-        ...
-
-    def clone(self) -> VideoDecoder:
-        """A decoder that continues from here on its own, bit for bit."""
-        ...
-
-    def reset(self) -> None:
-        """Forget everything decoded so far."""
-        ...
-
-
-class FixableDecoder(VideoDecoder, Protocol):
-    """A decoder whose steps can be recorded."""
-
-    def clone(self) -> FixableDecoder:
-        """See `VideoDecoder.clone`."""
-        ...
-
-    def fix(self) -> list[Tensor]:
-        """From here on, keep the state in the same tensors [...], and give them. ValueError before the first frame."""
-        ...
-
-
-class VideoVAE(Protocol):
-    """The part of a video VAE that streaming uses."""
-
-    @property
-    def latent_channels(self) -> int:
-        """C, channels of a latent frame."""
-        ...
-
-    @property
-    def spatial_factor(self) -> int:
-        """Pixels per latent cell, down and across."""
-        ...
-
-    def encode(self, video: Tensor) -> Tensor:
-        """Video [B, 3, 1 + 4 n, H, W] in -1..1 -> latents [B, C, 1 + n, h, w]."""
-        ...
-
-    def stream(self) -> FixableDecoder:
-        """A decoder at the start of a video."""
-        ...
-
-    def parameters(self) -> Iterator[nn.Parameter]:
-        """The weights, which have one dtype and device."""
-        ...
 
 
 class StreamModel:
@@ -110,7 +48,7 @@ class StreamModel:
 
     def __init__(
         self,
-        generator: Generator | WanTransformer,
+        generator: VideoGenerator,
         vae: VideoVAE,
         name: str = "",
         text_encoder: Callable[[str], Tensor] | None = None,
@@ -119,19 +57,7 @@ class StreamModel:
         token_dtype: torch.dtype = torch.float32,
     ) -> None:
         self.generator, self.vae, self.name, self.text_encoder = generator, vae, name, text_encoder
-        if isinstance(generator, WanTransformer):
-            if grid is None:
-                known = vae.spatial_factor in WAN_GRIDS
-                require(known, "grid", f"latent height and width, for {vae.spatial_factor} pixels per cell", None)
-                grid = WAN_GRIDS[vae.spatial_factor]
-            given = isinstance(grid, tuple | list) and len(grid) == 2 and all(isinstance(n, int) for n in grid)
-            require(given, "grid", "two whole numbers: latent height and width", repr(grid))
-            weight, self.grid = generator.patch_embedding.weight, (grid[0], grid[1])
-            fits = all(n > 0 and n % PATCH == 0 for n in grid)
-            require(fits, "grid", f"two positive multiples of {PATCH}", grid)
-        else:
-            weight, self.grid = generator.patch_embed.weight, generator.config.grid
-            require(grid is None, "grid", f"None: the native grid of the generator is {self.grid}", grid)
+        weight, self.grid = generator.weight, generator.fit_grid(grid, vae.spatial_factor)
         vae_weight = next(iter(vae.parameters()))
         self.device, self.dtype, self._vae_dtype = weight.device, weight.dtype, vae_weight.dtype
         channels = generator.config.latent_channels
@@ -191,21 +117,19 @@ class StreamModel:
         write_model(Path(path), self.generator, self.vae, self.name, dtype)
 
     @property
-    def config(self) -> GeneratorConfig | WanConfig:
+    def config(self) -> GeneratorShape:
         """Of the generator."""
         return self.generator.config
 
     @property
     def control(self) -> ControlConfig | None:
-        """What a step's control is, or None if there is none."""
-        return None if isinstance(self.config, WanConfig) else self.config.control
+        """Control of a step, or None if there is none."""
+        return self.generator.control
 
     @property
     def tokens(self) -> int:
-        """Per frame."""
-        if isinstance(self.config, WanConfig):
-            return (self.grid[0] // PATCH) * (self.grid[1] // PATCH)
-        return self.config.tokens
+        """Tokens of a frame."""
+        return self.generator.tokens(self.grid)
 
     @property
     def video_size(self) -> tuple[int, int]:
@@ -226,7 +150,8 @@ class StreamModel:
 
     def autocast(self) -> torch.autocast:
         """The context in which sessions run the generator: autocast, unless its dtype is that of the token stream."""
-        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype not in (torch.float32, self.token_dtype))
+        narrower = self.generator.autocasts and self.dtype not in (torch.float32, self.token_dtype)
+        return torch.autocast(self.device.type, self.dtype, enabled=narrower)
 
     def encode_image(self, image: ImageLike) -> Tensor:
         """The latent frame of an image, float32 [1, C, 1, h, w].
@@ -246,7 +171,7 @@ class StreamModel:
     def embed(self, prompt: str | Tensor) -> Tensor:
         """A prompt, or its embeddings [L, text_width] -> embeddings [1, L, text_width] for the generator.
 
-        For a Wan transformer they are padded with zeros to its `text_length`, as in its training; more are refused.
+        The generator's `prepare_prompt` has a say: a Wan transformer pads with zeros to its `text_length`.
         Raises ValueError without a text stream or, for a str, without a text encoder, and for another shape or values
         that are not finite; TypeError for something else.
         """
@@ -262,7 +187,7 @@ class StreamModel:
         require(prompt.is_floating_point(), "prompt", "a floating-point tensor", prompt.dtype)
         require(bool(prompt.isfinite().all()), "prompt", "finite values", "nan or inf")
         embeddings = prompt[None].to(self.device, self.dtype, copy=True)
-        return self.generator.pad_text(embeddings) if isinstance(self.generator, WanTransformer) else embeddings
+        return self.generator.prepare_prompt(embeddings)
 
     def decode(self, decoder: VideoDecoder, frame: Tensor) -> Tensor:
         """The next latent frame [1, C, 1, h, w] of a stream -> its video frames, uint8 [F, H, W, 3]."""

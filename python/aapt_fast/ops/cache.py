@@ -1,14 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a model knows about its key-value cache, and the cache that training uses.
+"""The key-value cache as models see it, and the caches that training uses.
 
-Frames count from 1. The tokens of frame i attend to
-
-    text | sink (frame 1) | window (the `window` frames before i, as far as they exist) | frame i itself
-
-in both directions inside a frame, and to each of these once: while frame 1 is still in the window, it is the sink.
-Queries and keys of a frame are rotated at the frame's own index. The sink's distance saturates: once frame 1 has
-left the window, it is rotated as if it sat at i - (window + 1), directly before the window, so that an endless stream
-never shows the model a distance that it has not seen in training. Text is not rotated.
+The frames that a step sees are those of its `WindowRule` (ops/window.py), and a prompt before them. Queries and keys
+of a frame are rotated at the frame's own index; a sink frame whose position moves is rotated again for every step.
+Text is not rotated.
 """
 
 from __future__ import annotations
@@ -21,14 +16,17 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from aapt_fast.errors import require, require_shape
 from aapt_fast.ops.kv_write import normalise_and_rotate
+from aapt_fast.ops.window import WindowRule
 
 KeysAndValues = tuple[torch.Tensor, torch.Tensor]
+Rope = Callable[[int], tuple[torch.Tensor, torch.Tensor]]
+"""Frame index -> cos and sin, float32 [N, D / 2] each; for example a `FrameRope`."""
 
 _MOST_SCORES = 2**24  # that `_plain_attention` may keep for the backward pass of one call
 
 
 class Cache(Protocol):
-    """What models see. A call of a model runs `attend` once per layer, then `advance` once."""
+    """Protocol of a cache. A call of a model runs `attend` once per layer, then `advance` once."""
 
     def attend(
         self,
@@ -59,89 +57,43 @@ class Cache(Protocol):
         ...
 
 
-class FunctionalCache:
-    """What functional caches share: the frames of the present call, checked, rotated and kept until `advance`.
-
-    No tensor is ever changed in place. `rope` gives (cos, sin), float32 [N, D / 2] each, for a frame index. Raises
-    ValueError for layers < 1.
-    """
-
-    def __init__(
-        self, layers: int, rope: Callable[[int], tuple[torch.Tensor, torch.Tensor]], eps: float = 1e-6
-    ) -> None:
-        require(layers >= 1, "layers", "at least 1", layers)
-        self.layers, self.rope, self.eps = layers, rope, eps
-        self.next_frame = 1
-        self._new: list[list[KeysAndValues]] = [[] for _ in range(layers)]  # of the present call, keys rotated
-        self._tables: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # cos and sin by frame index
-
-    def _rotate(
-        self,
-        layer: int,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        q_weight: torch.Tensor | None,
-        k_weight: torch.Tensor | None,
-    ) -> torch.Tensor:
-        """Check the arguments of `Cache.attend`, keep rotated keys and values, return the rotated q [B, F, N, H, D]."""
-        require(0 <= layer < self.layers, "layer", f"0..{self.layers - 1}", layer)
-        require_shape("q", q, "B", "F", "N", "H", "D")
-        batch, frames, tokens, _, width = q.shape
-        require_shape("k", k, batch, frames, tokens, "Hkv", width)
-        require_shape("v", v, *k.shape)
-        tables = [self._table(index, q.device) for index in range(self.next_frame, self.next_frame + frames)]
-        cos, sin = (torch.cat(parts) for parts in zip(*tables, strict=True))
-        rotated_q = normalise_and_rotate(q.flatten(1, 2), q_weight, cos, sin, self.eps).view(q.shape)
-        rotated_k = normalise_and_rotate(k.flatten(1, 2), k_weight, cos, sin, self.eps).view(k.shape)
-        self._new[layer] = list(zip(rotated_k.unbind(1), v.unbind(1), strict=True))
-        return rotated_q
-
-    def _require_attended(self, frames: int) -> None:
-        for layer, new in enumerate(self._new):
-            if len(new) != frames:
-                raise RuntimeError(f"advance: expected {frames} frames in layer {layer}, attend has seen {len(new)}")
-
-    def _table(self, index: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        if index not in self._tables:
-            cos, sin = self.rope(index)
-            self._tables[index] = cos.to(device), sin.to(device)
-        return self._tables[index]
-
-
-class GrowingCache(FunctionalCache):
+class GrowingCache:
     """The functional, differentiable cache: for training and for whole clips.
 
-    No tensor is ever changed in place, so gradients flow through the cached keys and values, and `attend` may be
-    repeated for a layer before `advance` (the last call counts). Frames that have left the window are dropped, except
-    the sink. To recompute blocks in the backward pass (activation checkpointing), call `advance` after `backward`.
+    No tensor is changed in place, so gradients flow through the cached keys and values. `attend` may be repeated for a
+    layer before `advance`, for example at the next noise level of the same frames: the last call counts. A call of
+    more frames than the rule's `frames` is cut into blocks, from its first frame; the last block may be shorter.
+    Frames that no later step sees are dropped. To recompute blocks in the backward pass (activation checkpointing),
+    call `advance` after `backward`.
 
     Args:
         layers: number of layers.
-        window: past frames kept, besides the sink.
+        rule: frames that a step sees.
         rope: gives (cos, sin), float32 [N, D / 2] each, for a frame index; for example a `FrameRope`.
         text: per layer keys and values [B or 1, L, Hkv, D], normalised; or None. May be replaced between calls.
         eps: of the RMSNorm.
 
     Raises:
-        ValueError: layers < 1, window < 0, or not one text entry per layer.
+        ValueError: layers < 1, or not one text entry per layer.
     """
 
     def __init__(
         self,
         layers: int,
-        window: int,
-        rope: Callable[[int], tuple[torch.Tensor, torch.Tensor]],
+        rule: WindowRule,
+        rope: Rope,
         text: Sequence[KeysAndValues] | None = None,
         *,
         eps: float = 1e-6,
     ) -> None:
-        super().__init__(layers, rope, eps)
-        require(window >= 0, "window", "at least 0 frames", window)
+        require(layers >= 1, "layers", "at least 1", layers)
         require(text is None or len(text) == layers, "text", f"{layers} entries, one per layer", text and len(text))
-        self.window, self.text = window, text
-        self._past: list[list[KeysAndValues]] = [[] for _ in range(layers)]  # window, keys rotated, oldest first
-        self._sinks: list[KeysAndValues | None] = [None] * layers  # keys not rotated
+        self.layers, self.rule, self.rope, self.text, self.eps = layers, rule, rope, text, eps
+        self.next_frame = 1
+        self._past: list[dict[int, KeysAndValues]] = [{} for _ in range(layers)]  # by frame, keys rotated
+        self._new: list[dict[int, KeysAndValues]] = [{} for _ in range(layers)]  # likewise, of the present call
+        self._unrotated: list[dict[int, torch.Tensor]] = [{} for _ in range(layers)]  # keys of frames that move
+        self._tables: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # cos and sin by position
 
     def attend(
         self,
@@ -153,32 +105,50 @@ class GrowingCache(FunctionalCache):
         k_weight: torch.Tensor | None,
     ) -> torch.Tensor:
         """As `Cache.attend`: q [B, F, N, H, D] -> the same shape. Raises ValueError for a wrong layer or shape."""
-        rotated_q, first, batch = self._rotate(layer, q, k, v, q_weight, k_weight), self.next_frame, len(q)
-        if first == 1:
-            self._sinks[layer] = normalise_and_rotate(k[:, 0], k_weight, None, None, self.eps), v[:, 0]
+        require(0 <= layer < self.layers, "layer", f"0..{self.layers - 1}", layer)
+        require_shape("q", q, "B", "F", "N", "H", "D")
+        batch, frames, tokens, _, width = q.shape
+        require_shape("k", k, batch, frames, tokens, "Hkv", width)
+        require_shape("v", v, *k.shape)
+        first = self.next_frame
+        tables = [self._table(index, q.device) for index in range(first, first + frames)]
+        cos, sin = (torch.cat(parts) for parts in zip(*tables, strict=True))
+        rotated_q = normalise_and_rotate(q.flatten(1, 2), q_weight, cos, sin, self.eps).view(q.shape)
+        rotated_k = normalise_and_rotate(k.flatten(1, 2), k_weight, cos, sin, self.eps).view(k.shape)
+        pairs = zip(rotated_k.unbind(1), v.unbind(1), strict=True)
+        self._new[layer] = dict(enumerate(pairs, start=first))
+        for frame in range(first, min(first + frames - 1, self.rule.moved) + 1):
+            self._unrotated[layer][frame] = normalise_and_rotate(k[:, frame - first], k_weight, None, None, self.eps)
 
-        cached = self._past[layer] + self._new[layer]
-        oldest = first - len(self._past[layer])
-        outputs = []
-        for index, queries in enumerate(rotated_q.unbind(1), start=first):
-            window = cached[max(index - self.window, 1) - oldest : index - oldest + 1]
-            outputs.append(attention(queries, [*self._always(layer, index, batch, q.device), *window]))
-        return torch.stack(outputs, 1)
+        known = self._past[layer] | self._new[layer]
+        text = [] if self.text is None else [_of_batch(self.text[layer], batch)]
+        outputs, newest = [], first - 1
+        for queries in rotated_q.split(self.rule.frames, 1):
+            newest += queries.shape[1]
+            seen = [self._placed(layer, known[frame], frame, at) for frame, at in self.rule.seen(newest)]
+            outputs.append(attention(queries.flatten(1, 2), [*text, *seen]).view(queries.shape))
+        return torch.cat(outputs, 1)
 
     def advance(self, frames: int) -> None:
         """See `Cache.advance`. Raises RuntimeError unless every layer has attended with this many frames."""
-        self._require_attended(frames)
-        self.next_frame += frames
         for layer, new in enumerate(self._new):
-            kept = self._past[layer] + new
-            self._past[layer] = kept[max(len(kept) - self.window, 0) :]
-            self._new[layer] = []
-        nearest_sink = self.next_frame - self.window - 1
-        self._tables = {index: table for index, table in self._tables.items() if index >= nearest_sink}
+            if len(new) != frames:
+                raise RuntimeError(f"advance: expected {frames} frames in layer {layer}, attend has seen {len(new)}")
+        self.next_frame += frames
+        seen = {frame for frame, _ in self.rule.seen(self.next_frame)}  # by the smallest block that can come next
+        for layer, new in enumerate(self._new):
+            known = self._past[layer] | new
+            self._past[layer] = {frame: pair for frame, pair in known.items() if frame in seen}
+            self._new[layer] = {}
+        self._tables = {}
 
-    def kept(self, layer: int) -> tuple[KeysAndValues | None, KeysAndValues | None, list[KeysAndValues]]:
-        """What a layer keeps between two calls, keys and values [B, N, Hkv, D]: text, sink (not rotated), window."""
-        return None if self.text is None else self.text[layer], self._sinks[layer], list(self._past[layer])
+    def kept(self, layer: int) -> tuple[KeysAndValues | None, dict[int, torch.Tensor], dict[int, KeysAndValues]]:
+        """What a layer keeps between two calls, [B, N, Hkv, D] each.
+
+        Text; by frame, keys before rotation of frames that move; by frame, rotated keys and values.
+        """
+        text = None if self.text is None else self.text[layer]
+        return text, dict(self._unrotated[layer]), dict(self._past[layer])
 
     def detach(self) -> GrowingCache:
         """A new cache with the same past, cut from its graph: the start of the next segment of a long rollout.
@@ -190,22 +160,24 @@ class GrowingCache(FunctionalCache):
             return pair[0].detach(), pair[1].detach()
 
         text = None if self.text is None else [cut(pair) for pair in self.text]
-        other = GrowingCache(self.layers, self.window, self.rope, text, eps=self.eps)
-        other.next_frame, other._tables = self.next_frame, dict(self._tables)
-        other._past = [[cut(pair) for pair in past] for past in self._past]
-        other._sinks = [None if sink is None else cut(sink) for sink in self._sinks]
+        other = GrowingCache(self.layers, self.rule, self.rope, text, eps=self.eps)
+        other.next_frame = self.next_frame
+        other._past = [{frame: cut(pair) for frame, pair in past.items()} for past in self._past]
+        other._unrotated = [{frame: keys.detach() for frame, keys in kept.items()} for kept in self._unrotated]
         return other
 
-    def _always(self, layer: int, index: int, batch: int, device: torch.device) -> list[KeysAndValues]:
-        """Text, and the sink if it is not in the window of frame `index`."""
-        parts = []
-        if self.text is not None:
-            parts.append(_of_batch(self.text[layer], batch))
-        sink, position = self._sinks[layer], index - self.window - 1
-        if sink is not None and position >= 1:
-            keys = normalise_and_rotate(sink[0], None, *self._table(position, device))
-            parts.append((keys, sink[1]))
-        return parts
+    def _placed(self, layer: int, pair: KeysAndValues, frame: int, position: int) -> KeysAndValues:
+        """Keys and values of a frame, the keys rotated at `position`."""
+        if position == frame:
+            return pair
+        keys = self._unrotated[layer][frame]
+        return normalise_and_rotate(keys, None, *self._table(position, keys.device)), pair[1]
+
+    def _table(self, index: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        if index not in self._tables:
+            cos, sin = self.rope(index)
+            self._tables[index] = cos.to(device), sin.to(device)
+        return self._tables[index]
 
 
 class WholeClipCache:
@@ -219,7 +191,7 @@ class WholeClipCache:
 
     def __init__(
         self,
-        rope: Callable[[int], tuple[torch.Tensor, torch.Tensor]],
+        rope: Rope,
         text: Sequence[KeysAndValues] | None = None,
         *,
         eps: float = 1e-6,

@@ -8,7 +8,7 @@ those of a session and are not compiled.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,87 +20,71 @@ from aapt_fast.errors import require
 from aapt_fast.models.aapt import generator as generator_module
 from aapt_fast.models.aapt.generator import Generator
 from aapt_fast.models.aapt.sampling import sample_frame, timesteps
-from aapt_fast.models.stream_model import StreamModel
-from aapt_fast.models.wan.sampling import FewStep
+from aapt_fast.models.sampling import Prepared, Sampler
 from aapt_fast.ops import reference
-from aapt_fast.ops.cache import GrowingCache
-from aapt_fast.streaming.pages import PagePool
-from aapt_fast.streaming.samplers import Sampler, step_noise
-from aapt_fast.streaming.session import StreamSession
+from aapt_fast.ops.cache import Cache, GrowingCache
 
 EPS = 1e-6
 
 
-class CompiledSession(StreamSession):
-    """A `StreamSession` whose steps are the baseline's: eager until the window is full, then compiled by torch.
+class CompiledSampler(Sampler):
+    """The baseline as a sampler, for one evaluation per step: eager until the window is full, then compiled by torch.
 
-    `compiler` compiles the step, with the best options for the device unless another one is set on a subclass.
+    Sessions with it cannot be forked: they keep their past in the sampler's context, not in pages. `compiler` compiles
+    the step with the best options for the device; None: `torch.compile`.
     """
 
-    compiler: Callable[..., Any] = staticmethod(torch.compile)
+    def __init__(self, compiler: Callable[..., Any] | None = None) -> None:
+        self._compiler = compiler or torch.compile
 
-    def _choose_sampler(self, model: StreamModel, nfe: int, few_step: FewStep | None, cuda_graph: bool) -> Sampler:
-        require(nfe == 1 and not few_step and not cuda_graph, "nfe", "1, and no other option", nfe)
-        return CompiledSampler(model, self.compiler)
+    def prepare(self, generator: Any, prompt: Tensor | None) -> Prepared:
+        """See `Sampler.prepare`; prompt [1, L, text_width] or None."""
+        levels = timesteps(1, generator.config.shift).to(generator.weight.device)
+        text = None if prompt is None else generator.encode_text(prompt, levels[:1])
+        return Prepared([None], _PlainRun(generator, levels, text, self._compiler))
+
+    def sample(
+        self,
+        generator: Any,
+        noise: Tensor,
+        recycled: Tensor | None,
+        control: Tensor | None,
+        context: Any,
+        caches: Sequence[Cache],
+        first: bool,
+    ) -> Tensor:
+        """See `Sampler.sample`; noise [1, 1, C, 1, h, w], recycled [1, C, 1, h, w], control [1, Cc, 1, h, w]."""
+        return context.step(noise[0], recycled, control)
 
 
-class CompiledSampler:
-    """`streaming.samplers.Sampler` of the baseline, for one evaluation per step. It cannot be forked."""
+class _PlainRun:
+    """The past of one session with the baseline."""
 
-    nfe = 1
-
-    def __init__(self, model: StreamModel, compiler: Callable[..., Any]) -> None:
-        assert isinstance(model.generator, Generator)
-        self.model, self.generator = model, model.generator
-        self._levels = timesteps(1, model.generator.config.shift).to(model.device)
+    def __init__(self, generator: Generator, levels: Tensor, text: Any, compiler: Callable[..., Any]) -> None:
+        self._generator, self._levels = generator, levels
         # on a GPU with CUDA graphs of its own
-        mode = "reduce-overhead" if model.device.type == "cuda" else None
+        mode = "reduce-overhead" if levels.is_cuda else None
         self._compiled = compiler(self._evaluate, mode=mode)
-        self._cache: GrowingCache | ContiguousCache | None = None
+        self._cache: GrowingCache | ContiguousCache = generator.new_cache(text=text)
 
-    def pages(self, prompt: Tensor | None) -> int:
-        """None are used, and a pool has at least one; prompt [1, L, text_width] or None."""
-        return 1
-
-    def open(self, pool: PagePool, image: Tensor | None, prompt: Tensor | None) -> None:
-        """See `Sampler.open`; image [1, C, 1, h, w], prompt [1, L, text_width]."""
-        text = None
-        if prompt is not None:
-            with self.model.autocast():
-                text = self.generator.encode_text(prompt, self._levels[:1])
-        self._cache = self.generator.new_cache(text=text)
-
-    def prepare(self) -> None:
-        """See `Sampler.prepare`."""
-
-    def step(self, seed: int, step: int, recycled: Tensor | None, control: Tensor | None) -> Tensor:
-        """See `Sampler.step`; recycled [1, C, 1, h, w], control [step_channels, h, w] or None."""
-        assert self._cache is not None and recycled is not None
-        noise = step_noise(self.model, seed, [step])
-        inputs = None if control is None else control[None, :, None]
-        if isinstance(self._cache, GrowingCache) and self._cache.next_frame > self._cache.window + 1:
+    def step(self, noise: Tensor, recycled: Tensor | None, control: Tensor | None) -> Tensor:
+        if isinstance(self._cache, GrowingCache) and self._cache.next_frame > _window(self._cache) + 1:
             self._cache = ContiguousCache(self._cache)
         if isinstance(self._cache, GrowingCache):
-            return self._evaluate(noise, recycled, inputs)
+            return self._evaluate(noise, recycled, control)
         self._cache.prepare()
         with plain_ops():
-            frame = self._compiled(noise, recycled, inputs).clone()
+            frame = self._compiled(noise, recycled, control).clone()
         self._cache.finish()
         return frame
 
-    def fork(self, pool: PagePool) -> CompiledSampler:
-        """Raises RuntimeError."""
-        raise RuntimeError("fork: the baseline cannot be forked")
+    def _evaluate(self, noise: Tensor, recycled: Tensor | None, control: Tensor | None) -> Tensor:
+        return sample_frame(self._generator, noise, recycled, control, [self._cache], self._levels)
 
-    def release(self) -> None:
-        """See `Sampler.release`."""
-        self._cache = None
 
-    def _evaluate(self, noise: Tensor, recycled: Tensor, control: Tensor | None) -> Tensor:
-        """What is compiled; all frames [1, C, 1, h, w]."""
-        assert self._cache is not None
-        with self.model.autocast():
-            return sample_frame(self.generator, noise, recycled, control, [self._cache], self._levels)
+def _window(cache: GrowingCache) -> int:
+    assert cache.rule.window is not None
+    return cache.rule.window
 
 
 @contextmanager
@@ -146,17 +130,17 @@ class ContiguousCache:
     """
 
     def __init__(self, past: GrowingCache) -> None:
-        require(past.next_frame > past.window + 1, "past", f"more than {past.window} frames", past.next_frame - 1)
-        self._rope, self._window = past.rope, past.window
+        require(past.next_frame > _window(past) + 1, "past", f"more than {_window(past)} frames", past.next_frame - 1)
+        self._rope, self._window = past.rope, _window(past)
         self.next_frame = past.next_frame
         self.keys: list[Tensor] = []
         self.values: list[Tensor] = []
         self._sink_keys: list[Tensor] = []
         for layer in range(past.layers):
-            text, sink, window = past.kept(layer)
-            assert sink is not None
+            text, unrotated, frames = past.kept(layer)
+            sink = unrotated[1], frames.pop(1)[1]
             room = torch.zeros_like(sink[0]), torch.zeros_like(sink[1])
-            parts = [*([text] if text else []), sink, *window, room]
+            parts = [*([text] if text else []), sink, *frames.values(), room]
             keys, values = (torch.cat(tensors, 1) for tensors in zip(*parts, strict=True))
             self.keys.append(keys)
             self.values.append(values)

@@ -76,7 +76,8 @@ def measure(system: System, choice: Choice, *, steps: int, limit_s: float) -> Me
     control, prompt = random_controls(model, 1)[0], random_prompt(model, system.prompt)
     states = [clocks()]
     open_session = functools.partial(StreamSession, model, random_image(model), prompt=prompt, seed=7)
-    with open_session(cuda_graph=choice.cuda_graph) as session, StepTimer(model) as timer:
+    with open_session(cuda_graph=choice.cuda_graph) as session:
+        timer = StepTimer(model)
         cold = timer.step(session, control)
         first_frames, since_start = time.perf_counter(), seconds_since_process_start()
         start = {

@@ -15,14 +15,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
-from types import TracebackType
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from aapt_fast.models.stream_model import StreamModel
-from aapt_fast.streaming import paged_cache
+from aapt_fast.streaming import cache as paged_cache
 from aapt_fast.streaming.session import StreamSession
 
 STAGES = ("condition", "generator", "decode", "to host")
@@ -40,7 +39,7 @@ class StepTime:
 
 
 class StepTimer:
-    """Takes steps of sessions of one model, one evaluation each, and times them. A context: it removes its hooks.
+    """Takes steps of sessions of one model, one evaluation each, and times them.
 
     On a CPU a stage is wall clock. On a GPU it lies between two CUDA events, and the stages add up to less than the
     whole where the GPU waits for the host.
@@ -51,32 +50,17 @@ class StepTimer:
         self._times: list[float] = []  # on a CPU
         self._events: list[torch.cuda.Event] = []
         self._host: Tensor | None = None
-        self._hooks = [
-            model.generator.register_forward_pre_hook(lambda module, arguments: self._mark()),
-            model.generator.register_forward_hook(lambda module, arguments, output: self._mark()),
-        ]
-
-    def __enter__(self) -> StepTimer:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for hook in self._hooks:
-            hook.remove()
 
     def step(self, session: StreamSession, control: Tensor | None) -> StepTime:
         """Take a step of `session`, with control [entries, J, 3] or [entries, C, h, w] or None, and copy its frames."""
         self._times, self._events = [], []
-        if session.recorded is not None:  # no hook runs in a replay
-            session.recorded.mark = self._mark
+        session.on_stage = lambda stage: self._mark()
         begun = time.perf_counter()
         self._mark()
         try:
             frames = session.step(control)
         finally:
-            if session.recorded is not None:
-                del session.recorded.mark
+            session.on_stage = None
         self._mark()
         self._copy(frames)
         self._mark()
@@ -108,8 +92,8 @@ def inside_generator(session: StreamSession, control: Tensor | None) -> dict[str
 
     control [entries, J, 3] or [entries, C, h, w] or None.
     """
-    with StepTimer(session.model) as timer, _timed_ops(session.model.device.type == "cuda") as spans:
-        whole = timer.step(session, control).stages["generator"]
+    with _timed_ops(session.model.device.type == "cuda") as spans:
+        whole = StepTimer(session.model).step(session, control).stages["generator"]
         parts = {OPS[name]: sum(milliseconds() for milliseconds in spans[name]) for name in OPS}
     return {**parts, "rest": max(whole - sum(parts.values()), 0.0)}
 

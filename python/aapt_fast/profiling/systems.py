@@ -19,8 +19,7 @@ from aapt_fast.models.vae.mini import MiniVAE
 from aapt_fast.models.vae.wan import WanVAE, WanVAEConfig
 from aapt_fast.profiling.decoders import Layer, mini_decoder, wan_decoder
 from aapt_fast.profiling.roofline import Step
-from aapt_fast.streaming.pages import pool_bytes
-from aapt_fast.streaming.session import session_pages
+from aapt_fast.streaming.pages import pool_bytes, session_pages
 
 BUNDLED = ("mini-person",)
 LARGE = ("aapt-8b",)  # with the decoder of Wan 2.1; the others have the package's small one
@@ -80,7 +79,7 @@ class System:
             generator, vae = Generator(self.config), _vae(self.vae)
         weights = sum(parameter.numel() for module in (generator, vae) for parameter in module.parameters())
         config = self.config
-        pages = session_pages(config, 1, self.prompt)
+        pages = session_pages(generator, config.grid, text_length=self.prompt)
         largest = max(layer.outputs * layer.size[0] * layer.size[1] * layer.size[2] for layer in self.layers)
         return {
             "weights": weights * dtype.itemsize,

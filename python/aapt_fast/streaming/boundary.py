@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Between a caller and a session: what comes in is checked, what goes out is the caller's, and the mode between."""
+"""Input validation, output copies and inference mode for sessions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from torch import Tensor
 from aapt_fast.errors import require
 from aapt_fast.models.stream_model import StreamModel
 from aapt_fast.models.vae.layers import without_autocast
-from aapt_fast.models.wan.transformer import WanTransformer
 from aapt_fast.streaming.pages import PagePool
 
 
@@ -25,11 +24,12 @@ def computing(model: StreamModel) -> Iterator[None]:
 
 
 def check_start(model: StreamModel, image: object, prompt: object) -> None:
-    """Raise ValueError without what the kind of generator cannot begin without."""
-    if isinstance(model.generator, WanTransformer):
-        require(prompt is not None, "prompt", "a prompt: a Wan transformer always attends to text", None)
-    else:
-        require(image is not None, "image", "an image: it is the recycled frame of the first step", None)
+    """Raise ValueError without an image or a prompt that the generator cannot begin without."""
+    generator = model.generator
+    fits = image is not None or not generator.needs_image
+    require(fits, "image", "an image: it is the recycled frame of the first step", None)
+    fits = prompt is not None or not generator.needs_prompt
+    require(fits, "prompt", "a prompt: this generator always attends to text", None)
 
 
 def check_pool(pool: PagePool, model: StreamModel) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from aapt_fast.errors import require, require_shape
 from aapt_fast.models.aapt.config import ControlConfig
+from aapt_fast.models.stream_model import StreamModel
 
 SPREAD = 9 / 96  # of the Gaussian around a limb, as a fraction of the frame
 OFFSET_UNIT = 6 / 96  # offsets are given in this unit
@@ -43,6 +44,34 @@ def limb_maps(points: Tensor, limbs: tuple[tuple[int, int], ...], grid: tuple[in
     depth = DEPTH_GAIN * (start[..., 2, None, None] + place * along[..., 2, None, None])
     maps = torch.stack([torch.ones_like(place), dx / OFFSET_UNIT, dy / OFFSET_UNIT, place, depth], dim=-4)
     return (maps * weight.unsqueeze(-4)).flatten(-4, -3)
+
+
+def model_entries(control: object, model: StreamModel) -> Tensor | None:
+    """A step's control for `model` -> float32 [entries * entry_channels, h, w] on its device, a copy.
+
+    None for a model without control, for which anything but None raises ValueError; else as `step_entries`.
+    """
+    config = model.control
+    if config is None:
+        require(control is None, "control", "None: this model has no control", type(control).__name__)
+        return None
+    return step_entries(control, config, model.grid).to(model.device, copy=True)
+
+
+def image_entries(control: object, model: StreamModel) -> Tensor | None:
+    """The control of the image, one entry, as the previous control of step 1; zeros for None.
+
+    None for a model whose steps take no previous control, for which anything but None raises ValueError.
+    """
+    config = model.control
+    if config is None or not config.with_previous:
+        expected = "None: this model's steps take no previous control"
+        require(control is None, "image_control", expected, type(control).__name__)
+        return None
+    if control is None:
+        channels = config.entries * config.entry_channels
+        return torch.zeros(channels, *model.grid, dtype=torch.float32, device=model.device)
+    return model_entries(control, model)
 
 
 def step_entries(control: object, config: ControlConfig, grid: tuple[int, int]) -> Tensor:

@@ -19,7 +19,11 @@ from collections.abc import Sequence
 import torch
 
 from aapt_fast.errors import PoolExhausted, require, require_type
+from aapt_fast.models.protocols import VideoGenerator
+from aapt_fast.models.sampling import Sampler
+from aapt_fast.models.stream_model import StreamModel
 from aapt_fast.ops import PAGE_SLOTS
+from aapt_fast.ops.window import WindowRule
 
 PAGE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -33,6 +37,34 @@ def valid_slots(tokens: int) -> list[int]:
     """Valid slots of each page of `tokens` tokens that start on a page: full ones, then the rest."""
     full, rest = divmod(tokens, PAGE_SLOTS)
     return [PAGE_SLOTS] * full + ([rest] if rest else [])
+
+
+def session_pages(
+    generator: VideoGenerator, grid: tuple[int, int], sampler: Sampler | None = None, text_length: int = 0
+) -> int:
+    """Pages that a session reserves at latent height and width `grid`, one cache per cache of the sampler.
+
+    `sampler` None stands for the generator's own choice. `text_length` counts where frames attend to the prompt through
+    the cache. Raises TypeError for another type, ValueError for text_length < 0 or a rule without a window: a stream
+    would not fit any memory.
+    """
+    if sampler is None:
+        sampler = generator.default_sampler()
+    require_type("sampler", sampler, Sampler)
+    require_type("text_length", text_length, int)
+    require(text_length >= 0, "text_length", "at least 0 tokens", text_length)
+    text = pages_for(text_length) if generator.text_in_pages else 0
+    return sampler.caches * (cache_pages(generator.tokens(grid), sampler.rule(generator)) + text)
+
+
+def cache_pages(tokens: int, rule: WindowRule) -> int:
+    """Most pages that one cache holds at a time, without those of its text; `tokens` per frame.
+
+    Raises ValueError for a rule without a window: a stream would not fit any memory.
+    """
+    require(rule.capacity is not None, "window", "a number of frames: a stream has no end", None)
+    assert rule.capacity is not None
+    return rule.capacity * pages_for(tokens)
 
 
 def pool_bytes(layers: int, pages: int, heads: int, head_dim: int, dtype: torch.dtype = torch.float32) -> int:
@@ -80,6 +112,31 @@ class PagePool:
         self._holders = [0] * pages
         self._free = list(range(pages))[::-1]  # a stack, page 0 on top
         self._reserved = 0
+
+    @classmethod
+    def for_model(cls, model: StreamModel, pages: int) -> PagePool:
+        """A pool of `pages` pages with the layers, heads, dtype and device of `model`."""
+        config = model.config
+        return cls(config.layers, pages, config.heads, config.head_dim, model.dtype, model.device)
+
+    @classmethod
+    def for_sessions(
+        cls, model: StreamModel, sessions: int, *, sampler: Sampler | None = None, text_length: int = 0
+    ) -> PagePool:
+        """A pool for so many sessions of `model` at a time.
+
+        Args:
+            model: of all sessions.
+            sessions: at least 1; a fork is a session.
+            sampler: of all sessions; None for the generator's own choice.
+            text_length: most tokens of a prompt, for generators whose frames attend to it through the cache.
+
+        Raises TypeError and ValueError for other arguments, PoolExhausted as the constructor.
+        """
+        require_type("model", model, StreamModel)
+        require_type("sessions", sessions, int)
+        require(sessions >= 1, "sessions", "at least 1", sessions)
+        return cls.for_model(model, sessions * session_pages(model.generator, model.grid, sampler, text_length))
 
     @property
     def pages(self) -> int:

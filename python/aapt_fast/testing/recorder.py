@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from aapt_fast.streaming.recording import Recording
+from aapt_fast.streaming.graph import Recording
 
 _HOST_READS = (
     torch.ops.aten._local_scalar_dense.default,
@@ -50,7 +50,7 @@ class _Recorder(TorchDispatchMode):
 
 
 def record_on_cpu(function: Callable[[], Tensor], device: torch.device) -> Recording:
-    """A recorder for `streaming.recording.RECORDERS`: records `function` -> tensor [...], which it runs once."""
+    """A recorder for `streaming.graph.RECORDERS`: records `function` -> tensor [...], which it runs once."""
     recorder = _Recorder()
     with recorder:
         output = function()

@@ -18,7 +18,7 @@ from aapt_fast.models.stream_model import StreamModel
 from aapt_fast.models.vae.mini import MiniVAE, MiniVAEConfig
 from aapt_fast.profiling.inputs import random_controls, random_image, random_prompt
 from aapt_fast.streaming.pages import PagePool
-from aapt_fast.streaming.session import StreamSession, page_pool
+from aapt_fast.streaming.session import StreamSession
 
 STREAMS = {
     "pose": NANO,
@@ -62,7 +62,7 @@ def play(session: StreamSession, controls: Sequence[Tensor | None]) -> tuple[Ten
 
 def shuffled_pool(model: StreamModel, pages: int) -> PagePool:
     """A pool full of NaN, which hands out its pages in a random order."""
-    pool = page_pool(model, pages)
+    pool = PagePool.for_model(model, pages)
     pool.k.fill_(torch.nan)
     pool.v.fill_(torch.nan)
     ids = pool.allocate(pages)

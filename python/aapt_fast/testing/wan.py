@@ -9,9 +9,11 @@ import torch
 
 from aapt_fast.models.wan.config import WanConfig
 from aapt_fast.models.wan.transformer import WanTransformer
-from aapt_fast.ops.block_cache import Blocks
+from aapt_fast.ops.window import WindowRule
 
-TINY = WanConfig(heads=3, head_dim=16, layers=2, ffn_width=80, text_width=24, blocks=Blocks(frames=2, window=5, sink=1))
+TINY = WanConfig(
+    heads=3, head_dim=16, layers=2, ffn_width=80, text_width=24, window_rule=WindowRule(frames=2, window=2, sink=1)
+)
 
 WAN_KINDS = {
     "t2v": TINY,

@@ -226,6 +226,7 @@ def train_diffusion_stage(recipe: Recipe, out: Path) -> Generator:
     """
     given = _start(recipe)
     start = given.generator if given else _pretrained(recipe, out)
+    assert start is None or isinstance(start, Generator)
     _note_start(out / "diffusion", recipe.start or ("stage pretrain" if start else "random weights"))
     data = GeneratorData(recipe, out, "diffusion")
     generator = train_diffusion(

@@ -36,6 +36,7 @@ def generate_video(model: StreamModel, image: Tensor, points: Tensor, seeds: Ten
     control, latents = model.control, model.vae.encode(image)
     assert control is not None
     controls = clip_controls(points, control, (latents.shape[-2], latents.shape[-1]))
+    assert isinstance(model.generator, Generator)
     frames = rollout(model.generator, latents, controls, seeds, nfe)
     return decode_as_stream(model.vae, torch.cat([latents, frames], dim=2))
 

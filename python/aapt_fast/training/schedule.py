@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor
 
-from aapt_fast.models.aapt.generator import shift_time
+from aapt_fast.models.aapt.sampling import shift_time
 
 
 def warm_cosine(step: int, steps: int, warm_up: int = 50, floor: float = 0.03) -> float:

@@ -8,6 +8,7 @@ import time
 import torch
 from torch import Tensor
 
+from aapt_fast.models.aapt.sampling import EulerSampler
 from aapt_fast.models.stream_model import StreamModel, VideoDecoder
 from aapt_fast.streaming.latency import LatencyCounter
 from aapt_fast.streaming.session import StreamSession
@@ -45,7 +46,7 @@ def step_latency(
     timed = _TimedModel(model)
     generator, whole = LatencyCounter(), LatencyCounter()
     image_control = points[0] if model.control is not None and model.control.with_previous else None
-    with StreamSession(timed, image, nfe=nfe, image_control=image_control) as session:
+    with StreamSession(timed, image, sampler=EulerSampler(nfe), image_control=image_control) as session:
         blocks = points[1:].split(4)
         for number in range(warm + steps):
             begun = time.perf_counter()

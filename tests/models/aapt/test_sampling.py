@@ -49,7 +49,7 @@ def test_timesteps_are_uniform_then_shifted():
 
 
 def test_no_evaluation_is_refused():
-    with pytest.raises(ValueError, match="nfe: expected at least 1 evaluation per step, got 0"):
+    with pytest.raises(ValueError, match="num_inference_steps: expected at least 1 evaluation per step, got 0"):
         timesteps(0, 1.0)
 
 

@@ -22,7 +22,7 @@ from aapt_fast.models.files.convert import convert_files
 from aapt_fast.models.vae.wan import WAN_2_2, WanVAEConfig
 from aapt_fast.models.vae.wan_keys import WanVAEKeys
 from aapt_fast.models.wan.keys import from_diffusers_state_dict
-from aapt_fast.ops.block_cache import Blocks
+from aapt_fast.ops.window import WindowRule
 from aapt_fast.testing.compare import assert_near
 from aapt_fast.testing.streams import STREAMS, random_model
 from aapt_fast.testing.wan import WAN_KINDS, diffusers_config
@@ -78,7 +78,7 @@ def test_a_self_forcing_checkpoint(transformer, tmp_path):
     torch.save({"generator_ema": state}, tmp_path / "sf.pt")
     report = convert_files(tmp_path / "sf.pt", tmp_path / "out", config=HEADS)
     assert same(aapt_fast.load_generator(tmp_path / "out"), aapt_fast.load_generator(tmp_path / "sf.pt", config=HEADS))
-    assert aapt_fast.load_generator(tmp_path / "out").config.blocks == Blocks(2, 6, 1)
+    assert aapt_fast.load_generator(tmp_path / "out").config.window_rule == WindowRule(2, 3, 1)
     part = report["parts"]["generator"]
     assert part["verified"] == {"tensors": "equal", "largest_relative_difference": 0.0, "forward": "equal"}
     assert part["files"] == ["config.json", "model.safetensors"] and part["dtypes"] == {"float32": part["tensors"]}

@@ -22,7 +22,7 @@ from aapt_fast.models.wan.config import WanConfig
 from aapt_fast.models.wan.infer_config import wan_config
 from aapt_fast.models.wan.keys import from_diffusers_state_dict
 from aapt_fast.models.wan.transformer import WanTransformer
-from aapt_fast.ops.block_cache import Blocks
+from aapt_fast.ops.window import WindowRule
 from aapt_fast.testing.compare import assert_near, relative_l2
 from aapt_fast.testing.streams import random_model
 from aapt_fast.testing.wan import WAN_KINDS, diffusers_config, random_wan
@@ -184,9 +184,9 @@ def test_heads_of_a_bare_file_are_128_wide(tmp_path):
 def test_what_frames_see_is_said_by_the_user(tmp_path):
     save_file(random_wan().state_dict(), tmp_path / NAME)
     settings = {"num_heads": 3, "num_frame_per_block": 2, "local_attn_size": 9, "sink_size": 1}
-    assert aapt_fast.load_generator(tmp_path, config=settings).config.blocks == Blocks(2, 9, 1)
+    assert aapt_fast.load_generator(tmp_path, config=settings).config.window_rule == WindowRule(2, 6, 1)
     settings["local_attn_size"] = -1
-    assert aapt_fast.load_generator(tmp_path, config=settings).config.blocks == Blocks(2, None, 1)
+    assert aapt_fast.load_generator(tmp_path, config=settings).config.window_rule == WindowRule(2, None, 1)
 
 
 def test_norms_that_nobody_uses_are_passed_over(tmp_path):

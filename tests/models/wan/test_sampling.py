@@ -11,20 +11,28 @@ from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 from torch import Tensor
 
 from aapt_fast.models.wan.keys import from_diffusers_state_dict
-from aapt_fast.models.wan.sampling import FewStep, remember, sample_block
+from aapt_fast.models.wan.sampling import FewStepSampler
 from aapt_fast.models.wan.transformer import WanTransformer
-from aapt_fast.ops.block_cache import Blocks
-from aapt_fast.streaming.paged_block_cache import PagedBlockCache, block_pages_needed
-from aapt_fast.streaming.pages import PagePool
+from aapt_fast.ops.cache import Cache
+from aapt_fast.ops.window import WindowRule
+from aapt_fast.streaming.cache import CacheRow, PagedCache
+from aapt_fast.streaming.pages import PagePool, cache_pages
 from aapt_fast.testing.compare import assert_near, relative_l2
 from aapt_fast.testing.wan import TINY, diffusers_config
 
 HEIGHT, WIDTH, TOKENS, FRAMES = 4, 6, 6, 9
-RULES = [Blocks(1, 3), Blocks(1, 4, 2), Blocks(2, 5, 1), Blocks(3, 6), Blocks(3, 7, 3), Blocks(3, 21)]
+RULES = [
+    WindowRule(1, 2),
+    WindowRule(1, 1, 2),
+    WindowRule(2, 2, 1),
+    WindowRule(3, 3),
+    WindowRule(3, 1, 3),
+    WindowRule(3, 18),
+]
 SCHEDULES = {
-    "published": FewStep(),
-    "noisy context": FewStep(steps=(1000, 500), context_noise=100.0),
-    "not warped": FewStep(steps=(900, 400), warp=False),
+    "published": FewStepSampler(),
+    "noisy context": FewStepSampler(steps=(1000, 500), context_noise=100.0),
+    "not warped": FewStepSampler(steps=(900, 400), warp=False),
 }
 
 
@@ -50,26 +58,28 @@ def pair() -> tuple[WanTransformer, WanTransformer3DModel]:
     return ours, theirs
 
 
-def block_sizes(blocks: Blocks, image: bool) -> list[int]:
+def block_sizes(blocks: WindowRule, image: bool) -> list[int]:
     """Of FRAMES frames; an image is a block of its own."""
     return [1] * image + [blocks.frames] * ((FRAMES - image) // blocks.frames)
 
 
-def inputs(schedule: FewStep, sizes: list[int], batch: int = 1) -> tuple[list[list[Tensor]], Tensor, Tensor]:
+def inputs(schedule: FewStepSampler, sizes: list[int], batch: int = 1) -> tuple[list[list[Tensor]], Tensor, Tensor]:
     """Noise of each block and level, the prompt, and an image."""
     torch.manual_seed(3)
     noise = [[torch.randn(batch, 16, size, HEIGHT, WIDTH) for _ in schedule.steps] for size in sizes]
     return noise, torch.randn(batch, 7, TINY.text_width), torch.randn(batch, 16, 1, HEIGHT, WIDTH)
 
 
-def uncached(theirs, noise: list[list[Tensor]], text: Tensor, image: Tensor | None, rule: Blocks, schedule: FewStep):
+def uncached(
+    theirs, noise: list[list[Tensor]], text: Tensor, image: Tensor | None, rule: WindowRule, schedule: FewStepSampler
+):
     """All frames so far go through the network in every evaluation: those before at the level of the context."""
     sizes = ([1] if image is not None else []) + [block[0].shape[2] for block in noise]
     newest = [sum(sizes[: b + 1]) - 1 for b, size in enumerate(sizes) for _ in range(size)]
     mask = torch.zeros(len(newest), len(newest), dtype=torch.bool)
     for i, last in enumerate(newest):
         for j in range(last + 1):  # the sink, and the newest of the frames up to the end of the block
-            rest = rule.window - rule.sink if rule.window is not None else len(newest)
+            rest = rule.window + rule.frames if rule.window is not None else len(newest)
             mask[i, j] = j < rule.sink or j > last - rest
     mask = mask.repeat_interleave(TOKENS, 0).repeat_interleave(TOKENS, 1)
     frames = image if image is not None else noise[0][0][:, :, :0]
@@ -95,21 +105,25 @@ def uncached(theirs, noise: list[list[Tensor]], text: Tensor, image: Tensor | No
     return frames
 
 
-def cached(ours, noise, text: Tensor, image: Tensor | None, cache, schedule: FewStep) -> Tensor:
+def cached(ours, noise, text: Tensor, image: Tensor | None, cache: Cache, schedule: FewStepSampler) -> Tensor:
     context = ours.encode_context(text)
     frames = []
     if image is not None:
-        remember(ours, image, context, cache, schedule.context_noise)
+        schedule.remember(ours, image, context, [cache])
         frames.append(image)
-    return torch.cat(frames + [sample_block(ours, block, context, cache, schedule) for block in noise], 2)
+    return torch.cat(frames + [sample(ours, block, context, cache, schedule) for block in noise], 2)
 
 
-def paged(ours: WanTransformer, rule: Blocks) -> PagedBlockCache:
+def sample(ours, block: list[Tensor], context, cache: Cache, schedule: FewStepSampler) -> Tensor:
+    return schedule.sample(ours, torch.stack(block), None, None, context, [cache], False)
+
+
+def paged(ours: WanTransformer, rule: WindowRule) -> PagedCache:
     """Exactly as many pages as are needed, full of NaN."""
-    pool = PagePool(TINY.layers, block_pages_needed(TOKENS, rule), TINY.heads, TINY.head_dim)
+    pool = PagePool(TINY.layers, cache_pages(TOKENS, rule), TINY.heads, TINY.head_dim)
     pool.k.fill_(torch.nan)
     pool.v.fill_(torch.nan)
-    return PagedBlockCache(pool, ours.rope(HEIGHT, WIDTH), TOKENS, rule, eps=TINY.eps)
+    return PagedCache([CacheRow(pool, rule, ours.rope(HEIGHT, WIDTH), TOKENS, eps=TINY.eps)])
 
 
 @pytest.mark.parametrize("image", [False, True], ids=["text", "image"])
@@ -128,48 +142,63 @@ def test_equals_the_rules_without_a_cache(pair, rule, schedule, image):
 
 def test_a_batch_equals_its_rows(pair):
     ours, _ = pair
-    noise, text, _ = inputs(FewStep(), [2, 2, 2, 2], batch=2)
-    rule = Blocks(2, 5, 1)
-    both = cached(ours, noise, text, None, ours.new_cache(HEIGHT, WIDTH, rule), FewStep())
+    noise, text, _ = inputs(FewStepSampler(), [2, 2, 2, 2], batch=2)
+    rule = WindowRule(2, 2, 1)
+    both = cached(ours, noise, text, None, ours.new_cache(HEIGHT, WIDTH, rule), FewStepSampler())
     for row in range(2):
         own = [[x[row : row + 1] for x in block] for block in noise]
-        alone = cached(ours, own, text[row : row + 1], None, ours.new_cache(HEIGHT, WIDTH, rule), FewStep())
+        alone = cached(ours, own, text[row : row + 1], None, ours.new_cache(HEIGHT, WIDTH, rule), FewStepSampler())
         assert_near(both[row : row + 1], alone, 1e-4)
 
 
-@pytest.mark.parametrize("wrong", [Blocks(2, 4, 1), Blocks(2, 5, 0), Blocks(2, 6, 1), Blocks(2, 5, 2)], ids=str)
+@pytest.mark.parametrize(
+    "wrong", [WindowRule(2, 1, 1), WindowRule(2, 3), WindowRule(2, 3, 1), WindowRule(2, 1, 2)], ids=str
+)
 def test_another_rule_gives_other_frames(pair, wrong):
     """The tolerance above tells rules apart that differ by one frame."""
     ours, theirs = pair
-    noise, text, _ = inputs(FewStep(), [2] * 4)
-    expected = uncached(theirs, noise, text, None, Blocks(2, 5, 1), FewStep())
-    actual = cached(ours, noise, text, None, ours.new_cache(HEIGHT, WIDTH, wrong), FewStep())
+    noise, text, _ = inputs(FewStepSampler(), [2] * 4)
+    expected = uncached(theirs, noise, text, None, WindowRule(2, 2, 1), FewStepSampler())
+    actual = cached(ours, noise, text, None, ours.new_cache(HEIGHT, WIDTH, wrong), FewStepSampler())
     assert relative_l2(actual, expected) > 1e-3
 
 
 def test_the_clean_block_is_what_later_blocks_see(pair):
     """Without the last evaluation the cache would hold keys of the lowest level."""
     ours, _ = pair
-    noise, text, _ = inputs(FewStep(), [2, 2])
-    with_noise = FewStep(context_noise=FewStep().levels[-1])
+    noise, text, _ = inputs(FewStepSampler(), [2, 2])
+    with_noise = FewStepSampler(context_noise=FewStepSampler().levels()[-1])
     first, second = (
-        cached(ours, noise, text, None, ours.new_cache(HEIGHT, WIDTH), schedule) for schedule in (FewStep(), with_noise)
+        cached(ours, noise, text, None, ours.new_cache(HEIGHT, WIDTH), schedule)
+        for schedule in (FewStepSampler(), with_noise)
     )
     assert torch.equal(first[:, :, :2], second[:, :, :2])
     assert relative_l2(first[:, :, 2:], second[:, :, 2:]) > 1e-3
 
 
 def test_levels():
-    assert FewStep().levels == pytest.approx((1000.0, 937.5, 2500 / 3, 625.0), abs=1e-9)
-    assert FewStep(steps=(1000, 500), warp=False).levels == (1000.0, 500.0)
-    assert FewStep().nfe == 5 and FewStep().draws == 4 and FewStep().first == FewStep()
+    assert FewStepSampler().levels() == pytest.approx((1000.0, 937.5, 2500 / 3, 625.0), abs=1e-9)
+    assert FewStepSampler(steps=(1000, 500), warp=False).levels() == (1000.0, 500.0)
+    assert FewStepSampler().nfe == 5 and FewStepSampler().draws == 4
+    assert FewStepSampler().levels(first=True) == FewStepSampler().levels()
+    assert not FewStepSampler().begins_differently
 
 
-def test_the_first_block_may_have_other_levels():
-    schedule = FewStep(steps=(1000,), first_steps=(1000, 500), warp=False, context_noise=3.0)
-    assert schedule.first == FewStep(steps=(1000, 500), warp=False, context_noise=3.0)
-    assert (schedule.levels, schedule.first.levels) == ((1000.0,), (1000.0, 500.0))
-    assert schedule.nfe == 2 and schedule.draws == 2 and schedule.first.first == schedule.first
+def test_the_first_block_may_have_other_levels(pair):
+    ours, _ = pair
+    schedule = FewStepSampler(steps=(1000,), first_steps=(1000, 500), warp=False, context_noise=3.0)
+    assert (schedule.levels(), schedule.levels(first=True)) == ((1000.0,), (1000.0, 500.0))
+    assert schedule.nfe == 2 and schedule.draws == 2 and schedule.begins_differently
+    noise, text, _ = inputs(FewStepSampler(steps=(1000, 500)), [2])
+    context = ours.encode_context(text)
+
+    def frames(sampler: FewStepSampler, first: bool) -> Tensor:
+        return sampler.sample(ours, torch.stack(noise[0]), None, None, context, [ours.new_cache(HEIGHT, WIDTH)], first)
+
+    two = FewStepSampler(steps=(1000, 500), warp=False, context_noise=3.0)
+    one = FewStepSampler(steps=(1000,), warp=False, context_noise=3.0)
+    assert torch.equal(frames(schedule, True), frames(two, False))
+    assert torch.equal(frames(schedule, False), frames(one, False))
 
 
 @pytest.mark.parametrize(
@@ -191,7 +220,7 @@ def test_the_first_block_may_have_other_levels():
 )
 def test_bad_schedules(options, message):
     with pytest.raises(ValueError, match=message):
-        FewStep(**options)
+        FewStepSampler(**options)
 
 
 @pytest.mark.parametrize(
@@ -205,25 +234,25 @@ def test_bad_schedules(options, message):
         ({"shift": "5"}, "shift: expected a number, got '5'"),
         ({"context_noise": None}, "context_noise: expected a number, got None"),
         ({"warp": "no"}, "warp: expected bool, got str"),
-        ({"blocks": 3}, "blocks: expected Blocks, got int"),
+        ({"window": 3}, "window: expected WindowRule, got int"),
     ],
 )
 def test_fields_of_another_type(options, message):
     with pytest.raises(TypeError, match=f"^{message}"):
-        FewStep(**options)
+        FewStepSampler(**options)
 
 
 def test_steps_may_be_a_list_or_numbers_of_numpy():
-    expected = FewStep(steps=(1000, 500), first_steps=(1000, 750, 500))
-    schedule = FewStep(steps=[1000, 500.0], first_steps=list(numpy.linspace(1000, 500, 3, dtype=numpy.float32)))
-    assert schedule.levels == expected.levels and schedule.first.levels == expected.first.levels
+    expected = FewStepSampler(steps=(1000, 500), first_steps=(1000, 750, 500))
+    schedule = FewStepSampler(steps=[1000, 500.0], first_steps=list(numpy.linspace(1000, 500, 3, dtype=numpy.float32)))
+    assert all(schedule.levels(first) == expected.levels(first) for first in (False, True))
 
 
 def test_bad_noise(pair):
     ours, _ = pair
-    noise, text, _ = inputs(FewStep(), [2])
+    noise, text, _ = inputs(FewStepSampler(), [2])
     context, cache = ours.encode_context(text), ours.new_cache(HEIGHT, WIDTH)
     with pytest.raises(ValueError, match="noise: expected 4 tensors, one per level, got 3"):
-        sample_block(ours, noise[0][:3], context, cache, FewStep())
+        sample(ours, noise[0][:3], context, cache, FewStepSampler())
     with pytest.raises(ValueError, match="noise: expected shape"):
-        sample_block(ours, [*noise[0][:3], noise[0][0][:, :, :1]], context, cache, FewStep())
+        sample(ours, [level[:, :8] for level in noise[0]], context, cache, FewStepSampler())

@@ -14,9 +14,9 @@ from aapt_fast.errors import CheckpointError
 from aapt_fast.models.wan.config import WanConfig
 from aapt_fast.models.wan.keys import diffusers_to_wan_key, from_diffusers_state_dict, without_wrappers
 from aapt_fast.models.wan.transformer import WanTransformer
-from aapt_fast.ops.block_cache import Blocks
-from aapt_fast.streaming.paged_cache import PagedCache, pages_needed
-from aapt_fast.streaming.pages import PagePool
+from aapt_fast.ops.window import WindowRule
+from aapt_fast.streaming.cache import CacheRow, PagedCache
+from aapt_fast.streaming.pages import PagePool, cache_pages
 from aapt_fast.testing.compare import assert_near, relative_l2
 from aapt_fast.testing.wan import TINY, WAN_KINDS, diffusers_config, random_wan
 
@@ -171,7 +171,7 @@ def by_blocks(model: WanTransformer, given: dict[str, Tensor], cache, sizes: lis
     return torch.cat(parts, 2)
 
 
-@pytest.mark.parametrize("blocks", [Blocks(1, 3, 1), Blocks(2, 5, 0), Blocks(3, 7, 2), Blocks(3, None)], ids=str)
+@pytest.mark.parametrize("blocks", [WindowRule(1, 1, 1), WindowRule(2, 3), WindowRule(3, 2, 2), WindowRule(3)], ids=str)
 def test_causal_equals_parts(pair, blocks):
     model, _ = pair
     given = inputs(model.config, frames=11)
@@ -179,7 +179,7 @@ def test_causal_equals_parts(pair, blocks):
     sizes = [blocks.frames] * (11 // blocks.frames) + [11 % blocks.frames] * (11 % blocks.frames > 0)
     whole = model(**given, causal=blocks)
     assert_near(by_blocks(model, given, model.new_cache(HEIGHT, WIDTH, blocks), sizes), whole, TOLERANCE)
-    same = dataclasses.replace(model.config, blocks=blocks)
+    same = dataclasses.replace(model.config, window_rule=blocks)
     other = WanTransformer(same).requires_grad_(False)
     other.load_state_dict(model.state_dict())
     assert torch.equal(other(**given, causal=True), whole)
@@ -188,8 +188,8 @@ def test_causal_equals_parts(pair, blocks):
 def test_causal_with_one_block_is_not_causal(pair):
     model, _ = pair
     given = inputs(model.config)
-    assert_near(model(**given, causal=Blocks(FRAMES)), model(**given), TOLERANCE)
-    assert (model(**given, causal=Blocks(1)) - model(**given)).abs().max() > 1e-3
+    assert_near(model(**given, causal=WindowRule(FRAMES, 0)), model(**given), TOLERANCE)
+    assert (model(**given, causal=WindowRule(1, 20)) - model(**given)).abs().max() > 1e-3
 
 
 def test_future_frames_change_past_blocks_by_nothing():
@@ -204,12 +204,13 @@ def test_runs_on_the_paged_cache_of_frame_wise_models():
     model, given = random_wan(), inputs(TINY, frames=6)
     given = {name: value[:1] for name, value in given.items()}
     given["timestep"] = torch.full((1, 6), 500.0)
-    pool = PagePool(TINY.layers, pages_needed(TOKENS, 2), TINY.heads, TINY.head_dim)
+    rule = WindowRule(window=2, sink=1, sink_position="saturated")
+    pool = PagePool(TINY.layers, cache_pages(TOKENS, rule), TINY.heads, TINY.head_dim)
     pool.k.fill_(torch.nan)
-    cache = PagedCache(pool, model.rope(HEIGHT, WIDTH), TOKENS, 2, eps=TINY.eps)
+    cache = PagedCache([CacheRow(pool, rule, model.rope(HEIGHT, WIDTH), TOKENS, eps=TINY.eps)])
     from_pages = by_blocks(model, given, cache, [1] * 6)
     # while frame 1 is in the window, the rule is that of blocks of one frame
-    assert_near(from_pages[:, :, :3], model(**given, causal=Blocks(1, 3))[:, :, :3], TOLERANCE)
+    assert_near(from_pages[:, :, :3], model(**given, causal=WindowRule(1, 2))[:, :, :3], TOLERANCE)
     assert from_pages.isfinite().all()
 
 

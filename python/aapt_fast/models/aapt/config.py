@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from aapt_fast.errors import require
+from aapt_fast.ops.window import WindowRule
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,16 @@ class GeneratorConfig:
     def head_dim(self) -> int:
         """Width of one attention head."""
         return self.width // self.heads
+
+    @property
+    def eps(self) -> float:
+        """Of the RMSNorm of queries and keys."""
+        return 1e-6
+
+    @property
+    def window_rule(self) -> WindowRule:
+        """Frames that a step sees: frame 1, at a saturated distance, and `window` frames before the new one."""
+        return WindowRule(window=self.window, sink=1, sink_position="saturated")
 
     @property
     def tokens(self) -> int:

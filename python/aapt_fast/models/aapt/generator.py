@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aapt_fast.errors import require, require_shape
-from aapt_fast.models.aapt.config import GeneratorConfig
+from aapt_fast.models.aapt.config import ControlConfig, GeneratorConfig
+from aapt_fast.models.aapt.sampling import EulerSampler
 from aapt_fast.ops import (
     FrameRope,
     adds_in_its_epilogue,
@@ -181,6 +182,11 @@ class Generator(nn.Module):
     `new_cache` makes the cache of a clip, or `whole_clip_cache` if the model is not autoregressive.
     """
 
+    needs_image = True  # the recycled frame of the first step
+    needs_prompt = False
+    text_in_pages = True
+    autocasts = True
+
     def __init__(self, config: GeneratorConfig) -> None:
         super().__init__()
         self.config = config
@@ -340,13 +346,41 @@ class Generator(nn.Module):
         expected = "an autoregressive generator; others take a whole_clip_cache"
         require(self.config.autoregressive, "model", expected, "a bidirectional one")
         rope = self.rope(height or self.config.grid[0], width or self.config.grid[1])
-        return GrowingCache(self.config.layers, self.config.window, rope, text=text)
+        return GrowingCache(self.config.layers, self.config.window_rule, rope, text=text)
 
     def whole_clip_cache(
         self, height: int | None = None, width: int | None = None, text: TextKV | None = None
     ) -> WholeClipCache:
         """For one call with a whole clip of height x width, whose frames then attend to each other both ways."""
         return WholeClipCache(self.rope(height or self.config.grid[0], width or self.config.grid[1]), text=text)
+
+    @property
+    def control(self) -> ControlConfig | None:
+        """Control of a step; None without."""
+        return self.config.control
+
+    @property
+    def weight(self) -> Tensor:
+        """A parameter [...] that has the device and the dtype of the network."""
+        return self.patch_embed.weight
+
+    def fit_grid(self, grid: tuple[int, int] | None, spatial_factor: int) -> tuple[int, int]:
+        """The native grid. Raises ValueError for any `grid` but None: sessions run at the native size."""
+        native = self.config.grid
+        require(grid is None, "grid", f"None: the native grid of the generator is {native}", grid)
+        return native
+
+    def tokens(self, grid: tuple[int, int]) -> int:
+        """Tokens of a frame of latent height and width `grid`."""
+        return (grid[0] // self.config.patch) * (grid[1] // self.config.patch)
+
+    def prepare_prompt(self, embeddings: Tensor) -> Tensor:
+        """Prompt embeddings [1, L, text_width], as they are."""
+        return embeddings
+
+    def default_sampler(self) -> EulerSampler:
+        """One evaluation per step."""
+        return EulerSampler()
 
     def _check(self, noised: Tensor, recycled: Tensor | None, control: Tensor | None, t: Tensor) -> None:
         config = self.config
@@ -376,8 +410,3 @@ def _gated_sum(x: Tensor, update: Tensor | None, gate: Tensor | None) -> Tensor:
 def _frames_first(x: Tensor) -> Tensor:
     """[B, C, F, h, w] -> [B F, C, h, w]."""
     return x.transpose(1, 2).flatten(0, 1)
-
-
-def shift_time(u: Tensor, shift: float) -> Tensor:
-    """The timestep schedule's warp, shift u / (1 + (shift - 1) u), for u [...] in 0..1 (AAPT section 2.2)."""
-    return shift * u / (1 + (shift - 1) * u)

@@ -1,26 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One autoregressive step: noise -> clean frame in `nfe` evaluations of the generator."""
+"""AAPT's sampler: one frame per step, from noise and the recycled frame, in one or more evaluations."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from aapt_fast.errors import require
-from aapt_fast.models.aapt.generator import Generator, shift_time
+from aapt_fast.errors import require, require_type
+from aapt_fast.models.sampling import Prepared, Sampler
 from aapt_fast.ops.cache import Cache
 
 
-def timesteps(nfe: int, shift: float) -> Tensor:
-    """The levels t_0 = 1 > t_1 > ... > t_nfe = 0 of a step: uniform, then shifted (AAPT section 2.2)."""
-    require(nfe >= 1, "nfe", "at least 1 evaluation per step", nfe)
-    return shift_time(torch.linspace(1, 0, nfe + 1, dtype=torch.float32), shift)
+def shift_time(u: Tensor, shift: float) -> Tensor:
+    """The timestep schedule's warp, shift u / (1 + (shift - 1) u), for u [...] in 0..1 (AAPT section 2.2)."""
+    return shift * u / (1 + (shift - 1) * u)
+
+
+def timesteps(num_inference_steps: int, shift: float) -> Tensor:
+    """The levels t_0 = 1 > t_1 > ... > t_n = 0 of a step: uniform, then shifted (AAPT section 2.2)."""
+    require(num_inference_steps >= 1, "num_inference_steps", "at least 1 evaluation per step", num_inference_steps)
+    return shift_time(torch.linspace(1, 0, num_inference_steps + 1, dtype=torch.float32), shift)
 
 
 def sample_frame(
-    generator: Generator,
+    generator: Any,
     noise: Tensor,
     recycled: Tensor | None,
     control: Tensor | None,
@@ -32,8 +39,8 @@ def sample_frame(
     control [B, step_channels, 1, h, w] or None. There is one cache per evaluation: training gives a whole clip one
     timestep, so the frames that evaluation k attends to must have been computed at the same t_k. With one cache this
     is the paper's generator, eps - v(eps). A bidirectional model makes a whole clip [B, C, F, h, w] in this way, with
-    recycled None and one whole_clip_cache per evaluation. `levels` are the `timesteps` [nfe + 1] on the device of the
-    noise, for callers that have them there already.
+    recycled None and one whole_clip_cache per evaluation. `levels` are the `timesteps` [len(caches) + 1] on the
+    device of the noise, for callers that have them there already.
     """
     if levels is None:
         levels = timesteps(len(caches), generator.config.shift).to(noise.device)
@@ -45,3 +52,58 @@ def sample_frame(
             velocity = (x - clean) / levels[k]
             x = x + (levels[k + 1] - levels[k]) * velocity
     return clean
+
+
+@dataclass(frozen=True)
+class EulerSampler(Sampler):
+    """One frame per step in `num_inference_steps` Euler steps; 1 is what AAPT trains for.
+
+    Every evaluation has a cache of its own, see `sample_frame`. For AAPT generators.
+
+    Raises TypeError for another type, ValueError for less than 1.
+    """
+
+    num_inference_steps: int = 1
+
+    def __post_init__(self) -> None:
+        require_type("num_inference_steps", self.num_inference_steps, int)
+        least = "at least 1 evaluation per step"
+        require(self.num_inference_steps >= 1, "num_inference_steps", least, self.num_inference_steps)
+
+    @property
+    def caches(self) -> int:
+        """One per evaluation."""
+        return self.num_inference_steps
+
+    @property
+    def nfe(self) -> int:
+        """Network evaluations per step."""
+        return self.num_inference_steps
+
+    def check(self, generator: Any) -> None:
+        """Raise ValueError for a generator that is not AAPT's, or not autoregressive."""
+        kind = type(generator.config).__name__
+        require(
+            hasattr(generator.config, "autoregressive"), "sampler", "one for this generator", f"EulerSampler, {kind}"
+        )
+        expected = "an autoregressive generator; to_autoregressive makes one"
+        require(generator.config.autoregressive, "model", expected, "a bidirectional one")
+
+    def prepare(self, generator: Any, prompt: Tensor | None) -> Prepared:
+        """Text keys and values at the timestep of every evaluation, for a prompt [1, L, text_width] or None."""
+        levels = timesteps(self.num_inference_steps, generator.config.shift).to(generator.weight.device)
+        text = [None if prompt is None else generator.encode_text(prompt, level[None]) for level in levels[:-1]]
+        return Prepared(text, levels)
+
+    def sample(
+        self,
+        generator: Any,
+        noise: Tensor,
+        recycled: Tensor | None,
+        control: Tensor | None,
+        context: Any,
+        caches: Sequence[Cache],
+        first: bool,
+    ) -> Tensor:
+        """See `Sampler.sample`: noise [1, B, C, 1, h, w] -> the next frame [B, C, 1, h, w]."""
+        return sample_frame(generator, noise[0], recycled, control, caches, context)

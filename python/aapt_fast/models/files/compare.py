@@ -63,7 +63,7 @@ def _outputs(model: nn.Module) -> dict[str, Tensor]:
 
 def _wan_velocity(model: WanTransformer) -> Tensor:
     config = model.config
-    frames = config.blocks.frames + 1  # so that a block has a past
+    frames = config.window_rule.frames + 1  # so that a block has a past
     image = _random(1, 3, config.image_width) if config.image_width else None
     text = model.pad_text(_random(1, 2, config.text_width))
     hidden = _random(1, config.in_channels, frames, 2 * PATCH, PATCH)

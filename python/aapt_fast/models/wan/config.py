@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from aapt_fast.errors import require
-from aapt_fast.ops.block_cache import Blocks
+from aapt_fast.ops.window import WindowRule
+
+SELF_FORCING = WindowRule(frames=3, window=18)
+"""Of the published Self-Forcing checkpoint, in whose own words the window is 21: it counts the block."""
 
 
 @dataclass(frozen=True)
@@ -15,8 +18,8 @@ class WanConfig:
 
     `image_width` > 0 adds image tokens of that width to the cross-attention (Wan 2.1 I2V: 1280). `text_length` is
     what prompts are padded to with zeros. `cross_norm`: whether the input of the cross-attention is normalised. `eps`
-    is that of every norm, except for the image tokens'. `blocks` is what frames see when the model runs causally; it
-    has no weights. The patch is 2 x 2 in one frame, in all of these models.
+    is that of every norm, except for the image tokens'. `window_rule` says which frames see which when the model runs
+    causally; it has no weights. The patch is 2 x 2 in one frame, in all of these models.
     """
 
     heads: int = 12
@@ -31,7 +34,7 @@ class WanConfig:
     timestep_features: int = 256
     cross_norm: bool = True
     eps: float = 1e-6
-    blocks: Blocks = field(default_factory=Blocks)
+    window_rule: WindowRule = SELF_FORCING
 
     def __post_init__(self) -> None:
         sizes = ("heads", "layers", "ffn_width", "in_channels", "out_channels", "text_width", "text_length")

@@ -15,8 +15,8 @@ from typing import Any
 from torch import Tensor
 
 from aapt_fast.errors import CheckpointError, require
-from aapt_fast.models.wan.config import WanConfig
-from aapt_fast.ops.block_cache import Blocks
+from aapt_fast.models.wan.config import SELF_FORCING, WanConfig
+from aapt_fast.ops.window import WindowRule
 
 HEAD_DIM = 128  # of every published model
 
@@ -40,7 +40,8 @@ NAMES = {
     "block_frames": ("num_frame_per_block",),
     "block_window": ("local_attn_size",),
     "block_sink": ("sink_size",),
-    "blocks": ("blocks",),
+    "blocks": ("blocks",),  # of files that 0.1.0 converted before it had window_rule
+    "window_rule": ("window_rule",),
 }
 _NOTHING_SAID = {"image_width": (None,), "out_channels": (None,)}  # null in a file means 0, or as many as in_channels
 _FIXED = {"patch": ((1, 2, 2),), "norm": ("rms_norm_across_heads", True)}
@@ -83,7 +84,7 @@ def wan_config(
     facts["heads"], facts["head_dim"] = _heads(facts.pop("width"), said, source)
     facts |= {name: said[name] for name in ("text_length", "eps") if name in said}
     try:
-        return WanConfig(**facts, blocks=_blocks(said))
+        return WanConfig(**facts, window_rule=_window_rule(said))
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{source}: expected the configuration of a Wan transformer, got {error}") from error
 
@@ -158,12 +159,17 @@ def _whole(width: int, divisor: Any, name: str, source: object) -> int:
     return width // divisor
 
 
-def _blocks(said: Mapping[str, Any]) -> Blocks:
-    blocks = said.get("blocks", {})
-    fields: dict[str, Any] = vars(blocks) if isinstance(blocks, Blocks) else dict(blocks)
-    for field in ("frames", "window", "sink"):
-        if f"block_{field}" in said:
-            fields = {**fields, field: said[f"block_{field}"]}
-    if fields.get("window") == -1:  # Self-Forcing's word for no limit
-        fields = {**fields, "window": None}
-    return Blocks(**fields)
+def _window_rule(said: Mapping[str, Any]) -> WindowRule:
+    """The frames that a step sees. Self-Forcing's words count sink and block in the window, and -1 means no limit."""
+    rule = said.get("window_rule", {})
+    fields: dict[str, Any] = vars(rule) if isinstance(rule, WindowRule) else dict(rule)
+    theirs = dict(said.get("blocks", {}))
+    theirs |= {word: said[f"block_{word}"] for word in ("frames", "window", "sink") if f"block_{word}" in said}
+    if not theirs:
+        return WindowRule(**{**vars(SELF_FORCING), **fields})
+    frames, sink = theirs.get("frames", SELF_FORCING.frames), theirs.get("sink", 0)
+    seen = theirs.get("window", 21)
+    if seen is None or seen == -1:
+        return WindowRule(frames, None, sink)
+    require(seen >= sink + frames, "window", f"at least {sink + frames} frames: the sink and a block", seen)
+    return WindowRule(frames, seen - sink - frames, sink)

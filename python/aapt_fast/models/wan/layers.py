@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,6 +28,17 @@ class WanContext:
     def layer(self, number: int) -> list[KeysAndValues]:
         """What one layer attends to, one entry per kind of token."""
         return [self.text[number]] if self.image is None else [self.text[number], self.image[number]]
+
+    @staticmethod
+    def join(contexts: Sequence[WanContext]) -> WanContext:
+        """One context of several rows, from contexts of one row each and with as many tokens."""
+
+        def rows(parts: Sequence[list[KeysAndValues]]) -> list[KeysAndValues]:
+            layers = zip(*parts, strict=True)
+            return [(torch.cat([k for k, _ in layer]), torch.cat([v for _, v in layer])) for layer in layers]
+
+        images = [context.image for context in contexts if context.image is not None]
+        return WanContext(rows([context.text for context in contexts]), rows(images) if images else None)
 
 
 def layer_norm(x: Tensor, eps: float, affine: nn.LayerNorm | None = None) -> Tensor:

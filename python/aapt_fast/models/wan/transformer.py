@@ -27,11 +27,14 @@ from aapt_fast.models.wan.layers import (
     layer_norm,
     sinusoids,
 )
+from aapt_fast.models.wan.sampling import FewStepSampler
 from aapt_fast.ops import FrameRope
-from aapt_fast.ops.block_cache import BlockCache, Blocks
-from aapt_fast.ops.cache import Cache, KeysAndValues, WholeClipCache
+from aapt_fast.ops.cache import Cache, GrowingCache, KeysAndValues, WholeClipCache
+from aapt_fast.ops.window import WindowRule
 
 PATCH = 2
+NATIVE_GRIDS = {8: (60, 104), 16: (44, 80)}
+"""Pixels per latent cell -> latent height and width that Wan was trained at: 2.1 at 480 x 832, 2.2 at 704 x 1280."""
 SHIFT1, SCALE1, GATE1, SHIFT2, SCALE2, GATE2 = range(6)
 
 
@@ -66,6 +69,11 @@ class WanBlock(nn.Module):
 class WanTransformer(nn.Module):
     """Predicts velocities. `forward` takes a whole clip, `velocity` some frames and a cache with those before."""
 
+    needs_image = False
+    needs_prompt = True
+    text_in_pages = False  # cross-attention has keys of its own
+    autocasts = False
+
     def __init__(self, config: WanConfig) -> None:
         super().__init__()
         self.config = config
@@ -89,7 +97,7 @@ class WanTransformer(nn.Module):
         encoder_hidden_states: Tensor,
         encoder_hidden_states_image: Tensor | None = None,
         *,
-        causal: bool | Blocks = False,
+        causal: bool | WindowRule = False,
     ) -> Tensor:
         """The velocity noise - x0 of a whole clip.
 
@@ -99,8 +107,8 @@ class WanTransformer(nn.Module):
             encoder_hidden_states: [B, L, text_width], all of which is attended to: prompts that were padded with
                 zeros in training have to be here as well (`pad_text`).
             encoder_hidden_states_image: [B, Li, image_width] for a model with image tokens, else None.
-            causal: False: frames attend to each other both ways. True: by blocks, as `config.blocks` says, or as
-                the given `Blocks` say.
+            causal: False: frames attend to each other both ways. True: by blocks, as `config.window_rule` says,
+                or as the given rule says.
 
         Returns:
             [B, out_channels, F, h, w] in the dtype of `hidden_states`.
@@ -178,10 +186,46 @@ class WanTransformer(nn.Module):
         """Positions for latents of height x width: integers, in every direction."""
         return FrameRope((height // PATCH, width // PATCH), self.config.head_dim)
 
-    def new_cache(self, height: int, width: int, blocks: Blocks | None = None) -> BlockCache:
-        """An empty differentiable cache for latents of height x width; `blocks` defaults to `config.blocks`."""
+    def new_cache(self, height: int, width: int, rule: WindowRule | None = None) -> GrowingCache:
+        """An empty differentiable cache for latents of height x width; `rule` defaults to `config.window_rule`."""
         config = self.config
-        return BlockCache(config.layers, blocks or config.blocks, self.rope(height, width), eps=config.eps)
+        return GrowingCache(config.layers, rule or config.window_rule, self.rope(height, width), eps=config.eps)
+
+    @property
+    def control(self) -> None:
+        """None: there is no control."""
+        return None
+
+    @property
+    def weight(self) -> Tensor:
+        """A parameter [...] that has the device and the dtype of the network."""
+        return self.patch_embedding.weight
+
+    def fit_grid(self, grid: tuple[int, int] | None, spatial_factor: int) -> tuple[int, int]:
+        """Latent height and width of sessions; None: of training, for VAEs of 8 or 16 pixels per latent cell.
+
+        Raises ValueError for a grid that is no pair of positive multiples of the patch.
+        """
+        if grid is None:
+            known = spatial_factor in NATIVE_GRIDS
+            require(known, "grid", f"latent height and width, for {spatial_factor} pixels per cell", None)
+            return NATIVE_GRIDS[spatial_factor]
+        given = isinstance(grid, tuple | list) and len(grid) == 2 and all(isinstance(n, int) for n in grid)
+        require(given, "grid", "two whole numbers: latent height and width", repr(grid))
+        require(all(n > 0 and n % PATCH == 0 for n in grid), "grid", f"two positive multiples of {PATCH}", grid)
+        return grid[0], grid[1]
+
+    def tokens(self, grid: tuple[int, int]) -> int:
+        """Tokens of a frame of latent height and width `grid`."""
+        return (grid[0] // PATCH) * (grid[1] // PATCH)
+
+    def prepare_prompt(self, embeddings: Tensor) -> Tensor:
+        """Prompt embeddings [B, L, text_width] -> [B, text_length, text_width], padded as in training."""
+        return self.pad_text(embeddings)
+
+    def default_sampler(self) -> FewStepSampler:
+        """Self-Forcing's sampler, with the frames that `config.window_rule` says."""
+        return FewStepSampler()
 
     def _embed_time(self, timestep: Tensor) -> Tensor:
         """Timesteps [B] or [B, T] -> [B, 1 or T, d]."""

@@ -7,16 +7,16 @@ import pytest
 import torch
 
 from aapt_fast.models.aapt.presets import NANO, NANO_TEXT
+from aapt_fast.models.aapt.sampling import EulerSampler
 from aapt_fast.models.stream_model import StreamModel
 from aapt_fast.models.vae.wan import WanVAE, WanVAEConfig
 from aapt_fast.ops import FrameRope
-from aapt_fast.streaming import recording
-from aapt_fast.streaming.fixed_cache import FixedPagedCache
-from aapt_fast.streaming.paged_cache import PagedCache, pages_needed
-from aapt_fast.streaming.pages import PagePool
-from aapt_fast.streaming.recording import Recording, record
-from aapt_fast.streaming.runner import RecordedDecoder
-from aapt_fast.streaming.session import StreamSession, session_pages
+from aapt_fast.ops.window import WindowRule
+from aapt_fast.streaming import graph
+from aapt_fast.streaming.cache import CacheRow, PagedCache
+from aapt_fast.streaming.graph import RecordedDecoder, Recording, record
+from aapt_fast.streaming.pages import PagePool, cache_pages, session_pages
+from aapt_fast.streaming.session import StreamSession
 from aapt_fast.testing.recorder import record_on_cpu
 from aapt_fast.testing.streams import STREAMS, play, random_controls, random_model, random_session, shuffled_pool
 
@@ -26,7 +26,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(autouse=True)
 def recorded_on_the_cpu(monkeypatch) -> None:
-    monkeypatch.setitem(recording.RECORDERS, "cpu", record_on_cpu)
+    monkeypatch.setitem(graph.RECORDERS, "cpu", record_on_cpu)
 
 
 @pytest.fixture(params=STREAMS.values(), ids=STREAMS)
@@ -43,9 +43,9 @@ def assert_same_stream(session: StreamSession, expected: StreamSession, controls
 def test_a_recorded_stream_equals_one_that_is_not(model, nfe):
     """Through the first frame, the filling and the full window, bit by bit; in pages that were full of NaN."""
     length = model.config.text_width and 5
-    pool = shuffled_pool(model, session_pages(model.config, nfe, length) + 3)
-    session = random_session(model, nfe=nfe, cuda_graph=True, pool=pool)
-    assert_same_stream(session, random_session(model, nfe=nfe), random_controls(model, STEPS))
+    pool = shuffled_pool(model, session_pages(model.generator, model.grid, EulerSampler(nfe), length) + 3)
+    session = random_session(model, sampler=EulerSampler(nfe), cuda_graph=True, pool=pool)
+    assert_same_stream(session, random_session(model, sampler=EulerSampler(nfe)), random_controls(model, STEPS))
     session.close()
     assert pool.free == pool.available == pool.pages
 
@@ -60,8 +60,10 @@ def test_half_precision():
 
 def test_replays_run_no_python(model):
     session, calls = random_session(model, cuda_graph=True), []
+    controls = random_controls(model, STEPS)
+    session.step(controls[0])  # the first step of a run is not replayed
     model.generator.register_forward_hook(lambda *_: calls.append(1))
-    play(session, random_controls(model, STEPS))
+    play(session, controls[1:])
     assert not calls
 
 
@@ -69,7 +71,7 @@ def test_replays_run_no_python(model):
 @pytest.mark.parametrize("shared", [True, False], ids=["one pool", "own pools"])
 def test_a_fork_goes_on_by_itself(steps, shared):
     model = random_model(NANO_TEXT)
-    pool = shuffled_pool(model, 2 * session_pages(model.config, 1, 5)) if shared else None
+    pool = shuffled_pool(model, 2 * session_pages(model.generator, model.grid, text_length=5)) if shared else None
     session, plain = random_session(model, cuda_graph=True, pool=pool), random_session(model)
     for _ in range(steps):
         session.step(), plain.step()
@@ -125,35 +127,29 @@ def test_a_decoder_at_its_beginning_is_not_recorded():
 
 @pytest.mark.parametrize("window", [0, 1, 3])
 @pytest.mark.parametrize("tokens", [4, 70])
-def test_the_fixed_cache_equals_the_paged_one(window, tokens):
-    """The same list in the same tensors in every step, with the pages of a paged cache and no more."""
-    pool, other = (PagePool(1, pages_needed(tokens, window), 2, 8) for _ in range(2))
+def test_a_cache_that_is_recorded_equals_one_that_is_not(window, tokens):
+    """The same list in the same tensors in every step, with no more pages."""
+    rule = WindowRule(window=window, sink=1, sink_position="saturated")
+    pool, other = (PagePool(1, cache_pages(tokens, rule), 2, 8) for _ in range(2))
     rope = FrameRope((tokens // 2, 2), 8)
-    fixed, paged = FixedPagedCache(pool, rope, tokens, window), PagedCache(other, rope, tokens, window)
+    recorded, plain = (PagedCache([CacheRow(place, rule, rope, tokens)]) for place in (pool, other))
     tables = None
     for frame in range(1, window + 6):
         q, k, v = torch.randn(3, 1, 1, tokens, 2, 8).unbind()
-        fixed.prepare()
-        fixed.records_first = frame == 1
-        for _ in range(2):  # as a recording does, before it runs for good
-            attended = fixed.attend(0, q, k, v, None, None)
-            fixed.advance(1)
-        assert torch.equal(attended, paged.attend(0, q, k, v, None, None))
-        step = fixed._step
-        now = [t.data_ptr() for t in (step.page_ids, step.page_valid, step.sink_ids, *step.rotation)]
+        recorded.prepare(1)
+        recorded.recording = frame > 1
+        for _ in range(2 if frame > 1 else 1):  # as a recording does, before it runs for good
+            attended = recorded.attend(0, q, k, v, None, None)
+            recorded.advance(1)
+        assert torch.equal(attended, plain.attend(0, q, k, v, None, None))
+        now = [t.data_ptr() for t in (recorded._table, recorded._moved_ids, recorded._rotation)]
         tables = tables or now
-        assert now == tables and step.page_ids.shape[1] == pages_needed(tokens, window)
-        fixed.finish(), paged.advance(1)
-    fixed.release()
+        assert now == tables and recorded._table.shape[2] == cache_pages(tokens, rule)
+        if recorded.recording:
+            recorded.finish()
+        plain.advance(1)
+    recorded.rows[0].release()
     assert pool.available == pool.pages
-
-
-def test_a_step_that_is_not_prepared_does_not_end():
-    cache = FixedPagedCache(PagePool(1, 4, 2, 8), FrameRope((2, 2), 8), 4, 2)
-    with pytest.raises(RuntimeError, match="advance: expected 1 frame after 1 layers, got 1 after 0"):
-        cache.finish()
-    with pytest.raises(RuntimeError, match="advance: expected 1 frame, got 2"):
-        cache.advance(2)
 
 
 def test_recording_leaves_the_state_as_it_was():
@@ -174,9 +170,9 @@ def test_waiting_for_a_result_cannot_be_recorded(read, mode):
         record(lambda: values * read(values.sum()), CPU)
 
 
-@pytest.mark.parametrize("failing", range(3))
+@pytest.mark.parametrize("failing", range(2))
 def test_a_recording_that_fails_gives_the_pages_back(monkeypatch, failing):
-    """The first frame's, the others' and the decoder's."""
+    """The decoder's and the step's."""
     model, done = random_model(NANO), []
 
     def recorder(function, device) -> Recording:
@@ -185,8 +181,8 @@ def test_a_recording_that_fails_gives_the_pages_back(monkeypatch, failing):
         done.append(1)
         return record_on_cpu(function, device)
 
-    pool = shuffled_pool(model, session_pages(model.config))
-    monkeypatch.setitem(recording.RECORDERS, "cpu", recorder)
+    pool = shuffled_pool(model, session_pages(model.generator, model.grid))
+    monkeypatch.setitem(graph.RECORDERS, "cpu", recorder)
     with pytest.raises(RuntimeError, match=r"cuda_graph: recording a step failed, .*: out of memory"):
         random_session(model, cuda_graph=True, pool=pool)
     assert pool.free == pool.available == pool.pages
@@ -194,14 +190,14 @@ def test_a_recording_that_fails_gives_the_pages_back(monkeypatch, failing):
 
 def test_a_fork_that_cannot_be_recorded_gives_its_pages_back(monkeypatch):
     model = random_model(NANO)
-    pool = shuffled_pool(model, 2 * session_pages(model.config))
+    pool = shuffled_pool(model, 2 * session_pages(model.generator, model.grid))
     session, plain = random_session(model, cuda_graph=True, pool=pool), random_session(model)
     available = pool.available
 
     def recorder(function, device) -> Recording:
         raise RuntimeError("out of memory")
 
-    monkeypatch.setitem(recording.RECORDERS, "cpu", recorder)
+    monkeypatch.setitem(graph.RECORDERS, "cpu", recorder)
     with pytest.raises(RuntimeError, match="out of memory"):
         session.fork()
     assert pool.available == available
@@ -209,7 +205,7 @@ def test_a_fork_that_cannot_be_recorded_gives_its_pages_back(monkeypatch):
 
 
 def test_refused_where_nothing_is_recorded(monkeypatch):
-    monkeypatch.delitem(recording.RECORDERS, "cpu")
+    monkeypatch.delitem(graph.RECORDERS, "cpu")
     with pytest.raises(ValueError, match="cuda_graph: expected False: steps on a cpu are not recorded, got True"):
         random_session(random_model(NANO), cuda_graph=True)
     with pytest.raises(TypeError, match="cuda_graph"):

@@ -11,7 +11,7 @@ from aapt_fast.errors import require, require_dtype, require_shape, require_type
 
 
 class PendingFrames:
-    """Video uint8 [F, H, W, 3] on its way to one of `buffers` buffers. `HostFrames.send` makes it."""
+    """Video uint8 [F, H, W, 3] on its way to one of `buffers` buffers. `FrameDownloader.send` makes it."""
 
     def __init__(self, frames: Tensor, arrived: torch.cuda.Event | None, buffers: int) -> None:
         self._frames, self._arrived, self._buffers = frames, arrived, buffers
@@ -20,30 +20,29 @@ class PendingFrames:
     def result(self) -> numpy.ndarray:
         """The video, uint8 [F, H, W, 3], once it has arrived: a view of the buffer, not a copy.
 
-        It stays what it is until as many more videos have been sent as there are buffers (with two, the send after
-        next writes to it); copy what is needed for longer. A second call gives the same memory. May be called in
-        another thread than `send`.
+        It stays what it is until as many more videos have been submitted as there are buffers (with two, the submit
+        after next writes to it); copy what is needed for longer. A second call gives the same memory. May be called in
+        another thread than `submit`.
 
-        Raises RuntimeError if that many have been sent already.
+        Raises RuntimeError if that many have been submitted already.
         """
         if self._arrived is not None:
             self._arrived.synchronize()
         if self._overwritten:
-            expected = f"a call before {self._buffers} more videos are sent, one per buffer"
+            expected = f"a call before {self._buffers} more videos are submitted, one per buffer"
             raise RuntimeError(f"result: expected {expected}, got one after")
         return self._frames.numpy()
 
 
-class HostFrames:
+class FrameDownloader:
     """Copies the videos of steps to host memory, into a few buffers in turn, while the next step is computed.
 
-        out, videos = HostFrames(3), queue.Queue(1)  # one is shown, one waits, one is sent
+        out, videos = FrameDownloader(3), queue.Queue(1)  # one is shown, one waits, one is sent
         for control in controls:
-            videos.put(out.send(session.step(control)))  # in another thread: show(videos.get().result())
+            videos.put(out.submit(session.step(control)))  # in another thread: show(videos.get().result())
 
-    `StreamSession.step` waits for its frames. So who asks for a result in the same thread asks at once, and nothing
-    overlaps, or after the next step, and shows the video a step later. From a GPU the copies go to pinned memory, on a
-    stream of their own. On a CPU they are done when `send` returns; everything else is the same.
+    `StreamSession.step` waits for its frames. To overlap, call `result()` in another thread, or one step later. From a
+    GPU the copies go to pinned memory, on a stream of their own. On a CPU they are done when `submit` returns.
 
     Args:
         buffers: how many videos are there at a time, at least 2. They are allocated when they are needed first.
@@ -61,7 +60,7 @@ class HostFrames:
         self._device: torch.device | None = None
         self._stream: torch.cuda.Stream | None = None
 
-    def send(self, video: Tensor) -> PendingFrames:
+    def submit(self, video: Tensor) -> PendingFrames:
         """Begin to copy a video uint8 [F, H, W, 3], whose `result` is there when it has arrived.
 
         Sizes may change from call to call, the device may not. The tensor may be dropped after this, but on a GPU not

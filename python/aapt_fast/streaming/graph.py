@@ -12,6 +12,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from aapt_fast.models.protocols import FixableDecoder
+from aapt_fast.models.stream_model import StreamModel
+from aapt_fast.models.vae.layers import frames_to_uint8, require_output
+
 WARM_UPS = 2  # libraries load kernels and take work space in the first runs, which a recording must not see
 
 
@@ -63,3 +67,43 @@ def _record_on_cuda(function: Callable[[], Tensor], device: torch.device) -> Rec
 
 RECORDERS: dict[str, Callable[[Callable[[], Tensor], torch.device], Recording]] = {"cuda": _record_on_cuda}
 """How a function is recorded, by type of device."""
+
+
+class RecordedDecoder:
+    """A streaming decoder whose steps are recorded, for latents [1, C, n, h, w] that follow a first frame.
+
+    Args:
+        model: owner of the VAE.
+        decoder: has decoded the first frame; it belongs to this object from here on.
+        frames: n.
+
+    Raises:
+        ValueError: the decoder is at its beginning.
+        RuntimeError: recording failed.
+    """
+
+    def __init__(self, model: StreamModel, decoder: FixableDecoder, frames: int = 1) -> None:
+        self._model, self._decoder, self._frames = model, decoder, frames
+        state = decoder.fix()
+        dtype = next(iter(model.vae.parameters())).dtype
+        shape = (1, model.vae.latent_channels, frames, *model.grid)
+        self._latents = torch.zeros(shape, dtype=dtype, device=model.device)
+        self._recording = record(lambda: self._decoder.decode(self._latents), model.device, state)
+
+    def decode(self, latents: Tensor, out: str = "float") -> Tensor:
+        """The next latents [1, C, n, h, w] -> four video frames each, as `VideoDecoder.decode` gives them.
+
+        "float" ones, [1, 3, 4 n, H, W], are overwritten by the next call; "uint8" ones, [1, 4 n, H, W, 3], are not.
+        """
+        require_output(out)
+        self._latents.copy_(latents)
+        video = self._recording.replay()
+        return video if out == "float" else frames_to_uint8(video)
+
+    def clone(self) -> RecordedDecoder:
+        """A decoder that continues from here on its own, bit for bit, with a recording of its own."""
+        return RecordedDecoder(self._model, self._decoder.clone(), self._frames)
+
+    def reset(self) -> None:
+        """Forget everything decoded so far, and the recording."""
+        self._decoder.reset()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The paged cache against `GrowingCache`, which defines what a frame sees. Pages start as NaN: nothing may leak."""
+"""The paged cache of one row against `GrowingCache`. Pages start as NaN: nothing may leak."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ import torch
 
 from aapt_fast.errors import PoolExhausted
 from aapt_fast.ops import FrameRope, GrowingCache
-from aapt_fast.streaming.paged_cache import PagedCache, TextPages, pages_needed
-from aapt_fast.streaming.pages import PagePool
+from aapt_fast.ops.window import WindowRule
+from aapt_fast.streaming.cache import CacheRow, PagedCache
+from aapt_fast.streaming.pages import PagePool, cache_pages, pages_for
+from aapt_fast.streaming.text_pages import TextPages
 from aapt_fast.testing.compare import assert_near
 
 LAYERS, KV_HEADS, HEAD_DIM = 2, 2, 8
@@ -33,8 +35,36 @@ def shuffle(pool: PagePool) -> PagePool:
     return pool
 
 
-def make_cache(pool: PagePool, grid=(2, 2), window=2, text=None) -> PagedCache:
-    return PagedCache(pool, FrameRope(grid, HEAD_DIM, theta=30.0), grid[0] * grid[1], window, text)
+def rule(window: int) -> WindowRule:
+    """AAPT's."""
+    return WindowRule(window=window, sink=1, sink_position="saturated")
+
+
+def pages_needed(tokens: int, window: int, text_length: int = 0) -> int:
+    return cache_pages(tokens, rule(window)) + pages_for(text_length)
+
+
+class OneRow(PagedCache):
+    """The cache of one session."""
+
+    def __init__(self, row: CacheRow) -> None:
+        super().__init__([row])
+        self.row, self.rope = row, row.rope
+
+    @property
+    def next_frame(self) -> int:
+        return self.row.next_frame
+
+    def fork(self, pool: PagePool | None = None) -> OneRow:
+        return OneRow(self.row.fork(pool))
+
+    def release(self) -> None:
+        self.row.release()
+
+
+def make_cache(pool: PagePool, grid=(2, 2), window=2, text=None) -> OneRow:
+    rope = FrameRope(grid, HEAD_DIM, theta=30.0)
+    return OneRow(CacheRow(pool, rule(window), rope, grid[0] * grid[1], text))
 
 
 def steps(count: int, tokens: int = 4, heads: int = KV_HEADS, dtype: torch.dtype = torch.float32) -> list:
@@ -68,7 +98,7 @@ def test_equals_the_growing_cache(grid, window, text_length):
     pool = shuffle(make_pool(pages_needed(tokens, window, text_length)))
     pages = TextPages(pool, text) if text else None
     cache = make_cache(pool, grid, window, pages)
-    growing = GrowingCache(LAYERS, window, cache.rope, text)
+    growing = GrowingCache(LAYERS, rule(window), cache.rope, text)
     assert_near(run(cache, inputs, *weights), run(growing, inputs, *weights), 1e-5)
     assert cache.next_frame == window + 6
 
@@ -79,7 +109,7 @@ def test_half_precision_is_as_good_as_the_growing_cache():
     cache = make_cache(make_pool(4, torch.bfloat16))
     actual = run(cache, inputs, weight, weight)
     assert actual.dtype == torch.bfloat16
-    assert_near(actual, run(GrowingCache(LAYERS, 2, cache.rope), inputs, weight, weight), 2e-2)
+    assert_near(actual, run(GrowingCache(LAYERS, rule(2), cache.rope), inputs, weight, weight), 2e-2)
 
 
 def test_the_place_of_pages_changes_nothing():
@@ -106,7 +136,7 @@ def test_needs_every_declared_page_and_no_more(window):
     pool = make_pool(pages_needed(tokens, window))
     cache, fewest = make_cache(pool, GRIDS["70 tokens"], window), pool.pages
     for inputs in steps(window + 4, tokens):
-        cache.prepare()
+        cache.prepare(1)
         fewest = min(fewest, pool.free)
         run(cache, [inputs])
     assert fewest == 0
@@ -122,7 +152,7 @@ def test_too_few_pages_are_refused_at_the_door():
         make_cache(pool)
     with pytest.raises(PoolExhausted):
         TextPages(pool, text_of(200))
-    assert pool.available == 3 and pool.free == 7
+    assert pool.available == 3 and pool.free == 6  # the sink of the first has a spare page
 
 
 def test_a_step_without_pages_can_be_repeated():
@@ -142,12 +172,13 @@ def test_a_step_without_pages_can_be_repeated():
 def test_an_interrupted_step_can_be_repeated():
     inputs = steps(6)
     expected = run(make_cache(make_pool(4)), inputs)
-    cache = make_cache(make_pool(4))
+    cache = make_cache(make_pool(8))
     for index, layers in enumerate(inputs):
         cache.attend(0, *steps(1)[0][0], None, None)  # then something went wrong
-        with pytest.raises(RuntimeError, match="fork"):
-            cache.fork()
+        fork = cache.fork()
         assert torch.equal(run(cache, [layers])[0], expected[index])
+        assert torch.equal(run(fork, [layers])[0], expected[index])
+        fork.release()
 
 
 @pytest.mark.parametrize("elsewhere", [False, True], ids=["same pool", "another pool"])
@@ -223,9 +254,9 @@ def test_text_is_written_once_for_several_caches():
     pages = TextPages(pool, text)
     caches = [make_cache(pool, text=pages), make_cache(pool, text=pages)]
     pages.release()
-    assert pool.free == 11
+    assert pool.free == 9  # one for the text, one spare page for the sink of either cache
     inputs = steps(3)
-    expected = run(GrowingCache(LAYERS, 2, caches[0].rope, text), inputs)
+    expected = run(GrowingCache(LAYERS, rule(2), caches[0].rope, text), inputs)
     for cache in caches:
         assert_near(run(cache, inputs), expected, 1e-5)
         cache.release()
@@ -249,7 +280,7 @@ def wrong_use(case: str) -> None:
     elif case == "window":
         make_cache(pool, window=-1)
     elif case == "tokens":
-        PagedCache(pool, cache.rope, 0, 2)
+        CacheRow(pool, rule(2), cache.rope, 0)
     elif case == "text of another pool":
         make_cache(pool, text=TextPages(make_pool(1), text_of(5)))
     elif case == "text layers":
@@ -264,8 +295,8 @@ def wrong_use(case: str) -> None:
     ("case", "message"),
     [
         ("layer", "^layer: expected 0..1"),
-        ("two frames", r"^q: expected shape \[1, 1, 4, H, D\]"),
-        ("batch", r"^q: expected shape \[1, 1, 4, H, D\]"),
+        ("two frames", r"^frames: expected 1..1, a block, got 2"),
+        ("batch", r"^q: expected shape \[1, n, 4, H, D\]"),
         ("dtype", "^k: expected torch.float32"),
         ("window", "^window: expected at least 0"),
         ("tokens", "^tokens: expected at least 1"),
@@ -289,7 +320,7 @@ def test_advance_and_release_guard_the_order_of_calls():
         cache.advance(1)
     cache.release()
     with pytest.raises(RuntimeError, match="released"):
-        cache.prepare()
+        cache.prepare(1)
     with pytest.raises(RuntimeError, match="released"):
         cache.fork()
 

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Several sessions that take their steps together: one evaluation of the generator makes the next frames of each."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from aapt_fast.errors import require, require_type
+from aapt_fast.streaming.boundary import computing
+from aapt_fast.streaming.graph import RECORDERS
+from aapt_fast.streaming.run import Run
+from aapt_fast.streaming.session import StreamSession
+from aapt_fast.streaming.step import Step
+
+
+class SessionBatch:
+    """Sessions of one model that step together. Not safe to use from several threads at a time.
+
+    The weights are read once for all of them, so this takes less time than one step after the other. Every session may
+    be at another step of its run, of another seed and prompt. Frames are those of `StreamSession.step` up to rounding.
+
+    The sessions stay the caller's: each may step alone, fork and be reset between two steps of the batch, and belong to
+    several batches. When a session comes or goes, make another batch. A reset is noticed: the next step prepares the
+    batch anew, and records it anew.
+
+    Args:
+        sessions: at least one, none of them twice; of one model and sampler, in one pool (`PagePool.for_sessions`).
+        cuda_graph: record the step of the batch as a CUDA graph, with the kernels that are on now. For sessions on a
+            GPU. A step in which some session begins its run is not replayed.
+
+    Raises:
+        TypeError, ValueError: sessions that cannot be batched.
+        SessionClosed: one of them is closed.
+        PoolExhausted: pages of the pool were taken without a reservation.
+        RuntimeError: recording failed. In all cases the sessions are as they were.
+    """
+
+    def __init__(self, sessions: Sequence[StreamSession], *, cuda_graph: bool = False) -> None:
+        self._sessions: list[StreamSession] = _items("sessions", sessions)
+        _check(self._sessions)
+        require_type("cuda_graph", cuda_graph, bool)
+        kind = self._sessions[0].model.device.type
+        require(not cuda_graph or kind in RECORDERS, "cuda_graph", f"False: steps on a {kind} are not recorded", True)
+        self._cuda_graph = cuda_graph
+        self._step = self._make_step()
+
+    @property
+    def sessions(self) -> tuple[StreamSession, ...]:
+        """In the order of the controls and videos of `step`."""
+        return tuple(self._sessions)
+
+    def step(self, controls: Sequence[object] | None = None) -> list[Tensor]:
+        """The next video of every session, uint8 [F, H, W, 3] each, as `StreamSession.step` gives it.
+
+        Args:
+            controls: one per session, as in `StreamSession.step`; None for a model without control.
+
+        Raises:
+            TypeError, ValueError: a bad control. Nothing has changed.
+            PoolExhausted: as in `StreamSession.step`; nothing has changed.
+            SessionClosed: one of the sessions is closed; nothing has changed, the others need a batch of their own.
+            RuntimeError: recording anew after a reset failed; nothing has changed. Any other error in the middle of a
+                step closes all sessions.
+        """
+        begun = time.perf_counter()
+        for session in self._sessions:
+            session._require_open()
+        given = [None] * len(self._sessions) if controls is None else _items("controls", controls)
+        require(len(given) == len(self._sessions), "controls", f"{len(self._sessions)}, one per session", len(given))
+        if any(run is not session._run for run, session in zip(self._step.runs, self._sessions, strict=True)):
+            self._step = self._make_step()
+        with computing(self._sessions[0].model):
+            prepared = [(step, step.prepare(part)) for step, part in self._parts(given)]
+            try:
+                videos = [video for step, entries in prepared for video in step.take(entries)]
+            except BaseException as error:
+                for session in self._sessions:
+                    session._close(f"by {type(error).__name__} in a step together with others")
+                raise
+        for session in self._sessions:
+            session.latency.record_step(time.perf_counter() - begun)
+        return videos
+
+    def _parts(self, controls: list[object]) -> list[tuple[Step, list[object]]]:
+        """The whole batch, or each session alone where some begin their run and a first step is another computation."""
+        began = {session.steps > 0 for session in self._sessions}
+        if len(began) > 1 and self._sessions[0].sampler.begins_differently:
+            return [(session._step, [control]) for session, control in zip(self._sessions, controls, strict=True)]
+        return [(self._step, controls)]
+
+    def _make_step(self) -> Step:
+        first = self._sessions[0]
+        runs: list[Run] = [session._run for session in self._sessions]
+        with computing(first.model):
+            return Step(first.model, first.sampler, runs, self._cuda_graph)
+
+
+def _check(sessions: list[StreamSession]) -> None:
+    require(len(sessions) > 0, "sessions", "at least one", "none")
+    for session in sessions:
+        require_type("sessions", session, StreamSession)
+        session._require_open()
+        first = sessions[0]
+        require(session.model is first.model, "sessions", "sessions of the same model object", "of several")
+        in_one = "sessions in one pool: StreamSession(..., pool=PagePool.for_sessions(...))"
+        require(session._pool is first._pool, "sessions", in_one, "sessions in several")
+        require(session.sampler == first.sampler, "sessions", f"one sampler, {first.sampler}", session.sampler)
+    require(len({id(session) for session in sessions}) == len(sessions), "sessions", "each once", "one of them twice")
+
+
+def _items(name: str, values: Any) -> list[Any]:
+    """`values` as a list; raises TypeError, naming the argument, if they are not several."""
+    try:
+        return list(values)
+    except TypeError as error:
+        raise TypeError(f"{name}: expected a sequence, one per session, got {type(values).__name__}") from error

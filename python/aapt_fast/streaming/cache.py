@@ -1,0 +1,323 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The key-value cache of a stream in pages: a ledger per session, and one cache for the steps of B sessions.
+
+A frame starts on a page, so the cache of a step is a list of pages, each with its number of valid slots:
+
+    text | frames that the rule shows, oldest first | entries without valid slots | own frames
+
+The list always has its full length, and is the same in every layer. It lies in tensors that stay where they are, so a
+recorded step and an unrecorded one read the same. Frames that no later step sees give their pages back.
+
+Keys of a frame are rotated when they are written. A sink frame whose position moves (`WindowRule`) is rotated again in
+every step, from a copy of its keys before rotation; until it has left the window, that writes to spare pages, which
+are in no list.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from aapt_fast.errors import require, require_shape
+from aapt_fast.ops import PAGE_SLOTS, FrameRope, kv_write, normalise_and_rotate, paged_attention
+from aapt_fast.ops.window import WindowRule
+from aapt_fast.streaming.pages import PagePool, cache_pages, pages_for, valid_slots
+from aapt_fast.streaming.text_pages import TextPages
+
+
+@dataclass(frozen=True)
+class RowPlan:
+    """Pages of the next step of one row."""
+
+    frames: int  # that the step makes
+    listed: list[tuple[int, int]]  # page and valid slots: text and past frames
+    own: list[list[int]]  # pages of each new frame
+    moved: list[tuple[list[int], int]]  # per frame that moves: pages for its rotated keys, position
+    moves: bool  # whether attention reads any of the latter
+
+
+class CacheRow:
+    """The pages of one cache of one session, by frame.
+
+    Besides pages it holds the keys of frames that move, [layers, slots of those frames, Hkv, D], normalised and not
+    rotated.
+
+    Args:
+        pool: home of keys and values. `cache_pages` pages are reserved until `release`, without those of the text.
+        rule: frames that a step sees.
+        rope: rotary positions of a frame's tokens.
+        tokens: N, tokens per frame.
+        text: prompt in pages of the same pool; the row becomes one more holder.
+        eps: of the RMSNorm.
+        unrotated: those keys of another row with the same first frames, to share.
+
+    Raises:
+        ValueError: tokens < 1, a rule without a window, or text in another pool.
+        PoolExhausted: too few pages are available; the pool stays as it was.
+    """
+
+    def __init__(
+        self,
+        pool: PagePool,
+        rule: WindowRule,
+        rope: FrameRope,
+        tokens: int,
+        text: TextPages | None = None,
+        *,
+        eps: float = 1e-6,
+        unrotated: Tensor | None = None,
+    ) -> None:
+        require(tokens >= 1, "tokens", "at least 1 per frame", tokens)
+        require(text is None or text.pool is pool, "text", "pages of the cache's pool", "pages of another one")
+        self._reserved = cache_pages(tokens, rule)
+        pool.reserve(self._reserved)
+        self.pool, self.rule, self.rope, self.tokens, self.eps = pool, rule, rope, tokens, eps
+        self.text = None if text is None else text.share()
+        self.next_frame = 1
+        self._past: dict[int, list[int]] = {}  # pages by frame, oldest first
+        self._spare: dict[int, list[int]] = {}  # per frame that moves, while it has not left the window
+        self._plan: RowPlan | None = None  # of the step between `plan` and `advance`
+        self._released = False
+        layers, _, _, heads, width = pool.k.shape
+        slots = rule.moved * pages_for(tokens) * PAGE_SLOTS
+        self.unrotated = pool.k.new_zeros(layers, slots, heads, width) if unrotated is None else unrotated
+        try:
+            for frame in range(1, rule.moved + 1):
+                self._spare[frame] = pool.allocate(pages_for(tokens))
+        except BaseException:
+            self.release()
+            raise
+
+    @property
+    def entries(self) -> int:
+        """Length of the page list of a step."""
+        return self._reserved + (0 if self.text is None else len(self.text.ids))
+
+    def plan(self, frames: int) -> RowPlan:
+        """Take the pages of the next `frames` frames; a second call before `advance` gives the same plan.
+
+        Raises RuntimeError after `release`, ValueError for more frames than a block has or another number than has
+        been planned already, PoolExhausted if pages of the pool were taken without a reservation: then nothing has
+        changed, except that frames which no later step sees are forgotten.
+        """
+        if self._released:
+            raise RuntimeError("cache: it has been released")
+        require(1 <= frames <= self.rule.frames, "frames", f"1..{self.rule.frames}, a block", frames)
+        if self._plan is None:
+            self._plan = self._make_plan(frames)
+        require(self._plan.frames == frames, "frames", f"{self._plan.frames}, as planned", frames)
+        return self._plan
+
+    def advance(self) -> None:
+        """End the planned step: its frames become past frames."""
+        assert self._plan is not None
+        self._past |= dict(enumerate(self._plan.own, start=self.next_frame))
+        self.next_frame += self._plan.frames
+        self._plan = None
+        self._forget(self.next_frame)  # by the smallest block that can come next
+
+    def fork(self, pool: PagePool | None = None) -> CacheRow:
+        """A row that continues from here on its own, bit for bit like this one.
+
+        In the same pool it shares pages until one of the two would write to them; to another `pool` they are copied.
+        A planned step stays this row's. Raises RuntimeError after `release`, PoolExhausted if too few pages are
+        available.
+        """
+        if self._released:
+            raise RuntimeError("cache: it has been released")
+        pool = self.pool if pool is None else pool
+        text = self.text.copy_to(pool) if self.text is not None and pool is not self.pool else self.text
+        complete = self.next_frame > self.rule.moved  # so that nobody writes to the keys that move
+        kept = self.unrotated if complete else self.unrotated.clone()
+        try:
+            other = CacheRow(pool, self.rule, self.rope, self.tokens, text, eps=self.eps, unrotated=kept)
+        finally:
+            if text is not None and text is not self.text:
+                text.release()
+        other.next_frame = self.next_frame
+        try:
+            for frame, ids in self._past.items():
+                if frame in other._spare and frame not in self._spare:
+                    pool.release(other._spare.pop(frame))
+                if pool is self.pool:
+                    pool.share(ids)
+                    other._past[frame] = list(ids)
+                else:
+                    other._past[frame] = pool.allocate(len(ids))
+                    pool.copy_pages(other._past[frame], self.pool, ids)
+        except BaseException:
+            other.release()
+            raise
+        return other
+
+    def release(self) -> None:
+        """Give all pages and the reservation back. A second call does nothing."""
+        if self._released:
+            return
+        self._released = True
+        own = [] if self._plan is None else self._plan.own
+        for ids in (*self._past.values(), *self._spare.values(), *own):
+            self.pool.release(ids)
+        self.pool.unreserve(self._reserved)
+        if self.text is not None:
+            self.text.release()
+
+    def _forget(self, newest: int) -> dict[int, int]:
+        """Give back the frames that a step ending in `newest` does not see; positions of those that it does."""
+        seen = dict(self.rule.seen(newest))
+        for frame in [frame for frame in self._past if frame not in seen]:
+            self.pool.release(self._past.pop(frame))
+        return seen
+
+    def _make_plan(self, frames: int) -> RowPlan:
+        newest, per_frame = self.next_frame + frames - 1, pages_for(self.tokens)
+        seen = self._forget(newest)
+        outside = range(1, min(self.rule.moved, self.rule.window_start(newest) - 1) + 1)  # of the window
+        for frame in [frame for frame in self._spare if frame in outside]:
+            self.pool.release(self._spare.pop(frame))
+        shared = [frame for frame in outside if self.pool.is_shared(self._past[frame][0])]
+        taken = self.pool.allocate((frames + len(shared)) * per_frame)
+        groups = [taken[start : start + per_frame] for start in range(0, len(taken), per_frame)]
+        for frame, copies in zip(shared, groups[frames:], strict=True):  # about to be written to
+            self.pool.copy_pages(copies, self.pool, self._past[frame])
+            self.pool.release(self._past[frame])
+            self._past[frame] = copies
+        counts = valid_slots(self.tokens)
+        listed = [] if self.text is None else list(zip(self.text.ids, self.text.valid, strict=True))
+        listed += [entry for ids in self._past.values() for entry in zip(ids, counts, strict=True)]
+        moved = [
+            (self._past[frame], seen[frame]) if frame in outside else (self._spare[frame], frame)
+            for frame in range(1, self.rule.moved + 1)
+        ]
+        return RowPlan(frames, listed, groups[:frames], moved, bool(outside))
+
+
+class PagedCache:
+    """`ops.Cache` for the steps of B rows: one block of frames per call and row, inference only.
+
+    Row b of a call is the next block of `rows[b]`, whatever its number. The rows belong to their sessions: nothing here
+    needs to be released, and between two steps each may be used in another cache. Until `advance`, a layer may attend
+    again, for example at another noise level: its keys and values replace the earlier ones.
+
+    Args:
+        rows: at least one; of one pool and rule, with as many tokens per frame, none of them twice.
+
+    Raises:
+        ValueError: rows that do not fit together.
+    """
+
+    def __init__(self, rows: Sequence[CacheRow]) -> None:
+        require(len(rows) > 0, "rows", "at least one", "none")
+        require(len({id(row) for row in rows}) == len(rows), "rows", "each of them once", "one of them twice")
+        first = rows[0]
+        for row in rows:
+            require(row.pool is first.pool, "rows", "rows of one pool", "rows of several")
+            require(row.tokens == first.tokens, "rows", f"{first.tokens} tokens per frame", row.tokens)
+            require(row.rule == first.rule, "rows", f"one rule, {first.rule}", row.rule)
+        self.rows, self.pool, self._tokens = list(rows), first.pool, first.tokens
+        self.recording = False
+        """While a step is recorded: it runs as in the steady state, with frames past the sink, and moves no row on."""
+        device, rule, width = self.pool.k.device, first.rule, self.pool.k.shape[-1]
+        frame_pages = pages_for(first.tokens)
+        entries = max(row.entries for row in rows)
+        self._table = torch.zeros(2, len(rows), entries, dtype=torch.int32, device=device)  # page ids, valid slots
+        sizes = (2, len(rows), rule.frames, first.tokens, width // 2)
+        self._rotation = torch.zeros(sizes, dtype=torch.float32, device=device)  # cos, sin
+        moved = len(rows) * rule.moved * frame_pages
+        self._moved_ids = torch.zeros(moved, dtype=torch.int64, device=device)
+        self._moved_rotation = torch.zeros(2, moved * PAGE_SLOTS, width // 2, dtype=torch.float32, device=device)
+        self._plans: list[RowPlan] = []  # that the tensors hold
+        self._attended: set[int] = set()  # layers
+
+    def prepare(self, frames: int) -> None:
+        """Plan the next `frames` frames of every row and write the tensors that `attend` reads.
+
+        `attend` does it where it has not been done. Raises as `CacheRow.plan` does.
+        """
+        plans = [row.plan(frames) for row in self.rows]
+        if len(plans) == len(self._plans) and all(a is b for a, b in zip(plans, self._plans, strict=True)):
+            return
+        self._plans, self._attended = plans, set()
+        rope, tokens = self.rows[0].rope, self._tokens
+        entries, self._frames = self._table.shape[2], frames
+        table = []
+        for plan in plans:
+            counts = valid_slots(tokens)
+            own = [entry for ids in plan.own for entry in zip(ids, counts, strict=True)]
+            nothing = [(own[0][0], 0)] * (entries - len(plan.listed) - len(own))
+            table.append([*plan.listed, *nothing, *own])
+        self._table.copy_(torch.tensor(table, dtype=torch.int32).permute(2, 0, 1))
+        own_frames = [row.next_frame + i for row in self.rows for i in range(frames)]
+        for place, angles in zip(self._rotation, rope(own_frames), strict=True):
+            place[:, :frames].copy_(angles.view(len(plans), frames, tokens, -1))
+        moved = [entry for plan in plans for entry in plan.moved]
+        if moved:
+            self._moved_ids.copy_(torch.tensor([page for ids, _ in moved for page in ids]))
+            for place, angles in zip(self._moved_rotation, rope([position for _, position in moved]), strict=True):
+                place.view(len(moved), -1, place.shape[-1])[:, :tokens].copy_(angles.view(len(moved), tokens, -1))
+
+    def attend(
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, q_weight: Tensor | None, k_weight: Tensor | None
+    ) -> Tensor:
+        """See `Cache.attend`; q, k, v and the result are [B, n, N, H or Hkv, D].
+
+        Raises ValueError for another shape or dtype, PoolExhausted as `CacheRow.plan` does.
+        """
+        layers = len(self.pool.by_layer)
+        require(0 <= layer < layers, "layer", f"0..{layers - 1}", layer)
+        require_shape("q", q, len(self.rows), "n", self._tokens, "H", "D")
+        frames = q.shape[1]
+        require_shape("k", k, len(self.rows), frames, self._tokens, "Hkv", q.shape[-1])
+        require_shape("v", v, *k.shape)
+        if not self._plans:
+            self.prepare(frames)
+        require(frames == self._frames, "q", f"{self._frames} frames, as prepared", frames)
+        k_pages, v_pages = self.pool.by_layer[layer]
+        page_ids, page_valid = self._table.unbind()
+        own_ids = page_ids[:, -frames * pages_for(self._tokens) :].chunk(frames, 1)
+        cos, sin = self._rotation.unbind()
+        weights, eps = (q_weight, k_weight), self.rows[0].eps
+        rotated = [
+            kv_write(q[:, i], k[:, i], v[:, i], *weights, cos[:, i], sin[:, i], k_pages, v_pages, own_ids[i], eps)
+            for i in range(frames)
+        ]
+        self._move_sinks(layer, k, k_weight, k_pages)
+        queries = rotated[0] if frames == 1 else torch.cat(rotated, 1)
+        out, _ = paged_attention(queries, k_pages, v_pages, page_ids, page_valid)
+        self._attended.add(layer)
+        return out.view(q.shape)
+
+    def advance(self, frames: int) -> None:
+        """See `Cache.advance`. Raises RuntimeError unless every layer has attended with this many frames."""
+        layers, attended = len(self.pool.by_layer), len(self._attended)
+        planned = self._frames if self._plans else 0
+        if planned != frames or attended != layers:
+            expected = f"advance: expected {frames} frames after {layers} layers"
+            raise RuntimeError(f"{expected}, got {planned} after {attended}")
+        if not self.recording:
+            self.finish()
+
+    def finish(self) -> None:
+        """Move every row on to its next block: `advance` for a step that was replayed."""
+        for row in self.rows:
+            row.advance()
+        self._plans = []
+
+    def _move_sinks(self, layer: int, k: Tensor, k_weight: Tensor | None, k_pages: Tensor) -> None:
+        """Keep new keys of frames that will move, and write the keys of those that have, at their present position."""
+        rule = self.rows[0].rule
+        if not rule.moved:
+            return
+        if not self.recording:
+            for row, keys in zip(self.rows, k, strict=True):
+                for frame in range(row.next_frame, min(row.next_frame + len(keys) - 1, rule.moved) + 1):
+                    start = (frame - 1) * pages_for(self._tokens) * PAGE_SLOTS
+                    kept = normalise_and_rotate(keys[frame - row.next_frame], k_weight, None, None, row.eps)
+                    row.unrotated[layer, start : start + self._tokens] = kept
+        if self.recording or any(plan.moves for plan in self._plans):
+            kept = [row.unrotated[layer] for row in self.rows]
+            keys = normalise_and_rotate(kept[0] if len(kept) == 1 else torch.cat(kept), None, *self._moved_rotation)
+            k_pages.index_copy_(0, self._moved_ids, keys.unflatten(0, (-1, PAGE_SLOTS)))

@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The state of one session between two steps: the pages of its past, its decoder, and the newest frame."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from aapt_fast.errors import PoolExhausted
+from aapt_fast.models.protocols import VideoDecoder
+from aapt_fast.models.sampling import Sampler
+from aapt_fast.models.stream_model import StreamModel
+from aapt_fast.ops.cache import KeysAndValues
+from aapt_fast.streaming.cache import CacheRow, PagedCache
+from aapt_fast.streaming.graph import RecordedDecoder
+from aapt_fast.streaming.pages import PagePool, cache_pages, pages_for
+from aapt_fast.streaming.text_pages import TextPages
+
+
+@dataclass(frozen=True)
+class Start:
+    """The beginning of a run."""
+
+    image: Tensor | None  # float32 [1, C, 1, h, w]
+    control: Tensor | None  # of the image, float32 [entries * entry_channels, h, w]
+    prompt: Tensor | None  # [1, L, text_width]
+    seed: int
+
+
+@dataclass
+class Run:
+    """Made by `open_run` and `fork`. A step changes it."""
+
+    start: Start
+    rows: list[CacheRow]  # one per cache of the sampler
+    context: Any  # from the sampler
+    decoder: VideoDecoder
+    first_frame: Tensor | None  # the image as the VAE shows it, uint8 [H, W, 3]
+    frame: Tensor | None  # newest, float32 [1, C, n, h, w]
+    control: Tensor | None  # of the newest step, float32 [entries * entry_channels, h, w]
+    steps: int = 0
+
+    def fork(self, pool: PagePool) -> Run:
+        """A run that continues from here on its own, bit for bit. Raises PoolExhausted if `pool` has too few pages."""
+        other = copy.copy(self)
+        other.rows = _all_or_none(row.fork(pool) for row in self.rows)
+        try:
+            other.decoder = self.decoder.clone()
+        except BaseException:
+            other.release()
+            raise
+        return other
+
+    def release(self) -> None:
+        """Give the pages back. A second call does nothing."""
+        for row in self.rows:
+            row.release()
+
+    def decode(self, model: StreamModel, frames: Tensor) -> Tensor:
+        """New frames [1, C, n, h, w] -> video, uint8 [F, H, W, 3]; a frame that begins a video goes alone."""
+        if self.steps or self.first_frame is not None or frames.shape[2] == 1:
+            return model.decode(self.decoder, frames)
+        parts = [frames[:, :, :1], frames[:, :, 1:]]
+        return torch.cat([model.decode(self.decoder, part) for part in parts])
+
+
+def open_run(
+    model: StreamModel, sampler: Sampler, start: Start, pool_of: Callable[[int], PagePool], cuda_graph: bool
+) -> Run:
+    """Begin a run: compute the prompt's keys, take pages, and prime the decoder with the image.
+
+    `pool_of` gives the pool for a number of pages. `cuda_graph` records the decoder, if the run begins with an image.
+    Raises PoolExhausted if the pool
+    has too few pages, RuntimeError if recording fails; everything taken has been given back then.
+    """
+    decoder = model.vae.stream()
+    first_frame = None if start.image is None else model.decode(decoder, start.image)[0]
+    generator, rule = model.generator, sampler.rule(model.generator)
+    rope, eps = generator.rope(*model.grid), generator.config.eps
+    with model.autocast():
+        prepared = sampler.prepare(generator, start.prompt)
+    lengths = [0 if text is None else text[0][0].shape[1] for text in prepared.text]
+    pages = sum(cache_pages(model.tokens, rule) + pages_for(length) for length in lengths)
+    pool = pool_of(pages)
+    if pages > pool.available:
+        raise PoolExhausted(f"session: asked for {pages} pages, {pool.available} of {pool.pages} are available")
+
+    def row(text: Sequence[KeysAndValues] | None) -> CacheRow:
+        if text is None:
+            return CacheRow(pool, rule, rope, model.tokens, eps=eps)
+        in_pages = TextPages(pool, text)
+        try:
+            return CacheRow(pool, rule, rope, model.tokens, in_pages, eps=eps)
+        finally:
+            in_pages.release()  # the row holds it
+
+    rows = _all_or_none(row(text) for text in prepared.text)
+    run = Run(start, rows, prepared.context, decoder, first_frame, start.image, start.control)
+    try:
+        if start.image is not None:
+            sampler.remember(generator, start.image, run.context, [PagedCache([row]) for row in rows])
+        if cuda_graph and first_frame is not None:
+            run.decoder = RecordedDecoder(model, decoder, rule.frames)
+    except BaseException:
+        run.release()
+        raise
+    return run
+
+
+def _all_or_none(rows: Iterable[CacheRow]) -> list[CacheRow]:
+    """The rows as a list; if making one fails, those before it are released."""
+    made: list[CacheRow] = []
+    try:
+        for row in rows:
+            made.append(row)
+    except BaseException:
+        for row in made:
+            row.release()
+        raise
+    return made
