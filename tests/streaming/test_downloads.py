@@ -31,7 +31,7 @@ def test_a_result_lasts_until_its_buffer_is_given_away(buffers):
         pending.append(out.submit(video(number)))
         arrays.append(pending[-1].result())
         assert (arrays[number - buffers] == number).all()  # the docstring says so: it was a view
-        with pytest.raises(RuntimeError, match=rf"result: expected a call before {buffers} more videos are sent"):
+        with pytest.raises(RuntimeError, match=rf"result: expected a call before {buffers} more videos are submitted"):
             pending[number - buffers].result()
         assert numpy.shares_memory(pending[number - buffers + 1].result(), arrays[number - buffers + 1])
 
