@@ -5,14 +5,14 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from typing import TypeAlias
 
 import numpy
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from aapt_fast.errors import require, require_shape, require_type
 from aapt_fast.models.aapt.config import ControlConfig, GeneratorConfig
@@ -21,7 +21,7 @@ from aapt_fast.models.files.load_generator import load_generator
 from aapt_fast.models.files.load_vae import load_vae
 from aapt_fast.models.files.model_file import read_model, write_model
 from aapt_fast.models.files.placement import require_path, require_usable_device, require_usable_dtype
-from aapt_fast.models.vae.layers import frames_to_uint8
+from aapt_fast.models.vae.video_stream import VideoDecoder, VideoVAE, frames_to_uint8
 from aapt_fast.models.wan.config import WanConfig
 from aapt_fast.models.wan.transformer import PATCH, WanTransformer
 
@@ -29,63 +29,6 @@ ImageLike: TypeAlias = Image.Image | numpy.ndarray | Tensor
 
 WAN_GRIDS = {8: (60, 104), 16: (44, 80)}
 """Pixels per latent cell -> latent height and width of what Wan was trained at: 2.1 at 480 x 832, 2.2 at 704 x 1280."""
-
-
-class VideoDecoder(Protocol):
-    """The streaming side of a video VAE: the state of one stream of video."""
-
-    def decode(self, latents: Tensor, out: str = "float") -> Tensor:
-        """The next latents [B, C, n, h, w] -> F video frames: 1 for the first latent frame, 4 for every other.
-
-        `out`: "float" for [B, 3, F, H, W] in -1..1, "uint8" for [B, F, H, W, 3].
-        """
-        ...
-
-    def clone(self) -> VideoDecoder:
-        """A decoder that continues from here on its own, bit for bit."""
-        ...
-
-    def reset(self) -> None:
-        """Forget everything decoded so far."""
-        ...
-
-
-class FixableDecoder(VideoDecoder, Protocol):
-    """A decoder whose steps can be recorded."""
-
-    def clone(self) -> FixableDecoder:
-        """See `VideoDecoder.clone`."""
-        ...
-
-    def fix(self) -> list[Tensor]:
-        """From here on, keep the state in the same tensors [...], and give them. ValueError before the first frame."""
-        ...
-
-
-class VideoVAE(Protocol):
-    """The part of a video VAE that streaming uses."""
-
-    @property
-    def latent_channels(self) -> int:
-        """C, channels of a latent frame."""
-        ...
-
-    @property
-    def spatial_factor(self) -> int:
-        """Pixels per latent cell, down and across."""
-        ...
-
-    def encode(self, video: Tensor) -> Tensor:
-        """Video [B, 3, 1 + 4 n, H, W] in -1..1 -> latents [B, C, 1 + n, h, w]."""
-        ...
-
-    def stream(self) -> FixableDecoder:
-        """A decoder at the start of a video."""
-        ...
-
-    def parameters(self) -> Iterator[nn.Parameter]:
-        """The weights, which have one dtype and device."""
-        ...
 
 
 class StreamModel:

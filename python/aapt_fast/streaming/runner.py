@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from aapt_fast.models.aapt.sampling import sample_frame, timesteps
-from aapt_fast.models.stream_model import FixableDecoder, StreamModel
-from aapt_fast.models.vae.layers import frames_to_uint8, require_output
+from aapt_fast.models.stream_model import StreamModel
+from aapt_fast.models.vae.video_stream import DecoderStream, frames_to_uint8, require_output
 from aapt_fast.streaming.fixed_cache import FixedPagedCache
 from aapt_fast.streaming.pages import PagePool
 from aapt_fast.streaming.recording import Recording, record
@@ -101,7 +101,7 @@ class RecordedDecoder:
         RuntimeError: recording failed.
     """
 
-    def __init__(self, model: StreamModel, decoder: FixableDecoder) -> None:
+    def __init__(self, model: StreamModel, decoder: DecoderStream) -> None:
         self._model, self._decoder = model, decoder
         state = decoder.fix()
         dtype = next(iter(model.vae.parameters())).dtype

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from aapt_fast.errors import PoolExhausted, SessionClosed, require, require_type
-from aapt_fast.models.stream_model import ImageLike, StreamModel, VideoDecoder
+from aapt_fast.models.stream_model import ImageLike, StreamModel
+from aapt_fast.models.vae.video_stream import VideoDecoder
 from aapt_fast.models.wan.sampling import FewStep
 from aapt_fast.models.wan.transformer import WanTransformer
 from aapt_fast.streaming.boundary import check_pool, check_start, checked_seed, computing, ordinary, wait_for
