@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Layers that the video VAEs share: the causal convolution, and space to channels."""
+"""Layers that the video VAEs share: the causal convolution; space and time to channels."""
 
 from __future__ import annotations
 
@@ -55,6 +55,20 @@ def fold_space(x: Tensor, factor: int) -> Tensor:
 def unfold_space(x: Tensor, factor: int) -> Tensor:
     """[B, C factor^2, T, H, W] -> [B, C, T, H factor, W factor], the inverse of `fold_space`."""
     return _per_frame(x, F.pixel_shuffle, factor)
+
+
+def fold_time(video: Tensor, factor: int) -> Tensor:
+    """[B, C, factor n, H, W] -> [B, factor C, n, H, W], time major."""
+    batch, channels, frames, height, width = video.shape
+    grouped = video.view(batch, channels, frames // factor, factor, height, width)
+    return grouped.permute(0, 3, 1, 2, 4, 5).reshape(batch, factor * channels, frames // factor, height, width)
+
+
+def unfold_time(video: Tensor, factor: int) -> Tensor:
+    """[B, factor C, n, H, W] -> [B, C, factor n, H, W], the inverse of `fold_time`."""
+    batch, channels, frames, height, width = video.shape
+    grouped = video.view(batch, factor, channels // factor, frames, height, width)
+    return grouped.permute(0, 2, 3, 1, 4, 5).reshape(batch, channels // factor, factor * frames, height, width)
 
 
 def _per_frame(x: Tensor, rearrange: Callable[[Tensor, int], Tensor], factor: int) -> Tensor:

@@ -16,7 +16,14 @@ from torch import Tensor, nn
 from aapt_fast.errors import require, require_shape
 from aapt_fast.models.aapt.config import MiniVAEConfig
 from aapt_fast.models.vae.feature_cache import FeatureCache
-from aapt_fast.models.vae.layers import CausalConv3d, fold_space, name_cached_layers, unfold_space
+from aapt_fast.models.vae.layers import (
+    CausalConv3d,
+    fold_space,
+    fold_time,
+    name_cached_layers,
+    unfold_space,
+    unfold_time,
+)
 from aapt_fast.models.vae.video_stream import DecoderStream, require_latents
 
 SPACE, TIME, RGB = 8, 4, 3
@@ -223,17 +230,3 @@ class MiniVAE(nn.Module):
 def _enlarge(x: Tensor) -> Tensor:
     """[B, 8 C, n, H, W] -> [B, C, 2 n, 2 H, 2 W], in the memory format that the following layers are fastest in."""
     return unfold_time(unfold_space(x, 2), 2).contiguous(memory_format=torch.channels_last_3d)
-
-
-def fold_time(video: Tensor, factor: int) -> Tensor:
-    """[B, C, factor n, H, W] -> [B, factor C, n, H, W], time major."""
-    batch, channels, frames, height, width = video.shape
-    grouped = video.view(batch, channels, frames // factor, factor, height, width)
-    return grouped.permute(0, 3, 1, 2, 4, 5).reshape(batch, factor * channels, frames // factor, height, width)
-
-
-def unfold_time(video: Tensor, factor: int) -> Tensor:
-    """[B, factor C, n, H, W] -> [B, C, factor n, H, W], the inverse of `fold_time`."""
-    batch, channels, frames, height, width = video.shape
-    grouped = video.view(batch, factor, channels // factor, frames, height, width)
-    return grouped.permute(0, 2, 3, 1, 4, 5).reshape(batch, channels // factor, factor * frames, height, width)
