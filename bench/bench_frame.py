@@ -24,7 +24,6 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from aapt_fast.streaming.graph import RECORDERS
 from torch import Tensor
 
 import aapt_fast
@@ -39,6 +38,7 @@ from aapt_fast.profiling.kernels import working_kernels
 from aapt_fast.profiling.roofline import Step
 from aapt_fast.profiling.systems import PROMPT_TOKENS, random_model
 from aapt_fast.profiling.timing import Sample
+from aapt_fast.streaming.graph import RECORDERS
 from aapt_fast.streaming.session import StreamSession
 from aapt_fast.worlds.motions import random_motion
 from aapt_fast.worlds.skeleton import Camera, forward_kinematics

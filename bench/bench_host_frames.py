@@ -20,7 +20,6 @@ import sys
 import time
 
 import torch
-from aapt_fast.streaming.graph import RECORDERS
 
 from aapt_fast import FrameDownloader, StreamSession
 from aapt_fast.models.aapt.presets import generator_preset
@@ -29,6 +28,7 @@ from aapt_fast.profiling.inputs import random_controls, random_image, random_pro
 from aapt_fast.profiling.systems import PROMPT_TOKENS, random_model
 from aapt_fast.profiling.timing import Sample
 from aapt_fast.streaming.downloads import PendingFrames
+from aapt_fast.streaming.graph import RECORDERS
 from bench.harness.cases import DTYPE_NAMES
 
 

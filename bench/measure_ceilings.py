@@ -32,7 +32,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import sdpa_kernel
 
-from aapt_fast.models.vae.layers import FeatureCache
+from aapt_fast.models.vae.feature_cache import FeatureCache
 from aapt_fast.models.vae.wan import WanVAE, WanVAEConfig
 from bench.harness import ceilings
 from bench.harness.document import Document, clocks
@@ -206,12 +206,12 @@ def decoder_compiled(device: torch.device, config: WanVAEConfig, grid: tuple[int
     with torch.no_grad():
         past = FeatureCache()
         for _ in range(3):
-            vae._decode_chunk(latents, past)
+            vae.decode_chunk(latents, past)
         static = {key: frames.clone() for key, frames in past.tensors().items()}
 
         def functional(frames: Tensor, features: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
             cache = FeatureCache(features)
-            return vae._decode_chunk(frames, cache), cache.tensors()
+            return vae.decode_chunk(frames, cache), cache.tensors()
 
         compiled = torch.compile(functional, dynamic=False) if device.type == "cuda" else functional
 

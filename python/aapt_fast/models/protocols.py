@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Protocols of what a `StreamModel` is made of: a generator, a video VAE, and the VAE's streaming decoder.
+"""Protocol of generators: streaming knows them by it only, never by their class.
 
-Streaming knows models by these protocols only, never by their class.
+vae/video_stream.py has the one of video VAEs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any, Protocol
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from aapt_fast.models.aapt.config import ControlConfig
 from aapt_fast.ops import FrameRope
@@ -103,61 +102,4 @@ class VideoGenerator(Protocol):
 
     def default_sampler(self) -> Any:
         """The `Sampler` of a session that names none."""
-        ...
-
-
-class VideoDecoder(Protocol):
-    """The streaming side of a video VAE: the state of one stream of video."""
-
-    def decode(self, latents: Tensor, out: str = "float") -> Tensor:
-        """The next latents [B, C, n, h, w] -> F video frames: 1 for the first latent frame, 4 for every other.
-
-        `out`: "float" for [B, 3, F, H, W] in -1..1, "uint8" for [B, F, H, W, 3].
-        """
-        ...
-
-    def clone(self) -> VideoDecoder:
-        """A decoder that continues from here on its own, bit for bit."""
-        ...
-
-    def reset(self) -> None:
-        """Forget everything decoded so far."""
-        ...
-
-
-class FixableDecoder(VideoDecoder, Protocol):
-    """A decoder whose steps can be recorded."""
-
-    def clone(self) -> FixableDecoder:
-        """See `VideoDecoder.clone`."""
-        ...
-
-    def fix(self) -> list[Tensor]:
-        """From here on, keep the state in the same tensors [...], and give them. ValueError before the first frame."""
-        ...
-
-
-class VideoVAE(Protocol):
-    """The part of a video VAE that streaming uses."""
-
-    @property
-    def latent_channels(self) -> int:
-        """C, channels of a latent frame."""
-        ...
-
-    @property
-    def spatial_factor(self) -> int:
-        """Pixels per latent cell, down and across."""
-        ...
-
-    def encode(self, video: Tensor) -> Tensor:
-        """Video [B, 3, 1 + 4 n, H, W] in -1..1 -> latents [B, C, 1 + n, h, w]."""
-        ...
-
-    def stream(self) -> FixableDecoder:
-        """A decoder at the start of a video."""
-        ...
-
-    def parameters(self) -> Iterator[nn.Parameter]:
-        """The weights, which have one dtype and device."""
         ...

@@ -20,8 +20,8 @@ from aapt_fast.models.files.load_generator import load_generator
 from aapt_fast.models.files.load_vae import load_vae
 from aapt_fast.models.files.model_file import read_model, write_model
 from aapt_fast.models.files.placement import require_path, require_usable_device, require_usable_dtype
-from aapt_fast.models.protocols import GeneratorShape, VideoDecoder, VideoGenerator, VideoVAE
-from aapt_fast.models.vae.layers import frames_to_uint8
+from aapt_fast.models.protocols import GeneratorShape, VideoGenerator
+from aapt_fast.models.vae.video_stream import VideoDecoder, VideoVAE, frames_to_uint8
 
 ImageLike: TypeAlias = Image.Image | numpy.ndarray | Tensor
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from aapt_fast.errors import require
+from aapt_fast.models.autocast import without_autocast
 from aapt_fast.models.stream_model import StreamModel
-from aapt_fast.models.vae.layers import without_autocast
 from aapt_fast.streaming.pages import PagePool
 
 

@@ -12,9 +12,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from aapt_fast.models.protocols import FixableDecoder
 from aapt_fast.models.stream_model import StreamModel
-from aapt_fast.models.vae.layers import frames_to_uint8, require_output
+from aapt_fast.models.vae.video_stream import DecoderStream, frames_to_uint8, require_output
 
 WARM_UPS = 2  # libraries load kernels and take work space in the first runs, which a recording must not see
 
@@ -82,7 +81,7 @@ class RecordedDecoder:
         RuntimeError: recording failed.
     """
 
-    def __init__(self, model: StreamModel, decoder: FixableDecoder, frames: int = 1) -> None:
+    def __init__(self, model: StreamModel, decoder: DecoderStream, frames: int = 1) -> None:
         self._model, self._decoder, self._frames = model, decoder, frames
         state = decoder.fix()
         dtype = next(iter(model.vae.parameters())).dtype

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from aapt_fast.errors import PoolExhausted
-from aapt_fast.models.protocols import VideoDecoder
 from aapt_fast.models.sampling import Sampler
 from aapt_fast.models.stream_model import StreamModel
+from aapt_fast.models.vae.video_stream import VideoDecoder
 from aapt_fast.ops.cache import KeysAndValues
 from aapt_fast.streaming.cache import CacheRow, PagedCache
 from aapt_fast.streaming.graph import RecordedDecoder

@@ -22,7 +22,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from aapt_fast.errors import require
-from aapt_fast.models.stream_model import StreamModel, VideoVAE
+from aapt_fast.models.stream_model import StreamModel
+from aapt_fast.models.vae.video_stream import VideoVAE
 from aapt_fast.training.data import ClipSetConfig, film, to_float
 from aapt_fast.training.metrics import frame_change, psnr, sharpness, ssim
 from aapt_fast.training.pose_network import PoseReader, joint_distance

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from aapt_fast.models.aapt.generator import Generator
 from aapt_fast.models.aapt.sampling import sample_frame
-from aapt_fast.models.stream_model import StreamModel, VideoVAE
+from aapt_fast.models.stream_model import StreamModel
+from aapt_fast.models.vae.video_stream import VideoVAE
 from aapt_fast.ops import philox_normal
 from aapt_fast.streaming.controls import clip_controls
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from aapt_fast.models.aapt.sampling import EulerSampler
-from aapt_fast.models.stream_model import StreamModel, VideoDecoder
+from aapt_fast.models.stream_model import StreamModel
+from aapt_fast.models.vae.video_stream import VideoDecoder
 from aapt_fast.streaming.latency import LatencyCounter
 from aapt_fast.streaming.session import StreamSession
 

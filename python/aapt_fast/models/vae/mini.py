@@ -15,16 +15,16 @@ from torch import Tensor, nn
 
 from aapt_fast.errors import require, require_shape
 from aapt_fast.models.aapt.config import MiniVAEConfig
+from aapt_fast.models.vae.feature_cache import FeatureCache
 from aapt_fast.models.vae.layers import (
     CausalConv3d,
-    FeatureCache,
     fold_space,
-    frames_to_uint8,
+    fold_time,
     name_cached_layers,
-    require_output,
     unfold_space,
-    without_autocast,
+    unfold_time,
 )
+from aapt_fast.models.vae.video_stream import DecoderStream, require_latents
 
 SPACE, TIME, RGB = 8, 4, 3
 BLOCK = RGB * TIME * SPACE * SPACE
@@ -184,19 +184,28 @@ class MiniVAE(nn.Module):
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents [B, z, 1 + n, h, w] -> video [B, 3, 1 + 4 n, 8 h, 8 w] in -1..1."""
+        require_latents(latents, self.latent_channels)
         latents = latents.to(self.linear_decoder.weight.dtype)
         return self.reconstruct(latents)[:, :, TIME - 1 :].clamp(-1, 1)
 
+    def decode_chunk(self, latents: Tensor, cache: FeatureCache) -> Tensor:
+        """The next latents [B, z, n, h, w] of the stream of `cache` -> video [B, 3, F, 8 h, 8 w] in -1..1.
+
+        F = 4 n, but one for the first latent frame.
+        """
+        first = len(cache) == 0
+        video = self.reconstruct(latents.to(self.linear_decoder.weight.dtype), cache).clamp(-1, 1)
+        return video[:, :, TIME - 1 :] if first else video
+
     def reconstruct(self, latents: Tensor, cache: FeatureCache | None = None, linear_only: bool = False) -> Tensor:
         """Latents [B, z, n, h, w] -> unclamped video [B, 3, 4 n, 8 h, 8 w]; `cache` carries a stream on."""
-        require_shape("latents", latents, "B", self.latent_channels, "n", "h", "w")
         latents = latents * self.latent_std.to(latents.dtype)
         video = unfold_time(unfold_space(self.linear_decoder(latents), SPACE), TIME)
         return video if linear_only else video + self.decoder(latents, cache)
 
-    def stream(self) -> VideoStream:
-        """A streaming decoder that continues from chunk to chunk."""
-        return VideoStream(self)
+    def stream(self) -> DecoderStream:
+        """A streaming decoder at the start of a video."""
+        return DecoderStream(self)
 
     @torch.no_grad()
     def fit_linear(self, video: Tensor) -> None:
@@ -218,61 +227,6 @@ class MiniVAE(nn.Module):
         self.linear_decoder.bias.copy_(mean)
 
 
-class VideoStream:
-    """Decodes latent frames as they come: the first gives one video frame, every later one four."""
-
-    def __init__(self, vae: MiniVAE) -> None:
-        self._vae = vae
-        self._cache = FeatureCache()
-        self._started = False
-
-    @torch.no_grad()
-    def decode(self, latents: Tensor, out: str = "float") -> Tensor:
-        """The next latents [B, z, n, h, w] -> their F video frames: one for the first latent frame, four for others.
-
-        `out`: "float" for [B, 3, F, 8 h, 8 w] in -1..1 in the dtype of the VAE, "uint8" for [B, F, 8 h, 8 w, 3] in
-        0..255, rounded to nearest. Raises ValueError for another shape and an unknown `out`.
-        """
-        require_output(out)
-        latents = latents.to(self._vae.linear_decoder.weight.dtype)
-        with without_autocast(latents.device):
-            video = self._vae.reconstruct(latents, self._cache).clamp(-1, 1)
-        if not self._started:
-            video = video[:, :, TIME - 1 :]
-        self._started = True
-        return video if out == "float" else frames_to_uint8(video)
-
-    def fix(self) -> list[Tensor]:
-        """Keep the state in the same tensors from here on, and give them. Raises ValueError before the first chunk."""
-        require(self._started, "stream", "one that has decoded a first chunk", "a new one")
-        self._cache = self._cache.fixed()
-        return list(self._cache.tensors().values())
-
-    def clone(self) -> VideoStream:
-        """A stream that continues from here on its own, bit for bit."""
-        other = VideoStream(self._vae)
-        other._cache, other._started = self._cache.clone(), self._started
-        return other
-
-    def reset(self) -> None:
-        """Forget everything decoded so far."""
-        self._cache, self._started = FeatureCache(), False
-
-
 def _enlarge(x: Tensor) -> Tensor:
     """[B, 8 C, n, H, W] -> [B, C, 2 n, 2 H, 2 W], in the memory format that the following layers are fastest in."""
     return unfold_time(unfold_space(x, 2), 2).contiguous(memory_format=torch.channels_last_3d)
-
-
-def fold_time(video: Tensor, factor: int) -> Tensor:
-    """[B, C, factor n, H, W] -> [B, factor C, n, H, W], time major."""
-    batch, channels, frames, height, width = video.shape
-    grouped = video.view(batch, channels, frames // factor, factor, height, width)
-    return grouped.permute(0, 3, 1, 2, 4, 5).reshape(batch, factor * channels, frames // factor, height, width)
-
-
-def unfold_time(video: Tensor, factor: int) -> Tensor:
-    """[B, factor C, n, H, W] -> [B, C, factor n, H, W], the inverse of `fold_time`."""
-    batch, channels, frames, height, width = video.shape
-    grouped = video.view(batch, factor, channels // factor, frames, height, width)
-    return grouped.permute(0, 2, 3, 1, 4, 5).reshape(batch, channels // factor, factor * frames, height, width)

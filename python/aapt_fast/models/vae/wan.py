@@ -9,7 +9,7 @@ The first latent frame stands for one video frame, every later one for four. Lat
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,8 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aapt_fast.errors import require, require_shape
-from aapt_fast.models.vae.layers import CausalConv3d, FeatureCache, constant, name_cached_layers
-from aapt_fast.models.vae.video_stream import DecoderStream, EncoderStream
+from aapt_fast.models.vae.feature_cache import FeatureCache
+from aapt_fast.models.vae.layers import CausalConv3d, name_cached_layers
+from aapt_fast.models.vae.video_stream import DecoderStream, require_latents
 from aapt_fast.models.vae.wan_layers import HALVES, Downsample, FrameAttention, ResidualBlock, RMSNorm, Upsample
 from aapt_fast.models.vae.wan_residual import DownLevel, UpLevel, channels_to_pixels, pixels_to_channels
 from aapt_fast.models.vae.wan_statistics import WAN_2_1_MEAN, WAN_2_1_STD, WAN_2_2_MEAN, WAN_2_2_STD
@@ -177,8 +178,7 @@ def middle_layers(width: int) -> nn.ModuleList:
 class WanVAE(nn.Module):
     """Encoder and decoder of Wan 2.1 or 2.2. It computes in the dtype of its parameters and casts its input to that.
 
-    `encode` and `decode` take whole clips and are differentiable; `stream` and `stream_encoder` take a clip piece by
-    piece.
+    `encode` and `decode` take whole clips and are differentiable; `stream` decodes a clip piece by piece.
     """
 
     def __init__(self, config: WanVAEConfig = WanVAEConfig()) -> None:
@@ -193,7 +193,7 @@ class WanVAE(nn.Module):
         name_cached_layers(self)
 
     def _statistic(self, name: str) -> Tensor:
-        return constant(getattr(self.config, name)).view(-1, 1, 1, 1)
+        return _constant(getattr(self.config, name)).view(-1, 1, 1, 1)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> WanVAE:
         """What `to`, `bfloat16` and others call: the statistics of the latents stay in float32."""
@@ -245,26 +245,26 @@ class WanVAE(nn.Module):
         `chunk`: latent frames computed at once after the first; it changes speed and memory, not the result.
         Raises ValueError for another shape or dtype.
         """
-        self._check_latents(latents)
+        require_latents(latents, self.latent_channels)
         cache = FeatureCache()
-        pieces = [self._decode_chunk(latents[:, :, :1], cache)]
-        pieces += [self._decode_chunk(piece, cache) for piece in _split(latents[:, :, 1:], chunk)]
+        pieces = [self.decode_chunk(latents[:, :, :1], cache)]
+        pieces += [self.decode_chunk(piece, cache) for piece in _split(latents[:, :, 1:], chunk)]
         return torch.cat(pieces, dim=2)
 
     def stream(self) -> DecoderStream:
         """A streaming decoder at the start of a clip."""
         return DecoderStream(self)
 
-    def stream_encoder(self) -> EncoderStream:
-        """A streaming encoder at the start of a clip."""
-        return EncoderStream(self)
-
     def _encode_chunk(self, video: Tensor, cache: FeatureCache) -> Tensor:
         blocks = pixels_to_channels(video.to(self.conv1.weight.dtype), self.config.patch_size)
         blocks = blocks.contiguous(memory_format=torch.channels_last_3d)
         return self.conv1(self.encoder(blocks, cache), cache)
 
-    def _decode_chunk(self, latents: Tensor, cache: FeatureCache) -> Tensor:
+    def decode_chunk(self, latents: Tensor, cache: FeatureCache) -> Tensor:
+        """The next normalised latents [B, z, n, h, w] of the stream of `cache` -> video [B, 3, F, H, W] in -1..1.
+
+        F = 1 for the first chunk, which has n = 1, then 4 n.
+        """
         dtype = self.conv2.weight.dtype
         wide = latents.to(torch.promote_types(dtype, torch.float32))
         latents = (wide * self.latents_std + self.latents_mean).to(dtype)
@@ -282,10 +282,11 @@ class WanVAE(nn.Module):
         require(min(video.shape) > 0, "video", "at least one element in every dimension", list(video.shape))
         require(all(n % factor == 0 for n in size), "video", f"height and width multiples of {factor}", size)
 
-    def _check_latents(self, latents: Tensor) -> None:
-        require_shape("latents", latents, "B", self.latent_channels, "T", "h", "w")
-        require(latents.is_floating_point(), "latents", "a floating-point dtype", latents.dtype)
-        require(min(latents.shape) > 0, "latents", "at least one element in every dimension", list(latents.shape))
+
+def _constant(values: Sequence[float]) -> Tensor:
+    """`values` as a tensor [n] for a buffer that no file holds: it has them even where a module is built on meta."""
+    device = torch.get_default_device()
+    return torch.tensor(values, dtype=torch.float32, device="cpu" if device.type == "meta" else device)
 
 
 def _split(clip: Tensor, length: int) -> list[Tensor]:

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from aapt_fast.models.vae.layers import CausalConv3d, FeatureCache
+from aapt_fast.models.vae.feature_cache import FeatureCache
+from aapt_fast.models.vae.layers import CausalConv3d
 
 HALVES = (torch.bfloat16, torch.float16)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from aapt_fast.models.vae.layers import FeatureCache
+from aapt_fast.models.vae.feature_cache import FeatureCache
 from aapt_fast.models.vae.wan_layers import Downsample, ResidualBlock, Upsample
 
 
