@@ -11,7 +11,6 @@ import torch
 
 from aapt_fast.testing.compare import assert_near
 from aapt_fast.training import pose_network
-from aapt_fast.training.evaluate import HELD_OUT
 from aapt_fast.training.pose_network import (
     PoseNetwork,
     PoseNetworkConfig,
@@ -25,6 +24,7 @@ from aapt_fast.training.pose_network import (
 from aapt_fast.training.recipes import (
     FIRST_FRAMES,
     GALLERY_CLIPS,
+    HELD_OUT,
     HELD_OUT_GALLERY,
     HELD_OUT_STRANGERS,
     STRANGERS_CLIPS,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `--controls` names: the pose of every video frame, in a .npy or .json file, checked as a whole."""
+"""The option `--controls`: the pose of every video frame, in a .npy or .json file, checked as a whole."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SHAPE = "numbers [frames, joints, 3]"
 
 
 def read_poses(path: Path) -> Tensor:
-    """Image points float32 [frames, joints, 3] of a file. Raises ValueError for anything else that is in it."""
+    """Image points float32 [frames, joints, 3] of a file. Raises ValueError for any other content."""
     require(path.suffix.lower() in ENDINGS, "--controls", "a .npy or .json file", path.name or path)
     try:
         values = np.load(path) if path.suffix.lower() == ".npy" else np.array(json.loads(path.read_text("utf-8")))

@@ -17,12 +17,11 @@ from aapt_fast.models.aapt.config import MiniVAEConfig
 from aapt_fast.models.vae.mini import MiniVAE
 from aapt_fast.models.vae.patch_discriminator import PatchDiscriminator
 from aapt_fast.training.data import ClipSet, to_float
-from aapt_fast.training.ema import WeightAverage
 from aapt_fast.training.losses import codec_loss, relativistic_discriminator_loss, relativistic_generator_loss
 from aapt_fast.training.metrics import psnr, sharpness, ssim
-from aapt_fast.training.run import Stateful, TrainingRun
 from aapt_fast.training.schedule import warm_cosine
 from aapt_fast.training.sheet import save_sheet
+from aapt_fast.training.trainer import Trainer
 
 
 @dataclass(frozen=True)
@@ -58,15 +57,16 @@ def train_codec(
         model.fit_linear(_linear_sample(clip_sets))
     else:
         model.load_state_dict(start.state_dict())
-    average = WeightAverage(model)
     linear = [p for name, p in model.named_parameters() if name.startswith("linear")]
     convolutional = [p for name, p in model.named_parameters() if not name.startswith("linear")]
     optimiser = torch.optim.AdamW(
         [{"params": convolutional}, {"params": linear}], betas=(0.9, 0.95), weight_decay=1e-4, fused=True
     )
     critic_optimiser = torch.optim.AdamW(critic.parameters(), lr=4e-4, betas=(0.5, 0.9))
-    parts: dict[str, Stateful] = {"model": model, "critic": critic, "average": average}
-    run = TrainingRun(folder, config, {**parts, "optimiser": optimiser, "critic_optimiser": critic_optimiser})
+    judged = {"critic": critic, "critic_optimiser": critic_optimiser}
+    trainer = Trainer(
+        folder, config, model, optimiser, lambda: evaluate_codec(model, held_out, folder / "samples.png"), judged
+    )
 
     def reconstruct(truth: Tensor, noise_level: Tensor) -> tuple[Tensor, Tensor]:
         with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -79,11 +79,7 @@ def train_codec(
     if config.compile:
         reconstruct = torch.compile(reconstruct)
 
-    for step in run.steps(config.steps, config.seed):
-        if step % config.evaluate_every == 0:
-            with average.applied():
-                run.log(**evaluate_codec(model, held_out, folder / "samples.png"))
-
+    for step in trainer.steps():
         # one training step
         adversarial = step >= config.gan_from * config.steps
         rate = config.learning_rate * warm_cosine(step, config.steps)
@@ -92,32 +88,25 @@ def train_codec(
         truth = _random_crops(clip_sets, config)
         noise_level = config.latent_noise * torch.rand(len(truth), 1, 1, 1, 1)
         video, loss = reconstruct(truth, noise_level)
-        run.track(loss=loss)
+        trainer.run.track(loss=loss)
         if adversarial:
             critic.requires_grad_(False)
             with torch.autocast("cpu", dtype=torch.bfloat16):
                 fake, real = critic(video).float(), critic(truth).float()
             loss = loss + config.gan_weight * relativistic_generator_loss(fake, real)
             critic.requires_grad_(True)
-        optimiser.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
-        average.update(step)
+        trainer.update(loss)
 
         if adversarial:
             with torch.autocast("cpu", dtype=torch.bfloat16):
                 fake, real = critic(video.detach()).float(), critic(truth).float()
             critic_loss = relativistic_discriminator_loss(fake, real)
-            run.track(critic=critic_loss)
+            trainer.run.track(critic=critic_loss)
             critic_optimiser.zero_grad()
             critic_loss.backward()
             critic_optimiser.step()
 
-    with average.applied():
-        run.log(**evaluate_codec(model, held_out, folder / "samples.png"))
-    model.load_state_dict(average.state_dict(), strict=False)
-    return model.eval()
+    return model
 
 
 @torch.no_grad()

@@ -22,11 +22,9 @@ from aapt_fast.models.aapt.generator import Generator
 from aapt_fast.models.aapt.sampling import timesteps
 from aapt_fast.training.clips import LatentClips, disturb_recycled
 from aapt_fast.training.diffusion import Evaluation
-from aapt_fast.training.ema import WeightAverage
 from aapt_fast.training.losses import consistency_loss
-from aapt_fast.training.optimiser import MatrixOptimiser
-from aapt_fast.training.run import TrainingRun
 from aapt_fast.training.schedule import add_noise, warm_cosine, wide
+from aapt_fast.training.trainer import Trainer, matrix_optimiser
 
 
 @dataclass(frozen=True)
@@ -63,18 +61,11 @@ def train_consistency(
     teacher = teacher.eval().requires_grad_(False)
     student = Generator(config.model)
     student.load_state_dict(teacher.state_dict())
-    average = WeightAverage(student)
-    optimiser = MatrixOptimiser(
-        student, matrix_rate=config.matrix_rate, rate=config.rate, weight_decay=config.weight_decay
-    )
-    run = TrainingRun(folder, config, {"model": student, "average": average, "optimiser": optimiser})
+    optimiser = matrix_optimiser(student, config)
+    trainer = Trainer(folder, config, student, optimiser, lambda: evaluate(student))
     levels = timesteps(config.levels, config.model.shift)
 
-    for step in run.steps(config.steps, config.seed):
-        if step % config.evaluate_every == 0:
-            with average.applied():
-                run.log(**evaluate(student))
-
+    for step in trainer.steps():
         # a point on the path of each clip, and the teacher's next point
         batch = disturb_recycled(
             clips.sample(config.batch, config.clip_frames, config.share_at_start), config.recycled_noise
@@ -93,17 +84,9 @@ def train_consistency(
 
         # one training step
         optimiser.set_rate(warm_cosine(step, config.steps))
-        run.track(loss=loss)
-        optimiser.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
-        optimiser.step()
-        average.update(step)
-
-    with average.applied():
-        run.log(**evaluate(student))
-    student.load_state_dict(average.state_dict(), strict=True)
-    return student.eval()
+        trainer.run.track(loss=loss)
+        trainer.update(loss)
+    return student
 
 
 def euler_step(x: Tensor, end: Tensor, t: Tensor, t_next: Tensor) -> Tensor:

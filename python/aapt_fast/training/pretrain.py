@@ -21,10 +21,8 @@ from aapt_fast.errors import require
 from aapt_fast.models.aapt.config import GeneratorConfig
 from aapt_fast.models.aapt.generator import Generator
 from aapt_fast.training.diffusion import Evaluation, flow_matching_loss
-from aapt_fast.training.ema import WeightAverage
-from aapt_fast.training.optimiser import MatrixOptimiser
-from aapt_fast.training.run import TrainingRun
 from aapt_fast.training.schedule import add_noise, sample_timesteps, warm_cosine
+from aapt_fast.training.trainer import Trainer, matrix_optimiser
 
 
 @dataclass(frozen=True)
@@ -60,17 +58,10 @@ def train_bidirectional(
     require(1 <= config.clip_frames <= frames, "clip_frames", f"1..{frames}, the frames of a clip", config.clip_frames)
     torch.manual_seed(config.seed)
     model = Generator(config.model)
-    average = WeightAverage(model)
-    optimiser = MatrixOptimiser(
-        model, matrix_rate=config.matrix_rate, rate=config.rate, weight_decay=config.weight_decay
-    )
-    run = TrainingRun(folder, config, {"model": model, "average": average, "optimiser": optimiser})
+    optimiser = matrix_optimiser(model, config)
+    trainer = Trainer(folder, config, model, optimiser, lambda: evaluate(model))
 
-    for step in run.steps(config.steps, config.seed):
-        if step % config.evaluate_every == 0 and step > 0:
-            with average.applied():
-                run.log(**evaluate(model))
-
+    for step in trainer.steps():
         # a batch of clips, each at its own t
         first = int(torch.randint(frames - config.clip_frames + 1, ()))
         picks = torch.randint(clips, (config.batch,))
@@ -83,17 +74,9 @@ def train_bidirectional(
         with torch.autocast("cpu", dtype=torch.bfloat16):
             predicted = model(noised, None, None, t, model.whole_clip_cache())
         loss = flow_matching_loss(predicted, clean, t, channel_weights, config.smallest_t)
-        run.track(loss=loss)
-        optimiser.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
-        average.update(step)
-
-    with average.applied():
-        run.log(**evaluate(model))
-    model.load_state_dict(average.state_dict(), strict=True)
-    return model.eval()
+        trainer.run.track(loss=loss)
+        trainer.update(loss)
+    return model
 
 
 class HeldOutError:

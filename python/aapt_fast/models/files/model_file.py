@@ -128,14 +128,15 @@ def model_path(source: str | Path) -> Path:
 
 @dataclass(frozen=True)
 class FirstFrame:
-    """One picture of a model's gallery: uint8 [H, W, 3], and the pose angles and identity it was rendered from.
+    """One picture of a model's gallery: uint8 [H, W, 3], and the pose and identity in `world` it was rendered from.
 
-    The identity is None where it and the poses do not say the whole picture: in company.
+    The identity is None where it and the pose do not determine the whole picture: in company.
     """
 
     image: np.ndarray
     pose: tuple[float, ...]
     identity: int | None
+    world: str = "person"
 
 
 def load_gallery(source: str | Path) -> list[FirstFrame]:
@@ -144,14 +145,15 @@ def load_gallery(source: str | Path) -> list[FirstFrame]:
     if not index.is_file():
         return []
     try:
-        entries = json.loads(index.read_text())["first_frames"]
+        content = json.loads(index.read_text())
         return [
             FirstFrame(
                 np.asarray(Image.open(index.with_name(entry["image"])).convert("RGB")),
                 tuple(entry["pose"]),
                 None if entry["identity"] is None else int(entry["identity"]),
+                content["world"],
             )
-            for entry in entries
+            for entry in content["first_frames"]
         ]
     except (KeyError, TypeError, ValueError, OSError) as error:
         raise CheckpointError(f"{index}: expected a gallery with image, pose and identity, got {error!r}") from error

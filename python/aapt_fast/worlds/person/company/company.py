@@ -12,13 +12,12 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from aapt_fast.errors import require
-from aapt_fast.worlds.ball import ball
-from aapt_fast.worlds.capsules import Capsules
 from aapt_fast.worlds.chance import Chance
-from aapt_fast.worlds.passer_by import passer_by
-from aapt_fast.worlds.person import Identity
-from aapt_fast.worlds.scarf import scarf
-from aapt_fast.worlds.skeleton import Camera
+from aapt_fast.worlds.person.capsules import Capsules
+from aapt_fast.worlds.person.company.ball import ball
+from aapt_fast.worlds.person.company.passer_by import passer_by
+from aapt_fast.worlds.person.company.scarf import scarf
+from aapt_fast.worlds.person.identity import Identity
 
 
 @dataclass(frozen=True)
@@ -33,15 +32,13 @@ class Company:
         require(self.passer_by or self.ball or self.scarf, "company", "a passer-by, a ball or a scarf", "none of them")
 
 
-def gather(
-    company: Company, joints: Tensor, identity: Identity, chance: Chance, camera: Camera = Camera()
-) -> list[Capsules]:
+def gather(company: Company, joints: Tensor, identity: Identity, chance: Chance) -> list[Capsules]:
     """What joins the controlled bodies `joints` [N, 19, 3] of `identity` in the N video frames of a clip."""
     things = []
     if company.passer_by:
-        things.append(passer_by(chance, len(joints), camera))
+        things.append(passer_by(chance, len(joints)))
     if company.ball:
-        things.append(ball(chance, len(joints), camera))
+        things.append(ball(chance, len(joints)))
     if company.scarf:
         things.append(scarf(joints, identity, chance))
     return things
