@@ -16,7 +16,7 @@ from aapt_fast.cli.contact_sheet import ContactSheet, check_sheet_target
 from aapt_fast.cli.device import usable_device
 from aapt_fast.cli.first_picture import fit_picture, read_first_picture, world_of
 from aapt_fast.cli.motion_script import read_script, script_frames
-from aapt_fast.cli.pose_file import read_poses
+from aapt_fast.cli.pose_file import FilePlayer, read_poses
 from aapt_fast.cli.video_writer import VideoWriter, check_video_target
 from aapt_fast.errors import require
 from aapt_fast.models.files.model_file import load_model
@@ -24,7 +24,7 @@ from aapt_fast.models.stream_model import StreamModel
 from aapt_fast.ops import implementations
 from aapt_fast.streaming.session import StreamSession
 from aapt_fast.worlds import WORLDS
-from aapt_fast.worlds.world import FPS, MEDLEY, PART_FRAMES
+from aapt_fast.worlds.world import FPS, MEDLEY, PART_FRAMES, FirstFrame
 
 FRAMES = 240  # where neither --frames nor a script says how many
 FRAMES_PER_STEP = 4
@@ -101,30 +101,32 @@ def run(arguments: argparse.Namespace) -> None:
     if poses is not None and arguments.frames is None:
         frames = len(poses)
     model = load_model(arguments.model, device=device, dtype=DTYPES[arguments.dtype])
-    if poses is not None:
-        _check_joints(poses, model)
-    image = start.image if start.pose is not None else fit_picture(start.image, model.video_size)
+    if start.pose is None:
+        start = FirstFrame(fit_picture(start.image, model.video_size))
     steps = -(-frames // FRAMES_PER_STEP)
     player = world.play(script, arguments.seed, start)
+    if poses is not None:
+        _check_joints(poses, model)
+        player = FilePlayer(poses, player.first_control)
     sheet = None if arguments.sheet is None else ContactSheet(arguments.sheet, FRAMES_PER_STEP * steps, world)
 
     first_frame_s, streaming_s = 0.0, 0.0
+    session = StreamSession(
+        model, start.image, image_control=player.first_control, seed=arguments.seed, nfe=arguments.nfe
+    )
     with (
-        StreamSession(
-            model, image, image_control=player.first_control, seed=arguments.seed, nfe=arguments.nfe
-        ) as session,
+        session,
         VideoWriter(arguments.out, fps=int(FPS), scale=arguments.scale) as writer,
     ):
-        for step in trange(steps, desc="stream", unit="step"):
-            held = None if poses is None else _held(poses, FRAMES_PER_STEP * step)
-            controls = player.next(FRAMES_PER_STEP) if held is None else held
+        for _ in trange(steps, desc="stream", unit="step"):
+            controls = player.next(FRAMES_PER_STEP)
             begun = time.perf_counter()
             video = session.step(controls).cpu()
             streaming_s += time.perf_counter() - begun
             first_frame_s = first_frame_s or time.perf_counter() - STARTED
             writer.write(video.numpy())
             if sheet is not None:
-                sheet.add(video, controls, player.truth(video.shape[1]) if held is None else None)
+                sheet.add(video, controls, player.truth(video.shape[1]))
         step_ms = session.latency.step_ms
     made = FRAMES_PER_STEP * steps
     report = _report(arguments, model.name, made, made / streaming_s, step_ms, first_frame_s)
@@ -159,11 +161,6 @@ def _report(
         "what_ran": {name: by_device[device] for name, by_device in implementations().items()},
         "out": str(arguments.out),
     }
-
-
-def _held(poses: Tensor, first: int) -> Tensor:
-    """The `poses` [T, J, 3] of the step that begins with video frame `first`; beyond the end the last is held."""
-    return poses[torch.arange(first, first + FRAMES_PER_STEP).clamp_max(len(poses) - 1)]
 
 
 def _check_joints(poses: Tensor, model: StreamModel) -> None:

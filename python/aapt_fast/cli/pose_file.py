@@ -36,3 +36,19 @@ def read_poses(path: Path) -> Tensor:
     require(bool(points.isfinite().all()), "--controls", "finite values", "nan or inf")
     require_fractions("--controls", points[..., :2])
     return points
+
+
+class FilePlayer:
+    """Plays the `poses` [frames, joints, 3] of a file; the last is held. See `worlds.world.Player`."""
+
+    def __init__(self, poses: Tensor, first_control: Tensor | None) -> None:
+        self._poses, self._frame, self.first_control = poses, 0, first_control
+
+    def next(self, frames: int) -> Tensor:
+        """Poses [frames, joints, 3] of the next video frames."""
+        picks = torch.arange(self._frame, self._frame + frames).clamp_max(len(self._poses) - 1)
+        self._frame += frames
+        return self._poses[picks]
+
+    def truth(self, size: int) -> None:
+        """None: a file does not tell who moves."""
