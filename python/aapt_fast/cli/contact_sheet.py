@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from aapt_fast.errors import require
+from aapt_fast.models.files.atomic import replacing
 from aapt_fast.training.data import to_float
 from aapt_fast.training.metrics import psnr
 from aapt_fast.training.sheet import save_sheet
@@ -19,7 +19,6 @@ from aapt_fast.worlds.world import World
 
 COLUMNS = 12
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
-LOSSY = {"quality": 95}
 
 
 def check_sheet_target(path: Path) -> None:
@@ -63,15 +62,5 @@ class ContactSheet:
 
 def write_sheet(path: Path, rows: Sequence[Tensor]) -> None:
     """Write `rows` of video frames [n, 3, H, W] in -1..1, twice as large; an unfinished file never stays behind."""
-    ending = path.suffix.lower()
-    lossless = path.with_name(f".{path.stem}.partial.png")
-    partial = lossless.with_suffix(ending)
-    try:
-        save_sheet(lossless, rows, zoom=2)
-        if partial != lossless:
-            with Image.open(lossless) as picture:
-                picture.save(partial, **LOSSY)
-        os.replace(partial, path)
-    finally:
-        lossless.unlink(missing_ok=True)
-        partial.unlink(missing_ok=True)
+    with replacing(path) as partial:
+        save_sheet(partial, rows, zoom=2)

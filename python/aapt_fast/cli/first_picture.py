@@ -57,7 +57,7 @@ def fit_picture(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def _read(path: str, model: str) -> np.ndarray:
-    """A picture file upright as its EXIF orientation says, uint8 [H, W, 3]."""
+    """The picture of a file as uint8 [H, W, 3], turned upright by its EXIF orientation."""
     try:
         with Image.open(path) as file:
             return np.asarray(ImageOps.exif_transpose(file).convert("RGB"))

@@ -26,7 +26,7 @@ from aapt_fast.streaming.session import StreamSession
 from aapt_fast.worlds import WORLDS
 from aapt_fast.worlds.world import FPS, MEDLEY, PART_FRAMES, FirstFrame
 
-FRAMES = 240  # where neither --frames nor a script says how many
+FRAMES = 240  # the length without --frames and without lengths in a script
 FRAMES_PER_STEP = 4
 
 STARTED = time.perf_counter()  # after the imports, which take about a second more

@@ -51,4 +51,4 @@ class FilePlayer:
         return self._poses[picks]
 
     def truth(self, size: int) -> None:
-        """None: a file does not tell who moves."""
+        """None: a file of poses has no person and no room."""

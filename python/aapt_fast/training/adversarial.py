@@ -51,7 +51,7 @@ SMALLEST_T = 1e-3  # of the discriminator: at t = 0 the adversarial loss collaps
 
 @dataclass(frozen=True)
 class AdversarialConfig:
-    """One run of stage 3. A weight of 0 leaves its term out."""
+    """Settings of stage 3. A weight of 0 leaves its term out."""
 
     model: GeneratorConfig
     steps: int = 600
@@ -81,7 +81,7 @@ class AdversarialConfig:
 
 @dataclass(frozen=True)
 class Segment:
-    """What the discriminator judges: generated and true frames [B, C, O + F, h, w] of the same moments.
+    """Input of the discriminator: generated and true frames [B, C, O + F, h, w] of the same moments.
 
     The first `overlap` = O frames belong to the segment before.
     """
@@ -218,7 +218,7 @@ def generator_pull(
         fake, real = judge(discriminator, watched, draw_t(len(segment.real)), config.sees_previous)
         adversarial = relativistic_generator_loss(fake, real.detach())
         towards_real = torch.autograd.grad(adversarial, frames)[0]
-        towards_real[:, :, : segment.overlap] = 0  # nobody makes these frames again
+        towards_real[:, :, : segment.overlap] = 0  # these frames are not generated again
         run.track(adversarial=adversarial, pulls=towards_real.norm() / max(length, 1e-12))
         factor = length / towards_real.norm().clamp_min(1e-12) if config.balanced else 1.0
         pull = pull + config.adversarial * factor * towards_real
@@ -277,7 +277,7 @@ def draw_t(rows: int) -> Tensor:
 
 @torch.no_grad()
 def watch_motion(segments: list[Segment], run: TrainingRun) -> None:
-    """Track the dynamic degree, generated over true motion, and say aloud when it looks like a still or like noise."""
+    """Track the dynamic degree, generated over true motion, and warn if it is that of a still or of noise."""
     made = sum(float((s.fake - s.fake_previous).abs().mean()) for s in segments)
     true = sum(float((s.real - s.real_previous).abs().mean()) for s in segments)
     degree = made / max(true, 1e-9)

@@ -20,13 +20,13 @@ from aapt_fast.training.data import ClipSet, to_float
 from aapt_fast.training.losses import codec_loss, relativistic_discriminator_loss, relativistic_generator_loss
 from aapt_fast.training.metrics import psnr, sharpness, ssim
 from aapt_fast.training.schedule import warm_cosine
-from aapt_fast.training.sheet import save_sheet
+from aapt_fast.training.sheet import save_comparison
 from aapt_fast.training.trainer import Trainer
 
 
 @dataclass(frozen=True)
 class CodecConfig:
-    """One training of the VAE; lengths in steps, crops in pixels and video frames."""
+    """Settings of the VAE and its training; lengths in steps, crops in pixels and video frames."""
 
     model: MiniVAEConfig = MiniVAEConfig()
     steps: int = 3600
@@ -35,7 +35,7 @@ class CodecConfig:
     crop_frames: int = 9
     learning_rate: float = 2e-3
     linear_rate: float = 0.1  # the PCA-initialised maps learn at this share of the rate
-    latent_noise: float = 0.1  # makes the decoder forgiving of the generator's errors
+    latent_noise: float = 0.1  # trains the decoder to tolerate errors of the generator
     gan_from: float = 0.7  # share of the steps after which the patch GAN joins
     gan_weight: float = 0.004
     evaluate_every: int = 250
@@ -46,7 +46,7 @@ class CodecConfig:
 def train_codec(
     folder: Path, config: CodecConfig, clip_sets: list[ClipSet], held_out: Tensor, start: MiniVAE | None = None
 ) -> MiniVAE:
-    """Train on `clip_sets`, judge on the videos `held_out` [n, 3, 1 + 4 k, H, W]; returns the averaged weights.
+    """Train on `clip_sets`, evaluate on the videos `held_out` [n, 3, 1 + 4 k, H, W]; returns the averaged weights.
 
     `start`, of configuration config.model, gives the first weights of a new run (None: random ones and a PCA).
     """
@@ -118,9 +118,7 @@ def evaluate_codec(model: MiniVAE, held_out: Tensor, sheet: Path | None = None) 
         linear.append(model.reconstruct(model.encode(video, linear_only=True), linear_only=True)[:, :, 3:].clamp(-1, 1))
     coded, plain = torch.cat(decoded), torch.cat(linear)
     if sheet is not None:
-        picks = torch.linspace(0, held_out.shape[2] - 1, 9).long()
-        rows = [row for i in range(min(4, len(held_out))) for row in (held_out[i], coded[i])]
-        save_sheet(sheet, [row[:, picks].transpose(0, 1) for row in rows], zoom=2)
+        save_comparison(sheet, held_out, coded)
     return {
         "psnr": float(psnr(coded, held_out).mean()),
         "ssim": float(ssim(coded, held_out).mean()),

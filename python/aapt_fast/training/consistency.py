@@ -3,7 +3,7 @@
 
     aapt-fast train person --stage consistency --out runs/person
 
-The student learns to say from any point of the teacher's path where that path ends. Per clip one step i of a fixed grid
+The student learns to predict the end of the teacher's path from any point of it. Per clip one step i of a fixed grid
 1 = t_0 > ... > t_n = 0 is drawn; the frozen teacher takes the Euler step from t_i to t_{i + 1}; the student's answer at
 t_i is pulled towards its own answer at t_{i + 1}, without gradient and without averaging of weights (improved
 consistency training). There is no guidance. At t = 0 the answer is the point itself.
@@ -29,7 +29,7 @@ from aapt_fast.training.trainer import Trainer, matrix_optimiser
 
 @dataclass(frozen=True)
 class ConsistencyConfig:
-    """One run of stage 2."""
+    """Settings of stage 2."""
 
     model: GeneratorConfig
     steps: int = 800

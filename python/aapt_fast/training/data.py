@@ -18,6 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from aapt_fast.errors import require
+from aapt_fast.models.files.atomic import replacing
 from aapt_fast.worlds.world import Clip, World
 
 
@@ -99,9 +100,8 @@ def render_clips(folder: Path, config: ClipSetConfig, workers: int = 0) -> ClipS
     if not card.exists() or json.loads(card.read_text()) != config.card():
         card.unlink(missing_ok=True)
         _render_all(folder, config, workers or os.cpu_count() or 1)
-        partial = card.with_name(card.name + ".partial")
-        partial.write_text(json.dumps(config.card()))
-        os.replace(partial, card)
+        with replacing(card) as partial:
+            partial.write_text(json.dumps(config.card()))
     return ClipSet(folder, config)
 
 

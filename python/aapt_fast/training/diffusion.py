@@ -38,7 +38,7 @@ Evaluation = Callable[[Generator], dict[str, float]]
 
 @dataclass(frozen=True)
 class DiffusionConfig:
-    """One run of stage 1; rates are those of Muon (matrices) and AdamW (the rest)."""
+    """Settings of stage 1; rates are those of Muon (matrices) and AdamW (the rest)."""
 
     model: GeneratorConfig
     steps: int = 8000
@@ -68,7 +68,7 @@ def train_diffusion(
 
     `channel_weights` [C] weigh the latent channels in the loss. `evaluate` is called on the averaged weights. `start`,
     a model of configuration config.model, gives the first weights of a new run (None: random ones); a run that has
-    begun goes on from its own. Raises ValueError for clips that are too short and for a start of another configuration;
+    begun resumes from its own. Raises ValueError for clips that are too short and for a start of another configuration;
     its shift may differ, no weight depends on it.
     """
     if start is not None:

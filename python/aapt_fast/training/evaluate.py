@@ -7,8 +7,8 @@
 Drift curves, dynamic degree, latency and, where the world has controls, a mirror test; with a `ControlReader` also the
 error of the controls and a Frechet distance. Baselines stand beside every number of a model: the first frame repeated
 (no model at all), the codec on the truth (the best that the latent space allows) and, where it says something, the true
-frames. Where chance has a part, one truth is not the only one, and `training/several_futures.py` compares a video with
-the possible futures and with their average.
+frames. Where chance has a part there are many truths; `training/several_futures.py` compares a video with the possible futures
+and with their average.
 """
 
 from __future__ import annotations

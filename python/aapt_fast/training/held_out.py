@@ -15,7 +15,7 @@ from aapt_fast.training.clips import require_control
 from aapt_fast.training.data import ClipSetConfig, held_out_clips
 from aapt_fast.training.metrics import psnr, sharpness
 from aapt_fast.training.rollout import rollout
-from aapt_fast.training.sheet import save_sheet
+from aapt_fast.training.sheet import save_comparison
 
 
 class HeldOutRollout:
@@ -34,9 +34,7 @@ class HeldOutRollout:
     def __call__(self, generator: Generator) -> dict[str, float]:
         frames = rollout(generator, self._image, self._controls, torch.arange(len(self._truth)))
         video = self._vae.decode(torch.cat([self._image, frames], dim=2))
-        picks = torch.linspace(0, video.shape[2] - 1, 9).long()
-        rows = [row[i][:, picks].transpose(0, 1) for i in range(min(4, len(video))) for row in (self._truth, video)]
-        save_sheet(self._sheet, rows, zoom=2)
+        save_comparison(self._sheet, self._truth, video)
         curve = psnr(video, self._truth).mean(0)
         sharp = sharpness(video, self._truth)[:, len(curve) * 2 // 3 :].mean()
         marks = [mark for mark in (4, 12, 40, 60, 120, 240) if mark < len(curve)]

@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from aapt_fast.errors import require, require_shape
+from aapt_fast.models.files.atomic import replacing
 from aapt_fast.training.schedule import warm_cosine
 from aapt_fast.worlds.person.identity import make_identity
 from aapt_fast.worlds.person.players import random_motion
@@ -175,12 +175,9 @@ def reader_path(config: PoseNetworkConfig, folder: Path) -> Path:
 def _save(path: Path, reader: PoseReader) -> None:
     config = json.dumps(dataclasses.asdict(reader.config))
     metadata = {"format": FORMAT, "config": config, "error": repr(reader.error)}
-    partial = path.with_name(path.name + ".partial")
-    try:
-        save_file({name: value.contiguous() for name, value in reader.network.state_dict().items()}, partial, metadata)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    tensors = {name: value.contiguous() for name, value in reader.network.state_dict().items()}
+    with replacing(path) as partial:
+        save_file(tensors, partial, metadata)
 
 
 def train_pose_network(config: PoseNetworkConfig) -> PoseReader:

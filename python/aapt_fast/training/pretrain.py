@@ -5,8 +5,8 @@
 
 AAPT starts from a large pre-trained video diffusion model. This makes a small one: every clip has one timestep t, all
 its frames are noised alike and attend to each other both ways, and there is neither control nor first frame to go by.
-models/aapt/convert.py turns the result into the model that stage 1 starts from. What that is worth to the person model
-has not been measured.
+models/aapt/convert.py turns the result into the model that stage 1 starts from. Its benefit for the person model has
+not been measured.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from aapt_fast.training.trainer import Trainer, matrix_optimiser
 
 @dataclass(frozen=True)
 class PretrainConfig:
-    """One run of pre-training; rates are those of Muon (matrices) and AdamW (the rest)."""
+    """Settings of pre-training; rates are those of Muon (matrices) and AdamW (the rest)."""
 
     model: GeneratorConfig  # bidirectional
     steps: int = 4000

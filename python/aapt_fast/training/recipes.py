@@ -90,7 +90,7 @@ PERSON = Recipe(
     ),
 )
 
-# The gallery's model goes on with strangers; its first frames show people whom no recipe trains on.
+# The gallery's model, trained further on strangers. No recipe trains on the persons of its first frames.
 ANYONE = dataclasses.replace(
     PERSON,
     name="mini-anyone",

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import zip_longest
@@ -13,6 +12,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from aapt_fast.training.csv_file import write_csv
 from aapt_fast.training.metrics import frechet_distance
 from aapt_fast.training.plots import UNITS, can_plot, save_plots
 
@@ -256,33 +256,21 @@ def _shown(value: float | None, digits: int) -> float | str:
 
 
 def write_report(folder: Path, report: Report, measured: Measurements) -> None:
-    """`report.md`, `drift.csv` with all curves, a CSV per table and, with matplotlib, a PNG per curve."""
+    """Write `report.md`, `drift.csv` with all curves, a CSV per table and, with matplotlib, a PNG per metric."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "report.md").write_text(report.to_markdown())
     curves = measured.means()
-    _write_csv(
+    lines = zip_longest(*(curve.tolist() for curve in curves.values()))
+    names = [f"{name} {metric}" for name, metric in curves]
+    shown = [["" if value is None else f"{value:.4f}" for value in line] for line in lines]
+    write_csv(
         folder / "drift.csv",
-        ["video frame", *(f"{name} {metric}" for name, metric in curves)],
-        [
-            [t, *("" if value is None else f"{float(value):.4f}" for value in values)]
-            for t, values in enumerate(zip_longest(*(curve.tolist() for curve in curves.values())))
-        ],
+        [{"video frame": frame, **dict(zip(names, line, strict=True))} for frame, line in enumerate(shown)],
     )
     for title, table in report.tables.items():
         if title != "drift":
-            _write_csv(
-                folder / f"{title.replace(' ', '_')}.csv",
-                list(table[0]),
-                [[row.get(key, "") for key in table[0]] for row in table],
-            )
+            write_csv(folder / f"{title.replace(' ', '_')}.csv", table)
     if can_plot():
         hidden = {mirrored(name) for name in (*measured.nfe, TRUTH)}
-        shown = {key: curve for key, curve in curves.items() if key[0] not in hidden}
-        save_plots(folder, shown, list(measured.nfe))
-
-
-def _write_csv(path: Path, columns: list[str], rows: list[list[object]]) -> None:
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(columns)
-        writer.writerows(rows)
+        plain = {key: curve for key, curve in curves.items() if key[0] not in hidden}
+        save_plots(folder, plain, list(measured.nfe))

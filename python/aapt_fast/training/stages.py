@@ -185,7 +185,11 @@ class RecipeRun:
         """The finished codec, frozen."""
         path, config = self._out / "codec" / "vae.pt", self._recipe.codec
         require(path.exists(), "out", f"a folder with a finished codec ({path})", "none; run stage codec first")
-        vae = MiniVAE(config.model if config else self._start[1].config)
+        if config is None:
+            assert self._start is not None  # as Recipe checks
+            vae = MiniVAE(self._start[1].config)
+        else:
+            vae = MiniVAE(config.model)
         vae.load_state_dict(torch.load(path, weights_only=True))
         return vae.eval().requires_grad_(False)
 

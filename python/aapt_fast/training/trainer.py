@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trainer: the parts that every stage's loop shares. Losses, batches and whatever is special stay in the stage."""
+"""Trainer: the parts that every stage's loop shares. Batches and losses stay in the stage."""
 
 from __future__ import annotations
 

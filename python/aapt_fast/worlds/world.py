@@ -62,7 +62,7 @@ class Player(Protocol):
 
 
 class World(Protocol):
-    """A frozen dataclass; its fields say which clips there are. Worker processes get it by pickle."""
+    """A frozen dataclass whose fields determine its clips. Worker processes get it by pickle."""
 
     @property
     def name(self) -> str:
@@ -96,7 +96,7 @@ class World(Protocol):
         ...
 
     def first_frame(self, seed: int, clip: int, size: int) -> FirstFrame:
-        """The first video frame of a clip, with the state from which `play` goes on."""
+        """The first video frame of a clip, with the state from which `play` continues."""
         ...
 
     def draw_controls(self, controls: Tensor, size: int) -> Tensor:

@@ -8,7 +8,6 @@ name, and a model never keeps a random or empty tensor.
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 from aapt_fast.errors import CheckpointError, require, require_type
 from aapt_fast.models.aapt.config import generator_config_from_json, mini_vae_config_from_json, to_json
 from aapt_fast.models.aapt.generator import Generator
+from aapt_fast.models.files.atomic import replacing
 from aapt_fast.models.files.placement import WAN_DTYPES, require_path, require_usable_device, require_usable_dtype
 from aapt_fast.models.files.read import computing_dtype, fill, open_safetensors, read_metadata
 from aapt_fast.models.stream_model import StreamModel
@@ -43,12 +43,8 @@ def save_model(path: Path, model: StreamModel, dtype: torch.dtype = torch.float1
     tensors = {name: value.detach().to("cpu", dtype).contiguous() for name, value in tensors.items()}
     configs = {"generator": to_json(model.generator.config), "vae": to_json(model.vae.config)}
     metadata = {"format": FORMAT, "name": model.name, "config": json.dumps(configs)}
-    partial = path.with_name(path.name + ".partial")
-    try:
+    with replacing(path) as partial:
         save_file(tensors, partial, metadata)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def load_model(

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tapered capsules and how they are painted: everything that moves in a world is made of them.
+"""Tapered capsules and their painting: everything that moves in the person world is made of them.
 
-Capsules are painted back to front, whoever they belong to, and lit as cylinders; one without length is a ball. A
+Capsules of all things together are painted back to front and lit as cylinders; one without length is a ball. A
 coverage of `clamp(0.5 - distance)` pixels makes the edges anti-aliased without supersampling.
 """
 

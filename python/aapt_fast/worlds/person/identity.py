@@ -15,7 +15,7 @@ FLOORS = ("plain", "planks", "checker")
 
 @dataclass(frozen=True)
 class Identity:
-    """Who stands in which room: everything about the picture that the pose does not say."""
+    """A person and a room: everything in the picture that the pose does not decide."""
 
     colours: Tensor  # [5, 3] RGB in 0..1 of shirt, trousers, skin, shoes, hair
     striped: bool

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The `person` world: a capsule human in a patterned room, drawn by exact distance functions.
+"""Renderer of the person world: a capsule human in a patterned room, drawn by exact distance functions.
 
-Given the pose, everything in the picture is decided; `company` is what is not. Pure torch, any device, batched over the
+The pose decides everything in the picture but `company`. Pure torch, any device, batched over the
 video frames of one clip.
 """
 
@@ -126,7 +126,7 @@ def render(
 ) -> Tensor:
     """Video frames [N, 3, size, size] in 0..1 of the bodies `joints` [N, 19, 3] in metres.
 
-    `room` [3, size, size] is the background if it was drawn before; `company` is whatever else is in the room in the
+    `room` [3, size, size] is the background if it was drawn before; `company` are all other things in the
     same N video frames. Raises ValueError for another shape.
     """
     require_shape("joints", joints, "N", len(JOINT), 3)

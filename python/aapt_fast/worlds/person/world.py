@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The person world as a `World`: which person moves how in which clip, in whose company."""
+"""The person world as a `World`: the person, the motion and the company of every clip."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class PersonWorld:
         return self._film(seed, clip, torch.cat([angles[:1], mirror(angles[1:])]), size)
 
     def first_frame(self, seed: int, clip: int, size: int) -> FirstFrame:
-        """The first video frame, its pose angles, and who is in it; in company the person says not everything."""
+        """The first video frame, its pose angles and its scene; in company the scene is None."""
         angles = self.motion(seed, clip, 1)
         pose = tuple(round(angle, 6) for angle in angles[0].tolist())
         scene = None if self.has_chance else self.scene(seed, clip)

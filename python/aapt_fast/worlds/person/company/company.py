@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Company: things in the picture that the controls do not decide, so that one step can be told from many.
+"""Company: things in the picture that the controls do not decide.
 
 With the first frame and the poses given, the plain world leaves nothing to chance, and a model that averages over
-futures is as good as one that picks one of them. In company it is not: it blurs.
+futures is as good as a model that picks one of them. In company the average blurs.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from aapt_fast.worlds.person.identity import Identity
 
 @dataclass(frozen=True)
 class Company:
-    """Which of them are present. Raises ValueError for none: a set without company has company None."""
+    """The things that are present. Raises ValueError for none: a world without company has company None."""
 
     passer_by: bool = True
     ball: bool = True
@@ -33,7 +33,7 @@ class Company:
 
 
 def gather(company: Company, joints: Tensor, identity: Identity, chance: Chance) -> list[Capsules]:
-    """What joins the controlled bodies `joints` [N, 19, 3] of `identity` in the N video frames of a clip."""
+    """The company of the controlled bodies `joints` [N, 19, 3] of `identity` in the N video frames of a clip."""
     things = []
     if company.passer_by:
         things.append(passer_by(chance, len(joints)))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The controlled person's scarf: its end swings in a wind that nobody controls and with the neck that is.
+"""The controlled person's scarf: its end swings in a wind by chance, and with the controlled neck.
 
 The end is a chain of short capsules. The angles of each are two damped pendulums, sideways and towards the camera, the
 slower the farther down; a gusty wind pushes them, and the acceleration of the neck pulls them the other way.
