@@ -7,8 +7,8 @@
 Drift curves, dynamic degree, latency and, where the world has controls, a mirror test; with a `ControlReader` also the
 error of the controls and a Frechet distance. Baselines stand beside every number of a model: the first frame repeated
 (no model at all), the codec on the truth (the best that the latent space allows) and, where it says something, the true
-frames. Where chance has a part there are many truths; `training/several_futures.py` compares a video with the possible futures
-and with their average.
+frames. Where chance has a part there are many truths; training/several_futures.py compares a video with the possible
+futures and with their average.
 """
 
 from __future__ import annotations
@@ -54,15 +54,12 @@ class ControlReader(Protocol):
     @property
     def size(self) -> int:
         """Height and width in pixels of the video frames."""
-        ...
 
     def read(self, video: Tensor, controls: Tensor) -> tuple[Tensor, Tensor]:
         """Error [B, T] of video [B, 3, T, size, size] against its controls [B, T, ...], and features [B, T, D]."""
-        ...
 
     def notes(self) -> dict[str, str]:
         """Remarks for the report's tables `control`, with the unit of the error, and `frechet`, with the features."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -30,11 +30,9 @@ class Stateful(Protocol):
 
     def state_dict(self) -> dict[str, Any]:
         """The state, as torch saves it."""
-        ...
 
     def load_state_dict(self, state: dict[str, Any]) -> Any:
         """Take over a state of `state_dict`."""
-        ...
 
 
 class TrainingRun:

@@ -18,9 +18,11 @@ from aapt_fast.training.run import Stateful, TrainingRun
 class Optimiser(Stateful, Protocol):
     """The part of a torch optimiser that a step needs."""
 
-    def zero_grad(self) -> None: ...
+    def zero_grad(self) -> None:
+        """Forget the gradients."""
 
-    def step(self) -> Any: ...
+    def step(self) -> Any:
+        """Move the parameters down their gradients."""
 
 
 class Trainer:

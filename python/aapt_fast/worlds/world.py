@@ -50,15 +50,12 @@ class Player(Protocol):
     @property
     def first_control(self) -> Tensor | None:
         """The control [J, 3] or [C, h, w] that the first picture shows; None for a picture from elsewhere."""
-        ...
 
     def next(self, frames: int) -> Tensor:
         """Controls [frames, J, 3] or [frames, C, h, w] of the next video frames."""
-        ...
 
     def truth(self, size: int) -> Tensor | None:
         """True video [frames, 3, size, size] in 0..1 of the last `next`; None for a first picture from elsewhere."""
-        ...
 
 
 class World(Protocol):
@@ -67,45 +64,35 @@ class World(Protocol):
     @property
     def name(self) -> str:
         """The key in `aapt_fast.worlds.WORLDS`."""
-        ...
 
     @property
     def actions(self) -> tuple[str, ...]:
         """Names of what a script can ask of `play`, besides `MEDLEY`."""
-        ...
 
     @property
     def has_chance(self) -> bool:
         """True where a clip has more futures than number 0."""
-        ...
 
     def settings(self) -> dict[str, Any]:
         """JSON values that tell the clips of this world from those of any other; rendered sets are kept under them."""
-        ...
 
     def scene(self, seed: int, clip: int) -> int:
         """A number that clips share whose pictures differ by controls and chance only."""
-        ...
 
     def clip(self, seed: int, clip: int, frames: int, size: int, future: int = 0) -> Clip:
         """Clip number `clip` of the set `seed`; futures 0, 1, ... have one first video frame and the same controls."""
-        ...
 
     def mirrored(self, seed: int, clip: int, frames: int, size: int) -> Clip | None:
         """The clip with its first frame, under mirrored controls from then on; None where nothing is controlled."""
-        ...
 
     def first_frame(self, seed: int, clip: int, size: int) -> FirstFrame:
         """The first video frame of a clip, with the state from which `play` continues."""
-        ...
 
     def draw_controls(self, controls: Tensor, size: int) -> Tensor:
         """Pictures [N, 3, size, size] in 0..1, for people, of the controls [N, J, 3] or [N, C, h, w]."""
-        ...
 
     def play(self, script: tuple[Part, ...], seed: int, start: FirstFrame) -> Player:
         """Live control by a script of `actions`, or of `MEDLEY` alone, from the picture `start`."""
-        ...
 
 
 def clip_seed(seed: int, clip: int) -> int:
