@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from aapt_fast.streaming.recording import RECORDERS
+from aapt_fast.streaming.graph import RECORDERS
 from bench.harness.document import problems
 
 from aapt_fast.cli import bench, main

@@ -30,7 +30,8 @@ from aapt_fast.ops.kernels import KERNELS, use_kernels
 from aapt_fast.ops.machine_code import kernel_hash
 from aapt_fast.ops.verified import Verification
 from aapt_fast.streaming.session import StreamSession
-from aapt_fast.worlds.skeleton import forward_kinematics
+from aapt_fast.worlds.person import players
+from aapt_fast.worlds.person.skeleton import pose_points
 
 TINY_VAE = MiniVAEConfig(encoder_widths=(4, 4, 4), decoder_widths=(4, 4, 4))
 
@@ -121,13 +122,13 @@ def test_neither_motion_nor_video_is_in_memory_as_a_whole(
         made.append(weakref.ref(video))
         return video
 
-    def kinematics(angles: torch.Tensor) -> torch.Tensor:
+    def points(angles: torch.Tensor) -> torch.Tensor:
         posed.append(len(angles))
-        return forward_kinematics(angles)
+        return pose_points(angles)
 
     one_step = StreamSession.step
     monkeypatch.setattr(StreamSession, "step", step)
-    monkeypatch.setattr(cli.generate, "forward_kinematics", kinematics)
+    monkeypatch.setattr(players, "pose_points", points)
     arguments = ["--sheet", str(tmp_path / "x.png")] if sheet else []
     assert generate(model, tmp_path / "x.mp4", "--frames", "80", *arguments) == 0
     assert len(made) == 20 and max(alive) <= 1 and max(posed) == 4

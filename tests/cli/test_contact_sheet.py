@@ -12,9 +12,11 @@ from PIL import Image
 
 from aapt_fast.cli.contact_sheet import ContactSheet, check_sheet_target, write_sheet
 from aapt_fast.training.metrics import psnr
-from aapt_fast.worlds.motions import random_motion
-from aapt_fast.worlds.person import make_identity, render
-from aapt_fast.worlds.skeleton import Camera, forward_kinematics
+from aapt_fast.worlds.person.identity import make_identity
+from aapt_fast.worlds.person.players import random_motion
+from aapt_fast.worlds.person.renderer import render
+from aapt_fast.worlds.person.skeleton import forward_kinematics, pose_points
+from aapt_fast.worlds.person.world import PersonWorld
 
 
 @pytest.mark.parametrize(
@@ -43,14 +45,13 @@ def test_bad_targets(tmp_path: Path):
 def test_a_sheet_of_a_video_as_it_comes(tmp_path: Path, portion: int):
     """Twelve columns from the first frame to the last, and the distance of all frames, not only of those shown."""
     angles = random_motion(40, 3)
-    joints = forward_kinematics(angles)
-    points, truth = Camera().project(joints), render(joints, make_identity(5), 32)
+    points, truth = pose_points(angles), render(forward_kinematics(angles), make_identity(5), 32)
     video = (truth.permute(0, 2, 3, 1) * 255).round().byte()
     video[1::2] = 255 - video[1::2]  # frame 1 is not shown
-    sheet = ContactSheet(tmp_path / "x.png", 40, 5)
+    sheet = ContactSheet(tmp_path / "x.png", 40, PersonWorld())
     for first in range(0, 40, portion):
         part = slice(first, first + portion)
-        sheet.add(video[part], points[part], angles[part])
+        sheet.add(video[part], points[part], truth[part])
     report = sheet.write()
     expected = psnr(video.permute(3, 0, 1, 2) / 127.5 - 1, truth.transpose(0, 1) * 2 - 1).mean()
     assert report["psnr_to_truth"] == pytest.approx(float(expected), abs=0.02)
@@ -63,7 +64,7 @@ def test_a_sheet_of_a_video_as_it_comes(tmp_path: Path, portion: int):
 
 
 def test_a_sheet_without_a_truth(tmp_path: Path):
-    sheet = ContactSheet(tmp_path / "x.png", 4)
+    sheet = ContactSheet(tmp_path / "x.png", 4, PersonWorld())
     sheet.add(torch.zeros(4, 32, 32, 3, dtype=torch.uint8), torch.rand(4, 19, 3), None)
     assert sheet.write() == {"sheet": str(tmp_path / "x.png")}
     with Image.open(tmp_path / "x.png") as picture:

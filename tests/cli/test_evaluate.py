@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from aapt_fast.cli import evaluate, main
+from aapt_fast.cli import main
 from aapt_fast.models.aapt.config import MiniVAEConfig
 from aapt_fast.models.aapt.generator import Generator
 from aapt_fast.models.aapt.presets import NANO
 from aapt_fast.models.stream_model import StreamModel
 from aapt_fast.models.vae.mini import MiniVAE
+from aapt_fast.training import recipes
 from aapt_fast.training.pose_network import PoseNetworkConfig
 
 TINY_VAE = MiniVAEConfig(encoder_widths=(4, 4, 4), decoder_widths=(4, 4, 4))
@@ -25,7 +26,7 @@ TINY_VAE = MiniVAEConfig(encoder_widths=(4, 4, 4), decoder_widths=(4, 4, 4))
 def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """The file of a nano model, 32x32; the pose network of the evaluation is as small."""
     tiny = functools.partial(PoseNetworkConfig, widths=(4, 4, 4), clips=2, held_out=1, frames=2, steps=2, batch=2)
-    monkeypatch.setattr(evaluate, "PoseNetworkConfig", tiny)
+    monkeypatch.setattr(recipes, "PoseNetworkConfig", tiny)
     path = tmp_path / "nano.safetensors"
     StreamModel(Generator(NANO), MiniVAE(TINY_VAE), name="nano").save_pretrained(path)
     return str(path)

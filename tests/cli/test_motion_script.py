@@ -6,9 +6,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from aapt_fast.cli.motion_script import LENGTH, Part, ScriptPlayer, read_script, script_frames
+from aapt_fast.cli.motion_script import read_script, script_frames
 from aapt_fast.testing.compare import assert_near
-from aapt_fast.worlds.motions import MotionPlayer
+from aapt_fast.worlds.person.players import MotionPlayer, ScriptPlayer
+from aapt_fast.worlds.person.world import PersonWorld
+from aapt_fast.worlds.world import PART_FRAMES, Part
 
 
 @pytest.mark.parametrize(
@@ -23,7 +25,7 @@ from aapt_fast.worlds.motions import MotionPlayer
     ],
 )
 def test_reading(text: str, parts: list[tuple[str, int | None]], frames: int | None):
-    script = read_script(text)
+    script = read_script(text, PersonWorld())
     assert script == tuple(Part(*part) for part in parts) and script_frames(script) == frames
 
 
@@ -54,17 +56,17 @@ WITHIN = r"--motion: expected idle \| walk .* \| bow in a script \(medley stands
 )
 def test_mistakes(text: str, message: str):
     with pytest.raises(ValueError, match=message):
-        read_script(text)
+        read_script(text, PersonWorld())
 
 
 @pytest.mark.parametrize("portion", [1, 4, 24])
 def test_the_parts_follow_each_other_in_any_portions_and_the_last_goes_on(portion: int):
     player, angles = MotionPlayer("dance", 5), []
-    for name, frames in (("squat", 7), ("bow", LENGTH), ("wave", 41)):
+    for name, frames in (("squat", 7), ("bow", PART_FRAMES), ("wave", 41)):
         angles.append(player.next(frames))
         player.play(name)
     expected = torch.cat(angles)
-    script = ScriptPlayer(read_script("dance:7,squat,bow:41,wave:1"), 5)
+    script = ScriptPlayer(read_script("dance:7,squat,bow:41,wave:1", PersonWorld()), 5)
     played = torch.cat([script.next(portion) for _ in range(120 // portion)])
     assert_near(played[: len(expected)], expected, 2e-6, "angles")
     assert_near(played[len(expected) :], player.next(120 - len(expected)), 2e-6, "the last goes on")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import aapt_fast
 from aapt_fast.integrations.recorded_forward import RecordedForward
-from aapt_fast.streaming import recording
+from aapt_fast.streaming import graph
 from aapt_fast.testing.recorder import record_on_cpu
 
 KEPT = RecordedForward.kept_by_swap[0]
@@ -26,7 +26,7 @@ def made(monkeypatch) -> list[str]:
         recorded.append(device.type)
         return record_on_cpu(function, device)
 
-    monkeypatch.setitem(recording.RECORDERS, "cpu", recorder)
+    monkeypatch.setitem(graph.RECORDERS, "cpu", recorder)
     return recorded
 
 

@@ -31,7 +31,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import aapt_fast
 from aapt_fast.integrations import recorded_forward
 from aapt_fast.integrations.swap import is_swapped
-from aapt_fast.streaming import recording
+from aapt_fast.streaming import graph
 from aapt_fast.testing.compare import assert_near
 from aapt_fast.testing.recorder import record_on_cpu
 
@@ -241,7 +241,7 @@ def test_recording_that_fails_says_how_to_do_without(model, monkeypatch, made):
             model(**inputs())
     assert not vars(model)[KEPT] and torch.is_autocast_cache_enabled()
     monkeypatch.undo()
-    monkeypatch.setitem(recording.RECORDERS, "cpu", record_on_cpu)
+    monkeypatch.setitem(graph.RECORDERS, "cpu", record_on_cpu)
     assert_right(model, 0, 1)
     aapt_fast.unpatch(model)
     assert_right(model, 0)
@@ -341,7 +341,7 @@ def test_patch_without_it_leaves_an_earlier_one(model):
 
 
 def test_a_cpu_records_nothing(made, monkeypatch):
-    monkeypatch.delitem(recording.RECORDERS, "cpu")
+    monkeypatch.delitem(graph.RECORDERS, "cpu")
     model = random_transformer()
     (finding,) = aapt_fast.patch(model, attention=False, cuda_graph=True).left_alone
     assert finding.what == "CUDA graphs are for GPUs, and it is on cpu: patch it where it is to run"

@@ -13,7 +13,7 @@ from torch import Tensor
 import aapt_fast
 from aapt_fast.integrations import attention, diffusers_attention
 from aapt_fast.ops import dense_attention
-from aapt_fast.streaming import recording
+from aapt_fast.streaming import graph
 from aapt_fast.testing.compare import assert_near
 from aapt_fast.testing.recorder import record_on_cpu
 
@@ -91,7 +91,7 @@ def test_the_same_frames_with_recorded_forward_passes(pipe, monkeypatch, experts
         made.append(device)
         return record_on_cpu(function, device)
 
-    monkeypatch.setitem(recording.RECORDERS, "cpu", recorder)
+    monkeypatch.setitem(graph.RECORDERS, "cpu", recorder)
     if experts == 2:
         second = copy.deepcopy(pipe.transformer)
         torch.nn.init.normal_(second.proj_out.bias)

@@ -151,7 +151,7 @@ def test_bad_controls(control, error, message):
 
 
 def test_bad_clips():
-    with pytest.raises(ValueError, match=r"points: expected 1 \+ 4 n video frames, got 8"):
+    with pytest.raises(ValueError, match=r"controls: expected 1 \+ 4 n video frames, got 8"):
         clip_controls(torch.zeros(1, 8, 3, 3), POSE, GRID)
-    with pytest.raises(ValueError, match="points: expected shape"):
+    with pytest.raises(ValueError, match="controls: expected shape"):
         clip_controls(torch.zeros(1, 5, 2, 3), POSE, GRID)

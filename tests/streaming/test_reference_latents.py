@@ -28,8 +28,8 @@ from aapt_fast.models.wan.transformer import WanTransformer
 from aapt_fast.testing.compare import relative_l2
 from aapt_fast.testing.streams import SMALL_VAE
 from aapt_fast.testing.wan import TINY
-from aapt_fast.worlds.motions import MotionPlayer
-from aapt_fast.worlds.skeleton import Camera, forward_kinematics
+from aapt_fast.worlds.person.players import MotionPlayer
+from aapt_fast.worlds.person.skeleton import Camera, forward_kinematics
 
 REFERENCE = Path(__file__).parent / "data" / "reference_latents.safetensors"
 TOLERANCE = 1e-6  # the number of threads changes 4e-7

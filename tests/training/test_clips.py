@@ -13,13 +13,15 @@ from aapt_fast.training.clips import LatentClips, disturb_recycled
 FRAMES = 7
 
 
-def numbered(clips: int = 6, drop_first_pose: float = 0.0, persons: list[int] | None = None) -> LatentClips:
+def numbered(clips: int = 6, drop_first_control: float = 0.0, scenes: list[int] | None = None) -> LatentClips:
     """Frame f of clip i holds 100 i + f everywhere, and so does every pose of its video frames."""
-    known = None if persons is None else torch.tensor(persons)
+    known = None if scenes is None else torch.tensor(scenes)
     frames = torch.arange(1.0 + FRAMES) + 100 * torch.arange(float(clips))[:, None]  # [clips, 1 + n]
     latents = frames.view(clips, 1, -1, 1, 1).expand(-1, 16, -1, 4, 4)
     of_video = torch.cat([frames[:, :1], frames[:, 1:].repeat_interleave(4, 1)], 1)
-    return LatentClips(latents, of_video[:, :, None, None].expand(-1, -1, 19, 3) / 1000, NANO, known, drop_first_pose)
+    return LatentClips(
+        latents, of_video[:, :, None, None].expand(-1, -1, 19, 3) / 1000, NANO, known, drop_first_control
+    )
 
 
 def test_batches_are_spans_of_consecutive_frames():
@@ -47,12 +49,12 @@ def test_controls_belong_to_their_frames():
     batch = clips.sample(4, 3, share_at_start=0.0)
     picks = (batch.clean[:, 0, 0, 0, 0] // 100).long()
     first = int(batch.clean[0, 0, 0, 0, 0] % 100) - 1
-    expected = clip_controls(clips.points[picks], NANO.control, NANO.grid)[:, :, first : first + 3]
+    expected = clip_controls(clips.controls[picks], NANO.control, NANO.grid)[:, :, first : first + 3]
     assert torch.equal(batch.control, expected)
 
 
 def test_some_rows_do_not_say_the_pose_of_their_image():
-    control = numbered(drop_first_pose=0.25).sample(400, 2, share_at_start=1.0).control
+    control = numbered(drop_first_control=0.25).sample(400, 2, share_at_start=1.0).control
     half = control.shape[1] // 2
     untold = (control[:, half:, 0] == 0).all((1, 2, 3))
     assert float(untold.float().mean()) == pytest.approx(0.25, abs=0.08)
@@ -60,7 +62,7 @@ def test_some_rows_do_not_say_the_pose_of_their_image():
 
 
 def test_chains_join_whole_clips_of_one_person():
-    clips = numbered(clips=8, persons=[0, 1, 0, 1, 0, 1, 77, 78])
+    clips = numbered(clips=8, scenes=[0, 1, 0, 1, 0, 1, 77, 78])
     seen = set()
     for _ in range(30):
         batch = clips.chain(rows=2, clips=3)
@@ -77,13 +79,13 @@ def test_chains_join_whole_clips_of_one_person():
 
 
 def test_chains_of_one_clip_show_everybody():
-    first = numbered(clips=4, persons=[0, 0, 0, 9]).chain(rows=200, clips=1).clean[:, 0, 0, 0, 0] // 100
+    first = numbered(clips=4, scenes=[0, 0, 0, 9]).chain(rows=200, clips=1).clean[:, 0, 0, 0, 0] // 100
     assert first.long().bincount().min() > 25
 
 
 def test_the_control_of_a_chain_says_what_is_in_the_recycled_frame():
     """At a joint the previous pose is the last one of the clip before, as the recycled frame is."""
-    control = numbered(clips=2, persons=[3, 3]).chain(rows=1, clips=2).control
+    control = numbered(clips=2, scenes=[3, 3]).chain(rows=1, clips=2).control
     half = control.shape[1] // 2
     assert control.shape[2] == 2 * FRAMES
     assert torch.equal(control[:, half:, FRAMES], control[:, :half, FRAMES - 1])
@@ -93,28 +95,28 @@ def test_the_control_of_a_chain_says_what_is_in_the_recycled_frame():
     ("change", "message"),
     [
         (lambda z, p: (z[:0], p[:0], NANO), "latents: expected at least one clip, got an empty set"),
-        (lambda z, p: (z, p[:2], NANO), "points: expected 6 clips, got 2"),
-        (lambda z, p: (z, p[:, :-1], NANO), "points: expected 29 video frames, got 28"),
-        (lambda z, p: (z, p, NANO_TEXT), "model.control: expected a pose control, got None"),
-        (lambda z, p: (z, p, NANO, torch.zeros(5)), "persons: expected 6 clips, got 5"),
+        (lambda z, p: (z, p[:2], NANO), "controls: expected 6 clips, got 2"),
+        (lambda z, p: (z, p[:, :-1], NANO), "controls: expected 29 video frames, got 28"),
+        (lambda z, p: (z, p, NANO_TEXT), "model.control: expected a control, got None"),
+        (lambda z, p: (z, p, NANO, torch.zeros(5)), "scenes: expected 6 clips, got 5"),
     ],
-    ids=["no clips", "clips", "video frames", "no control", "persons"],
+    ids=["no clips", "clips", "video frames", "no control", "scenes"],
 )
 def test_clips_that_do_not_fit_are_refused(change, message):
     clips = numbered()
     with pytest.raises(ValueError, match=message):
-        LatentClips(*change(clips.latents, clips.points))
+        LatentClips(*change(clips.latents, clips.controls))
 
 
 def test_too_long_chains_are_refused():
-    with pytest.raises(ValueError, match="clips: expected at most 3, the most clips of a person, got 4"):
-        numbered(clips=5, persons=[0, 1, 0, 1, 0]).chain(rows=1, clips=4)
+    with pytest.raises(ValueError, match="clips: expected at most 3, the most clips of a scene, got 4"):
+        numbered(clips=5, scenes=[0, 1, 0, 1, 0]).chain(rows=1, clips=4)
 
 
 def test_a_model_whose_control_does_not_repeat_the_previous_pose():
     config = dataclasses.replace(NANO, control=dataclasses.replace(NANO.control, with_previous=False))
     clips = numbered()
-    batch = LatentClips(clips.latents, clips.points, config, drop_first_pose=1.0).sample(2, 3, 1.0)
+    batch = LatentClips(clips.latents, clips.controls, config, drop_first_control=1.0).sample(2, 3, 1.0)
     assert batch.control.shape[1] == config.control.step_channels and (batch.control[:, :, 0] != 0).any()
 
 

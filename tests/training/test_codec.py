@@ -14,7 +14,8 @@ from PIL import Image
 from aapt_fast.models.aapt.config import MiniVAEConfig
 from aapt_fast.training import codec
 from aapt_fast.training.codec import CodecConfig, evaluate_codec, train_codec
-from aapt_fast.training.data import ClipSet, ClipSetConfig, make_clip, to_float
+from aapt_fast.training.data import ClipSet, ClipSetConfig, held_out_clips, make_clip
+from aapt_fast.worlds.person.world import PersonWorld
 
 TINY = MiniVAEConfig(
     latent_channels=4,
@@ -29,16 +30,16 @@ SHORT = CodecConfig(TINY, steps=6, batch=2, crop=16, crop_frames=5, gan_from=0.3
 @pytest.fixture(scope="module")
 def clip_set(tmp_path_factory) -> ClipSet:
     """Three clips of the person world, 9 video frames of 32 x 32."""
-    folder, config = tmp_path_factory.mktemp("clips"), ClipSetConfig("tiny", clips=3, frames=9, size=32)
+    folder, config = tmp_path_factory.mktemp("clips"), ClipSetConfig("tiny", PersonWorld(), clips=3, frames=9, size=32)
     clips = [make_clip(config, number) for number in range(3)]
-    np.save(folder / "tiny.video.npy", torch.stack([video for video, _ in clips]).numpy())
-    np.save(folder / "tiny.points.npy", torch.stack([points for _, points in clips]).numpy())
+    np.save(folder / "tiny.video.npy", torch.stack([clip.video for clip in clips]).numpy())
+    np.save(folder / "tiny.points.npy", torch.stack([clip.controls for clip in clips]).numpy())
     return ClipSet(folder, config)
 
 
 @pytest.fixture(scope="module")
 def held_out() -> torch.Tensor:
-    return to_float(make_clip(ClipSetConfig("held-out", clips=1, frames=9, size=32, seed=1), 0)[0])[None]
+    return held_out_clips(ClipSetConfig("held-out", PersonWorld(), clips=1, frames=9, size=32, seed=1))[0]
 
 
 def checkpoint(folder: Path) -> dict:

@@ -16,11 +16,12 @@ from aapt_fast.models.aapt.presets import NANO
 from aapt_fast.models.vae.mini import MiniVAE
 from aapt_fast.streaming.controls import clip_controls
 from aapt_fast.training.clips import LatentClips
-from aapt_fast.training.data import ClipSetConfig, make_clip, to_float
+from aapt_fast.training.data import ClipSetConfig, held_out_clips
 from aapt_fast.training.diffusion import DiffusionConfig, decoder_sensitivity, flow_matching_loss, train_diffusion
+from aapt_fast.worlds.person.world import PersonWorld
 
 SHORT = DiffusionConfig(NANO, steps=6, batch=2, clip_frames=4, evaluate_every=3, recycled_noise=0.1, compile=False)
-CLIPS = ClipSetConfig("nano", clips=4, frames=17, size=32, identities=2)
+CLIPS = ClipSetConfig("nano", PersonWorld(identities=2), clips=4, frames=17, size=32)
 
 
 def random_clips(clips: int = 3, frames: int = 5) -> LatentClips:
@@ -62,7 +63,7 @@ def test_interrupted_and_resumed_equals_straight_on(tmp_path):
         signal.raise_signal(signal.SIGTERM)
         return {}
 
-    with pytest.raises(KeyboardInterrupt, match="stopped at step 4"):
+    with pytest.raises(KeyboardInterrupt, match="stopped at step 1"):
         train(tmp_path / "resumed", evaluate=interrupting)
     resumed = train(tmp_path / "resumed")
     assert_same(resumed.state_dict(), straight.state_dict())
@@ -96,12 +97,14 @@ def test_evaluations_see_the_average_and_the_result_is_the_average(tmp_path):
 
     result = train(tmp_path, evaluate=evaluate)
     state = checkpoint(tmp_path)
-    assert len(seen) == 2  # at step 3 and at the end
-    assert torch.equal(seen[1], state["average"]["unpatch.weight"]) and torch.equal(seen[1], result.unpatch.weight)
+    assert len(seen) == 3  # at steps 0 and 3 and at the end
+    assert torch.equal(seen[2], state["average"]["unpatch.weight"]) and torch.equal(seen[2], result.unpatch.weight)
     assert not torch.equal(state["model"]["unpatch.weight"], result.unpatch.weight)
     assert not result.training
     with (tmp_path / "log.csv").open() as file:
-        assert [(row["step"], row["score"]) for row in csv.DictReader(file)] == [("3", "1.0"), ("6", "1.0")]
+        assert [(row["step"], row["score"]) for row in csv.DictReader(file)] == [
+            (step, "1.0") for step in ("0", "3", "6")
+        ]
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
@@ -192,8 +195,7 @@ def test_decoder_sensitivity_is_the_effect_of_each_channel():
 
 def test_the_nano_model_learns_the_world(tmp_path):
     """Sixty steps on rendered clips, coded by the linear codec, against the start and against a repeated frame."""
-    made = [make_clip(CLIPS, number) for number in range(CLIPS.clips)]
-    video, points = to_float(torch.stack([clip for clip, _ in made])), torch.stack([points for _, points in made])
+    video, points = held_out_clips(CLIPS)
     vae = MiniVAE(MiniVAEConfig(encoder_widths=(8, 8, 8), decoder_widths=(8, 8, 8)))
     vae.fit_linear(video[:, :, 1:])
     with torch.no_grad():
@@ -212,5 +214,5 @@ def test_the_nano_model_learns_the_world(tmp_path):
     config = DiffusionConfig(NANO, steps=60, batch=4, clip_frames=4, evaluate_every=20, compile=False)
     train_diffusion(tmp_path, config, LatentClips(latents, points, NANO), torch.ones(16), evaluate)
     still = float((clean - recycled).square().mean())
-    assert errors[0] > errors[1] > errors[2]
-    assert errors[2] < 0.9 * still
+    assert errors[1] > errors[2] > errors[3]
+    assert errors[3] < 0.9 * still

@@ -17,47 +17,53 @@ from aapt_fast.models.aapt.generator import Generator
 from aapt_fast.models.aapt.presets import NANO, NANO_TEXT
 from aapt_fast.models.stream_model import StreamModel
 from aapt_fast.models.vae.mini import MiniVAE
-from aapt_fast.training import evaluate
-from aapt_fast.training.evaluate import HELD_OUT, Row, evaluate_person, make_truth
+from aapt_fast.training import evaluate as module
+from aapt_fast.training.data import make_clip
+from aapt_fast.training.evaluate import Group, Row, evaluate, make_group
 from aapt_fast.training.plots import UNITS, can_plot
 from aapt_fast.training.pose_network import PoseNetwork, PoseNetworkConfig, PoseReader, pose_reader
-from aapt_fast.training.recipes import FIRST_FRAMES, GALLERY_CLIPS, HELD_OUT_GALLERY, STRANGERS_CLIPS
+from aapt_fast.training.recipes import FIRST_FRAMES, GALLERY_CLIPS, HELD_OUT, HELD_OUT_GALLERY, STRANGERS_CLIPS
 from aapt_fast.training.step_latency import step_latency
+from aapt_fast.worlds.world import clip_seed
 
 TINY = dataclasses.replace(HELD_OUT, clips=2, frames=25, size=32)
 TINY_VAE = MiniVAEConfig(encoder_widths=(4, 4, 4), decoder_widths=(4, 4, 4))
 
 
 def test_held_out_motions_are_not_in_the_training_data() -> None:
-    trained = {s.motion_seed(i) for s in (GALLERY_CLIPS, STRANGERS_CLIPS) for i in range(s.clips)}
-    held_out = {s.motion_seed(i) for s in (HELD_OUT, HELD_OUT_GALLERY, FIRST_FRAMES) for i in range(s.clips)}
+    trained = {clip_seed(s.seed, i) for s in (GALLERY_CLIPS, STRANGERS_CLIPS) for i in range(s.clips)}
+    held_out = {clip_seed(s.seed, i) for s in (HELD_OUT, HELD_OUT_GALLERY, FIRST_FRAMES) for i in range(s.clips)}
     assert not trained & held_out
-    assert {HELD_OUT.identity_seed(i) for i in range(HELD_OUT.clips)} == set(range(16))
+    assert {HELD_OUT.scene(i) for i in range(HELD_OUT.clips)} == set(range(16))
 
 
-def test_the_mirrored_truth_starts_at_the_same_picture_and_then_differs() -> None:
-    truth = make_truth(TINY, 0)
-    assert torch.equal(truth.video[:, 0], truth.mirrored_video[:, 0])
-    assert (truth.video[:, 12:] - truth.mirrored_video[:, 12:]).abs().amax((0, 2, 3)).min() > 0.1
+@pytest.fixture(scope="module")
+def truth() -> Group:
+    """The two clips of TINY, and the same mirrored."""
+    return make_group(TINY, range(2))
 
 
-def test_the_mirror_test_tells_the_sides_apart() -> None:
-    truths = [make_truth(TINY, clip) for clip in range(2)]
-    video = torch.stack([each.video for each in truths])
-    mirrored = torch.stack([each.mirrored_video for each in truths])
+def test_the_mirrored_truth_starts_at_the_same_picture_and_then_differs(truth: Group) -> None:
+    mirrored, _ = truth.mirrored
+    assert torch.equal(truth.video[:, :, 0], mirrored[:, :, 0])
+    assert (truth.video[:, :, 12:] - mirrored[:, :, 12:]).abs().amax((1, 3, 4)).min() > 0.1
+
+
+def test_the_mirror_test_tells_the_sides_apart(truth: Group) -> None:
+    mirrored, _ = truth.mirrored
     noisy = mirrored + 0.1 * torch.randn_like(mirrored)
-    assert evaluate._right_side(noisy, mirrored, video).tolist() == [True, True]
-    assert evaluate._right_side(video, mirrored, video).tolist() == [False, False]
+    assert module._right_side(noisy, mirrored, truth.video).tolist() == [True, True]
+    assert module._right_side(truth.video, mirrored, truth.video).tolist() == [False, False]
 
 
 def test_mirrored_motions_may_end_before_the_others(pose: PoseReader, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(evaluate, "MIRROR_TO", 16)
-    report = evaluate_person([Row("model", nano())], pose, tmp_path, TINY)
+    monkeypatch.setattr(module, "MIRROR_TO", 16)
+    report = evaluate([Row("model", nano())], TINY, pose, tmp_path)
     control = {row["what"]: row for row in report.tables["control"]}
-    assert all("frame 12" in row for row in control.values()) and make_truth(TINY, 0).mirrored_video.shape[1] == 17
+    assert all("frame 12" in row for row in control.values()) and make_group(TINY, [0]).mirrored[0].shape[2] == 17
     lines = (tmp_path / "drift.csv").read_text().splitlines()
     names = lines[0].split(",")
-    place = names.index("model mirrored joints")
+    place = names.index("model mirrored control")
     assert lines[17].split(",")[place] != "" and lines[18].split(",")[place] == ""
     assert lines[25].split(",")[names.index("model psnr")] != ""
 
@@ -73,15 +79,15 @@ def pose(tmp_path_factory: pytest.TempPathFactory) -> PoseReader:
 
 @pytest.fixture(autouse=True)
 def few_timed_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluate, "step_latency", functools.partial(step_latency, steps=3, warm=1))
+    monkeypatch.setattr(module, "step_latency", functools.partial(step_latency, steps=3, warm=1))
 
 
 class PerfectEyes(PoseReader):
     """Knows the joints of the true videos by heart, and sees all joints of any other video in a corner."""
 
     def see(self, video: Tensor) -> tuple[Tensor, Tensor]:
-        truths = [make_truth(TINY, clip) for clip in range(TINY.clips)]
-        known = [(t.video, t.points) for t in truths] + [(t.mirrored_video, t.mirrored_points) for t in truths]
+        truth = make_group(TINY, range(TINY.clips))
+        known = [*zip(truth.video, truth.controls, strict=True), *zip(*truth.mirrored, strict=True)]
         nowhere = torch.zeros(video.shape[2], 19, 2)
         joints = [next((p[..., :2] for true, p in known if torch.equal(true, clip)), nowhere) for clip in video]
         return torch.stack(joints), 100 * video.mean((3, 4)).transpose(1, 2)
@@ -95,11 +101,10 @@ def nano() -> StreamModel:
     return StreamModel(Generator(NANO).eval(), MiniVAE(TINY_VAE).eval())
 
 
-def test_a_perfect_model_reaches_the_ceiling(monkeypatch: pytest.MonkeyPatch) -> None:
-    truths = [make_truth(TINY, clip) for clip in range(2)]
-    answers = iter([torch.stack([t.video for t in truths]), torch.stack([t.mirrored_video for t in truths])])
-    monkeypatch.setattr(evaluate, "generate_video", lambda *arguments: next(answers))
-    tables = evaluate_person([Row("model", nano())], perfect_eyes(), None, TINY).tables
+def test_a_perfect_model_reaches_the_ceiling(truth: Group, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = iter([truth.video, truth.mirrored[0]])
+    monkeypatch.setattr(module, "generate_video", lambda *arguments: next(answers))
+    tables = evaluate([Row("model", nano())], TINY, perfect_eyes()).tables
     drift = {row["what"]: row for row in tables["drift"]}
     assert drift["model psnr"]["frame 12"] == 100 and drift["model ssim"]["mean"] == pytest.approx(1)
     assert drift["still psnr"]["frame 12"] < 40
@@ -113,13 +118,12 @@ def test_a_perfect_model_reaches_the_ceiling(monkeypatch: pytest.MonkeyPatch) ->
     dynamic = {row["what"]: row for row in tables["dynamic degree"]}
     assert dynamic["model"] == {"what": "model", "frames 1-12": 1, "frames 13-24": 1, "all": 1}
     assert dynamic["still"]["all"] == 0
-    assert tables["mirror"] == [{"what": "model: mirrored pose followed", "clips": 2, "share": 1.0}]
+    assert tables["mirror"] == [{"what": "model: mirrored control followed", "clips": 2, "share": 1.0}]
 
 
-def test_a_model_that_ignores_the_mirrored_request_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    truth = torch.stack([make_truth(TINY, clip).video for clip in range(2)])
-    monkeypatch.setattr(evaluate, "generate_video", lambda *arguments: truth)
-    tables = evaluate_person([Row("model", nano())], perfect_eyes(), None, TINY).tables
+def test_a_model_that_ignores_the_mirrored_request_is_told_apart(truth: Group, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "generate_video", lambda *arguments: truth.video)
+    tables = evaluate([Row("model", nano())], TINY, perfect_eyes()).tables
     assert tables["mirror"][0]["share"] == 0
     control = {row["what"]: row["mean"] for row in tables["control"]}
     assert control["model"] == control["true frames"] == control["true frames mirrored"] == 0
@@ -128,7 +132,7 @@ def test_a_model_that_ignores_the_mirrored_request_is_told_apart(monkeypatch: py
 
 def test_a_real_model_writes_its_report(pose: PoseReader, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    report = evaluate_person([Row("model", nano())], pose, out, TINY)
+    report = evaluate([Row("model", nano())], TINY, pose, out)
     tables = {f"{title.replace(' ', '_')}.csv" for title in report.tables}
     plots = {f"{metric}.png" for metric in UNITS} if can_plot() else set()
     assert {path.name for path in out.iterdir()} == {"drift.png", "report.md"} | tables | plots
@@ -140,8 +144,8 @@ def test_a_real_model_writes_its_report(pose: PoseReader, tmp_path: Path) -> Non
 
 def test_several_rows_share_the_truth(pose: PoseReader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rendered: list[int] = []
-    real = make_truth
-    monkeypatch.setattr(evaluate, "make_truth", lambda config, clip: rendered.append(clip) or real(config, clip))
+    real = make_clip
+    monkeypatch.setattr(module, "make_clip", lambda config, clip: rendered.append(clip) or real(config, clip))
     model = nano()
     twin = StreamModel(Generator(NANO).eval(), MiniVAE(TINY_VAE).eval())
     twin.generator.load_state_dict(model.generator.state_dict())
@@ -150,7 +154,7 @@ def test_several_rows_share_the_truth(pose: PoseReader, tmp_path: Path, monkeypa
         for generator in (model.generator, twin.generator):
             generator.skip.copy_(torch.tensor([0.5, 0.5]))
     rows = [Row("one", model), Row("same", twin), Row("two", model, nfe=2)]
-    tables = evaluate_person(rows, pose, tmp_path / "out", dataclasses.replace(TINY, clips=3), group=2).tables
+    tables = evaluate(rows, dataclasses.replace(TINY, clips=3), pose, tmp_path / "out", group=2).tables
     assert rendered == [0, 1, 2]
     drift = {row.pop("what"): row for row in tables["drift"]}
     assert drift["one psnr"] == drift["same psnr"] != drift["two psnr"]
@@ -172,7 +176,7 @@ def test_several_rows_share_the_truth(pose: PoseReader, tmp_path: Path, monkeypa
 def test_codecs_that_differ_are_baselines_of_their_own(pose: PoseReader) -> None:
     rows = [Row("a", nano()), Row("b", nano())]
     rows.append(Row("c", StreamModel(Generator(NANO).eval(), rows[0].model.vae)))
-    tables = evaluate_person(rows, pose, None, TINY).tables
+    tables = evaluate(rows, TINY, pose).tables
     assert [row["what"] for row in tables["summary"]] == ["a", "b", "c", "codec of a", "codec of b", "still"]
 
 
@@ -180,7 +184,11 @@ def test_what_cannot_be_evaluated_is_refused(pose: PoseReader) -> None:
     without_poses = StreamModel(Generator(NANO_TEXT), MiniVAE(TINY_VAE))
     larger = StreamModel(Generator(dataclasses.replace(NANO, grid=(8, 8))), MiniVAE(TINY_VAE))
     for rows, config, message in (
-        ([Row("model", without_poses)], TINY, "model: expected a model with pose control, got None"),
+        (
+            [Row("model", without_poses)],
+            TINY,
+            r"model: expected a control of shape \(19, 3\), .* person, got None",
+        ),
         ([Row("model", larger)], TINY, r"model: expected video of \(32, 32\) pixels, got \(64, 64\)"),
         ([Row("x", nano()), Row("x", nano())], TINY, "rows: expected distinct names other than .*, got x, x"),
         ([Row("codec", nano())], TINY, "rows: expected distinct names other than true frames, codec, still"),
@@ -188,7 +196,11 @@ def test_what_cannot_be_evaluated_is_refused(pose: PoseReader) -> None:
         ([], TINY, "rows: expected at least one"),
         ([Row("model", nano(), nfe=0)], TINY, "nfe: expected at least 1"),
         ([Row("model", nano())], dataclasses.replace(TINY, frames=9), "frames: expected more than 12 video frames"),
-        ([Row("model", larger)], dataclasses.replace(TINY, size=64), "pose: expected a network for 64 pixels, got 32"),
+        (
+            [Row("model", larger)],
+            dataclasses.replace(TINY, size=64),
+            "reader: expected a network for 64 pixels",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
-            evaluate_person(rows, pose, None, config)
+            evaluate(rows, config, pose)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,6 @@ import torch
 
 from aapt_fast.testing.compare import assert_near
 from aapt_fast.training import pose_network
-from aapt_fast.training.evaluate import HELD_OUT
 from aapt_fast.training.pose_network import (
     PoseNetwork,
     PoseNetworkConfig,
@@ -25,6 +25,7 @@ from aapt_fast.training.pose_network import (
 from aapt_fast.training.recipes import (
     FIRST_FRAMES,
     GALLERY_CLIPS,
+    HELD_OUT,
     HELD_OUT_GALLERY,
     HELD_OUT_STRANGERS,
     STRANGERS_CLIPS,
@@ -90,7 +91,7 @@ def test_a_failed_write_leaves_no_file(tmp_path: Path, monkeypatch: pytest.Monke
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pose_network.os, "replace", interrupted)
+    monkeypatch.setattr(os, "replace", interrupted)
     with pytest.raises(KeyboardInterrupt):
         pose_reader(TINY, tmp_path)
     assert list(tmp_path.iterdir()) == []

@@ -16,6 +16,7 @@ from aapt_fast.training.plots import UNITS, can_plot, save_plots
 from aapt_fast.training.report import Measurements, dynamic_degree, make_report, mirrored, write_report
 
 FRAMES = 300
+NOTES = {"control": "The network errs.", "frechet": "It has 3 features."}
 
 
 def made_up(*names: str) -> Measurements:
@@ -24,15 +25,15 @@ def made_up(*names: str) -> Measurements:
     curve = torch.arange(FRAMES) + torch.tensor([[0.0], [1.0]])
     features = torch.randn(2, FRAMES, 3)
     for name in (*names, module.CODEC, module.STILL):
-        for metric in ("psnr", "ssim", "sharpness", "joints"):
+        for metric in ("psnr", "ssim", "sharpness", "control"):
             measured.add_curve(name, metric, curve)
         measured.add_curve(name, "change", 0.5 * curve)
         measured.add_features(name, features + 2.0)
     for name in names:
-        measured.add_curve(mirrored(name), "joints", curve)
+        measured.add_curve(mirrored(name), "control", curve)
         measured.add_followed(name, torch.tensor([True, False]))
         measured.latency[name] = {part: {"p50": 7.25, "p95": 9.0, "p99": 11.0} for part in ("generator", "step")}
-    measured.add_curve(module.TRUTH, "joints", curve)
+    measured.add_curve(module.TRUTH, "control", curve)
     measured.add_curve(module.TRUTH, "change", curve)
     measured.add_features(module.TRUTH, features)
     measured.add_features(mirrored(module.TRUTH), features)
@@ -50,7 +51,7 @@ def test_measurements_of_groups_are_joined() -> None:
 
 
 def test_the_tables_say_what_was_measured() -> None:
-    report = make_report(made_up("one", "two"), "The network errs.")
+    report = make_report(made_up("one", "two"), NOTES)
     tables = report.tables
     assert list(tables) == ["summary", "drift", "control", "frechet", "dynamic degree", "mirror", "latency"]
     marks = {"frame 4": 4.5, "frame 12": 12.5, "frame 40": 40.5, "frame 120": 120.5, "frame 240": 240.5}
@@ -65,11 +66,11 @@ def test_the_tables_say_what_was_measured() -> None:
         "what": "one", "frames 1-12": 0.5, "frames 13-60": 0.5, "frames 61-120": 0.5, "frames 121-240": 0.5,
         "frames 241-299": 0.5, "all": 0.5,
     }  # fmt: skip
-    assert tables["mirror"][1] == {"what": "two: mirrored pose followed", "clips": 2, "share": 0.5}
+    assert tables["mirror"][1] == {"what": "two: mirrored control followed", "clips": 2, "share": 0.5}
     assert tables["latency"][0]["generator p50 ms"] == 7.2 and tables["latency"][0]["step p95 ms"] == 9.0
     summary = {row["what"]: row for row in tables["summary"]}
     assert list(summary) == ["one", "two", "codec", "still"]
-    assert summary["two"]["nfe"] == 2 and summary["two"]["joints px"] == 150.5
+    assert summary["two"]["nfe"] == 2 and summary["two"]["control error"] == 150.5
     assert summary["two"]["mirrored followed"] == 0.5 and summary["codec"]["step p50 ms"] == "-"
 
 
@@ -82,24 +83,24 @@ def test_the_dynamic_degree_is_a_ratio_of_sums_per_span() -> None:
 
 
 def test_the_markdown_has_every_table_and_remark() -> None:
-    report = make_report(made_up("one"), "The network errs.")
+    report = make_report(made_up("one"), NOTES)
     text = report.to_markdown()
     for title, table in report.tables.items():
         assert f"### {title}\n\n| " + " | ".join(table[0]) + " |" in text
     for note in report.notes.values():
         assert note in text
-    assert "The network errs." in text and "598 video frames of 2 clips" in text
+    assert "The network errs." in text and "It has 3 features." in text and "598 video frames of 2 clips" in text
     assert json.loads(json.dumps(report.as_dict()))["notes"] == report.notes
 
 
 def test_the_files_hold_the_tables_and_the_curves(tmp_path: Path) -> None:
     measured = made_up("one")
-    report = make_report(measured, "")
+    report = make_report(measured, {})
     write_report(tmp_path / "out", report, measured)
     assert (tmp_path / "out" / "report.md").read_text() == report.to_markdown()
     with (tmp_path / "out" / "drift.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == FRAMES and rows[7]["video frame"] == "7" and float(rows[7]["one joints"]) == 7.5
+    assert len(rows) == FRAMES and rows[7]["video frame"] == "7" and float(rows[7]["one control"]) == 7.5
     for title in ("summary", "control", "frechet", "dynamic_degree", "mirror", "latency"):
         with (tmp_path / "out" / f"{title}.csv").open() as file:
             rows = list(csv.DictReader(file))
@@ -112,7 +113,7 @@ def test_without_matplotlib_the_report_says_that_there_are_no_plots(
 ) -> None:
     monkeypatch.setattr(module, "can_plot", lambda: False)
     measured = made_up("one")
-    write_report(tmp_path, make_report(measured, ""), measured)
+    write_report(tmp_path, make_report(measured, {}), measured)
     assert "There are no plots: matplotlib is not installed" in (tmp_path / "report.md").read_text()
     assert not list(tmp_path.glob("*.png"))
 
@@ -121,7 +122,7 @@ def test_plots_have_a_line_per_name(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     assert can_plot()
     measured = made_up("one", "two")
-    report = make_report(measured, "")
+    report = make_report(measured, {})
     write_report(tmp_path, report, measured)
     assert "no plots" not in report.to_markdown()
     assert {path.name for path in tmp_path.glob("*.png")} == {f"{metric}.png" for metric in UNITS}

@@ -167,7 +167,7 @@ def test_what_a_kill_during_a_save_leaves_behind_is_ignored(tmp_path):
     expected = walk(tmp_path / "straight", 6)
     with pytest.raises(KeyboardInterrupt):
         walk(tmp_path / "killed", 6, stop_at=2)
-    partial = tmp_path / "killed" / "checkpoint.pt.partial"
+    partial = tmp_path / "killed" / ".checkpoint.partial.pt"
     partial.write_bytes(b"half a check")
     assert torch.equal(walk(tmp_path / "killed", 6).weight, expected.weight)
     assert not partial.exists()

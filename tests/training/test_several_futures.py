@@ -11,7 +11,7 @@ from torch import Tensor
 
 from aapt_fast.training import several_futures
 from aapt_fast.training.data import ClipSetConfig, futures, to_float
-from aapt_fast.training.evaluate import HELD_OUT_SETS
+from aapt_fast.training.recipes import HELD_OUT_SETS
 from aapt_fast.training.report import Measurements, futures_table
 from aapt_fast.training.several_futures import ANOTHER, AVERAGE, FUTURES, SAMPLES, measure_futures
 
@@ -63,4 +63,4 @@ def test_more_clips_are_appended(monkeypatch):
     measured = Measurements()
     for clip in CLIPS:
         measure_futures(measured, {}, CONFIG, [clip])
-    assert measured.futures[ANOTHER]["nearest"].shape == (2, 4)
+    assert measured.futures[ANOTHER, "nearest"].shape == (2, 4)

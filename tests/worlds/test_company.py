@@ -9,15 +9,17 @@ import pytest
 import torch
 
 from aapt_fast.testing.compare import assert_near
-from aapt_fast.worlds.ball import RADIUS, ball
-from aapt_fast.worlds.capsules import Capsules
 from aapt_fast.worlds.chance import Chance
-from aapt_fast.worlds.company import Company, gather
-from aapt_fast.worlds.motions import FPS, random_motion
-from aapt_fast.worlds.passer_by import passer_by
-from aapt_fast.worlds.person import make_identity, render
-from aapt_fast.worlds.scarf import PIECE, scarf, swing
-from aapt_fast.worlds.skeleton import JOINT, Camera, forward_kinematics
+from aapt_fast.worlds.person.capsules import Capsules
+from aapt_fast.worlds.person.company.ball import RADIUS, ball
+from aapt_fast.worlds.person.company.company import Company, gather
+from aapt_fast.worlds.person.company.passer_by import passer_by
+from aapt_fast.worlds.person.company.scarf import PIECE, scarf, swing
+from aapt_fast.worlds.person.identity import make_identity
+from aapt_fast.worlds.person.players import random_motion
+from aapt_fast.worlds.person.renderer import render
+from aapt_fast.worlds.person.skeleton import JOINT, Camera, forward_kinematics
+from aapt_fast.worlds.world import FPS
 
 SIZE, FRAMES = 64, 61
 IDENTITY = dataclasses.replace(make_identity(4), striped=False)
@@ -54,24 +56,21 @@ def test_nobody_controls_it(name):
 
 
 @pytest.mark.parametrize("name", THINGS)
-@pytest.mark.parametrize("parting", [1, 30])
-def test_futures_part_where_they_should_and_without_a_jump(name, parting):
+def test_futures_part_after_the_first_frame_and_without_a_jump(name):
     joints = bodies(121)
-    futures = [place(THINGS[name](Chance(3, future, parting), joints)) for future in range(4)]
+    futures = [place(THINGS[name](Chance(3, future), joints)) for future in range(4)]
     for future in futures[1:]:
-        assert torch.equal(futures[0][:parting], future[:parting])
+        assert torch.equal(futures[0][0], future[0])
         assert (futures[0] - future)[-60:].abs().max() > 0.05
         steps = (future[1:] - future[:-1]).abs().amax((1, 2))
         usual = (futures[0][1:] - futures[0][:-1]).abs().max()
-        assert steps[max(parting - 2, 0) : parting + 1].max() < 1.5 * usual
+        assert steps[:2].max() < 1.5 * usual
     assert (futures[1] - futures[2]).abs().max() > 0.05
 
 
 def test_impossible_chances_are_refused():
     with pytest.raises(ValueError, match=r"future: expected 0, 1, 2, \.\.\., got -1"):
         Chance(0, -1)
-    with pytest.raises(ValueError, match="parting: expected at least 1, got 0"):
-        Chance(0, 1, 0)
     with pytest.raises(ValueError, match="company: expected a passer-by, a ball or a scarf, got none of them"):
         Company(passer_by=False, ball=False, scarf=False)
 

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from aapt_fast.testing.compare import assert_near
-from aapt_fast.worlds.motions import FADE, MOTIONS, MedleyPlayer, MotionPlayer, make_motion, random_motion
-from aapt_fast.worlds.skeleton import ANGLE, ANGLES, JOINT, SOLE, Camera, forward_kinematics
+from aapt_fast.worlds.person.motions import MOTIONS, make_motion
+from aapt_fast.worlds.person.players import FADE, MedleyPlayer, MotionPlayer, random_motion
+from aapt_fast.worlds.person.skeleton import ANGLE, ANGLES, JOINT, SOLE, Camera, forward_kinematics
 
 NAMES = list(MOTIONS)
 POSED = [index for name, index in ANGLE.items() if name != "shift"]  # what a motion says; the drift says the rest
@@ -227,7 +228,7 @@ def test_a_medley_is_no_motion():
 def test_a_medley_gives_the_same_poses_in_any_portions(portion):
     player = MedleyPlayer(11, hold=4)
     portions = torch.cat([player.next(portion) for _ in range(240 // portion)])
-    assert_near(portions, random_motion(240, 11, hold=4), 2e-6, "angles")
+    assert_near(portions, MedleyPlayer(11, hold=4).next(240), 2e-6, "angles")
 
 
 def test_a_medley_is_what_it_was():

@@ -8,8 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from aapt_fast.testing.compare import assert_near
-from aapt_fast.worlds.motions import random_motion
-from aapt_fast.worlds.person import (
+from aapt_fast.worlds.person.identity import (
     FLOORS,
     SHIRT,
     SHOES,
@@ -17,11 +16,11 @@ from aapt_fast.worlds.person import (
     TROUSERS,
     WALLS,
     Identity,
-    draw_room,
     make_identity,
-    render,
 )
-from aapt_fast.worlds.skeleton import ANGLE, ANGLES, JOINT, Camera, forward_kinematics, mirror
+from aapt_fast.worlds.person.players import random_motion
+from aapt_fast.worlds.person.renderer import draw_room, render
+from aapt_fast.worlds.person.skeleton import ANGLE, ANGLES, JOINT, Camera, forward_kinematics, mirror
 
 SIZE = 64
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from aapt_fast.testing.compare import assert_near
-from aapt_fast.worlds.motions import MOTIONS, MotionPlayer
-from aapt_fast.worlds.skeleton import (
+from aapt_fast.worlds.person.motions import MOTIONS
+from aapt_fast.worlds.person.players import MotionPlayer
+from aapt_fast.worlds.person.skeleton import (
     ANGLE,
     ANGLES,
     FOREARM,

@@ -14,21 +14,22 @@ from PIL import Image
 
 from aapt_fast.testing.compare import assert_near
 from aapt_fast.training.data import ClipSetConfig, make_clip
+from aapt_fast.worlds.person.world import PersonWorld
 
-CONFIG = ClipSetConfig("yardstick", clips=8, frames=13, size=48, identities=16, seed=2)
+CONFIG = ClipSetConfig("yardstick", PersonWorld(identities=16), clips=8, frames=13, size=48, seed=2)
 
 
 def test_the_same_seeds_give_the_same_pixels() -> None:
     """Another CPU's sine may round a pixel differently: a handful of values may be one level off."""
     expected = torch.from_numpy(np.array(Image.open(Path(__file__).with_name("yardstick.png"))))
-    rows = [torch.cat(list(make_clip(CONFIG, clip)[0][::4]), dim=1) for clip in range(CONFIG.clips)]
+    rows = [torch.cat(list(make_clip(CONFIG, clip).video[::4]), dim=1) for clip in range(CONFIG.clips)]
     difference = (torch.cat(rows).int() - expected.int()).abs()
     assert difference.max() <= 1 and (difference > 0).sum() <= 20
 
 
 def test_the_same_seeds_give_the_same_points() -> None:
-    points = make_clip(CONFIG, 3)[1]
+    points = make_clip(CONFIG, 3).controls
     expected = [[0.4591, 0.5027, 0.0000], [0.4550, 0.2962, -0.0262], [0.4539, 0.2385, -0.0335]]
     assert_near(points[12, :3], torch.tensor(expected), 6e-5, "points")
-    total = make_clip(CONFIG, 7)[1].sum((0, 1))
+    total = make_clip(CONFIG, 7).controls.sum((0, 1))
     assert_near(total, torch.tensor([109.3435, 132.3947, -46.3093]), 1e-3, "sum of the points")

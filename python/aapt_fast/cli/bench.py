@@ -25,7 +25,7 @@ from aapt_fast.profiling.frame import DTYPE_NAMES, STAGES, Choice, measure, resu
 from aapt_fast.profiling.machine import new_document, save
 from aapt_fast.profiling.roofline import paper_check, prediction
 from aapt_fast.profiling.systems import LARGE, System, find_system, obstacle
-from aapt_fast.streaming.recording import RECORDERS
+from aapt_fast.streaming.graph import RECORDERS
 
 MET, MISSED, CANNOT_RUN = 0, 1, 2
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `--sheet` writes: some frames of a video in one picture, in the format of the file's ending."""
+"""The option `--sheet`: some frames of a video in one picture, in the format of the file's ending."""
 
 from __future__ import annotations
 
@@ -8,18 +8,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from aapt_fast.errors import require
+from aapt_fast.models.files.atomic import replacing
+from aapt_fast.training.data import to_float
 from aapt_fast.training.metrics import psnr
 from aapt_fast.training.sheet import save_sheet
-from aapt_fast.worlds.person import draw_room, make_identity, render
-from aapt_fast.worlds.skeleton import draw_skeleton, forward_kinematics
+from aapt_fast.worlds.world import World
 
 COLUMNS = 12
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
-LOSSY = {"quality": 95}
 
 
 def check_sheet_target(path: Path) -> None:
@@ -32,34 +31,28 @@ def check_sheet_target(path: Path) -> None:
 
 
 class ContactSheet:
-    """Takes a video of `frames` frames as it comes, and keeps those that a sheet shows: skeleton, truth and video.
+    """Takes a video of `frames` frames as it comes; keeps the shown ones: drawn controls, truth if known, and video."""
 
-    The truth is that of the person `identity`, if it is known, in poses that are known, too.
-    """
-
-    def __init__(self, path: Path, frames: int, identity: int | None = None) -> None:
-        self._path, self._seen = path, 0
+    def __init__(self, path: Path, frames: int, world: World) -> None:
+        self._path, self._world, self._seen = path, world, 0
         self._shown = torch.linspace(0, frames - 1, COLUMNS, dtype=torch.float64).long()
-        self._identity = None if identity is None else make_identity(identity)
-        self._room: Tensor | None = None  # drawn once
-        self._rows: dict[str, list[Tensor]] = {"skeleton": [], "truth": [], "video": []}
+        self._rows: dict[str, list[Tensor]] = {"controls": [], "truth": [], "video": []}
         self._psnr: list[float] = []
 
-    def add(self, video: Tensor, points: Tensor, angles: Tensor | None) -> None:
-        """The next frames uint8 [n, H, W, 3], their image points [n, 19, 3], and their pose angles [n, 17] if known."""
+    def add(self, video: Tensor, controls: Tensor, truth: Tensor | None) -> None:
+        """Add frames: video uint8 [n, H, W, 3], controls [n, ...], and the true video [n, 3, H, W] in 0..1 if known."""
         picks = self._shown[(self._shown >= self._seen) & (self._shown < self._seen + len(video))] - self._seen
         self._seen += len(video)
-        size, generated = video.shape[1], video.permute(0, 3, 1, 2).float() / 127.5 - 1
-        self._rows["skeleton"].append(draw_skeleton(points[picks], size) * 2 - 1)
+        generated = to_float(video).transpose(0, 1)
+        self._rows["controls"].append(self._world.draw_controls(controls[picks], video.shape[1]) * 2 - 1)
         self._rows["video"].append(generated[picks])
-        if self._identity is not None and angles is not None:
-            self._room = draw_room(self._identity, size) if self._room is None else self._room
-            truth = render(forward_kinematics(angles), self._identity, size, room=self._room) * 2 - 1
+        if truth is not None:
+            truth = truth * 2 - 1
             self._rows["truth"].append(truth[picks])
             self._psnr += psnr(generated.transpose(0, 1), truth.transpose(0, 1)).tolist()
 
     def write(self) -> dict[str, object]:
-        """Save the sheet; returns what a report says of it: with a known truth also how close the video comes."""
+        """Save the sheet; returns its entries of a report, with a known truth also the PSNR of the video."""
         write_sheet(self._path, [torch.cat(row) for row in self._rows.values() if row])
         extra: dict[str, object] = {"sheet": str(self._path)}
         if self._psnr:
@@ -69,15 +62,5 @@ class ContactSheet:
 
 def write_sheet(path: Path, rows: Sequence[Tensor]) -> None:
     """Write `rows` of video frames [n, 3, H, W] in -1..1, twice as large; an unfinished file never stays behind."""
-    ending = path.suffix.lower()
-    lossless = path.with_name(f".{path.stem}.partial.png")
-    partial = lossless.with_suffix(ending)
-    try:
-        save_sheet(lossless, rows, zoom=2)
-        if partial != lossless:
-            with Image.open(lossless) as picture:
-                picture.save(partial, **LOSSY)
-        os.replace(partial, path)
-    finally:
-        lossless.unlink(missing_ok=True)
-        partial.unlink(missing_ok=True)
+    with replacing(path) as partial:
+        save_sheet(partial, rows, zoom=2)

@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, help="a new or empty folder")
     parser.add_argument(
         "--config",
-        help='what the files do not say: JSON like {"num_heads": 12}, or a file with it; '
+        help='settings that the files lack: JSON like {"num_heads": 12}, or a file with it; '
         'for a pipeline {"transformer": {...}, "vae": {...}}',
     )
     parser.add_argument("--dtype", choices=list(DTYPES), help="of the weights (default: as they are)")
@@ -56,7 +56,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _config(text: str | None) -> Mapping[str, Any] | None:
-    """JSON, or the file that holds it."""
+    """The JSON object in `text`, or in the file of that name."""
     if text is None:
         return None
     where = "config"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `--device` names, checked before any work."""
+"""The option `--device`, checked before any work."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from aapt_fast.models.files.placement import require_usable_device
 
 
 def usable_device(name: str) -> torch.device:
-    """The device `name`, if this machine has it and torch can put something on it. Raises ValueError otherwise."""
+    """The device `name`. Raises ValueError if this machine lacks it, or torch cannot allocate on it."""
     require_usable_device(name, "--device")
     device = torch.device(name)
     try:

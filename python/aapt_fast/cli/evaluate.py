@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measure person models against the exact truth: drift, joints, Frechet distance, dynamic degree, mirror, latency."""
+"""Measure models against the exact truth: drift, control, Frechet distance, dynamic degree, mirror test, latency."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from pathlib import Path
 from aapt_fast.errors import require
 from aapt_fast.models.stream_model import StreamModel
 from aapt_fast.training.data import ClipSetConfig
-from aapt_fast.training.evaluate import HELD_OUT, HELD_OUT_SETS, Row, evaluate_person
-from aapt_fast.training.pose_network import PoseNetworkConfig, pose_reader
+from aapt_fast.training.evaluate import Row, evaluate
+from aapt_fast.training.recipes import HELD_OUT, HELD_OUT_SETS, control_reader
 
 CACHE = Path("~/.cache/aapt_fast")
 
@@ -24,13 +24,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME=MODEL[:NFE]",
-        help="instead of `model`, and repeated: several models, or one at several nfe, in one report",
+        help="instead of `model`, and repeatable: several models, or one at several nfe, in one report",
     )
     parser.add_argument(
         "--held-out",
         choices=HELD_OUT_SETS,
         default="gallery",
-        help="persons that the model knows, strangers, or persons in company (default %(default)s)",
+        help="persons that the model knows, strangers, or persons in company (default: %(default)s)",
     )
     parser.add_argument("--nfe", type=int, default=1, help="network evaluations per step, of rows that give none")
     parser.add_argument("--clips", type=int, default=HELD_OUT.clips, help="held-out motions (default %(default)s)")
@@ -41,7 +41,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="video frames per clip after the given first one, rounded up to whole steps (default %(default)s)",
     )
     parser.add_argument("--out", type=Path, help="folder for report, CSV, plots and contact sheet")
-    parser.add_argument("--pose-network", type=Path, default=CACHE, help="folder that keeps it (default %(default)s)")
+    parser.add_argument(
+        "--pose-network",
+        type=Path,
+        default=CACHE,
+        help="folder that keeps the trained pose network (default %(default)s)",
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -52,14 +57,13 @@ def run(arguments: argparse.Namespace) -> None:
     config: ClipSetConfig = dataclasses.replace(
         HELD_OUT_SETS[arguments.held_out], clips=arguments.clips, frames=1 + 4 * -(-arguments.frames // 4), size=size
     )
-    pose = pose_reader(PoseNetworkConfig(size=size), arguments.pose_network.expanduser())
-    report = evaluate_person(rows, pose, arguments.out, config)
+    report = evaluate(rows, config, control_reader(config, arguments.pose_network.expanduser()), arguments.out)
     print(report.to_markdown())
     print(json.dumps(report.as_dict()))
 
 
 def _rows(texts: list[str], nfe: int) -> list[Row]:
-    """`NAME=MODEL[:NFE]`, each model loaded once."""
+    """Rows of texts `NAME=MODEL[:NFE]`; each model is loaded once."""
     parsed = [_parse_row(text, nfe) for text in texts]
     models = {
         source: StreamModel.from_pretrained(source) for source in dict.fromkeys(source for _, source, _ in parsed)

@@ -1,46 +1,44 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `--image` names: a picture of any size from a file, fitted to a model, or a number of the model's gallery."""
+"""The option `--image`: a number of the model's gallery, or a picture of any size from a file, fitted to the model."""
 
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
 
 import numpy as np
-import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
-from torch import Tensor
 
 from aapt_fast.errors import require
 from aapt_fast.models.files.model_file import load_gallery
+from aapt_fast.worlds import WORLDS
+from aapt_fast.worlds.world import FirstFrame, World
 
-UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # what PIL raises for damaged files
-
-
-@dataclass(frozen=True)
-class Start:
-    """The first image uint8 [H, W, 3]; its pose and identity when it comes from the gallery."""
-
-    image: np.ndarray
-    pose: Tensor | None = None
-    identity: int | None = None
+UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # PIL's errors for damaged files
 
 
-def read_first_picture(image: str, model: str) -> Start:
+def read_first_picture(image: str, model: str) -> FirstFrame:
     """Number `image` of the model's gallery, or a picture file of any size. Raises ValueError if it is neither."""
     if not (image.isascii() and image.isdecimal()):
-        return Start(_read(image, model))
+        return FirstFrame(_read(image, model))
     gallery = load_gallery(model)
     number = int(image) if len(image) < 10 else len(gallery)
     require(number < len(gallery), "--image", _expected(model), image)
     entry = gallery[number]
-    return Start(entry.image, torch.tensor(entry.pose), entry.identity)
+    return FirstFrame(entry.image, entry.pose, entry.identity)
+
+
+def world_of(model: str) -> World:
+    """The world that the model's gallery is from; the person world for a model without one."""
+    gallery = load_gallery(model)
+    name = gallery[0].world if gallery else "person"
+    require(name in WORLDS, "--model", f"a gallery of the world {' | '.join(WORLDS)}", name)
+    return WORLDS[name]
 
 
 def fit_picture(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """The middle of `picture` uint8 [H, W, 3] with the aspect ratio of `size` (height, width), resized to it.
 
-    Says on stderr what was done; a picture of that size comes back as it is.
+    Reports on stderr how it was changed; a picture of that size comes back as it is.
     """
     (tall, wide), (height, width) = picture.shape[:2], size
     if (tall, wide) == size:
@@ -59,7 +57,7 @@ def fit_picture(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def _read(path: str, model: str) -> np.ndarray:
-    """A picture file upright as its EXIF orientation says, uint8 [H, W, 3]."""
+    """The picture of a file as uint8 [H, W, 3], turned upright by its EXIF orientation."""
     try:
         with Image.open(path) as file:
             return np.asarray(ImageOps.exif_transpose(file).convert("RGB"))

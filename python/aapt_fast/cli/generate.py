@@ -14,27 +14,27 @@ from tqdm import trange
 
 from aapt_fast.cli.contact_sheet import ContactSheet, check_sheet_target
 from aapt_fast.cli.device import usable_device
-from aapt_fast.cli.first_picture import Start, fit_picture, read_first_picture
-from aapt_fast.cli.motion_script import LENGTH, MEDLEY, NAMES, Part, ScriptPlayer, read_script, script_frames
-from aapt_fast.cli.pose_file import read_poses
+from aapt_fast.cli.first_picture import fit_picture, read_first_picture, world_of
+from aapt_fast.cli.motion_script import read_script, script_frames
+from aapt_fast.cli.pose_file import FilePlayer, read_poses
 from aapt_fast.cli.video_writer import VideoWriter, check_video_target
 from aapt_fast.errors import require
 from aapt_fast.models.aapt.sampling import EulerSampler
 from aapt_fast.models.stream_model import StreamModel
 from aapt_fast.ops import implementations
 from aapt_fast.streaming.session import StreamSession
-from aapt_fast.worlds.motions import FPS, MedleyPlayer
-from aapt_fast.worlds.skeleton import Camera, forward_kinematics
+from aapt_fast.worlds import WORLDS
+from aapt_fast.worlds.world import FPS, MEDLEY, PART_FRAMES, FirstFrame
 
-FRAMES = 240  # where neither --frames nor a script says how many
+FRAMES = 240  # the length without --frames and without lengths in a script
 FRAMES_PER_STEP = 4
-FIRST_STEP = 4  # video frames in which the person stays as in the picture, so that the model takes all of it over
 
 STARTED = time.perf_counter()  # after the imports, which take about a second more
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    actions = " | ".join(action for world in WORLDS.values() for action in world.actions)
     parser.add_argument("--model", default="mini-person", help="a bundled model or a file (default: mini-person)")
     parser.add_argument(
         "--image",
@@ -43,16 +43,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--motion",
-        help=f"{NAMES} | {MEDLEY} (the default), or a script like walk:48,wave:72 (video frames each, {LENGTH} where "
-        "none are given); the last motion goes on if --frames asks for more",
+        help=f"{actions} | {MEDLEY} (the default), or a script like walk:48,wave:72 (video frames each, {PART_FRAMES} "
+        "where none are given); the last motion continues if --frames is larger",
     )
     parser.add_argument(
         "--controls",
         type=Path,
         help="instead of --motion: .npy or .json with a float array [frames, joints, 3]: x and y as fractions 0..1 of "
         "width and height, then the depth in metres (0 at the stage's middle, more is farther away); joints in the "
-        "order of aapt_fast.worlds.skeleton.JOINTS. The first frame should be near the pose of the picture; the last "
-        "is held if --frames asks for more",
+        "order of aapt_fast.worlds.person.skeleton.JOINTS. The first frame should be near the pose of the picture; "
+        "the last is held if --frames is larger",
     )
     parser.add_argument(
         "--frames",
@@ -74,16 +74,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         help="x.mp4 or a folder, written as it goes, or x.gif, kept in memory until the end",
     )
-    parser.add_argument("--scale", type=int, default=4, help="enlarge what is written by this factor")
+    parser.add_argument("--scale", type=int, default=4, help="enlarge the written video by this factor")
     parser.add_argument(
-        "--sheet", type=Path, help="picture (.png, .jpg, .webp): skeleton, truth where known, and video"
+        "--sheet", type=Path, help="picture (.png, .jpg, .webp): controls, truth where known, and video"
     )
 
 
 def run(arguments: argparse.Namespace) -> None:
     both = arguments.motion is not None and arguments.controls is not None
     require(not both, "--controls", "either --motion or --controls", "both")
-    script = read_script(MEDLEY if arguments.motion is None else arguments.motion)
+    world = world_of(arguments.model)
+    script = read_script(MEDLEY if arguments.motion is None else arguments.motion, world)
     frames = (script_frames(script) or FRAMES) if arguments.frames is None else arguments.frames
     require(frames >= 1, "--frames", "at least 1", frames)
     require(frames < 2**31, "--frames", "less than 2^31", frames)
@@ -100,29 +101,33 @@ def run(arguments: argparse.Namespace) -> None:
     if poses is not None and arguments.frames is None:
         frames = len(poses)
     model = StreamModel.from_pretrained(arguments.model, device=device, dtype=DTYPES[arguments.dtype])
+    if start.pose is None:
+        start = FirstFrame(fit_picture(start.image, model.video_size))
+    steps = -(-frames // FRAMES_PER_STEP)
+    player = world.play(script, arguments.seed, start)
     if poses is not None:
         _check_joints(poses, model)
-    image = start.image if start.pose is not None else fit_picture(start.image, model.video_size)
-    steps = -(-frames // FRAMES_PER_STEP)
-    player = _player(script, arguments.seed, start)
-    sheet = None if arguments.sheet is None else ContactSheet(arguments.sheet, FRAMES_PER_STEP * steps, start.identity)
+        player = FilePlayer(poses, player.first_control)
+    sheet = None if arguments.sheet is None else ContactSheet(arguments.sheet, FRAMES_PER_STEP * steps, world)
 
-    first_frame_s, streaming_s, sampler = 0.0, 0.0, EulerSampler(arguments.nfe)
-    image_control = None if start.pose is None else _points(start.pose[None])[0]
+    first_frame_s, streaming_s = 0.0, 0.0
+    sampler = EulerSampler(arguments.nfe)
+    session = StreamSession(
+        model, start.image, image_control=player.first_control, seed=arguments.seed, sampler=sampler
+    )
     with (
-        StreamSession(model, image, image_control=image_control, seed=arguments.seed, sampler=sampler) as session,
+        session,
         VideoWriter(arguments.out, fps=int(FPS), scale=arguments.scale) as writer,
     ):
-        for step in trange(steps, desc="stream", unit="step"):
-            angles = player.next(FRAMES_PER_STEP) if poses is None else None
-            points = _held(poses, FRAMES_PER_STEP * step) if angles is None else _points(angles)
+        for _ in trange(steps, desc="stream", unit="step"):
+            controls = player.next(FRAMES_PER_STEP)
             begun = time.perf_counter()
-            video = session.step(points).cpu()
+            video = session.step(controls).cpu()
             streaming_s += time.perf_counter() - begun
             first_frame_s = first_frame_s or time.perf_counter() - STARTED
             writer.write(video.numpy())
             if sheet is not None:
-                sheet.add(video, points, angles)
+                sheet.add(video, controls, player.truth(video.shape[1]))
         step_ms = session.latency.step_ms
     made = FRAMES_PER_STEP * steps
     report = _report(arguments, model.name, made, made / streaming_s, step_ms, first_frame_s)
@@ -159,28 +164,11 @@ def _report(
     }
 
 
-def _player(script: tuple[Part, ...], seed: int, start: Start) -> MedleyPlayer | ScriptPlayer:
-    """The source of pose angles of a named motion, a medley or a script."""
-    if script[0].name == MEDLEY:
-        return MedleyPlayer(seed, start.pose, hold=FIRST_STEP)
-    return ScriptPlayer(script, seed, start.pose, hold=FIRST_STEP)
-
-
-def _points(angles: Tensor) -> Tensor:
-    """Image points [n, 19, 3] of pose angles [n, 17]."""
-    return Camera().project(forward_kinematics(angles))
-
-
-def _held(poses: Tensor, first: int) -> Tensor:
-    """Those of `poses` for the step that begins with video frame `first`; beyond the end the last is held."""
-    return poses[torch.arange(first, first + FRAMES_PER_STEP).clamp_max(len(poses) - 1)]
-
-
 def _check_joints(poses: Tensor, model: StreamModel) -> None:
     """Raise ValueError unless the model takes such poses [frames, joints, 3]."""
     control = model.control
     takes_poses = control is not None and control.kind == "pose"
-    require(takes_poses, "--controls", "left out: no poses drive this model", f"{len(poses)} of them")
+    require(takes_poses, "--controls", "left out: no poses drive this model", f"{len(poses)} poses")
     assert control is not None
     expected = f"shape [frames, {control.joints}, 3]"
     require(poses.shape[1] == control.joints, "--controls", expected, list(poses.shape))

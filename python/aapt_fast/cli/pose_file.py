@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `--controls` names: the pose of every video frame, in a .npy or .json file, checked as a whole."""
+"""The option `--controls`: the pose of every video frame, in a .npy or .json file, checked as a whole."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SHAPE = "numbers [frames, joints, 3]"
 
 
 def read_poses(path: Path) -> Tensor:
-    """Image points float32 [frames, joints, 3] of a file. Raises ValueError for anything else that is in it."""
+    """Image points float32 [frames, joints, 3] of a file. Raises ValueError for any other content."""
     require(path.suffix.lower() in ENDINGS, "--controls", "a .npy or .json file", path.name or path)
     try:
         values = np.load(path) if path.suffix.lower() == ".npy" else np.array(json.loads(path.read_text("utf-8")))
@@ -36,3 +36,19 @@ def read_poses(path: Path) -> Tensor:
     require(bool(points.isfinite().all()), "--controls", "finite values", "nan or inf")
     require_fractions("--controls", points[..., :2])
     return points
+
+
+class FilePlayer:
+    """Plays the `poses` [frames, joints, 3] of a file; the last is held. See `worlds.world.Player`."""
+
+    def __init__(self, poses: Tensor, first_control: Tensor | None) -> None:
+        self._poses, self._frame, self.first_control = poses, 0, first_control
+
+    def next(self, frames: int) -> Tensor:
+        """Poses [frames, joints, 3] of the next video frames."""
+        picks = torch.arange(self._frame, self._frame + frames).clamp_max(len(self._poses) - 1)
+        self._frame += frames
+        return self._poses[picks]
+
+    def truth(self, size: int) -> None:
+        """None: a file of poses has no person and no room."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Train a model by one of the recipes, from nothing or from another model; goes on where it was stopped."""
+"""Train a model by one of the recipes, from nothing or from another model; a stopped run resumes."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ import dataclasses
 from pathlib import Path
 
 from aapt_fast.errors import require
-from aapt_fast.training.recipes import MAIN_STAGES, RECIPES, STAGES, train
+from aapt_fast.training.recipes import RECIPES
+from aapt_fast.training.stages import MAIN_STAGES, STAGES, train
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", choices=RECIPES)
     parser.add_argument("--out", type=Path, required=True, help="folder of the run: data, checkpoints, logs, samples")
     parser.add_argument(
-        "--start", metavar="MODEL", help="what anyone and company start from: a bundled model (default) or a file"
+        "--start", metavar="MODEL", help="start of anyone and company: a bundled model (default: mini-person) or a file"
     )
     parser.add_argument("--stage", choices=STAGES, action="append", help="only this stage (may be repeated)")
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes video frames to .mp4, .gif or a folder of PNGs, as they come; an unfinished file never stays behind."""
+"""Video files: frames go to .mp4, .gif or a folder of PNGs as they come; an unfinished file never stays behind."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from aapt_fast.errors import require
 
 
 def check_video_target(path: Path, scale: int = 1) -> None:
-    """Raise what `VideoWriter` would for these arguments, having written nothing."""
+    """Raise the errors of `VideoWriter` for these arguments, without writing anything."""
     ending = path.suffix.lower()
     require(ending in (".mp4", ".gif", ""), "--out", "a name ending in .mp4 or .gif, or a folder", path.name)
     require(scale >= 1, "--scale", "at least 1", scale)
@@ -32,10 +32,10 @@ def check_video_target(path: Path, scale: int = 1) -> None:
 
 
 class VideoWriter:
-    """Context manager: `write(frames)` with uint8 [n, H, W, 3]. The target appears only if the block ends well.
+    """Context manager that writes a video; the target appears only if the block ends without an error.
 
-    Raises ValueError for another suffix, OSError if the target's folder cannot be written, ImportError if .mp4 is
-    asked for without the `av` package.
+    Raises ValueError for another suffix, OSError if the target's folder cannot be written, ImportError for .mp4
+    without the `av` package.
     """
 
     def __init__(self, path: Path, *, fps: int = 24, scale: int = 1) -> None:

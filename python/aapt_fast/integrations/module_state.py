@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
-from aapt_fast.streaming.recording import RECORDERS
+from aapt_fast.streaming.graph import RECORDERS
 
 _PLAIN_TENSORS = (Tensor, nn.Parameter)
 _KNOWN_PACKAGES = ("torch.nn.", "diffusers.", "peft.")

@@ -26,7 +26,7 @@ from aapt_fast.integrations.module_state import marks, obstacle_to_recording
 from aapt_fast.integrations.sites import Site
 from aapt_fast.integrations.swap import Original
 from aapt_fast.ops.kernels import selection
-from aapt_fast.streaming.recording import Recording, record
+from aapt_fast.streaming.graph import Recording, record
 
 PART = "cuda_graph"
 UNASKED = "there, but no GPU has run it, so it is left alone unless asked for: cuda_graph=True"

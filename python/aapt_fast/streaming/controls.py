@@ -83,9 +83,7 @@ def step_entries(control: object, config: ControlConfig, grid: tuple[int, int]) 
     depth is in metres. Raises TypeError for something else, ValueError for another shape, a value that is not finite,
     and poses of which more than half of x and y lie outside of -1..2: those are pixels.
     """
-    values = _numbers(control)
-    entry: tuple[int | str, ...]
-    entry = (config.joints, 3) if config.kind == "pose" else (config.channels, *grid)
+    values, entry = _numbers(control), entry_shape(config, grid)
     if values.ndim == len(entry):
         require_shape("control", values, *entry)
         values = values.expand(config.entries, *values.shape)
@@ -94,8 +92,17 @@ def step_entries(control: object, config: ControlConfig, grid: tuple[int, int]) 
     require(bool(values.isfinite().all()), "control", "finite values", "nan or inf")
     if config.kind == "pose":
         require_fractions("control", values[..., :2])
-    maps = limb_maps(values, config.limbs, grid) if config.kind == "pose" else values
-    return maps.flatten(0, 1)
+    return _entry_maps(values, config, grid).flatten(0, 1)
+
+
+def entry_shape(config: ControlConfig, grid: tuple[int, int]) -> tuple[int, ...]:
+    """Shape of the control of one video frame: (J, 3) for poses, (C, h, w) for maps."""
+    return (config.joints, 3) if config.kind == "pose" else (config.channels, *grid)
+
+
+def _entry_maps(values: Tensor, config: ControlConfig, grid: tuple[int, int]) -> Tensor:
+    """Entries [..., J, 3] or [..., C, h, w] -> maps [..., entry_channels, h, w]."""
+    return limb_maps(values, config.limbs, grid) if config.kind == "pose" else values
 
 
 def _numbers(control: object) -> Tensor:
@@ -123,16 +130,16 @@ def require_fractions(argument: str, places: Tensor) -> None:
         require(False, argument, expected, got)
 
 
-def clip_controls(points: Tensor, config: ControlConfig, grid: tuple[int, int]) -> Tensor:
-    """Poses of whole clips, points [B, 1 + 4 n, J, 3] -> controls [B, step_channels, n, h, w] of steps 1..n.
+def clip_controls(controls: Tensor, config: ControlConfig, grid: tuple[int, int]) -> Tensor:
+    """Controls of whole clips [B, 1 + 4 n, J, 3] or [B, 1 + 4 n, C, h, w] -> [B, step_channels, n, h, w] of steps 1..n.
 
-    x and y of a point are fractions of the frame's width and height, its depth is in metres, as in `step_entries`.
+    Poses as in `step_entries`. Raises ValueError for another shape.
     """
-    require_shape("points", points, "B", "1 + 4 n", config.joints, 3)
-    frames = points.shape[1]
-    require(frames % config.entries == 1, "points", f"1 + {config.entries} n video frames", frames)
-    first = points[:, :1].expand(-1, config.entries - 1, -1, -1)  # the image stands in for its whole block
-    blocks = torch.cat([first, points], dim=1).unflatten(1, (-1, config.entries))
-    maps = limb_maps(blocks, config.limbs, grid).flatten(2, 3)  # [B, n + 1, channels, h, w]
+    require_shape("controls", controls, "B", "1 + 4 n", *entry_shape(config, grid))
+    frames = controls.shape[1]
+    require(frames % config.entries == 1, "controls", f"1 + {config.entries} n video frames", frames)
+    first = controls[:, :1].repeat_interleave(config.entries - 1, 1)  # the image stands in for its whole block
+    blocks = torch.cat([first, controls], dim=1).unflatten(1, (-1, config.entries))
+    maps = _entry_maps(blocks, config, grid).flatten(2, 3)  # [B, n + 1, channels, h, w]
     steps = torch.cat([maps[:, 1:], maps[:, :-1]], dim=2) if config.with_previous else maps[:, 1:]
     return steps.transpose(1, 2)

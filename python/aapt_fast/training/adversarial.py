@@ -35,7 +35,6 @@ from aapt_fast.models.aapt.sampling import sample_frame
 from aapt_fast.ops.cache import GrowingCache
 from aapt_fast.training.clips import Batch, LatentClips
 from aapt_fast.training.diffusion import Evaluation
-from aapt_fast.training.ema import WeightAverage
 from aapt_fast.training.losses import (
     approximate_penalty,
     exact_penalty,
@@ -43,16 +42,16 @@ from aapt_fast.training.losses import (
     relativistic_discriminator_loss,
     relativistic_generator_loss,
 )
-from aapt_fast.training.optimiser import MatrixOptimiser
-from aapt_fast.training.run import Stateful, TrainingRun
+from aapt_fast.training.run import TrainingRun
 from aapt_fast.training.schedule import warm_cosine
+from aapt_fast.training.trainer import Trainer, matrix_optimiser
 
 SMALLEST_T = 1e-3  # of the discriminator: at t = 0 the adversarial loss collapses (APT section 3)
 
 
 @dataclass(frozen=True)
 class AdversarialConfig:
-    """One run of stage 3. A weight of 0 leaves its term out."""
+    """Settings of stage 3. A weight of 0 leaves its term out."""
 
     model: GeneratorConfig
     steps: int = 600
@@ -82,7 +81,7 @@ class AdversarialConfig:
 
 @dataclass(frozen=True)
 class Segment:
-    """What the discriminator judges: generated and true frames [B, C, O + F, h, w] of the same moments.
+    """Input of the discriminator: generated and true frames [B, C, O + F, h, w] of the same moments.
 
     The first `overlap` = O frames belong to the segment before.
     """
@@ -122,20 +121,15 @@ def train_adversarial(
     generator.load_state_dict(start.state_dict())
     discriminator = Discriminator(config.model, whole_clip=config.whole_clip)
     discriminator.start_from(trunk)
-    average = WeightAverage(generator, config.average_decay)
-    optimiser = MatrixOptimiser(
-        generator, matrix_rate=config.matrix_rate, rate=config.rate, weight_decay=config.weight_decay
-    )
+    optimiser = matrix_optimiser(generator, config)
     # RMSProp with alpha 0.9, which is Adam without momentum (APT appendix)
     judge_optimiser = torch.optim.Adam(discriminator.parameters(), lr=config.discriminator_rate, betas=(0.0, 0.9))
-    state: dict[str, Stateful] = {"model": generator, "average": average, "optimiser": optimiser}
-    state |= {"discriminator": discriminator, "judge_optimiser": judge_optimiser}
-    run = TrainingRun(folder, config, state)
+    judged = {"discriminator": discriminator, "judge_optimiser": judge_optimiser}
+    decay = config.average_decay
+    trainer = Trainer(folder, config, generator, optimiser, lambda: evaluate(generator), judged, average_decay=decay)
+    run = trainer.run
 
-    for step in run.steps(config.steps, config.seed):
-        if step % config.evaluate_every == 0:
-            with average.applied():
-                run.log(**evaluate(generator))
+    for step in trainer.steps():
         frozen = config.adversarial > 0 and step < config.discriminator_alone
         batch = long_batch(clips, config, step)
 
@@ -151,9 +145,7 @@ def train_adversarial(
                 segment.fake.backward(pull / (batch.clean.shape[2] // config.segment_frames))
         if not frozen:
             optimiser.set_rate(warm_cosine(step, config.steps))
-            torch.nn.utils.clip_grad_norm_(generator.parameters(), 1.0)
-            optimiser.step()
-            average.update(step)
+            trainer.apply_gradients()
         watch_motion(segments, run)
 
         # the discriminator, on the same frames
@@ -164,19 +156,14 @@ def train_adversarial(
                 for segment in segments:
                     (discriminator_loss(discriminator, segment, config, run) / len(segments)).backward()
                 judge_optimiser.step()
-
-    with average.applied():
-        run.log(**evaluate(generator))
-    generator.load_state_dict(average.state_dict(), strict=True)
-    return generator.eval()
+    return generator
 
 
 def long_batch(clips: LatentClips, config: AdversarialConfig, step: int) -> Batch:
     """A batch of 1 .. `segments` whole segments, more of them the longer the run has lasted."""
     most = 1 + min(config.segments - 1, config.segments * step // max(1, config.steps))
     frames = config.segment_frames * int(torch.randint(1, most + 1, ()))
-    chained = clips.chain(config.batch, -(-frames // clips.frames))
-    return Batch(chained.clean[:, :, :frames], chained.recycled[:, :, :frames], chained.control[:, :, :frames])
+    return clips.chain(config.batch, -(-frames // clips.frames)).cut(slice(frames))
 
 
 def roll_out(
@@ -231,7 +218,7 @@ def generator_pull(
         fake, real = judge(discriminator, watched, draw_t(len(segment.real)), config.sees_previous)
         adversarial = relativistic_generator_loss(fake, real.detach())
         towards_real = torch.autograd.grad(adversarial, frames)[0]
-        towards_real[:, :, : segment.overlap] = 0  # nobody makes these frames again
+        towards_real[:, :, : segment.overlap] = 0  # these frames are not generated again
         run.track(adversarial=adversarial, pulls=towards_real.norm() / max(length, 1e-12))
         factor = length / towards_real.norm().clamp_min(1e-12) if config.balanced else 1.0
         pull = pull + config.adversarial * factor * towards_real
@@ -290,7 +277,7 @@ def draw_t(rows: int) -> Tensor:
 
 @torch.no_grad()
 def watch_motion(segments: list[Segment], run: TrainingRun) -> None:
-    """Track the dynamic degree, generated over true motion, and say aloud when it looks like a still or like noise."""
+    """Track the dynamic degree, generated over true motion, and warn if it is that of a still or of noise."""
     made = sum(float((s.fake - s.fake_previous).abs().mean()) for s in segments)
     true = sum(float((s.real - s.real_previous).abs().mean()) for s in segments)
     degree = made / max(true, 1e-9)

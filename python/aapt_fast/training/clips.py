@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Batches of latent clips with their controls: what all three stages of AAPT draw from."""
+"""Batches of latent clips with their controls, for the three stages of AAPT."""
 
 from __future__ import annotations
 
@@ -22,43 +22,52 @@ class Batch:
     recycled: Tensor  # [B, C, F, h, w], the true frame before each
     control: Tensor  # [B, step_channels, F, h, w]
 
+    def cut(self, span: slice) -> Batch:
+        """The frames of `span` of every row."""
+        return Batch(self.clean[:, :, span], self.recycled[:, :, span], self.control[:, :, span])
+
+
+def require_control(model: GeneratorConfig) -> ControlConfig:
+    """The control of `model`; raises ValueError if it has none."""
+    require(model.control is not None, "model.control", "a control", None)
+    assert model.control is not None
+    return model.control
+
 
 class LatentClips:
     """A set of clips in latent space.
 
     Args:
         latents: [clips, C, 1 + n, h, w].
-        points: [clips, 1 + 4 n, J, 3], the pose of every video frame.
-        model: whose controls and window the batches are for.
-        persons: int [clips], who is in each clip; None means that everybody is in one clip only.
-        drop_first_pose: share of rows whose first control does not say the pose of the image, as some users will not.
+        controls: [clips, 1 + 4 n, J, 3] or [clips, 1 + 4 n, C, h, w], the control of every video frame.
+        model: the configuration for whose controls and window the batches are.
+        scenes: int [clips], as `World.scene` numbers them; None means that every clip has a scene of its own.
+        drop_first_control: share of rows whose first control does not describe the image, as some users do not.
 
     Raises:
-        ValueError: no clips, clips that do not fit each other, a model without a pose control.
+        ValueError: no clips, clips that do not fit each other, a model without a control.
     """
 
     def __init__(
         self,
         latents: Tensor,
-        points: Tensor,
+        controls: Tensor,
         model: GeneratorConfig,
-        persons: Tensor | None = None,
-        drop_first_pose: float = 0.1,
+        scenes: Tensor | None = None,
+        drop_first_control: float = 0.1,
     ) -> None:
         clips, _, frames = latents.shape[:3]
         require(clips > 0, "latents", "at least one clip", "an empty set")
-        require(len(points) == clips, "points", f"{clips} clips", len(points))
+        require(len(controls) == clips, "controls", f"{clips} clips", len(controls))
         expected = 1 + 4 * (frames - 1)
-        require(points.shape[1] == expected, "points", f"{expected} video frames", points.shape[1])
-        require(model.control is not None, "model.control", "a pose control", None)
-        assert model.control is not None
-        persons = torch.arange(clips) if persons is None else persons
-        require(len(persons) == clips, "persons", f"{clips} clips", len(persons))
-        self.latents, self.points, self.frames = latents, points, frames - 1
-        self._person, counts = persons.unique(return_inverse=True, return_counts=True)[1:]
-        self._clips_of_person = counts[self._person]  # of the person of each clip
-        self._control: ControlConfig = model.control
-        self._grid, self._drop_first_pose = model.grid, drop_first_pose
+        require(controls.shape[1] == expected, "controls", f"{expected} video frames", controls.shape[1])
+        self._control = require_control(model)
+        scenes = torch.arange(clips) if scenes is None else scenes
+        require(len(scenes) == clips, "scenes", f"{clips} clips", len(scenes))
+        self.latents, self.controls, self.frames = latents, controls, frames - 1
+        self._scene, counts = scenes.unique(return_inverse=True, return_counts=True)[1:]
+        self._clips_of_scene = counts[self._scene]  # of the scene of each clip
+        self._grid, self._drop_first_control = model.grid, drop_first_control
 
     def __len__(self) -> int:
         return len(self.latents)
@@ -75,40 +84,38 @@ class LatentClips:
         first = 0 if at_start else int(torch.randint(self.frames - frames + 1, ()))
         span = slice(first, first + frames)
         latents = self.latents[picks]
-        return Batch(latents[:, :, 1:][:, :, span], latents[:, :, :-1][:, :, span], self._controls(picks)[:, :, span])
+        control = self._step_controls(self.controls[picks])
+        return Batch(latents[:, :, 1:], latents[:, :, :-1], control).cut(span)
 
     def chain(self, rows: int, clips: int) -> Batch:
-        """Rows of `clips` whole clips of one person each, one after the other: longer than any clip there is.
+        """Rows of `clips` whole clips of one scene each, one after the other: longer than any clip there is.
 
-        Between two clips the person jumps to another pose. Raises ValueError if nobody is in that many clips.
+        Between two clips the control jumps. Raises ValueError if no scene has that many clips.
         """
-        most = int(self._clips_of_person.max())
-        require(clips <= most, "clips", f"at most {most}, the most clips of a person", clips)
-        enough = (self._clips_of_person >= clips).nonzero()[:, 0]
+        most = int(self._clips_of_scene.max())
+        require(clips <= most, "clips", f"at most {most}, the most clips of a scene", clips)
+        enough = (self._clips_of_scene >= clips).nonzero()[:, 0]
         first = enough[torch.randint(len(enough), (rows,))]
         picks = torch.stack([self._with_others(int(clip), clips) for clip in first])
-        latents, points = self.latents[picks], self.points[picks]  # [B, clips, ...]
+        latents, controls = self.latents[picks], self.controls[picks]  # [B, clips, ...]
         clean = latents[:, :, :, 1:].transpose(1, 2).flatten(2, 3)
         image = latents[:, 0, :, :1]
-        joined = torch.cat([points[:, 0, :1], points[:, :, 1:].flatten(1, 2)], dim=1)
-        return Batch(clean, torch.cat([image, clean[:, :, :-1]], dim=2), self._as_controls(joined))
+        joined = torch.cat([controls[:, 0, :1], controls[:, :, 1:].flatten(1, 2)], dim=1)
+        return Batch(clean, torch.cat([image, clean[:, :, :-1]], dim=2), self._step_controls(joined))
 
     def _with_others(self, clip: int, clips: int) -> Tensor:
-        """Clip number `clip` and others of its person, `clips` in all."""
-        same = (self._person == self._person[clip]).nonzero()[:, 0]
+        """Numbers [clips] of clip number `clip` and of others of its scene."""
+        same = (self._scene == self._scene[clip]).nonzero()[:, 0]
         others = same[same != clip]
         return torch.cat([torch.tensor([clip]), others[torch.randperm(len(others))[: clips - 1]]])
 
-    def _controls(self, picks: Tensor) -> Tensor:
-        return self._as_controls(self.points[picks])
-
-    def _as_controls(self, points: Tensor) -> Tensor:
-        """Points [B, 1 + 4 n, J, 3] -> controls [B, step_channels, n, h, w]."""
-        controls = clip_controls(points, self._control, self._grid)
+    def _step_controls(self, controls: Tensor) -> Tensor:
+        """Controls of video frames [B, 1 + 4 n, ...] -> those of steps [B, step_channels, n, h, w]."""
+        steps = clip_controls(controls, self._control, self._grid)
         if self._control.with_previous:
-            dropped = torch.rand(len(points)) < self._drop_first_pose
-            controls[dropped, controls.shape[1] // 2 :, 0] = 0
-        return controls
+            dropped = torch.rand(len(steps)) < self._drop_first_control
+            steps[dropped, steps.shape[1] // 2 :, 0] = 0
+        return steps
 
 
 def disturb_recycled(batch: Batch, most: float) -> Batch:

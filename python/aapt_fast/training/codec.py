@@ -17,17 +17,16 @@ from aapt_fast.models.aapt.config import MiniVAEConfig
 from aapt_fast.models.vae.mini import MiniVAE
 from aapt_fast.models.vae.patch_discriminator import PatchDiscriminator
 from aapt_fast.training.data import ClipSet, to_float
-from aapt_fast.training.ema import WeightAverage
 from aapt_fast.training.losses import codec_loss, relativistic_discriminator_loss, relativistic_generator_loss
 from aapt_fast.training.metrics import psnr, sharpness, ssim
-from aapt_fast.training.run import Stateful, TrainingRun
 from aapt_fast.training.schedule import warm_cosine
-from aapt_fast.training.sheet import save_sheet
+from aapt_fast.training.sheet import save_comparison
+from aapt_fast.training.trainer import Trainer
 
 
 @dataclass(frozen=True)
 class CodecConfig:
-    """One training of the VAE; lengths in steps, crops in pixels and video frames."""
+    """Settings of the VAE and its training; lengths in steps, crops in pixels and video frames."""
 
     model: MiniVAEConfig = MiniVAEConfig()
     steps: int = 3600
@@ -36,7 +35,7 @@ class CodecConfig:
     crop_frames: int = 9
     learning_rate: float = 2e-3
     linear_rate: float = 0.1  # the PCA-initialised maps learn at this share of the rate
-    latent_noise: float = 0.1  # makes the decoder forgiving of the generator's errors
+    latent_noise: float = 0.1  # trains the decoder to tolerate errors of the generator
     gan_from: float = 0.7  # share of the steps after which the patch GAN joins
     gan_weight: float = 0.004
     evaluate_every: int = 250
@@ -47,7 +46,7 @@ class CodecConfig:
 def train_codec(
     folder: Path, config: CodecConfig, clip_sets: list[ClipSet], held_out: Tensor, start: MiniVAE | None = None
 ) -> MiniVAE:
-    """Train on `clip_sets`, judge on the videos `held_out` [n, 3, 1 + 4 k, H, W]; returns the averaged weights.
+    """Train on `clip_sets`, evaluate on the videos `held_out` [n, 3, 1 + 4 k, H, W]; returns the averaged weights.
 
     `start`, of configuration config.model, gives the first weights of a new run (None: random ones and a PCA).
     """
@@ -58,15 +57,16 @@ def train_codec(
         model.fit_linear(_linear_sample(clip_sets))
     else:
         model.load_state_dict(start.state_dict())
-    average = WeightAverage(model)
     linear = [p for name, p in model.named_parameters() if name.startswith("linear")]
     convolutional = [p for name, p in model.named_parameters() if not name.startswith("linear")]
     optimiser = torch.optim.AdamW(
         [{"params": convolutional}, {"params": linear}], betas=(0.9, 0.95), weight_decay=1e-4, fused=True
     )
     critic_optimiser = torch.optim.AdamW(critic.parameters(), lr=4e-4, betas=(0.5, 0.9))
-    parts: dict[str, Stateful] = {"model": model, "critic": critic, "average": average}
-    run = TrainingRun(folder, config, {**parts, "optimiser": optimiser, "critic_optimiser": critic_optimiser})
+    judged = {"critic": critic, "critic_optimiser": critic_optimiser}
+    trainer = Trainer(
+        folder, config, model, optimiser, lambda: evaluate_codec(model, held_out, folder / "samples.png"), judged
+    )
 
     def reconstruct(truth: Tensor, noise_level: Tensor) -> tuple[Tensor, Tensor]:
         with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -79,11 +79,7 @@ def train_codec(
     if config.compile:
         reconstruct = torch.compile(reconstruct)
 
-    for step in run.steps(config.steps, config.seed):
-        if step % config.evaluate_every == 0:
-            with average.applied():
-                run.log(**evaluate_codec(model, held_out, folder / "samples.png"))
-
+    for step in trainer.steps():
         # one training step
         adversarial = step >= config.gan_from * config.steps
         rate = config.learning_rate * warm_cosine(step, config.steps)
@@ -92,32 +88,25 @@ def train_codec(
         truth = _random_crops(clip_sets, config)
         noise_level = config.latent_noise * torch.rand(len(truth), 1, 1, 1, 1)
         video, loss = reconstruct(truth, noise_level)
-        run.track(loss=loss)
+        trainer.run.track(loss=loss)
         if adversarial:
             critic.requires_grad_(False)
             with torch.autocast("cpu", dtype=torch.bfloat16):
                 fake, real = critic(video).float(), critic(truth).float()
             loss = loss + config.gan_weight * relativistic_generator_loss(fake, real)
             critic.requires_grad_(True)
-        optimiser.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
-        average.update(step)
+        trainer.update(loss)
 
         if adversarial:
             with torch.autocast("cpu", dtype=torch.bfloat16):
                 fake, real = critic(video.detach()).float(), critic(truth).float()
             critic_loss = relativistic_discriminator_loss(fake, real)
-            run.track(critic=critic_loss)
+            trainer.run.track(critic=critic_loss)
             critic_optimiser.zero_grad()
             critic_loss.backward()
             critic_optimiser.step()
 
-    with average.applied():
-        run.log(**evaluate_codec(model, held_out, folder / "samples.png"))
-    model.load_state_dict(average.state_dict(), strict=False)
-    return model.eval()
+    return model
 
 
 @torch.no_grad()
@@ -129,9 +118,7 @@ def evaluate_codec(model: MiniVAE, held_out: Tensor, sheet: Path | None = None) 
         linear.append(model.reconstruct(model.encode(video, linear_only=True), linear_only=True)[:, :, 3:].clamp(-1, 1))
     coded, plain = torch.cat(decoded), torch.cat(linear)
     if sheet is not None:
-        picks = torch.linspace(0, held_out.shape[2] - 1, 9).long()
-        rows = [row for i in range(min(4, len(held_out))) for row in (held_out[i], coded[i])]
-        save_sheet(sheet, [row[:, picks].transpose(0, 1) for row in rows], zoom=2)
+        save_comparison(sheet, held_out, coded)
     return {
         "psnr": float(psnr(coded, held_out).mean()),
         "ssim": float(ssim(coded, held_out).mean()),

@@ -3,7 +3,7 @@
 
     aapt-fast train person --stage consistency --out runs/person
 
-The student learns to say from any point of the teacher's path where that path ends. Per clip one step i of a fixed grid
+The student learns to predict the end of the teacher's path from any point of it. Per clip one step i of a fixed grid
 1 = t_0 > ... > t_n = 0 is drawn; the frozen teacher takes the Euler step from t_i to t_{i + 1}; the student's answer at
 t_i is pulled towards its own answer at t_{i + 1}, without gradient and without averaging of weights (improved
 consistency training). There is no guidance. At t = 0 the answer is the point itself.
@@ -22,16 +22,14 @@ from aapt_fast.models.aapt.generator import Generator
 from aapt_fast.models.aapt.sampling import timesteps
 from aapt_fast.training.clips import LatentClips, disturb_recycled
 from aapt_fast.training.diffusion import Evaluation
-from aapt_fast.training.ema import WeightAverage
 from aapt_fast.training.losses import consistency_loss
-from aapt_fast.training.optimiser import MatrixOptimiser
-from aapt_fast.training.run import TrainingRun
 from aapt_fast.training.schedule import add_noise, warm_cosine, wide
+from aapt_fast.training.trainer import Trainer, matrix_optimiser
 
 
 @dataclass(frozen=True)
 class ConsistencyConfig:
-    """One run of stage 2."""
+    """Settings of stage 2."""
 
     model: GeneratorConfig
     steps: int = 800
@@ -63,18 +61,11 @@ def train_consistency(
     teacher = teacher.eval().requires_grad_(False)
     student = Generator(config.model)
     student.load_state_dict(teacher.state_dict())
-    average = WeightAverage(student)
-    optimiser = MatrixOptimiser(
-        student, matrix_rate=config.matrix_rate, rate=config.rate, weight_decay=config.weight_decay
-    )
-    run = TrainingRun(folder, config, {"model": student, "average": average, "optimiser": optimiser})
+    optimiser = matrix_optimiser(student, config)
+    trainer = Trainer(folder, config, student, optimiser, lambda: evaluate(student))
     levels = timesteps(config.levels, config.model.shift)
 
-    for step in run.steps(config.steps, config.seed):
-        if step % config.evaluate_every == 0:
-            with average.applied():
-                run.log(**evaluate(student))
-
+    for step in trainer.steps():
         # a point on the path of each clip, and the teacher's next point
         batch = disturb_recycled(
             clips.sample(config.batch, config.clip_frames, config.share_at_start), config.recycled_noise
@@ -93,17 +84,9 @@ def train_consistency(
 
         # one training step
         optimiser.set_rate(warm_cosine(step, config.steps))
-        run.track(loss=loss)
-        optimiser.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
-        optimiser.step()
-        average.update(step)
-
-    with average.applied():
-        run.log(**evaluate(student))
-    student.load_state_dict(average.state_dict(), strict=True)
-    return student.eval()
+        trainer.run.track(loss=loss)
+        trainer.update(loss)
+    return student
 
 
 def euler_step(x: Tensor, end: Tensor, t: Tensor, t_next: Tensor) -> Tensor:

@@ -30,17 +30,15 @@ from aapt_fast.errors import require
 from aapt_fast.models.aapt.config import GeneratorConfig
 from aapt_fast.models.aapt.generator import Generator
 from aapt_fast.training.clips import LatentClips, disturb_recycled
-from aapt_fast.training.ema import WeightAverage
-from aapt_fast.training.optimiser import MatrixOptimiser
-from aapt_fast.training.run import TrainingRun
 from aapt_fast.training.schedule import add_noise, sample_timesteps, warm_cosine
+from aapt_fast.training.trainer import Trainer, matrix_optimiser
 
 Evaluation = Callable[[Generator], dict[str, float]]
 
 
 @dataclass(frozen=True)
 class DiffusionConfig:
-    """One run of stage 1; rates are those of Muon (matrices) and AdamW (the rest)."""
+    """Settings of stage 1; rates are those of Muon (matrices) and AdamW (the rest)."""
 
     model: GeneratorConfig
     steps: int = 8000
@@ -70,7 +68,7 @@ def train_diffusion(
 
     `channel_weights` [C] weigh the latent channels in the loss. `evaluate` is called on the averaged weights. `start`,
     a model of configuration config.model, gives the first weights of a new run (None: random ones); a run that has
-    begun goes on from its own. Raises ValueError for clips that are too short and for a start of another configuration;
+    begun resumes from its own. Raises ValueError for clips that are too short and for a start of another configuration;
     its shift may differ, no weight depends on it.
     """
     if start is not None:
@@ -81,11 +79,8 @@ def train_diffusion(
     model = Generator(config.model)
     if start is not None:
         model.load_state_dict(start.state_dict())
-    average = WeightAverage(model)
-    optimiser = MatrixOptimiser(
-        model, matrix_rate=config.matrix_rate, rate=config.rate, weight_decay=config.weight_decay
-    )
-    run = TrainingRun(folder, config, {"model": model, "average": average, "optimiser": optimiser})
+    optimiser = matrix_optimiser(model, config)
+    trainer = Trainer(folder, config, model, optimiser, lambda: evaluate(model))
 
     def predict(noised: Tensor, recycled: Tensor, control: Tensor, t: Tensor) -> Tensor:
         with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -94,11 +89,7 @@ def train_diffusion(
     if config.compile:
         predict = torch.compile(predict)
 
-    for step in run.steps(config.steps, config.seed):
-        if step % config.evaluate_every == 0 and step > 0:
-            with average.applied():
-                run.log(**evaluate(model))
-
+    for step in trainer.steps():
         # a batch of clips, each at its own t
         batch = disturb_recycled(
             clips.sample(config.batch, config.clip_frames, config.share_at_start), config.recycled_noise
@@ -110,17 +101,9 @@ def train_diffusion(
         optimiser.set_rate(warm_cosine(step, config.steps))
         predicted = predict(noised, batch.recycled, batch.control, t)
         loss = flow_matching_loss(predicted, batch.clean, t, channel_weights, config.smallest_t)
-        run.track(loss=loss)
-        optimiser.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
-        average.update(step)
-
-    with average.applied():
-        run.log(**evaluate(model))
-    model.load_state_dict(average.state_dict(), strict=True)
-    return model.eval()
+        trainer.run.track(loss=loss)
+        trainer.update(loss)
+    return model
 
 
 def flow_matching_loss(

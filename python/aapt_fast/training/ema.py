@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Exponential moving average of weights, with a warm-up so that early averages are not dominated by the start."""
+"""Exponential moving average of weights, with a warm-up so that the start does not dominate early averages."""
 
 from __future__ import annotations
 
@@ -38,10 +38,18 @@ class WeightAverage:
         for name, parameter in self._parameters.items():
             parameter.data, self.average[name] = self.average[name], parameter.data
 
+    @torch.no_grad()
+    def copy_to_model(self) -> None:
+        """Overwrite the weights of the model with their average."""
+        for name, parameter in self._parameters.items():
+            parameter.copy_(self.average[name])
+
     def state_dict(self) -> dict[str, Tensor]:
+        """The averages by the names of the parameters."""
         return self.average
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Take over the averages of `state_dict`."""
         for name, value in self.average.items():
             value.copy_(state[name])

@@ -1,21 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How well person models follow their controls, against the exact truth.
+"""Evaluation: how closely models of a world follow their controls, against the exact truth.
 
     aapt-fast evaluate mini-person --out runs/evaluation
     aapt-fast evaluate --row "one step=mini-person:1" --row "four steps=mini-person:4" --out runs/comparison
 
-Drift curves, distance of the joints, Frechet distance, dynamic degree, mirror test and latency. Every number of a model
-comes with baselines: repeating the first frame (no model at all), the codec on the truth (the best that the latent
-space allows) and, where it says something, the true frames. In company, where one truth is not the only one, also: is
-the video one of the possible futures or their average (`training/several_futures.py`)?
+Drift curves, dynamic degree, latency and, where the world has controls, a mirror test; with a `ControlReader` also the
+error of the controls and a Frechet distance. Baselines stand beside every number of a model: the first frame repeated
+(no model at all), the codec on the truth (the best that the latent space allows) and, where it says something, the true
+frames. Where chance has a part there are many truths; training/several_futures.py compares a video with the possible
+futures and with their average.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -24,9 +25,9 @@ from tqdm import tqdm
 from aapt_fast.errors import require
 from aapt_fast.models.stream_model import StreamModel
 from aapt_fast.models.vae.video_stream import VideoVAE
-from aapt_fast.training.data import ClipSetConfig, film, to_float
+from aapt_fast.streaming.controls import entry_shape
+from aapt_fast.training.data import ClipSetConfig, make_clip, stack_clips
 from aapt_fast.training.metrics import frame_change, psnr, sharpness, ssim
-from aapt_fast.training.pose_network import PoseReader, joint_distance
 from aapt_fast.training.report import (
     BASELINES,
     CODEC,
@@ -42,23 +43,29 @@ from aapt_fast.training.rollout import decode_as_stream, generate_video
 from aapt_fast.training.several_futures import measure_futures
 from aapt_fast.training.sheet import save_sheet
 from aapt_fast.training.step_latency import step_latency
-from aapt_fast.worlds.company import Company
-from aapt_fast.worlds.skeleton import draw_skeleton, mirror
+from aapt_fast.worlds.world import World
 
-GALLERY, COMPANY_GALLERY = 16, 64  # persons and rooms that the models know
-HELD_OUT = ClipSetConfig("held-out", clips=16, frames=361, identities=GALLERY, seed=4)
-HELD_OUT_SETS = {
-    "gallery": HELD_OUT,
-    "strangers": ClipSetConfig("held-out-unseen", clips=16, frames=121, seed=9),
-    "company": dataclasses.replace(HELD_OUT, name="company-held-out", identities=COMPANY_GALLERY, company=Company()),
-}
 MIRROR_FROM, MIRROR_TO = 12, 120  # the video frames at which the mirror test looks
 SHEET_FRAMES = (0, 4, 12, 24, 40, 60, 80, 120, 160, 200, 240, 300, 360)
 
 
+class ControlReader(Protocol):
+    """A network that reads controls off video frames of one size."""
+
+    @property
+    def size(self) -> int:
+        """Height and width in pixels of the video frames."""
+
+    def read(self, video: Tensor, controls: Tensor) -> tuple[Tensor, Tensor]:
+        """Error [B, T] of video [B, 3, T, size, size] against its controls [B, T, ...], and features [B, T, D]."""
+
+    def notes(self) -> dict[str, str]:
+        """Remarks for the report's tables `control`, with the unit of the error, and `frechet`, with the features."""
+
+
 @dataclass(frozen=True)
 class Row:
-    """What is evaluated under which name: a model with `nfe` evaluations per step."""
+    """A model with `nfe` evaluations per step, and its name in the report."""
 
     name: str
     model: StreamModel
@@ -66,115 +73,125 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Truth:
-    """One held-out clip: video [3, T, H, W] in -1..1 and points [T, 19, 3], and the same person moving mirrored.
+class Group:
+    """Some held-out clips: video float32 [B, 3, T, H, W] in -1..1, controls [B, T, ...], and both mirrored, if any.
 
-    The mirrored ones end after MIRROR_TO video frames.
+    Mirrored clips end after MIRROR_TO video frames.
     """
 
     video: Tensor
-    points: Tensor
-    mirrored_video: Tensor
-    mirrored_points: Tensor
+    controls: Tensor
+    mirrored: tuple[Tensor, Tensor] | None  # video, controls
 
 
-def make_truth(config: ClipSetConfig, clip: int) -> Truth:
-    """Render held-out clip number `clip` and its mirrored motion in the same, unmirrored room."""
-    angles = config.motion(clip)
-    video, points = film(config, clip, angles)
-    turned = torch.cat([angles[:1], mirror(angles[1 : 1 + MIRROR_TO])])
-    mirrored_video, mirrored_points = film(config, clip, turned)
-    return Truth(to_float(video), points, to_float(mirrored_video), mirrored_points)
+def make_group(config: ClipSetConfig, clips: Sequence[int]) -> Group:
+    """Render held-out clips, and what the same scenes show under mirrored controls."""
+    frames = min(config.frames, 1 + MIRROR_TO)
+    found = [config.world.mirrored(config.seed, clip, frames, config.size) for clip in clips]
+    mirrored_clips = [each for each in found if each is not None]
+    return Group(
+        *stack_clips([make_clip(config, clip) for clip in clips]),
+        stack_clips(mirrored_clips) if mirrored_clips else None,
+    )
 
 
 @torch.inference_mode()
-def evaluate_person(
-    rows: Sequence[Row], pose: PoseReader, out: Path | None = None, config: ClipSetConfig = HELD_OUT, group: int = 4
+def evaluate(
+    rows: Sequence[Row],
+    config: ClipSetConfig,
+    reader: ControlReader | None = None,
+    out: Path | None = None,
+    group: int = 4,
 ) -> Report:
-    """Measure all `rows` on the same held-out clips, which are rendered once, `group` clips at a time.
+    """Measure all `rows` on the held-out clips of `config`, which are rendered once, `group` clips at a time.
 
-    `pose` reads the joints, at the size of the clips. Writes the report's files and a contact sheet into `out`.
-    Raises ValueError for a model that is not driven by poses of this world or has another size, for names that are
-    not distinct, and for clips that are too short for the mirror test.
+    Without a `reader` the report has no error of the controls and no Frechet distance. Writes the report's files and a
+    contact sheet into `out`. Raises ValueError for a model that is not driven by the controls of this world or has
+    another size, for names that are not distinct, and for clips that are too short for the mirror test.
     """
-    _check(rows, pose, config)
+    _check(rows, reader, config)
     codecs = _distinct_codecs(rows)
     measured = Measurements(nfe={row.name: row.nfe for row in rows})
     sheet: list[Tensor] = []
     for start in tqdm(range(0, config.clips, group), desc="evaluate"):
         clips = range(start, min(start + group, config.clips))
-        truths = [make_truth(config, clip) for clip in clips]
-        seeds = torch.tensor([1000 + clip for clip in clips])
-        truth, points, mirrored_truth, mirrored_points = (
-            torch.stack([getattr(each, name) for each in truths])
-            for name in ("video", "points", "mirrored_video", "mirrored_points")
-        )
+        truth = make_group(config, clips)
+        image, seeds = truth.video[:, :, :1], torch.tensor([1000 + clip for clip in clips])
+        videos = {row.name: generate_video(row.model, image, truth.controls, seeds, row.nfe) for row in rows}
+        baselines = {name: _codec(vae, truth.video) for name, vae in codecs.items()}
+        baselines[STILL] = image.expand_as(truth.video)
+        for name, video in (videos | baselines).items():
+            for metric in (psnr, ssim, sharpness):
+                measured.add_curve(name, metric.__name__, metric(video, truth.video))
+            measured.add_curve(name, "change", frame_change(video))
+            _read(measured, reader, name, video, truth.controls)
+        measured.add_curve(TRUTH, "change", frame_change(truth.video))
+        _read(measured, reader, TRUTH, truth.video, truth.controls)
+        mirrored_videos = _measure_mirrored(measured, reader, rows, truth, seeds)
+        if config.world.has_chance:
+            measure_futures(measured, {row.name: (row.model, row.nfe) for row in rows}, config, clips)
         if start == 0:
             for row in rows:
-                measured.latency[row.name] = step_latency(row.model, truth[0, :, 0], points[0], row.nfe)
-        videos, mirrored_videos = [], []
-        for row in rows:
-            videos.append(generate_video(row.model, truth[:, :, :1], points, seeds, row.nfe))
-            _measure(measured, pose, row.name, videos[-1], truth, points)
-            mirrored_videos.append(generate_video(row.model, truth[:, :, :1], mirrored_points, seeds, row.nfe))
-            joints, _ = pose.see(mirrored_videos[-1])
-            measured.add_curve(mirrored(row.name), "joints", joint_distance(joints, mirrored_points, config.size))
-            measured.add_followed(row.name, _right_side(mirrored_videos[-1], mirrored_truth, truth))
-        for name, vae in codecs.items():
-            _measure(measured, pose, name, _codec(vae, truth), truth, points)
-        _measure(measured, pose, STILL, truth[:, :, :1].expand_as(truth), truth, points)
-        if config.company is not None:
-            measure_futures(measured, {row.name: (row.model, row.nfe) for row in rows}, config, clips)
-        measured.add_curve(TRUTH, "change", frame_change(truth))
-        _see(measured, pose, TRUTH, truth, points)
-        _see(measured, pose, mirrored(TRUTH), mirrored_truth, mirrored_points)
-        if start == 0:
-            sheet = _sheet_rows(points, truth, videos)
-            sheet += _sheet_rows(mirrored_points, mirrored_truth, mirrored_videos, clips=2)
-    report = make_report(measured, _describe(pose))
+                measured.latency[row.name] = step_latency(row.model, truth.video[0, :, 0], truth.controls[0], row.nfe)
+            sheet = _sheet_rows(config.world, truth.controls, [truth.video, *videos.values()], clips=4)
+            if truth.mirrored is not None:
+                video, controls = truth.mirrored
+                sheet += _sheet_rows(config.world, controls, [video, *mirrored_videos], clips=2)
+    report = make_report(measured, {} if reader is None else reader.notes())
     if out is not None:
         write_report(out, report, measured)
         save_sheet(out / "drift.png", sheet)
     return report
 
 
-def _check(rows: Sequence[Row], pose: PoseReader, config: ClipSetConfig) -> None:
+def _check(rows: Sequence[Row], reader: ControlReader | None, config: ClipSetConfig) -> None:
     names = [row.name for row in rows]
     reserved = [each for name in (*names, *BASELINES) for each in (name, mirrored(name), f"{CODEC} of {name}")]
     require(bool(rows), "rows", "at least one", "none")
     distinct = len(set(reserved)) == len(reserved) and all(names)
     require(distinct, "rows", f"distinct names other than {', '.join(BASELINES)}", ", ".join(names))
+    given = tuple(config.world.clip(config.seed, 0, 1, config.size).controls.shape[1:])
     for row in rows:
-        control = row.model.control
-        require(control is not None and control.kind == "pose", "model", "a model with pose control", control)
-        size = (config.size, config.size)
+        size, control = (config.size, config.size), row.model.control
+        takes = None if control is None else entry_shape(control, row.model.grid)
+        require(takes == given, "model", f"a control of shape {given}, as in world {config.world.name}", takes)
         require(row.model.video_size == size, "model", f"video of {size} pixels", row.model.video_size)
         require(row.nfe >= 1, "nfe", "at least 1 evaluation per step", row.nfe)
-    require(pose.config.size == config.size, "pose", f"a network for {config.size} pixels", pose.config.size)
+    if reader is not None:
+        require(reader.size == config.size, "reader", f"a network for {config.size} pixels", reader.size)
     enough = config.frames > MIRROR_FROM
     require(enough, "frames", f"more than {MIRROR_FROM} video frames, for the mirror test", config.frames)
 
 
-def _measure(measured: Measurements, pose: PoseReader, name: str, video: Tensor, truth: Tensor, points: Tensor) -> None:
-    for metric in (psnr, ssim, sharpness):
-        measured.add_curve(name, metric.__name__, metric(video, truth))
-    measured.add_curve(name, "change", frame_change(video))
-    _see(measured, pose, name, video, points)
+def _read(
+    measured: Measurements,
+    reader: ControlReader | None,
+    name: str,
+    video: Tensor,
+    controls: Tensor,
+    keep_features: bool = True,
+) -> None:
+    """Note the errors of the controls in a video, and its features."""
+    if reader is not None:
+        error, features = reader.read(video, controls)
+        measured.add_curve(name, "control", error)
+        if keep_features:
+            measured.add_features(name, features)
 
 
-def _see(measured: Measurements, pose: PoseReader, name: str, video: Tensor, points: Tensor) -> None:
-    """What the pose network makes of the video, next to the joints that were asked for."""
-    joints, features = pose.see(video)
-    measured.add_curve(name, "joints", joint_distance(joints, points, video.shape[-1]))
-    measured.add_features(name, features)
-
-
-def _describe(pose: PoseReader) -> str:
-    config = pose.config
-    return (
-        f"The network has {pose.parameters} weights and errs by {pose.error:.2f} pixels of {config.size} on "
-        f"{config.held_out * config.frames} true frames of {config.held_out} strangers that it was not trained on."
-    )
+def _measure_mirrored(
+    measured: Measurements, reader: ControlReader | None, rows: Sequence[Row], truth: Group, seeds: Tensor
+) -> list[Tensor]:
+    """Videos [B, 3, T', H, W] of all rows under mirrored controls, measured; none if nothing is controlled."""
+    if truth.mirrored is None:
+        return []
+    asked, controls = truth.mirrored
+    videos = [generate_video(row.model, asked[:, :, :1], controls, seeds, row.nfe) for row in rows]
+    for row, video in zip(rows, videos, strict=True):
+        _read(measured, reader, mirrored(row.name), video, controls, keep_features=False)
+        measured.add_followed(row.name, _right_side(video, asked, truth.video))
+    _read(measured, reader, mirrored(TRUTH), asked, controls)
+    return videos
 
 
 def _distinct_codecs(rows: Sequence[Row]) -> dict[str, VideoVAE]:
@@ -196,7 +213,7 @@ def _codec(vae: VideoVAE, truth: Tensor) -> Tensor:
 
 
 def _right_side(video: Tensor, mirrored_truth: Tensor, truth: Tensor) -> Tensor:
-    """Per clip [B]: is the video, where the two truths differ, closer to the mirrored motion that was asked for?"""
+    """True for each clip [B] whose video is closer to the mirrored truth, where the two truths differ."""
     span = slice(MIRROR_FROM, 1 + MIRROR_TO)
     video, mirrored_truth, truth = (each[:, :, span] for each in (video, mirrored_truth, truth))
     differs = ((mirrored_truth - truth).abs().amax(1, keepdim=True) > 0.2).float()
@@ -205,11 +222,11 @@ def _right_side(video: Tensor, mirrored_truth: Tensor, truth: Tensor) -> Tensor:
     return asked < other
 
 
-def _sheet_rows(points: Tensor, truth: Tensor, videos: Sequence[Tensor], clips: int = 4) -> list[Tensor]:
-    """Skeleton, truth and a generated video per row at growing distance from the start, for some clips."""
-    picks = torch.tensor([frame for frame in SHEET_FRAMES if frame < truth.shape[2]])
+def _sheet_rows(world: World, controls: Tensor, videos: Sequence[Tensor], clips: int) -> list[Tensor]:
+    """Drawn controls, truth and generated videos of some clips, one row each, at growing distance from the start."""
+    picks = torch.tensor([frame for frame in SHEET_FRAMES if frame < controls.shape[1]])
     sheet = []
-    for clip in range(min(clips, len(truth))):
-        sheet.append(draw_skeleton(points[clip, picks], truth.shape[-1]) * 2 - 1)
-        sheet += [video[clip][:, picks].transpose(0, 1) for video in (truth, *videos)]
+    for clip in range(min(clips, len(controls))):
+        sheet.append(world.draw_controls(controls[clip, picks], videos[0].shape[-1]) * 2 - 1)
+        sheet += [video[clip][:, picks].transpose(0, 1) for video in videos]
     return sheet

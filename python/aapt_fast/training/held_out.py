@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the stages of the generator are watched with while they train: short rollouts of held-out motions."""
+"""Evaluations while a generator trains: short rollouts of held-out clips."""
 
 from __future__ import annotations
 
@@ -7,39 +7,34 @@ from pathlib import Path
 
 import torch
 
-from aapt_fast.errors import require
 from aapt_fast.models.aapt.config import GeneratorConfig
 from aapt_fast.models.aapt.generator import Generator
 from aapt_fast.models.vae.mini import MiniVAE
 from aapt_fast.streaming.controls import clip_controls
-from aapt_fast.training.data import ClipSetConfig, make_clip, to_float
+from aapt_fast.training.clips import require_control
+from aapt_fast.training.data import ClipSetConfig, held_out_clips
 from aapt_fast.training.metrics import psnr, sharpness
 from aapt_fast.training.rollout import rollout
-from aapt_fast.training.sheet import save_sheet
+from aapt_fast.training.sheet import save_comparison
 
 
 class HeldOutRollout:
-    """The evaluation during training: one-evaluation rollouts of held-out motions, PSNR at a few video frames.
+    """One-evaluation rollouts of held-out clips, with PSNR at a few video frames.
 
     Every call writes the sample sheet `sheet`: rows of truth and generated video.
     """
 
     def __init__(self, vae: MiniVAE, model: GeneratorConfig, config: ClipSetConfig, sheet: Path) -> None:
-        require(model.control is not None, "model.control", "a pose control", None)
-        assert model.control is not None
-        clips = [make_clip(config, i) for i in range(config.clips)]
         self._vae, self._sheet = vae, sheet
-        self._truth = torch.stack([to_float(video) for video, _ in clips])
-        self._controls = clip_controls(torch.stack([points for _, points in clips]), model.control, model.grid)
+        self._truth, controls = held_out_clips(config)
+        self._controls = clip_controls(controls, require_control(model), model.grid)
         self._image = vae.encode(self._truth[:, :, :1]).detach()
 
     @torch.no_grad()
     def __call__(self, generator: Generator) -> dict[str, float]:
         frames = rollout(generator, self._image, self._controls, torch.arange(len(self._truth)))
         video = self._vae.decode(torch.cat([self._image, frames], dim=2))
-        picks = torch.linspace(0, video.shape[2] - 1, 9).long()
-        rows = [row[i][:, picks].transpose(0, 1) for i in range(4) for row in (self._truth, video)]
-        save_sheet(self._sheet, rows, zoom=2)
+        save_comparison(self._sheet, self._truth, video)
         curve = psnr(video, self._truth).mean(0)
         sharp = sharpness(video, self._truth)[:, len(curve) * 2 // 3 :].mean()
         marks = [mark for mark in (4, 12, 40, 60, 120, 240) if mark < len(curve)]
@@ -47,7 +42,7 @@ class HeldOutRollout:
 
 
 class Evaluations:
-    """The evaluations of a stage of the generator: on the gallery, and under "strangers_..." on people nobody knows."""
+    """Evaluations on the gallery and, under "strangers_...", on scenes that the model does not know."""
 
     def __init__(self, gallery: HeldOutRollout, strangers: HeldOutRollout) -> None:
         self._gallery, self._strangers = gallery, strangers

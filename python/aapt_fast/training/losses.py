@@ -21,7 +21,7 @@ def relativistic_generator_loss(fake: Tensor, real: Tensor) -> Tensor:
 
 
 def relativistic_discriminator_loss(fake: Tensor, real: Tensor) -> Tensor:
-    """mean softplus(fake - real) over paired logits: what the discriminator minimises."""
+    """mean softplus(fake - real) over paired logits: the loss of the discriminator."""
     return F.softplus(fake - real).mean()
 
 

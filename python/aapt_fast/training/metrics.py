@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How close a video is to the truth.
+"""Metrics: the distance of a video from the truth.
 
 All but Frechet distance and diversity take video [..., 3, T, H, W] in -1..1 and return one value per video frame.
 Where chance has a part there are many truths, `futures`: then a video should be one of them, and not their average.
@@ -83,7 +83,7 @@ def nearest_future(video: Tensor, futures: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def diversity(samples: Tensor, futures: Tensor) -> Tensor:
-    """How much samples [B, S, 3, T, H, W] of a model vary, relative to the futures [B, K, 3, T, H, W]; [B].
+    """Variety [B] of samples [B, S, 3, T, H, W] of a model, relative to that of the futures [B, K, 3, T, H, W].
 
     A ratio of variances, both summed over the clip, for in its first video frames futures hardly differ. 1 varies as
     the truth, 0 is one answer to every noise, an average for example. Noise counts as variety, so read it beside

@@ -14,17 +14,17 @@ UNITS = {
     "psnr": "PSNR in dB",
     "ssim": "SSIM",
     "sharpness": "sharpness, 1 = truth",
-    "joints": "distance of the joints in pixels",
+    "control": "error of the controls",
 }
 
 
 def can_plot() -> bool:
-    """Whether matplotlib is installed."""
+    """True where matplotlib is installed."""
     return importlib.util.find_spec("matplotlib") is not None
 
 
 def save_plots(folder: Path, curves: Mapping[tuple[str, str], Tensor], names: list[str]) -> list[Path]:
-    """One PNG per metric of `UNITS` with a line per name: `curves` are (name, metric) -> [T].
+    """Draw one PNG per metric of `UNITS` that was measured, with a line per name: `curves` are (name, metric) -> [T].
 
     `names` get strong lines in this order, all other names thin grey ones. Raises ImportError without matplotlib.
     """
@@ -33,6 +33,8 @@ def save_plots(folder: Path, curves: Mapping[tuple[str, str], Tensor], names: li
 
     paths = []
     for metric, unit in UNITS.items():
+        if not any(each == metric for _, each in curves):
+            continue
         figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
         FigureCanvasAgg(figure)
         axes = figure.add_subplot()

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A small network that reads the joints off a single video frame: the eyes of the evaluation.
+"""The control reader of the person world: a small network that reads the joints off a single video frame.
 
 It is trained here, on true frames of strangers, in two or three minutes on two quiet CPU cores, and kept in a file
-whose name is made from its configuration. What it sees in generated frames says whether the video does what was asked;
-its features are what the Frechet distance is taken of.
+whose name is made from its configuration. The joints that it sees in generated frames tell how well the pose was
+followed; the Frechet distance is taken of its features.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,18 +22,21 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from aapt_fast.errors import require, require_shape
-from aapt_fast.training.data import ClipSetConfig
+from aapt_fast.models.files.atomic import replacing
 from aapt_fast.training.schedule import warm_cosine
-from aapt_fast.worlds.motions import random_motion
-from aapt_fast.worlds.person import make_identity, render
-from aapt_fast.worlds.skeleton import JOINTS, Camera, forward_kinematics
+from aapt_fast.worlds.person.identity import make_identity
+from aapt_fast.worlds.person.players import random_motion
+from aapt_fast.worlds.person.renderer import render
+from aapt_fast.worlds.person.skeleton import JOINTS, forward_kinematics, pose_points
+from aapt_fast.worlds.person.world import PersonWorld
+from aapt_fast.worlds.world import clip_seed
 
 FORMAT = "aapt_fast-pose-1"  # of the file; a change of the training in code needs another number
 
 
 @dataclass(frozen=True)
 class PoseNetworkConfig:
-    """The network, what it is trained on and for how long; every clip shows a person and a room of its own."""
+    """Settings of the network and of its training; every clip shows a person and a room of its own."""
 
     size: int = 96  # pixels of a video frame, a multiple of 16
     widths: tuple[int, int, int] = (24, 48, 80)  # channels at 1/2, 1/4 and 1/8 of the size (and 1/16)
@@ -95,7 +97,7 @@ class _Residual(nn.Module):
 
 
 def centre_of_mass(heat: Tensor) -> Tensor:
-    """Where the softmax of heat [N, J, h, w] has its mean: x, y [N, J, 2] as fractions of the frame."""
+    """Mean x, y [N, J, 2] of the softmax of heat [N, J, h, w], as fractions of the frame."""
     height, width = heat.shape[-2:]
     share = heat.float().flatten(2).softmax(-1).unflatten(-1, (height, width))
     x = (torch.arange(width, device=heat.device) + 0.5) / width
@@ -130,9 +132,24 @@ class PoseReader:
         return centre_of_mass(torch.cat(heats)).unflatten(0, shape), torch.cat(features).float().unflatten(0, shape)
 
     @property
-    def parameters(self) -> int:
-        """How many weights the network has."""
-        return sum(parameter.numel() for parameter in self.network.parameters())
+    def size(self) -> int:
+        """Height and width in pixels of the video frames."""
+        return self.config.size
+
+    def read(self, video: Tensor, controls: Tensor) -> tuple[Tensor, Tensor]:
+        """Joint distances [B, T] in pixels of video [B, 3, T, S, S] and points [B, T, 19, 3]; features [B, T, 64]."""
+        joints, features = self.see(video)
+        return joint_distance(joints, controls, self.size), features
+
+    def notes(self) -> dict[str, str]:
+        """Remarks for the report; see `ControlReader`."""
+        config, weights = self.config, sum(parameter.numel() for parameter in self.network.parameters())
+        return {
+            "control": "Mean distance in pixels between the joints that the pose network sees and those of the "
+            f"control. The network has {weights} weights and errs by {self.error:.2f} pixels of {config.size} on "
+            f"{config.held_out * config.frames} true frames of {config.held_out} strangers that it was not trained on.",
+            "frechet": "The features are 64 of the pose network, which looks for the body more than for the room.",
+        }
 
 
 def pose_reader(config: PoseNetworkConfig, folder: Path) -> PoseReader:
@@ -158,12 +175,9 @@ def reader_path(config: PoseNetworkConfig, folder: Path) -> Path:
 def _save(path: Path, reader: PoseReader) -> None:
     config = json.dumps(dataclasses.asdict(reader.config))
     metadata = {"format": FORMAT, "config": config, "error": repr(reader.error)}
-    partial = path.with_name(path.name + ".partial")
-    try:
-        save_file({name: value.contiguous() for name, value in reader.network.state_dict().items()}, partial, metadata)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    tensors = {name: value.contiguous() for name, value in reader.network.state_dict().items()}
+    with replacing(path) as partial:
+        save_file(tensors, partial, metadata)
 
 
 def train_pose_network(config: PoseNetworkConfig) -> PoseReader:
@@ -192,15 +206,14 @@ def train_pose_network(config: PoseNetworkConfig) -> PoseReader:
 def render_frames(config: PoseNetworkConfig, clips: int, seed: int) -> tuple[Tensor, Tensor]:
     """True frames uint8 [N, 3, S, S] and joints [N, 19, 2] as fractions of the frame, of strangers in random motions.
 
-    `seed` names the set of clips, as in `ClipSetConfig`: the evaluation and the training of models use others.
+    `seed` names the set of clips, as in `ClipSetConfig`; the evaluation and the training of models use other ones.
     """
-    seeds = ClipSetConfig("pose", clips, seed=seed)
     frames, points = [], []
     for clip in tqdm(range(clips), desc="render for the pose network", mininterval=2):
-        angles = random_motion(config.frames * config.stride, seeds.motion_seed(clip))[:: config.stride]
-        joints = forward_kinematics(angles)
-        frames.append((render(joints, make_identity(seeds.identity_seed(clip)), config.size) * 255 + 0.5).byte())
-        points.append(Camera().project(joints)[..., :2])
+        angles = random_motion(config.frames * config.stride, clip_seed(seed, clip))[:: config.stride]
+        identity = make_identity(PersonWorld().scene(seed, clip))
+        frames.append((render(forward_kinematics(angles), identity, config.size) * 255 + 0.5).byte())
+        points.append(pose_points(angles)[..., :2])
     return torch.cat(frames), torch.cat(points)
 
 

@@ -5,8 +5,8 @@
 
 AAPT starts from a large pre-trained video diffusion model. This makes a small one: every clip has one timestep t, all
 its frames are noised alike and attend to each other both ways, and there is neither control nor first frame to go by.
-models/aapt/convert.py turns the result into the model that stage 1 starts from. What that is worth to the person model
-has not been measured.
+models/aapt/convert.py turns the result into the model that stage 1 starts from. Its benefit for the person model has
+not been measured.
 """
 
 from __future__ import annotations
@@ -21,15 +21,13 @@ from aapt_fast.errors import require
 from aapt_fast.models.aapt.config import GeneratorConfig
 from aapt_fast.models.aapt.generator import Generator
 from aapt_fast.training.diffusion import Evaluation, flow_matching_loss
-from aapt_fast.training.ema import WeightAverage
-from aapt_fast.training.optimiser import MatrixOptimiser
-from aapt_fast.training.run import TrainingRun
 from aapt_fast.training.schedule import add_noise, sample_timesteps, warm_cosine
+from aapt_fast.training.trainer import Trainer, matrix_optimiser
 
 
 @dataclass(frozen=True)
 class PretrainConfig:
-    """One run of pre-training; rates are those of Muon (matrices) and AdamW (the rest)."""
+    """Settings of pre-training; rates are those of Muon (matrices) and AdamW (the rest)."""
 
     model: GeneratorConfig  # bidirectional
     steps: int = 4000
@@ -60,17 +58,10 @@ def train_bidirectional(
     require(1 <= config.clip_frames <= frames, "clip_frames", f"1..{frames}, the frames of a clip", config.clip_frames)
     torch.manual_seed(config.seed)
     model = Generator(config.model)
-    average = WeightAverage(model)
-    optimiser = MatrixOptimiser(
-        model, matrix_rate=config.matrix_rate, rate=config.rate, weight_decay=config.weight_decay
-    )
-    run = TrainingRun(folder, config, {"model": model, "average": average, "optimiser": optimiser})
+    optimiser = matrix_optimiser(model, config)
+    trainer = Trainer(folder, config, model, optimiser, lambda: evaluate(model))
 
-    for step in run.steps(config.steps, config.seed):
-        if step % config.evaluate_every == 0 and step > 0:
-            with average.applied():
-                run.log(**evaluate(model))
-
+    for step in trainer.steps():
         # a batch of clips, each at its own t
         first = int(torch.randint(frames - config.clip_frames + 1, ()))
         picks = torch.randint(clips, (config.batch,))
@@ -83,17 +74,9 @@ def train_bidirectional(
         with torch.autocast("cpu", dtype=torch.bfloat16):
             predicted = model(noised, None, None, t, model.whole_clip_cache())
         loss = flow_matching_loss(predicted, clean, t, channel_weights, config.smallest_t)
-        run.track(loss=loss)
-        optimiser.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
-        average.update(step)
-
-    with average.applied():
-        run.log(**evaluate(model))
-    model.load_state_dict(average.state_dict(), strict=True)
-    return model.eval()
+        trainer.run.track(loss=loss)
+        trainer.update(loss)
+    return model
 
 
 class HeldOutError:

@@ -1,17 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the evaluation found, as tables: Markdown, CSV, plots."""
+"""Report of an evaluation: tables as Markdown and CSV, and plots."""
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+from aapt_fast.training.csv_file import write_csv
 from aapt_fast.training.metrics import frechet_distance
 from aapt_fast.training.plots import UNITS, can_plot, save_plots
 
@@ -21,16 +22,17 @@ TRUTH, CODEC, STILL = "true frames", "codec", "still"  # `still` repeats the fir
 BASELINES = (TRUTH, CODEC, STILL)
 
 Table = list[dict[str, float | str]]
+Key = TypeVar("Key")
 
 
 @dataclass
 class Measurements:
-    """What was measured of every video, by name: a row of the evaluation, a baseline, or either of them mirrored.
+    """Measurements of every video, by name: a row of the evaluation, a baseline, or either of them mirrored.
 
-    curves (name, metric) -> [clips, T], metrics psnr, ssim, sharpness, joints (pixels), change;
-    features name -> [clips, T, D]; followed name -> [clips], whether the mirrored pose was followed;
-    latency name -> what `step_latency` returns; nfe name -> evaluations per step; in company futures name -> nearest
-    and mean (dB) and sharpness [clips, T'], diversity [clips].
+    curves (name, metric) -> [clips, T], metrics psnr, ssim, sharpness, control (error), change;
+    features name -> [clips, T, D]; followed name -> bool [clips], true where the mirrored control was followed;
+    latency name -> the result of `step_latency`; nfe name -> evaluations per step; futures (name, metric) -> nearest,
+    mean (dB) and sharpness [clips, T'], diversity [clips].
     """
 
     curves: dict[tuple[str, str], Tensor] = field(default_factory=dict)
@@ -38,29 +40,35 @@ class Measurements:
     followed: dict[str, Tensor] = field(default_factory=dict)
     latency: dict[str, dict[str, dict[str, float | None]]] = field(default_factory=dict)
     nfe: dict[str, int] = field(default_factory=dict)
-    futures: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    futures: dict[tuple[str, str], Tensor] = field(default_factory=dict)
 
     def add_curve(self, name: str, metric: str, values: Tensor) -> None:
         """Append the curves [clips, T] of more clips."""
-        key = (name, metric)
-        self.curves[key] = torch.cat([self.curves[key], values]) if key in self.curves else values
+        _append(self.curves, (name, metric), values)
 
     def add_features(self, name: str, values: Tensor) -> None:
         """Append the features [clips, T, D] of more clips."""
-        self.features[name] = torch.cat([self.features[name], values]) if name in self.features else values
+        _append(self.features, name, values)
 
     def add_followed(self, name: str, values: Tensor) -> None:
         """Append the answers [clips] of more clips."""
-        self.followed[name] = torch.cat([self.followed[name], values]) if name in self.followed else values
+        _append(self.followed, name, values)
 
-    def add_futures(self, name: str, values: dict[str, Tensor]) -> None:
-        """Append the values of more clips beside their several futures."""
-        before = self.futures.get(name, {})
-        self.futures[name] = {key: torch.cat([before[key], v]) if before else v for key, v in values.items()}
+    def add_futures(self, name: str, metric: str, values: Tensor) -> None:
+        """Append the values [clips, ...] of more clips beside their several futures."""
+        _append(self.futures, (name, metric), values)
+
+    def means(self) -> dict[tuple[str, str], Tensor]:
+        """The curves [T], averaged over the clips."""
+        return {key: values.mean(0) for key, values in self.curves.items()}
+
+
+def _append(values: dict[Key, Tensor], key: Key, more: Tensor) -> None:
+    values[key] = torch.cat([values[key], more]) if key in values else more
 
 
 def mirrored(name: str) -> str:
-    """The name of what `name` makes of mirrored poses."""
+    """The name of the video that `name` makes under mirrored controls."""
     return f"{name} mirrored"
 
 
@@ -86,51 +94,50 @@ class Report:
         return "\n".join(lines)
 
 
-def make_report(measured: Measurements, pose_network: str) -> Report:
-    """All tables; `pose_network` says how well the network reads joints."""
-    curves = {key: values.mean(0) for key, values in measured.curves.items()}
+def make_report(measured: Measurements, control_notes: Mapping[str, str]) -> Report:
+    """All tables that something was measured for; `control_notes` are the remarks of the `ControlReader`."""
+    curves = measured.means()
+    frechet, dynamic = frechet_table(measured.features), dynamic_table(curves)
     tables = {
-        "drift": drift_table({key: c for key, c in curves.items() if key[1] in ("psnr", "ssim", "sharpness")}),
+        "summary": summary_table(measured, curves, frechet, dynamic),
+        "drift": drift_table(curves),
         "control": control_table(curves),
-        "frechet": frechet_table(measured.features),
-        "dynamic degree": dynamic_table(curves),
+        "frechet": frechet,
+        "dynamic degree": dynamic,
         "mirror": mirror_table(measured.followed),
         "latency": latency_table(measured.latency),
+        "futures": futures_table(measured.futures),
     }
-    tables = {"summary": summary_table(measured, curves, tables), **tables}
-    if measured.futures:
-        tables["futures"] = futures_table(measured.futures)
     clips, frames = next(iter(measured.curves.values())).shape
-    features = next(iter(measured.features.values())).shape[-1]
     notes = {
         "summary": f"Means over {clips} clips of {frames - 1} video frames after the given first one. Dashes: no "
         "such number. " + ("" if can_plot() else "There are no plots: matplotlib is not installed (extra `plots`)."),
-        "control": "Mean distance in pixels between the joints that the pose network sees and those asked for. "
-        f"{pose_network} Its own error on these clips is the row `{TRUTH}`.",
-        "frechet": f"Squared Frechet distance to the true frames, {features} features of the pose network, "
-        f"{clips * (frames - 1)} video frames of {clips} clips per set (neighbours are alike, so the set is smaller "
-        f"than it looks). The network looks for the body more than for the room. `{mirrored(TRUTH)}`: other true "
-        "frames of the same persons, for scale.",
+        "control": f"{control_notes.get('control', '')} The reader's own error on these clips is the row `{TRUTH}`.",
+        "frechet": f"Squared Frechet distance to the true frames, {clips * (frames - 1)} video frames of {clips} clips "
+        "per set (neighbours are alike, so the set is smaller than it looks). "
+        f"{control_notes.get('frechet', '')} `{mirrored(TRUTH)}`: other true frames of the same scenes, for scale.",
         "dynamic degree": "Mean absolute change from one video frame to the next, divided by that of the truth. Less "
-        "than 1 is a person that moves too little; flicker of what should stand still adds to it.",
-        "futures": "The same first frame and poses, continued by chance in several ways and by each row with several "
-        "seeds. Nearest: PSNR to the true future it is most like; mean: to the average of the futures. The higher the "
-        "second above the first, the more a video is an average. Diversity: variance between seeds over that between "
-        "true futures. Sharpness as above, of these video frames.",
+        "than 1 is a video that moves too little; flicker of what should stand still adds to it.",
+        "futures": "The same first frame and controls, continued by chance in several ways and by each row with "
+        "several seeds. Nearest: PSNR to the most similar true future; mean: to the average of the futures. The higher "
+        "the second above the first, the more a video is an average. Diversity: variance between seeds over that "
+        "between true futures. Sharpness as above, of these video frames.",
         "latency": f"Milliseconds per step of one warm stream on this machine, threads: {torch.get_num_threads()}; "
         "`step` includes the decoder.",
     }
+    tables = {title: table for title, table in tables.items() if table}
     return Report(tables, {title: note.strip() for title, note in notes.items() if title in tables})
 
 
 def drift_table(curves: Mapping[tuple[str, str], Tensor]) -> Table:
     """Curves (name, metric) -> [T] at the marks, and their means without the given first frame."""
-    return [{"what": f"{name} {metric}", **_at_marks(curve, 3)} for (name, metric), curve in curves.items()]
+    shown = ("psnr", "ssim", "sharpness")
+    return [{"what": f"{name} {metric}", **_at_marks(c, 3)} for (name, metric), c in curves.items() if metric in shown]
 
 
 def control_table(curves: Mapping[tuple[str, str], Tensor]) -> Table:
-    """Distance of the joints at the marks, per video."""
-    return [{"what": name, **_at_marks(c, 2)} for (name, metric), c in curves.items() if metric == "joints"]
+    """Error of the controls at the marks, per video."""
+    return [{"what": name, **_at_marks(c, 2)} for (name, metric), c in curves.items() if metric == "control"]
 
 
 def _at_marks(curve: Tensor, digits: int) -> dict[str, float | str]:
@@ -175,10 +182,10 @@ def dynamic_table(curves: Mapping[tuple[str, str], Tensor]) -> Table:
 
 
 def mirror_table(followed: Mapping[str, Tensor]) -> Table:
-    """Share of the clips in which the mirrored pose was followed."""
+    """Share of the clips in which the mirrored control was followed."""
     return [
         {
-            "what": f"{name}: mirrored pose followed",
+            "what": f"{name}: mirrored control followed",
             "clips": len(hits),
             "share": round(float(hits.double().mean()), 3),
         }
@@ -186,11 +193,13 @@ def mirror_table(followed: Mapping[str, Tensor]) -> Table:
     ]
 
 
-def futures_table(futures: Mapping[str, Mapping[str, Tensor]]) -> Table:
-    """Means over clips and video frames; a mean future is no number of PSNR for what is that mean itself."""
+def futures_table(futures: Mapping[tuple[str, str], Tensor]) -> Table:
+    """Means over clips and video frames; the mean future itself has no PSNR to it."""
     table: Table = []
-    for name, curves in futures.items():
-        nearest, mean = float(curves["nearest"].mean()), float(curves["mean"].mean())
+    for name in dict.fromkeys(name for name, _ in futures):
+        nearest, mean, sharp, diverse = (
+            float(futures[name, metric].mean()) for metric in ("nearest", "mean", "sharpness", "diversity")
+        )
         itself = mean > 90
         table.append(
             {
@@ -198,8 +207,8 @@ def futures_table(futures: Mapping[str, Mapping[str, Tensor]]) -> Table:
                 "nearest future dB": round(nearest, 2),
                 "mean future dB": _shown(None if itself else mean, 2),
                 "mean above nearest dB": _shown(None if itself else mean - nearest, 2),
-                "sharpness": round(float(curves["sharpness"].mean()), 3),
-                "diversity": round(float(curves["diversity"].mean()), 3),
+                "sharpness": round(sharp, 3),
+                "diversity": round(diverse, 3),
             }
         )
     return table
@@ -214,14 +223,14 @@ def latency_table(latency: Mapping[str, Mapping[str, Mapping[str, float | None]]
 
 
 def summary_table(
-    measured: Measurements, curves: Mapping[tuple[str, str], Tensor], tables: Mapping[str, Table]
+    measured: Measurements, curves: Mapping[tuple[str, str], Tensor], frechet: Table, dynamic: Table
 ) -> Table:
     """One line per row of the evaluation and per baseline."""
-    distances = {row["what"]: row["distance"] for row in tables["frechet"]}
-    changes = {row["what"]: row["all"] for row in tables["dynamic degree"]}
+    distances = {row["what"]: row["distance"] for row in frechet}
+    changes = {row["what"]: row["all"] for row in dynamic}
     table: Table = []
     for name in (name for name, metric in curves if metric == "psnr"):
-        means = {metric: float(curves[name, metric][1:].mean()) for metric in UNITS}
+        means = {metric: float(curves[name, metric][1:].mean()) for metric in UNITS if (name, metric) in curves}
         times = measured.latency.get(name, {}).get("step", {})
         hits = measured.followed.get(name)
         table.append(
@@ -231,9 +240,9 @@ def summary_table(
                 "psnr": round(means["psnr"], 2),
                 "ssim": round(means["ssim"], 3),
                 "sharpness": round(means["sharpness"], 3),
-                "joints px": round(means["joints"], 2),
+                "control error": _shown(means.get("control"), 2),
                 "mirrored followed": _shown(None if hits is None else float(hits.double().mean()), 3),
-                "frechet": distances[name],
+                "frechet": distances.get(name, "-"),
                 "dynamic degree": changes[name],
                 "step p50 ms": _shown(times.get("p50"), 1),
                 "step p95 ms": _shown(times.get("p95"), 1),
@@ -247,33 +256,21 @@ def _shown(value: float | None, digits: int) -> float | str:
 
 
 def write_report(folder: Path, report: Report, measured: Measurements) -> None:
-    """`report.md`, `drift.csv` with all curves, a CSV per table and, with matplotlib, a PNG per curve."""
+    """Write `report.md`, `drift.csv` with all curves, a CSV per table and, with matplotlib, a PNG per metric."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "report.md").write_text(report.to_markdown())
-    curves = {key: values.mean(0) for key, values in measured.curves.items()}
-    _write_csv(
+    curves = measured.means()
+    lines = zip_longest(*(curve.tolist() for curve in curves.values()))
+    names = [f"{name} {metric}" for name, metric in curves]
+    shown = [["" if value is None else f"{value:.4f}" for value in line] for line in lines]
+    write_csv(
         folder / "drift.csv",
-        ["video frame", *(f"{name} {metric}" for name, metric in curves)],
-        [
-            [t, *("" if value is None else f"{float(value):.4f}" for value in values)]
-            for t, values in enumerate(zip_longest(*(curve.tolist() for curve in curves.values())))
-        ],
+        [{"video frame": frame, **dict(zip(names, line, strict=True))} for frame, line in enumerate(shown)],
     )
     for title, table in report.tables.items():
         if title != "drift":
-            _write_csv(
-                folder / f"{title.replace(' ', '_')}.csv",
-                list(table[0]),
-                [[row.get(key, "") for key in table[0]] for row in table],
-            )
+            write_csv(folder / f"{title.replace(' ', '_')}.csv", table)
     if can_plot():
         hidden = {mirrored(name) for name in (*measured.nfe, TRUTH)}
-        shown = {key: curve for key, curve in curves.items() if key[0] not in hidden}
-        save_plots(folder, shown, list(measured.nfe))
-
-
-def _write_csv(path: Path, columns: list[str], rows: list[list[object]]) -> None:
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(columns)
-        writer.writerows(rows)
+        plain = {key: curve for key, curve in curves.items() if key[0] not in hidden}
+        save_plots(folder, plain, list(measured.nfe))

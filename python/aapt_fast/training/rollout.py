@@ -6,6 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from aapt_fast.errors import require
 from aapt_fast.models.aapt.generator import Generator
 from aapt_fast.models.aapt.sampling import sample_frame
 from aapt_fast.models.stream_model import StreamModel
@@ -29,16 +30,17 @@ def rollout(generator: Generator, image: Tensor, controls: Tensor, seeds: Tensor
     return torch.cat(frames, dim=2)
 
 
-def generate_video(model: StreamModel, image: Tensor, points: Tensor, seeds: Tensor, nfe: int = 1) -> Tensor:
-    """Videos [B, 3, T, H, W] from first video frames `image` [B, 3, 1, H, W] in -1..1 and poses [B, T, J, 3].
+def generate_video(model: StreamModel, image: Tensor, controls: Tensor, seeds: Tensor, nfe: int = 1) -> Tensor:
+    """Videos [B, 3, T, H, W] from first video frames `image` [B, 3, 1, H, W] in -1..1 and controls [B, T, ...].
 
-    The model has a pose control; `seeds` int64 [B] as in `rollout`.
+    `seeds` int64 [B] as in `rollout`. Raises ValueError for a model without a control.
     """
     control, latents = model.control, model.vae.encode(image)
+    require(control is not None, "model", "one with a control", None)
     assert control is not None
-    controls = clip_controls(points, control, (latents.shape[-2], latents.shape[-1]))
+    steps = clip_controls(controls, control, (latents.shape[-2], latents.shape[-1]))
     assert isinstance(model.generator, Generator)
-    frames = rollout(model.generator, latents, controls, seeds, nfe)
+    frames = rollout(model.generator, latents, steps, seeds, nfe)
     return decode_as_stream(model.vae, torch.cat([latents, frames], dim=2))
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every training run shares: its folder, its log, its checkpoints, and stopping without losing anything.
+"""Training runs: the folder, the log, the checkpoints, and stopping without losing anything.
 
 Randomness is drawn anew at every step from (seed, step), so a resumed run takes the identical next step without any
 generator state in the checkpoint.
@@ -11,7 +11,6 @@ import csv
 import dataclasses
 import json
 import math
-import os
 import signal
 import time
 from collections.abc import Iterator
@@ -22,18 +21,22 @@ import torch
 from tqdm import tqdm
 
 from aapt_fast.errors import CheckpointError
+from aapt_fast.models.files.atomic import replacing
+from aapt_fast.training.csv_file import write_csv
 
 
 class Stateful(Protocol):
-    """Anything a checkpoint can hold: modules, optimisers, averages."""
+    """A part of a checkpoint: a module, an optimiser, an average."""
 
-    def state_dict(self) -> dict[str, Any]: ...
+    def state_dict(self) -> dict[str, Any]:
+        """The state, as torch saves it."""
 
-    def load_state_dict(self, state: dict[str, Any]) -> Any: ...
+    def load_state_dict(self, state: dict[str, Any]) -> Any:
+        """Take over a state of `state_dict`."""
 
 
 class TrainingRun:
-    """One run in one folder: `config.json`, `log.csv`, `checkpoint.pt`, sample sheets.
+    """A run in a folder of its own: `config.json`, `log.csv`, `checkpoint.pt`, sample sheets.
 
     Raises ValueError when the folder holds a run with another configuration, CheckpointError when its checkpoint
     cannot be read or does not fit `state`.
@@ -103,8 +106,7 @@ class TrainingRun:
         path = self.folder / "log.csv"
         old: list[dict[str, Any]] = list(csv.DictReader(path.read_text().splitlines())) if path.exists() else []
         rows = [*(each for each in old if int(each["step"]) < self.step), row]
-        columns = list(dict.fromkeys(key for each in rows for key in each))
-        _write_atomically(path, lambda partial: _write_csv(partial, columns, rows))
+        write_csv(path, rows)
         tqdm.write("  ".join(f"{key} {value:.4g}" for key, value in row.items()))
 
     def save(self) -> None:
@@ -115,14 +117,16 @@ class TrainingRun:
             "averages": self._averages,
             "state": {name: part.state_dict() for name, part in self._state.items()},
         }
-        _write_atomically(self.folder / "checkpoint.pt", lambda partial: torch.save(content, partial))
+        with replacing(self.folder / "checkpoint.pt") as partial:
+            torch.save(content, partial)
         self._saved = time.monotonic()
 
     def _check_config(self, config: Any) -> None:
         path = self.folder / "config.json"
         text = json.dumps(dataclasses.asdict(config), indent=1)
         if not path.exists():
-            _write_atomically(path, lambda partial: partial.write_text(text))
+            with replacing(path) as partial:
+                partial.write_text(text)
             return
         before, now = _with_newer_fields(json.loads(path.read_text()), config), json.loads(text)
         names = [key for key in before | now if key not in before or key not in now or before[key] != now[key]]
@@ -150,7 +154,7 @@ class TrainingRun:
 
 
 def _with_newer_fields(written: Any, config: Any) -> Any:
-    """A configuration as it was `written`, and the defaults of the fields that `config` has had since then."""
+    """The configuration that was `written`, with the defaults of all fields of `config` that are newer."""
     if not isinstance(written, dict) or not dataclasses.is_dataclass(config):
         return written
     completed = dict(written)
@@ -160,19 +164,3 @@ def _with_newer_fields(written: Any, config: Any) -> Any:
         elif field.default is not dataclasses.MISSING:
             completed[field.name] = json.loads(json.dumps(field.default, default=dataclasses.asdict))
     return completed
-
-
-def _write_csv(path: Path, columns: list[str], rows: list[dict[str, Any]]) -> None:
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-def _write_atomically(path: Path, write: Any) -> None:
-    partial = path.with_name(path.name + ".partial")
-    try:
-        write(partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

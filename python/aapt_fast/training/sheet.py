@@ -12,8 +12,18 @@ from PIL import Image
 from torch import Tensor
 
 
+def save_comparison(path: Path, truth: Tensor, video: Tensor) -> None:
+    """Write nine frames of up to four clips [n, 3, T, H, W] in -1..1, each true row above that of `video`."""
+    picks = torch.linspace(0, truth.shape[2] - 1, 9).long()
+    rows = [row[:, picks].transpose(0, 1) for pair in zip(truth[:4], video[:4], strict=True) for row in pair]
+    save_sheet(path, rows, zoom=2)
+
+
 def save_sheet(path: Path, rows: Sequence[Tensor], zoom: int = 1) -> None:
-    """Write `rows`, each video frames [n, 3, H, W] in -1..1, as one PNG; shorter rows end in black."""
+    """Write `rows`, each video frames [n, 3, H, W] in -1..1, as one picture; shorter rows end in black.
+
+    The ending of `path` gives the format: .png, .jpg, .jpeg or .webp.
+    """
     strips = [torch.cat(list(row), dim=2) for row in rows]
     width = max(strip.shape[2] for strip in strips)
     picture = torch.cat([F.pad(strip, (0, width - strip.shape[2]), value=-1.0) for strip in strips], dim=1)
@@ -21,4 +31,4 @@ def save_sheet(path: Path, rows: Sequence[Tensor], zoom: int = 1) -> None:
     image = Image.fromarray(pixels)
     if zoom > 1:
         image = image.resize((image.width * zoom, image.height * zoom), Image.Resampling.NEAREST)
-    image.save(path, format="PNG")
+    image.save(path, quality=95)

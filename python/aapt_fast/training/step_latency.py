@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How long one viewer's step takes, with and without the decoder, once the stream is warm."""
+"""Latency of one viewer's step, with and without the decoder, once the stream is warm."""
 
 from __future__ import annotations
 
@@ -37,18 +37,18 @@ def _finish(tensor: Tensor) -> None:
 
 
 def step_latency(
-    model: StreamModel, image: Tensor, points: Tensor, nfe: int = 1, steps: int = 60, warm: int = 12
+    model: StreamModel, image: Tensor, controls: Tensor, nfe: int = 1, steps: int = 60, warm: int = 12
 ) -> dict[str, dict[str, float | None]]:
     """Milliseconds per step, {"generator": {"p50": ..., "p95": ..., ...}, "step": {...}}; a step includes the decoder.
 
-    One session that starts from `image` [3, H, W] in -1..1 and follows the poses `points` [T, J, 3], over and over,
+    One session that starts from `image` [3, H, W] in -1..1 and follows the controls [T, ...], over and over,
     for `warm` steps that do not count and `steps` that do.
     """
     timed = _TimedModel(model)
     generator, whole = LatencyCounter(), LatencyCounter()
-    image_control = points[0] if model.control is not None and model.control.with_previous else None
+    image_control = controls[0] if model.control is not None and model.control.with_previous else None
     with StreamSession(timed, image, sampler=EulerSampler(nfe), image_control=image_control) as session:
-        blocks = points[1:].split(4)
+        blocks = controls[1:].split(4)
         for number in range(warm + steps):
             begun = time.perf_counter()
             session.step(blocks[number % len(blocks)])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What no control decides: random draws per video frame, and other futures that begin alike."""
+"""Chance: random draws per video frame, and other futures that begin alike."""
 
 from __future__ import annotations
 
@@ -14,14 +14,13 @@ from aapt_fast.errors import require
 class Chance:
     """Random draws of one clip, each a function of (seed, name, video frame).
 
-    Another `future` has the same draws before video frame `parting` and its own from there on; future 0 never parts.
-    Raises ValueError for a negative future or a parting before video frame 1, since the first frame is given.
+    Futures share the draws of the first video frame, which is given, and have their own from the second one on.
+    Raises ValueError for a negative future.
     """
 
-    def __init__(self, seed: int, future: int = 0, parting: int = 1) -> None:
+    def __init__(self, seed: int, future: int = 0) -> None:
         require(future >= 0, "future", "0, 1, 2, ...", future)
-        require(parting >= 1, "parting", "at least 1", parting)
-        self._seed, self._future, self._parting = seed, future, parting
+        self._seed, self._future = seed, future
 
     def once(self, name: str, count: int) -> list[float]:
         """`count` draws from 0..1, the same in every future."""
@@ -35,13 +34,12 @@ class Chance:
         return torch.cat(parts)
 
     def seeds(self, name: str, frames: int) -> list[tuple[int, int]]:
-        """(seed, video frames) of the time before the parting and after it, for what draws by itself."""
+        """(seed, video frames) of the spans of a clip whose motions are drawn from one seed each."""
         return [(_mix(self._seed, name, future), length) for future, length in self._spans(frames)]
 
     def _spans(self, frames: int) -> list[tuple[int, int]]:
-        if self._future == 0 or frames <= self._parting:
-            return [(0, frames)]
-        return [(0, self._parting), (self._future, frames - self._parting)]
+        """(future, video frames): what all futures share, and what this one does with the rest."""
+        return [(0, frames)] if self._future == 0 or frames <= 1 else [(0, 1), (self._future, frames - 1)]
 
     def _generator(self, name: str, future: int) -> torch.Generator:
         return torch.Generator().manual_seed(_mix(self._seed, name, future))

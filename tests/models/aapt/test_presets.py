@@ -24,7 +24,7 @@ from aapt_fast.models.aapt.presets import (
     generator_preset,
 )
 from aapt_fast.models.vae.mini import MiniVAE
-from aapt_fast.worlds.skeleton import JOINTS, LIMBS
+from aapt_fast.worlds.person.skeleton import JOINTS, LIMBS
 
 
 def parameters(model: torch.nn.Module) -> int:

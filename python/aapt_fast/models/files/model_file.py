@@ -8,7 +8,6 @@ name, and a model never keeps a random or empty tensor.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 from aapt_fast.errors import CheckpointError, require, require_type
 from aapt_fast.models.aapt.config import generator_config_from_json, mini_vae_config_from_json, to_json
 from aapt_fast.models.aapt.generator import Generator
+from aapt_fast.models.files.atomic import replacing
 from aapt_fast.models.files.placement import WAN_DTYPES, require_path, require_usable_device, require_usable_dtype
 from aapt_fast.models.files.read import computing_dtype, fill, open_safetensors, read_metadata, weight_file
 from aapt_fast.models.vae.mini import MiniVAE
@@ -48,12 +48,8 @@ def write_model(path: Path, generator: nn.Module, vae: nn.Module, name: str, dty
     }
     configs = {part: to_json(module.config) for part, module in parts.items()}
     metadata = {"format": FORMAT, "name": name, "config": json.dumps(configs)}
-    partial = path.with_name(path.name + ".partial")
-    try:
+    with replacing(path) as partial:
         save_file(tensors, partial, metadata)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def read_model(path: str | Path, *, device: torch.device | str, dtype: torch.dtype) -> tuple[Generator, MiniVAE, str]:
@@ -108,14 +104,15 @@ def model_path(path: str | Path) -> Path:
 
 @dataclass(frozen=True)
 class FirstFrame:
-    """One picture of a model's gallery: uint8 [H, W, 3], and the pose angles and identity it was rendered from.
+    """One picture of a model's gallery: uint8 [H, W, 3], and the pose and identity in `world` it was rendered from.
 
-    The identity is None where it and the poses do not say the whole picture: in company.
+    The identity is None where it and the pose do not determine the whole picture: in company.
     """
 
     image: np.ndarray
     pose: tuple[float, ...]
     identity: int | None
+    world: str = "person"
 
 
 def load_gallery(path: str | Path) -> list[FirstFrame]:
@@ -124,14 +121,15 @@ def load_gallery(path: str | Path) -> list[FirstFrame]:
     if not index.is_file():
         return []
     try:
-        entries = json.loads(index.read_text())["first_frames"]
+        content = json.loads(index.read_text())
         return [
             FirstFrame(
                 np.asarray(Image.open(index.with_name(entry["image"])).convert("RGB")),
                 tuple(entry["pose"]),
                 None if entry["identity"] is None else int(entry["identity"]),
+                content["world"],
             )
-            for entry in entries
+            for entry in content["first_frames"]
         ]
     except (KeyError, TypeError, ValueError, OSError) as error:
         raise CheckpointError(f"{index}: expected a gallery with image, pose and identity, got {error!r}") from error

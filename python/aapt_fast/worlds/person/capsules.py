@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tapered capsules and how they are painted: everything that moves in a world is made of them.
+"""Tapered capsules and their painting: everything that moves in the person world is made of them.
 
-Capsules are painted back to front, whoever they belong to, and lit as cylinders; one without length is a ball. A
+Capsules of all things together are painted back to front and lit as cylinders; one without length is a ball. A
 coverage of `clamp(0.5 - distance)` pixels makes the edges anti-aliased without supersampling.
 """
 
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from aapt_fast.worlds.skeleton import Camera
+from aapt_fast.worlds.person.skeleton import CAMERA
 
 _LIGHT = torch.nn.functional.normalize(torch.tensor([-0.45, -0.65, 0.62]), dim=0).tolist()
 
@@ -63,12 +63,12 @@ def pixel_centres(size: int, device: torch.device) -> tuple[Tensor, Tensor]:
     return x.to(device), y.to(device)
 
 
-def cast(shadow: Shadow, size: int, camera: Camera) -> Tensor:
+def cast(shadow: Shadow, size: int) -> Tensor:
     """Brightness [N, 1, size, size] that a shadow at `ground` [N, 3] leaves of the floor."""
     x, y = pixel_centres(size, shadow.ground.device)
-    point = camera.project(shadow.ground)
+    point = CAMERA.project(shadow.ground)
     spot = point * size
-    near = (camera.distance / (point[:, 2] + camera.distance))[:, None, None]  # 1 on the stage, less behind it
+    near = (CAMERA.distance / (point[:, 2] + CAMERA.distance))[:, None, None]  # 1 on the stage, less behind it
     dx = (x - spot[:, 0, None, None]) * 96 / size / (13 * shadow.width * near)
     dy = (y - spot[:, 1, None, None]) * 96 / size / (4.5 * shadow.width * near.square())
     strength = 0.42 * (1 - 1.5 * shadow.height.clamp(0, 0.4))[:, None, None]
@@ -81,20 +81,20 @@ class Brush:
     `things` all show the same N video frames, with `start` and `end` [N, K, 3].
     """
 
-    def __init__(self, things: Sequence[Capsules], size: int, camera: Camera) -> None:
-        start = camera.project(torch.cat([each.start for each in things], dim=1))
-        end = camera.project(torch.cat([each.end for each in things], dim=1))
-        start_depth, end_depth = start[..., 2] + camera.distance, end[..., 2] + camera.distance
+    def __init__(self, things: Sequence[Capsules], size: int) -> None:
+        start = CAMERA.project(torch.cat([each.start for each in things], dim=1))
+        end = CAMERA.project(torch.cat([each.end for each in things], dim=1))
+        start_depth, end_depth = start[..., 2] + CAMERA.distance, end[..., 2] + CAMERA.distance
         radii = torch.cat([each.radii for each in things])
         nearer = torch.cat([each.nearer for each in things])
         counts = [len(each.radii) for each in things]
         device = start.device
         self.count = sum(counts)
         self._xy = torch.stack(pixel_centres(size, device)).view(1, 2, -1)
-        self._depth, self._metre = start_depth, camera.focal * size  # a metre in pixels, one metre from the camera
+        self._depth, self._metre = start_depth, CAMERA.focal * size  # a metre in pixels, one metre from the camera
         self._start, self._end = start[..., :2] * size, end[..., :2] * size
-        self._radius0 = radii[:, 0] * camera.focal * size / start_depth
-        self._radius1 = radii[:, 1] * camera.focal * size / end_depth
+        self._radius0 = radii[:, 0] * CAMERA.focal * size / start_depth
+        self._radius1 = radii[:, 1] * CAMERA.focal * size / end_depth
         self._order = (0.5 * (start_depth + end_depth) - nearer).argsort(1, descending=True)
         self._rows = torch.arange(len(start), device=device)
         self._colours = torch.cat([each.colours for each in things])

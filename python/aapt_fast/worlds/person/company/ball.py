@@ -5,18 +5,18 @@ from __future__ import annotations
 
 import torch
 
-from aapt_fast.worlds.capsules import Capsules, Shadow
 from aapt_fast.worlds.chance import Chance
-from aapt_fast.worlds.motions import FPS
-from aapt_fast.worlds.person import hsv
-from aapt_fast.worlds.skeleton import Camera
+from aapt_fast.worlds.person.capsules import Capsules, Shadow
+from aapt_fast.worlds.person.identity import hsv
+from aapt_fast.worlds.person.skeleton import CAMERA
+from aapt_fast.worlds.world import FPS
 
 RADIUS = 0.11
 _GRAVITY = 9.81
 _LANES = ((-1.7, -0.55), (0.2, 0.42))  # metres towards the camera: behind the person's feet, before them
 
 
-def ball(chance: Chance, frames: int, camera: Camera = Camera()) -> Capsules:
+def ball(chance: Chance, frames: int) -> Capsules:
     """The ball in `frames` video frames: one capsule without length, and its shadow."""
     lane, x, z, right, nearer, fall, hue = chance.once("ball", 7)
     back, front = _LANES[lane < 0.5]
@@ -31,7 +31,7 @@ def ball(chance: Chance, frames: int, camera: Camera = Camera()) -> Capsules:
             y, up = 2 * RADIUS - y, 1.2 + 1.7 * bounce[0]
             across = max(-1.5, min(1.5, across + 2.4 * (bounce[1] - 0.5)))
             along = max(-0.6, min(0.6, along + 1.0 * (bounce[2] - 0.5)))
-        edge = 0.55 * (camera.distance - z) / camera.focal  # a little outside the picture
+        edge = 0.55 * (CAMERA.distance - z) / CAMERA.focal  # a little outside the picture
         across = -abs(across) if x > edge else abs(across) if x < -edge else across
         along = -abs(along) if z > front else abs(along) if z < back else along
     centre = torch.tensor(places)[:, None]

@@ -129,6 +129,14 @@ class Camera:
         return torch.stack([x, y, depth - self.distance], dim=-1)
 
 
+CAMERA = Camera()
+
+
+def pose_points(angles: Tensor) -> Tensor:
+    """Image points [N, 19, 3] of the poses `angles` [N, 17], as `Camera.project` gives them: a model's controls."""
+    return CAMERA.project(forward_kinematics(angles))
+
+
 def limb_colours() -> Tensor:
     """One RGB colour [15, 3] in 0..1 per limb, around the colour wheel, for drawings of the skeleton."""
     hue = torch.arange(len(LIMBS)) / len(LIMBS)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The controlled person's scarf: its end swings in a wind that nobody controls and with the neck that is.
+"""The controlled person's scarf: its end swings in a wind by chance, and with the controlled neck.
 
 The end is a chain of short capsules. The angles of each are two damped pendulums, sideways and towards the camera, the
 slower the farther down; a gusty wind pushes them, and the acceleration of the neck pulls them the other way.
@@ -10,11 +10,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from aapt_fast.worlds.capsules import Capsules
 from aapt_fast.worlds.chance import Chance
-from aapt_fast.worlds.motions import FPS
-from aapt_fast.worlds.person import SHIRT, Identity
-from aapt_fast.worlds.skeleton import JOINT, NOSE
+from aapt_fast.worlds.person.capsules import Capsules
+from aapt_fast.worlds.person.identity import SHIRT, Identity
+from aapt_fast.worlds.person.skeleton import JOINT, NOSE
+from aapt_fast.worlds.world import FPS
 
 PIECES, PIECE = 7, 0.065  # capsules of the hanging end, their length in metres
 _GUST = 9.0  # metres per second squared, the wind's push

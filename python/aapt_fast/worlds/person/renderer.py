@@ -1,23 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The `person` world: a capsule human in a patterned room, drawn by exact distance functions.
+"""Renderer of the person world: a capsule human in a patterned room, drawn by exact distance functions.
 
-Given the pose, everything in the picture is decided; `company` is what is not. Pure torch, any device, batched over the
+The pose decides everything in the picture but `company`. Pure torch, any device, batched over the
 video frames of one clip.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from aapt_fast.errors import require, require_shape
-from aapt_fast.worlds.capsules import Brush, Capsules, Head, Shadow, cast, cover, pixel_centres
-from aapt_fast.worlds.skeleton import JOINT, NOSE, Camera
-
-SHIRT, TROUSERS, SKIN, SHOES, HAIR = range(5)
+from aapt_fast.worlds.person.capsules import Brush, Capsules, Head, Shadow, cast, cover, pixel_centres
+from aapt_fast.worlds.person.identity import HAIR, SHIRT, SHOES, SKIN, TROUSERS, Identity
+from aapt_fast.worlds.person.skeleton import JOINT, NOSE
 
 # joint, joint, radius at each in metres, colour, how much nearer than its middle it is painted
 _CAPSULES = (
@@ -42,66 +40,6 @@ _CAPSULES = (
 _HEAD = 4
 _STRIPED = (0, 5, 8)  # the chest and both sleeves carry the shirt's stripes
 _HORIZON = 0.66  # where the wall meets the floor, as a fraction of the frame
-
-WALLS = ("plain", "stripes", "disc", "window", "dots")
-FLOORS = ("plain", "planks", "checker")
-
-
-@dataclass(frozen=True)
-class Identity:
-    """Who stands in which room: everything about the picture that the pose does not say."""
-
-    colours: Tensor  # [5, 3] RGB in 0..1 of shirt, trousers, skin, shoes, hair
-    striped: bool
-    wall: str
-    wall_colour: Tensor  # [3]
-    wall_shade: float  # brightness of the pattern relative to the wall
-    wall_scale: float
-    wall_offset: float
-    floor: str
-    floor_colour: Tensor  # [3]
-
-
-def hsv(hue: float, saturation: float, value: float) -> Tensor:
-    """RGB [3] in 0..1 of a colour; the hue too is in 0..1."""
-    k = (torch.tensor([5.0, 3.0, 1.0]) + hue * 6) % 6
-    return value - value * saturation * torch.minimum(torch.minimum(k, 4 - k), torch.ones(3)).clamp(0)
-
-
-def make_identity(seed: int) -> Identity:
-    """The person and room number `seed`."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def between(low: float = 0.0, high: float = 1.0) -> float:
-        return low + (high - low) * float(torch.rand(1, generator=generator))
-
-    hue = between()
-    skin = torch.tensor([0.96, 0.76, 0.62]) * (1 - 0.6 * between() ** 1.3)
-    hairs = (
-        (0.08, 0.5, 0.18),
-        (0.08, 0.6, 0.35),
-        (0.12, 0.55, 0.8),
-        (0.03, 0.7, 0.5),
-        (0.0, 0.0, 0.6),
-        (0.6, 0.2, 0.1),
-    )
-    shirt = hsv(hue, between(0.55, 0.85), between(0.6, 0.95))
-    trousers = hsv((hue + between(0.2, 0.8)) % 1, between(0.3, 0.7), between(0.25, 0.7))
-    shoes = hsv(between(), between(0, 0.6), between(0.15, 0.95))
-    hair = hsv(*hairs[int(between() * len(hairs))])
-    return Identity(
-        colours=torch.stack([shirt, trousers, skin, shoes, hair]),
-        striped=between() < 0.4,
-        wall=WALLS[int(between() * len(WALLS))],
-        wall_colour=hsv((hue + between(0.3, 0.7)) % 1, between(0.1, 0.4), between(0.6, 0.92)),
-        wall_shade=between(0.72, 0.9),
-        wall_scale=between(0.6, 1.4),
-        wall_offset=between(),
-        floor=FLOORS[int(between() * len(FLOORS))],
-        floor_colour=hsv(
-            between(0.02, 0.14) if between() < 0.6 else between(), between(0.15, 0.5), between(0.35, 0.75)
-        ),
-    )
 
 
 def _wall_pattern(identity: Identity, x: Tensor, y: Tensor, size: int) -> Tensor:
@@ -183,13 +121,12 @@ def render(
     joints: Tensor,
     identity: Identity,
     size: int = 96,
-    camera: Camera = Camera(),
     room: Tensor | None = None,
     company: Sequence[Capsules] = (),
 ) -> Tensor:
     """Video frames [N, 3, size, size] in 0..1 of the bodies `joints` [N, 19, 3] in metres.
 
-    `room` [3, size, size] is the background if it was drawn before; `company` is whatever else is in the room in the
+    `room` [3, size, size] is the background if it was drawn before; `company` are all other things in the
     same N video frames. Raises ValueError for another shape.
     """
     require_shape("joints", joints, "N", len(JOINT), 3)
@@ -202,8 +139,8 @@ def render(
     image = room.expand(len(joints), -1, -1, -1)
     for thing in things:
         if thing.shadow is not None:
-            image = image * cast(thing.shadow, size, camera)
-    brush = Brush(things, size, camera)
+            image = image * cast(thing.shadow, size)
+    brush = Brush(things, size)
     image = image.flatten(2)
     for rank in range(brush.count):
         coverage, colour = brush.paint(rank)
