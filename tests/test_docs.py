@@ -44,3 +44,12 @@ def test_environment_variables_are_read_somewhere():
     files = [*ROOT.glob("cmake/*"), ROOT / "pyproject.toml", ROOT / "CMakeLists.txt", ROOT / "Makefile"]
     sources = "\n".join(path.read_text() for path in [*files, *ROOT.glob("python/**/*.py")])
     assert "AAPT_KERNELS" in variables and [name for name in variables if name not in sources] == []
+
+
+def test_the_notice_names_files_that_exist():
+    """Each claim about where a fact stands, and everything that a build compiles in."""
+    notice = (ROOT / "NOTICE").read_text()
+    places = set(re.findall(r"(?:models|ops|integrations|compat|profiling)(?:/\w+)+\.py", notice))
+    assert places and [place for place in places if not (ROOT / "python/aapt_fast" / place).exists()] == []
+    assert all(name in notice for name in ("pybind11", "CUTLASS", "CUDA runtime"))
+    assert 'license-files = ["LICENSE", "NOTICE"]' in (ROOT / "pyproject.toml").read_text()
