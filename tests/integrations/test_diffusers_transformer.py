@@ -74,7 +74,7 @@ def test_copies_pickles_and_saved_models(compositions, tmp_path):
 
 
 class LowRank(nn.Module):
-    """What an adapter makes of a linear layer."""
+    """A linear layer with an adapter."""
 
     def __init__(self, base: nn.Linear) -> None:
         super().__init__()

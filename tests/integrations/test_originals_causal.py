@@ -84,7 +84,7 @@ def small_pipeline(original: Checkout, local: int, sink: int, block: int, **opti
 
 @contextmanager
 def noise_from(noises: list[Tensor], monkeypatch) -> Iterator[None]:
-    """What they draw between two levels is taken from a list."""
+    """Let their code take the noise between two levels from a list."""
     left = iter(noises)
     with monkeypatch.context() as patch:
         patch.setattr(torch, "randn_like", lambda x: next(left))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `patch`, `unpatch`, `patched` and `explain` promise about any object."""
+"""Promises of `patch`, `unpatch`, `patched` and `explain` for any object."""
 
 from __future__ import annotations
 
