@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from aapt_fast.streaming.graph import RECORDERS
 from bench.harness.document import problems
 
 from aapt_fast.cli import bench, main
 from aapt_fast.profiling.frame import Measured, verdict
 from aapt_fast.profiling.stages import StepTime
+from aapt_fast.streaming.graph import RECORDERS
 from aapt_fast.testing.recorder import record_on_cpu
 
 NANO = ("--preset", "nano", "--device", "cpu", "--steps", "5")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checkouts of the original repositories, for the tests that run them."""
+"""Fixtures: checkouts of the original repositories; attention through our ops without a GPU."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 from tests.integrations.originals import Checkout, opened
+
+from aapt_fast.integrations import attention, diffusers_attention
 
 
 @pytest.fixture
@@ -26,3 +28,18 @@ def original(request: pytest.FixtureRequest) -> Iterator[Callable[[str], Checkou
             return stack.enter_context(opened(folder))
 
         yield open_one
+
+
+@pytest.fixture
+def compositions(monkeypatch) -> list[str]:
+    """Sends every call through pages, as if a kernel took any dtype on the CPU; lists the ops that ran."""
+    ran: list[str] = []
+
+    def noted(name: str, function):
+        return lambda *arguments: (ran.append(name), function(*arguments))[1]
+
+    for module in (attention, diffusers_attention):
+        monkeypatch.setattr(module, "attention_obstacle", lambda *_: None)
+    for name in ("kv_write", "paged_attention"):
+        monkeypatch.setattr(attention, name, noted(name, getattr(attention, name)))
+    return ran

@@ -16,9 +16,8 @@ from tests.integrations.diffusers_models import IMAGE_WIDTH, image_transformer, 
 from torch import Tensor, nn
 
 import aapt_fast
-from aapt_fast.integrations import attention, diffusers_attention
+from aapt_fast.integrations import attention
 from aapt_fast.integrations.swap import is_swapped
-from aapt_fast.ops import dense_attention as dense
 from aapt_fast.testing.compare import assert_near
 
 TOLERANCE = 2e-5
@@ -33,22 +32,6 @@ def forward(model: WanTransformer3DModel, tokens_of_text: int = 512) -> Tensor:
     return model(**inputs).sample
 
 
-@pytest.fixture
-def compositions(monkeypatch) -> list[str]:
-    """Lets every call go through pages, as if a kernel did any dtype on the CPU; lists the ops that ran."""
-    ran: list[str] = []
-
-    def noted(name: str, function):
-        return lambda *arguments: (ran.append(name), function(*arguments))[1]
-
-    for module in (attention, diffusers_attention):
-        monkeypatch.setattr(module, "attention_obstacle", lambda *_: None)
-    monkeypatch.setattr(dense, "through_pages", lambda *_: True)
-    monkeypatch.setattr(attention, "kv_write", noted("kv_write", attention.kv_write))
-    monkeypatch.setattr(dense, "paged_attention", noted("paged_attention", dense.paged_attention))
-    return ran
-
-
 def fused() -> WanTransformer3DModel:
     model = image_transformer()
     for module in model.modules():
@@ -61,15 +44,16 @@ def fused() -> WanTransformer3DModel:
 def test_the_same_results(compositions, build):
     model = build()
     expected = forward(model)
-    report = aapt_fast.patch(model, cuda_graph=False)
+    report = aapt_fast.patch(model)
     assert report.parts() == {"attention"} and not report.left_alone
     assert len(report.replaced) == 4
     assert_near(forward(model), expected, TOLERANCE)
     images = build is not random_transformer
-    assert compositions == ["kv_write", "paged_attention", *["paged_attention"] * images] * 2
+    calls = ["kv_write", "paged_attention", "paged_attention", *["paged_attention"] * images] * 2
+    assert compositions == calls
     aapt_fast.unpatch(model)
     assert torch.equal(forward(model), expected)
-    assert len(compositions) == 2 * (2 + images)
+    assert compositions == calls
 
 
 def test_copies_pickles_and_saved_models(compositions, tmp_path):
@@ -90,7 +74,7 @@ def test_copies_pickles_and_saved_models(compositions, tmp_path):
 
 
 class LowRank(nn.Module):
-    """What an adapter makes of a linear layer."""
+    """A linear layer with an adapter."""
 
     def __init__(self, base: nn.Linear) -> None:
         super().__init__()
@@ -148,7 +132,7 @@ def test_other_processors_are_respected(compositions):
     model = random_transformer()
     model.blocks[0].attn1.set_processor(Doubled())
     expected = forward(model)
-    report = aapt_fast.patch(model, cuda_graph=False)
+    report = aapt_fast.patch(model)
     (finding,) = report.left_alone
     assert finding.where == "blocks.0.attn1" and "a processor of its own, Doubled" in finding.what
     assert_near(forward(model), expected, TOLERANCE)
@@ -161,18 +145,18 @@ def test_other_processors_are_respected(compositions):
 def test_a_chosen_backend_is_respected(compositions):
     model = random_transformer()
     model.set_attention_backend("native")
-    report = aapt_fast.patch(model, cuda_graph=False)
+    report = aapt_fast.patch(model)
     assert len(report.left_alone) == 4 and not report.replaced
 
 
 def test_a_cpu_says_that_nothing_is_faster():
     model = random_transformer()
-    report = aapt_fast.patch(model, cuda_graph=False)
+    report = aapt_fast.patch(model)
     assert not report.replaced and len(report.left_alone) == 4
     assert "4 x WanAttention.forward: on the CPU nothing here is faster than torch's attention" in str(report)
     assert not is_swapped(model.blocks[0].attn1)
-    with pytest.raises(RuntimeError, match="strict: expected everything asked for"):
-        aapt_fast.patch(model, cuda_graph=False, strict=True)
+    with pytest.raises(RuntimeError, match="strict: expected every place"):
+        aapt_fast.patch(model, strict=True)
 
 
 @pytest.mark.parametrize(

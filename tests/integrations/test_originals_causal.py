@@ -84,7 +84,7 @@ def small_pipeline(original: Checkout, local: int, sink: int, block: int, **opti
 
 @contextmanager
 def noise_from(noises: list[Tensor], monkeypatch) -> Iterator[None]:
-    """What they draw between two levels is taken from a list."""
+    """Let their code take the noise between two levels from a list."""
     left = iter(noises)
     with monkeypatch.context() as patch:
         patch.setattr(torch, "randn_like", lambda x: next(left))
@@ -129,7 +129,7 @@ def test_patched(original, repository, local, sink, block, frames, in_folder, mo
         expected = rollout()
         keys = pipeline.kv_cache1[0]["k"]
         pipeline.kv_cache1 = None
-        report = aapt_fast.patch(pipeline, cuda_graph=False)
+        report = aapt_fast.patch(pipeline)
         assert not report.left_alone and report.parts() == {"attention", "vae"}
         for found in (rollout(), rollout()):
             assert all(relative_l2(*pair) < TOLERANCE for pair in zip(found, expected, strict=True))
@@ -159,7 +159,7 @@ def test_patched_with_other_settings(original, repository, given, in_folder, mon
         for patched in (False, True):
             pipeline.kv_cache1 = None
             if patched:
-                assert not aapt_fast.patch(pipeline, cuda_graph=False).left_alone
+                assert not aapt_fast.patch(pipeline).left_alone
             with noise_from(noises, monkeypatch):
                 results.append(pipeline.inference(first, [""] * batch, initial, return_latents=True)[1])
     assert relative_l2(results[1], results[0]) < TOLERANCE
@@ -177,7 +177,7 @@ def test_patched_in_half_precision(original, repository, in_folder, monkeypatch)
         pipeline.to(dtype)
         pipeline.text_encoder.embeddings = pipeline.text_encoder.embeddings.to(dtype)
         if len(results) == 2:
-            assert not aapt_fast.patch(pipeline, cuda_graph=False, vae=False).left_alone
+            assert not aapt_fast.patch(pipeline, vae=False).left_alone
         halves = [noise.to(dtype) for noise in noises]
         with replaced_in("wan", dtype=torch.float32), noise_from(halves, monkeypatch):
             results.append(pipeline.inference(first.to(dtype), [""], return_latents=True)[1].float())

@@ -11,11 +11,7 @@ from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline, Wa
 from torch import Tensor
 
 import aapt_fast
-from aapt_fast.integrations import attention, diffusers_attention
-from aapt_fast.ops import dense_attention
-from aapt_fast.streaming import graph
 from aapt_fast.testing.compare import assert_near
-from aapt_fast.testing.recorder import record_on_cpu
 
 TOLERANCE = 2e-4
 
@@ -71,40 +67,13 @@ def test_the_same_frames_patched_and_bit_equal_after_unpatch(pipe):
     assert torch.equal(frames(pipe), expected)
 
 
-def test_the_same_frames_with_every_part(pipe, monkeypatch):
-    for module in (attention, diffusers_attention):
-        monkeypatch.setattr(module, "attention_obstacle", lambda *_: None)
-    monkeypatch.setattr(dense_attention, "through_pages", lambda *_: True)
+def test_the_same_frames_with_every_part(pipe, compositions):
     expected = frames(pipe)
     with aapt_fast.patched(pipe, strict=True) as report:
         assert report.parts() == {"vae", "attention"}
         assert_near(frames(pipe), expected, TOLERANCE)
+        assert compositions
     assert torch.equal(frames(pipe), expected)
-
-
-@pytest.mark.parametrize("experts", [1, 2])
-def test_the_same_frames_with_recorded_forward_passes(pipe, monkeypatch, experts):
-    """To the bit, with one recording per transformer; Wan 2.2 has a second one for the late steps."""
-    made = []
-
-    def recorder(function, device):
-        made.append(device)
-        return record_on_cpu(function, device)
-
-    monkeypatch.setitem(graph.RECORDERS, "cpu", recorder)
-    if experts == 2:
-        second = copy.deepcopy(pipe.transformer)
-        torch.nn.init.normal_(second.proj_out.bias)
-        pipe = WanPipeline(**{**pipe.components, "transformer_2": second, "boundary_ratio": 0.8})
-        pipe.set_progress_bar_config(disable=True)
-    expected = frames(pipe)
-    report = aapt_fast.patch(pipe, attention=False, vae=False, cuda_graph=True, strict=True)
-    assert [finding.where for finding in report.replaced] == ["transformer", "transformer_2"][:experts]
-    for _ in range(2):
-        assert torch.equal(frames(pipe), expected)
-    assert len(made) == experts
-    aapt_fast.unpatch(pipe)
-    assert torch.equal(frames(pipe), expected) and len(made) == experts
 
 
 def test_a_pipeline_is_saved_as_what_it_was(pipe, tmp_path):

@@ -3,31 +3,24 @@
 
     from aapt_fast.compat.flash_attn import flash_attn_func
 
-Signatures and results are those of that package. What is done is attention without a mask: of plain tensors, of packed
-sequences, of caches with and without a block table; the rest of the arguments must have their defaults, or
-NotImplementedError names the one that has not. float32 and float64 are taken as well, and pages of any size. Where
-each call runs: `aapt_fast.ops.dense_attention`.
+Signatures and results are those of that package. Supported is attention without a mask: of plain tensors, of packed
+sequences, and over caches with and without a block table. Any other argument must have its default;
+NotImplementedError names the one that has not. Unlike the package, these functions also take float32, float64 and
+pages of any size. `aapt_fast.ops.dense_attention` says which implementation runs.
 """
 
 from __future__ import annotations
 
 from torch import Tensor
 
-from aapt_fast.compat._arguments import (
-    Packed,
-    Supported,
-    attend_cache,
-    attend_dense,
-    attend_packed,
-    attend_packed_to_table,
-    require_tensors,
-)
-from aapt_fast.errors import require
+from aapt_fast.compat._arguments import require_supported
+from aapt_fast.compat._sequences import Packed, attend_cache, attend_packed, require_longest
+from aapt_fast.ops.dense_attention import dense_attention, table_attention
 
 __all__ = ["flash_attn_func", "flash_attn_varlen_func", "flash_attn_with_kvcache"]
 
 __version__ = "2.8.3"
-"""Of the package whose signatures these are."""
+"""Version of the package with these signatures."""
 
 
 def flash_attn_func(
@@ -43,17 +36,14 @@ def flash_attn_func(
     deterministic: bool = False,
     return_attn_probs: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor, None]:
-    """q [B, Nq, H, D], k and v [B, L, Hkv, D] -> [B, Nq, H, D].
+    """Attend without a mask: q [B, Nq, H, D], k and v [B, L, Hkv, D] -> [B, Nq, H, D].
 
     With `return_attn_probs` also the log-sum-exp float32 [B, H, Nq] (natural logarithm) and, as in that package
     without dropout, None for the probabilities.
     """
-    require_tensors(q=q, k=k, v=v)
-    supported = Supported("flash_attn_func")
-    _check(supported, dropout_p, causal, window_size, softcap, alibi_slopes)
-    supported.repeatable(deterministic, q, k, v)
-    out, lse = attend_dense(q, k, v, softmax_scale, return_attn_probs)
-    return (out, lse, None) if return_attn_probs else out
+    require_supported("flash_attn_func", locals())
+    out, lse = dense_attention(q, k, v, softmax_scale, with_lse=return_attn_probs)
+    return out if lse is None else (out, lse, None)
 
 
 def flash_attn_varlen_func(
@@ -74,27 +64,22 @@ def flash_attn_varlen_func(
     return_attn_probs: bool = False,
     block_table: Tensor | None = None,
 ) -> Tensor | tuple[Tensor, Tensor, None]:
-    """q [Tq, H, D], k and v [Tk, Hkv, D] (with a block table [P, S, Hkv, D]) -> [Tq, H, D].
+    """Attend within sequences: q [Tq, H, D], k and v [Tk, Hkv, D] (block table: [P, S, Hkv, D]) -> [Tq, H, D].
 
     Sequence b of q lies at cu_seqlens_q[b] .. cu_seqlens_q[b + 1]; every token belongs to one. With
     `return_attn_probs` also the log-sum-exp float32 [H, Tq] and None.
     """
-    require_tensors(q=q, k=k, v=v, cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k)
-    supported = Supported("flash_attn_varlen_func")
-    _check(supported, dropout_p, causal, window_size, softcap, alibi_slopes)
-    supported.repeatable(deterministic, q, k, v)
+    require_supported("flash_attn_varlen_func", locals(), ("q", "k", "v", "cu_seqlens_q", "cu_seqlens_k"))
     queries = Packed("q", q.shape[0], cu_seqlens_q, max_seqlen_q)
     if block_table is None:
         keys = Packed("k", k.shape[0], cu_seqlens_k, max_seqlen_k)
         out, lse = attend_packed(q, k, v, queries, keys, softmax_scale, return_attn_probs)
     else:
-        lengths = cu_seqlens_k.diff()
-        if lengths.is_cpu and len(lengths):
-            longest = int(lengths.max())
-            require(max_seqlen_k >= longest, "max_seqlen_k", f"at least {longest}", max_seqlen_k)
-        rest = (block_table, softmax_scale, return_attn_probs)
-        out, lse = attend_packed_to_table(q, k, v, queries, lengths, *rest)
-    return (out, lse, None) if return_attn_probs else out
+        lengths, rows = cu_seqlens_k.diff(), queries.rows_of(q)
+        require_longest("k", max_seqlen_k, lengths)
+        attended = table_attention(rows, k, v, block_table, lengths, softmax_scale, return_attn_probs)
+        out, lse = queries.joined(attended)
+    return out if lse is None else (out, lse, None)
 
 
 def flash_attn_with_kvcache(
@@ -118,48 +103,12 @@ def flash_attn_with_kvcache(
     num_splits: int = 0,
     return_softmax_lse: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """q [B, Nq, H, D] over caches [rows, S, Hkv, D] (with a block table [P, S, Hkv, D]) -> [B, Nq, H, D].
+    """Attend to caches: q [B, Nq, H, D], caches [rows, S, Hkv, D] (block table: [P, S, Hkv, D]) -> [B, Nq, H, D].
 
     New k and v [B, n, Hkv, D] are written into the caches at `cache_seqlens` first, in place. With
     `return_softmax_lse` also the log-sum-exp float32 [B, H, Nq].
     """
-    require_tensors(q=q, k_cache=k_cache, v_cache=v_cache)
-    supported = Supported("flash_attn_with_kvcache")
-    supported.full_attention(causal, window_size, softcap)
-    for name, value in (
-        ("rotary_cos", rotary_cos),
-        ("rotary_sin", rotary_sin),
-        ("cache_leftpad", cache_leftpad),
-        ("alibi_slopes", alibi_slopes),
-    ):
-        supported.only(name, value, None)
-    supported.only("rotary_interleaved", rotary_interleaved, True)
-    supported.only("num_splits", num_splits, 0, 1)
-    require((k is None) == (v is None), "v", "k and v together", "one of them")
-    if k is not None:
-        require_tensors(k=k, v=v)
-    out, lse = attend_cache(
-        q,
-        k_cache,
-        v_cache,
-        None if k is None or v is None else (k, v),
-        cache_seqlens,
-        cache_batch_idx,
-        ("block_table", block_table),
-        softmax_scale,
-        return_softmax_lse,
-    )
-    return (out, lse) if return_softmax_lse else out
-
-
-def _check(
-    supported: Supported,
-    dropout_p: float,
-    causal: bool,
-    window_size: tuple[int, int],
-    softcap: float,
-    alibi_slopes: Tensor | None,
-) -> None:
-    supported.only("dropout_p", dropout_p, 0)
-    supported.full_attention(causal, window_size, softcap)
-    supported.only("alibi_slopes", alibi_slopes, None)
+    require_supported("flash_attn_with_kvcache", locals(), ("q", "k_cache", "v_cache"))
+    where = (cache_seqlens, cache_batch_idx, block_table, "block_table")
+    out, lse = attend_cache(q, (k_cache, v_cache), (k, v), *where, softmax_scale, return_softmax_lse)
+    return out if lse is None else (out, lse)

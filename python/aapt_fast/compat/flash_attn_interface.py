@@ -13,8 +13,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from aapt_fast.compat._arguments import Packed, Supported, attend_cache, attend_dense, attend_packed, require_tensors
-from aapt_fast.errors import require
+from aapt_fast.compat._arguments import SUPPORTED, require_supported
+from aapt_fast.compat._sequences import Packed, attend_cache, attend_packed
+from aapt_fast.ops.dense_attention import dense_attention
 
 __all__ = ["flash_attn_func", "flash_attn_varlen_func", "flash_attn_with_kvcache"]
 
@@ -38,17 +39,13 @@ def flash_attn_func(
     sm_margin: int = 0,
     return_attn_probs: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """q [B, Nq, H, D], k [B, L, Hkv, D], v [B, L, Hkv, Dv] -> [B, Nq, H, Dv].
+    """Attend without a mask: q [B, Nq, H, D], k [B, L, Hkv, D], v [B, L, Hkv, Dv] -> [B, Nq, H, Dv].
 
     With `return_attn_probs` also the log-sum-exp float32 [B, H, Nq] (natural logarithm; then Dv = D).
     """
-    require_tensors(q=q, k=k, v=v)
-    supported = Supported("flash_attn_func")
-    supported.full_attention(causal, window_size, softcap)
-    _check(supported, qv, (q_descale, k_descale, v_descale), attention_chunk, num_splits, pack_gqa, sm_margin)
-    supported.repeatable(deterministic, q, k, v)
-    out, lse = attend_dense(q, k, v, softmax_scale, return_attn_probs)
-    return (out, lse) if return_attn_probs else out
+    require_supported("flash_attn_func", locals())
+    out, lse = dense_attention(q, k, v, softmax_scale, with_lse=return_attn_probs)
+    return out if lse is None else (out, lse)
 
 
 def flash_attn_varlen_func(
@@ -76,19 +73,16 @@ def flash_attn_varlen_func(
     sm_margin: int = 0,
     return_attn_probs: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """q [Tq, H, D], k [Tk, Hkv, D], v [Tk, Hkv, Dv] -> [Tq, H, Dv], zero behind `seqused_q` [B] tokens of a sequence.
+    """Attend within sequences: q [Tq, H, D], k [Tk, Hkv, D], v [Tk, Hkv, Dv] -> [Tq, H, Dv].
 
-    With `return_attn_probs` also the log-sum-exp float32 [H, Tq].
+    The result is 0 behind `seqused_q` [B] tokens of a sequence; keys behind `seqused_k` [B] do not count. With
+    `return_attn_probs` also the log-sum-exp float32 [H, Tq].
     """
-    require_tensors(q=q, k=k, v=v, cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k)
-    supported = Supported("flash_attn_varlen_func")
-    supported.full_attention(causal, window_size, softcap)
-    _check(supported, qv, (q_descale, k_descale, v_descale), attention_chunk, num_splits, pack_gqa, sm_margin)
-    supported.repeatable(deterministic, q, k, v)
+    require_supported("flash_attn_varlen_func", locals(), ("q", "k", "v", "cu_seqlens_q", "cu_seqlens_k"))
     queries = Packed("q", q.shape[0], cu_seqlens_q, max_seqlen_q, seqused_q)
     keys = Packed("k", k.shape[0], cu_seqlens_k, max_seqlen_k, seqused_k)
     out, lse = attend_packed(q, k, v, queries, keys, softmax_scale, return_attn_probs)
-    return (out, lse) if return_attn_probs else out
+    return out if lse is None else (out, lse)
 
 
 def flash_attn_with_kvcache(
@@ -123,57 +117,13 @@ def flash_attn_with_kvcache(
     sm_margin: int = 0,
     return_softmax_lse: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """q [B, Nq, H, D] over caches [rows, S, Hkv, D] (with a page table [P, S, Hkv, D]) -> [B, Nq, H, D].
+    """Attend to caches: q [B, Nq, H, D], caches [rows, S, Hkv, D] (page table: [P, S, Hkv, D]) -> [B, Nq, H, D].
 
     New k and v [B, n, Hkv, D] are written into the caches at `cache_seqlens` first, in place. With
     `return_softmax_lse` also the log-sum-exp float32 [B, H, Nq].
     """
-    require_tensors(q=q, k_cache=k_cache, v_cache=v_cache)
-    supported = Supported("flash_attn_with_kvcache")
-    supported.full_attention(causal, window_size, softcap)
-    _check(supported, qv, (q_descale, k_descale, v_descale), attention_chunk, num_splits, pack_gqa, sm_margin)
-    for name, value in (
-        ("rotary_cos", rotary_cos),
-        ("rotary_sin", rotary_sin),
-        ("rotary_seqlens", rotary_seqlens),
-        ("cache_leftpad", cache_leftpad),
-        ("cu_seqlens_q", cu_seqlens_q),
-        ("cu_seqlens_k_new", cu_seqlens_k_new),
-        ("max_seqlen_q", max_seqlen_q),
-        ("scheduler_metadata", scheduler_metadata),
-    ):
-        supported.only(name, value, None)
-    supported.only("rotary_interleaved", rotary_interleaved, True)
-    require((k is None) == (v is None), "v", "k and v together", "one of them")
-    if k is not None:
-        require_tensors(k=k, v=v)
-    out, lse = attend_cache(
-        q,
-        k_cache,
-        v_cache,
-        None if k is None or v is None else (k, v),
-        cache_seqlens,
-        cache_batch_idx,
-        ("page_table", page_table),
-        softmax_scale,
-        return_softmax_lse,
-    )
-    return (out, lse) if return_softmax_lse else out
-
-
-def _check(
-    supported: Supported,
-    qv: Tensor | None,
-    descales: tuple[Tensor | None, ...],
-    attention_chunk: int,
-    num_splits: int,
-    pack_gqa: bool | None,
-    sm_margin: int,
-) -> None:
-    supported.only("qv", qv, None)
-    for name, value in zip(("q_descale", "k_descale", "v_descale"), descales, strict=True):
-        supported.only(name, value, None)
-    supported.only("attention_chunk", attention_chunk, 0)
-    supported.only("num_splits", num_splits, 0, 1)
-    supported.only("pack_gqa", pack_gqa, None)
-    supported.only("sm_margin", sm_margin, 0)
+    supported = {**SUPPORTED, "cu_seqlens_q": (None,), "max_seqlen_q": (None,)}
+    require_supported("flash_attn_with_kvcache", locals(), ("q", "k_cache", "v_cache"), supported)
+    where = (cache_seqlens, cache_batch_idx, page_table, "page_table")
+    out, lse = attend_cache(q, (k_cache, v_cache), (k, v), *where, softmax_scale, return_softmax_lse)
+    return out if lse is None else (out, lse)

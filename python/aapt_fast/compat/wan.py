@@ -5,12 +5,12 @@
     with replaced_in("wan"):                            # the package that holds their `modules/attention.py`
         pipeline.inference(noise, prompts)
 
-Their modules import the two functions by name, each for itself, so that setting them in the module that defines them
-reaches hardly any call; `replaced_in` goes through all modules of the package that are loaded.
+Their modules import the two functions by name, each for itself. Setting them in the module that defines them reaches
+hardly any call, so `replaced_in` goes through all loaded modules of the package.
 
 The originals choose between FlashAttention 2 and 3 by the name of the GPU and index the result of version 3, which is
 a bare tensor today. On a CPU they have no attention that gives back the dtype it was given. Here there is one path for
-every GPU and on the CPU.
+every GPU and the CPU.
 """
 
 from __future__ import annotations
@@ -23,11 +23,13 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from aapt_fast.compat._arguments import Supported
+from aapt_fast.compat._arguments import require_supported
 from aapt_fast.errors import require, require_shape
 from aapt_fast.ops.dense_attention import dense_attention
 
 __all__ = ["attention", "flash_attention", "replaced_in"]
+
+_HALVES = (torch.bfloat16, torch.float16)
 
 
 def flash_attention(
@@ -45,24 +47,22 @@ def flash_attention(
     dtype: torch.dtype = torch.bfloat16,
     version: int | None = None,
 ) -> Tensor:
-    """q [B, Lq, H, C1], k [B, Lk, Hkv, C1], v [B, Lk, Hkv, C2] -> [B, Lq, H, C2] in q.dtype.
+    """Attend without a mask: q [B, Lq, H, C1], k [B, Lk, Hkv, C1], v [B, Lk, Hkv, C2] -> [B, Lq, H, C2] in q.dtype.
 
     Args:
         q_lens: integers [B], outputs of row b behind q_lens[b] are 0.
         k_lens: integers [B], keys of row b behind k_lens[b] are not seen.
         softmax_scale: None means C1 ** -0.5.
         q_scale: q is multiplied by it first.
-        dtype: what tensors that are not of a half precision are cast to for the computation; float32 keeps them.
-        version: 2, 3 or None; all are the one implementation here.
+        dtype: tensors that are not of a half precision are cast to it for the computation; float32 keeps them.
+        version: 2, 3 or None, with the same result.
+
     Raises:
         NotImplementedError: dropout, a causal mask, a window, another dtype or version.
         ValueError: shapes do not fit.
     """
-    supported = Supported("flash_attention")
-    supported.only("version", version, None, 2, 3)
-    return _attention(
-        supported, q, k, v, q_lens, k_lens, dropout_p, softmax_scale, q_scale, causal, window_size, deterministic, dtype
-    )
+    require_supported("flash_attention", locals())
+    return _attend(q, k, v, q_lens, k_lens, softmax_scale, q_scale, dtype)
 
 
 def attention(
@@ -80,23 +80,22 @@ def attention(
     dtype: torch.dtype = torch.bfloat16,
     fa_version: int | None = None,
 ) -> Tensor:
-    """As `flash_attention`: q [B, Lq, H, C1], k [B, Lk, Hkv, C1], v [B, Lk, Hkv, C2] -> [B, Lq, H, C2]."""
-    supported = Supported("attention")
-    supported.only("fa_version", fa_version, None, 2, 3)
-    return _attention(
-        supported, q, k, v, q_lens, k_lens, dropout_p, softmax_scale, q_scale, causal, window_size, deterministic, dtype
-    )
+    """Attend as `flash_attention`: q [B, Lq, H, C1], k [B, Lk, Hkv, C1], v [B, Lk, Hkv, C2] -> [B, Lq, H, C2]."""
+    require_supported("attention", locals())
+    return _attend(q, k, v, q_lens, k_lens, softmax_scale, q_scale, dtype)
 
 
 @contextmanager
 def replaced_in(package: str = "wan", *, dtype: torch.dtype = torch.bfloat16) -> Iterator[list[str]]:
-    """Let the modules of somebody's package call `flash_attention` and `attention` of this module.
+    """Let the modules of another package call `flash_attention` and `attention` of this module.
 
     Args:
         package: the name under which it is imported, or that of one of its modules; import first what is to be used.
-        dtype: what tensors that are not of a half precision are computed in; float32 for exact comparisons.
+        dtype: tensors that are not of a half precision are computed in it; float32 for exact comparisons.
+
     Yields:
         the places replaced, such as "wan.modules.model.flash_attention". They are as before when the block ends.
+
     Raises:
         ValueError: no loaded module of that name, or none that has one of the functions.
     """
@@ -115,28 +114,18 @@ def replaced_in(package: str = "wan", *, dtype: torch.dtype = torch.bfloat16) ->
             setattr(module, name, original)
 
 
-def _attention(
-    supported: Supported,
+def _attend(
     q: Tensor,
     k: Tensor,
     v: Tensor,
     q_lens: Tensor | None,
     k_lens: Tensor | None,
-    dropout_p: float,
     softmax_scale: float | None,
     q_scale: float | None,
-    causal: bool,
-    window_size: tuple[int, int],
-    deterministic: bool,
     dtype: torch.dtype,
 ) -> Tensor:
-    supported.only("dropout_p", dropout_p, 0)
-    supported.full_attention(causal, window_size, 0)
-    supported.repeatable(deterministic, q, k, v)
-    supported.only("dtype", dtype, torch.bfloat16, torch.float16, torch.float32)
-    halves = (torch.bfloat16, torch.float16)
-    cast_q, cast_k, cast_v = (x if x.dtype in halves else x.to(dtype) for x in (q, k, v))
-    # Where the three come in different halves, values decide, as in the originals.
+    cast_q, cast_k, cast_v = (x if x.dtype in _HALVES else x.to(dtype) for x in (q, k, v))
+    # Values decide between different halves, as in the originals.
     cast_q, cast_k = cast_q.to(cast_v.dtype), cast_k.to(cast_v.dtype)
     if q_scale is not None:
         cast_q = cast_q * q_scale

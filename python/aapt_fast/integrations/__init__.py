@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Other people's models, made faster in place: `patch`, `unpatch`, `patched`, `explain`."""
+"""Models of other packages, made faster in place: `patch`, `unpatch`, `patched`, `explain`."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""When attention in somebody's model goes through our kernels, and attention of a whole call through fresh pages."""
+"""Conditions for our attention kernels in models of other packages, and attention of one call through fresh pages."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from aapt_fast.ops import kv_write, paged_attention
-from aapt_fast.ops.dense_attention import running_kernel, valid_counts
+from aapt_fast.ops.dense_attention import as_pages, running_kernel, valid_counts
 from aapt_fast.ops.paged_attention import PAGE_SLOTS
 
 PART = "attention"
@@ -28,24 +28,39 @@ def attention_obstacle(device: torch.device, dtype: torch.dtype, head_width: int
     return None
 
 
+# torch.compile takes the answer as a constant; torch.compiler.assume_constant_result would import the whole compiler.
+attention_obstacle._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 def obstacle_for(module: nn.Module, head_width: int) -> str | None:
-    """`attention_obstacle` where the parameters of `module` are."""
+    """`attention_obstacle` for the device and dtype of the parameters of `module`."""
     parameter = next(module.parameters())
     return attention_obstacle(parameter.device, parameter.dtype, head_width)
 
 
 def plain_rms_norm(norm: nn.Module) -> bool:
-    """Whether `norm` is torch's RMSNorm with a weight and nothing added, so that an op may do it instead."""
+    """Tell if `norm` is torch's RMSNorm with a weight and without hooks, so that an op may replace it."""
     hooks = norm._forward_hooks or norm._forward_pre_hooks or "forward" in vars(norm)
     return type(norm) is nn.RMSNorm and norm.weight is not None and not hooks
+
+
+def records_gradients(module: nn.Module, *inputs: Tensor | None) -> bool:
+    """Tell if a call of `module` with these tensors [...] records gradients."""
+    if not torch.is_grad_enabled():
+        return False
+    tensors = (*(x for x in inputs if x is not None), *module.parameters())
+    return any(tensor.requires_grad for tensor in tensors)
 
 
 def attend_to_own_tokens(
     q: Tensor, k: Tensor, v: Tensor, weights: tuple[Tensor, Tensor], tables: tuple[Tensor, Tensor] | None, eps: float
 ) -> Tensor:
-    """Norm, rotation and attention of q, k, v [B, N, H, D] to each other -> [B, N, H, D].
+    """Normalise, rotate and attend q, k, v [B, N, H, D] to each other -> [B, N, H, D].
 
-    weights: of the RMSNorms of q and k, [H * D] (across heads); tables: cos and sin, float32 [N, D / 2], or None.
+    Args:
+        weights: weights [H * D] of the RMSNorms of q and k, across heads.
+        tables: cos and sin, float32 [N, D / 2], or None.
+        eps: of the norms.
     """
     batch, tokens, heads, width = q.shape
     pages = -(-tokens // PAGE_SLOTS)
@@ -56,4 +71,10 @@ def attend_to_own_tokens(
     q = kv_write(q, k, v, *weights, cos, sin, k_pages, v_pages, ids, eps)
     lengths = torch.full((batch,), tokens, device=q.device)
     out, _ = paged_attention(q, k_pages, v_pages, ids, valid_counts(lengths, pages))
+    return out
+
+
+def attend_to_context(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attend q [B, N, H, D] to k and v [B, L, H, D] -> [B, N, H, D]."""
+    out, _ = paged_attention(q, *as_pages(k, v))
     return out

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""diffusers' `AutoencoderKLWan`. Imported only when an object of diffusers is patched."""
+"""`AutoencoderKLWan` of diffusers. This module is imported only when an object of diffusers is patched."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from aapt_fast.integrations.vae_layers import PART, layer_sites
 
 
 class FastDecodeLoop(Original):
-    """`_decode` of `AutoencoderKLWan` that joins the pieces of the video once, not again after every frame."""
+    """`_decode` of `AutoencoderKLWan` that joins the pieces of the video once, not after every frame."""
 
     def _decode(self, z: Tensor, return_dict: bool = True) -> Any:
-        """z [B, z, T, h, w] -> video [B, 3, 1 + 4 (T - 1), 8 h, 8 w] in -1..1, as `DecoderOutput` or in a tuple."""
+        """Decode z [B, z, T, h, w] -> video [B, 3, 1 + 4 (T - 1), 8 h, 8 w] in -1..1, a `DecoderOutput` or a tuple."""
         height, width = z.shape[3:]
         ratio = self.spatial_compression_ratio
         too_large = height > self.tile_sample_min_height // ratio or width > self.tile_sample_min_width // ratio
@@ -42,7 +42,7 @@ class FastDecodeLoop(Original):
 
 
 def vae_sites(vae: Any, where: str = "") -> Iterator[Site]:
-    """What can be replaced in an `AutoencoderKLWan`."""
+    """Places in an `AutoencoderKLWan`: its layers and its decoding loop."""
     yield from layer_sites(vae, where)
     runs = "the video is put together once, not again after every frame"
     yield Site(PART, where, vae, "_decode", FastDecodeLoop, runs)

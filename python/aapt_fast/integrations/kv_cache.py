@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The key-value cache of Self-Forcing-like models, as a dictionary like theirs whose memory is pages.
+"""Key-value cache of Self-Forcing-like models: a dictionary like theirs whose memory is pages.
 
     {"k": [B, S, H, D], "v": [B, S, H, D], "global_end_index": ..., "local_end_index": ...}
 
-Their indices are tensors on the GPU, which the model reads back several times per layer and step, waiting each time.
-Here they are numbers on the host that answer to the same methods, so that even code that is not patched no longer
-waits. Keys and values may be read and written as ever; their memory goes on behind them to the end of a page, so that
+The original indices are tensors on the GPU. The model reads them back several times per layer and step and waits each
+time. Here they are numbers on the host with the same methods, so that code that is not patched does not wait either.
+Keys and values may be read and written as before; their memory continues behind them to the end of a page, so that
 any part of them is a list of pages without a copy.
 """
 
@@ -24,13 +24,13 @@ INDICES = ("global_end_index", "local_end_index")
 
 
 class HostIndex:
-    """A number that is read and set like a tensor with one element, without any GPU."""
+    """Number on the host that is read and set like a tensor with one element."""
 
     def __init__(self, value: int = 0) -> None:
         self.value = int(value)
 
     def item(self) -> int:
-        """The number."""
+        """Give the number."""
         return self.value
 
     def fill_(self, value: int | Tensor) -> HostIndex:
@@ -50,10 +50,12 @@ class HostIndex:
 
 
 class PagedKVCache(dict[str, Any]):
-    """The cache of one layer, from one that the model's own code made.
+    """Cache of one layer, made from one of the model's own code.
 
     Args:
-        cache: with "k" and "v" [B, S, H, D] and the two indices, tensors or ints; other entries are kept.
+        cache: "k" and "v" [B, S, H, D] and the two indices, tensors or ints; other entries are kept.
+
+    Raises ValueError if "k" and "v" differ in shape.
     """
 
     def __init__(self, cache: Mapping[str, Any]) -> None:
@@ -67,11 +69,6 @@ class PagedKVCache(dict[str, Any]):
         super().__setitem__(name, HostIndex(value) if name in INDICES else value)
 
 
-def read_index(cache: Mapping[str, Any], name: str) -> int:
-    """An index of a cache, whether it is an int, a `HostIndex` or a tensor with one element."""
-    return int(cache[name])
-
-
 def set_index(cache: dict[str, Any], name: str, value: int) -> None:
     """Set an index of a cache, in place where it is a tensor or a `HostIndex`."""
     if isinstance(cache[name], Tensor | HostIndex):
@@ -81,7 +78,7 @@ def set_index(cache: dict[str, Any], name: str, value: int) -> None:
 
 
 def _in_pages(x: Tensor) -> Tensor:
-    """A copy of x [B, S, H, D] with whole pages of memory behind its last token."""
+    """Copy of x [B, S, H, D] with whole pages of memory behind its last token."""
     batch, length, *rest = x.shape
     pages = -(-length // PAGE_SLOTS) + 1  # a list of pages may begin at any token
     memory = torch.zeros(batch, pages * PAGE_SLOTS, *rest, dtype=x.dtype, device=x.device)

@@ -1,36 +1,37 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `patch` and `explain` say."""
+"""Reports of `patch` and `explain`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was replaced or left alone."""
+    """One place that was replaced or left alone."""
 
     part: str
-    """What was asked for: "vae", "attention" or "cuda_graph"."""
+    """Argument of `patch` that asks for it: "vae" or "attention"."""
     where: str
     """Dotted place in the patched object; "" is the object itself."""
     kind: str
     """Class and method, for example "WanCausalConv3d.forward"."""
     what: str
-    """What runs now, or why nothing was changed."""
+    """Implementation that runs now, or the reason why nothing was changed."""
 
 
 @dataclass(frozen=True)
 class PatchReport:
-    """What was replaced and what was left alone, with the reasons. `str(report)` is for people."""
+    """Places that were replaced or left alone, with the reasons. `str(report)` is for people."""
 
     subject: str
+    """Class of the patched object."""
     replaced: tuple[Finding, ...] = ()
-    left_alone: tuple[Finding, ...] = field(default=())
+    left_alone: tuple[Finding, ...] = ()
 
     def parts(self) -> set[str]:
-        """Names of the parts of which something was replaced."""
+        """Names of the parts with a replaced place."""
         return {finding.part for finding in self.replaced}
 
     def __str__(self) -> str:

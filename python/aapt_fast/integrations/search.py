@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Finding the models that can be made faster, by the names of their classes, in whatever holds them."""
+"""Search for models that can be made faster, by the names of their classes, in an object that holds them."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from aapt_fast.integrations.swap import is_swapped
 
 PACKAGE = __package__.partition(".")[0]
 
-# Class -> (module, function) of this package that knows it. They are imported when such an object is met, so that
-# diffusers is not needed for others.
+# Class -> (module, function) of this room. Modules are imported when such an object is found, so that the others do not
+# need diffusers.
 KNOWN = {
     "AutoencoderKLWan": ("diffusers", "vae_sites"),
     "WanTransformer3DModel": ("diffusers_attention", "transformer_sites"),
@@ -27,9 +27,9 @@ KNOWN = {
 
 
 def find_sites(obj: Any) -> list[Site]:
-    """All places in `obj` where something can be replaced.
+    """All places in `obj` where a method can be replaced.
 
-    Raises TypeError if there is no object of a known class in it, so for a list and for models of this package.
+    Raises TypeError if it holds no object of a known class, as a list and models of this package do not.
     """
     models = list(_known_models(obj, ""))
     if not models:
@@ -43,7 +43,7 @@ def find_sites(obj: Any) -> list[Site]:
 
 
 def swapped_in(obj: Any) -> list[Any]:
-    """The objects in `obj` that are patched now."""
+    """Objects in `obj` that are patched now."""
     return [module for _, model in _modules_in(obj, "") for module in model.modules() if is_swapped(module)]
 
 
@@ -57,7 +57,7 @@ def _known_models(obj: Any, where: str) -> Iterator[tuple[str, nn.Module, Callab
 
 
 def _modules_in(obj: Any, where: str) -> Iterator[tuple[str, nn.Module]]:
-    """`obj` itself if it is a module, else what it holds: components of a pipeline, attributes, or their `model`."""
+    """`obj` itself if it is a module, else its components (of a pipeline) or attributes, or their `model`."""
     if isinstance(obj, nn.Module):
         yield where, obj
         return

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The places in somebody's model where a method can be replaced. What `patch`, `unpatch` and `explain` go through."""
+"""Places in a model where a method can be replaced. `patch`, `unpatch` and `explain` go through them."""
 
 from __future__ import annotations
 
@@ -16,40 +16,43 @@ class Site:
     """One object with a method that can be replaced."""
 
     part: str
-    """Of the arguments of `patch`: "vae", "attention" or "cuda_graph"."""
+    """Argument of `patch` that asks for it: "vae" or "attention"."""
     where: str
+    """Dotted place in the object that was given to `patch`."""
     target: Any
+    """Object whose method is replaced."""
     method: str
+    """Name of the method."""
     methods: type
-    """The class whose methods `swap` puts before the target's."""
+    """Class whose methods `swap` puts before the target's."""
     runs: str
-    """In words, what runs once it is replaced."""
+    """Implementation that runs once the method is replaced, in words."""
     obstacle: str | None = None
-    """Why it is left alone, or None."""
-    unasked: str | None = None
-    """What is said about a part that is not replaced unless asked for, as long as it is not; None: nothing."""
+    """Reason to leave it alone, or None."""
 
     @property
     def kind(self) -> str:
-        """Class and method."""
+        """Class and method, for example "WanCausalConv3d.forward"."""
         return f"{type(self.target).__name__}.{self.method}"
 
     @property
     def reason(self) -> str | None:
-        """The obstacle, or that somebody else was here first, or None."""
+        """The obstacle, or a note that another package has replaced the method, or None."""
         return self.obstacle or obstacle_to_swap(self.target, self.method)
 
     def finding(self, what: str) -> Finding:
-        """What is said about this place."""
+        """Line of a report about this place."""
         return Finding(self.part, self.where, self.kind, what)
 
 
 Findings = tuple[list[Finding], list[Finding]]
+"""Places that are replaced, and places that are left alone."""
 
 
 def patch_sites(sites: Iterable[Site]) -> Findings:
-    """Replace what can be replaced; (replaced, left alone)."""
-    replaced, left_alone = [], []
+    """Replace every method that has no reason to be left alone."""
+    replaced: list[Finding] = []
+    left_alone: list[Finding] = []
     for site in sites:
         reason = site.reason
         if reason is None:
@@ -62,16 +65,15 @@ def patch_sites(sites: Iterable[Site]) -> Findings:
 
 
 def explain_sites(sites: Iterable[Site]) -> Findings:
-    """What is replaced now and runs, and what is not; nothing is changed."""
-    replaced, left_alone = [], []
+    """Report the present state of every place; nothing is changed."""
+    replaced: list[Finding] = []
+    left_alone: list[Finding] = []
     for site in sites:
         reason = site.reason
-        if is_swapped(site.target):
-            if reason is None:
-                replaced.append(site.finding(site.runs))
-            else:
-                left_alone.append(site.finding(f"replaced, but the original runs: {reason}"))
+        if not is_swapped(site.target):
+            left_alone.append(site.finding(reason or f"not patched; patch() would give: {site.runs}"))
+        elif reason is None:
+            replaced.append(site.finding(site.runs))
         else:
-            said = "; ".join(dict.fromkeys(filter(None, (site.unasked, reason))))
-            left_alone.append(site.finding(said or f"not patched; patch() would give: {site.runs}"))
+            left_alone.append(site.finding(f"replaced, but the original runs: {reason}"))
     return replaced, left_alone

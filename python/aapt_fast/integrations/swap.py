@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Replacing methods of one object by changing its class, and back.
+"""Replacement of methods of one object by a change of its class, and its reversal.
 
-The new class inherits from the old one and has its name. So the object stays what it was for everybody who asks
-(isinstance, hooks, state dicts, `to`, adapters, configurations that store the class's name), nothing is added to it but
-what a class of methods keeps there for itself, copies and pickles of it are patched as well and begin without that, and
-going back is going back to the old class. A pickle of a patched object needs aapt_fast to be read.
+The new class inherits from the old one and has its name. So isinstance, hooks, state dicts, `to`, adapters and
+configurations that store the class's name work as before, and nothing is added to the object. Copies and pickles of
+a patched object are patched too; a pickle needs aapt_fast to be read. The reversal is the old class.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from inspect import isfunction
 from typing import Any
 
@@ -22,44 +22,37 @@ class Swapped:
 
     swapped_from: type
     swapped_by: type
-    kept_by_swap: tuple[str, ...] = ()
-    """Attributes that the methods keep in the object. They leave with the methods, and no copy has them."""
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         reduced: Any = super().__reduce_ex__(protocol)
-        state, *rest = reduced[2:]
-        if isinstance(state, dict):
-            state = {name: value for name, value in state.items() if name not in self.kept_by_swap}
-        return _created, (self.swapped_from, self.swapped_by), state, *rest
+        return _created, (self.swapped_from, self.swapped_by), *reduced[2:]
 
 
 def swap(target: Any, methods: type) -> None:
-    """Let the methods of the class `methods` stand before those of `target`, which `super()` reaches from there."""
+    """Put the methods of the class `methods` before those of `target`; their `super()` reaches the latter."""
     own: Any = type(target)
     target.__class__ = _combined(own, methods)
 
 
 def is_swapped(target: Any) -> bool:
-    """Whether `target` has been changed by `swap`."""
+    """Tell if `target` has been changed by `swap`."""
     return isinstance(target, Swapped)
 
 
 def swap_back(target: Any) -> None:
-    """Give `target` its own class again. Raises RuntimeError if somebody else has changed its class since."""
+    """Give `target` its own class again. Raises RuntimeError if another package has changed its class since."""
     if "swapped_from" not in vars(type(target)):
         raise RuntimeError(f"{type(target).__name__}: expected the class that patch gave it, it was changed since then")
-    for name in target.kept_by_swap:
-        vars(target).pop(name, None)
     target.__class__ = type(target).swapped_from
 
 
 def obstacle_to_swap(target: Any, method: str) -> str | None:
-    """Why a swapped `method` of `target` would not run, or None."""
+    """Reason why a swapped `method` of `target` would not run, or None."""
     own = vars(target).get(method)
     if own is None:
         return None
     if is_swapped(target) and own == getattr(type(target), method).__get__(target):
-        return None  # hooks that are gone have left our own method there
+        return None  # removed hooks have left our own method there
     return f"another package has replaced its {method}"
 
 
@@ -71,8 +64,8 @@ def _combined(original: Any, methods: Any) -> Any:
     return type(original.__name__, (methods, Swapped, original), {**names, **origin, **guarded})
 
 
-def _while_swapped(function: Any, methods: Any) -> Any:
-    """`function`, and the object's own method of that name once it has gone back: hooks may have kept a bound one."""
+def _while_swapped(function: Callable[..., Any], methods: type) -> Callable[..., Any]:
+    """Call `function` while the object is swapped, later its own method: hooks may have kept a bound one."""
 
     @functools.wraps(function)
     def call(self: Any, *arguments: Any, **options: Any) -> Any:

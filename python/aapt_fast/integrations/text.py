@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Prompts in words for Wan models: the UMT5 encoder of transformers, from files that are there already.
+"""Prompts in words for Wan models: the UMT5 encoder of transformers, from local files.
 
 Nothing is downloaded. transformers is imported when an encoder is made, not before.
 """
@@ -21,27 +21,26 @@ from aapt_fast.models.files.read import read_config
 
 ENCODER, TOKENIZER = "text_encoder", "tokenizer"
 LENGTH = 512
-"""Tokens of a prompt, the end mark included, that Wan was trained with."""
+"""Most tokens of a prompt, the end mark included, in Wan's training."""
 
 
 class TextEncoder:
-    """A prompt -> its embeddings [L, text_width], one per token, without padding. Give it to `StreamModel`.
+    """Encoder of prompts: a call gives the embeddings [L, text_width] of a prompt, without padding.
+
+        model = StreamModel(generator, vae, text_encoder=TextEncoder(path))
 
     Args:
-        path: the folder of a diffusers pipeline, with `text_encoder` and `tokenizer`; or a folder with the files of
-            both.
-        tokenizer: the folder of the tokenizer, if it is elsewhere.
-        device: where the encoder computes; embeddings come out there.
-        dtype: of its weights; None is that of the files.
-        length: tokens that are kept of a longer prompt, the last of them the end mark.
+        path: folder of a diffusers pipeline with `text_encoder` and `tokenizer`, or a folder with the files of both.
+        tokenizer: folder of the tokenizer; None: in `path`.
+        device: device of the encoder and of the embeddings.
+        dtype: of the weights; None: as in the files.
+        length: most tokens of a prompt; of a longer one the first are kept, and the end mark.
 
     Raises:
         ImportError: transformers is not installed.
         CheckpointError: a folder or a file is missing or damaged, or holds something else.
-        ValueError: length is not at least 2; a device that torch cannot use; a dtype that is not of floats.
-        TypeError: an argument of another type.
-
-        model = StreamModel.from_pretrained(path, vae=path, text_encoder=TextEncoder(path))
+        ValueError: `length` is less than 2; torch cannot use the device; the dtype is no floating-point one.
+        TypeError: an argument is of another type.
     """
 
     def __init__(
@@ -76,11 +75,11 @@ class TextEncoder:
 
     @property
     def text_width(self) -> int:
-        """Of the embeddings."""
+        """Width of the embeddings."""
         return int(self._encoder.config.d_model)
 
     def __call__(self, prompt: str) -> Tensor:
-        """The embeddings [L, text_width] of a prompt, L at most `length`. Raises TypeError for anything but a str."""
+        """Embed a prompt -> [L, text_width], L at most `length`. Raises TypeError if it is no str."""
         require_type("prompt", prompt, str)
         tokens = self._tokenizer(
             clean_prompt(prompt), truncation=True, max_length=self.length, add_special_tokens=True, return_tensors="pt"
@@ -91,9 +90,9 @@ class TextEncoder:
 
 
 def clean_prompt(prompt: str) -> str:
-    """A prompt as Wan was trained to read it: broken characters mended, HTML entities read, single spaces.
+    """Clean a prompt as in Wan's training: mend broken characters, decode HTML entities, keep single spaces.
 
-    Mending is what ftfy does; without it installed, as in diffusers, characters stay as they are.
+    Characters are mended by ftfy if it is installed, as in diffusers.
     """
     if find_spec("ftfy") is not None:
         import ftfy
@@ -103,7 +102,7 @@ def clean_prompt(prompt: str) -> str:
 
 
 def _folders(path: Path, tokenizer: Path | None) -> tuple[Path, Path]:
-    """Where the weights are, and the tokenizer."""
+    """Folder of the weights, and folder of the tokenizer."""
     weights = path / ENCODER if (path / ENCODER).is_dir() else path
     words = tokenizer or (path / TOKENIZER if (path / TOKENIZER).is_dir() else weights)
     if not (weights / "config.json").is_file():
@@ -118,7 +117,7 @@ def _folders(path: Path, tokenizer: Path | None) -> tuple[Path, Path]:
 
 
 def _encoder(kind: Any, folder: Path, dtype: torch.dtype | None) -> Any:
-    """The encoder of a folder; never one with a tensor that the files do not hold."""
+    """Load the encoder of a folder; a tensor that the files do not hold is an error."""
     encoder, report = kind.from_pretrained(
         folder,
         local_files_only=True,
@@ -134,7 +133,7 @@ def _encoder(kind: Any, folder: Path, dtype: torch.dtype | None) -> Any:
 
 
 def _loaded(folder: Path, what: str, load: Callable[[], Any]) -> Any:
-    """What `load` gives. transformers raises errors of every kind, in many lines: they become one."""
+    """Result of `load`. Errors of transformers, of many kinds and lines, become one `CheckpointError` of one line."""
     try:
         return load()
     except CheckpointError:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Faster layers for the Wan VAE of diffusers and of the original code, which have the same attributes.
 
-Each class here holds the methods that `swap` puts before those of one layer. They use the layer's own parameters and
-its own way of remembering the past (the caller passes the last frames), and give any call they are not faster for to
-the original: other devices than the CPU, other dtypes, autocast.
+Each class here holds the methods that `swap` puts before those of one layer. They use the layer's own parameters, and
+the last frames that its caller passes. The original runs for calls that are not faster here: other devices than the
+CPU, other dtypes, autocast.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ NORM_NAMES = ("WanRMS_norm", "RMS_norm")
 RESAMPLE_NAMES = ("WanResample", "Resample")
 
 
-def faster_here(x: Tensor, weight: Tensor) -> bool:
-    """Whether the compositions of this package beat torch's own for x [...] and a weight [...]."""
+def _faster_here(x: Tensor, weight: Tensor) -> bool:
+    """Tell if the compositions of this package are faster than torch's for x [...] and a weight [...]."""
     same = x.dtype == weight.dtype and x.device == weight.device
     return x.is_cpu and same and x.dtype in FAST_DTYPES and not torch.is_autocast_enabled("cpu")
 
@@ -36,27 +36,29 @@ class FastCausalConv3d(Original):
     """`forward` of a causal convolution through `ops.causal_conv3d`."""
 
     def forward(self, x: Tensor, cache_x: Tensor | None = None) -> Tensor:
-        """x [B, C, T, H, W], the last frames before it [B, C, 1 or 2, H, W] or None -> [B, O, T', H', W']."""
+        """Convolve x [B, C, T, H, W], preceded by cache_x [B, C, 1 or 2, H, W] or zeros -> [B, O, T', H', W']."""
         past = self.kernel_size[0] - 1
         strided = self.stride[0] == 2
         known = 0 if cache_x is None or self._padding[4] == 0 else cache_x.shape[2]
         too_short = strided and x.shape[2] <= past
-        if not faster_here(x, self.weight) or x.dim() != 5 or known > past or too_short:
+        if not _faster_here(x, self.weight) or x.dim() != 5 or known > past or too_short:
             return super().forward(x, cache_x)
         if strided:  # every second output of the convolution with stride one, whose first frames are the past
             return causal_conv3d(x[:, :, past:], self.weight, self.bias, x[:, :, :past])[:, :, ::2]
-        history = cache_x.to(x.device) if known else None
-        if 0 < known < past:
-            history = F.pad(history, (0, 0, 0, 0, past - known, 0))
+        history = None
+        if cache_x is not None and known:
+            history = cache_x.to(x.device)
+            if known < past:
+                history = F.pad(history, (0, 0, 0, 0, past - known, 0))
         return causal_conv3d(x, self.weight, self.bias, history)
 
 
 class FastRMSNorm(Original):
-    """`forward` of the norm over channels, with one pass less over the frames; in half precision it is the original."""
+    """`forward` of the norm over channels with one pass less over the frames. Half precision goes to the original."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, C, ...] -> the same shape and dtype."""
-        if x.dtype != torch.float32 or not faster_here(x, self.gamma):
+        """Normalise x [B, C, ...] -> the same shape and dtype."""
+        if x.dtype != torch.float32 or not _faster_here(x, self.gamma):
             return super().forward(x)
         gain = (self.gamma * self.scale).view(-1, *[1] * (x.dim() - 2))
         norm = torch.linalg.vector_norm(x, dim=1, keepdim=True).clamp_min(1e-12)
@@ -67,15 +69,15 @@ class FastUpsample(Original):
     """`forward` of upsampling and convolution in one, without the large image between them."""
 
     def forward(self, frames: Tensor) -> Tensor:
-        """[N, C, h, w] -> [N, O, 2 h, 2 w]."""
+        """Enlarge frames [N, C, h, w] -> [N, O, 2 h, 2 w]."""
         conv = self[1]
         untouched = type(conv) is nn.Conv2d and not conv._forward_hooks and not conv._forward_pre_hooks
-        if not untouched or frames.dtype != torch.float32 or not faster_here(frames, conv.weight):
+        if not untouched or frames.dtype != torch.float32 or not _faster_here(frames, conv.weight):
             return super().forward(frames)
         return upsample_and_convolve(frames, conv.weight, conv.bias)
 
 
-# ---- which layers ----
+# ---- places ----
 
 RUNS: dict[type, str] = {
     FastCausalConv3d: "ops.causal_conv3d in float32 and bfloat16",
@@ -85,7 +87,7 @@ RUNS: dict[type, str] = {
 
 
 def layer_sites(model: nn.Module, prefix: str = "") -> Iterator[Site]:
-    """The layers of a Wan VAE that have a faster `forward`."""
+    """Layers of a Wan VAE that have a faster `forward`."""
     for name, layer in model.named_modules(prefix=prefix):
         kind = type(layer).__name__
         if kind in CONV_NAMES and isinstance(layer, nn.Conv3d):
@@ -98,11 +100,11 @@ def layer_sites(model: nn.Module, prefix: str = "") -> Iterator[Site]:
 
 def _site(where: str, layer: nn.Module, methods: type, obstacle: str | None) -> Site:
     runs = f"{RUNS[methods]} on the CPU, elsewhere the original"
-    return Site(PART, where, layer, "forward", methods, runs, obstacle or not_on_cpu(layer))
+    return Site(PART, where, layer, "forward", methods, runs, obstacle or _not_on_cpu(layer))
 
 
-def not_on_cpu(layer: nn.Module) -> str | None:
-    """Why this layer is not faster where its parameters are, or None."""
+def _not_on_cpu(layer: nn.Module) -> str | None:
+    """Reason why this layer is not faster on the device of its parameters, or None."""
     parameter = next(layer.parameters(), None)
     if parameter is None or parameter.is_cpu:
         return None

@@ -1,21 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """Models in the original Wan code and its relatives: `WanVAE_`, and `CausalWanModel` of Self-Forcing.
 
-Their classes live in packages that cannot be installed, so they are known by names of classes and attributes, and a
-causal attention is replaced only after a trial: a few steps with random inputs must give what the original gives.
+Their classes live in packages that cannot be installed, so they are found by names of classes and attributes. A causal
+attention is replaced only after a trial: a few steps with random inputs must give what the original gives.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from aapt_fast.integrations.attention import PART, attention_obstacle
-from aapt_fast.integrations.kv_cache import PagedKVCache, read_index, set_index
+from aapt_fast.integrations.attention import PART, attention_obstacle, records_gradients
+from aapt_fast.integrations.kv_cache import PagedKVCache, set_index
 from aapt_fast.integrations.sites import Site
 from aapt_fast.integrations.swap import Original, is_swapped, obstacle_to_swap, swap, swap_back
 from aapt_fast.integrations.vae_layers import layer_sites
@@ -24,17 +24,14 @@ from aapt_fast.ops.dense_attention import as_pages, dense_attention, pages_per_r
 
 FORWARD = ("x", "seq_lens", "grid_sizes", "freqs", "block_mask", "kv_cache", "current_start", "cache_start")
 ATTRIBUTES = ("q", "k", "v", "o", "norm_q", "norm_k", "num_heads", "head_dim")
-NO_GRAPH = "which a CUDA graph would not see: those are for diffusers' WanTransformer3DModel"
 WINDOW = ("local_attn_size", "sink_size", "max_attention_size")
 
 
 def vae_sites(vae: Any, where: str = "") -> Iterator[Site]:
-    """What can be replaced in a `WanVAE_`: its layers, so `decode`, `cached_decode` and `encode` alike.
+    """Places in a `WanVAE_`: its layers, so `decode`, `cached_decode` and `encode` alike.
 
-    The same layers are in the `VAEDecoderWrapper` of Self-Forcing's demo, which is given its cache with every call.
+    The `VAEDecoderWrapper` of Self-Forcing's demo has the same layers; its caller keeps the cache.
     """
-    said = f"its forward keeps the past in Python lists, {NO_GRAPH}"
-    yield Site("cuda_graph", where, vae, "forward", object, "", said)
     yield from layer_sites(vae, where)
 
 
@@ -42,7 +39,7 @@ def vae_sites(vae: Any, where: str = "") -> Iterator[Site]:
 
 
 class FastCausalSelfAttention(Original):
-    """`forward` of `CausalWanSelfAttention` while it fills a cache; training without a cache goes to the original."""
+    """`forward` of `CausalWanSelfAttention` with a cache; training without a cache goes to the original."""
 
     def forward(
         self,
@@ -55,21 +52,20 @@ class FastCausalSelfAttention(Original):
         current_start: int = 0,
         cache_start: int | None = None,
     ) -> Tensor:
-        """x [B, N, d], grid_sizes [B, 3] (frames, rows, columns), freqs complex [positions, D / 2] -> [B, N, d]."""
+        """Attend x [B, N, d] of grids [B, 3] (frames, rows, columns), freqs complex [positions, D / 2] -> [B, N, d]."""
         grids = grid_sizes.tolist()
         frames, rows, columns = grids[0]
-        same = kv_cache is not None and all(grid == grids[0] for grid in grids) and kv_cache["k"].dtype == x.dtype
-        recorded = torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in self.parameters()))
+        per_frame, first_token = rows * columns, int(current_start)
+        same = all(grid == grids[0] for grid in grids) and frames * per_frame == x.shape[1]
         cast = torch.is_autocast_enabled(x.device.type)
-        if not same or recorded or cast or frames * rows * columns != x.shape[1]:
+        if kv_cache is None or kv_cache["k"].dtype != x.dtype or not same or cast or records_gradients(self, x):
             return super().forward(x, seq_lens, grid_sizes, freqs, block_mask, kv_cache, current_start, cache_start)
-        start, end = _make_room(self, kv_cache, int(current_start), x.shape[1], rows * columns)
-        first_frame = int(current_start) // (rows * columns)
-        tables = rope_tables_of(freqs, (frames, rows, columns), first_frame)
+        start, end = _make_room(self, kv_cache, first_token, x.shape[1], per_frame)
+        tables = _rope_tables(freqs, (frames, rows, columns), first_token // per_frame)
         q = _write(self, x, kv_cache, (start, end), tables)
         seen = slice(max(0, end - self.max_attention_size), end)
         out = _attend(self, q, kv_cache["k"][:, seen], kv_cache["v"][:, seen])
-        set_index(kv_cache, "global_end_index", int(current_start) + x.shape[1])
+        set_index(kv_cache, "global_end_index", first_token + x.shape[1])
         set_index(kv_cache, "local_end_index", end)
         return self.o(out.flatten(2))
 
@@ -77,13 +73,13 @@ class FastCausalSelfAttention(Original):
 def _make_room(
     attention: Any, cache: dict[str, Any], current_start: int, tokens: int, per_frame: int
 ) -> tuple[int, int]:
-    """Where the new tokens go in the cache; what leaves the window is pushed out, behind the sink frames.
+    """Begin and end of the new tokens in the cache, after tokens that leave the window are pushed out behind the sink.
 
-    A step that is repeated (another noise level of the same frames) finds its own place again.
+    A repeated step (another noise level of the same frames) gets the same place again.
     """
     size, sink = cache["k"].shape[1], attention.sink_size * per_frame
-    local_end = read_index(cache, "local_end_index")
-    added = current_start + tokens - read_index(cache, "global_end_index")
+    local_end = int(cache["local_end_index"])
+    added = current_start + tokens - int(cache["global_end_index"])
     evicted = tokens + local_end - size
     if attention.local_attn_size == -1 or added <= 0 or evicted <= 0:
         return local_end + added - tokens, local_end + added
@@ -95,8 +91,8 @@ def _make_room(
     return end - tokens, end
 
 
-def rope_tables_of(freqs: Tensor, grid: tuple[int, int, int], first_frame: int) -> tuple[Tensor, Tensor]:
-    """cos and sin, float32 [F * h * w, D / 2], from the complex table of the original code [positions, D / 2]."""
+def _rope_tables(freqs: Tensor, grid: tuple[int, int, int], first_frame: int) -> tuple[Tensor, Tensor]:
+    """Tables of cos and sin, float32 [F * h * w, D / 2], from the complex table of the original [positions, D / 2]."""
     frames, rows, columns = grid
     pairs = freqs.shape[1]
     by_axis = freqs.split([pairs - 2 * (pairs // 3), pairs // 3, pairs // 3], dim=1)
@@ -110,7 +106,7 @@ def rope_tables_of(freqs: Tensor, grid: tuple[int, int, int], first_frame: int) 
 def _write(
     attention: Any, x: Tensor, cache: dict[str, Any], place: tuple[int, int], tables: tuple[Tensor, Tensor]
 ) -> Tensor:
-    """Keys and values of x [B, N, d] into the cache at `place`; the queries [B, N, H, D], normalised and rotated."""
+    """Write keys and values of x [B, N, d] into the cache at `place`; normalised, rotated queries [B, N, H, D]."""
     q, k, v = (layer(x).unflatten(2, (attention.num_heads, -1)) for layer in (attention.q, attention.k, attention.v))
     q_weight, k_weight = _plain_weight(attention.norm_q), _plain_weight(attention.norm_k)
     if q_weight is None or k_weight is None:
@@ -128,26 +124,24 @@ def _write(
 
 
 def _plain_weight(norm: nn.Module) -> Tensor | None:
-    """The weight of a Wan RMSNorm that an op may do instead of it, or None."""
+    """Weight of a Wan RMSNorm that an op may replace, or None."""
     plain = type(norm).__name__ == "WanRMSNorm" and not norm._forward_hooks and not norm._forward_pre_hooks
     return norm.weight if plain and "forward" not in vars(norm) else None
 
 
 def _attend(attention: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Through our kernel where one is on, else by the function that the model's own code calls today."""
+    """Attend with a kernel if one is on, else with the function that the model's own code calls now."""
     own = inspect.unwrap(attention.swapped_from.forward).__globals__.get("attention")
     if own is None or attention_obstacle(q.device, q.dtype, q.shape[-1]) is None:
         return dense_attention(q, k, v)[0]
     return own(q, k, v)
 
 
-# ---- where ----
+# ---- places ----
 
 
 def causal_model_sites(model: Any, where: str = "") -> Iterator[Site]:
-    """What can be replaced in a `CausalWanModel`."""
-    said = f"the indices of its cache are Python numbers, {NO_GRAPH}"
-    yield Site("cuda_graph", where, model, "forward", object, "", said, said)
+    """Places in a `CausalWanModel`: its self-attentions."""
     tried: dict[tuple[Any, ...], str | None] = {}
     for name, module in model.named_modules(prefix=where):
         if type(module).__name__ != "CausalWanSelfAttention":
@@ -181,7 +175,7 @@ def _unlike_self_forcing(module: Any) -> str | None:
 
 @torch.no_grad()
 def _trial(module: Any) -> str | None:
-    """Why this attention is not the one that `FastCausalSelfAttention` knows, by running both, or None."""
+    """Run this attention and `FastCausalSelfAttention`; the difference in words, or None."""
     try:
         expected = _steps(module)
         swap(module, FastCausalSelfAttention)
@@ -197,7 +191,7 @@ def _trial(module: Any) -> str | None:
 
 
 def _steps(module: Any) -> list[Tensor]:
-    """Outputs over some frames of 2 x 2 tokens, each at two noise levels, until the window has moved on."""
+    """Outputs for frames of 2 x 2 tokens, each at two noise levels, until the window has moved on."""
     parameter, grid, window = next(module.parameters()), (1, 2, 2), module.local_attn_size
     capacity = 4 if window == -1 else window
     frames = capacity if window == -1 else capacity + 2
@@ -220,7 +214,7 @@ def _steps(module: Any) -> list[Tensor]:
 
 
 class FastCacheOfPipeline(Original):
-    """`_initialize_kv_cache` of a `CausalInferencePipeline`: the same caches with indices on the host."""
+    """`_initialize_kv_cache` of a `CausalInferencePipeline` that keeps the indices of the caches on the host."""
 
     def _initialize_kv_cache(self, *arguments: Any, **options: Any) -> None:
         super()._initialize_kv_cache(*arguments, **options)
@@ -229,8 +223,7 @@ class FastCacheOfPipeline(Original):
 
 
 def pipeline_sites(pipeline: Any, where: str = "") -> Iterator[Site]:
-    """What can be replaced in a `CausalInferencePipeline` besides its models."""
+    """Places in a `CausalInferencePipeline` besides its models: the making of its caches."""
     method, runs = "_initialize_kv_cache", "caches in whole pages, their indices on the host"
-    own: Callable[..., Any] | None = getattr(type(pipeline), method, None)
-    obstacle = None if own is not None else f"it has no {method}"
+    obstacle = None if hasattr(type(pipeline), method) else f"it has no {method}"
     yield Site(PART, where, pipeline, method, FastCacheOfPipeline, runs, obstacle)

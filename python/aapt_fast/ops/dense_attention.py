@@ -89,8 +89,8 @@ def dense_attention(
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     if not with_lse and not through_pages(q, k, v):
         return _torch_attention(q, k, v, scale, lengths), None
-    k_pages, v_pages, ids, valid = as_pages(k, v, lengths)
-    return _paged(q, k_pages, v_pages, ids, valid, scale)
+    out, lse = _paged(q, *as_pages(k, v, lengths), scale)
+    return out, lse if with_lse else None
 
 
 def table_attention(
@@ -132,7 +132,8 @@ def table_attention(
         cache.unflatten(1, (ours, PAGE_SLOTS)).flatten(0, 1) for cache in (k_cache, v_cache)
     )  # views of contiguous caches
     ids = (table[:, :, None] * ours + torch.arange(ours, device=table.device)).flatten(1)
-    return _paged(q, k_pages, v_pages, ids.int(), valid_counts(lengths, ids.shape[1]), scale)
+    out, lse = _paged(q, k_pages, v_pages, ids.int(), valid_counts(lengths, ids.shape[1]), scale)
+    return out, lse if with_lse else None
 
 
 def valid_counts(lengths: Tensor, pages: int) -> Tensor:
@@ -176,7 +177,7 @@ def pages_per_row(x: Tensor) -> int | None:
     batch, length, heads, width = x.shape
     pages = -(-length // PAGE_SLOTS)
     page = PAGE_SLOTS * x.stride(1)
-    if min(x.shape) == 0 or page == 0:
+    if torch.compiler.is_compiling() or min(x.shape) == 0 or page == 0:  # a trace does not know the memory of x
         return None
     per_row, rest = (pages, 0) if batch == 1 else divmod(x.stride(0), page)
     last_token = ((batch - 1) * per_row + pages) * PAGE_SLOTS - 1
