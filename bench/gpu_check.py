@@ -24,7 +24,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -183,52 +182,8 @@ def probes(run: Run, limit_s: float) -> tuple[str, str]:
 
 
 def tests(run: Run, limit_s: float) -> tuple[str, str]:
-    """The kernels, and after them the list of those whose machine code this GPU has verified."""
-    ended = run_tests(run, test_files(probes=False), limit_s)
-    document = run.document
-    for entry in verified(document.content):
-        document.add("verified", entry)
-    return ended
-
-
-def verified(content: dict[str, Any]) -> list[dict[str, Any]]:
-    """Kernels with a test file that names them, whether the tests in these files passed, and the code that ran.
-
-    Files whose tests were all skipped do not count. Where tests have the names of kernels in theirs, those of other
-    kernels do not count either.
-
-    The hashes are those of the report of `aapt-fast doctor --json`; a kernel without one for this GPU, which then ran
-    from PTX or not at all, cannot be verified.
-    """
-    from aapt_fast.ops.verified import running_architecture  # not at the top: `begin` runs before it is installed
-
-    found, machine = [], content.get("gpu")
-    capability = tuple(map(int, machine["capability"].split("."))) if machine else None
-    for kernel, facts in content.get("environment", {}).get("kernels", {}).items():
-        hashes = facts.get("hashes") if isinstance(facts, dict) else None
-        architecture = running_architecture(hashes, capability) if hashes and capability else None
-        files = [
-            name
-            for name, counts in content.get("tests", {}).items()
-            if (counts["passed"] or counts["failed"])
-            and (ROOT / name).exists()
-            and re.search(rf"[\"']{re.escape(kernel)}[\"']", (ROOT / name).read_text())
-        ]
-        if architecture is None or not files:
-            continue
-        passed = all(_passed(content["tests"][name], kernel) for name in files)
-        entry = {"kernel": kernel, "architecture": architecture, "hash": hashes[architecture], "passed": passed}
-        found.append({**entry, "tests": files})
-    return found
-
-
-def _passed(counts: dict[str, Any], kernel: str) -> bool:
-    """True if of the tests in a file those of this kernel have passed, and those of no kernel in particular."""
-    by_kernel = counts.get("kernels", {})
-    if kernel not in by_kernel:
-        return counts["good"]
-    common_failures = counts["failed"] - sum(own["failed"] for own in by_kernel.values())
-    return by_kernel[kernel]["failed"] == 0 and common_failures == 0
+    """The kernels, and whole steps."""
+    return run_tests(run, test_files(probes=False), limit_s)
 
 
 def ceilings(run: Run, limit_s: float) -> tuple[str, str]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from bench import gpu_check
-from bench.gpu_check import BUILD_S, STAGES, Run, Stage, run_stages, verified
+from bench.gpu_check import BUILD_S, STAGES, Run, Stage, run_stages
 from bench.harness.document import Document, problems
 from bench.harness.processes import WRONG_KERNEL, Outcome
 
@@ -159,45 +159,6 @@ def test_test_files_run_apart_and_are_counted(run, monkeypatch):
         "test_bad.py": (False, 1, 1),
         "test_dies.py": (False, 0, 1),
     }
-
-
-def test_a_kernel_is_verified_by_every_file_that_names_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(gpu_check, "ROOT", tmp_path)
-    (tmp_path / "test_a.py").write_text('KERNEL = "op/one"\n')
-    (tmp_path / "test_b.py").write_text("KERNELS = ('op/one', 'op/two')\n")
-    kernels = {
-        "op/one": {"hashes": {"sm_80": "80", "sm_90": "90"}},
-        "op/two": {"hashes": {"sm_90": "92"}},
-        "op/on": {"hashes": {"sm_90": "93"}},  # named by no file, though others' names begin with its name
-        "op/three": {"hashes": {}},
-    }
-    (tmp_path / "test_c.py").write_text('KERNEL = "op/one"\n')
-    good = {name: {"good": True, "passed": 3, "failed": 0} for name in ("test_a.py", "test_b.py")}
-    good["test_c.py"] = {"good": False, "passed": 0, "failed": 0}  # all skipped on this GPU
-    content = {"gpu": {"capability": "9.0"}, "environment": {"kernels": kernels}, "tests": good}
-    found = {entry["kernel"]: (entry["architecture"], entry["hash"], entry["passed"]) for entry in verified(content)}
-    assert found == {"op/one": ("sm_90", "90", True), "op/two": ("sm_90", "92", True)}
-    bad = {**good, "test_a.py": {"good": False, "passed": 2, "failed": 1}}
-    found = {entry["kernel"]: entry["passed"] for entry in verified({**content, "tests": bad})}
-    assert found == {"op/one": False, "op/two": True}
-    assert verified({**content, "gpu": None}) == [] and verified({"gpu": None}) == []
-
-
-@pytest.mark.parametrize(
-    ("failed_of_one", "failed_of_two", "failed_of_none", "expected"),
-    [(0, 0, 0, (True, True)), (1, 0, 0, (False, True)), (0, 2, 0, (True, False)), (0, 0, 1, (False, False))],
-)
-def test_kernels_that_share_a_file_answer_for_their_own_tests(
-    tmp_path, monkeypatch, failed_of_one, failed_of_two, failed_of_none, expected
-):
-    monkeypatch.setattr(gpu_check, "ROOT", tmp_path)
-    (tmp_path / "test_a.py").write_text('ONE, TWO = "op/one", "op/two"\n')
-    failed = failed_of_one + failed_of_two + failed_of_none
-    by_kernel = {"op/one": {"passed": 5, "failed": failed_of_one}, "op/two": {"passed": 5, "failed": failed_of_two}}
-    counts = {"good": not failed, "passed": 10, "failed": failed, "kernels": by_kernel}
-    kernels = {name: {"hashes": {"sm_90": "90"}} for name in by_kernel}
-    content = {"gpu": {"capability": "9.0"}, "environment": {"kernels": kernels}, "tests": {"test_a.py": counts}}
-    assert tuple(entry["passed"] for entry in verified(content)) == expected
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from aapt_fast.ops import channel_concat, channel_concat_noise, philox_normal, reference
+from aapt_fast.ops import channel_concat, reference
 from aapt_fast.testing.cases import DEVICES, every_second, strided
 from aapt_fast.testing.compare import assert_near, assert_within_twice_torch
 
@@ -91,24 +91,11 @@ def test_autocast_casts_mixed_inputs(dtype):
     assert_near(tokens, channel_concat(noised, recycled, control, weight, bias, patch), 0.02)
 
 
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_noise_variant_equals_philox_then_concat(dtype, device):
-    arguments = (x.to(device, dtype) if isinstance(x, torch.Tensor) else x for x in inputs())
-    _, recycled, control, weight, bias, patch = arguments
-    seed, step = torch.tensor([3, -4], device=device), torch.tensor([0, 2**35], device=device)
-    tokens, noise = channel_concat_noise(recycled, control, weight, bias, patch, seed, step)
-    expected_noise = philox_normal(seed, step, recycled.shape[1:], dtype=dtype)
-    assert_near(noise, expected_noise, 1e-6)
-    assert tokens.dtype == noise.dtype == dtype
-    assert_near(tokens, channel_concat(expected_noise, recycled, control, weight, bias, patch), 1e-6)
-
-
 def test_opcheck():
     torch.library.opcheck(torch.ops.aapt.channel_concat.default, inputs(requires_grad=True))
-    _, recycled, control, weight, bias, patch = inputs(bias=False)
-    arguments = (recycled, strided(control), weight, bias, patch, torch.tensor([1, 2]), torch.tensor([3, 4]))
-    torch.library.opcheck(torch.ops.aapt.channel_concat_noise.default, arguments)
+    noised, recycled, control, weight, bias, patch = inputs(bias=False)
+    arguments = (noised, recycled, strided(control), weight, bias, patch)
+    torch.library.opcheck(torch.ops.aapt.channel_concat.default, arguments)
 
 
 def test_compile():
@@ -119,13 +106,6 @@ def test_compile():
     assert_near(tokens, expected, 1e-6)
     gradients = (torch.autograd.grad(x.square().sum(), arguments[3])[0] for x in (tokens, expected))
     assert_near(*gradients, 1e-5)
-
-
-def test_noise_variant_refuses_gradients():
-    _, recycled, control, weight, bias, patch = inputs(requires_grad=True)
-    numbers = torch.tensor([1, 2])
-    with pytest.raises(RuntimeError, match="channel_concat_noise has no backward"):
-        channel_concat_noise(recycled, control, weight, bias, patch, numbers, numbers)
 
 
 BAD_INPUTS = {
@@ -157,15 +137,3 @@ NAMES = ("noised", "recycled", "control", "weight", "bias", "patch")
 def test_bad_inputs(change, message):
     with pytest.raises(ValueError, match=message):
         channel_concat(**{**dict(zip(NAMES, inputs(), strict=True)), **change})
-
-
-@pytest.mark.parametrize(
-    ("seed", "message"),
-    [
-        (torch.tensor([1]), r"seed: expected shape \[2\], got \[1\]"),
-        (torch.tensor([1, 2]).int(), r"seed: expected torch\.int64, got torch\.int32"),
-    ],
-)
-def test_bad_seeds(seed, message):
-    with pytest.raises(ValueError, match=message):
-        channel_concat_noise(*inputs()[1:], seed, torch.tensor([3, 4]))

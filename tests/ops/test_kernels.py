@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from aapt_fast.ops import kernels
-from aapt_fast.ops.kernels import run_kernel, selection, use_kernels
+from aapt_fast.ops.kernels import KERNELS, Selection, obstacle, run_kernel, running_kernel, selection, use_kernels
 
-CPU = torch.device("cpu")
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
 KERNEL = "paged_attention/portable"
 
 
@@ -24,52 +24,50 @@ class Unsupported(ValueError):
 
 
 def fake_module(cuda: bool = False, emulated: bool = True, **functions) -> types.ModuleType:
-    """A compiled module whose one kernel returns "ran"."""
+    """A compiled module whose one kernel returns its argument."""
     module = types.ModuleType("fake")
     module.build_info = lambda: {"cuda": cuda, "emulated": emulated}
     module.Unsupported = Unsupported
-    module.paged_attention_portable = lambda: "ran"
+    module.paged_attention_portable = lambda word: word
     for name, function in functions.items():
         setattr(module, name, function)
     return module
 
 
-def run(device: torch.device = CPU):
-    return run_kernel("paged_attention", device, lambda kernel, stream: kernel())
+def run(device: torch.device = CPU) -> str | None:
+    found = run_kernel("paged_attention", device, lambda kernel, word: kernel.compiled(word), ("ran",))
+    return None if found is None else f"{found[1]} {found[0]}"
 
 
-def refuse():
+def refuse(word: str) -> str:
     raise Unsupported("q: expected a head width of 64, got 80")
 
 
 @pytest.fixture
-def verified(monkeypatch):
-    """Every kernel counts as verified by a GPU."""
-    monkeypatch.setattr(kernels, "is_verified", lambda kernel, module, device: True)
+def hopper(monkeypatch):
+    """torch knows a GPU of compute capability 9.0."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(kernels, "stream_of", lambda device: (0, 0))
 
 
-def test_a_kernel_that_no_gpu_has_verified_is_off():
-    with use_kernels("verified", extension=fake_module()):
-        assert run() is None
+def test_no_kernel_is_on_by_itself():
+    for names in ("auto", "none"):
+        with use_kernels(names, extension=fake_module()):
+            assert run() is None and running_kernel("paged_attention", CPU) is None
 
 
-@pytest.mark.parametrize("names", [(KERNEL,), ("all",), ("verified", KERNEL)])
-def test_a_kernel_that_is_asked_for_runs(names):
+@pytest.mark.parametrize("names", [(KERNEL,), ("all",), ("auto", KERNEL)])
+def test_a_kernel_that_the_user_chooses_runs(names):
     with use_kernels(*names, extension=fake_module()):
-        assert run() == "ran"
-
-
-def test_a_verified_kernel_runs_unless_kernels_are_off(verified):
-    with use_kernels("verified", extension=fake_module()):
-        assert run() == "ran"
+        assert run() == f"{KERNEL} ran" and running_kernel("paged_attention", CPU) == KERNEL
         with use_kernels("none", extension=fake_module()):
             assert run() is None
-        assert run() == "ran"
+        assert run() == f"{KERNEL} ran"
 
 
 def test_a_kernel_of_another_op_does_not_run():
     with use_kernels("all", extension=fake_module()):
-        assert run_kernel("causal_conv3d", CPU, lambda kernel, stream: kernel()) is None
+        assert run_kernel("causal_conv3d", CPU, lambda kernel: kernel.compiled(), ()) is None
 
 
 @pytest.mark.parametrize(("cuda", "emulated"), [(True, False), (False, False)])
@@ -78,59 +76,111 @@ def test_a_module_for_another_device_is_not_used(cuda, emulated):
         assert run() is None
 
 
-def test_a_kernel_that_is_asked_for_on_a_gpu_has_to_be_there():
+def test_a_kernel_that_is_named_has_to_be_there_on_a_gpu():
     module = fake_module()
     del module.paged_attention_portable
-    with use_kernels("all", extension=module):
+    with use_kernels(KERNEL, extension=module):
         assert run() is None  # the CPU never needs a kernel
-        with pytest.raises(
-            RuntimeError, match="paged_attention/sm90: expected a build of aapt_fast with this kernel and CUDA"
-        ):
-            run(torch.device("cuda"))
-    with use_kernels("verified", extension=module):
-        assert run(torch.device("cuda")) is None
+        with pytest.raises(RuntimeError, match=f"{KERNEL}: expected a kernel that can run on cuda, got none: the mach"):
+            run(GPU)
 
 
-def test_arguments_a_kernel_does_not_do_are_an_error_if_it_was_asked_for():
-    module = fake_module(paged_attention_portable=refuse)
+def test_all_says_that_a_build_without_cuda_has_no_kernel_for_the_gpu():
+    expected = "sm90 does not run: the machine has a GPU, but the compiled module was built without CUDA; paged_att"
+    with use_kernels("all", extension=fake_module()), pytest.warns(UserWarning, match=expected):
+        assert run(GPU) is None
+
+
+def test_arguments_that_a_named_kernel_does_not_take_are_an_error():
     with (
-        use_kernels("all", extension=module),
-        pytest.raises(ValueError, match="q: expected a head width of 64, got 80"),
+        use_kernels(KERNEL, extension=fake_module(paged_attention_portable=refuse)),
+        pytest.raises(Unsupported, match="q: expected a head width of 64, got 80"),
     ):
         run()
 
 
-def test_arguments_a_verified_kernel_does_not_do_are_reported_and_the_composition_runs(verified):
-    module = fake_module(paged_attention_portable=refuse)
+def test_arguments_that_no_kernel_takes_run_as_torch_code_with_one_warning_per_reason():
     expected = f"{KERNEL} does not run: q: expected a head width of 64, got 80; paged_attention runs as a torch"
-    with use_kernels("verified", extension=module), pytest.warns(UserWarning, match=expected):
-        assert run() is None
+    module = fake_module(paged_attention_portable=refuse)
+    with use_kernels("all", extension=module), warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        for _ in range(3):
+            assert run() is None
+    assert [str(warning.message)[: len(expected)] for warning in caught] == [expected]
 
 
-def test_the_next_kernel_of_the_op_runs_where_the_preferred_one_does_not(verified):
+def test_the_next_kernel_of_the_op_runs_where_the_preferred_one_does_not():
     module = fake_module(paged_attention_sm90=refuse)
-    for names in (("all",), ("verified",)):
-        with use_kernels(*names, extension=module), warnings.catch_warnings():
-            warnings.simplefilter("error")
-            assert run() == "ran"
-    with use_kernels("paged_attention/sm90", extension=module), pytest.raises(ValueError, match="head width of 64"):
-        run()  # asked for by its own name
+    with use_kernels("all", extension=module), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert run() == f"{KERNEL} ran"
+    with use_kernels("paged_attention/sm90", extension=module), pytest.raises(Unsupported):
+        run()
 
 
-def test_the_preferred_kernel_runs_first(verified):
-    with use_kernels("verified", extension=fake_module(paged_attention_sm90=lambda: "preferred")):
-        assert run() == "preferred"
-    with use_kernels(KERNEL, extension=fake_module(paged_attention_sm90=lambda: "preferred")):
-        assert run() == "ran"
+def test_the_preferred_kernel_runs_first():
+    module = fake_module(paged_attention_sm90=lambda word: "preferred")
+    with use_kernels("all", extension=module):
+        assert run() == "paged_attention/sm90 preferred"
+    with use_kernels(KERNEL, extension=module):
+        assert run() == f"{KERNEL} ran"
 
 
-def test_other_errors_of_a_kernel_pass_through(verified):
-    def fail():
+def test_other_errors_of_a_kernel_pass_through():
+    def fail(word: str) -> None:
         raise RuntimeError("cudaLaunchKernelEx: out of resources")
 
     module = fake_module(paged_attention_portable=fail)
-    with use_kernels("verified", extension=module), pytest.raises(RuntimeError, match="out of resources"):
+    with use_kernels("all", extension=module), pytest.raises(RuntimeError, match="out of resources"):
         run()
+
+
+@pytest.mark.parametrize(
+    ("capability", "name"), [((8, 0), "portable"), ((9, 0), "sm90"), ((12, 0), "portable"), ((7, 5), None)]
+)
+def test_a_gpu_runs_the_kernels_that_are_compiled_for_it(hopper, monkeypatch, capability, name):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    module = fake_module(cuda=True, paged_attention_sm90=lambda word: word)
+    with use_kernels("all", extension=module), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert run(GPU) == (name and f"paged_attention/{name} ran")
+
+
+def test_the_table_is_the_rule_for_dtypes_and_widths():
+    kernel = KERNELS[KERNEL]
+    assert kernel.refusal(torch.bfloat16, 64) is None
+    assert kernel.refusal(torch.float32, 64) == f"{KERNEL} takes bfloat16 and float16, not torch.float32"
+    assert kernel.refusal(torch.float16, 56) == f"{KERNEL} takes heads of width 64 and 128, not 56"
+    assert KERNELS["philox_normal/portable"].refusal(torch.float32, 7) is None
+    for name, each in KERNELS.items():
+        assert (each.name, each.function) == (name, name.replace("/", "_")) and each.dtypes
+
+
+SWITCHED_OFF = "kernels are switched off"
+OFF = "no GPU has verified it; AAPT_KERNELS=all runs it all the same"
+
+
+@pytest.mark.parametrize(
+    ("names", "kernel", "expected"),
+    [
+        (("auto",), KERNEL, OFF),
+        (("all",), KERNEL, None),
+        ((KERNEL,), KERNEL, None),
+        (("none",), KERNEL, SWITCHED_OFF),
+        (("kv_write/portable",), KERNEL, "the choice is kv_write/portable"),
+        (("all",), "kv_write/portable", "the compiled module does not have it"),
+    ],
+)
+def test_a_kernel_that_is_off_has_a_reason(names, kernel, expected):
+    selected = Selection(names, fake_module())
+    assert obstacle(KERNELS[kernel], CPU, selected) == expected
+
+
+def test_the_reason_on_a_gpu_names_its_capability(hopper, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 9))
+    module = fake_module(cuda=True, paged_attention_sm90=lambda word: word)
+    found = obstacle(KERNELS["paged_attention/sm90"], GPU, Selection(("auto",), module))
+    assert found == "compiled for sm_90a, this GPU has 8.9"
 
 
 def test_the_choice_ends_with_its_block_and_belongs_to_its_thread():
@@ -151,7 +201,7 @@ def test_unknown_names_are_refused(names):
 
 @pytest.mark.parametrize(
     ("value", "expected"),
-    [(None, "('verified',)"), ("none", "('none',)"), (f"verified,{KERNEL}", f"('verified', '{KERNEL}')")],
+    [(None, "('auto',)"), ("none", "('none',)"), (f"auto,{KERNEL}", f"('auto', '{KERNEL}')")],
 )
 def test_the_environment_chooses_for_the_process(value, expected, monkeypatch):
     monkeypatch.delenv("AAPT_KERNELS", raising=False)

@@ -1,22 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Say what is installed, what the machine has, which implementation each op will use and which kernels are on."""
+"""Say what is installed, what the machine has, what each op would run and which kernels are on."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import platform
-from types import ModuleType
 from typing import Any
 
 import torch
 
 from aapt_fast.models.files.model_file import assets
-from aapt_fast.ops import implementations
 from aapt_fast.ops._load import extension_or_none
-from aapt_fast.ops.kernels import KERNELS, runs_on, selection
-from aapt_fast.ops.machine_code import MachineCodeError, kernel_hash, machine_code
-from aapt_fast.ops.verified import verification
+from aapt_fast.ops.kernels import KERNELS, Kernel, obstacle, selection
+from aapt_fast.ops.registry import OPS, implementation
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,9 +33,9 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def examine() -> dict[str, Any]:
-    """What is installed, what the machine has, and what each op will run, as JSON-ready values."""
+    """Facts about installation and machine, and what each op would run, as JSON-ready values."""
     module = extension_or_none()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     gpus = [
         {"name": torch.cuda.get_device_name(i), "capability": ".".join(map(str, torch.cuda.get_device_capability(i)))}
         for i in range(torch.cuda.device_count())
@@ -53,35 +50,18 @@ def examine() -> dict[str, Any]:
             "cpu": torch.backends.cpu.get_cpu_capability(),
         },
         "gpu": gpus or {"found": "none"},
-        "ops": {name: by_device[device] for name, by_device in implementations().items()},
-        "kernels": {kernel: examine_kernel(kernel, module, torch.device(device)) for kernel in KERNELS},
+        "ops": {op: implementation(op, device) for op in sorted(OPS)},
+        "kernels": {name: examine_kernel(kernel, device) for name, kernel in KERNELS.items()},
         "models": {"bundled": sorted(entry.name for entry in assets().iterdir() if entry.is_dir())},
     }
 
 
-def examine_kernel(kernel: str, module: ModuleType | None, device: torch.device) -> dict[str, Any]:
-    """Whether a kernel runs on this device, why, and the hashes of its machine code by architecture."""
-    facts: dict[str, Any] = {"on": False, "why": "the compiled module is missing", "hashes": {}}
-    if module is None:
-        return facts
-    try:
-        architectures = machine_code(module).architectures(kernel)
-        facts["hashes"] = {name: kernel_hash(kernel, module, name) for name in architectures}
-    except (MachineCodeError, OSError):
-        pass  # `verification` says it
-    found, selected = verification(kernel, module, device), selection()
-    if not runs_on(module, device):
-        return {**facts, "why": found.why}
-    if not hasattr(module, kernel.replace("/", "_")):
-        return {**facts, "why": "the compiled module does not have it"}
-    if selected.asks_for(kernel):
-        return {**facts, "on": True, "why": f"asked for by name; {found.why}"}
-    on = selected.allows(kernel, module, device)
-    unwanted = "" if on or not found.verified else f", but AAPT_KERNELS is {','.join(selected.names)}"
-    return {**facts, "on": on, "why": found.why + unwanted}
+def examine_kernel(kernel: Kernel, device: torch.device) -> dict[str, Any]:
+    """A kernel's state on this device and the reason, by the rule that calls of its op go by."""
+    why = obstacle(kernel, device, selection())
+    return {"on": why is None, "why": why or f"chosen by {', '.join(selection().names)}"}
 
 
 def in_one_line(facts: dict[str, Any]) -> str:
-    """What `examine_kernel` found, with short hashes."""
-    codes = ", ".join(f"{name} {digest[:12]}" for name, digest in facts["hashes"].items())
-    return f"{'on' if facts['on'] else 'off'}: {facts['why']}" + (f" ({codes})" if codes else "")
+    """The findings of `examine_kernel` in words."""
+    return f"{'on' if facts['on'] else 'off'}: {facts['why']}"

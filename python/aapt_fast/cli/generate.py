@@ -21,7 +21,7 @@ from aapt_fast.cli.video_writer import VideoWriter, check_video_target
 from aapt_fast.errors import require
 from aapt_fast.models.aapt.sampling import EulerSampler
 from aapt_fast.models.stream_model import StreamModel
-from aapt_fast.ops import implementations
+from aapt_fast.ops import observe_ops
 from aapt_fast.streaming.session import StreamSession
 from aapt_fast.worlds import WORLDS
 from aapt_fast.worlds.world import FPS, MEDLEY, PART_FRAMES, FirstFrame
@@ -118,6 +118,7 @@ def run(arguments: argparse.Namespace) -> None:
     with (
         session,
         VideoWriter(arguments.out, fps=int(FPS), scale=arguments.scale) as writer,
+        observe_ops() as calls,
     ):
         for _ in trange(steps, desc="stream", unit="step"):
             controls = player.next(FRAMES_PER_STEP)
@@ -130,7 +131,7 @@ def run(arguments: argparse.Namespace) -> None:
                 sheet.add(video, controls, player.truth(video.shape[1]))
         step_ms = session.latency.step_ms
     made = FRAMES_PER_STEP * steps
-    report = _report(arguments, model.name, made, made / streaming_s, step_ms, first_frame_s)
+    report = _report(arguments, model.name, made, made / streaming_s, step_ms, first_frame_s, calls.what_ran())
     if sheet is not None:
         report |= sheet.write()
     print(json.dumps(report))
@@ -148,8 +149,8 @@ def _report(
     fps: float,
     step_ms: dict[str, float | None],
     first_frame_s: float,
+    what_ran: dict[str, str],
 ) -> dict[str, object]:
-    device = torch.device(arguments.device).type
     return {
         "model": model,
         "frames": frames,
@@ -159,7 +160,7 @@ def _report(
         "nfe": arguments.nfe,
         "device": arguments.device,
         "dtype": arguments.dtype,
-        "what_ran": {name: by_device[device] for name, by_device in implementations().items()},
+        "what_ran": what_ran,
         "out": str(arguments.out),
     }
 

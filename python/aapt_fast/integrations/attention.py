@@ -6,26 +6,22 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from aapt_fast.ops import kv_write, paged_attention
-from aapt_fast.ops.dense_attention import as_pages, running_kernel, valid_counts
+from aapt_fast.ops import KERNELS, kv_write, paged_attention
+from aapt_fast.ops.dense_attention import as_pages, valid_counts
+from aapt_fast.ops.kernels import running_kernel
 from aapt_fast.ops.paged_attention import PAGE_SLOTS
 
 PART = "attention"
-_DTYPES = (torch.bfloat16, torch.float16)
-_WIDTHS = (64, 128)
 
 
 def attention_obstacle(device: torch.device, dtype: torch.dtype, head_width: int) -> str | None:
-    """Why attention on this device is left to torch, or None."""
-    if running_kernel("paged_attention", device) is None:
-        if device.type == "cpu":
-            return "on the CPU nothing here is faster than torch's attention"
-        return "no attention kernel of this build is verified for this GPU (`aapt-fast doctor` says why)"
-    if dtype not in _DTYPES:
-        return f"the attention kernels take bfloat16 and float16, not {dtype}"
-    if head_width not in _WIDTHS:
-        return f"the attention kernels take heads of width 64 and 128, not {head_width}"
-    return None
+    """The reason why attention on this device is left to torch, or None."""
+    kernel = running_kernel("paged_attention", device)
+    if kernel is not None:
+        return KERNELS[kernel].refusal(dtype, head_width)
+    if device.type == "cpu":
+        return "on the CPU nothing here is faster than torch's attention"
+    return "no attention kernel of this build is verified for this GPU (`aapt-fast doctor` says why)"
 
 
 # torch.compile takes the answer as a constant; torch.compiler.assume_constant_result would import the whole compiler.

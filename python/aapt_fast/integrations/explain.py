@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What runs in somebody's model now."""
+"""A report on what runs in a patched model."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from aapt_fast.integrations.sites import explain_sites
 
 
 def explain(obj: Any) -> PatchReport:
-    """Say for each place that `patch` knows in `obj` whether it is replaced and runs where it is now, and if not, why.
+    """Report on each place that `patch` knows in `obj`: replaced and running where it is now, or the reason why not.
 
+    Kernels are reported by the choice that calls make; `aapt_fast.ops.observe_ops` records the calls themselves.
     Nothing is changed. Raises TypeError if nothing in `obj` is known here.
     """
     replaced, left_alone = explain_sites(find_sites(obj))

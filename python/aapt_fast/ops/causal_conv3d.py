@@ -14,20 +14,14 @@ keeps its frames as [B, T, H, W, C] in memory and nothing is transposed between 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import require, require_device, require_dtype, require_shape
-from ._library import library
-
-IMPLEMENTATIONS = {
-    "cpu": "torch composition: conv2d per frame, taps as channels or pairs of frames by minimal filtering; "
-    "in half precision conv3d",
-    "cuda": "torch composition: conv3d",
-}
-
-library.define("causal_conv3d(Tensor x, Tensor weight, Tensor? bias, Tensor? history) -> Tensor")
+from aapt_fast.errors import require, require_device, require_dtype, require_shape
+from aapt_fast.ops.registry import COMPOSITION, register
 
 # Below these sizes preparing the combined weights costs more than the multiplications that pairing saves.
 _PAIRING_MIN_CHANNELS = 16
@@ -53,7 +47,7 @@ def causal_conv3d(x: Tensor, weight: Tensor, bias: Tensor | None = None, history
     On the CPU the result comes from 2-D convolutions (see `_convolve_cpu`), in half precision and on CUDA from
     `F.conv3d`. Under autocast every argument but float64 is cast to the autocast dtype.
     """
-    return torch.ops.aapt.causal_conv3d(x, weight, bias, history)
+    return _call(x, weight, bias, history)
 
 
 def causal_conv3d_reference(x: Tensor, weight: Tensor, bias: Tensor | None, history: Tensor | None) -> Tensor:
@@ -217,13 +211,13 @@ def _shape_only(x: Tensor, weight: Tensor, bias: Tensor | None, history: Tensor 
     return x.new_empty(shape).contiguous(memory_format=torch.channels_last_3d)
 
 
-def _save_inputs(ctx, inputs: tuple, output: Tensor) -> None:
+def _save_inputs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     x, weight, bias, history = inputs
     ctx.save_for_backward(x, weight, history)
     ctx.bias_size = None if bias is None else [bias.shape[0]]
 
 
-def _backward(ctx, grad_y: Tensor) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
     """Gradients of x, weight, bias, history from that of y, [B, O, T, H, W]; itself differentiable."""
     x, weight, history = ctx.saved_tensors
     need_x, need_weight, need_bias, need_history = ctx.needs_input_grad
@@ -232,8 +226,10 @@ def _backward(ctx, grad_y: Tensor) -> tuple[Tensor | None, ...]:
     frames = _with_past(x, history, weight.shape[2])
     convolve_backward = _backward_3d if x.is_cuda else _backward_2d
     grad_frames, grad_weight, grad_bias = convolve_backward(grad_y, frames, weight, ctx.bias_size, mask)
-    grad_x = grad_frames[:, past:].permute(0, 4, 1, 2, 3) if need_x else None
-    grad_history = grad_frames[:, :past].permute(0, 4, 1, 2, 3) if need_history else None
+    grad_x = grad_history = None
+    if grad_frames is not None:
+        grad_x = grad_frames[:, past:].permute(0, 4, 1, 2, 3) if need_x else None
+        grad_history = grad_frames[:, :past].permute(0, 4, 1, 2, 3) if need_history else None
     return grad_x, grad_weight, grad_bias, grad_history
 
 
@@ -270,21 +266,11 @@ def _backward_3d(
     return grad_frames.permute(0, 2, 3, 4, 1) if mask[0] else None, grad_weight, grad_bias
 
 
-def _autocast(device_type: str):
-    """The op under `torch.autocast(device_type)`: cast everything but float64 to the dtype in force, then call it."""
-
-    def cast_and_convolve(*arguments: Tensor | None) -> Tensor:
-        dtype = torch.get_autocast_dtype(device_type)
-        cast = [x if x is None or x.dtype == torch.float64 else x.to(dtype) for x in arguments]
-        with torch.autocast(device_type, enabled=False):
-            return torch.ops.aapt.causal_conv3d(*cast)
-
-    return cast_and_convolve
-
-
-library.impl("causal_conv3d", _convolve_cpu, "CPU")
-library.impl("causal_conv3d", _convolve_cuda, "CUDA")
-library.impl("causal_conv3d", _autocast("cpu"), "AutocastCPU")
-library.impl("causal_conv3d", _autocast("cuda"), "AutocastCUDA")
-torch.library.register_fake("aapt::causal_conv3d", _shape_only, lib=library)
-torch.library.register_autograd("aapt::causal_conv3d", _backward, setup_context=_save_inputs, lib=library)
+_call = register(
+    "causal_conv3d(Tensor x, Tensor weight, Tensor? bias, Tensor? history) -> Tensor",
+    _convolve_cpu,
+    cuda=(_convolve_cuda, COMPOSITION),
+    allocate=_shape_only,
+    backward=(_save_inputs, _backward),
+    autocast="lower",
+)

@@ -12,26 +12,19 @@ A kernel reads each token and each number of `noised` once and writes each numbe
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 from aapt_fast.errors import require, require_device, require_dtype, require_shape
 from aapt_fast.ops._checks import check_tensor
-from aapt_fast.ops._library import library
-from aapt_fast.ops.kernels import kernel_is_on, run_kernel, view
-
-IMPLEMENTATIONS = {
-    "cpu": "torch composition: pixel_shuffle, mul, sub",
-    "cuda": "torch composition: pixel_shuffle, mul, sub",
-}
-
-library.define("clean_frame(Tensor tokens, Tensor noised, Tensor t, SymInt patch) -> Tensor")
+from aapt_fast.ops.kernels import Launch, kernel_is_on
+from aapt_fast.ops.registry import register
 
 
-def clean_frame(tokens: torch.Tensor, noised: torch.Tensor, t: torch.Tensor, patch: int) -> torch.Tensor:
+def clean_frame(tokens: Tensor, noised: Tensor, t: Tensor, patch: int) -> Tensor:
     """Clean frames from noised ones and the velocity, which comes as tokens.
 
     Differentiable. Computes in, and returns, the dtype of `noised`; autocast changes nothing.
@@ -60,10 +53,10 @@ def clean_frame(tokens: torch.Tensor, noised: torch.Tensor, t: torch.Tensor, pat
     check_tensor("t", t, noised.shape[:1], noised.dtype, noised.device)
     if torch.compiler.is_compiling() and noised.device.type == "cpu" and not kernel_is_on("clean_frame", noised.device):
         return _composition(tokens, noised, t, patch)  # the compiler puts it together with its neighbours
-    return torch.ops.aapt.clean_frame.default(tokens, noised, t, patch)
+    return _call(tokens, noised, t, patch)
 
 
-def _clip(tokens: torch.Tensor, shape: torch.Size, patch: int) -> torch.Tensor:
+def _clip(tokens: Tensor, shape: torch.Size, patch: int) -> Tensor:
     """Tokens [B, F N, C p^2] -> [B, C, F, h, w], the `shape`."""
     batch, channels, frames, height, width = shape
     grid = (height // patch, width // patch, channels * patch * patch)
@@ -71,38 +64,29 @@ def _clip(tokens: torch.Tensor, shape: torch.Size, patch: int) -> torch.Tensor:
     return pixel_shuffle(patches, patch).unflatten(0, (batch, frames)).transpose(1, 2)
 
 
-def _composition(tokens: torch.Tensor, noised: torch.Tensor, t: torch.Tensor, patch: int) -> torch.Tensor:
+def _composition(tokens: Tensor, noised: Tensor, t: Tensor, patch: int) -> Tensor:
     velocity = _clip(tokens, noised.shape, patch).to(noised.dtype)
     return (noised - t.view(-1, 1, 1, 1, 1) * velocity).contiguous()
 
 
-def _forward(tokens: torch.Tensor, noised: torch.Tensor, t: torch.Tensor, patch: int) -> torch.Tensor:
-    def launch(kernel: Callable[..., None], stream: tuple[int, int]) -> torch.Tensor:
-        clean = _empty(tokens, noised, t, patch)
-        kernel(view(tokens), view(noised), view(t), patch, view(clean), stream)
-        return clean
-
-    computed = run_kernel("clean_frame", noised.device, launch)
-    return _composition(tokens, noised, t, patch) if computed is None else computed
-
-
-library.impl("clean_frame", _forward, "CPU")
-library.impl("clean_frame", _forward, "CUDA")
-
-
-@torch.library.register_fake("aapt::clean_frame", lib=library)
-def _empty(tokens: torch.Tensor, noised: torch.Tensor, t: torch.Tensor, patch: int) -> torch.Tensor:
+def _allocate(tokens: Tensor, noised: Tensor, *_: Any) -> Tensor:
     return noised.new_empty(noised.shape)
 
 
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+def _launch(kernel: Launch, tokens: Tensor, noised: Tensor, t: Tensor, patch: int) -> Tensor:
+    clean = _allocate(tokens, noised)
+    kernel(tokens, noised, t, patch, clean)
+    return clean
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     tokens, noised, t, ctx.patch = inputs
     ctx.shape, ctx.dtype = noised.shape, tokens.dtype
     # of the tokens only the gradient of t has any use
     ctx.save_for_backward(t, tokens if ctx.needs_input_grad[2] else None)
 
 
-def _backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     """With U the velocity as a clip: dnoised = grad, dU = -t grad, dt = -sum of grad U over a row of the batch."""
     t, tokens = ctx.saved_tensors
     tokens_grad = t_grad = None
@@ -115,4 +99,10 @@ def _backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
     return tokens_grad, grad, t_grad, None
 
 
-torch.library.register_autograd("aapt::clean_frame", _backward, setup_context=_setup, lib=library)
+_call = register(
+    "clean_frame(Tensor tokens, Tensor noised, Tensor t, SymInt patch) -> Tensor",
+    _composition,
+    allocate=_allocate,
+    launch=_launch,
+    backward=(_setup, _backward),
+)

@@ -7,7 +7,7 @@ Nothing here computes a softmax itself. A call goes through `paged_attention` wh
     gradients recorded                          torch
     log-sum-exp asked for                       pages
     a compiled kernel is on and does the case   pages
-    a kernel was asked for by name              pages (it runs or raises)
+    the user has named a kernel                 pages (it runs or raises)
     otherwise                                   torch: without a kernel, pages of plain tensors gain nothing
 
 A plain tensor [B, L, Hkv, D] becomes a pool of pages without a copy where its memory allows it: pages are 64 tokens,
@@ -24,47 +24,30 @@ from torch import Tensor
 
 from aapt_fast.errors import require, require_shape
 from aapt_fast.ops._checks import PAGE_DTYPES, PAGE_SLOTS
-from aapt_fast.ops.kernels import KERNELS, runs_on, selection
+from aapt_fast.ops.kernels import KERNELS, running_kernel, selection
 from aapt_fast.ops.paged_attention import paged_attention
 
-_KERNEL_WIDTHS = (64, 128)
-_KERNEL_DTYPES = (torch.bfloat16, torch.float16)
 # Scores of one piece of queries where only the float32 composition is there to give the log-sum-exp.
 _SCORES_AT_ONCE = 2**26
-
-
-def running_kernel(op: str, device: torch.device) -> str | None:
-    """The compiled kernel that is on for `op` on this device, such as "paged_attention/sm90"; None: there is none."""
-    selected = selection()
-    module = None if selected.names == ("none",) else selected.module()
-    if module is None or not runs_on(module, device):
-        return None
-    for kernel in KERNELS:
-        exists = kernel.split("/")[0] == op and hasattr(module, kernel.replace("/", "_"))
-        if exists and selected.allows(kernel, module, device):
-            return kernel
-    return None
 
 
 def through_pages(q: Tensor, k: Tensor, v: Tensor) -> bool:
     """Whether `dense_attention` takes the pages for q [B, Nq, H, D], k and v [B, L, Hkv, D], without a log-sum-exp."""
     if _records_gradients(q, k, v):
         return False
-    if any(selection().asks_for(kernel) for kernel in KERNELS if kernel.startswith("paged_attention/")):
+    if any(kernel.op == "paged_attention" and kernel.name in selection().names for kernel in KERNELS.values()):
         return True
-    if running_kernel("paged_attention", q.device) is None:
-        return False
-    fits = q.dtype in _KERNEL_DTYPES and q.shape[-1] in _KERNEL_WIDTHS and k.shape == v.shape
-    return fits and all(tensor.stride(-1) == 1 for tensor in (q, k, v))
+    return _kernel_takes(q) and k.shape == v.shape and all(tensor.stride(-1) == 1 for tensor in (q, k, v))
+
+
+def _kernel_takes(q: Tensor) -> bool:
+    """True if a kernel of `paged_attention` is on that takes q [B, Nq, H, D]."""
+    kernel = running_kernel("paged_attention", q.device)
+    return kernel is not None and KERNELS[kernel].refusal(q.dtype, q.shape[-1]) is None
 
 
 def dense_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    scale: float | None = None,
-    lengths: Tensor | None = None,
-    with_lse: bool = False,
+    q: Tensor, k: Tensor, v: Tensor, scale: float | None = None, lengths: Tensor | None = None, with_lse: bool = False
 ) -> tuple[Tensor, Tensor | None]:
     """Softmax attention of plain tensors, without a mask.
 
@@ -190,7 +173,7 @@ def _paged(
     q: Tensor, k_pages: Tensor, v_pages: Tensor, ids: Tensor, valid: Tensor, scale: float
 ) -> tuple[Tensor, Tensor]:
     """`paged_attention` for q [B, Nq, H, D]; in pieces where all scores are made at once."""
-    if q.is_cpu or running_kernel("paged_attention", q.device) is not None:
+    if q.is_cpu or _kernel_takes(q):
         return paged_attention(q, k_pages, v_pages, ids, valid, scale)
     pieces = [paged_attention(piece, k_pages, v_pages, ids, valid, scale) for piece in _query_pieces(q, valid.shape[1])]
     return torch.cat([out for out, _ in pieces], 1), torch.cat([lse for _, lse in pieces], 2)

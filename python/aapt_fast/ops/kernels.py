@@ -1,24 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which compiled kernel runs for an op, by one rule that a user can see and change.
+"""The table of compiled kernels, and the rule that chooses one for a call of an op.
 
-A kernel is named `op/variant`, for example "paged_attention/portable". For a call of the op it runs when
+A kernel is named `op/variant`, for example "paged_attention/portable". It is on for a device when
 
-1. the compiled module has it and runs on the tensors' device (a CUDA module on GPUs, the emulation on the CPU), and
-2. it is on: a GPU has verified its machine code (`ops/verified.py`), or it was asked for by name, and
-3. it does these arguments: a kernel may be narrower than its op, for example in dtypes and head widths.
+1. the compiled module has it and runs there: a module with CUDA on GPUs, the emulation on the CPU;
+2. it is compiled for this GPU; and
+3. the user has named it or said `all`.
 
-The first such kernel in the order of `KERNELS` runs, or else the torch composition of the op. Where 3. is the reason
-that none does, kernels that were asked for raise ValueError instead, and those that are on by themselves warn, so that
-nothing falls back in silence.
+The first kernel that is on and takes the arguments runs, in the order of `KERNELS`; without one, torch operators do.
+A kernel refuses arguments by raising the compiled module's `Unsupported`, a ValueError. The caller sees that error if
+the user named the kernel; otherwise the next kernel is tried, and one warning per reason says what does not run.
 
-Kernels are asked for with `use_kernels`, or for a whole process with the environment variable AAPT_KERNELS: `verified`
-(the default), `all`, `none`, or names with commas between them.
+Users choose with `use_kernels`, or for a whole process with the environment variable AAPT_KERNELS: `auto` (the default:
+kernels that this machine's GPU has verified, none so far), `all`, `none`, or names with commas between them.
 """
 
 from __future__ import annotations
 
 import functools
 import os
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,62 +29,100 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from aapt_fast.ops._load import extension_or_none
-from aapt_fast.ops.verified import is_verified
 
-KERNELS = (
-    "channel_concat/portable",
-    "channel_concat_noise/portable",
-    "clean_frame/portable",
-    "gate_residual_norm/portable",
-    "kv_write/portable",
-    "linear_residual/sm90",
-    "paged_attention/sm90",
-    "paged_attention/portable",
-    "paged_attention/sm90_overlap",
-    "paged_attention/sm90_cluster",
-    "paged_attention/sm90_split",
-    "philox_normal/portable",
-)
-"""Every kernel there is, for each op the preferred one first.
+FLOATS = (torch.float32,)
+HALVES = (torch.bfloat16, torch.float16)
 
-Variants that a GPU has yet to compare come last.
-"""
 
-WORDS = ("verified", "all", "none")
+@dataclass(frozen=True)
+class Kernel:
+    """A compiled kernel: the op that it computes, the arguments that it takes, the GPUs that it is compiled for."""
+
+    op: str
+    variant: str
+    dtypes: tuple[torch.dtype, ...] = HALVES
+    widths: tuple[int, ...] | None = None
+    """Head widths; None for an op without heads."""
+    architecture: str = "sm_80"
+    """The oldest GPU that runs it; a final "a", as in "sm_90a", excludes newer ones."""
+
+    @property
+    def name(self) -> str:
+        """The name that users write."""
+        return f"{self.op}/{self.variant}"
+
+    @property
+    def function(self) -> str:
+        """The name of its function in the compiled module."""
+        return f"{self.op}_{self.variant}"
+
+    def runs_on(self, capability: tuple[int, int]) -> bool:
+        """True on a GPU of this compute capability."""
+        major, minor, only = re.fullmatch(r"sm_(\d+)(\d)(a?)", self.architecture).groups()  # type: ignore[union-attr]
+        oldest = int(major), int(minor)
+        return capability == oldest if only else capability >= oldest
+
+    def refusal(self, dtype: torch.dtype, width: int) -> str | None:
+        """The reason why it does not take tensors of `dtype` with heads of `width`, or None."""
+        if dtype not in self.dtypes:
+            names = " and ".join(str(each).removeprefix("torch.") for each in self.dtypes)
+            return f"{self.name} takes {names}, not {dtype}"
+        if self.widths is not None and width not in self.widths:
+            return f"{self.name} takes heads of width {' and '.join(map(str, self.widths))}, not {width}"
+        return None
+
+
+_ATTENTION_WIDTHS = (64, 128)
+
+KERNELS = {
+    kernel.name: kernel
+    for kernel in (
+        Kernel("channel_concat", "portable"),
+        Kernel("clean_frame", "portable"),
+        Kernel("gate_residual_norm", "portable", (*FLOATS, *HALVES)),
+        Kernel("kv_write", "portable", widths=_ATTENTION_WIDTHS),
+        Kernel("paged_attention", "sm90", widths=_ATTENTION_WIDTHS, architecture="sm_90a"),
+        Kernel("paged_attention", "portable", widths=_ATTENTION_WIDTHS),
+        Kernel("paged_attention", "sm90_split", widths=_ATTENTION_WIDTHS, architecture="sm_90a"),
+        Kernel("philox_normal", "portable", FLOATS),
+    )
+}
+"""Every kernel by its name, for each op the preferred one first. `all` prefers sm90 to sm90_split until a GPU has
+compared them."""
+
+WORDS = ("auto", "all", "none")
 
 
 @dataclass(frozen=True)
 class Selection:
-    """Which kernels are on, and in which compiled module."""
+    """The user's choice of kernels, and the compiled module that has them."""
 
     names: tuple[str, ...]
-    extension: ModuleType | None = None  # None: aapt_fast._C
+    extension: ModuleType | None = None
+    """None: `aapt_fast._C`."""
 
     def module(self) -> ModuleType | None:
         """The compiled module, or None where there is none."""
         return self.extension if self.extension is not None else extension_or_none()
 
     def asks_for(self, kernel: str) -> bool:
-        """True if this kernel shall run, verified or not."""
+        """True if the user has named this kernel or said `all`."""
         return "all" in self.names or kernel in self.names
-
-    def allows(self, kernel: str, module: ModuleType, device: torch.device) -> bool:
-        """True if this kernel is on."""
-        return self.asks_for(kernel) or ("verified" in self.names and is_verified(kernel, module, device))
 
 
 @functools.cache
 def _selection_of_the_process() -> Selection:
-    return Selection(_checked(tuple(os.environ.get("AAPT_KERNELS", "verified").split(",")), "AAPT_KERNELS"))
+    return Selection(_checked(tuple(os.environ.get("AAPT_KERNELS", "auto").split(",")), "AAPT_KERNELS"))
 
 
 _selection: ContextVar[Selection | None] = ContextVar("aapt_fast_kernels", default=None)
 
 
 def selection() -> Selection:
-    """What `use_kernels` or AAPT_KERNELS has chosen."""
+    """The choice of the innermost `use_kernels` of this thread, else that of AAPT_KERNELS."""
     return _selection.get() or _selection_of_the_process()
 
 
@@ -92,8 +131,8 @@ def use_kernels(*names: str, extension: ModuleType | None = None) -> Iterator[No
     """Choose the kernels that run inside the `with` block, in this thread.
 
     Args:
-        names: kernels such as "paged_attention/portable", or one of "all", "none" and "verified". A kernel asked for by
-            name (or by "all") runs though no GPU has verified it, and raises ValueError for arguments it does not do.
+        names: kernels such as "paged_attention/portable", or "auto", "all" or "none". A kernel that is named raises
+            ValueError for arguments that it does not take; with "all" torch operators compute those, with a warning.
         extension: the compiled module to use; None means `aapt_fast._C`.
 
     Raises:
@@ -114,61 +153,114 @@ def _checked(names: tuple[str, ...], argument: str) -> tuple[str, ...]:
     return names
 
 
-def run_kernel(op: str, device: torch.device, launch: Callable[[Callable[..., Any], tuple[int, int]], Any]) -> Any:
-    """Run the kernel that is on for `op`, or say that there is none.
+def obstacle(kernel: Kernel, device: torch.device, selected: Selection) -> str | None:
+    """The reason why `kernel` is off on `device`, or None where it is on."""
+    if selected.names == ("none",):
+        return "kernels are switched off"
+    module = selected.module()
+    if module is None:
+        return "the compiled module is missing"
+    if not runs_on(module, device):
+        if device.type == "cuda":
+            return "the machine has a GPU, but the compiled module was built without CUDA"
+        return "no GPU here" if _build_info(module)["cuda"] else "the compiled module was built without CUDA"
+    if not hasattr(module, kernel.function):
+        return "the compiled module does not have it"
+    if kernel.name in selected.names:
+        return None
+    if device.type == "cuda":
+        capability = torch.cuda.get_device_capability(device)
+        if not kernel.runs_on(capability):
+            return f"compiled for {kernel.architecture}, this GPU has {'.'.join(map(str, capability))}"
+    if "all" in selected.names:
+        return None
+    if "auto" in selected.names:
+        return "no GPU has verified it; AAPT_KERNELS=all runs it all the same"
+    return f"the choice is {', '.join(selected.names)}"
+
+
+@functools.lru_cache(256)
+def _kernels_on(op: str, device: torch.device, selected: Selection) -> tuple[Kernel, ...]:
+    """The kernels of `op` that are on, in the order of the table."""
+    found, off = [], []
+    for kernel in (kernel for kernel in KERNELS.values() if kernel.op == op):
+        why = obstacle(kernel, device, selected)
+        if why is None:
+            found.append(kernel)
+        elif device.type == "cuda" and kernel.name in selected.names:
+            raise RuntimeError(f"{kernel.name}: expected a kernel that can run on {device}, got none: {why}")
+        else:
+            off.append(f"{kernel.name} does not run: {why}")
+    if off and not found and device.type == "cuda" and "all" in selected.names:
+        _warn(op, off[0])
+    return tuple(found)
+
+
+def running_kernel(op: str, device: torch.device) -> str | None:
+    """The name of the first kernel that is on for `op` on `device`, such as "paged_attention/sm90", or None."""
+    on = _kernels_on(op, device, selection())
+    return on[0].name if on else None
+
+
+def kernel_is_on(op: str, device: torch.device) -> bool:
+    """True if a kernel of `op` is on for `device`. torch.compile treats the answer as a constant."""
+    return running_kernel(op, device) is not None
+
+
+# The effect of torch.compiler.assume_constant_result, which would import the whole compiler with this package.
+kernel_is_on._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A compiled kernel as an op calls it: tensors are passed as views, the current stream comes last."""
+
+    kernel: Kernel
+    compiled: Callable[..., None]
+    stream: tuple[int, int]
+
+    def __call__(self, *arguments: Any) -> None:
+        """Launch. Raises the module's Unsupported for arguments that the kernel does not take."""
+        self.compiled(*(view(x) if isinstance(x, Tensor) else x for x in arguments), self.stream)
+
+
+def run_kernel(
+    op: str, device: torch.device, launch: Callable[..., Any], arguments: tuple[Any, ...]
+) -> tuple[Any, str] | None:
+    """Run the first kernel of `op` that is on and takes the arguments.
 
     Args:
         op: name of the op.
         device: where its tensors are.
-        launch: called with the compiled function and the stream argument; allocates, calls and returns the result.
+        launch: called with a `Launch` and the arguments; allocates the results, launches, returns them.
+        arguments: of the op.
 
     Returns:
-        What `launch` returned, or None if the torch composition has to run.
+        The results and the name of the kernel, or None if torch operators have to run.
 
     Raises:
-        ValueError: a kernel that was asked for does not do these arguments.
-        RuntimeError: the launch failed, or a kernel was asked for on a GPU and the compiled module does not have it.
+        ValueError: a kernel that the user named does not take these arguments.
+        RuntimeError: the launch failed, or a kernel that the user named cannot run on this GPU.
     """
     selected = selection()
-    if selected.names == ("none",):
-        return None
-    module = selected.module()
-    usable = module is not None and runs_on(module, device)
-    missing, obstacles = [], []
-    for kernel in KERNELS:
-        if kernel.split("/")[0] != op:
-            continue
-        function = getattr(module, kernel.replace("/", "_"), None) if usable else None
-        if function is None:
-            missing.append(kernel)
-        elif selected.allows(kernel, module, device):
-            try:
-                return launch(function, stream_of(device))
-            except module.Unsupported as obstacle:
-                if kernel in selected.names:
-                    raise
-                obstacles.append((kernel, obstacle))
-    if device.type == "cuda" and any(selected.asks_for(kernel) for kernel in missing):
-        raise RuntimeError(f"{missing[0]}: expected a build of aapt_fast with this kernel and CUDA, got {module}")
-    if obstacles and "all" in selected.names:
-        raise obstacles[-1][1]
-    for kernel, obstacle in obstacles:
-        warnings.warn(f"{kernel} does not run: {obstacle}; {op} runs as a torch composition", stacklevel=4)
+    module: Any = selected.module()
+    refusals = []
+    for kernel in _kernels_on(op, device, selected):
+        call = Launch(kernel, getattr(module, kernel.function), stream_of(device))
+        try:
+            return launch(call, *arguments), kernel.name
+        except module.Unsupported as error:
+            if kernel.name in selected.names:
+                raise
+            refusals.append(f"{kernel.name} does not run: {error}")
+    for refusal in refusals:
+        _warn(op, refusal)
     return None
 
 
-def kernel_is_on(op: str, device: torch.device) -> bool:
-    """Whether a kernel of `op` is there and on for a device; on the CPU one of an emulated build. Torch asks once."""
-    selected = selection()
-    module = None if selected.names == ("none",) else selected.module()
-    if module is None or not runs_on(module, device):
-        return False
-    kernels = [kernel for kernel in KERNELS if kernel.split("/")[0] == op and hasattr(module, kernel.replace("/", "_"))]
-    return any(selected.allows(kernel, module, device) for kernel in kernels)
-
-
-# What torch.compiler.assume_constant_result does, which would import the whole compiler with this package.
-kernel_is_on._dynamo_marked_constant = True  # type: ignore[attr-defined]
+def _warn(op: str, refusal: str) -> None:
+    # From this line for every caller, so that Python's own filter shows each reason once.
+    warnings.warn(f"{refusal}; {op} runs as a torch composition", stacklevel=1)
 
 
 def runs_on(module: ModuleType, device: torch.device) -> bool:
@@ -201,7 +293,7 @@ DTYPE_CODES = {
 """Codes of csrc/common/types.h, which the module repeats as `_C.dtypes`."""
 
 
-def view(tensor: torch.Tensor | None) -> tuple[int, int, tuple[int, ...], tuple[int, ...]] | None:
+def view(tensor: Tensor | None) -> tuple[int, int, tuple[int, ...], tuple[int, ...]] | None:
     """A tensor [...] as the compiled functions take it: (address, dtype code, shape, strides in elements)."""
     if tensor is None:
         return None

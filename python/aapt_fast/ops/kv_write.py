@@ -14,9 +14,10 @@ on a page, and what its last page has left over stays as it is.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from aapt_fast.errors import require
 from aapt_fast.ops._checks import (
@@ -28,33 +29,23 @@ from aapt_fast.ops._checks import (
     check_tensor,
     check_vector,
 )
-from aapt_fast.ops._library import library
-from aapt_fast.ops.kernels import run_kernel, view
-
-IMPLEMENTATIONS = {
-    "cpu": "torch composition: rms_norm, complex product, index_copy_ into the pages",
-    "cuda": "torch composition: rms_norm, complex product, index_copy_ into the pages",
-}
-
-library.define(
-    "kv_write(Tensor q, Tensor k, Tensor v, Tensor? q_weight, Tensor? k_weight, Tensor? cos, Tensor? sin,"
-    " Tensor(a!) k_pages, Tensor(b!) v_pages, Tensor page_ids, float eps) -> Tensor"
-)
+from aapt_fast.ops.kernels import Launch
+from aapt_fast.ops.registry import COMPOSITION, register
 
 
 def kv_write(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    q_weight: torch.Tensor | None,
-    k_weight: torch.Tensor | None,
-    cos: torch.Tensor | None,
-    sin: torch.Tensor | None,
-    k_pages: torch.Tensor,
-    v_pages: torch.Tensor,
-    page_ids: torch.Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    q_weight: Tensor | None,
+    k_weight: Tensor | None,
+    cos: Tensor | None,
+    sin: Tensor | None,
+    k_pages: Tensor,
+    v_pages: Tensor,
+    page_ids: Tensor,
     eps: float = 1e-6,
-) -> torch.Tensor:
+) -> Tensor:
     """Normalise and rotate q and k, write k and v to slots 0..N-1 of the listed pages. Inference only.
 
     Args:
@@ -95,16 +86,12 @@ def kv_write(
     _check_rotation(q, cos, sin)
     check_tensor("page_ids", page_ids, (batch, -(-tokens // PAGE_SLOTS)), torch.int32, q.device)
     check_inference("kv_write", q, k, v, q_weight, k_weight)
-    return torch.ops.aapt.kv_write.default(q, k, v, q_weight, k_weight, cos, sin, k_pages, v_pages, page_ids, eps)
+    return _call(q, k, v, q_weight, k_weight, cos, sin, k_pages, v_pages, page_ids, eps)
 
 
 def normalise_and_rotate(
-    x: torch.Tensor,
-    weight: torch.Tensor | None,
-    cos: torch.Tensor | None,
-    sin: torch.Tensor | None,
-    eps: float = 1e-6,
-) -> torch.Tensor:
+    x: Tensor, weight: Tensor | None, cos: Tensor | None, sin: Tensor | None, eps: float = 1e-6
+) -> Tensor:
     """The differentiable part of `kv_write`: RMSNorm and rotation, computed in float32 (float64 if x is).
 
     Args:
@@ -126,7 +113,7 @@ def normalise_and_rotate(
     return _normalise_and_rotate(x, weight, cos, sin, eps)
 
 
-def _check_rotation(x: torch.Tensor, cos: torch.Tensor | None, sin: torch.Tensor | None) -> None:
+def _check_rotation(x: Tensor, cos: Tensor | None, sin: Tensor | None) -> None:
     """Raise ValueError unless cos and sin are both None, or both float32 [N, D / 2] or [B, N, D / 2] for x."""
     if cos is None and sin is None:
         return
@@ -142,8 +129,8 @@ def _check_rotation(x: torch.Tensor, cos: torch.Tensor | None, sin: torch.Tensor
 
 
 def _normalise_and_rotate(
-    x: torch.Tensor, weight: torch.Tensor | None, cos: torch.Tensor | None, sin: torch.Tensor | None, eps: float
-) -> torch.Tensor:
+    x: Tensor, weight: Tensor | None, cos: Tensor | None, sin: Tensor | None, eps: float
+) -> Tensor:
     if weight is None and cos is None:
         return x
     y = x if x.dtype == torch.float64 else x.float()
@@ -157,49 +144,25 @@ def _normalise_and_rotate(
 
 
 def _composition(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    q_weight: torch.Tensor | None,
-    k_weight: torch.Tensor | None,
-    cos: torch.Tensor | None,
-    sin: torch.Tensor | None,
-    k_pages: torch.Tensor,
-    v_pages: torch.Tensor,
-    page_ids: torch.Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    q_weight: Tensor | None,
+    k_weight: Tensor | None,
+    cos: Tensor | None,
+    sin: Tensor | None,
+    k_pages: Tensor,
+    v_pages: Tensor,
+    page_ids: Tensor,
     eps: float,
-) -> torch.Tensor:
+) -> Tensor:
     _write(_normalise_and_rotate(k, k_weight, cos, sin, eps), k_pages, page_ids)
     _write(v, v_pages, page_ids)
     rotated = _normalise_and_rotate(q, q_weight, cos, sin, eps)
     return rotated.clone() if rotated is q else rotated.contiguous()  # an op may not return its input
 
 
-def _kernel(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    q_weight: torch.Tensor | None,
-    k_weight: torch.Tensor | None,
-    cos: torch.Tensor | None,
-    sin: torch.Tensor | None,
-    k_pages: torch.Tensor,
-    v_pages: torch.Tensor,
-    page_ids: torch.Tensor,
-    eps: float,
-) -> torch.Tensor | None:
-    def launch(kernel: Callable[..., None], stream: tuple[int, int]) -> torch.Tensor:
-        rotated = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-        rows = (q.shape[0], q.shape[1], q.shape[3] // 2)
-        angles = (table if table is None else table.expand(rows) for table in (cos, sin))
-        inputs = (view(tensor) for tensor in (q, k, v, q_weight, k_weight, *angles))
-        kernel(*inputs, view(k_pages), view(v_pages), view(page_ids), view(rotated), eps, stream)
-        return rotated
-
-    return run_kernel("kv_write", q.device, launch)
-
-
-def _write(tokens: torch.Tensor, pages: torch.Tensor, page_ids: torch.Tensor) -> None:
+def _write(tokens: Tensor, pages: Tensor, page_ids: Tensor) -> None:
     """Copy tokens [B, N, Hkv, D] to the pages: first the full ones, then the part of the last one."""
     full, rest = divmod(tokens.shape[1], PAGE_SLOTS)
     ids = page_ids.long()
@@ -210,62 +173,42 @@ def _write(tokens: torch.Tensor, pages: torch.Tensor, page_ids: torch.Tensor) ->
         pages[:, :rest].index_copy_(0, ids[:, full], tokens[:, full * PAGE_SLOTS :])
 
 
-def _cpu(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    q_weight: torch.Tensor | None,
-    k_weight: torch.Tensor | None,
-    cos: torch.Tensor | None,
-    sin: torch.Tensor | None,
-    k_pages: torch.Tensor,
-    v_pages: torch.Tensor,
-    page_ids: torch.Tensor,
-    eps: float,
-) -> torch.Tensor:
+def _cpu(q: Tensor, *arguments: Any) -> Tensor:
+    *_, k_pages, _, page_ids, _ = arguments
+    _check_page_ids(page_ids, k_pages.shape[0])
+    return _composition(q, *arguments)
+
+
+def _check_page_ids(page_ids: Tensor, pages: int) -> None:
+    """Raise ValueError unless each of page_ids [B, M], on the CPU, is in a pool of `pages` and listed once."""
     seen: set[int] = set()
     for row, ids in enumerate(page_ids.tolist()):
         for page in ids:
-            check_page_id(page, k_pages.shape[0], row)
+            check_page_id(page, pages, row)
             require(page not in seen, "page_ids", "every page once", f"{page} again in row {row}")
             seen.add(page)
-    return _unchecked(q, k, v, q_weight, k_weight, cos, sin, k_pages, v_pages, page_ids, eps)
 
 
-def _unchecked(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    q_weight: torch.Tensor | None,
-    k_weight: torch.Tensor | None,
-    cos: torch.Tensor | None,
-    sin: torch.Tensor | None,
-    k_pages: torch.Tensor,
-    v_pages: torch.Tensor,
-    page_ids: torch.Tensor,
-    eps: float,
-) -> torch.Tensor:
-    arguments = (q, k, v, q_weight, k_weight, cos, sin, k_pages, v_pages, page_ids, eps)
-    computed = _kernel(*arguments)
-    return _composition(*arguments) if computed is None else computed
-
-
-library.impl("kv_write", _cpu, "CPU")
-library.impl("kv_write", _unchecked, "CUDA")
-
-
-@torch.library.register_fake("aapt::kv_write", lib=library)
-def _fake(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    q_weight: torch.Tensor | None,
-    k_weight: torch.Tensor | None,
-    cos: torch.Tensor | None,
-    sin: torch.Tensor | None,
-    k_pages: torch.Tensor,
-    v_pages: torch.Tensor,
-    page_ids: torch.Tensor,
-    eps: float,
-) -> torch.Tensor:
+def _allocate(q: Tensor, *_: Any) -> Tensor:
     return torch.empty(q.shape, dtype=q.dtype, device=q.device)
+
+
+def _launch(kernel: Launch, *arguments: Any) -> Tensor:
+    q, k, v, q_weight, k_weight, cos, sin, k_pages, v_pages, page_ids, eps = arguments
+    if q.is_cpu:
+        _check_page_ids(page_ids, k_pages.shape[0])
+    rotated = _allocate(q)
+    if cos is not None:
+        cos, sin = (table.expand(q.shape[0], q.shape[1], q.shape[3] // 2) for table in (cos, sin))
+    kernel(q, k, v, q_weight, k_weight, cos, sin, k_pages, v_pages, page_ids, rotated, eps)
+    return rotated
+
+
+_call = register(
+    "kv_write(Tensor q, Tensor k, Tensor v, Tensor? q_weight, Tensor? k_weight, Tensor? cos, Tensor? sin,"
+    " Tensor(a!) k_pages, Tensor(b!) v_pages, Tensor page_ids, float eps) -> Tensor",
+    _cpu,
+    cuda=(_composition, COMPOSITION),
+    allocate=_allocate,
+    launch=_launch,
+)

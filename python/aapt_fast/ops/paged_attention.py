@@ -14,38 +14,29 @@ may hold anything, NaN included. The log-sum-exp lets partial results be merged.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from itertools import groupby
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from aapt_fast.errors import require_shape
 from aapt_fast.ops import reference
 from aapt_fast.ops._checks import PAGE_SLOTS, check_inference, check_page_id, check_pages, check_queries, check_tensor
-from aapt_fast.ops._library import library
-from aapt_fast.ops.kernels import run_kernel, view
+from aapt_fast.ops.kernels import Launch
+from aapt_fast.ops.registry import REFERENCE, register
 from aapt_fast.ops.split_schedule import Schedule, slots_of, split_schedule
-
-IMPLEMENTATIONS = {
-    "cpu": "torch composition: gather of the valid slots, then torch's CPU flash attention",
-    "cuda": "torch reference: float32 softmax over all listed slots (slow)",
-}
-
-library.define(
-    "paged_attention(Tensor q, Tensor k_pages, Tensor v_pages, Tensor page_ids, Tensor page_valid, float scale,"
-    " Tensor? page_bias=None) -> (Tensor, Tensor)"
-)
 
 
 def paged_attention(
-    q: torch.Tensor,
-    k_pages: torch.Tensor,
-    v_pages: torch.Tensor,
-    page_ids: torch.Tensor,
-    page_valid: torch.Tensor,
+    q: Tensor,
+    k_pages: Tensor,
+    v_pages: Tensor,
+    page_ids: Tensor,
+    page_valid: Tensor,
     scale: float | None = None,
-    page_bias: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
+    page_bias: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
     """Attend to the valid slots of the listed pages. Inference only.
 
     Args:
@@ -77,57 +68,48 @@ def paged_attention(
     if page_bias is not None:
         check_tensor("page_bias", page_bias, page_ids.shape, torch.float32, q.device)
     check_inference("paged_attention", q, k_pages, v_pages, page_bias)
-    return torch.ops.aapt.paged_attention.default(
-        q, k_pages, v_pages, page_ids, page_valid, q.shape[-1] ** -0.5 if scale is None else scale, page_bias
-    )
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    return _call(q, k_pages, v_pages, page_ids, page_valid, scale, page_bias)
 
 
-def _kernel(
-    q: torch.Tensor,
-    k_pages: torch.Tensor,
-    v_pages: torch.Tensor,
-    page_ids: torch.Tensor,
-    page_valid: torch.Tensor,
-    scale: float,
-    page_bias: torch.Tensor | None,
-) -> tuple[torch.Tensor, torch.Tensor] | None:
-    def launch(kernel: Callable[..., None], stream: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
-        out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-        lse = q.new_empty((q.shape[0], q.shape[2], q.shape[1]), dtype=torch.float32)
-        table = (view(page_ids), view(page_valid), view(page_bias))
-        arguments = (view(q), view(k_pages), view(v_pages), *table, view(out), view(lse), scale)
-        if getattr(kernel, "__name__", "") == "paged_attention_sm90_split":
-            schedule = _schedule(q, page_ids.shape[1])
-            rows = ((q.shape[0] * q.shape[2] - schedule.whole) * schedule.parts, q.shape[1])
-            part_out = q.new_empty((*rows, q.shape[3]), dtype=torch.float32)
-            part_lse = q.new_empty(rows, dtype=torch.float32)
-            kernel(*arguments, view(part_out), view(part_lse), *schedule, stream)
-        else:
-            kernel(*arguments, stream)
-        return out, lse
-
-    return run_kernel("paged_attention", q.device, launch)
+def _allocate(q: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    batch, tokens, heads, _ = q.shape
+    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    return out, q.new_empty((batch, heads, tokens), dtype=torch.float32)
 
 
-def _schedule(q: torch.Tensor, entries: int) -> Schedule:
+def _launch(kernel: Launch, *arguments: Any) -> tuple[Tensor, Tensor]:
+    q, k_pages, v_pages, page_ids, page_valid, scale, page_bias = arguments
+    if q.is_cpu:
+        _rows_by_layout(page_ids, page_valid, k_pages.shape[0])  # for its checks
+    out, lse = _allocate(q)
+    parts: tuple[Any, ...] = ()
+    if kernel.kernel.variant == "sm90_split":
+        schedule = _schedule(q, page_ids.shape[1])
+        rows = ((q.shape[0] * q.shape[2] - schedule.whole) * schedule.parts, q.shape[1])
+        part_out = q.new_empty((*rows, q.shape[3]), dtype=torch.float32)
+        parts = (part_out, q.new_empty(rows, dtype=torch.float32), *schedule)
+    kernel(q, k_pages, v_pages, page_ids, page_valid, page_bias, out, lse, scale, *parts)
+    return out, lse
+
+
+def _schedule(q: Tensor, entries: int) -> Schedule:
     """How the kernel that splits the keys does it for q [B, Nq, H, D]: it works with pairs of blocks of 128 queries."""
     batch, tokens, heads, _ = q.shape
     return split_schedule(-(-tokens // 256), batch * heads, entries, slots_of(q.device, cluster=2))
 
 
 def _cpu(
-    q: torch.Tensor,
-    k_pages: torch.Tensor,
-    v_pages: torch.Tensor,
-    page_ids: torch.Tensor,
-    page_valid: torch.Tensor,
+    q: Tensor,
+    k_pages: Tensor,
+    v_pages: Tensor,
+    page_ids: Tensor,
+    page_valid: Tensor,
     scale: float,
-    page_bias: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
+    page_bias: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Gather the valid slots of the listed pages, then torch's flash attention for the CPU."""
     layouts = _rows_by_layout(page_ids, page_valid, k_pages.shape[0])
-    computed = _kernel(q, k_pages, v_pages, page_ids, page_valid, scale, page_bias)
-    if computed is not None:
-        return computed
     batch, tokens, heads, _ = q.shape
     out = torch.zeros(q.shape, dtype=q.dtype)
     lse = torch.full((batch, heads, tokens), -torch.inf, dtype=torch.float32)
@@ -153,7 +135,7 @@ def _cpu(
 
 
 def _rows_by_layout(
-    page_ids: torch.Tensor, page_valid: torch.Tensor, pages: int
+    page_ids: Tensor, page_valid: Tensor, pages: int
 ) -> dict[tuple[int, ...], list[tuple[int, list[int], list[int]]]]:
     """Rows that can share one gather: {sorted valid counts: [(row, page ids, entries, in the order of the counts)]}.
 
@@ -171,7 +153,7 @@ def _rows_by_layout(
     return layouts
 
 
-def _gather(pages: torch.Tensor, ids: torch.Tensor, counts: tuple[int, ...]) -> torch.Tensor:
+def _gather(pages: Tensor, ids: Tensor, counts: tuple[int, ...]) -> Tensor:
     """The first counts[m] slots of page ids[r, m], for all m one after the other: [rows, sum(counts), Hkv, D]."""
     parts, start = [], 0
     for count, run in groupby(counts):
@@ -182,34 +164,16 @@ def _gather(pages: torch.Tensor, ids: torch.Tensor, counts: tuple[int, ...]) -> 
     return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
 
-def _cuda(
-    q: torch.Tensor,
-    k_pages: torch.Tensor,
-    v_pages: torch.Tensor,
-    page_ids: torch.Tensor,
-    page_valid: torch.Tensor,
-    scale: float,
-    page_bias: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    arguments = (q, k_pages, v_pages, page_ids, page_valid, scale, page_bias)
-    computed = _kernel(*arguments)
-    return reference.paged_attention(*arguments) if computed is None else computed
+def _cuda(q: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+    with torch.autocast(q.device.type, enabled=False):  # which would multiply in a lower precision
+        return reference.paged_attention(q, *arguments)
 
 
-library.impl("paged_attention", _cpu, "CPU")
-library.impl("paged_attention", _cuda, "CUDA")
-
-
-@torch.library.register_fake("aapt::paged_attention", lib=library)
-def _fake(
-    q: torch.Tensor,
-    k_pages: torch.Tensor,
-    v_pages: torch.Tensor,
-    page_ids: torch.Tensor,
-    page_valid: torch.Tensor,
-    scale: float,
-    page_bias: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    batch, tokens, heads, _ = q.shape
-    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    return out, q.new_empty((batch, heads, tokens), dtype=torch.float32)
+_call = register(
+    "paged_attention(Tensor q, Tensor k_pages, Tensor v_pages, Tensor page_ids, Tensor page_valid, float scale,"
+    " Tensor? page_bias) -> (Tensor, Tensor)",
+    _cpu,
+    cuda=(_cuda, REFERENCE),
+    allocate=_allocate,
+    launch=_launch,
+)

@@ -8,25 +8,26 @@ input's dtype. Nothing here checks its arguments; the public functions do.
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 PHILOX_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 PHILOX_KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
 
 
-def wide(x: torch.Tensor) -> torch.Tensor:
+def wide(x: Tensor) -> Tensor:
     """`x` [...] in float32, or in float64 if it is."""
     return x if x.dtype == torch.float64 else x.float()
 
 
 def paged_attention(
-    q: torch.Tensor,
-    k_pages: torch.Tensor,
-    v_pages: torch.Tensor,
-    page_ids: torch.Tensor,
-    page_valid: torch.Tensor,
+    q: Tensor,
+    k_pages: Tensor,
+    v_pages: Tensor,
+    page_ids: Tensor,
+    page_valid: Tensor,
     scale: float,
-    page_bias: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
+    page_bias: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
     """Masked softmax over all slots of all listed pages; reads no value back to the host.
 
     q [B, Nq, H, D], pages [P, S, Hkv, D], page_ids and page_valid int32 [B, M], page_bias float32 [B, M]
@@ -37,7 +38,7 @@ def paged_attention(
     valid = torch.arange(slots, device=q.device) < page_valid[..., None]  # [B, M, S]
     used_ids = torch.where(page_valid > 0, page_ids, 0)
 
-    def gather(pages: torch.Tensor) -> torch.Tensor:  # -> [B, H, M * S, D]
+    def gather(pages: Tensor) -> Tensor:  # -> [B, H, M * S, D]
         listed = torch.where(valid[..., None, None], wide(pages[used_ids]), 0)  # drops NaN in unused slots
         return listed.flatten(1, 2).transpose(1, 2).repeat_interleave(heads // kv_heads, 1)
 
@@ -51,12 +52,12 @@ def paged_attention(
     return out.transpose(1, 2).to(q.dtype).contiguous(), lse.float()
 
 
-def rms_norm(x: torch.Tensor, eps: float) -> torch.Tensor:
+def rms_norm(x: Tensor, eps: float) -> Tensor:
     """x / sqrt(mean(x^2) + eps) for x [..., d], the mean over d."""
     return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
 
 
-def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn each pair (x[2i], x[2i+1]) of x [..., N, H, D] by the angle with cos, sin [N, D/2] or [..., N, D/2]."""
     even, odd = x[..., 0::2], x[..., 1::2]
     cos, sin = cos.unsqueeze(-2), sin.unsqueeze(-2)
@@ -64,8 +65,8 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tenso
 
 
 def normalise_and_rotate(
-    x: torch.Tensor, weight: torch.Tensor | None, cos: torch.Tensor | None, sin: torch.Tensor | None, eps: float
-) -> torch.Tensor:
+    x: Tensor, weight: Tensor | None, cos: Tensor | None, sin: Tensor | None, eps: float
+) -> Tensor:
     """RMSNorm of x [..., N, H, D] per head (weight [D]) or across heads (weight [H * D]), then RoPE."""
     y = wide(x)
     if weight is not None:
@@ -77,18 +78,18 @@ def normalise_and_rotate(
 
 
 def kv_write(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    q_weight: torch.Tensor | None,
-    k_weight: torch.Tensor | None,
-    cos: torch.Tensor | None,
-    sin: torch.Tensor | None,
-    k_pages: torch.Tensor,
-    v_pages: torch.Tensor,
-    page_ids: torch.Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    q_weight: Tensor | None,
+    k_weight: Tensor | None,
+    cos: Tensor | None,
+    sin: Tensor | None,
+    k_pages: Tensor,
+    v_pages: Tensor,
+    page_ids: Tensor,
     eps: float,
-) -> torch.Tensor:
+) -> Tensor:
     """Token n of row b goes to slot n % S of page page_ids[b, n // S]; pages are changed in place."""
     slots = k_pages.shape[1]
     k = normalise_and_rotate(k, k_weight, cos, sin, eps)
@@ -101,13 +102,8 @@ def kv_write(
 
 
 def channel_concat(
-    noised: torch.Tensor,
-    recycled: torch.Tensor,
-    control: torch.Tensor | None,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    patch: int,
-) -> torch.Tensor:
+    noised: Tensor, recycled: Tensor, control: Tensor | None, weight: Tensor, bias: Tensor | None, patch: int
+) -> Tensor:
     """Patch embedding of the channel-wise concatenation: [B, C, h, w] x 2 (+ [B, Cc, h, w]) -> [B, N, d]."""
     sources = [noised, recycled] if control is None else [noised, recycled, control]
     patches = torch.nn.functional.pixel_unshuffle(wide(torch.cat(sources, 1)), patch)
@@ -116,13 +112,8 @@ def channel_concat(
 
 
 def gate_residual_norm(
-    x: torch.Tensor,
-    y: torch.Tensor | None,
-    gate: torch.Tensor | None,
-    scale: torch.Tensor | None,
-    shift: torch.Tensor | None,
-    eps: float,
-) -> tuple[torch.Tensor, torch.Tensor]:
+    x: Tensor, y: Tensor | None, gate: Tensor | None, scale: Tensor | None, shift: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor]:
     """residual = x + gate * y and RMSNorm(residual) * (1 + scale) + shift, both [B, N, d]; missing parts drop out."""
     residual = wide(x)
     if y is not None:
@@ -135,17 +126,7 @@ def gate_residual_norm(
     return residual.to(x.dtype), normed.to(x.dtype)
 
 
-def linear_residual(
-    x: torch.Tensor, inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, gate: torch.Tensor | None
-) -> torch.Tensor:
-    """x + gate * (inputs weight^T + bias), [B, N, d]; missing parts drop out."""
-    update = wide(inputs) @ wide(weight).T
-    if bias is not None:
-        update = update + wide(bias)
-    return (wide(x) + (update if gate is None else wide(gate) * update)).to(x.dtype)
-
-
-def clean_frame(tokens: torch.Tensor, noised: torch.Tensor, t: torch.Tensor, patch: int) -> torch.Tensor:
+def clean_frame(tokens: Tensor, noised: Tensor, t: Tensor, patch: int) -> Tensor:
     """noised - t * velocity: tokens [B, F N, C p^2], noised [B, C, F, h, w], t [B] -> [B, C, F, h, w]."""
     batch, channels, frames, height, width = noised.shape
     grid = (frames, height // patch, width // patch)

@@ -16,8 +16,10 @@ The default split is Wan's: D // 6 pairs for rows, as many for columns, the rest
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from aapt_fast.errors import require
 
@@ -27,7 +29,7 @@ def rope_split(head_dim: int) -> tuple[int, int, int]:
     return head_dim // 2 - 2 * (head_dim // 6), head_dim // 6, head_dim // 6
 
 
-def axis_angles(positions: torch.Tensor, pairs: int, theta: float) -> torch.Tensor:
+def axis_angles(positions: Tensor, pairs: int, theta: float) -> Tensor:
     """Angles of one axis: positions float64 [n] -> float64 [n, pairs]."""
     exponents = torch.arange(pairs, dtype=torch.float64) / max(pairs, 1)
     return positions[:, None] * theta**-exponents
@@ -35,7 +37,7 @@ def axis_angles(positions: torch.Tensor, pairs: int, theta: float) -> torch.Tens
 
 def temporal_angles(
     frames: Sequence[float], pairs: int, theta: float = 10000.0, temporal_interval: float = 1.0
-) -> torch.Tensor:
+) -> Tensor:
     """Angles of the time axis for each frame index: float64 [F, pairs]."""
     return axis_angles(torch.tensor(frames, dtype=torch.float64) * temporal_interval, pairs, theta)
 
@@ -45,7 +47,7 @@ def spatial_angles(
     pairs: tuple[int, int],
     theta: float = 10000.0,
     spatial_extent: tuple[float, float] | None = None,
-) -> torch.Tensor:
+) -> Tensor:
     """Angles of the row and column axes for a grid of (h, w) tokens, row-major: float64 [h * w, sum(pairs)]."""
     (height, width), extent = grid, spatial_extent or grid
     rows = axis_angles(torch.arange(height, dtype=torch.float64) * (extent[0] / height), pairs[0], theta)
@@ -94,14 +96,14 @@ class FrameRope:
         angles = spatial_angles(grid, split[1:], theta, spatial_extent)
         self._cos, self._sin = angles.cos().float().to(device), angles.sin().float().to(device)
 
-    def __call__(self, frame_index: float | Sequence[float]) -> tuple[torch.Tensor, torch.Tensor]:
+    def __call__(self, frame_index: float | Sequence[float]) -> tuple[Tensor, Tensor]:
         """cos and sin for one frame index, or for F of them one after the other: float32 [F * h * w, D / 2] each."""
         frames = [frame_index] if isinstance(frame_index, int | float) else list(frame_index)
         angles = temporal_angles(frames, self.split[0], self.theta, self.temporal_interval)
         return self._join(angles.cos(), self._cos), self._join(angles.sin(), self._sin)
 
     @staticmethod
-    def _join(time: torch.Tensor, space: torch.Tensor) -> torch.Tensor:
+    def _join(time: Tensor, space: Tensor) -> Tensor:
         """[F, pairs] and [h * w, pairs] -> [F * h * w, all pairs]."""
         frames, tokens = time.shape[0], space.shape[0]
         time = time.float().to(space.device)[:, None].expand(frames, tokens, -1)
@@ -109,24 +111,7 @@ class FrameRope:
 
 
 def rope_tables(
-    frame_index: float | Sequence[float],
-    grid: tuple[int, int],
-    head_dim: int,
-    *,
-    split: tuple[int, int, int] | None = None,
-    theta: float = 10000.0,
-    spatial_extent: tuple[float, float] | None = None,
-    temporal_interval: float = 1.0,
-    device: torch.device | str | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
+    frame_index: float | Sequence[float], grid: tuple[int, int], head_dim: int, **options: Any
+) -> tuple[Tensor, Tensor]:
     """cos and sin, float32 [F * h * w, D / 2], for one frame index or a list of F; arguments as in `FrameRope`."""
-    table = FrameRope(
-        grid,
-        head_dim,
-        split=split,
-        theta=theta,
-        spatial_extent=spatial_extent,
-        temporal_interval=temporal_interval,
-        device=device,
-    )
-    return table(frame_index)
+    return FrameRope(grid, head_dim, **options)(frame_index)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the time of a step goes: hooks around the generator or its recording, marks around everything else.
+"""Time of a step by stages: hooks around the generator or its recording, marks around everything else.
 
 condition: from the call until the generator begins: controls, noise, pages; generator: its forward call with all
 blocks, keys and values; decode: until the frames are complete; to host: the copy that an encoder or a socket reads.
@@ -11,28 +11,28 @@ attention over the pages, and the rest.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from aapt_fast.models.stream_model import StreamModel
-from aapt_fast.streaming import cache as paged_cache
+from aapt_fast.ops import observe_ops
 from aapt_fast.streaming.session import StreamSession
 
 STAGES = ("condition", "generator", "decode", "to host")
 OPS = {"kv_write": "keys and values", "paged_attention": "attention"}
 INSIDE = (*OPS.values(), "rest")
-"""Of the generator."""
+"""Parts of the generator."""
 
 
 @dataclass(frozen=True)
 class StepTime:
-    """Milliseconds of one step: the whole by the wall clock, and each stage."""
+    """Milliseconds of one step: all of it by the wall clock, and each stage."""
 
     whole: float
     stages: dict[str, float]
@@ -92,39 +92,35 @@ def inside_generator(session: StreamSession, control: Tensor | None) -> dict[str
 
     control [entries, J, 3] or [entries, C, h, w] or None.
     """
-    with _timed_ops(session.model.device.type == "cuda") as spans:
+    timer = _OpTimer(session.model.device.type == "cuda")
+    with observe_ops(timer.around):
         whole = StepTimer(session.model).step(session, control).stages["generator"]
-        parts = {OPS[name]: sum(milliseconds() for milliseconds in spans[name]) for name in OPS}
+    parts = {part: timer.milliseconds(op) for op, part in OPS.items()}
     return {**parts, "rest": max(whole - sum(parts.values()), 0.0)}
 
 
-@contextmanager
-def _timed_ops(cuda: bool) -> Iterator[dict[str, list[Callable[[], float]]]]:
-    """By op, the milliseconds of its calls in paged caches, to be asked for once they have been computed."""
-    spans: dict[str, list[Callable[[], float]]] = {name: [] for name in OPS}
-    before = {name: getattr(paged_cache, name) for name in OPS}
+class _OpTimer:
+    """Times op calls: by wall clock on a CPU, between two CUDA events on a GPU."""
 
-    def timed(name: str) -> Callable[..., Any]:
-        def call(*arguments: Any) -> Any:
-            if cuda:
-                begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-                begin.record()
-                result = before[name](*arguments)
-                end.record()
-                spans[name].append(lambda: begin.elapsed_time(end))
-                return result
+    def __init__(self, cuda: bool) -> None:
+        self._cuda = cuda
+        self._seconds: dict[str, float] = defaultdict(float)  # on a CPU
+        self._events: dict[str, list[tuple[torch.cuda.Event, torch.cuda.Event]]] = defaultdict(list)
+
+    @contextmanager
+    def around(self, op: str) -> Iterator[None]:
+        """Time one call of `op`."""
+        if not self._cuda:
             begun = time.perf_counter()
-            result = before[name](*arguments)
-            took = 1e3 * (time.perf_counter() - begun)
-            spans[name].append(lambda: took)
-            return result
+            yield
+            self._seconds[op] += time.perf_counter() - begun
+            return
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        begin.record()
+        yield
+        end.record()
+        self._events[op].append((begin, end))
 
-        return call
-
-    try:
-        for name in OPS:
-            setattr(paged_cache, name, timed(name))
-        yield spans
-    finally:
-        for name, op in before.items():
-            setattr(paged_cache, name, op)
+    def milliseconds(self, op: str) -> float:
+        """The time of all calls of `op`, once they have been computed."""
+        return 1e3 * self._seconds[op] + sum(begin.elapsed_time(end) for begin, end in self._events[op])

@@ -22,11 +22,9 @@ from aapt_fast.models.aapt.config import ControlConfig, GeneratorConfig
 from aapt_fast.models.aapt.sampling import EulerSampler
 from aapt_fast.ops import (
     FrameRope,
-    adds_in_its_epilogue,
     channel_concat,
     clean_frame,
     gate_residual_norm,
-    linear_residual,
     normalise_and_rotate,
 )
 from aapt_fast.ops.cache import Cache, GrowingCache, WholeClipCache
@@ -108,8 +106,7 @@ class Block(nn.Module):
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Video tokens x [B, F, N, d] with the previous block's pending gated `update`; returns the same triple.
 
-        Leaving the last addition to the next norm lets one kernel do gate, residual, norm and modulation. Where linear
-        layers add by themselves, nothing is pending.
+        Leaving the last addition to the next norm lets one kernel do gate, residual, norm and modulation.
         """
         stream, (batch, frames, tokens, width) = self.video, x.shape
         m = stream.modulate(modulation, x.dtype)
@@ -119,13 +116,8 @@ class Block(nn.Module):
         )
         q, k, v = stream.project(normed.view(batch, frames, tokens, width))
         attended = cache.attend(layer, q, k, v, stream.q_norm, stream.k_norm).reshape(flat)
-        shape = (batch, frames, tokens, width)
-        if adds_in_its_epilogue(x, stream.down.weight):
-            x = linear_residual(x, attended, stream.out.weight, stream.out.bias, m[GATE1])
-            _, normed = gate_residual_norm(x, None, None, m[SCALE2], m[SHIFT2])
-            x = linear_residual(x, stream.hidden(normed), stream.down.weight, stream.down.bias, m[GATE2])
-            return x.view(shape), None, None
         x, normed = gate_residual_norm(x, stream.out(attended), m[GATE1], m[SCALE2], m[SHIFT2])
+        shape = (batch, frames, tokens, width)
         return x.view(shape), stream.mlp(normed).view(shape), m[GATE2]
 
     def encode_text(self, x: Tensor, modulation: Tensor, last: bool) -> tuple[Tensor, tuple[Tensor, Tensor]]:

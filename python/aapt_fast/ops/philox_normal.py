@@ -21,34 +21,28 @@ The largest magnitude that can occur is sqrt(66 ln 2) = 6.76.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
+from torch import Tensor
 
-from aapt_fast.errors import require, require_device, require_dtype, require_shape
-from aapt_fast.ops._library import library
-from aapt_fast.ops.kernels import run_kernel, view
-
-IMPLEMENTATIONS = {
-    "cpu": "torch composition: Philox in int64 arithmetic, Box-Muller in float64",
-    "cuda": "torch composition: Philox in int64 arithmetic, Box-Muller in float64",
-}
+from aapt_fast.errors import require, require_dtype, require_shape
+from aapt_fast.ops._checks import check_tensor
+from aapt_fast.ops.kernels import Launch
+from aapt_fast.ops.registry import register
 
 ROUNDS = 10
 WORD = 0xFFFFFFFF
 MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)  # for words 0 and 2
 KEY_STEPS = (0x9E3779B9, 0xBB67AE85)  # added to key words 0 and 1 after each round
 
-library.define("philox_normal(Tensor seed, Tensor step, SymInt[] shape) -> Tensor")
-
 
 def philox_normal(
-    seed: torch.Tensor,
-    step: torch.Tensor,
+    seed: Tensor,
+    step: Tensor,
     shape: tuple[int, int, int],
     dtype: torch.dtype = torch.float32,
     device: torch.device | str | None = None,
-) -> torch.Tensor:
+) -> Tensor:
     """Normal noise for one step of `B` sessions.
 
     Args:
@@ -66,23 +60,16 @@ def philox_normal(
     """
     if device is not None:
         seed, step = seed.to(device), step.to(device)
-    check_seed_and_step(seed, step)
+    require_shape("seed", seed, "B")
+    require_dtype("seed", seed, torch.int64)
+    check_tensor("step", step, seed.shape, torch.int64, seed.device)
     require(len(shape) == 3 and min(shape) > 0, "shape", "three positive sizes (C, h, w)", shape)
     require(math.prod(shape) <= 4 * WORD, "shape", "at most 2^34 - 4 elements per frame", shape)
     require(dtype.is_floating_point, "dtype", "a floating point dtype", dtype)
-    return torch.ops.aapt.philox_normal.default(seed, step, shape).to(dtype)
+    return _call(seed, step, shape).to(dtype)
 
 
-def check_seed_and_step(seed: torch.Tensor, step: torch.Tensor, batch: int | str = "B") -> None:
-    """Raise ValueError unless both are int64 [B] on one device."""
-    require_shape("seed", seed, batch)
-    require_dtype("seed", seed, torch.int64)
-    require_shape("step", step, seed.shape[0])
-    require_dtype("step", step, torch.int64)
-    require_device("step", step, seed.device)
-
-
-def philox_words(counter: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+def philox_words(counter: Tensor, key: Tensor) -> Tensor:
     """Philox4x32-10.
 
     Args:
@@ -109,16 +96,7 @@ def philox_words(counter: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
     return torch.stack((even, odd), 1).flatten(0, 1)
 
 
-def _kernel(seed: torch.Tensor, step: torch.Tensor, shape: list[int]) -> torch.Tensor | None:
-    def launch(kernel: Callable[..., None], stream: tuple[int, int]) -> torch.Tensor:
-        out = seed.new_empty((seed.shape[0], *shape), dtype=torch.float32)
-        kernel(view(seed), view(step), view(out), stream)
-        return out
-
-    return run_kernel("philox_normal", seed.device, launch)
-
-
-def _composition(seed: torch.Tensor, step: torch.Tensor, shape: list[int]) -> torch.Tensor:
+def _composition(seed: Tensor, step: Tensor, shape: list[int]) -> Tensor:
     size = math.prod(shape)
     index = torch.arange(-(-size // 4), device=seed.device).expand(seed.shape[0], -1)  # [B, counters]
     low, high = (step & WORD)[:, None].expand_as(index), ((step >> 32) & WORD)[:, None].expand_as(index)
@@ -133,15 +111,19 @@ def _composition(seed: torch.Tensor, step: torch.Tensor, shape: list[int]) -> to
     return lanes[:, :size].float().view(-1, *shape)
 
 
-def _normal(seed: torch.Tensor, step: torch.Tensor, shape: list[int]) -> torch.Tensor:
-    computed = _kernel(seed, step, shape)
-    return _composition(seed, step, shape) if computed is None else computed
-
-
-library.impl("philox_normal", _normal, "CPU")
-library.impl("philox_normal", _normal, "CUDA")
-
-
-@torch.library.register_fake("aapt::philox_normal", lib=library)
-def _fake(seed: torch.Tensor, step: torch.Tensor, shape: list[int]) -> torch.Tensor:
+def _allocate(seed: Tensor, step: Tensor, shape: list[int]) -> Tensor:
     return seed.new_empty((seed.shape[0], *shape), dtype=torch.float32)
+
+
+def _launch(kernel: Launch, seed: Tensor, step: Tensor, shape: list[int]) -> Tensor:
+    noise = _allocate(seed, step, shape)
+    kernel(seed, step, noise)
+    return noise
+
+
+_call = register(
+    "philox_normal(Tensor seed, Tensor step, SymInt[] shape) -> Tensor",
+    _composition,
+    allocate=_allocate,
+    launch=_launch,
+)

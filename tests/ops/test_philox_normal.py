@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from aapt_fast.ops import philox_normal, reference
-from aapt_fast.ops.philox import philox_words
+from aapt_fast.ops.philox_normal import philox_words
 from aapt_fast.testing.cases import DEVICES, strided
 from aapt_fast.testing.compare import assert_near
 
