@@ -1,19 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
 import torch
 
-from aapt_fast.models.aapt.config import (
-    ControlConfig,
-    GeneratorConfig,
-    MiniVAEConfig,
-    generator_config_from_json,
-    mini_vae_config_from_json,
-    to_json,
-)
+from aapt_fast.models.aapt.config import ControlConfig, GeneratorConfig
 from aapt_fast.models.aapt.generator import Generator
 from aapt_fast.models.aapt.presets import (
     AAPT_8B,
@@ -23,7 +17,7 @@ from aapt_fast.models.aapt.presets import (
     PERSON_LIMBS,
     generator_preset,
 )
-from aapt_fast.models.vae.mini import MiniVAE
+from aapt_fast.models.vae.mini import MiniVAE, MiniVAEConfig
 from aapt_fast.worlds.skeleton import JOINTS, LIMBS
 
 
@@ -69,12 +63,12 @@ def test_the_bundled_model_fits_into_20_megabytes_of_float16():
 @pytest.mark.parametrize("name", GENERATORS)
 def test_preset_survives_json(name):
     config = generator_preset(name)
-    assert generator_config_from_json(json.loads(json.dumps(to_json(config)))) == config
+    assert GeneratorConfig.from_json(json.loads(json.dumps(dataclasses.asdict(config)))) == config
 
 
 def test_vae_configuration_survives_json():
     config = MiniVAEConfig(latent_channels=8, encoder_widths=(8, 12, 16))
-    assert mini_vae_config_from_json(json.loads(json.dumps(to_json(config)))) == config
+    assert MiniVAEConfig.from_json(json.loads(json.dumps(dataclasses.asdict(config)))) == config
 
 
 def test_unknown_preset_lists_the_known_ones():
@@ -120,4 +114,4 @@ def test_a_control_stem_needs_a_control():
 
 def test_unknown_fields_of_a_configuration_are_refused():
     with pytest.raises(TypeError, match="depth"):
-        generator_config_from_json({**to_json(generator_preset("nano")), "depth": 3})
+        GeneratorConfig.from_json({**dataclasses.asdict(generator_preset("nano")), "depth": 3})
