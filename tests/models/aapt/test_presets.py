@@ -3,22 +3,29 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
+from pathlib import Path
 
 import pytest
 import torch
 
+from aapt_fast.cli import main
 from aapt_fast.models.aapt.config import ControlConfig, GeneratorConfig
 from aapt_fast.models.aapt.generator import Generator
 from aapt_fast.models.aapt.presets import (
     AAPT_8B,
     GENERATORS,
     MINI_PERSON,
+    NANO,
     PERSON_CONTROL,
     PERSON_LIMBS,
     generator_preset,
 )
 from aapt_fast.models.vae.mini import MiniVAE, MiniVAEConfig
+from aapt_fast.profiling.systems import find_system
 from aapt_fast.worlds.skeleton import JOINTS, LIMBS
+
+HOW_TO = Path(__file__).parents[3] / "docs" / "how-to" / "add-a-preset.md"
 
 
 def parameters(model: torch.nn.Module) -> int:
@@ -69,6 +76,18 @@ def test_preset_survives_json(name):
 def test_vae_configuration_survives_json():
     config = MiniVAEConfig(latent_channels=8, encoder_widths=(8, 12, 16))
     assert MiniVAEConfig.from_json(json.loads(json.dumps(dataclasses.asdict(config)))) == config
+
+
+def test_a_preset_is_one_entry(monkeypatch, capsys):
+    """The entry of docs/how-to/add-a-preset.md has a name, streams, and is measured by the command."""
+    (entry,) = re.findall(r"```python\n(.*?)```", HOW_TO.read_text(), re.DOTALL)
+    monkeypatch.setitem(GENERATORS, "my-model", NANO)  # so that it goes again after the test
+    exec(compile(entry, str(HOW_TO), "exec"), {})
+    config = generator_preset("my-model")
+    assert config != NANO and find_system("my-model").config == config
+    command = ["bench", "frame", "--preset", "my-model", "--device", "cpu", "--steps", "5", "--target", "1000"]
+    assert main(command) == 0
+    assert "frame/my-model" in capsys.readouterr().out
 
 
 def test_unknown_preset_lists_the_known_ones():
