@@ -21,9 +21,8 @@ from types import ModuleType
 
 import torch
 
-from aapt_fast.models.aapt.config import MiniVAEConfig
 from aapt_fast.models.stream_model import StreamModel
-from aapt_fast.models.vae.mini import MiniVAE
+from aapt_fast.models.vae.mini import MiniVAE, MiniVAEConfig
 from aapt_fast.models.wan.config import WanConfig
 from aapt_fast.models.wan.sampling import FewStepSampler
 from aapt_fast.models.wan.transformer import WanTransformer

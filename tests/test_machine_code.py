@@ -16,9 +16,6 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-
-from aapt_fast.ops._load import extension_or_none
-from aapt_fast.ops.kernels import KERNELS
 from aapt_fast.ops.machine_code import (
     Cubin,
     Function,
@@ -29,6 +26,9 @@ from aapt_fast.ops.machine_code import (
     machine_code,
     read_machine_code,
 )
+
+from aapt_fast.ops._load import extension_or_none
+from aapt_fast.ops.kernels import KERNELS
 
 
 @dataclass(frozen=True)

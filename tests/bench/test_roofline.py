@@ -10,11 +10,10 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from aapt_fast.models.aapt.config import MiniVAEConfig
 from aapt_fast.models.aapt.generator import Generator
 from aapt_fast.models.aapt.presets import AAPT_8B
 from aapt_fast.models.vae.layers import CausalConv3d
-from aapt_fast.models.vae.mini import MiniVAE
+from aapt_fast.models.vae.mini import MiniVAE, MiniVAEConfig
 from aapt_fast.models.vae.wan import WanVAE, WanVAEConfig
 from aapt_fast.profiling.decoders import Layer, light_decoder, mini_decoder, wan_decoder
 from aapt_fast.profiling.roofline import H100, H200, Step, paper_check, predict, prediction, shares, tile_efficiency

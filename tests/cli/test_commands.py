@@ -22,11 +22,10 @@ from PIL import Image
 
 from aapt_fast import cli
 from aapt_fast.cli import doctor, main
-from aapt_fast.models.aapt.config import MiniVAEConfig
 from aapt_fast.models.aapt.generator import Generator
 from aapt_fast.models.aapt.presets import NANO
 from aapt_fast.models.stream_model import StreamModel
-from aapt_fast.models.vae.mini import MiniVAE
+from aapt_fast.models.vae.mini import MiniVAE, MiniVAEConfig
 from aapt_fast.ops._load import extension
 from aapt_fast.ops.kernels import KERNELS, use_kernels
 from aapt_fast.streaming.session import StreamSession

@@ -11,11 +11,10 @@ from pathlib import Path
 import pytest
 
 from aapt_fast.cli import main
-from aapt_fast.models.aapt.config import MiniVAEConfig
 from aapt_fast.models.aapt.generator import Generator
 from aapt_fast.models.aapt.presets import NANO
 from aapt_fast.models.stream_model import StreamModel
-from aapt_fast.models.vae.mini import MiniVAE
+from aapt_fast.models.vae.mini import MiniVAE, MiniVAEConfig
 from aapt_fast.training import recipes
 from aapt_fast.training.pose_network import PoseNetworkConfig
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from aapt_fast.models.aapt.config import MiniVAEConfig
+from aapt_fast.models.vae.mini import MiniVAEConfig
 from aapt_fast.training import codec
 from aapt_fast.training.codec import CodecConfig, evaluate_codec, train_codec
 from aapt_fast.training.data import ClipSet, ClipSetConfig, held_out_clips, make_clip

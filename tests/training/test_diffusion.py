@@ -10,10 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from aapt_fast.models.aapt.config import MiniVAEConfig
 from aapt_fast.models.aapt.generator import Generator
 from aapt_fast.models.aapt.presets import NANO
-from aapt_fast.models.vae.mini import MiniVAE
+from aapt_fast.models.vae.mini import MiniVAE, MiniVAEConfig
 from aapt_fast.streaming.controls import clip_controls
 from aapt_fast.training.clips import LatentClips
 from aapt_fast.training.data import ClipSetConfig, held_out_clips

@@ -12,11 +12,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from aapt_fast.models.aapt.config import MiniVAEConfig
 from aapt_fast.models.aapt.generator import Generator
 from aapt_fast.models.aapt.presets import NANO, NANO_TEXT
 from aapt_fast.models.stream_model import StreamModel
-from aapt_fast.models.vae.mini import MiniVAE
+from aapt_fast.models.vae.mini import MiniVAE, MiniVAEConfig
 from aapt_fast.training import evaluate as module
 from aapt_fast.training.data import make_clip
 from aapt_fast.training.evaluate import Group, Row, evaluate, make_group

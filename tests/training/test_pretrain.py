@@ -12,11 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from aapt_fast.models.aapt.config import MiniVAEConfig
 from aapt_fast.models.aapt.convert import bidirectional, to_autoregressive
 from aapt_fast.models.aapt.generator import Generator
 from aapt_fast.models.aapt.presets import NANO
-from aapt_fast.models.vae.mini import MiniVAE
+from aapt_fast.models.vae.mini import MiniVAE, MiniVAEConfig
 from aapt_fast.streaming.controls import clip_controls
 from aapt_fast.training.clips import LatentClips
 from aapt_fast.training.data import ClipSetConfig, held_out_clips

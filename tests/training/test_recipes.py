@@ -15,11 +15,10 @@ import pytest
 import torch
 
 import aapt_fast
-from aapt_fast.models.aapt.config import MiniVAEConfig
 from aapt_fast.models.aapt.convert import bidirectional
 from aapt_fast.models.aapt.generator import Generator
 from aapt_fast.models.aapt.presets import NANO
-from aapt_fast.models.vae.mini import MiniVAE
+from aapt_fast.models.vae.mini import MiniVAE, MiniVAEConfig
 from aapt_fast.testing.compare import assert_near
 from aapt_fast.training import data, evaluate, recipes, stages
 from aapt_fast.training.adversarial import AdversarialConfig

@@ -3,11 +3,10 @@ from __future__ import annotations
 
 import torch
 
-from aapt_fast.models.aapt.config import MiniVAEConfig
 from aapt_fast.models.aapt.generator import Generator
 from aapt_fast.models.aapt.presets import NANO
 from aapt_fast.models.stream_model import StreamModel
-from aapt_fast.models.vae.mini import MiniVAE
+from aapt_fast.models.vae.mini import MiniVAE, MiniVAEConfig
 from aapt_fast.training import step_latency as module
 from aapt_fast.training.step_latency import step_latency
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import prod
 
-from aapt_fast.models.aapt.config import MiniVAEConfig
+from aapt_fast.models.vae.mini import MiniVAEConfig
 from aapt_fast.models.vae.wan import WanVAEConfig
 
 RGB = 3

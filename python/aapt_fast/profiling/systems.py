@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import torch
 
 from aapt_fast.errors import require
-from aapt_fast.models.aapt.config import GeneratorConfig, MiniVAEConfig
+from aapt_fast.models.aapt.config import GeneratorConfig
 from aapt_fast.models.aapt.generator import Generator
 from aapt_fast.models.aapt.presets import generator_preset
 from aapt_fast.models.stream_model import StreamModel
-from aapt_fast.models.vae.mini import MiniVAE
+from aapt_fast.models.vae.mini import MiniVAE, MiniVAEConfig
 from aapt_fast.models.vae.wan import WanVAE, WanVAEConfig
 from aapt_fast.profiling.decoders import Layer, mini_decoder, wan_decoder
 from aapt_fast.profiling.roofline import Step

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from aapt_fast.errors import require
-from aapt_fast.models.aapt.config import MiniVAEConfig
-from aapt_fast.models.vae.mini import MiniVAE
+from aapt_fast.models.vae.mini import MiniVAE, MiniVAEConfig
 from aapt_fast.models.vae.patch_discriminator import PatchDiscriminator
 from aapt_fast.training.data import ClipSet, to_float
 from aapt_fast.training.losses import codec_loss, relativistic_discriminator_loss, relativistic_generator_loss

@@ -13,19 +13,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from aapt_fast.models.aapt.config import (
-    ControlConfig,
-    GeneratorConfig,
-    MiniVAEConfig,
-    generator_config_from_json,
-    to_json,
-)
+from aapt_fast.models.aapt.config import ControlConfig, GeneratorConfig
 from aapt_fast.models.aapt.convert import bidirectional, to_autoregressive
 from aapt_fast.models.aapt.generator import Generator
 from aapt_fast.models.aapt.presets import NANO, NANO_TEXT
 from aapt_fast.models.aapt.sampling import sample_frame
 from aapt_fast.models.stream_model import StreamModel
-from aapt_fast.models.vae.mini import MiniVAE
+from aapt_fast.models.vae.mini import MiniVAE, MiniVAEConfig
 from aapt_fast.streaming.session import StreamSession
 from aapt_fast.testing.compare import assert_near
 
@@ -123,10 +117,10 @@ def test_euler_steps_sample_a_whole_clip():
 
 def test_configurations_survive_json_and_old_ones_are_autoregressive():
     for config in (PLAIN, PLAIN_TEXT):
-        assert generator_config_from_json(json.loads(json.dumps(to_json(config)))) == config
-    old = to_json(NANO)
+        assert GeneratorConfig.from_json(json.loads(json.dumps(dataclasses.asdict(config)))) == config
+    old = dataclasses.asdict(NANO)
     del old["autoregressive"]
-    assert generator_config_from_json(old) == NANO and NANO.autoregressive
+    assert GeneratorConfig.from_json(old) == NANO and NANO.autoregressive
 
 
 @pytest.mark.parametrize(

@@ -1,30 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
+from pathlib import Path
 
 import pytest
 import torch
 
-from aapt_fast.models.aapt.config import (
-    ControlConfig,
-    GeneratorConfig,
-    MiniVAEConfig,
-    generator_config_from_json,
-    mini_vae_config_from_json,
-    to_json,
-)
+from aapt_fast.cli import main
+from aapt_fast.models.aapt.config import ControlConfig, GeneratorConfig
 from aapt_fast.models.aapt.generator import Generator
 from aapt_fast.models.aapt.presets import (
     AAPT_8B,
     GENERATORS,
     MINI_PERSON,
+    NANO,
     PERSON_CONTROL,
     PERSON_LIMBS,
     generator_preset,
 )
-from aapt_fast.models.vae.mini import MiniVAE
+from aapt_fast.models.vae.mini import MiniVAE, MiniVAEConfig
+from aapt_fast.profiling.systems import find_system
 from aapt_fast.worlds.person.skeleton import JOINTS, LIMBS
+
+HOW_TO = Path(__file__).parents[3] / "docs" / "how-to" / "add-a-preset.md"
 
 
 def parameters(model: torch.nn.Module) -> int:
@@ -69,12 +70,24 @@ def test_the_bundled_model_fits_into_20_megabytes_of_float16():
 @pytest.mark.parametrize("name", GENERATORS)
 def test_preset_survives_json(name):
     config = generator_preset(name)
-    assert generator_config_from_json(json.loads(json.dumps(to_json(config)))) == config
+    assert GeneratorConfig.from_json(json.loads(json.dumps(dataclasses.asdict(config)))) == config
 
 
 def test_vae_configuration_survives_json():
     config = MiniVAEConfig(latent_channels=8, encoder_widths=(8, 12, 16))
-    assert mini_vae_config_from_json(json.loads(json.dumps(to_json(config)))) == config
+    assert MiniVAEConfig.from_json(json.loads(json.dumps(dataclasses.asdict(config)))) == config
+
+
+def test_a_preset_is_one_entry(monkeypatch, capsys):
+    """The entry of docs/how-to/add-a-preset.md has a name, streams, and is measured by the command."""
+    (entry,) = re.findall(r"```python\n(.*?)```", HOW_TO.read_text(), re.DOTALL)
+    monkeypatch.setitem(GENERATORS, "my-model", NANO)  # so that it goes again after the test
+    exec(compile(entry, str(HOW_TO), "exec"), {})
+    config = generator_preset("my-model")
+    assert config != NANO and find_system("my-model").config == config
+    command = ["bench", "frame", "--preset", "my-model", "--device", "cpu", "--steps", "5", "--target", "1000"]
+    assert main(command) == 0
+    assert "frame/my-model" in capsys.readouterr().out
 
 
 def test_unknown_preset_lists_the_known_ones():
@@ -120,4 +133,4 @@ def test_a_control_stem_needs_a_control():
 
 def test_unknown_fields_of_a_configuration_are_refused():
     with pytest.raises(TypeError, match="depth"):
-        generator_config_from_json({**to_json(generator_preset("nano")), "depth": 3})
+        GeneratorConfig.from_json({**dataclasses.asdict(generator_preset("nano")), "depth": 3})

@@ -20,11 +20,10 @@ from torch import Tensor
 
 import aapt_fast
 from aapt_fast.errors import CheckpointError
-from aapt_fast.models.aapt.config import MiniVAEConfig
 from aapt_fast.models.aapt.generator import Generator
 from aapt_fast.models.aapt.presets import NANO
 from aapt_fast.models.stream_model import StreamModel
-from aapt_fast.models.vae.mini import MiniVAE
+from aapt_fast.models.vae.mini import MiniVAE, MiniVAEConfig
 from aapt_fast.models.vae.wan import WAN_2_2, WanVAE, WanVAEConfig
 from aapt_fast.models.vae.wan_keys import WanVAEKeys
 from aapt_fast.testing.compare import assert_near, relative_l2

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -12,12 +13,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from aapt_fast.errors import CheckpointError
-from aapt_fast.models.aapt.config import MiniVAEConfig
 from aapt_fast.models.aapt.generator import Generator
 from aapt_fast.models.aapt.presets import NANO
 from aapt_fast.models.files.model_file import FORMAT
 from aapt_fast.models.stream_model import StreamModel
-from aapt_fast.models.vae.mini import MiniVAE
+from aapt_fast.models.vae.mini import MiniVAE, MiniVAEConfig
 
 TINY_VAE = MiniVAEConfig(encoder_widths=(4, 4, 4), decoder_widths=(4, 4, 4))
 
@@ -68,7 +68,7 @@ def rewrite(change: Callable[[dict, dict], None]) -> Callable[[Path], None]:
 
     def damage(path: Path) -> None:
         tensors = load_file(path)
-        configs = {"generator": json.loads(json.dumps(NANO_JSON)), "vae": json.loads(json.dumps(VAE_JSON))}
+        configs = {"generator": dataclasses.asdict(NANO), "vae": dataclasses.asdict(TINY_VAE)}
         metadata = {"format": FORMAT, "name": "nano", "config": configs}
         change(tensors, metadata)
         metadata["config"] = json.dumps(metadata["config"])
@@ -77,13 +77,6 @@ def rewrite(change: Callable[[dict, dict], None]) -> Callable[[Path], None]:
     return damage
 
 
-def config_json() -> tuple[dict, dict]:
-    from aapt_fast.models.aapt.config import to_json
-
-    return to_json(NANO), to_json(TINY_VAE)
-
-
-NANO_JSON, VAE_JSON = config_json()
 KEY = "generator.patch_embed.weight"
 
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {

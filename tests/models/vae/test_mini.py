@@ -4,9 +4,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from aapt_fast.models.aapt.config import MiniVAEConfig
 from aapt_fast.models.vae.layers import fold_time, unfold_time
-from aapt_fast.models.vae.mini import MiniVAE
+from aapt_fast.models.vae.mini import MiniVAE, MiniVAEConfig
 from aapt_fast.testing.compare import assert_near
 
 TINY = MiniVAEConfig(

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Configurations of the models: plain dataclasses, checked when made, written to and read from JSON."""
+"""Configurations of the generator and its control: plain dataclasses, checked when made, read from JSON."""
 
 from __future__ import annotations
 
-import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,6 +95,22 @@ class GeneratorConfig:
         for name, length in zip(("grid height", "grid width"), self.grid, strict=True):
             require(length % self.patch == 0, name, f"a multiple of patch = {self.patch}", length)
 
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> GeneratorConfig:
+        """The configuration that `dataclasses.asdict` and JSON made `data` of.
+
+        Raises TypeError for unknown fields, ValueError for bad values. Older files have `folded_t`: null stands for
+        what every generator is now; a number, for weights of one timestep, is refused.
+        """
+        fields = dict(data)
+        folded = fields.pop("folded_t", None)
+        require(folded is None, "folded_t", "null: weights with a timestep folded into them are not supported", folded)
+        if fields.get("control") is not None:
+            control = dict(fields["control"])
+            control["limbs"] = tuple(tuple(limb) for limb in control.get("limbs", ()))
+            fields["control"] = ControlConfig(**control)
+        return cls(**{**fields, "grid": tuple(fields["grid"])})
+
     @property
     def head_dim(self) -> int:
         """Width of one attention head."""
@@ -114,42 +130,3 @@ class GeneratorConfig:
     def tokens(self) -> int:
         """Tokens per frame at the native grid."""
         return (self.grid[0] // self.patch) * (self.grid[1] // self.patch)
-
-
-@dataclass(frozen=True)
-class MiniVAEConfig:
-    """The small causal video VAE; widths and blocks are listed from full resolution downwards."""
-
-    latent_channels: int = 16
-    encoder_widths: tuple[int, int, int] = (48, 96, 160)
-    encoder_blocks: tuple[int, int, int] = (1, 1, 2)
-    decoder_widths: tuple[int, int, int] = (48, 112, 192)
-    decoder_blocks: tuple[int, int, int] = (2, 2, 2)
-
-
-def to_json(config: Any) -> dict[str, Any]:
-    """The configuration as JSON-ready nested dicts."""
-    return dataclasses.asdict(config)
-
-
-def generator_config_from_json(data: dict[str, Any]) -> GeneratorConfig:
-    """The inverse of `to_json`; raises TypeError for unknown fields, ValueError for bad values.
-
-    Older files have `folded_t`: null stands for what every generator is now; a number, for weights of one timestep,
-    is refused with a ValueError.
-    """
-    data = dict(data)
-    folded = data.pop("folded_t", None)
-    require(folded is None, "folded_t", "null: weights with a timestep folded into them are not supported", folded)
-    if data.get("control") is not None:
-        control = dict(data["control"])
-        control["limbs"] = tuple(tuple(limb) for limb in control.get("limbs", ()))
-        data["control"] = ControlConfig(**control)
-    data["grid"] = tuple(data["grid"])
-    return GeneratorConfig(**data)
-
-
-def mini_vae_config_from_json(data: dict[str, Any]) -> MiniVAEConfig:
-    """The inverse of `to_json` for the small VAE."""
-    fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
-    return MiniVAEConfig(**fields)

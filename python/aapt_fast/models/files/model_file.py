@@ -7,6 +7,7 @@ name, and a model never keeps a random or empty tensor.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,12 +21,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from aapt_fast.errors import CheckpointError, require, require_type
-from aapt_fast.models.aapt.config import generator_config_from_json, mini_vae_config_from_json, to_json
+from aapt_fast.models.aapt.config import GeneratorConfig
 from aapt_fast.models.aapt.generator import Generator
 from aapt_fast.models.files.atomic import replacing
 from aapt_fast.models.files.placement import WAN_DTYPES, require_path, require_usable_device, require_usable_dtype
 from aapt_fast.models.files.read import computing_dtype, fill, open_safetensors, read_metadata, weight_file
-from aapt_fast.models.vae.mini import MiniVAE
+from aapt_fast.models.vae.mini import MiniVAE, MiniVAEConfig
 
 FORMAT = "aapt_fast-1"
 
@@ -46,7 +47,7 @@ def write_model(path: Path, generator: nn.Module, vae: nn.Module, name: str, dty
         for part, module in parts.items()
         for key, value in module.state_dict().items()
     }
-    configs = {part: to_json(module.config) for part, module in parts.items()}
+    configs = {part: dataclasses.asdict(module.config) for part, module in parts.items()}
     metadata = {"format": FORMAT, "name": name, "config": json.dumps(configs)}
     with replacing(path) as partial:
         save_file(tensors, partial, metadata)
@@ -168,10 +169,10 @@ class _OwnFile:
             raise self._unreadable(error) from error
 
     def generator(self, dtype: torch.dtype, device: torch.device | str) -> Generator:
-        return self._part("generator", lambda data: Generator(generator_config_from_json(data)), dtype, device)
+        return self._part("generator", lambda data: Generator(GeneratorConfig.from_json(data)), dtype, device)
 
     def vae(self, dtype: torch.dtype, device: torch.device | str) -> MiniVAE:
-        return self._part("vae", lambda data: MiniVAE(mini_vae_config_from_json(data)), dtype, device)
+        return self._part("vae", lambda data: MiniVAE(MiniVAEConfig.from_json(data)), dtype, device)
 
     def _part(
         self, part: str, build: Callable[[Any], Module], dtype: torch.dtype, device: torch.device | str

@@ -9,12 +9,15 @@ Temporal convolutions look at the present and the previous frame only, so a stre
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aapt_fast.errors import require, require_shape
-from aapt_fast.models.aapt.config import MiniVAEConfig
 from aapt_fast.models.vae.feature_cache import FeatureCache
 from aapt_fast.models.vae.layers import (
     CausalConv3d,
@@ -28,6 +31,25 @@ from aapt_fast.models.vae.video_stream import DecoderStream, require_latents
 
 SPACE, TIME, RGB = 8, 4, 3
 BLOCK = RGB * TIME * SPACE * SPACE
+
+
+@dataclass(frozen=True)
+class MiniVAEConfig:
+    """Widths and numbers of blocks, listed from full resolution downwards."""
+
+    latent_channels: int = 16
+    encoder_widths: tuple[int, int, int] = (48, 96, 160)
+    encoder_blocks: tuple[int, int, int] = (1, 1, 2)
+    decoder_widths: tuple[int, int, int] = (48, 112, 192)
+    decoder_blocks: tuple[int, int, int] = (2, 2, 2)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> MiniVAEConfig:
+        """The configuration that `dataclasses.asdict` and JSON made `data` of; raises TypeError for unknown fields."""
+        fields: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in data.items()
+        }
+        return cls(**fields)
 
 
 class NarrowConv(CausalConv3d):
