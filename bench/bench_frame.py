@@ -40,7 +40,7 @@ from aapt_fast.profiling.systems import PROMPT_TOKENS, random_model
 from aapt_fast.profiling.timing import Sample
 from aapt_fast.streaming.graph import RECORDERS
 from aapt_fast.streaming.session import StreamSession
-from aapt_fast.worlds.person.motions import random_motion
+from aapt_fast.worlds.person.players import random_motion
 from aapt_fast.worlds.person.skeleton import Camera, forward_kinematics
 from bench.harness import ceilings
 from bench.harness.cases import DTYPE_NAMES

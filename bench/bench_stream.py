@@ -32,7 +32,7 @@ import aapt_fast
 from aapt_fast.models.aapt.sampling import sample_frame
 from aapt_fast.ops import implementations, philox_normal
 from aapt_fast.streaming.controls import clip_controls
-from aapt_fast.worlds.person.motions import random_motion
+from aapt_fast.worlds.person.players import random_motion
 from aapt_fast.worlds.person.skeleton import Camera, forward_kinematics
 
 WARM_UP = 12  # steps until the window is full and the sink has left it

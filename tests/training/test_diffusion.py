@@ -58,11 +58,15 @@ def test_interrupted_and_resumed_equals_straight_on(tmp_path):
     """Weights, averages and both optimisers, bit by bit."""
     straight = train(tmp_path / "straight")
 
+    evaluations = []
+
     def interrupting(model: Generator) -> dict[str, float]:
-        signal.raise_signal(signal.SIGTERM)
+        evaluations.append(model)
+        if len(evaluations) == 2:
+            signal.raise_signal(signal.SIGTERM)
         return {}
 
-    with pytest.raises(KeyboardInterrupt, match="stopped at step 1"):
+    with pytest.raises(KeyboardInterrupt, match="stopped at step 4"):
         train(tmp_path / "resumed", evaluate=interrupting)
     resumed = train(tmp_path / "resumed")
     assert_same(resumed.state_dict(), straight.state_dict())
@@ -71,12 +75,13 @@ def test_interrupted_and_resumed_equals_straight_on(tmp_path):
 
 def test_compiled_as_one_graph_it_trains_the_same_model(tmp_path, monkeypatch):
     """Captured whole and differentiated by AOTAutograd; what Inductor makes of it is left out, it takes a minute."""
-    eager = train(tmp_path / "eager")
+    short = dataclasses.replace(SHORT, model=dataclasses.replace(NANO, layers=1), steps=3)
+    eager = train(tmp_path / "eager", short)
     compiled = functools.partial(torch.compile, backend="aot_eager", fullgraph=True)
     monkeypatch.setattr(torch, "compile", compiled)
-    captured = train(tmp_path / "captured", dataclasses.replace(SHORT, compile=True))
-    torch.manual_seed(SHORT.seed)
-    start = Generator(NANO).state_dict()
+    captured = train(tmp_path / "captured", dataclasses.replace(short, compile=True))
+    torch.manual_seed(short.seed)
+    start = Generator(short.model).state_dict()
     for name, weight in captured.state_dict().items():
         learnt = float((eager.state_dict()[name] - weight).norm())
         assert learnt <= 0.05 * float((weight - start[name]).norm()) + 1e-6, name

@@ -40,8 +40,12 @@ def train(folder: Path, config: PretrainConfig = SHORT, evaluate=lambda model: {
 def test_interrupted_and_resumed_equals_straight_on(tmp_path):
     straight = train(tmp_path / "straight")
 
+    evaluations = []
+
     def interrupting(model: Generator) -> dict[str, float]:
-        signal.raise_signal(signal.SIGTERM)
+        evaluations.append(model)
+        if len(evaluations) == 2:
+            signal.raise_signal(signal.SIGTERM)
         return {}
 
     with pytest.raises(KeyboardInterrupt, match="stopped at step 4"):

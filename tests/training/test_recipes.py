@@ -20,7 +20,7 @@ from aapt_fast.models.aapt.generator import Generator
 from aapt_fast.models.aapt.presets import NANO
 from aapt_fast.models.vae.mini import MiniVAE, MiniVAEConfig
 from aapt_fast.testing.compare import assert_near
-from aapt_fast.training import data, evaluate, recipes, stages
+from aapt_fast.training import data, evaluate, recipes, several_futures, stages
 from aapt_fast.training.adversarial import AdversarialConfig
 from aapt_fast.training.codec import CodecConfig
 from aapt_fast.training.consistency import ConsistencyConfig
@@ -34,16 +34,17 @@ from aapt_fast.worlds.person.company.company import Company
 from aapt_fast.worlds.person.world import PersonWorld
 from aapt_fast.worlds.world import clip_seed
 
-CLIPS = {"strangers": 2, "gallery": 4, "held_out_strangers": 4, "held_out_gallery": 4, "first_frames": 2}
+CLIPS = {"strangers": 2, "gallery": 4, "held_out_strangers": 2, "held_out_gallery": 2, "first_frames": 2}
 
 
 @contextmanager
 def small_and_quick() -> Iterator[None]:
-    """Renders in threads, with a tiny pose network and few timed steps."""
+    """Renders in threads, with a tiny pose network, few timed steps and short futures."""
     pose = functools.partial(PoseNetworkConfig, widths=(4, 4, 4), clips=2, held_out=1, frames=2, steps=2, batch=2)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(recipes, "PoseNetworkConfig", pose)
         patch.setattr(data, "ProcessPoolExecutor", lambda workers, *_, **__: ThreadPoolExecutor(workers))
+        patch.setattr(several_futures, "FRAMES", 16)
         patch.setattr(evaluate, "step_latency", functools.partial(step_latency, steps=2, warm=1))
         yield
 
@@ -57,22 +58,22 @@ def quick() -> Iterator[None]:
 def tiny(recipe: Recipe) -> Recipe:
     """Everything of a recipe, smaller."""
     smaller = {
-        name: dataclasses.replace(config, clips=clips, frames=min(config.frames, 25), size=32)
+        name: dataclasses.replace(config, clips=clips, frames=min(config.frames, 17), size=32)
         for name, clips in CLIPS.items()
         for config in [getattr(recipe, name)]
     }
-    held_out = tuple(dataclasses.replace(config, clips=1, frames=25, size=32) for config in recipe.held_out)
+    held_out = tuple(dataclasses.replace(config, clips=1, frames=17, size=32) for config in recipe.held_out)
     vae = MiniVAEConfig(encoder_widths=(4, 4, 4), decoder_widths=(4, 4, 4))
-    short = {"steps": 3, "batch": 2, "evaluate_every": 2}
+    short = {"steps": 3, "batch": 2, "evaluate_every": 3}
     return dataclasses.replace(
         recipe,
         **smaller,
         held_out=held_out,
         start=None,
-        codec=CodecConfig(model=vae, steps=3, batch=1, crop=32, evaluate_every=2, compile=False),
+        codec=CodecConfig(model=vae, steps=3, batch=1, crop=32, evaluate_every=3, compile=False),
         pretrain=PretrainConfig(bidirectional(NANO), clip_frames=5, **short),
-        diffusion=DiffusionConfig(NANO, clip_frames=5, compile=False, **short),
-        consistency=ConsistencyConfig(NANO, clip_frames=5, **short),
+        diffusion=DiffusionConfig(NANO, clip_frames=4, compile=False, **short),
+        consistency=ConsistencyConfig(NANO, clip_frames=4, **short),
         adversarial=AdversarialConfig(NANO, segment_frames=3, adversarial=0.1, discriminator_alone=1, **short),
     )
 

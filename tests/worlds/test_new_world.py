@@ -116,8 +116,8 @@ WORLD: World = ColumnWorld()
 MODEL = dataclasses.replace(
     NANO, control=ControlConfig(kind="maps", channels=1, entries=4, with_previous=True), control_width=4
 )
-SHORT: dict[str, Any] = {"steps": 2, "batch": 2, "evaluate_every": 1}
-SET = ClipSetConfig("columns", WORLD, clips=4, frames=25, size=32)
+SHORT: dict[str, Any] = {"steps": 2, "batch": 2, "evaluate_every": 2}
+SET = ClipSetConfig("columns", WORLD, clips=4, frames=17, size=32)
 RECIPE = Recipe(
     name="nano-column",
     strangers=dataclasses.replace(SET, name="strangers", seed=1),
@@ -131,8 +131,8 @@ RECIPE = Recipe(
         steps=2, batch=1, crop=32, evaluate_every=2, compile=False,
     ),
     pretrain=PretrainConfig(bidirectional(MODEL), clip_frames=5, **SHORT),
-    diffusion=DiffusionConfig(MODEL, clip_frames=5, compile=False, **SHORT),
-    consistency=ConsistencyConfig(MODEL, clip_frames=5, **SHORT),
+    diffusion=DiffusionConfig(MODEL, clip_frames=4, compile=False, **SHORT),
+    consistency=ConsistencyConfig(MODEL, clip_frames=4, **SHORT),
     adversarial=AdversarialConfig(MODEL, segment_frames=3, adversarial=0.1, discriminator_alone=1, **SHORT),
 )  # fmt: skip
 
@@ -149,11 +149,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_its_clips_are_rendered_and_kept_under_its_settings(run: Path) -> None:
-    clip = WORLD.clip(0, 2, 25, 32)
+    clip = WORLD.clip(0, 2, 17, 32)
     assert np.array_equal(np.load(run / "data" / "columns.video.npy")[2], clip.video.numpy())
     assert np.array_equal(np.load(run / "data" / "columns.points.npy")[2], clip.controls.numpy())
     card = json.loads((run / "data" / "columns.json").read_text())
-    assert card == {"name": "columns", "clips": 4, "frames": 25, "size": 32, "seed": 0, "world": "column", "shades": 4}
+    assert card == {"name": "columns", "clips": 4, "frames": 17, "size": 32, "seed": 0, "world": "column", "shades": 4}
 
 
 def test_its_report_has_what_can_be_measured_without_a_reader(run: Path) -> None:
