@@ -33,6 +33,16 @@ def test_every_page_is_in_the_index():
     assert indexed == {ROOT / page for page in PAGES} - {DOCS / "README.md"}
 
 
+def test_the_tutorial_runs():
+    blocks = re.findall(r"```python\n(.*?)```", (DOCS / "tutorial/first-stream.md").read_text(), re.DOTALL)
+    scope: dict = {}
+    for block in blocks:
+        exec(compile(block, "first-stream.md", "exec"), scope)
+    assert scope["frames"].shape == scope["one_future"].shape == (4, 96, 96, 3)
+    assert [video.shape for video in scope["videos"]] == [(4, 96, 96, 3)] * 2
+    assert scope["what_if"].steps == scope["session"].steps + 1
+
+
 def test_the_command_line_page_names_every_command():
     page = (DOCS / "reference/command-line.md").read_text()
     assert set(re.findall(r"aapt-fast ([a-z]+)", page)) == set(COMMANDS)

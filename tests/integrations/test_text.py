@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -30,13 +31,18 @@ WORDS = ("<pad>", "</s>", "<unk>", "a", "cat", "runs")
 PROMPT = "a cat runs"
 KEY = "encoder.block.1.layer.1.DenseReluDense.wo.weight"
 
-EXAMPLE = """
-generator, vae, words = aapt_fast.load_generator(path), aapt_fast.load_vae(path), aapt_fast.TextEncoder(path)
-model = aapt_fast.StreamModel(generator, vae, text_encoder=words, grid=(60, 104))
-with aapt_fast.StreamSession(model, prompt="a cat runs", seed=0) as session:
-    for step in range(7):
-        frames = session.step()  # uint8 [12, 480, 832, 3]; 9 video frames in the first step
-"""
+PAGE = Path(__file__).parents[2] / "docs/how-to/stream-a-wan-checkpoint.md"
+SMALL = {
+    '"Wan2.1-T2V-1.3B-Diffusers", device="cuda"': "path",
+    '"self_forcing_dmd.pt"': "path",
+    '"Wan2.1_VAE.pth"': "path",
+    'device="cuda",': "",
+    "dtype=torch.bfloat16,": "",
+    "(60, 104)": "(2, 4)",
+    "range(7)": "range(2)",
+    "a cat walks on the grass": PROMPT,
+}
+"""Values of the page -> values for a tiny pipeline on a CPU."""
 
 
 @pytest.fixture(scope="module")
@@ -187,17 +193,39 @@ def test_without_transformers_it_is_said_what_to_install(saved, monkeypatch):
 # ---- from words to frames ----
 
 
-def test_the_example_runs(saved, tmp_path):
+@pytest.fixture
+def pipeline(saved, tmp_path) -> Path:
+    """The folder of a whole pipeline."""
     path = Path(shutil.copytree(saved, tmp_path / "pipeline"))
     torch.manual_seed(2)
     WanTransformer3DModel(**diffusers_config(TINY)).save_pretrained(path / "transformer")
     AutoencoderKLWan(base_dim=8).save_pretrained(path / "vae")
-    scope = {"aapt_fast": aapt_fast, "path": path}
-    exec(EXAMPLE.replace("(60, 104)", "(2, 4)").replace("range(7)", "range(2)"), scope)
-    assert scope["frames"].shape == (12, 16, 32, 3) and scope["frames"].dtype == torch.uint8
-    model, session = scope["model"], aapt_fast.StreamSession(scope["model"], prompt=scope["words"](PROMPT), seed=0)
-    assert session.step().shape == (9, 16, 32, 3) and torch.equal(session.step(), scope["frames"])
+    return path
+
+
+def test_the_page_runs(pipeline):
+    """docs/how-to/stream-a-wan-checkpoint.md, from loading to the decoder alone, with the names of small files."""
+    load, stream, schedules, decoder = re.findall(r"```py\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    scope: dict = {"path": pipeline}
+
+    def run(block: str) -> None:
+        for large, small in SMALL.items():
+            block = block.replace(large, small)
+        exec(compile(block, PAGE.name, "exec"), scope)
+
+    run(load)
+    run(stream)
+    frames, model = scope["frames"], scope["model"]
+    assert frames.shape == (12, 16, 32, 3) and frames.dtype == torch.uint8
+    session = aapt_fast.StreamSession(model, prompt=scope["words"](PROMPT), seed=0)
+    assert session.step().shape == (9, 16, 32, 3) and torch.equal(session.step(), frames)
     assert model.embed(PROMPT).shape == (1, 512, TINY.text_width) and not model.embed(PROMPT)[0, 4:].any()
     other = aapt_fast.StreamSession(model, prompt="runs", seed=0)
     other.step()
-    assert not torch.equal(other.step(), scope["frames"])
+    assert not torch.equal(other.step(), frames)
+    run(schedules)
+    assert scope["session"].step().shape == (1, 16, 32, 3)
+    shown: list[tuple] = []
+    scope |= {"latents": torch.randn(1, 16, 3, 2, 4), "show": lambda video: shown.append(tuple(video.shape))}
+    run(decoder)
+    assert shown == [(1, 1, 16, 32, 3), (1, 4, 16, 32, 3), (1, 4, 16, 32, 3)]
