@@ -27,7 +27,7 @@ LENGTH = 512
 class TextEncoder:
     """Encoder of prompts: a call gives the embeddings [L, text_width] of a prompt, without padding.
 
-        model = StreamModel(generator, vae, text_encoder=TextEncoder(path))
+        model = StreamModel.from_pretrained(path, vae=path, text_encoder=TextEncoder(path))
 
     Args:
         path: folder of a diffusers pipeline with `text_encoder` and `tokenizer`, or a folder with the files of both.
