@@ -27,7 +27,7 @@ from torch import Tensor
 import aapt_fast
 from aapt_fast.ops import implementations
 from aapt_fast.streaming.graph import RECORDERS
-from aapt_fast.worlds.person.motions import random_motion
+from aapt_fast.worlds.person.players import random_motion
 from aapt_fast.worlds.person.skeleton import Camera, forward_kinematics
 
 WARM_UP = 12  # steps until the window is full and the sink has left it

@@ -28,12 +28,10 @@ ARROWS = {
     "ops": {"errors", "_C"},
     "models": {"errors", "ops"},
     "streaming": {"errors", "ops", "models"},
-    "distributed": {"errors", "ops", "models", "streaming"},
-    "training": {"errors", "ops", "models", "streaming", "distributed", "worlds"},
+    "training": {"errors", "ops", "models", "streaming", "worlds"},
     "integrations": {"errors", "ops", "models", "streaming"},
     "compat": {"errors", "ops", "models", "streaming"},
     "worlds": {"errors"},
-    "serve": {"errors", "models", "streaming", "worlds"},
     "profiling": {"errors", "ops", "models", "streaming"},  # measures them; `aapt-fast bench` and bench/ share it
 }
 LIBRARY = set(ARROWS)
@@ -109,6 +107,35 @@ def imports_follow_the_arrows(root: Path) -> list[str]:
             if room not in {None, module.room} | MAY_IMPORT[module.room]:
                 found.append(f"{module.where}:{line}: {module.room} must not import {name}")
     return found
+
+
+def no_cycles_inside_rooms(root: Path) -> list[str]:
+    """Imports inside one room, those under TYPE_CHECKING included, that lead back to where they began."""
+    every = {".".join((PACKAGE, *module.parts)).removesuffix(".__init__"): module for module in modules(root)}
+    imports: dict[str, set[str]] = {}
+    for name, module in every.items():
+        targets = (target for _, dotted in imported_names(module) if (target := _deepest(dotted, every)))
+        imports[name] = {target for target in targets if target != name and every[target].room == module.room}
+    found, done = [], set()
+
+    def visit(name: str, path: tuple[str, ...]) -> None:
+        if name in path:
+            found.append(" -> ".join((*path[path.index(name) :], name)))
+        elif name not in done:
+            for target in sorted(imports[name]):
+                visit(target, (*path, name))
+            done.add(name)
+
+    for name in sorted(imports):
+        visit(name, ())
+    return found
+
+
+def _deepest(dotted: str, every: dict[str, Module]) -> str | None:
+    """The module that a dotted name is, or lies in."""
+    while dotted and dotted not in every:
+        dotted = dotted.rpartition(".")[0]
+    return dotted or None
 
 
 # ---- csrc ----
@@ -266,7 +293,6 @@ PLANTED: dict[Rule, list[tuple[str, str]]] = {
         ("python/aapt_fast/streaming/session.py", "from aapt_fast.testing import compare"),
         ("python/aapt_fast/worlds/rooms.py", "from aapt_fast.ops import reference"),
         ("python/aapt_fast/training/data.py", "from aapt_fast import cli"),
-        ("python/aapt_fast/serve/app.py", "from aapt_fast.training import losses"),
         ("python/aapt_fast/streaming/session.py", "from aapt_fast.profiling import timing"),
         ("python/aapt_fast/profiling/frame.py", "from aapt_fast.testing import streams"),
         ("python/aapt_fast/cli.py", "from .testing import timing"),
@@ -359,3 +385,41 @@ def test_rule_accepts_harmless_code(tmp_path, rule):
 def test_the_rules_see_this_checkout():
     assert {module.room for module in modules(REPOSITORY)} >= {"__init__", "errors", "ops", "models", "worlds"}
     assert "csrc/bindings.cpp" in dict(csrc_code(REPOSITORY))
+
+
+# ---- rules about several files ----
+
+
+def test_no_room_has_a_cycle():
+    found = no_cycles_inside_rooms(REPOSITORY)
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"models/a.py": "from aapt_fast.models.b import B", "models/b.py": "from aapt_fast.models import a"},
+        {
+            "models/wan/a.py": "from aapt_fast.models.vae.b import B",
+            "models/vae/b.py": "import typing\nif typing.TYPE_CHECKING:\n    from aapt_fast.models.wan.a import A",
+        },
+        {"ops/__init__.py": "from aapt_fast.ops.a import f", "ops/a.py": "from aapt_fast.ops import other"},
+        {"ops/a.py": "from .b import x", "ops/b.py": "from .c import x", "ops/c.py": "def f():\n    from .a import x"},
+    ],
+    ids=["two", "type checking", "package", "three"],
+)
+def test_a_planted_cycle_is_found_once(tmp_path, files):
+    plant(tmp_path, {f"python/aapt_fast/{name}": source for name, source in files.items()})
+    assert len(no_cycles_inside_rooms(tmp_path)) == 1
+
+
+def test_imports_in_one_direction_are_no_cycle(tmp_path):
+    sources = {"models/a.py": "from aapt_fast.models.b import B", "models/b.py": "from aapt_fast.ops import a"}
+    plant(tmp_path, {f"python/aapt_fast/{name}": source for name, source in sources.items()})
+    assert no_cycles_inside_rooms(tmp_path) == []
+
+
+def test_every_room_of_the_list_exists():
+    package = REPOSITORY / "python" / PACKAGE
+    there = {path.stem for path in package.iterdir() if path.is_dir() or path.suffix == ".py"}
+    assert set(MAY_IMPORT) <= there
