@@ -24,22 +24,30 @@ class Unsupported(ValueError):
 
 
 def fake_module(cuda: bool = False, emulated: bool = True, **functions) -> types.ModuleType:
-    """A compiled module whose one kernel returns its argument."""
+    """A compiled module whose one kernel writes a word into its results."""
     module = types.ModuleType("fake")
     module.build_info = lambda: {"cuda": cuda, "emulated": emulated}
     module.Unsupported = Unsupported
-    module.paged_attention_portable = lambda word: word
+    module.paged_attention_portable = write
     for name, function in functions.items():
         setattr(module, name, function)
     return module
 
 
+def write(word: str, results: list[str], stream: tuple[int, int]) -> None:
+    results.append(word)
+
+
 def run(device: torch.device = CPU) -> str | None:
-    found = run_kernel("paged_attention", device, lambda kernel, word: kernel.compiled(word), ("ran",))
-    return None if found is None else f"{found[1]} {found[0]}"
+    def bind(kernel: kernels.Kernel, word: str) -> tuple[list[str], tuple[str, list[str]]]:
+        results: list[str] = []
+        return results, (word, results)
+
+    found = run_kernel("paged_attention", device, bind, ("ran",))
+    return None if found is None else f"{found[1]} {''.join(found[0])}"
 
 
-def refuse(word: str) -> str:
+def refuse(*_arguments) -> None:
     raise Unsupported("q: expected a head width of 64, got 80")
 
 
@@ -67,7 +75,7 @@ def test_a_kernel_that_the_user_chooses_runs(names):
 
 def test_a_kernel_of_another_op_does_not_run():
     with use_kernels("all", extension=fake_module()):
-        assert run_kernel("causal_conv3d", CPU, lambda kernel: kernel.compiled(), ()) is None
+        assert run_kernel("causal_conv3d", CPU, lambda kernel: (None, ()), ()) is None
 
 
 @pytest.mark.parametrize(("cuda", "emulated"), [(True, False), (False, False)])
@@ -119,7 +127,7 @@ def test_the_next_kernel_of_the_op_runs_where_the_preferred_one_does_not():
 
 
 def test_the_preferred_kernel_runs_first():
-    module = fake_module(paged_attention_sm90=lambda word: "preferred")
+    module = fake_module(paged_attention_sm90=lambda word, results, stream: results.append("preferred"))
     with use_kernels("all", extension=module):
         assert run() == "paged_attention/sm90 preferred"
     with use_kernels(KERNEL, extension=module):
@@ -127,7 +135,7 @@ def test_the_preferred_kernel_runs_first():
 
 
 def test_other_errors_of_a_kernel_pass_through():
-    def fail(word: str) -> None:
+    def fail(*_arguments) -> None:
         raise RuntimeError("cudaLaunchKernelEx: out of resources")
 
     module = fake_module(paged_attention_portable=fail)
@@ -140,7 +148,7 @@ def test_other_errors_of_a_kernel_pass_through():
 )
 def test_a_gpu_runs_the_kernels_that_are_compiled_for_it(hopper, monkeypatch, capability, name):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    module = fake_module(cuda=True, paged_attention_sm90=lambda word: word)
+    module = fake_module(cuda=True, paged_attention_sm90=write)
     with use_kernels("all", extension=module), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         assert run(GPU) == (name and f"paged_attention/{name} ran")
@@ -178,7 +186,7 @@ def test_a_kernel_that_is_off_has_a_reason(names, kernel, expected):
 
 def test_the_reason_on_a_gpu_names_its_capability(hopper, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 9))
-    module = fake_module(cuda=True, paged_attention_sm90=lambda word: word)
+    module = fake_module(cuda=True, paged_attention_sm90=write)
     found = obstacle(KERNELS["paged_attention/sm90"], GPU, Selection(("auto",), module))
     assert found == "compiled for sm_90a, this GPU has 8.9"
 

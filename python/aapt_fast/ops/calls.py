@@ -29,17 +29,27 @@ class OpCalls:
 
     def what_ran(self) -> dict[str, str]:
         """For each op that was called the name of a kernel or the torch code in words; several joined by "and"."""
-        return {op: " and ".join(counts) for op, counts in sorted(self.counts.items())}
+        return {op: " and ".join(counts) for op, counts in sorted(self.counts.items()) if counts}
 
-    def run(self, op: str, call: Callable[[], tuple[Any, str]]) -> tuple[Any, str]:
-        """Make a call of `op` inside the hook and count what it says it ran."""
-        if self._on_op is None:
-            result, ran = call()
-        else:
-            with self._on_op(op):
-                result, ran = call()
-        self.counts.setdefault(op, Counter())[ran] += 1
-        return result, ran
+    def begin(self, op: str) -> OpCall:
+        """Open the hook for a call of `op`."""
+        return OpCall(self.counts.setdefault(op, Counter()), None if self._on_op is None else self._on_op(op))
+
+
+class OpCall:
+    """One call of an op in a record."""
+
+    def __init__(self, counts: Counter[str], hook: AbstractContextManager[Any] | None) -> None:
+        self._counts, self._hook = counts, hook
+        if hook is not None:
+            hook.__enter__()
+
+    def end(self, ran: str | None) -> None:
+        """Close the hook, and count what ran; None for a call that failed."""
+        if self._hook is not None:
+            self._hook.__exit__(None, None, None)
+        if ran is not None:
+            self._counts[ran] += 1
 
 
 observers: ContextVar[tuple[OpCalls, ...]] = ContextVar("aapt_fast_op_observers", default=())

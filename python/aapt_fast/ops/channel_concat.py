@@ -19,7 +19,7 @@ from torch.nn.functional import linear, pixel_shuffle, pixel_unshuffle
 
 from aapt_fast.errors import require, require_shape
 from aapt_fast.ops._checks import check_tensor
-from aapt_fast.ops.kernels import Launch
+from aapt_fast.ops.kernels import Kernel
 from aapt_fast.ops.registry import register
 
 
@@ -87,10 +87,9 @@ def _allocate(noised: Tensor, recycled: Any, control: Any, weight: Tensor, bias:
     return noised.new_empty((batch, (height // patch) * (width // patch), weight.shape[0]))
 
 
-def _launch(kernel: Launch, *arguments: Any) -> Tensor:
+def _bind(kernel: Kernel, *arguments: Any) -> tuple[Tensor, tuple[Any, ...]]:
     tokens = _allocate(*arguments)
-    kernel(*arguments, tokens)
-    return tokens
+    return tokens, (*arguments, tokens)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -121,7 +120,7 @@ _call = register(
     " -> Tensor",
     _composition,
     allocate=_allocate,
-    launch=_launch,
+    bind=_bind,
     backward=(_setup, _backward),
     autocast="lower",
 )

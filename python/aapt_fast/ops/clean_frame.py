@@ -20,7 +20,7 @@ from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 from aapt_fast.errors import require, require_device, require_dtype, require_shape
 from aapt_fast.ops._checks import check_tensor
-from aapt_fast.ops.kernels import Launch, kernel_is_on
+from aapt_fast.ops.kernels import Kernel, kernel_is_on
 from aapt_fast.ops.registry import register
 
 
@@ -73,10 +73,9 @@ def _allocate(tokens: Tensor, noised: Tensor, *_: Any) -> Tensor:
     return noised.new_empty(noised.shape)
 
 
-def _launch(kernel: Launch, tokens: Tensor, noised: Tensor, t: Tensor, patch: int) -> Tensor:
+def _bind(kernel: Kernel, tokens: Tensor, noised: Tensor, t: Tensor, patch: int) -> tuple[Tensor, tuple[Any, ...]]:
     clean = _allocate(tokens, noised)
-    kernel(tokens, noised, t, patch, clean)
-    return clean
+    return clean, (tokens, noised, t, patch, clean)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -103,6 +102,6 @@ _call = register(
     "clean_frame(Tensor tokens, Tensor noised, Tensor t, SymInt patch) -> Tensor",
     _composition,
     allocate=_allocate,
-    launch=_launch,
+    bind=_bind,
     backward=(_setup, _backward),
 )

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from aapt_fast.errors import require, require_device, require_shape
 from aapt_fast.ops._checks import check_tensor
-from aapt_fast.ops.kernels import Launch, kernel_is_on
+from aapt_fast.ops.kernels import Kernel, kernel_is_on
 from aapt_fast.ops.registry import register
 
 
@@ -101,18 +101,17 @@ def _allocate(x: Tensor, y: Tensor | None, *_: Any) -> tuple[Tensor, Tensor]:
     return x.new_empty(0 if y is None else x.shape), x.new_empty(x.shape)
 
 
-def _launch(
-    kernel: Launch,
+def _bind(
+    kernel: Kernel,
     x: Tensor,
     y: Tensor | None,
     gate: Tensor | None,
     scale: Tensor | None,
     shift: Tensor | None,
     eps: float,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[tuple[Tensor, Tensor], tuple[Any, ...]]:
     residual, normed = _allocate(x, y)
-    kernel(x, y, gate, scale, shift, None if y is None else residual, normed, eps)
-    return residual, normed
+    return (residual, normed), (x, y, gate, scale, shift, None if y is None else residual, normed, eps)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -161,7 +160,7 @@ _call = register(
     " -> (Tensor, Tensor)",
     _torch_code,
     allocate=_allocate,
-    launch=_launch,
+    bind=_bind,
     backward=(_setup, _backward),
     autocast=torch.float32,
 )

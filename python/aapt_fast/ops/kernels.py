@@ -26,7 +26,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -211,28 +211,17 @@ def kernel_is_on(op: str, device: torch.device) -> bool:
 kernel_is_on._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-@dataclass(frozen=True)
-class Launch:
-    """A compiled kernel as an op calls it: tensors are passed as views, the current stream comes last."""
-
-    kernel: Kernel
-    compiled: Callable[..., None]
-    stream: tuple[int, int]
-
-    def __call__(self, *arguments: Any) -> None:
-        """Launch. Raises the module's Unsupported for arguments that the kernel does not take."""
-        self.compiled(*(view(x) if isinstance(x, Tensor) else x for x in arguments), self.stream)
+Bind: TypeAlias = Callable[..., tuple[Any, tuple[Any, ...]]]
+"""A kernel and the arguments of its op -> empty results, and the arguments of the compiled function but the stream."""
 
 
-def run_kernel(
-    op: str, device: torch.device, launch: Callable[..., Any], arguments: tuple[Any, ...]
-) -> tuple[Any, str] | None:
+def run_kernel(op: str, device: torch.device, bind: Bind, arguments: tuple[Any, ...]) -> tuple[Any, str] | None:
     """Run the first kernel of `op` that is on and takes the arguments.
 
     Args:
         op: name of the op.
         device: where its tensors are.
-        launch: called with a `Launch` and the arguments; allocates the results, launches, returns them.
+        bind: allocates the results of a kernel and lists the arguments of its compiled function.
         arguments: of the op.
 
     Returns:
@@ -246,9 +235,11 @@ def run_kernel(
     module: Any = selected.module()
     refusals = []
     for kernel in _kernels_on(op, device, selected):
-        call = Launch(kernel, getattr(module, kernel.function), stream_of(device))
+        results, bound = bind(kernel, *arguments)
+        passed = [view(each) if isinstance(each, Tensor) else each for each in bound]
         try:
-            return launch(call, *arguments), kernel.name
+            getattr(module, kernel.function)(*passed, stream_of(device))
+            return results, kernel.name
         except module.Unsupported as error:
             if kernel.name in selected.names:
                 raise

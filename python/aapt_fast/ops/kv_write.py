@@ -29,7 +29,7 @@ from aapt_fast.ops._checks import (
     check_tensor,
     check_vector,
 )
-from aapt_fast.ops.kernels import Launch
+from aapt_fast.ops.kernels import Kernel
 from aapt_fast.ops.registry import COMPOSITION, register
 
 
@@ -193,15 +193,14 @@ def _allocate(q: Tensor, *_: Any) -> Tensor:
     return torch.empty(q.shape, dtype=q.dtype, device=q.device)
 
 
-def _launch(kernel: Launch, *arguments: Any) -> Tensor:
+def _bind(kernel: Kernel, *arguments: Any) -> tuple[Tensor, tuple[Any, ...]]:
     q, k, v, q_weight, k_weight, cos, sin, k_pages, v_pages, page_ids, eps = arguments
     if q.is_cpu:
         _check_page_ids(page_ids, k_pages.shape[0])
     rotated = _allocate(q)
     if cos is not None:
         cos, sin = (table.expand(q.shape[0], q.shape[1], q.shape[3] // 2) for table in (cos, sin))
-    kernel(q, k, v, q_weight, k_weight, cos, sin, k_pages, v_pages, page_ids, rotated, eps)
-    return rotated
+    return rotated, (q, k, v, q_weight, k_weight, cos, sin, k_pages, v_pages, page_ids, rotated, eps)
 
 
 _call = register(
@@ -210,5 +209,5 @@ _call = register(
     _cpu,
     cuda=(_composition, COMPOSITION),
     allocate=_allocate,
-    launch=_launch,
+    bind=_bind,
 )

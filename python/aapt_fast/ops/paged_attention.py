@@ -23,7 +23,7 @@ from torch import Tensor
 from aapt_fast.errors import require_shape
 from aapt_fast.ops import reference
 from aapt_fast.ops._checks import PAGE_SLOTS, check_inference, check_page_id, check_pages, check_queries, check_tensor
-from aapt_fast.ops.kernels import Launch
+from aapt_fast.ops.kernels import Kernel
 from aapt_fast.ops.registry import REFERENCE, register
 from aapt_fast.ops.split_schedule import Schedule, slots_of, split_schedule
 
@@ -78,19 +78,18 @@ def _allocate(q: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     return out, q.new_empty((batch, heads, tokens), dtype=torch.float32)
 
 
-def _launch(kernel: Launch, *arguments: Any) -> tuple[Tensor, Tensor]:
+def _bind(kernel: Kernel, *arguments: Any) -> tuple[tuple[Tensor, Tensor], tuple[Any, ...]]:
     q, k_pages, v_pages, page_ids, page_valid, scale, page_bias = arguments
     if q.is_cpu:
         _rows_by_layout(page_ids, page_valid, k_pages.shape[0])  # for its checks
     out, lse = _allocate(q)
     parts: tuple[Any, ...] = ()
-    if kernel.kernel.variant == "sm90_split":
+    if kernel.variant == "sm90_split":
         schedule = _schedule(q, page_ids.shape[1])
         rows = ((q.shape[0] * q.shape[2] - schedule.whole) * schedule.parts, q.shape[1])
         part_out = q.new_empty((*rows, q.shape[3]), dtype=torch.float32)
         parts = (part_out, q.new_empty(rows, dtype=torch.float32), *schedule)
-    kernel(q, k_pages, v_pages, page_ids, page_valid, page_bias, out, lse, scale, *parts)
-    return out, lse
+    return (out, lse), (q, k_pages, v_pages, page_ids, page_valid, page_bias, out, lse, scale, *parts)
 
 
 def _schedule(q: Tensor, entries: int) -> Schedule:
@@ -175,5 +174,5 @@ _call = register(
     _cpu,
     cuda=(_cuda, REFERENCE),
     allocate=_allocate,
-    launch=_launch,
+    bind=_bind,
 )

@@ -21,13 +21,14 @@ The largest magnitude that can occur is sqrt(66 ln 2) = 6.76.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from aapt_fast.errors import require, require_dtype, require_shape
 from aapt_fast.ops._checks import check_tensor
-from aapt_fast.ops.kernels import Launch
+from aapt_fast.ops.kernels import Kernel
 from aapt_fast.ops.registry import register
 
 ROUNDS = 10
@@ -115,15 +116,14 @@ def _allocate(seed: Tensor, step: Tensor, shape: list[int]) -> Tensor:
     return seed.new_empty((seed.shape[0], *shape), dtype=torch.float32)
 
 
-def _launch(kernel: Launch, seed: Tensor, step: Tensor, shape: list[int]) -> Tensor:
+def _bind(kernel: Kernel, seed: Tensor, step: Tensor, shape: list[int]) -> tuple[Tensor, tuple[Any, ...]]:
     noise = _allocate(seed, step, shape)
-    kernel(seed, step, noise)
-    return noise
+    return noise, (seed, step, noise)
 
 
 _call = register(
     "philox_normal(Tensor seed, Tensor step, SymInt[] shape) -> Tensor",
     _composition,
     allocate=_allocate,
-    launch=_launch,
+    bind=_bind,
 )

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 
 from aapt_fast.ops.calls import observers
-from aapt_fast.ops.kernels import run_kernel, running_kernel
+from aapt_fast.ops.kernels import Bind, run_kernel, running_kernel
 
 COMPOSITION = "torch composition"
 REFERENCE = "torch reference in float32"
@@ -30,29 +30,25 @@ class Body:
     torch_code: Callable[..., Any]
     words: str
     """The name of the torch code in reports."""
-    launch: Callable[..., Any] | None
+    bind: Bind | None
+    """None for an op without kernels."""
 
     def __call__(self, *arguments: Any) -> Any:
         """The op for these arguments, the first of which is a tensor [...]. Open observers are told what ran."""
-        open_observers = observers.get()
-        if not open_observers:
-            return self.run(arguments)[0]
-        call: Callable[[], tuple[Any, str]] = partial(self.run, arguments)
-        for observer in reversed(open_observers):
-            call = partial(observer.run, self.op, call)
-        return call()[0]
-
-    def run(self, arguments: tuple[Any, ...]) -> tuple[Any, str]:
-        """The result and what computed it."""
-        if self.launch is not None:
-            launched = run_kernel(self.op, arguments[0].device, self.launch, arguments)
-            if launched is not None:
-                return launched
-        return self.torch_code(*arguments), self.words
+        calls = [observer.begin(self.op) for observer in observers.get()]
+        ran = None
+        try:
+            device = arguments[0].device
+            launched = None if self.bind is None else run_kernel(self.op, device, self.bind, arguments)
+            result, ran = launched or (self.torch_code(*arguments), self.words)
+        finally:
+            for call in reversed(calls):
+                call.end(ran)
+        return result
 
     def choice(self, device: torch.device) -> str:
         """The kernel that a call on `device` tries first, or the name of the torch code."""
-        kernel = None if self.launch is None else running_kernel(self.op, device)
+        kernel = None if self.bind is None else running_kernel(self.op, device)
         return kernel or self.words
 
 
@@ -71,7 +67,7 @@ def register(
     *,
     allocate: Callable[..., Any],
     cuda: tuple[Callable[..., Any], str] | None = None,
-    launch: Callable[..., Any] | None = None,
+    bind: Bind | None = None,
     backward: tuple[Callable[..., None], Callable[..., Any]] | None = None,
     autocast: torch.dtype | Literal["lower"] | None = None,
 ) -> Callable[..., Any]:
@@ -83,7 +79,7 @@ def register(
             reaches into it: operators that autocast would run in a lower precision have to switch it off.
         allocate: empty results of the right shape, dtype and strides, for torch.compile.
         cuda: (torch code for GPUs, its name in reports).
-        launch: runs a compiled kernel, as `run_kernel` wants it; None for an op without kernels.
+        bind: what to pass to a compiled kernel; None for an op without kernels.
         backward: (setup_context, backward) of `torch.library.register_autograd`.
         autocast: cast floating point arguments to this dtype under autocast; "lower" means the dtype in force and
             leaves float64 alone; None changes nothing.
@@ -95,8 +91,8 @@ def register(
     cuda_code, cuda_words = cuda or (torch_code, COMPOSITION)
     _library.define(schema)
     OPS[name] = {
-        "cpu": Body(name, torch_code, COMPOSITION, launch),
-        "cuda": Body(name, cuda_code, cuda_words, launch),
+        "cpu": Body(name, torch_code, COMPOSITION, bind),
+        "cuda": Body(name, cuda_code, cuda_words, bind),
     }
     call = getattr(torch.ops.aapt, name).default
     for device_type, body in OPS[name].items():

@@ -19,7 +19,7 @@ from torch import Tensor
 from aapt_fast.errors import require
 from aapt_fast.models.aapt import generator as generator_module
 from aapt_fast.models.aapt.generator import Generator
-from aapt_fast.models.aapt.sampling import sample_frame, timesteps
+from aapt_fast.models.aapt.sampling import EulerSampler, timesteps
 from aapt_fast.models.sampling import Prepared, Sampler
 from aapt_fast.ops import reference
 from aapt_fast.ops.cache import Cache, GrowingCache
@@ -79,7 +79,9 @@ class _PlainRun:
         return frame
 
     def _evaluate(self, noise: Tensor, recycled: Tensor | None, control: Tensor | None) -> Tensor:
-        return sample_frame(self._generator, noise, recycled, control, [self._cache], self._levels)
+        return EulerSampler().sample(
+            self._generator, noise[None], recycled, control, self._levels, [self._cache], False
+        )
 
 
 def _window(cache: GrowingCache) -> int:

@@ -280,10 +280,10 @@ class PagedCache:
         own_ids = page_ids[:, -frames * pages_for(self._tokens) :].chunk(frames, 1)
         cos, sin = self._rotation.unbind()
         weights, eps = (q_weight, k_weight), self.rows[0].eps
-        rotated = [
-            kv_write(q[:, i], k[:, i], v[:, i], *weights, cos[:, i], sin[:, i], k_pages, v_pages, own_ids[i], eps)
-            for i in range(frames)
-        ]
+        rotated = []
+        for i in range(frames):
+            new = (q[:, i], k[:, i], v[:, i])
+            rotated.append(kv_write(*new, *weights, cos[:, i], sin[:, i], k_pages, v_pages, own_ids[i], eps))
         self._move_sinks(layer, k, k_weight, k_pages)
         queries = rotated[0] if frames == 1 else torch.cat(rotated, 1)
         out, _ = paged_attention(queries, k_pages, v_pages, page_ids, page_valid)

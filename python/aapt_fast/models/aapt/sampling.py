@@ -26,39 +26,12 @@ def timesteps(num_inference_steps: int, shift: float) -> Tensor:
     return shift_time(torch.linspace(1, 0, num_inference_steps + 1, dtype=torch.float32), shift)
 
 
-def sample_frame(
-    generator: Any,
-    noise: Tensor,
-    recycled: Tensor | None,
-    control: Tensor | None,
-    caches: Sequence[Cache],
-    levels: Tensor | None = None,
-) -> Tensor:
-    """The next frame [B, C, 1, h, w] from noise and the recycled frame of the same shape, by Euler steps.
-
-    control [B, step_channels, 1, h, w] or None. There is one cache per evaluation: training gives a whole clip one
-    timestep, so the frames that evaluation k attends to must have been computed at the same t_k. With one cache this
-    is the paper's generator, eps - v(eps). A bidirectional model makes a whole clip [B, C, F, h, w] in this way, with
-    recycled None and one whole_clip_cache per evaluation. `levels` are the `timesteps` [len(caches) + 1] on the
-    device of the noise, for callers that have them there already.
-    """
-    if levels is None:
-        levels = timesteps(len(caches), generator.config.shift).to(noise.device)
-    x = noise
-    for k, cache in enumerate(caches):
-        t = levels[k].expand(len(noise))
-        clean = generator(x, recycled, control, t, cache)
-        if k + 1 < len(caches):
-            velocity = (x - clean) / levels[k]
-            x = x + (levels[k + 1] - levels[k]) * velocity
-    return clean
-
-
 @dataclass(frozen=True)
 class EulerSampler(Sampler):
     """One frame per step in `num_inference_steps` Euler steps; 1 is what AAPT trains for.
 
-    Every evaluation has a cache of its own, see `sample_frame`. For AAPT generators.
+    Every evaluation has a cache of its own: training gives a whole clip one timestep, so the frames that evaluation k
+    attends to must have been computed at the same t_k. For AAPT generators.
 
     Raises TypeError for another type, ValueError for less than 1.
     """
@@ -105,5 +78,28 @@ class EulerSampler(Sampler):
         caches: Sequence[Cache],
         first: bool,
     ) -> Tensor:
-        """See `Sampler.sample`: noise [1, B, C, 1, h, w] -> the next frame [B, C, 1, h, w]."""
-        return sample_frame(generator, noise[0], recycled, control, caches, context)
+        """See `Sampler.sample`: noise [1, B, C, 1, h, w] -> the next frame [B, C, 1, h, w], by Euler steps.
+
+        `context` holds the `timesteps` [num_inference_steps + 1] on the device of the noise.
+        """
+        x, levels = noise[0], context
+        for k, cache in enumerate(caches):
+            t = levels[k].expand(len(x))
+            clean = generator(x, recycled, control, t, cache)
+            if k + 1 < len(caches):
+                velocity = (x - clean) / levels[k]
+                x = x + (levels[k + 1] - levels[k]) * velocity
+        return clean
+
+
+def sample_frame(
+    generator: Any, noise: Tensor, recycled: Tensor | None, control: Tensor | None, caches: Sequence[Cache]
+) -> Tensor:
+    """The next frame [B, C, 1, h, w] from noise and the recycled frame of the same shape, one evaluation per cache.
+
+    control [B, step_channels, 1, h, w] or None. With one cache this is the paper's generator, eps - v(eps). A
+    bidirectional model makes a whole clip [B, C, F, h, w] in this way, with recycled None and a whole_clip_cache per
+    evaluation.
+    """
+    levels = timesteps(len(caches), generator.config.shift).to(noise.device)
+    return EulerSampler(len(caches)).sample(generator, noise[None], recycled, control, levels, caches, first=False)
