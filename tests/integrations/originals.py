@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Importing the original repositories from checkouts of them, for `pytest tests/integrations --originals FOLDER`.
 
-All of them call their packages `wan`, `utils` and so on, so one is imported at a time and forgotten again. Importing
-`wan` itself asks for a GPU and for packages that nothing here uses; so the folders are opened to the import of single
-modules, and the few modules that are asked for in passing (the text encoder, memory of the GPU) are empty.
+All of them call their packages `wan`, `utils` and so on, so one is imported at a time and forgotten again. The import
+of `wan` itself needs a GPU and packages that nothing here uses. So single modules are imported from their folders, and
+a few others that they import in passing (the text encoder, memory of the GPU) are empty.
 """
 
 from __future__ import annotations
