@@ -22,7 +22,7 @@ export AAPT_CUDA CUTLASS_DIR
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test emulated lint bench wheel train-person clean FORCE
+.PHONY: help demo test emulated stubs lint bench wheel train-person clean FORCE
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,6 +38,10 @@ emulated: $(VENV)/.build-tools ## build the kernels for the CPU, as the tests ru
 	  -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) -DPython_EXECUTABLE=$(abspath $(BIN)/python) \
 	  -Dpybind11_DIR=$$($(BIN)/python -m pybind11 --cmakedir) > /dev/null
 	@$(BIN)/cmake --build build/emulated
+
+stubs: emulated ## write the stub of the compiled module, python/aapt_fast/_C.pyi
+	$(BIN)/python cmake/stubs.py build/emulated > build/_C.pyi
+	mv build/_C.pyi python/aapt_fast/_C.pyi
 
 lint: $(VENV)/.lint-tools ## check style, formatting and types
 	$(BIN)/ruff check .
@@ -73,10 +77,10 @@ $(VENV)/.cutlass: constraints.txt | $(VENV)/.created
 	$(INSTALL) --no-deps --upgrade --target $(VENV)/cutlass nvidia-cutlass
 	touch $@
 
-# Of CUDA the headers are wanted, and the disassembler for the tests.
+# Of CUDA the headers are wanted, and for the tests the disassembler and what finds machine code in a module.
 $(VENV)/.build-tools: constraints.txt $(VENV)/.cutlass | $(VENV)/.created
-	$(INSTALL) scikit-build-core pybind11 cmake ninja
-	$(INSTALL) --no-deps nvidia-cuda-runtime nvidia-cuda-crt nvidia-cuda-cccl nvidia-cuda-nvdisasm
+	$(INSTALL) scikit-build-core pybind11 pybind11-stubgen cmake ninja
+	$(INSTALL) --no-deps nvidia-cuda-runtime nvidia-cuda-crt nvidia-cuda-cccl nvidia-cuda-nvdisasm nvidia-cuda-cuobjdump
 	touch $@
 
 # torch by itself and first, so that a CPU build of it that is already there is kept.

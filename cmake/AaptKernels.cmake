@@ -32,9 +32,6 @@ function(aapt_compile_cuda name)
     CUDA_ARCHITECTURES "${ARGN}"
     CUDA_RUNTIME_LIBRARY Static
     CUDA_STANDARD 17)
-  # The machine code stays readable in the module: it is hashed to know whether a GPU has verified it
-  # (ops/machine_code.py). A wheel is compressed anyway.
-  target_compile_options(${name} PRIVATE -Xfatbin=-compress-mode=none)
   if(AAPT_BOUNDED_WAITS)
     target_compile_definitions(${name} PRIVATE AAPT_BOUNDED_WAITS)
   elseif(AAPT_STRICT)  # not with messages: what they print lies in local memory

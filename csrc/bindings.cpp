@@ -11,11 +11,9 @@ PYBIND11_MODULE(_C, module) {
   aapt::register_channel_concat(module);
   aapt::register_paged_attention(module);
   aapt::register_kv_write(module);
-  aapt::register_block(module);
+  aapt::register_gate_residual_norm(module);
   aapt::register_clean_frame(module);
-#endif
-#ifdef AAPT_CUDA_KERNELS  // what the emulation cannot run
-  aapt::register_linear_residual(module);
+  aapt::register_philox_normal(module);
 #endif
 #ifdef AAPT_EMULATE
   aapt::register_emulate(module);

@@ -6,21 +6,21 @@
 
 namespace aapt {
 
-void register_build_info(pybind11::module_& module);
-void register_device_info(pybind11::module_& module);
+namespace py = pybind11;
+
+void register_build_info(py::module_& module);
+void register_device_info(py::module_& module);
 
 // with kernels only
-void register_tensor(pybind11::module_& module);
-void register_channel_concat(pybind11::module_& module);
-void register_paged_attention(pybind11::module_& module);
-void register_kv_write(pybind11::module_& module);
-void register_block(pybind11::module_& module);
-void register_clean_frame(pybind11::module_& module);
-
-// with CUDA only
-void register_linear_residual(pybind11::module_& module);
+void register_tensor(py::module_& module);
+void register_channel_concat(py::module_& module);
+void register_paged_attention(py::module_& module);
+void register_kv_write(py::module_& module);
+void register_gate_residual_norm(py::module_& module);
+void register_clean_frame(py::module_& module);
+void register_philox_normal(py::module_& module);
 
 // in the emulation only
-void register_emulate(pybind11::module_& module);
+void register_emulate(py::module_& module);
 
 }  // namespace aapt

@@ -24,6 +24,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """They stand here because pytest reads options from the outermost folder only."""
     parser.addoption("--target", choices=["emulated", "cuda"], default="emulated", help="where kernels run")
     parser.addoption("--emulated-build", default=str(EMULATED_BUILD), help="folder with the emulated module")
+    parser.addoption("--full", action="store_true", help="every combination of values in tests/kernels, not every pair")
     parser.addoption("--originals", help="folder with checkouts of Wan2.1, Self-Forcing and others (CONTRIBUTING.md)")
 
 

@@ -16,12 +16,11 @@ using SlabLayout = decltype(cute::composition(
     cute::Swizzle<3, 3, 3>{},
     cute::Layout<cute::Shape<cute::Int<kRows>, cute::_64>, cute::Stride<cute::_64, cute::_1>>{}));
 
-template <class ElementType, int kPatchSide, bool kNoiseIsMade>
+template <class ElementType, int kPatchSide>
 struct ChannelConcatPortableConfig {
   using Element = ElementType;
   static constexpr int kPatch = kPatchSide;
-  static constexpr bool kMakesNoise = kNoiseIsMade;
-  static_assert(kPatch == 1 || kPatch == 2, "a row of a patch is one number of a noise pair, or just the pair");
+  static_assert(kPatch == 1 || kPatch == 2, "a piece of 8 columns has whole channels");
 
   // A block makes 64 tokens times 128 features, each of its 8 warps 32 times 32. Fewer warps with larger parts would
   // read less shared memory, but would have no registers left for the pixels that are on their way.

@@ -1,12 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Patch embedding with cp.async and mma.sync, for every GPU from Ampere on: tokens = patches weight^T + bias.
 //
-// A block makes 64 tokens times 128 features of one frame; when it makes its noise itself, several times 128 of one set
-// of noise. While it multiplies one slab of 64 columns, the weight of the next slab is on its way to shared memory and
-// the pixels of the next slab to registers.
+// A block makes 64 tokens times 128 features of one frame. While it multiplies one slab of 64 columns, the weight of the
+// next slab is on its way to shared memory and the pixels of the next slab to registers.
 #pragma once
-
-#include <algorithm>
 
 #include "channel_concat/config.h"
 #include "channel_concat/gather.cuh"
@@ -121,20 +118,21 @@ AAPT_DEVICE void store_tokens(const Accumulators<Config>& accumulators, typename
   }
 }
 
-// The tokens of a block for 128 features.
 template <class Config>
-AAPT_DEVICE void embed_tokens(typename Config::SharedMemory& shared, const ChannelConcatParams& params,
-                              int first_feature, bool makes_noise) {
+AAPT_KERNEL void AAPT_LAUNCH_BOUNDS(Config::kThreads, 2)
+    channel_concat_portable(AAPT_GRID_CONSTANT const ChannelConcatParams params) {
+  auto& shared = *reinterpret_cast<typename Config::SharedMemory*>(arch::shared_memory());
   const int first_token = arch::block_index().x * Config::kTokens;
+  const int first_feature = arch::block_index().y * Config::kFeatures;
   const int frame = arch::block_index().z;
-  PatchGatherer<Config> gatherer(params, frame, first_token, makes_noise);
+  PatchGatherer<Config> gatherer(params, frame, first_token);
   const int slabs = (params.columns + Config::kSlab - 1) / Config::kSlab;
 
   // Only the first slab has to be waited for with nothing else to do.
   load_weight<Config>(shared.weight[0], params, first_feature, 0);
   arch::cp_async_commit();
   gatherer.load(0);
-  gatherer.store(shared.patches[0], 0);
+  gatherer.store(shared.patches[0]);
 
   Accumulators<Config> accumulators = {};
 #pragma unroll 1
@@ -150,64 +148,24 @@ AAPT_DEVICE void embed_tokens(typename Config::SharedMemory& shared, const Chann
       gatherer.load(slab + 1);
     }
     multiply_slab<Config>(accumulators, shared, stage);
-    if (more) gatherer.store(shared.patches[stage ^ 1], slab + 1);
+    if (more) gatherer.store(shared.patches[stage ^ 1]);
   }
   arch::cp_async_wait<0>();  // the zeros of slab 0, when there are no columns
   arch::sync_threads();      // the weight makes room for the result
   store_tokens<Config>(accumulators, shared, params, frame, first_token, first_feature);
 }
 
-// Two kernels, because what a GPU has verified is recorded by name.
-template <class Config>
-AAPT_KERNEL void AAPT_LAUNCH_BOUNDS(Config::kThreads, 2)
-    channel_concat_portable(AAPT_GRID_CONSTANT const ChannelConcatParams params) {
-  auto& shared = *reinterpret_cast<typename Config::SharedMemory*>(arch::shared_memory());
-  embed_tokens<Config>(shared, params, arch::block_index().y * Config::kFeatures, /*makes_noise=*/false);
-}
-
-template <class Config>
-AAPT_KERNEL void AAPT_LAUNCH_BOUNDS(Config::kThreads, 2)
-    channel_concat_noise_portable(AAPT_GRID_CONSTANT const ChannelConcatParams params) {
-  auto& shared = *reinterpret_cast<typename Config::SharedMemory*>(arch::shared_memory());
-  // The first 128 features, with the noise; then the others, with the noise read back.
-  const int first_feature = arch::block_index().y * params.tiles_per_block * Config::kFeatures;
-  embed_tokens<Config>(shared, params, first_feature, /*makes_noise=*/true);
-#pragma unroll 1
-  for (int tile = 1; tile < params.tiles_per_block; ++tile) {
-    const int next_feature = first_feature + tile * Config::kFeatures;
-    if (next_feature >= params.features) return;
-    arch::sync_threads();  // the previous result has left the shared memory
-    embed_tokens<Config>(shared, params, next_feature, /*makes_noise=*/false);
-  }
-}
-
-// Noise costs a block more than its products, and blocks with the same tokens make it again: so they are as few as keep
-// a large GPU busy, and each one makes several tiles of features.
-inline int tiles_per_block(std::int64_t tiles, int feature_tiles) {
-  constexpr std::int64_t kBusy = 256;  // two blocks for each of 128 multiprocessors
-  return static_cast<int>(std::min<std::int64_t>((tiles + kBusy - 1) / kBusy, feature_tiles));
-}
-
-template <class Element, int kPatch, bool kMakesNoise>
+template <class Element, int kPatch>
 void launch_channel_concat_portable(const ChannelConcatParams& params, const Stream& stream) {
-  using Config = ChannelConcatPortableConfig<Element, kPatch, kMakesNoise>;
-  const int token_tiles = (params.token_count + Config::kTokens - 1) / Config::kTokens;
-  const int feature_tiles = (params.features + Config::kFeatures - 1) / Config::kFeatures;
-  ChannelConcatParams complete = params;
-  complete.tiles_per_block =
-      kMakesNoise ? tiles_per_block(std::int64_t{token_tiles} * feature_tiles * params.frames, feature_tiles) : 1;
+  using Config = ChannelConcatPortableConfig<Element, kPatch>;
   Launch how;
-  how.grid.x = token_tiles;
-  how.grid.y = (feature_tiles + complete.tiles_per_block - 1) / complete.tiles_per_block;
+  how.grid.x = (params.token_count + Config::kTokens - 1) / Config::kTokens;
+  how.grid.y = (params.features + Config::kFeatures - 1) / Config::kFeatures;
   how.grid.z = params.frames;
   how.threads = Config::kThreads;
   how.shared_bytes = sizeof(typename Config::SharedMemory);
   how.stream = stream;
-  if constexpr (kMakesNoise) {
-    arch::launch(&channel_concat_noise_portable<Config>, how, complete);
-  } else {
-    arch::launch(&channel_concat_portable<Config>, how, complete);
-  }
+  arch::launch(&channel_concat_portable<Config>, how, params);
 }
 
 }  // namespace aapt

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "clean_frame/clean_frame.h"
-
+// Checks and binding of clean_frame: noised - t * velocity, the velocity as tokens.
+#include "bindings.h"
 #include "clean_frame/params.h"
 #include "common/device_info.h"
+#include "common/tensor_binding.h"
 
 namespace aapt {
 namespace {
@@ -22,8 +23,7 @@ void launch_for_patch(const CleanFrameParams& params, std::int64_t patch, const 
   (patch == 1 ? launch_clean_frame_portable<Element, 1> : launch_clean_frame_portable<Element, 2>)(params, stream);
 }
 
-}  // namespace
-
+// tokens [B, F (h / patch) (w / patch), C patch^2]; noised, clean [B, C, F, h, w]; t [B]. clean is dense.
 void clean_frame_portable(const Tensor& tokens, const Tensor& noised, const Tensor& t, std::int64_t patch,
                           const Tensor& clean, const Stream& stream) {
   require_shape("noised", noised, {kAnySize, kAnySize, kAnySize, kAnySize, kAnySize});
@@ -71,6 +71,14 @@ void clean_frame_portable(const Tensor& tokens, const Tensor& noised, const Tens
   to_int("tokens", "tokens per row", patches);
   params.whole_vectors = consists_of_vectors(noised) && consists_of_vectors(clean);
   (tokens.dtype == Dtype::kBFloat16 ? launch_for_patch<bfloat16> : launch_for_patch<float16>)(params, patch, stream);
+}
+
+}  // namespace
+
+void register_clean_frame(py::module_& module) {
+  module.def("clean_frame_portable", &clean_frame_portable, py::arg("tokens"), py::arg("noised"), py::arg("t"),
+             py::arg("patch"), py::arg("clean"), py::arg("stream"), py::call_guard<py::gil_scoped_release>(),
+             "noised - t * velocity, the velocity as tokens.");
 }
 
 }  // namespace aapt

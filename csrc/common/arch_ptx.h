@@ -204,6 +204,7 @@ AAPT_DEVICE void mma_16x8x16<float16>(float (&d)[4], const std::uint32_t (&a)[4]
 // Throws std::runtime_error when the launch fails.
 template <class Params>
 void launch(void (*kernel)(Params), const Launch& how, const Params& params) {
+  static_assert(sizeof(Params) <= 4096, "what every driver passes to a kernel");
   const DeviceGuard guard(how.stream.device);
   cuda_check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                   static_cast<int>(how.shared_bytes)),

@@ -3,8 +3,6 @@
 #include "bindings.h"
 #include "build_config.h"
 
-namespace py = pybind11;
-
 namespace aapt {
 namespace {
 
@@ -25,7 +23,9 @@ py::dict build_info() {
 
 void register_build_info(py::module_& module) {
   module.attr("__version__") = build_config::kVersion;
-  module.def("build_info", &build_info, "Facts about this build; the keys are those of BuildInfo in _C.pyi.");
+  module.def("build_info", &build_info,
+             "version, cuda, cuda_version (of the compiler), cuda_archs (80-real,...), cutlass_version, compiler,\n"
+             "build_type and emulated. Texts about CUDA are empty without it.");
 }
 
 }  // namespace aapt

@@ -2,8 +2,6 @@
 #include "bindings.h"
 #include "common/device_info.h"
 
-namespace py = pybind11;
-
 namespace aapt {
 namespace {
 
@@ -33,7 +31,8 @@ void register_device_info(py::module_& module) {
   module.def("device_count", &device_count, py::call_guard<py::gil_scoped_release>(),
              "Number of GPUs; 0 without a driver or in a build without CUDA.");
   module.def("device_info", &device_info_dict, py::arg("device"),
-             "One GPU; the keys are those of DeviceInfo in _C.pyi. Raises IndexError when there is no such device.");
+             "name, compute_capability, total_memory (bytes), multiprocessors, driver_version (newest CUDA it knows)\n"
+             "and runtime_version (inside the module) of a GPU. Raises IndexError when there is no such device.");
 }
 
 }  // namespace aapt

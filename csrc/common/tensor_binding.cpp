@@ -3,8 +3,6 @@
 #include "bindings.h"
 #include "common/tensor.h"
 
-namespace py = pybind11;
-
 namespace aapt {
 
 void register_tensor(py::module_& module) {

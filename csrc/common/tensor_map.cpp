@@ -6,6 +6,8 @@
 namespace aapt {
 namespace {
 
+constexpr std::int64_t kMaxMapStride = std::int64_t{1} << 40;  // in bytes, the first one too long
+
 std::string name(const char* argument, const char* what, std::size_t dimension) {
   return std::string(argument) + ", " + what + " of dimension " + std::to_string(dimension);
 }
@@ -28,7 +30,8 @@ void check_box(const char* argument, const Tensor& tensor, const std::vector<int
 
 }  // namespace
 
-TensorMap make_tensor_map(const char* argument, const Tensor& tensor, const std::vector<int>& box, Swizzle swizzle) {
+TensorMap make_tensor_map(const char* argument, const Tensor& tensor, const std::vector<int>& box, Swizzle swizzle,
+                          int device) {
   const std::size_t rank = tensor.shape.size();
   const std::int64_t bytes = dtype_bytes(tensor.dtype);
   require_valid(rank >= 1 && rank <= kMaxMapRank, argument, "1 to 5 dimensions", std::to_string(rank));
@@ -42,7 +45,8 @@ TensorMap make_tensor_map(const char* argument, const Tensor& tensor, const std:
   description.swizzle_bytes = static_cast<std::uint8_t>(swizzle);
   require_valid(description.address % 16 == 0, argument, "an address that is a multiple of 16",
                 std::to_string(description.address % 16) + " modulo 16");
-  std::uint64_t dense = 16;  // bytes from one element to the next of a dimension that has only one
+  // Bytes from one element to the next of a dimension that has only one: what a contiguous tensor would have.
+  std::int64_t natural = 0;
   for (std::size_t i = rank; i-- > 0;) {
     const std::size_t at = rank - 1 - i;
     const std::int64_t size = tensor.shape[i], stride = tensor.stride[i] * bytes;
@@ -53,19 +57,16 @@ TensorMap make_tensor_map(const char* argument, const Tensor& tensor, const std:
     if (at == 0) {
       require_valid(size == 1 || tensor.stride[i] == 1, name(argument, "stride", i).c_str(), "1: adjacent elements",
                     std::to_string(tensor.stride[i]));
-    } else if (size == 1) {
-      description.stride_bytes[at - 1] = dense;
     } else {
-      require_valid(stride >= 0 && stride % 16 == 0 && stride < std::int64_t{1} << 40,
-                    name(argument, "stride", i).c_str(), "a multiple of 16 bytes below 2^40", std::to_string(stride));
-      description.stride_bytes[at - 1] = dense = static_cast<std::uint64_t>(stride);
+      require_supported(size == 1 || (stride > 0 && stride % 16 == 0 && stride < kMaxMapStride),
+                        name(argument, "stride", i).c_str(), "a positive multiple of 16 bytes below 2^40",
+                        std::to_string(stride));
+      description.stride_bytes[at - 1] = static_cast<std::uint64_t>(size == 1 ? natural : stride);
     }
+    const std::int64_t used = at == 0 ? bytes : static_cast<std::int64_t>(description.stride_bytes[at - 1]);
+    natural = size < kMaxMapStride / used ? (size * used + 15) / 16 * 16 : kMaxMapStride - 16;
   }
-  return encode_tensor_map(description, tensor.dtype);
-}
-
-TensorMap make_tensor_map(const char* argument, const Tensor& tensor, std::initializer_list<int> box, Swizzle swizzle) {
-  return make_tensor_map(argument, tensor, std::vector<int>(box), swizzle);
+  return encode_tensor_map(description, tensor.dtype, device);
 }
 
 }  // namespace aapt

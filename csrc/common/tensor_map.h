@@ -6,7 +6,6 @@
 #pragma once
 
 #include <cstdint>
-#include <initializer_list>
 #include <vector>
 
 #include "common/tensor.h"
@@ -35,14 +34,16 @@ struct alignas(64) TensorMap {
 constexpr int kMaxMapRank = 5;
 constexpr int kMaxBoxSize = 256;
 
+// A map of the tensor for a GPU. The part of a box that lies outside of the tensor is read as zeros and not written.
+//
 // Throws std::invalid_argument, "<argument>: expected ..., got ...", where the tensor or the box breaks a rule of the
-// copy engine: 1 to 5 dimensions of 1 to 2^32 elements; elements of 1, 2 or 4 bytes; an address and strides that are
-// multiples of 16 bytes, strides below 2^40 bytes, the last dimension dense; a box of 1 to 256 elements in each
-// dimension, its rows a multiple of 16 bytes, and as wide as the swizzle if there is one (hardware takes narrower rows
-// too, but where it puts them is not documented). The part of a box that lies outside of the tensor is read as zeros
-// and not written.
-TensorMap make_tensor_map(const char* argument, const Tensor& tensor, std::initializer_list<int> box, Swizzle swizzle);
-TensorMap make_tensor_map(const char* argument, const Tensor& tensor, const std::vector<int>& box, Swizzle swizzle);
+// copy engine: 1 to 5 dimensions of 1 to 2^32 elements; elements of 1, 2 or 4 bytes; an address that is a multiple of
+// 16 bytes, the last dimension dense; a box of 1 to 256 elements in each dimension, its rows a multiple of 16 bytes,
+// and as wide as the swizzle if there is one (hardware takes narrower rows too, but where it puts them is not
+// documented). Throws Unsupported for strides that only the copy engine does not take: those of expanded tensors (0),
+// others that are no multiple of 16 bytes, and 2^40 bytes or more.
+TensorMap make_tensor_map(const char* argument, const Tensor& tensor, const std::vector<int>& box, Swizzle swizzle,
+                          int device);
 
 // What a checked map says, in the order of the hardware: the dense dimension first. The emulation keeps it as it is.
 struct MapDescription {
@@ -55,6 +56,6 @@ struct MapDescription {
 static_assert(sizeof(MapDescription) <= sizeof(TensorMap));
 
 // The two ways to make a map of it: by the driver, or for the emulation.
-TensorMap encode_tensor_map(const MapDescription& description, Dtype dtype);
+TensorMap encode_tensor_map(const MapDescription& description, Dtype dtype, int device);
 
 }  // namespace aapt

@@ -51,7 +51,8 @@ CUtensorMapSwizzle swizzle_mode(int bytes) {
 
 }  // namespace
 
-TensorMap encode_tensor_map(const MapDescription& description, Dtype dtype) {
+TensorMap encode_tensor_map(const MapDescription& description, Dtype dtype, int device) {
+  const DeviceGuard guard(device);  // the driver's function needs a context, which a fresh thread does not have
   static const PFN_cuTensorMapEncodeTiled_v12000 encode = find_encoder();
   cuuint64_t size[kMaxMapRank], stride[kMaxMapRank - 1];
   cuuint32_t box[kMaxMapRank], every[kMaxMapRank];

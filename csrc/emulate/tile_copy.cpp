@@ -275,7 +275,7 @@ void end_of_stores(Thread& thread) {
 
 namespace aapt {
 
-TensorMap encode_tensor_map(const MapDescription& description, Dtype) {
+TensorMap encode_tensor_map(const MapDescription& description, Dtype, int) {
   TensorMap map = {};
   std::memcpy(&map, &description, sizeof description);
   return map;

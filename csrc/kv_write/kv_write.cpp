@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "kv_write/kv_write.h"
-
+// Checks and binding of kv_write: norm, rotation and the write into pages.
+#include <optional>
 #include <utility>
 
+#include "bindings.h"
 #include "common/device_info.h"
-#include "common/types.h"
+#include "common/tensor_binding.h"
 #include "kv_write/params.h"
 
 namespace aapt {
@@ -69,8 +70,9 @@ KvWriteParams::Norm norm(const std::optional<Tensor>& weight, std::int64_t width
 
 KvWriteParams::Rows rows(const Tensor& tensor) { return {tensor.stride[0], tensor.stride[1], tensor.stride[2]}; }
 
-}  // namespace
-
+// q, out [B, N, H, D]; k, v [B, N, Hkv, D]; q_weight [D] or [H * D]; k_weight [D] or [Hkv * D]; cos, sin float32
+// [B, N, D / 2]; k_pages, v_pages [P, 64, Hkv, D], changed; page_ids int32 [B, ceil(N / 64)]. out is dense. Nothing else
+// may overlap the pages or out. A token whose page is outside the pool is not written, and its row of out is NaN.
 void kv_write_portable(const Tensor& q, const Tensor& k, const Tensor& v, const std::optional<Tensor>& q_weight,
                        const std::optional<Tensor>& k_weight, const std::optional<Tensor>& cos,
                        const std::optional<Tensor>& sin, const Tensor& k_pages, const Tensor& v_pages,
@@ -123,6 +125,16 @@ void kv_write_portable(const Tensor& q, const Tensor& k, const Tensor& v, const 
   } else {
     (narrow ? launch_kv_write_portable<float16, 64> : launch_kv_write_portable<float16, 128>)(params, stream);
   }
+}
+
+}  // namespace
+
+void register_kv_write(py::module_& module) {
+  module.def("kv_write_portable", &kv_write_portable, py::arg("q"), py::arg("k"), py::arg("v"), py::arg("q_weight"),
+             py::arg("k_weight"), py::arg("cos"), py::arg("sin"), py::arg("k_pages"), py::arg("v_pages"),
+             py::arg("page_ids"), py::arg("out"), py::arg("eps"), py::arg("stream"),
+             py::call_guard<py::gil_scoped_release>(),
+             "Norm, rotation and the write into pages.");
 }
 
 }  // namespace aapt

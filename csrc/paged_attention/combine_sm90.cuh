@@ -32,9 +32,11 @@ AAPT_KERNEL void AAPT_LAUNCH_BOUNDS(kCombineThreads, 1)
     return (std::int64_t{arch::block_index().y} * split.parts + part) * tokens + token;
   };
 
+  // Find the largest log-sum-exp of the parts.
   float maximum = -INFINITY;
   for (int part = 0; part < split.parts; ++part) maximum = fmaxf(maximum, split.lse[row_of(part)]);
-  const float base = maximum == -INFINITY ? 0.0f : maximum;  // nobody has a key: keeps infinity minus infinity away
+  const float base = maximum == -INFINITY ? 0.0f : maximum;  // without any key: keeps infinity minus infinity away
+  // Add up the parts with their weights.
   float sum = 0.0f, out[4] = {};
   for (int part = 0; part < split.parts; ++part) {
     const float weight = arch::exp2_approx((split.lse[row_of(part)] - base) * kLog2E);  // NaN of a broken table stays
@@ -44,6 +46,7 @@ AAPT_KERNEL void AAPT_LAUNCH_BOUNDS(kCombineThreads, 1)
     for (int i = 0; i < 4; ++i) out[i] += weight * arch::float_of_bits(values.word[i]);
   }
 
+  // Divide, round and write.
   const float inverse = sum == 0.0f ? 0.0f : 1.0f / sum;
   struct alignas(8) Words {
     std::uint32_t word[2];

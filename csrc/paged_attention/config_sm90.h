@@ -17,22 +17,21 @@ struct TileFacts {
   AAPT_DEVICE bool partial() const { return valid[0] < kPageSlots || valid[1] < kPageSlots; }
 };
 
-template <class ElementType, int kHeadDimension, Sm90Variant kVariant>
+template <class ElementType, int kHeadDimension, bool kSplitsKeys>
 struct PagedAttentionSm90Config {
   using Element = ElementType;
   static constexpr int kHeadDim = kHeadDimension;
   static_assert(kHeadDim == 64 || kHeadDim == 128);
-  static constexpr bool kOverlap = kVariant >= Sm90Variant::kOverlap;
-  static constexpr int kCluster = kVariant >= Sm90Variant::kCluster ? 2 : 1;  // blocks, along the tokens of a head
-  static constexpr bool kSplit = kVariant == Sm90Variant::kSplit;
+  static constexpr bool kSplit = kSplitsKeys;
+  static constexpr int kCluster = kSplit ? 2 : 1;  // blocks, along the tokens of a head
 
   static constexpr int kThreads = 3 * 128;  // a warpgroup that loads and two that multiply 64 rows each
   static constexpr int kRows = 2 * 64;
   // Two pages at once: with one, wgmma would read 128 bytes of shared memory per cycle, all there is.
   static constexpr int kKeys = 2 * kPageSlots;
-  // With overlap the keys of the next tile and the values of the present one are in use at a time, by warpgroups half a
-  // tile apart: a third stage is what the copies then have. One block fills a multiprocessor either way.
-  static constexpr int kStages = kOverlap ? 3 : 2;
+  // The keys of the next tile and the values of the present one are in use at a time, by warpgroups half a tile apart:
+  // the copies have the third stage. One block fills a multiprocessor.
+  static constexpr int kStages = 3;
 
   // Everything lies in slabs of 64 columns, rows of 128 bytes, swizzled: the form of a box and of an operand of wgmma.
   static constexpr int kSlabs = kHeadDim / 64;

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Attention over pages with the copy engine and wgmma, for Hopper.
+// Attention over pages with the copy engine and wgmma, for Hopper: paged_attention/sm90, and paged_attention/sm90_split
+// with clusters and split keys.
 //
 // A block owns 128 query rows of one head: 64 for each of two warpgroups that multiply. A third one loads, with one
 // thread, tiles of two pages into a ring of shared memory and runs ahead of them. While one multiplying warpgroup is
@@ -24,10 +25,12 @@ AAPT_DEVICE void sync_blocks() {
   }
 }
 
-template <class Config>
+// A block of the kernel; `Loop` is the multiplying warpgroups' loop over the tiles.
+template <class Config, class Loop>
 AAPT_DEVICE void attend(const PagedAttentionSm90Params& params) {
   auto& shared = *reinterpret_cast<typename Config::SharedMemory*>(arch::shared_memory());
   const auto block = Place::of_this_block<Config>(params);
+  // Prepare the barriers, and wait until every block that arrives at them can see them.
   if (arch::thread_index() == 0) {
     arch::barrier_init(&shared.full_q, 1);
     for (int stage = 0; stage < Config::kStages; ++stage) {
@@ -40,6 +43,7 @@ AAPT_DEVICE void attend(const PagedAttentionSm90Params& params) {
   }
   sync_blocks<Config>();
 
+  // Divide the work: warpgroup 0 loads, with one thread and few registers; 1 and 2 multiply.
   const int group = arch::warp_index() / 4 - 1;
   if (group < 0) {
     arch::registers_decrease<40>();
@@ -47,9 +51,9 @@ AAPT_DEVICE void attend(const PagedAttentionSm90Params& params) {
     arch::sync_warp();
   } else {
     arch::registers_increase<232>();
-    multiply<Config>(shared, params, group, block);
+    multiply<Config, Loop>(shared, params, group, block);
   }
-  // The other block of a cluster still arrives here.
+  // Stay until the other block of the cluster no longer arrives at barriers of this one.
   if constexpr (Config::kCluster > 1) arch::cluster_sync();
 }
 
@@ -57,47 +61,23 @@ AAPT_DEVICE void attend(const PagedAttentionSm90Params& params) {
 
 namespace aapt {
 
-// A kernel of its own name per variant: a GPU verifies each by itself.
 template <class Config>
 AAPT_KERNEL void AAPT_LAUNCH_BOUNDS(Config::kThreads, 1)
     paged_attention_sm90(AAPT_GRID_CONSTANT const PagedAttentionSm90Params params) {
-  paged_attention_sm90_parts::attend<Config>(params);
-}
-
-template <class Config>
-AAPT_KERNEL void AAPT_LAUNCH_BOUNDS(Config::kThreads, 1)
-    paged_attention_sm90_overlap(AAPT_GRID_CONSTANT const PagedAttentionSm90Params params) {
-  paged_attention_sm90_parts::attend<Config>(params);
-}
-
-template <class Config>
-AAPT_KERNEL void AAPT_LAUNCH_BOUNDS(Config::kThreads, 1)
-    paged_attention_sm90_cluster(AAPT_GRID_CONSTANT const PagedAttentionSm90Params params) {
-  paged_attention_sm90_parts::attend<Config>(params);
+  paged_attention_sm90_parts::attend<Config, paged_attention_sm90_parts::Overlapped>(params);
 }
 
 template <class Config>
 AAPT_KERNEL void AAPT_LAUNCH_BOUNDS(Config::kThreads, 1)
     paged_attention_sm90_split(AAPT_GRID_CONSTANT const PagedAttentionSm90Params params) {
-  paged_attention_sm90_parts::attend<Config>(params);
+  paged_attention_sm90_parts::attend<Config, paged_attention_sm90_parts::Overlapped>(params);
 }
 
-template <class Element, int kHeadDim>
-void launch_combine(const PagedAttentionSm90Params& params, const Stream& stream) {
-  constexpr int kRows = paged_attention_sm90_parts::kCombineRows<kHeadDim>;
-  Launch how;
-  how.grid.x = (params.common.tokens + kRows - 1) / kRows;
-  how.grid.y = params.common.batch * params.common.heads - params.split.whole;
-  how.threads = paged_attention_sm90_parts::kCombineThreads;
-  how.stream = stream;
-  arch::launch(&paged_attention_sm90_parts::paged_attention_sm90_split::combine<Element, kHeadDim>, how, params);
-}
-
-template <class Element, int kHeadDim, Sm90Variant kVariant>
-void launch_paged_attention_sm90(const PagedAttentionSm90Params& params, const Stream& stream) {
-  using Config = PagedAttentionSm90Config<Element, kHeadDim, kVariant>;
-  Launch how;
+// A block for 128 rows of every head of every row of the batch.
+template <class Config>
+Launch launch_of(const PagedAttentionSm90Params& params, const Stream& stream) {
   constexpr int kClusterRows = Config::kRows * Config::kCluster;
+  Launch how;
   how.cluster = Config::kCluster;
   how.grid.x = (params.common.tokens + kClusterRows - 1) / kClusterRows * Config::kCluster;
   how.grid.y = params.common.heads;
@@ -105,16 +85,32 @@ void launch_paged_attention_sm90(const PagedAttentionSm90Params& params, const S
   how.threads = Config::kThreads;
   how.shared_bytes = sizeof(typename Config::SharedMemory);
   how.stream = stream;
-  if constexpr (kVariant == Sm90Variant::kPlain) arch::launch(&paged_attention_sm90<Config>, how, params);
-  if constexpr (kVariant == Sm90Variant::kOverlap) arch::launch(&paged_attention_sm90_overlap<Config>, how, params);
-  if constexpr (kVariant == Sm90Variant::kCluster) arch::launch(&paged_attention_sm90_cluster<Config>, how, params);
-  if constexpr (kVariant == Sm90Variant::kSplit) {
-    const int heads = params.common.batch * params.common.heads, split = heads - params.split.whole;
-    how.grid.y = params.split.whole + split * params.split.parts;
-    how.grid.z = 1;
-    arch::launch(&paged_attention_sm90_split<Config>, how, params);
-    if (split > 0) launch_combine<Element, kHeadDim>(params, stream);
-  }
+  return how;
+}
+
+template <class Element, int kHeadDim>
+void launch_paged_attention_sm90(const PagedAttentionSm90Params& params, const Stream& stream) {
+  using Config = PagedAttentionSm90Config<Element, kHeadDim, /*kSplitsKeys=*/false>;
+  arch::launch(&paged_attention_sm90<Config>, launch_of<Config>(params, stream), params);
+}
+
+template <class Element, int kHeadDim>
+void launch_paged_attention_sm90_split(const PagedAttentionSm90Params& params, const Stream& stream) {
+  using Config = PagedAttentionSm90Config<Element, kHeadDim, /*kSplitsKeys=*/true>;
+  const int heads = params.common.batch * params.common.heads, split = heads - params.split.whole;
+  Launch how = launch_of<Config>(params, stream);
+  how.grid.y = params.split.whole + split * params.split.parts;
+  how.grid.z = 1;
+  arch::launch(&paged_attention_sm90_split<Config>, how, params);
+  if (split == 0) return;  // no head has parts to add up
+
+  constexpr int kRows = paged_attention_sm90_parts::kCombineRows<kHeadDim>;
+  Launch combine;
+  combine.grid.x = (params.common.tokens + kRows - 1) / kRows;
+  combine.grid.y = split;
+  combine.threads = paged_attention_sm90_parts::kCombineThreads;
+  combine.stream = stream;
+  arch::launch(&paged_attention_sm90_parts::paged_attention_sm90_split::combine<Element, kHeadDim>, combine, params);
 }
 
 }  // namespace aapt

@@ -11,7 +11,7 @@
 
 namespace aapt::paged_attention_sm90_parts {
 
-// Which queries a block has, and which entries of the page table.
+// Queries of a block, and its entries of the page table.
 struct Place {
   int first_token, head, row;
   int first_entry, end_entry;
@@ -66,11 +66,12 @@ struct RingPlace {
 };
 
 // Starts the copies of a tile's pages, in slabs of 64 columns, into a stage that is free: in a cluster, one that is
-// free in both blocks, because block i brings page i to both. Each expects all of the tile.
+// free in both blocks, because block i brings page i to both.
 template <class Config>
 AAPT_DEVICE void load_pages(char* tile, const TensorMap& map, arch::Barrier* full, const TilePages& pages,
                             int kv_head) {
   const int present = pages.page[1].valid ? 2 : 1;
+  // Announce the bytes of all pages present, whichever block brings them.
   arch::barrier_arrive_expect_bytes(full, present * Config::kSlabs * Config::kPageSlabBytes);
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
@@ -105,6 +106,7 @@ AAPT_DEVICE void load_queries(typename Config::SharedMemory& shared, const Paged
 template <class Config>
 AAPT_DEVICE void load(typename Config::SharedMemory& shared, const PagedAttentionSm90Params& params,
                       const Place& block) {
+  // Start the copies of the queries, which are waited for once.
   load_queries<Config>(shared, params, block);
   const int kv_head = block.head * params.common.kv_heads / params.common.heads;
   PageTable table(params.common, block.row, block.first_entry, block.end_entry);
@@ -112,13 +114,16 @@ AAPT_DEVICE void load(typename Config::SharedMemory& shared, const PagedAttentio
   for (;; place.advance()) {
     const int stage = place.stage;
     const TilePages pages(table);
+    // Wait until the keys of this stage have been read, then replace them.
     arch::barrier_wait(&shared.empty_k[stage], place.parity ^ 1);
     shared.facts[stage] = pages.facts();
     if (!pages.any()) break;
     load_pages<Config>(shared.k[stage], params.k_pages, &shared.full_k[stage], pages, kv_head);
+    // The same for the values.
     arch::barrier_wait(&shared.empty_v[stage], place.parity ^ 1);
     load_pages<Config>(shared.v[stage], params.v_pages, &shared.full_v[stage], pages, kv_head);
   }
+  // Announce the end: a tile without pages, and without copies to wait for.
   shared.broken = table.broken();
   arch::barrier_arrive(&shared.full_k[place.stage]);
 }

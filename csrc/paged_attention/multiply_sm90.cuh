@@ -24,10 +24,12 @@ AAPT_DEVICE float (&flat(Accumulators<kColumns>& accumulators))[kColumns / 2] {
 // Starts scores = Q K^T over the tile.
 template <class Config>
 AAPT_DEVICE void multiply_keys(Accumulators<Config::kKeys>& scores, const char* q, const char* k) {
+  // Describe both operands: rows of 128 bytes, K-major, 1024 bytes from eight rows to the next.
   const auto rows = make_matrix_descriptor(arch::shared_address(q), Swizzle::k128Bytes, 0, 1024);
   const auto keys = make_matrix_descriptor(arch::shared_address(k), Swizzle::k128Bytes, 0, 1024);
   auto& d = flat<Config::kKeys>(scores);
   arch::wgmma_fence(d);
+  // Add up products of 16 columns; the first one overwrites the scores.
 #pragma unroll
   for (int step = 0; step < Config::kHeadDim / 16; ++step) {
     const int slab = step / 4, in_slab = step % 4 * 32;
@@ -57,10 +59,12 @@ struct Weights {
 // Starts out += P V over the tile. `weights` stays as it is until the product is done.
 template <class Config>
 AAPT_DEVICE void multiply_values(Accumulators<Config::kHeadDim>& out, const Weights<Config>& weights, const char* v) {
+  // Describe the values: MN-major, a slab from 64 columns to the next.
   const auto values =
       make_matrix_descriptor(arch::shared_address(v), Swizzle::k128Bytes, Config::kTileSlabBytes, 1024);
   auto& d = flat<Config::kHeadDim>(out);
   arch::wgmma_fence(d);
+  // Add up products of 16 keys.
 #pragma unroll
   for (int step = 0; step < Config::kKeys / 16; ++step) {
     arch::wgmma<typename Config::Element, Major::kMN>(d, weights.words[step], values.moved(step * 16 * 128), true);
@@ -82,6 +86,7 @@ AAPT_DEVICE void clear_values(char* v, const TileFacts& facts, int group) {
       *reinterpret_cast<Vector16*>(row + at % kPieces * 16) = {};
     }
   }
+  // Show the zeros to wgmma, then wait for those of the whole warpgroup.
   arch::fence_proxy_async();
   arch::named_barrier_sync(1 + group, 128);
 }
@@ -103,41 +108,13 @@ AAPT_DEVICE void mask_and_bias(Accumulators<Config::kKeys>& scores, const TileFa
   }
 }
 
-// By each warp for itself: it has read all that it will. Every block whose copies come here has to know.
+// Tells the loading thread that this warp has read all that it will of a stage: in every block whose copies come here.
 template <class Config>
 AAPT_DEVICE void release(arch::Barrier* empty) {
   if constexpr (Config::kCluster == 1) {
     if (arch::lane_index() == 0) arch::barrier_arrive(empty);
   } else {
     if (arch::lane_index() < Config::kCluster) arch::barrier_release_remote(empty, arch::lane_index());
-  }
-}
-
-// The loop over the tiles, one step after the other; the two warpgroups drift apart by themselves.
-template <class Config>
-AAPT_DEVICE void attend_in_turn(typename Config::SharedMemory& shared, const PagedAttentionParams& params, int group,
-                                Accumulators<Config::kHeadDim>& out, OnlineSoftmax<1>& softmax) {
-  for (RingPlace<Config::kStages> place;; place.advance()) {
-    const int stage = place.stage;
-    arch::barrier_wait(&shared.full_k[stage], place.parity);
-    const TileFacts facts = shared.facts[stage];
-    if (!facts.any()) return;
-
-    Accumulators<Config::kKeys> scores;
-    multiply_keys<Config>(scores, shared.q[group], shared.k[stage]);
-    arch::wgmma_wait<0>(flat<Config::kKeys>(scores));
-    release<Config>(&shared.empty_k[stage]);
-
-    mask_and_bias<Config>(scores, facts, params);
-    softmax.absorb(scores, out, params.scale_log2, 0.0f);
-
-    Weights<Config> weights;
-    weights.pack(scores);
-    arch::barrier_wait(&shared.full_v[stage], place.parity);
-    if (facts.partial()) clear_values<Config>(shared.v[stage], facts, group);
-    multiply_values<Config>(out, weights, shared.v[stage]);
-    arch::wgmma_wait<0>(flat<Config::kHeadDim>(out));
-    release<Config>(&shared.empty_v[stage]);
   }
 }
 
@@ -158,66 +135,78 @@ class Turns {
   int group_;
 };
 
-// The same loop, where the scores of the next tile are on their way while this one's softmax and values are done:
+// The loop over the tiles: the scores of the next tile are on their way during this one's softmax and values.
 //
 //   tensor cores    Q K(j+1)   P(j) V(j)            the other warpgroup's
 //   this warpgroup             softmax of j + 1     packs P(j+1)
-template <class Config>
-AAPT_DEVICE void attend_overlapped(typename Config::SharedMemory& shared, const PagedAttentionParams& params, int group,
-                                   Accumulators<Config::kHeadDim>& out, OnlineSoftmax<1>& softmax) {
-  const Turns turns(group);
-  RingPlace<Config::kStages> place, ahead;  // of the values, and of the keys of the tile after it
-  const auto await_keys = [&] {
-    arch::barrier_wait(&shared.full_k[ahead.stage], ahead.parity);
-    return shared.facts[ahead.stage];
-  };
-  Accumulators<Config::kKeys> scores;
-  Weights<Config> weights;
-  float corrections[2];
+struct Overlapped {
+  template <class Config>
+  AAPT_DEVICE static void run(typename Config::SharedMemory& shared, const PagedAttentionParams& params, int group,
+                              Accumulators<Config::kHeadDim>& out, OnlineSoftmax<1>& softmax) {
+    const Turns turns(group);
+    RingPlace<Config::kStages> place, ahead;  // of the values, and of the keys of the tile after it
+    const auto await_keys = [&] {
+      arch::barrier_wait(&shared.full_k[ahead.stage], ahead.parity);
+      return shared.facts[ahead.stage];
+    };
+    Accumulators<Config::kKeys> scores;
+    Weights<Config> weights;
+    float corrections[2];
 
-  TileFacts facts = await_keys();
-  if (facts.any()) {
-    turns.take();
-    multiply_keys<Config>(scores, shared.q[group], shared.k[0]);
-    turns.pass();
-    arch::wgmma_wait<0>(flat<Config::kKeys>(scores));
-    release<Config>(&shared.empty_k[0]);
-    mask_and_bias<Config>(scores, facts, params);
-    softmax.weigh(scores, corrections, params.scale_log2);
-    weights.pack(scores);
-    ahead.advance();
-    TileFacts next = await_keys();
-
-    for (;;) {
-      arch::barrier_wait(&shared.full_v[place.stage], place.parity);
-      if (facts.partial()) clear_values<Config>(shared.v[place.stage], facts, group);
-      if (!next.any()) break;
-
+    // Wait for the first keys, if there are any.
+    TileFacts facts = await_keys();
+    if (facts.any()) {
+      // Multiply them in this group's turn, and wait for the scores.
       turns.take();
-      multiply_keys<Config>(scores, shared.q[group], shared.k[ahead.stage]);
-      multiply_values<Config>(out, weights, shared.v[place.stage]);
+      multiply_keys<Config>(scores, shared.q[group], shared.k[0]);
       turns.pass();
-
-      arch::wgmma_wait<1>(flat<Config::kKeys>(scores));
-      release<Config>(&shared.empty_k[ahead.stage]);
-      mask_and_bias<Config>(scores, next, params);
+      arch::wgmma_wait<0>(flat<Config::kKeys>(scores));
+      release<Config>(&shared.empty_k[0]);
+      // Turn the scores into weights.
+      mask_and_bias<Config>(scores, facts, params);
       softmax.weigh(scores, corrections, params.scale_log2);
-
-      // This wait stands here because it is a loop: without one, ptxas puts the next wait before the softmax.
-      ahead.advance();
-      facts = next;
-      next = await_keys();
-      arch::wgmma_wait<0>(flat<Config::kHeadDim>(out), flat<Config::kKeys>(scores));
-      release<Config>(&shared.empty_v[place.stage]);
-      softmax.rescale(out, corrections);
       weights.pack(scores);
-      place.advance();
+      // Wait for the keys of the second tile, or for the end.
+      ahead.advance();
+      TileFacts next = await_keys();
+
+      for (;;) {
+        // Wait for the values of this tile.
+        arch::barrier_wait(&shared.full_v[place.stage], place.parity);
+        if (facts.partial()) clear_values<Config>(shared.v[place.stage], facts, group);
+        if (!next.any()) break;
+
+        // Start both products in this group's turn: scores of the next tile, values of this one.
+        turns.take();
+        multiply_keys<Config>(scores, shared.q[group], shared.k[ahead.stage]);
+        multiply_values<Config>(out, weights, shared.v[place.stage]);
+        turns.pass();
+
+        // Wait for the scores only, and compute their weights while the values are multiplied.
+        arch::wgmma_wait<1>(flat<Config::kKeys>(scores));
+        release<Config>(&shared.empty_k[ahead.stage]);
+        mask_and_bias<Config>(scores, next, params);
+        softmax.weigh(scores, corrections, params.scale_log2);
+
+        // Wait for the keys of the tile after that. The wait stands here because it is a loop: without one, ptxas puts
+        // the next wait before the softmax.
+        ahead.advance();
+        facts = next;
+        next = await_keys();
+        // Wait for the values, then bring the output to the new maximum.
+        arch::wgmma_wait<0>(flat<Config::kHeadDim>(out), flat<Config::kKeys>(scores));
+        release<Config>(&shared.empty_v[place.stage]);
+        softmax.rescale(out, corrections);
+        weights.pack(scores);
+        place.advance();
+      }
+      // Multiply the values of the last tile.
+      multiply_values<Config>(out, weights, shared.v[place.stage]);
+      arch::wgmma_wait<0>(flat<Config::kHeadDim>(out));
     }
-    multiply_values<Config>(out, weights, shared.v[place.stage]);
-    arch::wgmma_wait<0>(flat<Config::kHeadDim>(out));
+    turns.end();
   }
-  turns.end();
-}
+};
 
 // Writes the warpgroup's rows: to the place of its queries, from there with the copy engine, which leaves out tokens
 // beyond the last one.
@@ -225,6 +214,9 @@ template <class Config>
 AAPT_DEVICE void store(const Accumulators<Config::kHeadDim>& out, char* rows, const PagedAttentionSm90Params& params,
                        int group, const Place& block) {
   const int lane = arch::lane_index(), warp = arch::thread_index() % 128 / 32;
+  // Wait until no warp of the group has a product that reads the queries.
+  arch::named_barrier_sync(1 + group, 128);
+  // Write four matrices of 8 x 8 at a time: two of rows times two of columns.
 #pragma unroll
   for (int n = 0; n < Config::kHeadDim / 8; n += 2) {
     std::uint32_t words[4];
@@ -237,6 +229,7 @@ AAPT_DEVICE void store(const Accumulators<Config::kHeadDim>& out, char* rows, co
     const std::uint32_t at = (16 * warp + lane % 16) * 128 + column % 64 * 2;
     arch::stmatrix(rows + column / 64 * Config::kGroupSlabBytes + swizzled(Swizzle::k128Bytes, at), words);
   }
+  // Show the rows to the copy engine, wait for those of the whole warpgroup, then let one thread start the copies.
   arch::fence_proxy_async();
   arch::named_barrier_sync(1 + group, 128);
   if (arch::thread_index() % 128 == 0) {
@@ -245,7 +238,7 @@ AAPT_DEVICE void store(const Accumulators<Config::kHeadDim>& out, char* rows, co
                        {block.row, block.first_token + 64 * group, block.head, 64 * slab});
     }
     arch::store_commit();
-    arch::store_wait_read<0>();
+    arch::store_wait_read<0>();  // shared memory ends with the block
   }
 }
 
@@ -274,18 +267,16 @@ AAPT_DEVICE void store_part(const Accumulators<Config::kHeadDim>& out, const Pag
   }
 }
 
-template <class Config>
+template <class Config, class Loop>
 AAPT_DEVICE void multiply(typename Config::SharedMemory& shared, const PagedAttentionSm90Params& params, int group,
                           const Place& block) {
   Accumulators<Config::kHeadDim> out = {};
   OnlineSoftmax<1> softmax;
+  // Wait for the queries and go through the tiles.
   arch::barrier_wait(&shared.full_q, 0);
-  if constexpr (Config::kOverlap) {
-    attend_overlapped<Config>(shared, params.common, group, out, softmax);
-  } else {
-    attend_in_turn<Config>(shared, params.common, group, out, softmax);
-  }
+  Loop::template run<Config>(shared, params.common, group, out, softmax);
 
+  // Divide by the sums, and write the rows: whole ones to the result, those of a part to its place among the parts.
   const bool broken = shared.broken;
   const int first_row =
       block.first_token + 64 * group + arch::thread_index() % 128 / 32 * 16 + arch::lane_index() / 4;
@@ -297,6 +288,7 @@ AAPT_DEVICE void multiply(typename Config::SharedMemory& shared, const PagedAtte
   } else {
     store<Config>(out, shared.q[group], params, group, block);
   }
+  // Write the log-sum-exp of two rows by one of the four lanes that share them.
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     const int token = first_row + 8 * i;

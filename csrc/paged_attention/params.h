@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the attention kernels are given. The maths is in python/aapt_fast/ops/paged_attention.py.
+// Parameters of the attention kernels. The maths is in python/aapt_fast/ops/paged_attention.py.
 #pragma once
 
 #include <cstdint>
@@ -45,21 +45,15 @@ struct PagedAttentionSm90Params {
   PagedAttentionParams common;
   TensorMap q, out;            // [B, N, H, D] in boxes of 64 tokens, one head, 64 columns
   TensorMap k_pages, v_pages;  // [P, 64, Hkv, D] in boxes of a page, one head, 64 columns
-  SplitKeys split;             // of kSplit
-};
-
-// How far the kernel for Hopper goes. Each variant has what those before it have; a GPU is to say which one stays.
-enum class Sm90Variant {
-  kPlain,    // copy engine, wgmma, a warpgroup that loads
-  kOverlap,  // softmax of one warpgroup under the products of the other one, and under its own
-  kCluster,  // two blocks share the copies of keys and values
-  kSplit,    // the keys of some heads are split over blocks, and a second kernel combines the parts
+  SplitKeys split;             // of paged_attention_sm90_split
 };
 
 // One instantiation per element type and head width D.
 template <class Element, int kHeadDim>
 void launch_paged_attention_portable(const PagedAttentionParams& params, const Stream& stream);
-template <class Element, int kHeadDim, Sm90Variant kVariant>
+template <class Element, int kHeadDim>
 void launch_paged_attention_sm90(const PagedAttentionSm90Params& params, const Stream& stream);
+template <class Element, int kHeadDim>
+void launch_paged_attention_sm90_split(const PagedAttentionSm90Params& params, const Stream& stream);
 
 }  // namespace aapt

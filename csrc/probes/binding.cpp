@@ -39,6 +39,7 @@ constexpr Entry kProbes[] = {
     {"wgmma_written", &wgmma_written},
     {"wgmma_float8", &wgmma_float8},
     {"float8_accumulation", &float8_accumulation},
+    {"paged_attention", &paged_attention},
     {"gemm", &gemm},
     {"l2_bandwidth", &l2_bandwidth},
     {"shifted_rows", &shifted_rows},

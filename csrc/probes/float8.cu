@@ -67,7 +67,7 @@ void float8_accumulation(const Arguments& arguments, const Stream& stream) {
   for (int i = 0; i < 2; ++i) {
     require_shape("inputs", arguments.inputs[i], {64, depth});
     require_dtype("inputs", arguments.inputs[i], Dtype::kFloat8);
-    params.map[i] = make_tensor_map("inputs", arguments.inputs[i], {64, kTileBytes}, Swizzle::k128Bytes);
+    params.map[i] = make_tensor_map("inputs", arguments.inputs[i], {64, kTileBytes}, Swizzle::k128Bytes, stream.device);
   }
   require_valid(depth % kTileBytes == 0, "inputs", "a multiple of 128 along K", std::to_string(depth));
   params.value[1] = to_int("inputs", "tiles", depth / kTileBytes);

@@ -112,9 +112,9 @@ void gemm(const Arguments& arguments, const Stream& stream) {
   require_dtype("inputs[0]", a, Dtype::kBFloat16);
   require_dtype("inputs[1]", b, Dtype::kBFloat16);
   require_dtype("outputs[0]", out, Dtype::kBFloat16);
-  params.map[0] = make_tensor_map("inputs[0]", a, {kTileRows, kTileDepth}, Swizzle::k128Bytes);
-  params.map[1] = make_tensor_map("inputs[1]", b, {kTileColumns, kTileDepth}, Swizzle::k128Bytes);
-  params.map[2] = make_tensor_map("outputs[0]", out, {64, 64}, Swizzle::k128Bytes);
+  params.map[0] = make_tensor_map("inputs[0]", a, {kTileRows, kTileDepth}, Swizzle::k128Bytes, stream.device);
+  params.map[1] = make_tensor_map("inputs[1]", b, {kTileColumns, kTileDepth}, Swizzle::k128Bytes, stream.device);
+  params.map[2] = make_tensor_map("outputs[0]", out, {64, 64}, Swizzle::k128Bytes, stream.device);
   params.value[1] = to_int("inputs[0]", "tiles", (a.size(1) + kTileDepth - 1) / kTileDepth);
   Launch how = one_block(384, sizeof(GemmShared), stream);
   how.grid.x = static_cast<unsigned>((b.size(0) + kTileColumns - 1) / kTileColumns);

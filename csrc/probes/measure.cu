@@ -65,7 +65,7 @@ void l2_bandwidth(const Arguments& arguments, const Stream& stream) {
   require_valid(blocks % cluster == 0 && loads >= kLoadStages, "values", "whole clusters, at least 4 loads",
                 std::to_string(blocks) + " blocks, " + std::to_string(loads) + " loads");
   params.map[0] =
-      make_tensor_map("inputs[0]", arguments.inputs[0], {kBoxRows / cluster, kRowBytes / 4}, Swizzle::kNone);
+      make_tensor_map("inputs[0]", arguments.inputs[0], {kBoxRows / cluster, kRowBytes / 4}, Swizzle::kNone, stream.device);
   params.value[3] = to_int("inputs[0]", "boxes", rows / kBoxRows);
   Launch how = one_block(32, sizeof(BandwidthShared), stream);
   how.grid.x = static_cast<unsigned>(blocks);
@@ -117,8 +117,8 @@ void shifted_rows(const Arguments& arguments, const Stream& stream) {
   require_shape("inputs[0]", arguments.inputs[0], {256, 64});
   require_shape("inputs[1]", arguments.inputs[1], {64, 64});
   for (const Tensor& operand : arguments.inputs) require_dtype("inputs", operand, Dtype::kBFloat16);
-  params.map[0] = make_tensor_map("inputs[0]", arguments.inputs[0], {256, 64}, Swizzle::k128Bytes);
-  params.map[1] = make_tensor_map("inputs[1]", arguments.inputs[1], {64, 64}, Swizzle::k128Bytes);
+  params.map[0] = make_tensor_map("inputs[0]", arguments.inputs[0], {256, 64}, Swizzle::k128Bytes, stream.device);
+  params.map[1] = make_tensor_map("inputs[1]", arguments.inputs[1], {64, 64}, Swizzle::k128Bytes, stream.device);
   arch::launch(&shifted_rows_kernel, one_block(128, sizeof(ShiftedShared), stream), params);
 }
 

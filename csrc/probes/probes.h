@@ -28,6 +28,7 @@ Probe barrier_ring, bulk_copy, cluster_exchange, matrix_store, float8_conversion
 Probe tile_load, tile_multicast, multicast_ring, tile_store;                            // tile.cu
 Probe wgmma_half, wgmma_written;                                                                        // wgmma.cu
 Probe wgmma_float8, float8_accumulation;                                                                // float8.cu
+Probe paged_attention;                                                                                  // attention.cu
 Probe gemm;                                                                                             // gemm.cu
 Probe l2_bandwidth, shifted_rows;                                                                       // measure.cu
 

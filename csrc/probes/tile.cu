@@ -86,7 +86,7 @@ void tile_load(const Arguments& arguments, const Stream& stream) {
   const Tensor& tensor = arguments.inputs.at(0);
   const BoxValues values = box_values(arguments, tensor, 2);
   Params params = tile_params(arguments, values, arguments.values[0]);
-  params.map[0] = make_tensor_map("inputs[0]", tensor, values.box, swizzle_of(arguments.values[1]));
+  params.map[0] = make_tensor_map("inputs[0]", tensor, values.box, swizzle_of(arguments.values[1]), stream.device);
   constexpr void (*kernels[])(Params) = {&tile_load_kernel<1>, &tile_load_kernel<2>, &tile_load_kernel<3>,
                                          &tile_load_kernel<4>, &tile_load_kernel<5>};
   arch::launch(kernels[tensor.shape.size() - 1], one_block(128, sizeof(TileShared), stream), params);
@@ -129,7 +129,7 @@ void tile_multicast(const Arguments& arguments, const Stream& stream) {
   const BoxValues values = box_values(arguments, tensor, 2);
   Params params = tile_params(arguments, values, arguments.values[0]);
   params.value[2] = values.box[0];
-  params.map[0] = make_tensor_map("inputs[0]", tensor, values.box, swizzle_of(arguments.values[1]));
+  params.map[0] = make_tensor_map("inputs[0]", tensor, values.box, swizzle_of(arguments.values[1]), stream.device);
   Launch how = one_block(128, sizeof(MulticastShared), stream);
   how.grid.x = how.cluster = 2;
   constexpr void (*kernels[])(Params) = {&tile_multicast_kernel<1>, &tile_multicast_kernel<2>,
@@ -185,7 +185,7 @@ void multicast_ring(const Arguments& arguments, const Stream& stream) {
   require_shape("inputs[0]", rows, {arguments.values.at(0), 64});
   require_shape("outputs[0]", arguments.outputs.at(0), {2, arguments.values[0], 64});
   Params params = make_params(arguments, 1, 1, 2);
-  params.map[0] = make_tensor_map("inputs[0]", rows, {1, 32}, Swizzle::kNone);
+  params.map[0] = make_tensor_map("inputs[0]", rows, {1, 32}, Swizzle::kNone, stream.device);
   Launch how = one_block(96, sizeof(MulticastRingShared), stream);
   how.grid.x = how.cluster = 2;
   arch::launch(&multicast_ring_kernel, how, params);
@@ -218,7 +218,7 @@ void tile_store(const Arguments& arguments, const Stream& stream) {
   const Tensor& tensor = arguments.outputs.at(0);
   const BoxValues values = box_values(arguments, tensor, 2);
   Params params = tile_params(arguments, values, arguments.values[0]);
-  params.map[0] = make_tensor_map("outputs[0]", tensor, values.box, swizzle_of(arguments.values[1]));
+  params.map[0] = make_tensor_map("outputs[0]", tensor, values.box, swizzle_of(arguments.values[1]), stream.device);
   constexpr void (*kernels[])(Params) = {&tile_store_kernel<1>, &tile_store_kernel<2>, &tile_store_kernel<3>,
                                          &tile_store_kernel<4>, &tile_store_kernel<5>};
   arch::launch(kernels[tensor.shape.size() - 1], one_block(128, sizeof(TileShared), stream), params);

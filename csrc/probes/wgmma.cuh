@@ -139,8 +139,11 @@ void launch_wgmma(const Arguments& arguments, const Stream& stream) {
   require_shape("inputs[0]", a, {kMajorA == Major::kK ? 64 : kDepth, kMajorA == Major::kK ? kDepth : 64});
   require_shape("inputs[1]", b, {kMajorB == Major::kK ? columns : kDepth, kMajorB == Major::kK ? kDepth : columns});
   const int width = (swizzle == Swizzle::kNone ? 16 : static_cast<int>(swizzle)) / static_cast<int>(sizeof(T));
-  params.map[0] = make_tensor_map("inputs[0]", a, {to_int("inputs[0]", "rows", a.size(0)), width}, swizzle);
-  params.map[1] = make_tensor_map("inputs[1]", b, {to_int("inputs[1]", "rows", b.size(0)), width}, swizzle);
+  const auto map_of = [&](const char* argument, const Tensor& tensor) {
+    return make_tensor_map(argument, tensor, {to_int(argument, "rows", tensor.size(0)), width}, swizzle, stream.device);
+  };
+  params.map[0] = map_of("inputs[0]", a);
+  params.map[1] = map_of("inputs[1]", b);
   bool known = false;
   const auto start = [&](int width_of_kernel, void (*kernel)(Params)) {
     if (columns != width_of_kernel) return;

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,30 @@ import pytest
 import torch
 
 from aapt_fast.testing import targets
+from aapt_fast.testing.pairwise import pairwise
+from aapt_fast.testing.planting import Planter, Runs
+
+
+@pytest.hookimpl(trylast=True)  # after -k, so that every pair of what it left is there
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Keep, of each parametrised test of this folder, cases with every pair of values; all of them with --full."""
+    if config.getoption("--full"):
+        return
+    cases = defaultdict(list)
+    for item in items:
+        if (
+            isinstance(item, pytest.Function)
+            and hasattr(item, "callspec")
+            and item.path.parent == Path(__file__).parent
+        ):
+            cases[item.path, item.originalname].append(item)
+    dropped = set()
+    for same_test in cases.values():
+        values = [{name: repr(value) for name, value in item.callspec.params.items()} for item in same_test]
+        chosen = pairwise(values)
+        dropped |= set(same_test) - {same_test[index] for index in chosen}
+    config.hook.pytest_deselected(items=[item for item in items if item in dropped])
+    items[:] = [item for item in items if item not in dropped]
 
 
 @pytest.fixture(scope="session")
@@ -44,3 +69,16 @@ def emulated(target: targets.Target) -> targets.Target:
     if target.name != "emulated":
         pytest.skip("a planted error may hang a GPU; the emulation reports it")
     return target
+
+
+@pytest.fixture(scope="session")
+def planter(tmp_path_factory: pytest.TempPathFactory) -> Planter:
+    """Plants bugs in kernels."""
+    return Planter(tmp_path_factory.mktemp("planter"))
+
+
+@pytest.fixture(scope="session")
+def runs() -> Iterator[Runs]:
+    """Runs the tests that have to notice planted bugs."""
+    with Runs() as runs:
+        yield runs

@@ -194,11 +194,46 @@ def test_a_multicast_into_a_stage_in_use_shows(emulated, variant):
     assert not all(correct(schedule) for schedule in range(8))
 
 
+@SCHEDULES
+def test_a_dimension_of_one_element_may_have_any_stride(hopper, schedule):
+    case = Case(3, 64, hopper.device)
+    rows = case.tensor[0]
+    case.tensor = rows.as_strided((1, *rows.shape), (3, *rows.stride()))
+    case.first = (0, *case.first[1:])
+    case.values[-3] = 0
+    expected = case.expected()
+    out = torch.full((len(expected),), 77, dtype=torch.uint8, device=hopper.device).view(torch.int32)
+    hopper.probe("tile_load", [case.tensor], [out], [0, *case.values], schedule)
+    assert torch.equal(out.view(torch.uint8).cpu(), expected)
+
+
+def spread(stride: int) -> torch.Tensor:
+    """A tensor [2, 64] with this stride, in elements of 4 bytes, and no memory."""
+    return torch.empty_strided((2, 64), (stride, 1), device="meta")
+
+
+STRIDE = "stride of dimension 0: expected a positive multiple of 16 bytes below 2.40"
+
+
+@pytest.mark.parametrize(
+    ("tensor", "message"),
+    [
+        (torch.zeros(13, 63), f"{STRIDE}, got 252"),
+        (torch.zeros(1, 64).expand(13, 64), f"{STRIDE}, got 0"),
+        (spread(2**38), f"{STRIDE}, got {2**40}"),
+    ],
+    ids=["no multiple of 16 bytes", "expanded", "2^40 bytes"],
+)
+def test_strides_that_only_the_copy_engine_does_not_take_are_left_to_other_kernels(target, tensor, message):
+    tensor = tensor if tensor.is_meta else tensor.to(target.device)
+    with pytest.raises(target.probes.Unsupported, match=f"^inputs\\[0\\], {message}"):
+        target.probe("tile_load", [tensor], [tensor], [0, 0, 2, 8, 0, 0])
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"tensor": torch.zeros(13, 64)[:, 1:]}, "expected an address that is a multiple of 16, got 4 modulo 16"),
-        ({"tensor": torch.zeros(13, 63)}, "stride of dimension 0: expected a multiple of 16 bytes below 2.40, got 252"),
         ({"tensor": torch.zeros(64, 13).T}, "stride of dimension 1: expected 1: adjacent elements, got 13"),
         ({"tensor": torch.zeros(0, 64)}, "size of dimension 0: expected 1 to 2.32 elements, got 0"),
         ({"tensor": torch.zeros(13, 64).long()}, "expected elements of 1, 2 or 4 bytes, got int64"),
@@ -206,7 +241,7 @@ def test_a_multicast_into_a_stage_in_use_shows(emulated, variant):
         ({"box": (4, 3)}, "expected a box with rows of a multiple of 16 bytes, got 12"),
         ({"box": (4, 12), "swizzle": 32}, "expected a box with rows of 32 bytes, the width of its swizzle, got 48"),
     ],
-    ids=["address", "stride", "not dense", "empty", "dtype", "box", "rows of the box", "swizzle"],
+    ids=["address", "not dense", "empty", "dtype", "box", "rows of the box", "swizzle"],
 )
 def test_maps_that_break_a_rule_are_refused(target, change, message):
     tensor = change.get("tensor", torch.zeros(13, 64)).to(target.device)

@@ -16,8 +16,7 @@ from aapt_fast.testing.compare import assert_near, assert_within_twice_torch
 DTYPES = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 WIDTHS = pytest.mark.parametrize("width", [64, 128], ids=lambda width: f"D {width}")
 SCHEDULES = pytest.mark.parametrize("schedule", range(4), ids=lambda seed: f"schedule {seed}")
-PORTABLE, HOPPER = "paged_attention/portable", "paged_attention/sm90"
-OVERLAP, CLUSTER, SPLIT = "paged_attention/sm90_overlap", "paged_attention/sm90_cluster", "paged_attention/sm90_split"
+PORTABLE, HOPPER, SPLIT = "paged_attention/portable", "paged_attention/sm90", "paged_attention/sm90_split"
 TABLES = {
     "one slot": [[1]],
     "63, 64 and 65 slots": [[63, 0, 0], [64, 0, 0], [64, 1, 0]],
@@ -35,7 +34,7 @@ def half_of_the_heads_in_three_parts(q: torch.Tensor, entries: int) -> Schedule:
     return Schedule(q.shape[0] * q.shape[2] // 2, 3)
 
 
-@pytest.fixture(params=[PORTABLE, HOPPER, OVERLAP, CLUSTER, SPLIT])
+@pytest.fixture(params=[PORTABLE, HOPPER, SPLIT])
 def kernel(request: pytest.FixtureRequest, target, monkeypatch) -> str:
     """Every test runs with each kernel of the op."""
     op = importlib.import_module("aapt_fast.ops.paged_attention")
@@ -267,6 +266,36 @@ def test_values_of_a_page_table_on_the_cpu_are_checked_before_the_launch(attend,
     case.page_ids[0, 1] = ABSURD_PAGE
     with pytest.raises(ValueError, match=rf"page_ids: expected ids in 0\.\.3 \(the pool\), got {ABSURD_PAGE} in row 0"):
         attend(queries(1, target), case)
+
+
+@WIDTHS
+@SCHEDULES
+@pytest.mark.parametrize("table", TABLES.values(), ids=TABLES)
+@pytest.mark.parametrize("biased", [False, True], ids=["no bias", "bias"])
+def test_the_probe_without_overlap_equals_the_reference(biased, table, schedule, width, hopper):
+    """The kernel to bisect with: where a GPU passes it and not sm90, the order of the products is wrong."""
+
+    def attend(q, case, schedule, scale, bias):
+        out, lse = torch.empty_like(q), torch.empty(len(q), 1, q.shape[1], device=q.device)
+        inputs = [q, case.k_pages, case.v_pages, case.page_ids, case.page_valid, *([] if bias is None else [bias])]
+        hopper.probe("paged_attention", inputs, [out, lse], schedule=schedule)
+        return out, lse
+
+    case = paged_case(table, kv_heads=1, head_dim=width, dtype=torch.bfloat16, device=hopper.device)
+    bias = torch.randn(case.page_valid.shape, device=hopper.device) if biased else None
+    compare(queries(len(table), hopper, tokens=130, heads=1, width=width), case, schedule, bias=bias, attend=attend)
+
+
+def test_queries_of_one_row_for_all_are_left_to_the_portable_kernel(hopper, target):
+    """The copy engine takes no stride of 0."""
+    case = paged_case([[64, 5], [9, 0]], head_dim=64, dtype=torch.bfloat16, device=target.device)
+    q = queries(1, target).expand(2, -1, -1, -1)
+    with pytest.raises(target.module.Unsupported, match="q, stride of dimension 0: expected a positive multiple of 16"):
+        run(q, case, kernel=HOPPER, target=target)
+    with target.kernels("all"):
+        actual = paged_attention(q, case.k_pages, case.v_pages, case.page_ids, case.page_valid)
+    for one, other in zip(actual, run(q, case, kernel=PORTABLE, target=target), strict=True):
+        assert torch.equal(one, other)
 
 
 ONLY_SPLIT = pytest.mark.parametrize("kernel", [SPLIT], indirect=True)

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Would the tests of the kernels notice? Each case plants one bug in a kernel and runs that kernel's tests."""
+"""Tests of the tests: each case plants one bug in a kernel, and the tests of that kernel have to notice it."""
 
 from __future__ import annotations
 
 import pytest
 
-from aapt_fast.testing.planting import Bug, passes, plant
+from aapt_fast.testing.planting import Bug
 from aapt_fast.testing.targets import EMULATED_BUILD
 
 ATTENTION = {
@@ -18,7 +18,11 @@ KV_WRITE = {
     "tests": "test_kv_write.py",
     "select": "not torch.float16 and not 128",
 }
-NORM = {"source": "block/instantiations/bf16.cu", "tests": "test_gate_residual_norm.py", "select": "not torch.float16"}
+NORM = {
+    "source": "gate_residual_norm/instantiations/bf16.cu",
+    "tests": "test_gate_residual_norm.py",
+    "select": "not torch.float16",
+}
 CONCAT = {
     "source": "channel_concat/instantiations/bf16.cu",
     "tests": "test_channel_concat.py",
@@ -30,10 +34,11 @@ CLEAN = {
     "select": "not torch.float16",
 }
 CLEAN_CHECKS = {**CLEAN, "source": "clean_frame/clean_frame.cpp"}
-PHILOX = {"source": "channel_concat/philox_normal.cu", "tests": "test_philox.py"}
+PHILOX = {"source": "philox_normal/kernel_portable.cu", "tests": "test_philox_normal.py"}
 KERNEL, SOFTMAX, TABLE = (f"paged_attention/{name}.cuh" for name in ("kernel_portable", "softmax", "page_table"))
 WRITER, EMBEDDER = "kv_write/kernel_portable.cuh", "channel_concat/kernel_portable.cuh"
-CLEANER = "clean_frame/kernel_portable.cuh"
+CLEANER, NORMALISER = "clean_frame/kernel_portable.cuh", "gate_residual_norm/kernel_portable.cuh"
+PHILOX_KERNEL = "philox_normal/kernel_portable.cu"
 
 BUGS = [
     Bug(
@@ -149,12 +154,12 @@ BUGS = [
     Bug("the same, for rows of tokens", "common/reduce.cuh", "  arch::sync_threads();\n", "", **NORM),
     Bug(
         "elements that are read twice count twice",
-        "block/kernel_portable.cuh",
+        NORMALISER,
         "place.has(i) ? sum_of_squares(values[i]) : 0.0f",
         "sum_of_squares(values[i])",
         **NORM,
     ),
-    Bug("no eps", "block/kernel_portable.cuh", "(params.width) + params.eps", "(params.width)", **NORM),
+    Bug("no eps", NORMALISER, "(params.width) + params.eps", "(params.width)", **NORM),
     Bug(
         "no barrier before patches and weight are overwritten",
         EMBEDDER,
@@ -235,17 +240,17 @@ BUGS = [
         "channel(row) * int(params.channel_stride)",
         **CLEAN,
     ),
-    Bug("nine rounds", "channel_concat/philox.cuh", "kRounds = 10", "kRounds = 9", **PHILOX),
-    Bug("half of the key stands still", "channel_concat/philox.cuh", "key[1] += kKeySteps[1];", "", **PHILOX),
-    Bug("uniform numbers reach zero", "channel_concat/philox.cuh", " + 0x1p-33f", "", **PHILOX),
+    Bug("nine rounds", PHILOX_KERNEL, "kRounds = 10", "kRounds = 9", **PHILOX),
+    Bug("half of the key stands still", PHILOX_KERNEL, "key[1] += kKeySteps[1];", "", **PHILOX),
+    Bug("uniform numbers reach zero", PHILOX_KERNEL, " + 0x1p-33f", "", **PHILOX),
 ]
 
 
 @pytest.mark.parametrize("bug", BUGS, ids=lambda bug: f"{bug.tests[5:-3]}: {bug.what}")
-def test_bug_is_noticed(bug, tmp_path):
-    assert not passes(plant(bug, tmp_path / "planted"), bug.tests, bug.select)
+def test_bug_is_noticed(bug, planter, runs, tmp_path):
+    assert not runs.pass_(planter.plant(bug, tmp_path / "planted"), bug.tests, bug.select)
 
 
 @pytest.mark.parametrize("tests", sorted({(bug.tests, bug.select) for bug in BUGS}), ids=lambda tests: tests[0])
-def test_the_same_tests_pass_without_a_bug(tests):
-    assert passes(EMULATED_BUILD, *tests, seconds=280)  # a busy machine is no bug
+def test_the_same_tests_pass_without_a_bug(tests, runs):
+    assert runs.pass_(EMULATED_BUILD, *tests, seconds=280)  # a busy machine is no bug

@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The same as test_planted_bugs.py for the attention on Hopper, whose variants share their source."""
+"""Planted bugs, as in test_planted_bugs.py, in the attention on Hopper, whose two kernels share their source."""
 
 from __future__ import annotations
 
 import pytest
 
-from aapt_fast.testing.planting import Bug, passes, plant
+from aapt_fast.testing.planting import Bug
 from aapt_fast.testing.targets import EMULATED_BUILD
 
 
 def variant(name: str, select: str) -> dict[str, str]:
-    """What is compiled and run for the bugs of a variant; `select` matches the ids of its tests."""
+    """Source and tests for the bugs of a kernel; `select` matches the ids of its tests."""
     return {
         "source": f"paged_attention/instantiations/{name}_bf16_d64.cu",
         "tests": "test_paged_attention.py",
@@ -18,9 +18,7 @@ def variant(name: str, select: str) -> dict[str, str]:
     }
 
 
-PLAIN = variant("sm90", "sm90 and not sm90_")
-OVERLAP = variant("sm90_overlap", "sm90_overlap")
-CLUSTER = variant("sm90_cluster", "sm90_cluster")
+SM90 = variant("sm90", "sm90 and not sm90_")
 SPLIT = variant("sm90_split", "sm90_split")
 KERNEL, COMBINE = "paged_attention/kernel_sm90.cuh", "paged_attention/combine_sm90.cuh"
 LOAD, MULTIPLY = "paged_attention/load_sm90.cuh", "paged_attention/multiply_sm90.cuh"
@@ -29,77 +27,70 @@ BUGS = [
     Bug(
         "the wrong phase of a barrier",
         MULTIPLY,
-        "[stage], place.parity);\n    const",
-        "[stage], 1);\n    const",
-        **PLAIN,
+        "[ahead.stage], ahead.parity);",
+        "[ahead.stage], 1);",
+        **SM90,
     ),
-    Bug("phases do not alternate", LOAD, "parity ^= stage == 0;", "", **PLAIN),
+    Bug("phases do not alternate", LOAD, "parity ^= stage == 0;", "", **SM90),
     Bug(
         "keys are loaded while they are in use",
         LOAD,
         "arch::barrier_wait(&shared.empty_k[stage], place.parity ^ 1);",
         "",
-        **PLAIN,
+        **SM90,
     ),
     Bug(
         "values are loaded while they are in use",
         LOAD,
         "arch::barrier_wait(&shared.empty_v[stage], place.parity ^ 1);",
         "",
-        **PLAIN,
+        **SM90,
     ),
-    Bug("too few bytes are announced", LOAD, "full, present * Config::kSlabs", "full, Config::kSlabs", **PLAIN),
-    Bug("nobody hears of the end", LOAD, "arch::barrier_arrive(&shared.full_k[place.stage]);", "", **PLAIN),
-    Bug("a broken page table is kept secret", LOAD, "shared.broken = table.broken();", "shared.broken = 0;", **PLAIN),
+    Bug("too few bytes are announced", LOAD, "full, present * Config::kSlabs", "full, Config::kSlabs", **SM90),
+    Bug("nobody hears of the end", LOAD, "arch::barrier_arrive(&shared.full_k[place.stage]);", "", **SM90),
+    Bug("a broken page table is kept secret", LOAD, "shared.broken = table.broken();", "shared.broken = 0;", **SM90),
     Bug(
-        "a stage is released before its product",
+        "keys are released before their product",
         MULTIPLY,
-        "arch::wgmma_wait<0>(flat<Config::kHeadDim>(out));\n    release<Config>(&shared.empty_v[stage]);",
-        "release<Config>(&shared.empty_v[stage]);\n    arch::wgmma_wait<0>(flat<Config::kHeadDim>(out));",
-        **PLAIN,
-    ),
-    Bug(
-        "values of unused slots stay",
-        MULTIPLY,
-        "if (facts.partial()) clear_values<Config>(shared.v[stage], facts, group);",
-        "",
-        **PLAIN,
+        "arch::wgmma_wait<1>(flat<Config::kKeys>(scores));\n        release<Config>(&shared.empty_k[ahead.stage]);",
+        "release<Config>(&shared.empty_k[ahead.stage]);\n        arch::wgmma_wait<1>(flat<Config::kKeys>(scores));",
+        **SM90,
     ),
     Bug(
         "zeros that wgmma does not see",
         MULTIPLY,
-        "= {};\n    }\n  }\n  arch::fence_proxy_async();",
-        "= {};\n    }\n  }",
-        **PLAIN,
+        "wgmma, then wait for those of the whole warpgroup.\n  arch::fence_proxy_async();",
+        "wgmma, then wait for those of the whole warpgroup.",
+        **SM90,
     ),
     Bug(
         "a result that the copy engine does not see",
         MULTIPLY,
-        "words);\n  }\n  arch::fence_proxy_async();",
-        "words);\n  }",
-        **PLAIN,
+        "then let one thread start the copies.\n  arch::fence_proxy_async();",
+        "then let one thread start the copies.",
+        **SM90,
     ),
     Bug(
         "no fence before the first product",
         MULTIPLY,
         "auto& d = flat<Config::kKeys>(scores);\n  arch::wgmma_fence(d);",
         "auto& d = flat<Config::kKeys>(scores);",
-        **PLAIN,
+        **SM90,
     ),
     Bug(
         "scores are used before the product is done",
         MULTIPLY,
-        "arch::wgmma_wait<0>(flat<Config::kKeys>(scores));\n    release<Config>(&shared.empty_k[stage]);",
-        "release<Config>(&shared.empty_k[stage]);",
-        **PLAIN,
+        "arch::wgmma_wait<0>(flat<Config::kKeys>(scores));\n      release<Config>(&shared.empty_k[0]);",
+        "release<Config>(&shared.empty_k[0]);",
+        **SM90,
     ),
-    Bug("scores that are still on their way", MULTIPLY, "wgmma_wait<1>", "wgmma_wait<2>", **OVERLAP),
+    Bug("scores that are still on their way", MULTIPLY, "wgmma_wait<1>", "wgmma_wait<2>", **SM90),
     Bug(
         "weights change while a product reads them",
         MULTIPLY,
         "arch::wgmma_wait<0>(flat<Config::kHeadDim>(out), flat<Config::kKeys>(scores));",
-        "weights.pack(scores);\n      arch::wgmma_wait<0>(flat<Config::kHeadDim>(out), flat<Config::kKeys>(scores));",
-        **OVERLAP,
+        "weights.pack(scores);\n        arch::wgmma_wait<0>(flat<Config::kHeadDim>(out), flat<Config::kKeys>(scores));",
+        **SM90,
     ),
     Bug(
         "the output changes while a product adds to it",
@@ -107,61 +98,61 @@ BUGS = [
         "softmax.weigh(scores, corrections, params.scale_log2);\n\n",
         "softmax.weigh(scores, corrections, params.scale_log2);\n softmax.rescale(out, corrections);\n"
         "corrections[0] = corrections[1] = 1.0f;\n",
-        **OVERLAP,
+        **SM90,
     ),
-    Bug("the output keeps an old scale", MULTIPLY, "softmax.rescale(out, corrections);", "", **OVERLAP),
-    Bug("the keys of the tile before", MULTIPLY, "shared.k[ahead.stage]", "shared.k[place.stage]", **OVERLAP),
+    Bug("the output keeps an old scale", MULTIPLY, "softmax.rescale(out, corrections);", "", **SM90),
+    Bug("the keys of the tile before", MULTIPLY, "shared.k[ahead.stage]", "shared.k[place.stage]", **SM90),
+    Bug("the valid counts of the tile before", MULTIPLY, "(scores, next, params)", "(scores, facts, params)", **SM90),
     Bug(
-        "the valid counts of the tile before", MULTIPLY, "(scores, next, params)", "(scores, facts, params)", **OVERLAP
-    ),
-    Bug(
-        "values of unused slots stay, with overlap",
+        "values of unused slots stay",
         MULTIPLY,
         "if (facts.partial()) clear_values<Config>(shared.v[place.stage], facts, group);",
         "",
-        **OVERLAP,
+        **SM90,
     ),
     Bug(
         "values are released before their product",
         MULTIPLY,
         "arch::wgmma_wait<0>(flat<Config::kHeadDim>(out), flat<Config::kKeys>(scores));\n"
-        "      release<Config>(&shared.empty_v[place.stage]);",
+        "        release<Config>(&shared.empty_v[place.stage]);",
         "release<Config>(&shared.empty_v[place.stage]);\n"
-        "      arch::wgmma_wait<0>(flat<Config::kHeadDim>(out), flat<Config::kKeys>(scores));",
-        **OVERLAP,
+        "        arch::wgmma_wait<0>(flat<Config::kHeadDim>(out), flat<Config::kKeys>(scores));",
+        **SM90,
     ),
-    Bug("a turn is kept", MULTIPLY, "turns.pass();\n\n      arch::wgmma_wait<1>", "arch::wgmma_wait<1>", **OVERLAP),
-    Bug("nobody may begin", MULTIPLY, "if (group_ == 1) pass();", "", **OVERLAP),
+    Bug(
+        "a turn is kept", MULTIPLY, "turns.pass();\n\n        // Wait for the scores", "// Wait for the scores", **SM90
+    ),
+    Bug("nobody may begin", MULTIPLY, "if (group_ == 1) pass();", "", **SM90),
     Bug(
         "a stage that the other block still reads",
         MULTIPLY,
         "barrier_release_remote(empty, arch::lane_index())",
         "barrier_release_remote(empty, arch::cluster_rank())",
-        **CLUSTER,
+        **SPLIT,
     ),
-    Bug("pages for one block only", LOAD, "first, 0b11)", "first, 1 << arch::cluster_rank())", **CLUSTER),
-    Bug("both blocks bring the first page", LOAD, "arch::cluster_rank() != i)", "i == 1)", **CLUSTER),
-    Bug("only the own page is awaited", LOAD, "full, present * Config::kSlabs", "full, Config::kSlabs", **CLUSTER),
+    Bug("pages for one block only", LOAD, "first, 0b11)", "first, 1 << arch::cluster_rank())", **SPLIT),
+    Bug("both blocks bring the first page", LOAD, "arch::cluster_rank() != i)", "i == 1)", **SPLIT),
+    Bug("only the own page is awaited", LOAD, "full, present * Config::kSlabs", "full, Config::kSlabs", **SPLIT),
     Bug(
         "a block ends while the other one reaches into it",
         KERNEL,
         "if constexpr (Config::kCluster > 1) arch::cluster_sync();",
         "",
-        **CLUSTER,
+        **SPLIT,
     ),
     Bug(
         "copies come before the barrier is there",
         KERNEL,
         "sync_blocks<Config>();\n\n",
         "arch::sync_threads();\n\n",
-        **CLUSTER,
+        **SPLIT,
     ),
     Bug(
         "an odd number of blocks",
         KERNEL,
         "(params.common.tokens + kClusterRows - 1) / kClusterRows * Config::kCluster",
         "(params.common.tokens + Config::kRows - 1) / Config::kRows",
-        **CLUSTER,
+        **SPLIT,
     ),
     Bug("a part begins too early", LOAD, "share(entries, fraction, fractions)", "0", **SPLIT),
     Bug(
@@ -196,10 +187,10 @@ BUGS = [
 
 
 @pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.what)
-def test_bug_is_noticed(bug, tmp_path):
-    assert not passes(plant(bug, tmp_path / "planted"), bug.tests, bug.select)
+def test_bug_is_noticed(bug, planter, runs, tmp_path):
+    assert not runs.pass_(planter.plant(bug, tmp_path / "planted"), bug.tests, bug.select)
 
 
 @pytest.mark.parametrize("tests", sorted({(bug.tests, bug.select) for bug in BUGS}), ids=lambda tests: tests[1])
-def test_the_same_tests_pass_without_a_bug(tests):
-    assert passes(EMULATED_BUILD, *tests, seconds=280)  # a busy machine is no bug
+def test_the_same_tests_pass_without_a_bug(tests, runs):
+    assert runs.pass_(EMULATED_BUILD, *tests, seconds=280)  # a busy machine is no bug

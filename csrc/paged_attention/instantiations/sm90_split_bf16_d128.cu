@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "paged_attention/kernel_sm90.cuh"
 
-template void aapt::launch_paged_attention_sm90<aapt::bfloat16, 128, aapt::Sm90Variant::kSplit>(
+template void aapt::launch_paged_attention_sm90_split<aapt::bfloat16, 128>(
     const PagedAttentionSm90Params&, const Stream&);

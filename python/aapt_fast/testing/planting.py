@@ -1,80 +1,138 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Builds the emulated module with a bug planted in a kernel, to see whether the tests notice."""
+"""Builds the emulated module with a bug planted in a kernel, to see whether the tests notice.
+
+A bug costs about a second: its source is compiled with a precompiled header, and its tests run in a fork of a process
+that has loaded torch already (`planted_runs.py`).
+"""
 
 from __future__ import annotations
 
 import json
 import shlex
-import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from aapt_fast.testing.targets import EMULATED_BUILD
 
 REPOSITORY = EMULATED_BUILD.parents[1]
+CSRC = REPOSITORY / "csrc"
+
+# Headers that no bug changes, most of the time that a kernel takes to compile.
+PRECOMPILED = """
+#include <cute/layout.hpp>
+#include <cute/swizzle_layout.hpp>
+#include "common/arch.h"
+"""
 
 
 @dataclass(frozen=True)
 class Bug:
-    """A change of one source file of csrc/, and where it has to show."""
+    """A change of one source file of csrc/, and the tests that have to notice it."""
 
     what: str
     file: str  # below csrc/
     before: str  # occurs exactly once in the file
     after: str
-    source: str  # the .cu file below csrc/ that is compiled with the change
+    source: str  # the .cu or .cpp file below csrc/ that is compiled with the change
     tests: str  # file below tests/kernels/
     select: str = ""  # pytest -k: tests that use what `source` compiles
 
 
-def plant(bug: Bug, folder: Path) -> Path:
-    """Write a copy of csrc/ with the bug to `folder`, compile `bug.source`, and link it with the rest of the emulation.
+class Planter:
+    """Compiles sources of the emulation with a change, and links them with the rest of it.
 
-    Returns the folder with the module. Raises ValueError if the text to change does not occur exactly once and
-    RuntimeError with the compiler's words if the changed source does not compile.
+    Args:
+        folder: an empty folder for what all bugs share.
     """
-    csrc = folder / "csrc"
-    shutil.copytree(REPOSITORY / "csrc", csrc)
-    text = (csrc / bug.file).read_text()
-    if text.count(bug.before) != 1:
-        raise ValueError(f"{bug.file}: expected the text to change exactly once, got {text.count(bug.before)} times")
-    (csrc / bug.file).write_text(text.replace(bug.before, bug.after))
 
-    original = REPOSITORY / "csrc" / bug.source
-    commands = json.loads((EMULATED_BUILD / "compile_commands.json").read_text())
-    entry = next(entry for entry in commands if Path(entry["file"]) == original)
-    built = Path(entry["output"]) if Path(entry["output"]).is_absolute() else EMULATED_BUILD / entry["output"]
-    changed = folder / "changed.o"
-    command = [part.replace(str(REPOSITORY / "csrc"), str(csrc)) for part in shlex.split(entry["command"])]
-    command[command.index("-o") + 1] = str(changed)
-    _run(command, EMULATED_BUILD)
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        entries = json.loads((EMULATED_BUILD / "compile_commands.json").read_text())
+        self._entries = {Path(entry["file"]): entry for entry in entries if "probes" not in entry["output"]}
+        self._header: Path | None = None
 
-    targets = [path for path in EMULATED_BUILD.glob("CMakeFiles/*.dir") if "probes" not in path.name]
-    objects = [path for target in targets for path in target.rglob("*.o") if not path.samefile(built)]
-    module = next(EMULATED_BUILD.glob("_C.*.so")).name
-    _run([command[0], "-shared", "-o", str(folder / module), str(changed), *map(str, objects)], folder)
-    return folder
+    def plant(self, bug: Bug, folder: Path) -> Path:
+        """Write a module with the bug to `folder` and return the folder.
+
+        Raises ValueError if the text to change does not occur exactly once, and RuntimeError with the compiler's words
+        if the changed source does not compile.
+        """
+        text = (CSRC / bug.file).read_text()
+        if text.count(bug.before) != 1:
+            raise ValueError(f"{bug.file}: expected the text to change once, got it {text.count(bug.before)} times")
+        changed = folder / "csrc" / bug.file
+        changed.parent.mkdir(parents=True)
+        changed.write_text(text.replace(bug.before, bug.after))
+
+        source = changed if bug.source == bug.file else CSRC / bug.source
+        entry = self._entries[CSRC / bug.source]
+        compiler, *options = _options(entry)
+        if source.suffix == ".cu":
+            options += ["-O1", "-include", str(self._precompiled())]
+        # Includes find the changed file first, whatever includes it.
+        _run([compiler, f"-I{folder / 'csrc'}", *options, "-o", str(folder / "changed.o"), "-c", str(source)])
+        objects = [other["output"] for other in self._entries.values() if other is not entry]
+        module = next(EMULATED_BUILD.glob("_C.*.so")).name
+        _run([compiler, "-shared", "-o", str(folder / module), str(folder / "changed.o"), *objects])
+        return folder
+
+    def _precompiled(self) -> Path:
+        """The precompiled header, with the options of a kernel that includes CUTLASS; those of others are the same."""
+        if self._header is None:
+            kernels = (entry for source, entry in self._entries.items() if source.suffix == ".cu")
+            entry = next(entry for entry in kernels if "-isystem" in entry["command"])
+            self._header = self._folder / "precompiled.h"
+            self._header.write_text(PRECOMPILED)
+            output = f"{self._header}.gch"
+            _run([*_options(entry), "-O1", "-x", "c++-header", "-o", output, "-c", str(self._header)])
+        return self._header
 
 
-def _run(command: list[str], folder: Path) -> None:
-    result = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+def _options(entry: dict[str, str]) -> list[str]:
+    """Compiler and options of an entry of compile_commands.json, without files."""
+    command = shlex.split(entry["command"])
+    return command[: command.index("-o")]
+
+
+def _run(command: list[str]) -> None:
+    result = subprocess.run(command, cwd=EMULATED_BUILD, capture_output=True, text=True)
     if result.returncode:
         raise RuntimeError(f"{shlex.join(command)}:\n{result.stderr}")
 
 
-def passes(module_folder: Path, tests: str, select: str, seconds: float = 120) -> bool:
-    """Run tests of tests/kernels on the module in `module_folder`, up to the first failure.
+class Runs:
+    """Runs tests of tests/kernels on modules, one after the other, in forks of one process."""
 
-    False if a test failed, the process crashed or did not end in time. Raises RuntimeError if no test ran.
-    """
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", f"tests/kernels/{tests}"]
-    command += ["--emulated-build", str(module_folder), *(["-k", select] if select else [])]
-    try:
-        result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=seconds)
-    except subprocess.TimeoutExpired:
-        return False
-    if result.returncode > 1:  # 1: tests failed; above: pytest was used wrongly; below 0: a signal
-        raise RuntimeError(f"{shlex.join(command)} (status {result.returncode}):\n{result.stdout}\n{result.stderr}")
-    return result.returncode == 0
+    def __init__(self) -> None:
+        command = [sys.executable, "-m", "aapt_fast.testing.planted_runs"]
+        self._process = subprocess.Popen(
+            command, cwd=REPOSITORY, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def __enter__(self) -> Runs:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._process.communicate()
+
+    def pass_(self, module_folder: Path, tests: str, select: str, seconds: float = 120) -> bool:
+        """Run tests of tests/kernels on the module in `module_folder`, up to the first failure.
+
+        False if a test failed, the process crashed or did not end in time. Raises RuntimeError if no test ran.
+        """
+        arguments = ["-x", "-q", "-p", "no:cacheprovider", f"tests/kernels/{tests}"]
+        arguments += ["--emulated-build", str(module_folder), *(["-k", select] if select else [])]
+        status, output = self._ask({"arguments": arguments, "seconds": seconds})
+        if status > 1:  # 1: tests failed; above: pytest was used wrongly; below 0: a signal
+            raise RuntimeError(f"pytest {shlex.join(arguments)} (status {status}):\n{output}")
+        return status == 0
+
+    def _ask(self, request: dict[str, Any]) -> tuple[int, str]:
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        answer = json.loads(self._process.stdout.readline())
+        return answer["status"], answer["output"]

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "block/gate_residual_norm.h"
+// Checks and binding of gate_residual_norm: gate, residual sum, RMSNorm and modulation.
+#include <optional>
 
-#include "block/params.h"
+#include "bindings.h"
 #include "common/device_info.h"
-#include "common/types.h"
+#include "common/tensor_binding.h"
+#include "gate_residual_norm/params.h"
 
 namespace aapt {
 namespace {
@@ -40,8 +42,8 @@ Params::Modulation modulation(const std::optional<Tensor>& tensor) {
   return result;
 }
 
-}  // namespace
-
+// x, y, residual, normed [B, N, d]; gate, scale, shift [d], [B, 1, d] or [B, N, d]. residual and normed are dense; the
+// sum is not written where there is no residual.
 void gate_residual_norm_portable(const Tensor& x, const std::optional<Tensor>& y, const std::optional<Tensor>& gate,
                                  const std::optional<Tensor>& scale, const std::optional<Tensor>& shift,
                                  const std::optional<Tensor>& residual, const Tensor& normed, float eps,
@@ -89,6 +91,15 @@ void gate_residual_norm_portable(const Tensor& x, const std::optional<Tensor>& y
   (floats                         ? launch_gate_residual_norm_portable<float>
    : x.dtype == Dtype::kBFloat16 ? launch_gate_residual_norm_portable<bfloat16>
                                  : launch_gate_residual_norm_portable<float16>)(params, stream);
+}
+
+}  // namespace
+
+void register_gate_residual_norm(py::module_& module) {
+  module.def("gate_residual_norm_portable", &gate_residual_norm_portable, py::arg("x"), py::arg("y"), py::arg("gate"),
+             py::arg("scale"), py::arg("shift"), py::arg("residual"), py::arg("normed"), py::arg("eps"),
+             py::arg("stream"), py::call_guard<py::gil_scoped_release>(),
+             "Gate, residual sum, RMSNorm and modulation.");
 }
 
 }  // namespace aapt

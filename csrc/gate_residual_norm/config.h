@@ -2,7 +2,7 @@
 // How the elements of a token are dealt out to threads.
 #pragma once
 
-#include "block/params.h"
+#include "gate_residual_norm/params.h"
 #include "common/reduce.cuh"
 #include "common/types.h"
 

@@ -1,4 +1,4 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "block/kernel_portable.cuh"
+#include "gate_residual_norm/kernel_portable.cuh"
 
 template void aapt::launch_gate_residual_norm_portable<float>(const GateResidualNormParams&, const Stream&);

@@ -6,8 +6,8 @@
 
 #include <cmath>
 
-#include "block/config.h"
-#include "block/params.h"
+#include "gate_residual_norm/config.h"
+#include "gate_residual_norm/params.h"
 #include "common/arch.h"
 #include "common/vector.cuh"
 

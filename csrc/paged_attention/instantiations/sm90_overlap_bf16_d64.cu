@@ -1,5 +1,0 @@
-// SPDX-License-Identifier: Apache-2.0
-#include "paged_attention/kernel_sm90.cuh"
-
-template void aapt::launch_paged_attention_sm90<aapt::bfloat16, 64, aapt::Sm90Variant::kOverlap>(
-    const PagedAttentionSm90Params&, const Stream&);
