@@ -74,7 +74,9 @@ def tiny(recipe: Recipe) -> Recipe:
         pretrain=PretrainConfig(bidirectional(NANO), clip_frames=5, **short),
         diffusion=DiffusionConfig(NANO, clip_frames=4, compile=False, **short),
         consistency=ConsistencyConfig(NANO, clip_frames=4, **short),
-        adversarial=AdversarialConfig(NANO, segment_frames=3, adversarial=0.1, discriminator_alone=1, **short),
+        adversarial=AdversarialConfig(
+            NANO, segment_frames=2, segments=2, adversarial=0.1, discriminator_alone=1, **short
+        ),
     )
 
 

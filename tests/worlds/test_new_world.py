@@ -112,7 +112,7 @@ class ColumnPlayer:
         return None if self._scene is None else draw(self._places, self._scene / 8, size)
 
 
-WORLD: World = ColumnWorld()
+WORLD: World = ColumnWorld(shades=2)
 MODEL = dataclasses.replace(
     NANO, control=ControlConfig(kind="maps", channels=1, entries=4, with_previous=True), control_width=4
 )
@@ -133,7 +133,7 @@ RECIPE = Recipe(
     pretrain=PretrainConfig(bidirectional(MODEL), clip_frames=5, **SHORT),
     diffusion=DiffusionConfig(MODEL, clip_frames=4, compile=False, **SHORT),
     consistency=ConsistencyConfig(MODEL, clip_frames=4, **SHORT),
-    adversarial=AdversarialConfig(MODEL, segment_frames=3, adversarial=0.1, discriminator_alone=1, **SHORT),
+    adversarial=AdversarialConfig(MODEL, segment_frames=3, segments=2, adversarial=0.1, discriminator_alone=1, **SHORT),
 )  # fmt: skip
 
 
@@ -153,7 +153,7 @@ def test_its_clips_are_rendered_and_kept_under_its_settings(run: Path) -> None:
     assert np.array_equal(np.load(run / "data" / "columns.video.npy")[2], clip.video.numpy())
     assert np.array_equal(np.load(run / "data" / "columns.points.npy")[2], clip.controls.numpy())
     card = json.loads((run / "data" / "columns.json").read_text())
-    assert card == {"name": "columns", "clips": 4, "frames": 17, "size": 32, "seed": 0, "world": "column", "shades": 4}
+    assert card == {"name": "columns", "clips": 4, "frames": 17, "size": 32, "seed": 0, "world": "column", "shades": 2}
 
 
 def test_its_report_has_what_can_be_measured_without_a_reader(run: Path) -> None:
