@@ -14,7 +14,7 @@ from aapt_fast.profiling import kernels, systems
 from aapt_fast.profiling.inputs import random_controls
 from aapt_fast.profiling.stages import INSIDE, STAGES, StepTimer, inside_generator
 from aapt_fast.profiling.systems import find_system, obstacle
-from aapt_fast.profiling.timing import lateness
+from aapt_fast.profiling.timing import late_by
 from aapt_fast.streaming import paged_cache
 from aapt_fast.streaming.recording import RECORDERS
 from aapt_fast.testing.recorder import record_on_cpu
@@ -64,7 +64,6 @@ def test_a_gpu_that_is_too_small_is_found_out_before_anything_is_allocated(monke
     assert parts["pages"] == 36 * 24 * 128 * 2 * 2 * 64 * (32 * 19 + 2)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (sum(parts.values()), 80 * 2**30))
     assert obstacle(system, cuda, torch.bfloat16) is None
-    assert obstacle(system, cuda, torch.bfloat16, folded=True) is not None  # for a moment there are two generators
 
 
 def test_without_a_gpu_cuda_is_an_obstacle(monkeypatch):
@@ -118,11 +117,7 @@ def test_parts_of_the_generator_add_up_and_change_nothing():
     ],
 )
 def test_lateness(times, late):
-    found = lateness(times, 10.0)
-    assert found.milliseconds == late
-    facts = found.as_dict()
-    assert facts["late_steps"] == sum(value > 0 for value in late) and facts["max_late_ms"] == max(late)
-    assert facts["late_share"] == facts["late_steps"] / len(times)
+    assert late_by(times, 10.0) == list(late)
 
 
 @pytest.mark.parametrize(

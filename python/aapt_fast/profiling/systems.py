@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `aapt-fast bench frame` measures: a preset at a size, with a decoder that fits it."""
+"""Systems of `aapt-fast bench frame`: a preset at a size, with a decoder that fits it."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ VIDEO_SCALE = 8
 
 PROMPT_TOKENS = 128
 CPU_FLOPS = 1e12
-"""More per step than a CPU does in a few seconds: such a system is not tried on one."""
+"""FLOP of a step that a CPU does in a few seconds; a system with more is not tried on one."""
 
 WORKING_LAYERS = 8
-"""Of the decoder's largest activation, as many copies are taken to be in memory at a time."""
+"""Copies of the decoder's largest activation that are assumed to be in memory at a time."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class System:
 
     @property
     def layers(self) -> list[Layer]:
-        """Of the decoder."""
+        """Layers of the decoder."""
         if isinstance(self.vae, WanVAEConfig):
             return wan_decoder(self.vae, *self.config.grid)
         return mini_decoder(self.vae, *self.config.grid)
@@ -70,29 +70,28 @@ class System:
         return Step(self.config, self.prompt, self.layers)
 
     def build(self, device: torch.device, dtype: torch.dtype) -> StreamModel:
-        """The bundled model, or random weights."""
+        """Load the bundled model, or make random weights."""
         if self.bundled:
             return load_model(self.preset, device=device, dtype=dtype)
         return random_model(self.config, self.vae, device, dtype)
 
-    def memory_bytes(self, dtype: torch.dtype, folded: bool = False) -> dict[str, int]:
-        """What a session is going to need, by parts, without allocating anything. The decoder's part is an estimate."""
+    def memory_bytes(self, dtype: torch.dtype) -> dict[str, int]:
+        """Compute the memory of a session by parts, without allocating it. The decoder's part is an estimate."""
         with torch.device("meta"):
             generator, vae = Generator(self.config), _vae(self.vae)
         weights = sum(parameter.numel() for module in (generator, vae) for parameter in module.parameters())
-        copies = sum(parameter.numel() for parameter in generator.parameters()) if folded else 0
         config = self.config
         pages = session_pages(config, 1, self.prompt)
         largest = max(layer.outputs * layer.size[0] * layer.size[1] * layer.size[2] for layer in self.layers)
         return {
-            "weights": (weights + copies) * dtype.itemsize,
+            "weights": weights * dtype.itemsize,
             "pages": pool_bytes(config.layers, pages, config.heads, config.head_dim, dtype),
             "decoder": WORKING_LAYERS * largest * dtype.itemsize,
         }
 
 
 def find_system(preset: str, size: tuple[int, int] | None = None, window: int | None = None) -> System:
-    """A preset at `size` = (width, height) in pixels and with `window` past frames; None keeps the preset's own.
+    """Find a preset at `size` = (width, height) in pixels and with `window` past frames; None keeps the preset's own.
 
     Raises ValueError for an unknown preset, for a size that is not a multiple of what the model needs, and for another
     size or window than those that a bundled model was trained with.
@@ -115,8 +114,8 @@ def find_system(preset: str, size: tuple[int, int] | None = None, window: int | 
     return System(preset, config, vae, "Wan 2.1" if large else "the package's small one", bundled)
 
 
-def obstacle(system: System, device: torch.device, dtype: torch.dtype, folded: bool = False) -> str | None:
-    """Why this system cannot be measured on this device, or None. Nothing is allocated."""
+def obstacle(system: System, device: torch.device, dtype: torch.dtype) -> str | None:
+    """Give the reason why this system cannot be measured on this device, or None. Nothing is allocated."""
     if device.type == "cuda" and not torch.cuda.is_available():
         return "torch finds no CUDA device on this machine"
     if device.type == "cpu":
@@ -126,7 +125,7 @@ def obstacle(system: System, device: torch.device, dtype: torch.dtype, folded: b
                 f"it needs a GPU: a step is {flops / 1e12:.1f} TFLOP, a CPU is tried with at most {CPU_FLOPS / 1e12:g}"
             )
         return None
-    parts = system.memory_bytes(dtype, folded)
+    parts = system.memory_bytes(dtype)
     needed, (free, total) = sum(parts.values()), torch.cuda.mem_get_info(device)
     if needed <= free:
         return None
@@ -136,7 +135,7 @@ def obstacle(system: System, device: torch.device, dtype: torch.dtype, folded: b
 
 @contextmanager
 def default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """New floating point tensors have this dtype inside the block."""
+    """Make this the dtype of new floating point tensors inside the block."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -148,9 +147,9 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
 def random_model(
     config: GeneratorConfig, vae: WanVAEConfig | MiniVAEConfig, device: torch.device, dtype: torch.dtype
 ) -> StreamModel:
-    """Random weights, made where they are used: eight billion of them would take minutes on a CPU.
+    """Make a model with random weights on `device`: eight billion of them would take minutes on a CPU.
 
-    What starts at zero gets small random numbers, so that every layer has something to compute.
+    Parameters that start at zero get small random numbers, so that every layer has something to compute.
     """
     torch.manual_seed(0)
     with device, default_dtype(dtype), torch.no_grad():

@@ -1,15 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The baseline of a step: what one would write in plain torch, with a contiguous cache, torch's attention and compiler.
+"""A step in plain torch: a contiguous cache, torch's attention and compiler, no op of the package and no pages.
 
-It makes the same frames as a session with one evaluation per step. None of our ops takes part: norms, rotations and
-patch embedding are torch's, so that the compiler can fuse them, and there are no pages. Controls, noise and decoder are
-those of a session and are not compiled.
+It makes the same frames as a session with one evaluation per step. Controls, noise and decoder are those of a session
+and are not compiled.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,7 +15,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from aapt_fast.errors import require
-from aapt_fast.models.aapt import generator as generator_module
 from aapt_fast.models.aapt.generator import Generator
 from aapt_fast.models.aapt.sampling import sample_frame, timesteps
 from aapt_fast.models.stream_model import StreamModel
@@ -27,8 +24,7 @@ from aapt_fast.ops.cache import GrowingCache
 from aapt_fast.streaming.pages import PagePool
 from aapt_fast.streaming.samplers import Sampler, step_noise
 from aapt_fast.streaming.session import StreamSession
-
-EPS = 1e-6
+from bench.baselines.plain_generator import EPS, plain
 
 
 class CompiledSession(StreamSession):
@@ -51,7 +47,7 @@ class CompiledSampler:
 
     def __init__(self, model: StreamModel, compiler: Callable[..., Any]) -> None:
         assert isinstance(model.generator, Generator)
-        self.model, self.generator = model, model.generator
+        self.model, self.generator = model, plain(model.generator)
         self._levels = timesteps(1, model.generator.config.shift).to(model.device)
         # on a GPU with CUDA graphs of its own
         mode = "reduce-overhead" if model.device.type == "cuda" else None
@@ -59,7 +55,7 @@ class CompiledSampler:
         self._cache: GrowingCache | ContiguousCache | None = None
 
     def pages(self, prompt: Tensor | None) -> int:
-        """None are used, and a pool has at least one; prompt [1, L, text_width] or None."""
+        """Return 1, the fewest that a pool has; no page is used. prompt [1, L, text_width] or None."""
         return 1
 
     def open(self, pool: PagePool, image: Tensor | None, prompt: Tensor | None) -> None:
@@ -67,7 +63,7 @@ class CompiledSampler:
         text = None
         if prompt is not None:
             with self.model.autocast():
-                text = self.generator.encode_text(prompt, self._levels[:1])
+                text = self.model.generator.encode_text(prompt, self._levels[:1])
         self._cache = self.generator.new_cache(text=text)
 
     def prepare(self) -> None:
@@ -83,8 +79,7 @@ class CompiledSampler:
         if isinstance(self._cache, GrowingCache):
             return self._evaluate(noise, recycled, inputs)
         self._cache.prepare()
-        with plain_ops():
-            frame = self._compiled(noise, recycled, inputs).clone()
+        frame = self._compiled(noise, recycled, inputs).clone()
         self._cache.finish()
         return frame
 
@@ -97,42 +92,10 @@ class CompiledSampler:
         self._cache = None
 
     def _evaluate(self, noise: Tensor, recycled: Tensor, control: Tensor | None) -> Tensor:
-        """What is compiled; all frames [1, C, 1, h, w]."""
+        """Make a frame; all frames [1, C, 1, h, w]. This is the part that is compiled."""
         assert self._cache is not None
         with self.model.autocast():
             return sample_frame(self.generator, noise, recycled, control, [self._cache], self._levels)
-
-
-@contextmanager
-def plain_ops() -> Iterator[None]:
-    """Generators compute with torch's own operators inside the block."""
-    ops = {
-        "gate_residual_norm": _gate_residual_norm,
-        "channel_concat": _channel_concat,
-        "clean_frame": reference.clean_frame,
-    }
-    before = {name: getattr(generator_module, name) for name in ops}
-    for name, op in ops.items():
-        setattr(generator_module, name, op)
-    try:
-        yield
-    finally:
-        for name, op in before.items():
-            setattr(generator_module, name, op)
-
-
-def _gate_residual_norm(
-    x: Tensor, y: Tensor | None, gate: Tensor | None, scale: Tensor | None, shift: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    x = x.float() if torch.is_autocast_enabled(x.device.type) else x
-    return reference.gate_residual_norm(x, y, gate, scale, shift, EPS)
-
-
-def _channel_concat(
-    noised: Tensor, recycled: Tensor, control: Tensor | None, weight: Tensor, bias: Tensor | None, patch: int
-) -> Tensor:
-    sources = [noised, recycled] if control is None else [noised, recycled, control.to(noised.dtype)]
-    return F.linear(F.pixel_unshuffle(torch.cat(sources, 1), patch).flatten(2).mT, weight, bias)
 
 
 class ContiguousCache:
@@ -169,7 +132,7 @@ class ContiguousCache:
         self._rotations = torch.zeros(2, 2, self._tokens, self.keys[0].shape[3] // 2, device=device)
 
     def prepare(self) -> None:
-        """Write the place and the rotations of the next frame; the host's part of a step."""
+        """Write the slots and the rotations of the next frame: the host's part of a step."""
         place = 1 + (self.next_frame - 2) % (self._window + 1)  # frame 2 follows the sink
         self._own.copy_(self._slots + self._text + place * self._tokens)
         for to, index in zip(self._rotations, (self.next_frame, self.next_frame - self._window - 1), strict=True):
@@ -191,7 +154,7 @@ class ContiguousCache:
         return F.scaled_dot_product_attention(*parts, enable_gqa=grouped).transpose(1, 2)[None]
 
     def advance(self, frames: int) -> None:
-        """See `ops.cache.Cache.advance`; the host counts in `finish`, outside of the compiled step."""
+        """Do nothing: the host counts in `finish`, outside of the compiled step."""
 
     def finish(self) -> None:
         """End a step."""
