@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Systems that the package is compared with: the same work as somebody would write it without the package."""
+"""Systems that the package is compared with: the same work, written without it."""

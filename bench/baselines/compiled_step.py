@@ -59,7 +59,7 @@ class CompiledSampler:
         return 1
 
     def open(self, pool: PagePool, image: Tensor | None, prompt: Tensor | None) -> None:
-        """See `Sampler.open`; image [1, C, 1, h, w], prompt [1, L, text_width]."""
+        """Begin a run with image [1, C, 1, h, w] and prompt [1, L, text_width]."""
         text = None
         if prompt is not None:
             with self.model.autocast():
@@ -67,10 +67,10 @@ class CompiledSampler:
         self._cache = self.generator.new_cache(text=text)
 
     def prepare(self) -> None:
-        """See `Sampler.prepare`."""
+        """Do nothing: a step needs no page."""
 
     def step(self, seed: int, step: int, recycled: Tensor | None, control: Tensor | None) -> Tensor:
-        """See `Sampler.step`; recycled [1, C, 1, h, w], control [step_channels, h, w] or None."""
+        """Make the next frame from recycled [1, C, 1, h, w] and control [step_channels, h, w] or None."""
         assert self._cache is not None and recycled is not None
         noise = step_noise(self.model, seed, [step])
         inputs = None if control is None else control[None, :, None]
@@ -88,7 +88,7 @@ class CompiledSampler:
         raise RuntimeError("fork: the baseline cannot be forked")
 
     def release(self) -> None:
-        """See `Sampler.release`."""
+        """Drop the cache."""
         self._cache = None
 
     def _evaluate(self, noise: Tensor, recycled: Tensor, control: Tensor | None) -> Tensor:
@@ -142,7 +142,7 @@ class ContiguousCache:
     def attend(
         self, layer: int, q: Tensor, k: Tensor, v: Tensor, q_weight: Tensor | None, k_weight: Tensor | None
     ) -> Tensor:
-        """See `ops.cache.Cache.attend`, for one frame: q, k, v [1, 1, N, H or Hkv, D] -> [1, 1, N, H, D]."""
+        """Attend as `ops.cache.Cache` does, for one frame: q, k, v [1, 1, N, H or Hkv, D] -> [1, 1, N, H, D]."""
         keys, values, (own, sink) = self.keys[layer], self.values[layer], self._rotations.unbind()
         q = reference.normalise_and_rotate(q[0], q_weight, own[0], own[1], EPS)
         keys.index_copy_(1, self._own, reference.normalise_and_rotate(k[0], k_weight, own[0], own[1], EPS))

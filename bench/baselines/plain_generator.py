@@ -29,7 +29,7 @@ class PlainBlock(Block):
     def forward(
         self, x: Tensor, update: Tensor | None, gate: Tensor | None, modulation: Tensor | None, cache: Cache, layer: int
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """See `Block.forward`; x [B, F, N, d]."""
+        """Compute `Block.forward` for tokens x [B, F, N, d]."""
         stream, shape = self.video, x.shape
         m = stream.modulate(modulation, x.dtype)
         x, normed = _add_and_norm(x, update, gate, m[SCALE1], m[SHIFT1])
@@ -49,7 +49,7 @@ class PlainGenerator(Generator):
     def forward(
         self, noised: Tensor, recycled: Tensor | None, control: Tensor | None, t: Tensor, cache: Cache
     ) -> Tensor:
-        """See `Generator.forward`; frames [B, C, 1, h, w], t [B]."""
+        """Compute `Generator.forward` for frames [B, C, 1, h, w] and t [B]."""
         inputs = self._inputs(noised, recycled, control, t)
         modulation = self.timestep(t)
         sources = torch.cat([source.to(inputs.noised.dtype) for source in inputs if source is not None], 1)

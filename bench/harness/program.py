@@ -26,7 +26,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
 
 def open_document(path: Path | None) -> Document:
     """Open or begin the document of `--out`; without a path a new one in memory."""
-    command = shlex.join(sys.argv)
+    command = shlex.join(["python", "-m", f"bench.{Path(sys.argv[0]).stem}", *sys.argv[1:]])
     if path is not None and path.exists():
         return Document.open(path, command)
     return Document.new(command, path, commit=commit(ROOT))

@@ -38,7 +38,7 @@ def test_a_process_that_hangs_is_ended_with_its_children_and_keeps_its_output():
             os.kill(gone, 0)
             with open(f"/proc/{gone}/stat") as file:
                 if file.read().rsplit(")", 1)[1].split()[0] == "Z":
-                    return  # nobody reaps orphans here, but it has ended
+                    return  # orphans are not reaped here, but it has ended
         except (ProcessLookupError, FileNotFoundError):
             return
         time.sleep(0.1)

@@ -19,7 +19,7 @@ def test_the_readme_shows_what_the_results_say():
 
 @pytest.fixture
 def document(tmp_path):
-    """What a run on a GPU leaves behind."""
+    """The document of a run on a GPU."""
     document = Document.new("bench/gpu_check.sh", tmp_path / "results" / "gpu.json", commit="abc1234")
     times = {"p50_ms": 1.0, "p95_ms": 1.25, "p99_ms": 1.5, "tflops": 527.0, "share_of_ceiling": 0.66}
     result = {

@@ -49,9 +49,9 @@ class Case:
     shape: tuple[int, ...]
     dtype: torch.dtype
     flops: float
-    """Of the work itself."""
+    """FLOP of the work itself."""
     moved_bytes: float
-    """Of the work itself: every input read and every output written once."""
+    """Bytes of the work itself: every input read and every output written once."""
     systems: dict[str, System] = field(default_factory=dict)
     ours: list[str] = field(default_factory=list)
     """Systems that are kernels of the package; the others are baselines."""
