@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is won by copying the frames of a step to the host while the next step is computed (`FrameDownloader`)?
+"""Gain of copying the frames of a step to the host while the next step is computed (`FrameDownloader`).
 
 Three forks of one session take the same steps, in turn, and have their frames in host memory at the end:
     at once       `session.step(control).cpu()`, into memory that is not pinned
     pinned        `out.submit(session.step(control)).result()`
-    overlapped    the same, but the result is asked for after the next step
+    overlapped    the same, but `result()` is called after the next step
 
-    python -m bench.bench_host_frames [--preset NAME] [--steps N]           table, then JSON as the last line
+    python -m bench.bench_host_frames [--preset NAME] [--steps N]           a table, then the document
 
 The weights are random. Without a GPU the 8 B preset is refused with status 3, and the times mean nothing: `--preset
 nano` tries the program out.
@@ -14,26 +14,25 @@ nano` tries the program out.
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
 import time
+from typing import Any
 
 import torch
 
 from aapt_fast import FrameDownloader, StreamSession
 from aapt_fast.models.aapt.presets import generator_preset
 from aapt_fast.models.vae.wan import WanVAEConfig
+from aapt_fast.profiling.document import DTYPE_NAMES, result
 from aapt_fast.profiling.inputs import random_controls, random_image, random_prompt
 from aapt_fast.profiling.systems import PROMPT_TOKENS, random_model
 from aapt_fast.profiling.timing import Sample
 from aapt_fast.streaming.downloads import PendingFrames
 from aapt_fast.streaming.graph import RECORDERS
-from bench.harness.cases import DTYPE_NAMES
+from bench.harness.program import current_device, finish, open_document, parser
 
 
-def measure(preset: str, steps: int, device: torch.device) -> list[dict]:
-    """Milliseconds from one step's frames to the next one's, both in host memory where the system says so."""
+def measure(preset: str, steps: int, device: torch.device) -> list[dict[str, Any]]:
+    """Make one result per system: the time from one step's frames in host memory to the next one's."""
     config = generator_preset(preset)
     on_gpu = device.type == "cuda"
     vae, dtype = (WanVAEConfig(), torch.bfloat16) if on_gpu else (WanVAEConfig(base_dim=8), torch.float32)
@@ -66,32 +65,29 @@ def measure(preset: str, steps: int, device: torch.device) -> list[dict]:
     samples = {name: Sample(tuple(each), None, "wall clock") for name, each in times.items()}
     height, width = model.video_size
     return [
-        {
-            "name": f"host_frames/{preset}/{width}x{height}/{DTYPE_NAMES[dtype]}/{name}",
-            **sample.as_dict(),
-            "bytes": 4 * height * width * 3,
-            "baseline": "at once",
-            "ratio": sample.times(samples["at once"]),
-        }
+        result(
+            f"host_frames/{preset}/{width}x{height}/{DTYPE_NAMES[dtype]}/{name}",
+            sample,
+            name,
+            baseline="at once",
+            ratio=sample.times(samples["at once"]),
+            bytes=4 * height * width * 3,
+        )
         for name, sample in samples.items()
     ]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", default="aapt-8b", help="aapt-8b, or a smaller one for a trial")
-    parser.add_argument("--steps", type=int, default=100)
-    arguments = parser.parse_args()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if device.type == "cpu" and arguments.preset == "aapt-8b":
-        print("no GPU: the 8 B preset needs one. --preset nano tries the program out on any machine.")
-        sys.exit(3)
-    results = measure(arguments.preset, arguments.steps, device)
-    for result in results:
-        print(f"{result['name']:50} p50 {result['p50_ms']:8.2f} ms, {result['ratio']:5.3f} times as fast as at once")
-    gpu = torch.cuda.get_device_name() if device.type == "cuda" else None
-    ran = {"torch": torch.__version__, "device": device.type, "gpu": gpu}
-    print(json.dumps({"schema": "aapt_fast.profiling/1", "results": results, "what_ran": ran}))
+    options = parser(__doc__)
+    options.add_argument("--preset", default="aapt-8b", help="aapt-8b, or a smaller one for a trial")
+    options.add_argument("--steps", type=int, default=100)
+    arguments = options.parse_args()
+    device = current_device(arguments.preset != "aapt-8b", "--preset nano")
+    document = open_document(arguments.out)
+    for entry in measure(arguments.preset, arguments.steps, device):
+        document.add("results", entry)
+        print(f"{entry['name']:50} p50 {entry['p50_ms']:8.2f} ms, {entry['ratio']:5.3f} times as fast as at once")
+    finish(document)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How fast does the bundled model stream on this machine, end to end: control in, four video frames out?
+"""Speed of the bundled model on this machine, end to end: control in, four video frames out.
 
 Two systems make the same frames, in turn, step after step:
     aapt_fast    `StreamSession.step`: paged cache, streaming decoder, uint8 frames
@@ -7,113 +7,79 @@ Two systems make the same frames, in turn, step after step:
 
 Also: seconds from process start to the first four frames, and memory after 400 and after 2,000 video frames.
 
-    python bench/bench_stream.py [--steps N] [--dtype float32|bfloat16]    table, then JSON as the last line
+    python -m bench.bench_stream [--steps N] [--dtype float32|bfloat16]    a table, then the document
     pytest bench/bench_stream.py                                           the same systems under pytest-benchmark
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import platform
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 import aapt_fast
-from aapt_fast.models.aapt.sampling import sample_frame
-from aapt_fast.ops import implementations, philox_normal
-from aapt_fast.streaming.controls import clip_controls
+from aapt_fast.profiling.document import result
 from aapt_fast.worlds.person.players import random_motion
 from aapt_fast.worlds.person.skeleton import Camera, forward_kinematics
+from bench.baselines.plain_cache import plain_cache_stream
+from bench.harness.program import ROOT, finish, open_document, parser
+from bench.harness.timing import Stream, time_streams
 
 WARM_UP = 12  # steps until the window is full and the sink has left it
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-OURS = "aapt_fast"
-
-Step = Callable[[int], Tensor]
+OURS, BASELINE = "aapt_fast", "plain cache"
 
 
 def poses(steps: int) -> Tensor:
-    """Image points [1 + 4 steps, 19, 3] of a medley of motions."""
+    """Make image points [1 + 4 steps, 19, 3] of a medley of motions."""
     return Camera().project(forward_kinematics(random_motion(1 + 4 * steps, seed=0)))
 
 
-def session_stream(dtype: torch.dtype, points: Tensor) -> Step:
-    """Steps of a session."""
+def session_stream(dtype: torch.dtype, points: Tensor) -> Stream:
+    """Steps of a session under the image points [1 + 4 steps, 19, 3]."""
     model = aapt_fast.StreamModel.from_pretrained("mini-person", dtype=dtype)
     image = aapt_fast.load_gallery("mini-person")[0].image
     session = aapt_fast.StreamSession(model, image, image_control=points[0], seed=0)
     return lambda step: session.step(points[1 + 4 * step : 5 + 4 * step])
 
 
-def plain_stream(dtype: torch.dtype, points: Tensor) -> Step:
-    """The same steps without pages: a cache that concatenates, and the decoder's stream."""
-    model = aapt_fast.StreamModel.from_pretrained("mini-person", dtype=dtype)
-    pixels = torch.from_numpy(aapt_fast.load_gallery("mini-person")[0].image.copy())
-    control = model.generator.config.control
-    stream, cache, seed = model.vae.stream(), model.generator.new_cache(), torch.zeros(1, dtype=torch.int64)
-    with torch.inference_mode():
-        recycled = model.vae.encode((pixels.permute(2, 0, 1)[None, :, None] / 127.5 - 1).to(dtype))
-        stream.decode(recycled)
-    state = {"recycled": recycled}
-
-    @torch.inference_mode()
-    def step(number: int) -> Tensor:
-        window = points[max(4 * number - 4, 0) : 5 + 4 * number]
-        maps = clip_controls(window[None], control, model.generator.config.grid)[:, :, -1:].to(dtype)
-        shape = tuple(state["recycled"].shape[i] for i in (1, 3, 4))
-        noise = philox_normal(seed, torch.full((1,), number + 1), shape)[:, :, None].to(dtype)
-        frame = sample_frame(model.generator, noise, state["recycled"], maps, [cache]).to(dtype)
-        state["recycled"] = frame
-        return ((stream.decode(frame).float() + 1) * 127.5).round().to(torch.uint8)[0].permute(1, 2, 3, 0)
-
-    return step
+def plain_stream(dtype: torch.dtype, points: Tensor) -> Stream:
+    """Steps of the baseline under the image points [1 + 4 steps, 19, 3]."""
+    image = torch.from_numpy(aapt_fast.load_gallery("mini-person")[0].image.copy())
+    return plain_cache_stream(aapt_fast.StreamModel.from_pretrained("mini-person", dtype=dtype), image, points)
 
 
-SYSTEMS: dict[str, Callable[[torch.dtype, Tensor], Step]] = {OURS: session_stream, "plain cache": plain_stream}
+SYSTEMS: dict[str, Callable[[torch.dtype, Tensor], Stream]] = {OURS: session_stream, BASELINE: plain_stream}
 
 
-def measure(dtype: str, steps: int) -> list[dict]:
-    """One result per system: milliseconds per step over interleaved steps, video frames per second."""
+def measure(dtype: str, steps: int) -> list[dict[str, Any]]:
+    """Make one result per system."""
     points = poses(WARM_UP + steps)
     streams = {name: build(DTYPES[dtype], points) for name, build in SYSTEMS.items()}
-    times: dict[str, list[float]] = {name: [] for name in streams}
-    worst = dict.fromkeys(streams, 0)
-    for number in range(WARM_UP + steps):
-        videos = {}
-        for name, stream in streams.items():
-            start = time.perf_counter()
-            videos[name] = stream(number)
-            if number >= WARM_UP:
-                times[name].append(1e3 * (time.perf_counter() - start))
-        for name, video in videos.items():
-            worst[name] = max(worst[name], int((video.int() - videos[OURS].int()).abs().max()))
+    samples, differences = time_streams(streams, OURS, warm_up=WARM_UP, steps=steps)
     return [
-        {
-            "name": f"stream/mini-person/96x96/{dtype}/{name}",
-            "p50_ms": statistics.median(values),
-            "p95_ms": sorted(values)[int(0.95 * len(values))],
-            "p99_ms": sorted(values)[int(0.99 * len(values))],
-            "video_fps": 4000 / statistics.median(values),
-            "baseline": "plain cache",
-            "ratio": statistics.median(b / v for b, v in zip(times["plain cache"], values, strict=True)),
-            "largest_pixel_difference_to_ours": worst[name],
-        }
-        for name, values in times.items()
+        result(
+            f"stream/mini-person/96x96/{dtype}/{name}",
+            sample,
+            name,
+            baseline=BASELINE,
+            ratio=sample.times(samples[BASELINE]),
+            video_fps=4e3 / sample.p50,
+            largest_pixel_difference_to_ours=differences[name],
+        )
+        for name, sample in samples.items()
     ]
 
 
 def first_frame_seconds() -> float:
-    """Wall time of a whole `aapt-fast generate --frames 4`, process start and file included."""
+    """Time a whole `aapt-fast generate --frames 4`, process start and file included."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "aapt_fast.cli", "generate", "--frames", "4", "--out", f"{folder}/x"]
         start = time.perf_counter()
@@ -122,10 +88,10 @@ def first_frame_seconds() -> float:
 
 
 def resident_megabytes(video_frames: tuple[int, ...]) -> dict[int, float]:
-    """Resident memory of a fresh process after that many streamed video frames."""
+    """Measure the resident memory of a new process after so many streamed video frames."""
     program = (
         "import sys, torch\n"
-        "from bench_stream import poses, session_stream\n"
+        "from bench.bench_stream import poses, session_stream\n"
         "marks = [int(a) // 4 for a in sys.argv[1:]]\n"
         "step = session_stream(torch.float32, poses(max(marks)))\n"
         "for number in range(max(marks)):\n"
@@ -135,27 +101,28 @@ def resident_megabytes(video_frames: tuple[int, ...]) -> dict[int, float]:
         "        print(4 * (number + 1), pages * 4096 / 2**20)\n"
     )
     command = [sys.executable, "-c", program, *map(str, video_frames)]
-    printed = subprocess.run(command, check=True, capture_output=True, text=True, cwd=Path(__file__).parent).stdout
+    printed = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT).stdout
     return {int(line.split()[0]): round(float(line.split()[1]), 1) for line in printed.splitlines()}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=100)
-    parser.add_argument("--dtype", choices=DTYPES, action="append")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="threads of torch")
-    arguments = parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("--steps", type=int, default=100)
+    options.add_argument("--dtype", choices=DTYPES, action="append")
+    options.add_argument("--threads", type=int, default=torch.get_num_threads(), help="threads of torch")
+    arguments = options.parse_args()
     torch.set_num_threads(arguments.threads)
-    results = [result for dtype in arguments.dtype or DTYPES for result in measure(dtype, arguments.steps)]
+    document = open_document(arguments.out)
     print(f"{'name':48} {'p50 ms':>8} {'p95 ms':>8} {'fps':>8} {'ratio':>7}")
-    for result in results:
-        times = f"{result['p50_ms']:8.2f} {result['p95_ms']:8.2f} {result['video_fps']:8.1f}"
-        print(f"{result['name']:48} {times} {result['ratio']:7.2f}")
+    for dtype in arguments.dtype or DTYPES:
+        for entry in measure(dtype, arguments.steps):
+            document.add("results", entry)
+            times = f"{entry['p50_ms']:8.2f} {entry['p95_ms']:8.2f} {entry['video_fps']:8.1f}"
+            print(f"{entry['name']:48} {times} {entry['ratio']:7.2f}")
     facts = {"process_to_first_frames_s": first_frame_seconds(), "resident_mb": resident_megabytes((400, 2000))}
     print(facts)
-    machine = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
-    ran = {"torch": torch.__version__, "machine": machine, "ops": implementations()}
-    print(json.dumps({"schema": "aapt_fast.profiling/1", "results": results, **facts, "what_ran": ran}))
+    document.set(**facts)
+    finish(document)
 
 
 @pytest.mark.parametrize("system", SYSTEMS)

@@ -1,23 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How long does a block of a few-step causal Wan transformer take, as Self-Forcing samples, without a VAE?
+"""Time of a block of a few-step causal Wan transformer, as Self-Forcing samples, without a VAE.
 
-    python -m bench.bench_wan_blocks --out results.json [--blocks N] [--limit SECONDS] [--tiny]
+    python -m bench.bench_wan_blocks [--out F] [--blocks N] [--limit SECONDS] [--tiny]
 
 Wan 2.1 1.3B at 832x480 with random weights: blocks of 3 latent frames (12 video frames), 4 evaluations and one for the
-cache, a window of 21 frames. Two runs of one model take their blocks in turn, with our kernels and without. The sixth
-block is the one that others report; `full` is the median of the blocks that see a full window. Time is wall clock until
-the block is complete. Without a GPU the exit status is 3; --tiny runs anywhere.
+cache, a window of 21 frames. Two runs of one model take their blocks in turn, with the package's kernels and without.
+The sixth block is the one that others report; `full` is the median of the blocks that see a full window. Time is wall
+clock until the block is complete. Without a GPU the status is 3; --tiny runs anywhere.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import shlex
-import sys
 import time
-from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -27,13 +24,13 @@ from aapt_fast.models.wan.config import WanConfig
 from aapt_fast.models.wan.sampling import FewStepSampler
 from aapt_fast.models.wan.transformer import WanTransformer
 from aapt_fast.ops._load import extension_or_none
-from aapt_fast.ops.kernels import KERNELS, runs_on, use_kernels
+from aapt_fast.ops.kernels import use_kernels
 from aapt_fast.ops.window import WindowRule
+from aapt_fast.profiling.document import DTYPE_NAMES, Document, result
 from aapt_fast.profiling.timing import Sample
-from aapt_fast.streaming.session import StreamSession
-from aapt_fast.testing.compare import relative_l2
-from bench.harness.cases import DTYPE_NAMES
-from bench.harness.document import Document, clocks
+from aapt_fast.verification.case import obstacles
+from aapt_fast.verification.compare import relative_l2
+from bench.harness.program import current_device, finish, open_document, parser
 
 WAN_1_3B, GRID = WanConfig(), (60, 104)
 TINY, TINY_GRID = WanConfig(heads=2, head_dim=64, layers=2, ffn_width=96, text_width=16, text_length=8), (4, 6)
@@ -45,7 +42,7 @@ ON, OFF = "kernels on", "kernels off"
 
 
 def build(config: WanConfig, grid: tuple[int, int], device: torch.device, dtype: torch.dtype) -> StreamModel:
-    """Random weights, made on the device; the VAE is a small one that is not timed."""
+    """Make a model with random weights on the device; its small VAE is never called."""
     torch.manual_seed(0)
     with torch.device(device):
         generator, vae = WanTransformer(config).to(dtype), MiniVAE(MiniVAEConfig(latent_channels=config.out_channels))
@@ -53,18 +50,16 @@ def build(config: WanConfig, grid: tuple[int, int], device: torch.device, dtype:
 
 
 def wanted_kernels(module: ModuleType | None, device: torch.device) -> tuple[str, ...]:
-    """Those of the ops of a block that the module has for this device."""
-    if module is None or not runs_on(module, device):
-        return ()
-    found = [kernel for kernel in KERNELS if kernel.split("/")[0] in USED]
-    return tuple(kernel for kernel in found if hasattr(module, kernel.replace("/", "_")))
+    """List the kernels of the ops of a block that the module has for this device."""
+    found = obstacles(module, device)
+    return tuple(kernel for kernel, why in found.items() if why is None and kernel.split("/")[0] in USED)
 
 
 @torch.no_grad()
 def measure(
     model: StreamModel, kernels: tuple[str, ...], module: ModuleType | None, *, blocks: int, limit_s: float
 ) -> tuple[dict[str, list[float]], float]:
-    """Milliseconds of each block by side, and the relative difference (L2) of the sides' first blocks."""
+    """Time each block; returns milliseconds by side, and the relative difference (L2) of the sides' first blocks."""
     device, config = model.device, model.config
     chosen = {ON: kernels, OFF: ("none",)} if kernels else {OFF: ("none",)}
     prompt = torch.randn(config.text_length, config.text_width, device=device, dtype=model.dtype)
@@ -91,48 +86,43 @@ def measure(
     return times, relative_l2(first[ON], first[OFF]) if kernels else 0.0
 
 
-def report(document: Document, name: str, times: dict[str, list[float]], kernels: tuple[str, ...], **facts) -> None:
-    """One result per side and phase: the sixth block, and those with a full window after the first of them."""
+def report(
+    document: Document, name: str, times: dict[str, list[float]], kernels: tuple[str, ...], **facts: Any
+) -> None:
+    """Add one result per side and phase: the sixth block, and those with a full window after the first of them."""
     assert RULE.capacity is not None
     full = RULE.capacity // RULE.frames + 1
     for phase, of_phase in (("sixth block", slice(SIXTH - 1, SIXTH)), ("full", slice(full, None))):
         samples = {side: Sample(tuple(values[of_phase]), None, "wall clock") for side, values in times.items()}
         for side, sample in samples.items():
-            what = f"eager launches; {side}: {', '.join(kernels if side == ON else ()) or 'torch compositions'}"
-            entry = {
-                "name": f"{name}/{phase}",
-                "phase": phase,
-                **sample.as_dict(),
-                "tflops": None,
-                "share_of_ceiling": None,
-                "baseline": OFF,
-                "ratio": sample.times(samples[OFF]),
-                "what_ran": what,
-                "ours": side == ON,
+            entry = result(
+                f"{name}/{phase}",
+                sample,
+                f"eager launches; {side}: {', '.join(kernels if side == ON else ()) or 'torch compositions'}",
+                baseline=OFF,
+                ratio=sample.times(samples[OFF]),
+                phase=phase,
+                ours=side == ON,
                 **facts,
-            }
+            )
             document.add("results", entry)
             print(f"{name}: {phase}: {side}: p50 {sample.p50:.2f} ms, ratio {entry['ratio']:.2f}", flush=True)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="document to write or to add to")
-    parser.add_argument("--blocks", type=int, default=40, help="blocks of each side, at most")
-    parser.add_argument("--limit", type=float, default=60.0, help="seconds, about")
-    parser.add_argument("--tiny", action="store_true", help="a small model, to try the program out")
-    arguments = parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("--blocks", type=int, default=40, help="blocks of each side, at most")
+    options.add_argument("--limit", type=float, default=60.0, help="seconds, about")
+    options.add_argument("--tiny", action="store_true", help="a small model, to try the program out")
+    arguments = options.parse_args()
     least = SIXTH + 3
     if arguments.blocks < least:
-        parser.error(f"--blocks: expected at least {least}, so that some see a full window, got {arguments.blocks}")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if device.type == "cpu" and not arguments.tiny:
-        print("no GPU: Wan 1.3B needs one. --tiny tries the program out on any machine.")
-        sys.exit(3)
+        options.error(f"--blocks: expected at least {least}, so that some see a full window, got {arguments.blocks}")
+    device = current_device(arguments.tiny, "--tiny")
     config, grid = (TINY, TINY_GRID) if arguments.tiny else (WAN_1_3B, GRID)
     dtype, module = torch.bfloat16 if device.type == "cuda" else torch.float32, extension_or_none()
-    document = Document.open(arguments.out, shlex.join(sys.argv))
-    document.add("clocks", {"before": "wan blocks", "clocks": clocks()})
+    document = open_document(arguments.out)
+    document.note_clocks("before wan blocks")
     name = f"blocks/wan-{'tiny' if arguments.tiny else '1.3b'}/{8 * grid[1]}x{8 * grid[0]}/{DTYPE_NAMES[dtype]}"
     model, kernels = build(config, grid, device, dtype), wanted_kernels(module, device)
     times, difference = measure(model, kernels, module, blocks=arguments.blocks, limit_s=arguments.limit)
@@ -140,7 +130,8 @@ def main() -> None:
     schedule = {key: str(value) for key, value in dataclasses.asdict(SAMPLER).items()}
     facts = {"difference_of_the_sides": difference, "peak_memory_bytes": memory, "schedule": schedule}
     report(document, name, times, kernels, weights="random", **facts)
-    document.add("clocks", {"after": "wan blocks", "clocks": clocks()})
+    document.note_clocks("after wan blocks")
+    finish(document)
 
 
 if __name__ == "__main__":

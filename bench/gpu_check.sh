@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# Everything that a GPU can tell about this checkout, in one command without network: tests, sanitizer, timings.
+# Everything about this checkout that needs a GPU, in one command without network: tests, sanitizer, timings.
 #
 #   bench/gpu_check.sh [--quick] [--out FOLDER] [--wheel FILE] [--commit NAME] [--plan] [--rehearse]
 #
-#   --quick    under 4 minutes instead of under 9; --plan prints what would run
-#   --out      where gpu_check.json and the logs go (gpu_check in the present folder)
-#   --wheel    a wheel of this checkout for this Python; else one in dist/, else it is built from source, which needs
-#              nvcc, scikit-build-core, pybind11, cmake, ninja and CUTLASS_DIR
-#   --commit   what to call this state where there is no git
-#   --rehearse the same stages without a GPU, on tiny shapes and emulated kernels: does the check itself work?
+#   --quick    under 4 minutes instead of under 9; --plan prints the stages
+#   --out      folder for gpu_check.json and the logs (gpu_check in the present folder)
+#   --wheel    a wheel of this checkout for this Python; else one in dist/, else a build from source, which needs nvcc,
+#              scikit-build-core, pybind11, cmake, ninja and CUTLASS_DIR
+#   --commit   name of this state where there is no git
+#   --rehearse the same stages without a GPU, on tiny shapes and emulated kernels (--emulated-build FOLDER)
 #
 # PYTHON (python3) must have torch, pytest and pytest-timeout. Status: 0 all passed, 1 something failed, 2 wrong
 # arguments, 3 no GPU.
@@ -22,21 +22,21 @@ python=${PYTHON:-python3}
 out="$here/gpu_check"
 wheel=""
 plan=""
-begin_options=()
-run_options=()
+rehearse=""
+options=()
 total=525
 while [ $# -gt 0 ]; do
   case "$1" in
-    --quick) begin_options+=(--quick); run_options+=(--quick); total=225 ;;
-    --rehearse) begin_options+=(--rehearse); run_options+=(--rehearse) ;;
+    --quick) options+=(--quick); total=225 ;;
+    --rehearse) options+=(--rehearse); rehearse=yes ;;
     --plan) plan=yes ;;
     --out | --wheel | --commit | --emulated-build)
       if [ $# -lt 2 ]; then echo "$1: expected a value, got none" >&2; exit 2; fi
       case "$1" in
         --out) out=$2 ;;
         --wheel) wheel=$(realpath "$2") ;;
-        --commit) begin_options+=(--commit "$2") ;;
-        --emulated-build) run_options+=(--emulated-build "$(realpath "$2")") ;;
+        --commit) options+=(--commit "$2") ;;
+        --emulated-build) options+=(--emulated-build "$(realpath "$2")") ;;
       esac
       shift ;;
     *) echo "unknown argument '$1': see the head of ${BASH_SOURCE[0]}" >&2; exit 2 ;;
@@ -50,12 +50,16 @@ if ! "$python" -c 'import torch'; then
   exit 3
 fi
 if [ -n "$plan" ]; then
-  exec "$python" -m bench.gpu_check plan ${run_options[@]+"${run_options[@]}"}
+  PYTHONPATH="$root/python" exec "$python" -m bench.gpu_check --plan ${options[@]+"${options[@]}"}
+fi
+if [ -z "$rehearse" ] && ! "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
+  driver=$(nvidia-smi --query-gpu=driver_version --format=csv,noheader 2> /dev/null | head -n 1) || true
+  versions=$("$python" -c 'import torch; print(torch.__version__, "built for CUDA", torch.version.cuda or "none")')
+  echo "no GPU: torch $versions finds none, nvidia-smi says: driver ${driver:-unknown}"
+  exit 3
 fi
 case "$out" in /*) ;; *) out="$here/$out" ;; esac
 mkdir -p "$out"
-# Ends with status 3, and a document that says so, where there is no GPU.
-"$python" -m bench.gpu_check begin --out "$out" ${begin_options[@]+"${begin_options[@]}"}
 
 # ---- install: an environment of its own, which borrows torch and pytest ----
 
@@ -64,7 +68,7 @@ trap 'rm -rf "$scratch"' EXIT
 
 install_wheel() {
   "$python" -m venv --system-site-packages --without-pip "$scratch/venv"
-  # Of a Python that is itself in a virtual environment, --system-site-packages would borrow from the one below it.
+  # From a Python that is itself in a virtual environment, --system-site-packages would borrow from the one below it.
   "$python" - "$("$scratch/venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" << 'PROGRAM'
 import pathlib, sys, sysconfig
 folders = dict.fromkeys(sysconfig.get_path(name) for name in ("purelib", "platlib"))
@@ -112,6 +116,6 @@ echo "install        passed   $elapsed s"
 # The stages keep to the deadline by themselves; this is for the case that they do not.
 status=0
 timeout --kill-after 10 $((total + 10 - elapsed)) \
-  "$scratch/venv/bin/python" -m bench.gpu_check run --out "$out" --elapsed "$elapsed" \
-  ${run_options[@]+"${run_options[@]}"} || status=$?
+  "$scratch/venv/bin/python" -m bench.gpu_check --out "$out" --elapsed "$elapsed" \
+  ${options[@]+"${options[@]}"} || status=$?
 exit "$status"

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measure on this GPU what the design of the kernels assumes, and compare with what was predicted.
+"""Measure on this GPU the rates that the design of the kernels assumes, and compare them with predictions.
 
-    python -m bench.measure_ceilings --out results.json [--only NUMBER] [--no-compile]
+    python -m bench.measure_ceilings [--out F] [--only NUMBER] [--no-compile]
 
-A prediction holds if the value is within 20 % of its range. A measurement that fails is a result in words. Without a
-GPU nothing is measured, and the exit status is 3; --tiny tries the program out on any machine.
+A prediction holds if the value is within 20 % of its range. A measurement that fails is noted in words. Without a GPU
+nothing is measured, and the status is 3; --tiny tries the program out on any machine.
 
 1  L2 to multiprocessor bandwidth                      bench/measure_hardware.py
 2  bf16 matrix products at the generator's shapes      torch, that is cuBLASLt
@@ -17,30 +17,27 @@ GPU nothing is measured, and the exit status is 3; --tiny tries the program out 
 
 from __future__ import annotations
 
-import argparse
-import importlib
-import importlib.util
-import shlex
-import sys
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention import sdpa_kernel
 
 from aapt_fast.models.vae.feature_cache import FeatureCache
 from aapt_fast.models.vae.wan import WanVAE, WanVAEConfig
+from aapt_fast.testing import targets
+from aapt_fast.verification.baselines import BACKENDS, attention
+from bench import measure_hardware
 from bench.harness import ceilings
-from bench.harness.document import Document, clocks
+from bench.harness.predictions import Range, measurement
+from bench.harness.program import current_device, finish, open_document, parser
 from bench.harness.timing import captured, clock_for, time_interleaved
-from bench.kernels.bench_paged_attention import BACKENDS
 
-TOLERANCE = 0.2
-Range = tuple[float, float]
+Entries = Iterator[dict[str, Any]]
+Failed = Callable[[str, str, object], None]
+"""Called with a name, what ran, and the reason why there is no number."""
 
 # (tokens, outputs, inputs) -> TFLOP/s predicted
 MATRICES: dict[tuple[int, int, int], Range] = {
@@ -71,27 +68,12 @@ TINY_ATTENTIONS = {(8, 16, 2, 16): (1.0, 1.0)}
 TINY_CONVOLUTIONS = {(4, 2, 6, 6): (1.0, 1.0)}
 
 
-def verdict(value: float, predicted: Range) -> str:
-    """In words: within 20 % of the predicted range, or how far off."""
-    low, high = predicted
-    if (1 - TOLERANCE) * low <= value <= (1 + TOLERANCE) * high:
-        return "within 20 % of the prediction"
-    off = value / (low if value < low else high) - 1
-    return f"{abs(off):.0%} {'below' if off < 0 else 'above'} the prediction"
-
-
-def measurement(name: str, value: float, unit: str, predicted: Range, what_ran: str, **more: Any) -> dict[str, Any]:
-    """An entry of `measurements` in schema 1."""
-    entry = {"name": name, "value": value, "unit": unit, "predicted": list(predicted), "what_ran": what_ran, **more}
-    return {**entry, "verdict": verdict(value, predicted)}
-
-
 def shape_name(shape: tuple[int, ...]) -> str:
     return "x".join(map(str, shape))
 
 
-def matrices(device: torch.device, shapes: dict[tuple[int, int, int], Range]) -> Iterator[dict[str, Any]]:
-    """Linear layers on one frame's tokens."""
+def matrices(device: torch.device, shapes: dict[tuple[int, int, int], Range]) -> Entries:
+    """Measure linear layers on one frame's tokens."""
     for (tokens, outputs, inputs), predicted in shapes.items():
         x = torch.randn(tokens, inputs, device=device).bfloat16()
         weight = (torch.randn(outputs, inputs, device=device) / inputs**0.5).bfloat16()
@@ -101,10 +83,8 @@ def matrices(device: torch.device, shapes: dict[tuple[int, int, int], Range]) ->
         yield measurement(name, rate, "TFLOP/s", predicted, "torch linear, x [M, K], weight [N, K]", **sample.as_dict())
 
 
-def attentions(
-    device: torch.device, shapes: dict[tuple[int, ...], Range], failed: Callable[[str, str, object], None]
-) -> Iterator[dict[str, Any]]:
-    """Scaled dot product attention; the verdict is about the fastest backend."""
+def attentions(device: torch.device, shapes: dict[tuple[int, ...], Range], failed: Failed) -> Entries:
+    """Measure scaled dot product attention; the verdict is about the fastest backend."""
     for shape, predicted in shapes.items():
         queries, keys, heads, width = shape
         name = f"3/attention/{shape_name(shape)}/bf16"
@@ -112,7 +92,7 @@ def attentions(
         k, v = torch.randn(2, 1, heads, keys, width, device=device).bfloat16().unbind()
         calls: dict[str, Callable[[], Tensor]] = {}
         for label, backend in BACKENDS.items() if device.type == "cuda" else [("CPU", None)]:
-            call = partial(_attention, backend, q, k, v)
+            call = partial(attention, backend, q, k, v)
             try:
                 call()
             except RuntimeError as error:
@@ -127,15 +107,8 @@ def attentions(
             yield measurement(name, rates[best], "TFLOP/s", predicted, f"SDPA {best}, contiguous", **more)
 
 
-def _attention(backend: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    if backend is None:
-        return F.scaled_dot_product_attention(q, k, v)
-    with sdpa_kernel(backend):
-        return F.scaled_dot_product_attention(q, k, v)
-
-
-def convolutions(device: torch.device, shapes: dict[tuple[int, ...], Range]) -> Iterator[dict[str, Any]]:
-    """3 x 3 x 3 convolutions of a stream: two past frames come along, space is padded."""
+def convolutions(device: torch.device, shapes: dict[tuple[int, ...], Range]) -> Entries:
+    """Measure 3 x 3 x 3 convolutions of a stream: two past frames come along, space is padded."""
     for shape, predicted in shapes.items():
         channels, frames, height, width = shape
         x = torch.randn(1, channels, frames + 2, height, width, device=device).bfloat16()
@@ -153,7 +126,7 @@ def convolutions(device: torch.device, shapes: dict[tuple[int, ...], Range]) -> 
 
 
 def decoder(device: torch.device, config: WanVAEConfig, grid: tuple[int, int]) -> tuple[WanVAE, Tensor]:
-    """Wan's VAE with random weights, and latents [1, z, 1, h, w]."""
+    """Make Wan's VAE with random weights, and latents [1, z, 1, h, w]."""
     torch.manual_seed(0)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     with device:
@@ -163,9 +136,9 @@ def decoder(device: torch.device, config: WanVAEConfig, grid: tuple[int, int]) -
 
 
 def decoder_eager(
-    device: torch.device, config: WanVAEConfig, grid: tuple[int, int], failed: Callable[[str, str, object], None]
-) -> Iterator[dict[str, Any]]:
-    """A steady step of our decoder and, if diffusers is there, of its decoder."""
+    device: torch.device, config: WanVAEConfig, grid: tuple[int, int], failed: Failed, limit_s: float = 8.0
+) -> Entries:
+    """Measure a steady step of the package's decoder and, if diffusers is there, of its decoder."""
     vae, latents = decoder(device, config, grid)
     stream = vae.stream()
     calls: dict[str, Callable[[], object]] = {"aapt_fast, eager": lambda: stream.decode(latents)}
@@ -179,29 +152,24 @@ def decoder_eager(
     for _ in range(3):  # first frame, first doubled one, then the steady state
         for call in calls.values():
             call()
-    samples = time_interleaved(calls, clock_for(device), limit_s=8, warm_ups=3)
+    samples = time_interleaved(calls, clock_for(device), limit_s=limit_s, warm_ups=3)
     for what, sample in samples.items():
         yield measurement(name, sample.p50, "ms", DECODER_EAGER_MS, what, **sample.as_dict())
 
 
 def _diffusers_step(device: torch.device, config: WanVAEConfig, latents: Tensor) -> Callable[[], Tensor]:
-    from diffusers import AutoencoderKLWan
+    from bench.baselines.diffusers_vae import diffusers_stream, diffusers_vae  # diffusers may be missing
 
-    vae = AutoencoderKLWan(base_dim=config.base_dim).to(device, latents.dtype).eval().requires_grad_(False)
+    vae = diffusers_vae(config.base_dim).to(device, latents.dtype)
     for conv in (layer for layer in vae.modules() if isinstance(layer, torch.nn.Conv3d)):
         conv.weight.data = conv.weight.data.contiguous(memory_format=torch.channels_last_3d)
-    vae.clear_cache()
-    features = vae._feat_map
-
-    @torch.no_grad()
-    def step() -> Tensor:
-        return vae.decoder(vae.post_quant_conv(latents), feat_cache=features, feat_idx=[0]).clamp(-1, 1)
-
-    return step
+    return partial(diffusers_stream(vae, latents[:, :, 0]), 0)
 
 
-def decoder_compiled(device: torch.device, config: WanVAEConfig, grid: tuple[int, int]) -> Iterator[dict[str, Any]]:
-    """The same step through torch.compile, replayed as a CUDA graph. The new features are copied over the old ones."""
+def decoder_compiled(
+    device: torch.device, config: WanVAEConfig, grid: tuple[int, int], limit_s: float = 6.0
+) -> Entries:
+    """Measure the same step through torch.compile, replayed as a CUDA graph. New features are copied over old ones."""
     vae, latents = decoder(device, config, grid)
     with torch.no_grad():
         past = FeatureCache()
@@ -224,69 +192,55 @@ def decoder_compiled(device: torch.device, config: WanVAEConfig, grid: tuple[int
         for _ in range(3):
             step()
         call = captured(step) if device.type == "cuda" else step
-        sample = time_interleaved({"step": call}, clock_for(device), limit_s=6, warm_ups=3)["step"]
+        sample = time_interleaved({"step": call}, clock_for(device), limit_s=limit_s, warm_ups=3)["step"]
     name = f"5/wan decoder step/{8 * grid[1]}x{8 * grid[0]}/compiled"
     what = "aapt_fast, torch.compile and CUDA graph" if device.type == "cuda" else "aapt_fast, eager and functional"
     yield measurement(name, sample.p50, "ms", DECODER_GRAPH_MS, what, **sample.as_dict())
 
 
-# ---- the measurements that need kernels of their own ----
-
-HARDWARE = {1: "l2_bandwidth", 6: "shifted_descriptors", 7: "fp8_accumulation"}
+# ---- the program ----
 
 
-def hardware(number: int) -> Iterator[dict[str, Any]]:
-    """What `bench/measure_hardware.py` measures; raises RuntimeError if that is not there.
-
-    Its functions return an entry of `measurements` or a list of them; fields that they leave out are filled in.
-    """
-    function = HARDWARE[number]
-    if importlib.util.find_spec("bench.measure_hardware") is None:
-        raise RuntimeError(f"not built: there is no bench/measure_hardware.py with {function}()")
-    found = getattr(importlib.import_module("bench.measure_hardware"), function)()
-    for entry in found if isinstance(found, list) else [found]:
-        if not isinstance(entry, dict):
-            entry = {"value": entry}
-        default = {"name": function, "value": None, "unit": "", "predicted": None, "verdict": "", "what_ran": function}
-        entry = {**default, **entry}
-        yield {**entry, "name": f"{number}/{entry['name']}"}
+def hardware(measure: Callable[[targets.Target], dict[str, Any]]) -> Entries:
+    """Run one of `bench.measure_hardware`; raises RuntimeError where the probes cannot run."""
+    target = targets.cuda()
+    reason = target.why_not_hopper()
+    if reason:
+        raise RuntimeError(reason)
+    yield measure(target)
 
 
 def measurements(
-    device: torch.device, tiny: bool, with_compile: bool, failed: Callable[[str, str, object], None]
-) -> Iterator[tuple[str, Callable[[], Iterator[dict[str, Any]]]]]:
-    """(label, function) of everything there is to measure; the label begins with its number."""
+    device: torch.device, tiny: bool, with_compile: bool, failed: Failed
+) -> Iterator[tuple[str, Callable[[], Entries]]]:
+    """List (label, function) of every measurement; the label begins with its number."""
     config, grid = (WanVAEConfig(base_dim=8), (4, 6)) if tiny else (WanVAEConfig(), (52, 92))
+    yield "1 L2 bandwidth", partial(hardware, measure_hardware.l2_bandwidth)
     yield "2 matrix products", partial(matrices, device, TINY_MATRICES if tiny else MATRICES)
     yield "3 attention", partial(attentions, device, TINY_ATTENTIONS if tiny else ATTENTIONS, failed)
     yield "4 convolutions", partial(convolutions, device, TINY_CONVOLUTIONS if tiny else CONVOLUTIONS)
     yield "5 decoder, eager", partial(decoder_eager, device, config, grid, failed)
-    for number, function in HARDWARE.items():
-        yield f"{number} {function}", partial(hardware, number)
+    yield "6 shifted descriptors", partial(hardware, measure_hardware.shifted_descriptors)
+    yield "7 FP8 accumulation", partial(hardware, measure_hardware.fp8_accumulation)
     if with_compile:
         yield "5 decoder, compiled", partial(decoder_compiled, device, config, grid)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="document to write or to add to")
-    parser.add_argument("--only", action="append", help="0 (the ceilings) to 7; may be given several times")
-    parser.add_argument("--no-compile", action="store_true", help="leave out torch.compile, which takes a minute")
-    parser.add_argument("--tiny", action="store_true", help="tiny shapes, on any device")
-    arguments = parser.parse_args()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if device.type == "cpu" and not arguments.tiny:
-        print("no GPU: these measurements need one. --tiny tries the program out on any machine.")
-        sys.exit(3)
+    options = parser(__doc__)
+    options.add_argument("--only", action="append", help="0 (the ceilings) to 7; may be given several times")
+    options.add_argument("--no-compile", action="store_true", help="leave out torch.compile, which takes a minute")
+    options.add_argument("--tiny", action="store_true", help="tiny shapes, on any device")
+    arguments = options.parse_args()
+    device = current_device(arguments.tiny, "--tiny")
     torch.manual_seed(0)
     torch.backends.cudnn.benchmark = True  # cuDNN's best algorithm for each shape, not its guess
-    document = Document.open(arguments.out, shlex.join(sys.argv))
-    document.add("clocks", {"before": "ceilings", "clocks": clocks()})
-    print(ceilings.of(document, device, **({"size": 256, "copy_bytes": 2**20} if arguments.tiny else {})))
+    document = open_document(arguments.out)
+    document.note_clocks("before ceilings")
+    print(ceilings.of(document, device, **(ceilings.TINY if arguments.tiny else {})))
 
     def failed(name: str, what_ran: str, reason: object) -> None:
-        document.fail(name, what_ran, reason)
-        print(f"{name}: {what_ran}: no result: {document.content['failures'][-1]['reason']}", flush=True)
+        print(f"{name}: {what_ran}: no result: {document.fail(name, what_ran, reason)}", flush=True)
 
     for label, function in measurements(device, arguments.tiny, not arguments.no_compile, failed):
         if arguments.only and label.split()[0] not in arguments.only:
@@ -299,7 +253,8 @@ def main() -> None:
             failed(label, "measurement", error)
             if device.type == "cuda":
                 torch.cuda.synchronize()  # ends the process if the context did not survive
-    document.add("clocks", {"after": "ceilings", "clocks": clocks()})
+    document.note_clocks("after ceilings")
+    finish(document)
 
 
 if __name__ == "__main__":

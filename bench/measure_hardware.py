@@ -1,19 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the kernels for Hopper are designed around, measured with the probes of csrc/probes on a GPU.
+"""Assumptions of the kernels for Hopper, measured with the probes of csrc/probes.
 
-    l2_bandwidth          how fast all multiprocessors together read from the L2 cache, with and without multicast
-    shifted_descriptors   may wgmma read a swizzled matrix that starts at any row of a box in shared memory?
-    fp8_accumulation      what does the narrow sum of e4m3 products cost, and what does promotion to float save?
+    l2_bandwidth          rate at which all multiprocessors together read from the L2 cache, with and without multicast
+    shifted_descriptors   wgmma reading a swizzled matrix that starts at any row of a box in shared memory
+    fp8_accumulation      error of the narrow sum of e4m3 products, with and without promotion to float
 
-Each returns a dict with "name", "value", "unit", "prediction" and "what_ran", and "details" with every number behind
-"value". The predictions were written down before anything was measured.
-
-    python bench/measure_hardware.py    needs a GPU of compute capability 9.0 and a build with AAPT_PROBES=ON
+Each returns an entry of `measurements`, with every number behind its value in "details". `bench.measure_ceilings` runs
+them on a GPU of compute capability 9.0 with a build that has AAPT_PROBES=ON.
 """
 
 from __future__ import annotations
 
-import json
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -21,8 +18,8 @@ from typing import Any
 
 import torch
 
-from aapt_fast.testing import targets
 from aapt_fast.testing.targets import Target
+from bench.harness.predictions import measurement
 
 BOX_ROWS, ROW_BYTES = 256, 128  # of a load in csrc/probes/measure.cu
 
@@ -30,7 +27,7 @@ Result = dict[str, Any]
 
 
 def seconds(target: Target, launch: Callable[[], None], repeats: int, warm_up: int) -> float:
-    """Median duration of `launch`: between events on a GPU, by the clock in the emulation."""
+    """Measure the median duration of `launch`: between events on a GPU, by the clock in the emulation."""
     for _ in range(warm_up):
         launch()
     times = []
@@ -50,7 +47,7 @@ def seconds(target: Target, launch: Callable[[], None], repeats: int, warm_up: i
 
 
 def multiprocessors(target: Target) -> int:
-    """Of the GPU; 4 in the emulation."""
+    """Count those of the GPU; 4 in the emulation."""
     if target.device.type != "cuda":
         return 4
     return torch.cuda.get_device_properties(target.device).multi_processor_count
@@ -59,7 +56,7 @@ def multiprocessors(target: Target) -> int:
 def l2_bandwidth(
     target: Target, buffer_bytes: int = 20 << 20, loads: int = 4096, repeats: int = 20, warm_up: int = 3
 ) -> Result:
-    """Bytes per second that all multiprocessors receive from a buffer which fits the L2 cache.
+    """Measure the bytes per second that all multiprocessors receive from a buffer which fits the L2 cache.
 
     A block per multiprocessor loads boxes of 32 KB, four at a time; at any time the blocks load different ones. With
     multicast two blocks receive what was read once: the cache is read at half of that rate.
@@ -78,19 +75,19 @@ def l2_bandwidth(
         check_last_boxes(buffer, out, loads, 1 + multicast)
         details[f"{name}_tb_per_s"] = blocks * loads * BOX_ROWS * ROW_BYTES / duration / 1e12
         details[f"{name}_ms"] = duration * 1e3
-    return {
-        "name": "l2_bandwidth",
-        "value": details["plain_tb_per_s"],
-        "unit": "TB/s received by all multiprocessors",
-        "prediction": "5.5 to 7",
-        "what_ran": f"tile loads of 32 KB, {loads} per multiprocessor, from {rows * ROW_BYTES / 2**20:.1f} MiB, "
-        f"median of {repeats}",
-        "details": details,
-    }
+    mebibytes = rows * ROW_BYTES / 2**20
+    return measurement(
+        "1/l2_bandwidth",
+        details["plain_tb_per_s"],
+        "TB/s received by all multiprocessors",
+        (5.5, 7.0),
+        f"tile loads of 32 KB, {loads} per multiprocessor, from {mebibytes:.1f} MiB, median of {repeats}",
+        details=details,
+    )
 
 
 def check_last_boxes(buffer: torch.Tensor, out: torch.Tensor, loads: int, cluster: int) -> None:
-    """Raises AssertionError unless the last boxes [blocks, 4] of the blocks are those they should have loaded."""
+    """Raise AssertionError unless the last boxes [blocks, 4] of the blocks are those they should have loaded."""
     blocks, stages = out.shape
     boxes = len(buffer) // BOX_ROWS
     last = torch.arange(loads - stages, loads)
@@ -103,10 +100,11 @@ def check_last_boxes(buffer: torch.Tensor, out: torch.Tensor, loads: int, cluste
 def shifted_descriptors(
     target: Target, shifts: Sequence[int] = range(17), pitches: Sequence[int] = (8, 10, 18)
 ) -> Result:
-    """How many shifts of A by whole rows of a swizzled box give the right product, for two settings of a descriptor.
+    """Count the shifts of A by whole rows of a swizzled box that give the right product, by setting of a descriptor.
 
     A consists of groups of 8 rows, `pitch` rows apart, from row `shift` on: what a convolution reads from a patch with
-    a halo. The setting "zero" leaves the descriptor's pattern row (base offset) 0, "shifted" sets it to shift % 8.
+    a halo. The setting "zero" leaves the descriptor's pattern row (base offset) 0, as the emulation takes for right;
+    "shifted" sets it to shift % 8.
     """
     patch = torch.randn(256, 64, device=target.device).bfloat16()
     b = torch.randn(64, 64, device=target.device).bfloat16()
@@ -123,22 +121,23 @@ def shifted_descriptors(
                 if not right[setting][-1]:
                     wrong[setting].append((pitch, shift))
     share = {setting: sum(found) / len(found) for setting, found in right.items()}
-    return {
-        "name": "shifted_descriptors",
-        "value": share["zero"],
-        "unit": "share of (pitch, shift) that are right with pattern row 0",
-        "prediction": "works with the base offset (pattern row) of the descriptor; the emulation takes 0 for right",
-        "what_ran": f"wgmma m64n64k16 bf16, 128-byte swizzle, shifts {list(shifts)}, pitches {list(pitches)} in rows",
-        "details": {"share_right": share, "wrong_pitch_and_shift": wrong},
-    }
+    return measurement(
+        "6/shifted_descriptors",
+        share["zero"],
+        "share of (pitch, shift) that are right with pattern row 0",
+        (1.0, 1.0),
+        f"wgmma m64n64k16 bf16, 128-byte swizzle, shifts {list(shifts)}, pitches {list(pitches)} in rows",
+        details={"share_right": share, "wrong_pitch_and_shift": wrong},
+    )
 
 
 def fp8_accumulation(
     target: Target, depths: Sequence[int] = (512, 1024, 2048, 4096, 8192, 16384), promote: Sequence[int] = (1, 2, 4, 0)
 ) -> Result:
-    """Relative error of a product of e4m3 matrices over depths K, by how many tiles of 128 are summed before promotion.
+    """Measure the relative error of a product of e4m3 matrices, by depth K and number of tiles of 128 before promotion.
 
-    0 stands for never. The inputs are positive in half of the cases: sums that grow lose more than sums that cancel.
+    0 tiles stand for no promotion; its error is expected to show at K >= 2048. The inputs are positive in half of the
+    cases: sums that grow lose more than sums that cancel.
     """
     details: dict[str, dict[str, dict[str, float]]] = {}
     for sign in ("mixed", "positive"):
@@ -153,26 +152,11 @@ def fp8_accumulation(
                 out = torch.full((64, 64), torch.nan, device=target.device)
                 target.probe("float8_accumulation", [a, b], [out], [tiles])
                 errors[str(tiles)] = float((out - expected).norm() / expected.norm())
-    return {
-        "name": "fp8_accumulation",
-        "value": details["positive"][str(max(depths))][str(promote[-1])],
-        "unit": f"relative error of positive sums, K = {max(depths)}, promotion after {promote[-1]} tiles (0: never)",
-        "prediction": "visible at K >= 2048 without promotion",
-        "what_ran": "wgmma m64n64k32 e4m3, one tile [64, 64] over K; details: sign, K, tiles before promotion",
-        "details": details,
-    }
-
-
-def main() -> None:
-    """Runs the three measurements on the current GPU and prints one JSON document."""
-    target = targets.cuda()
-    reason = target.why_not_hopper()
-    if reason:
-        raise SystemExit(reason)
-    torch.manual_seed(0)
-    results = [measure(target) for measure in (l2_bandwidth, shifted_descriptors, fp8_accumulation)]
-    print(json.dumps({"gpu": torch.cuda.get_device_name(target.device), "results": results}, indent=2))
-
-
-if __name__ == "__main__":
-    main()
+    return measurement(
+        "7/fp8_accumulation",
+        details["positive"][str(max(depths))][str(promote[-1])],
+        f"relative error of positive sums, K = {max(depths)}, promotion after {promote[-1]} tiles (0: never)",
+        None,
+        "wgmma m64n64k32 e4m3, one tile [64, 64] over K; details: sign, K, tiles before promotion",
+        details=details,
+    )

@@ -17,7 +17,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
+from aapt_fast.profiling.document import SCHEMA
+from bench.harness.program import ROOT
+
 RESULTS = ROOT / "bench" / "results"
 README = ROOT / "README.md"
 
@@ -25,12 +27,9 @@ BEGIN = "<!-- gpu results: written by `python -m bench.report --write` -->"
 END = "<!-- end of gpu results -->"
 NOTHING = "No GPU result exists yet: no GPU has run this version."
 
-SCHEMA = 1
-BEFORE_SCHEMA_1 = "aapt_fast.profiling/1"
-
 
 def load(folder: Path) -> dict[str, dict[str, Any]]:
-    """The documents of a folder by file name. Raises ValueError for a file that is not JSON."""
+    """Read the documents of a folder, by file name. Raises ValueError for a file that is not JSON."""
     documents = {}
     for path in sorted(folder.glob("*.json")):
         try:
@@ -41,7 +40,7 @@ def load(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def on_a_gpu(documents: dict[str, dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
-    """(file name, document) of the latest run per kind of GPU."""
+    """List (file name, document) of the latest run per kind of GPU."""
     latest: dict[str, tuple[str, dict[str, Any]]] = {}
     for name, document in documents.items():
         if document.get("schema") != SCHEMA or not document.get("gpu") or document.get("rehearsal"):
@@ -53,7 +52,7 @@ def on_a_gpu(documents: dict[str, dict[str, Any]]) -> list[tuple[str, dict[str, 
 
 
 def gpu_section(documents: dict[str, dict[str, Any]]) -> str:
-    """The section of the README: what was measured on GPUs, or that nothing was."""
+    """Write the README's section of GPU results, or the sentence that there are none."""
     parts = [_gpu_run(name, document) for name, document in on_a_gpu(documents)]
     return "\n\n".join(parts) if parts else NOTHING
 
@@ -65,12 +64,12 @@ def _gpu_run(name: str, document: dict[str, Any]) -> str:
     if ceilings:
         rates = f"{ceilings['matmul_tflops']:.0f} TFLOP/s (bf16 matmul) and {ceilings['copy_tb_s']:.2f} TB/s (copy)"
         parts[0] += f" Ceilings of the same run: {rates}."
-    parts += [text for text in (_results(document), _measurements(document), _verified(document)) if text]
+    parts += [text for text in (_results(document), _measurements(document), _tests(document)) if text]
     return "\n\n".join(parts)
 
 
 def _results(document: dict[str, Any]) -> str:
-    """What aapt_fast took with a cold L2, launched as users launch it, against the best baseline."""
+    """The package's results with a cold L2, launched as users launch it, against the best baseline."""
     rows = [
         (entry["name"], _what(entry), *_times(entry), _number(entry["tflops"], ".0f"), _share(entry), _versus(entry))
         for entry in document["results"]
@@ -116,39 +115,35 @@ def _measurements(document: dict[str, Any]) -> str:
     return markdown(("measured", "with", "value", "predicted", "verdict"), rows) if rows else ""
 
 
-def _verified(document: dict[str, Any]) -> str:
-    if not document["verified"]:
-        return "No kernel was verified in this run."
-    by_result: dict[bool, list[str]] = {True: [], False: []}
-    for entry in document["verified"]:
-        by_result[bool(entry["passed"])].append(f"`{entry['kernel']}` ({entry['architecture']})")
-    parts = [f"Verified by its tests: {', '.join(by_result[True])}."] if by_result[True] else []
-    if by_result[False]:
-        parts.append(f"Not verified, a test failed: {', '.join(by_result[False])}.")
-    return " ".join(parts)
+def _tests(document: dict[str, Any]) -> str:
+    tests = document.get("tests", {})
+    if not tests:
+        return ""
+    counts = ", ".join(
+        f"{sum(each[kind] for each in tests.values())} {kind}" for kind in ("passed", "failed", "skipped")
+    )
+    bad = ", ".join(f"`{name}`" for name, each in tests.items() if not each["good"])
+    return f"Tests in {len(tests)} files: {counts}." + (f" Not good: {bad}." if bad else "")
 
 
 def markdown(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    """A table."""
+    """Format a table."""
     lines = ["| " + " | ".join(cells) + " |" for cells in (head, *rows)]
     return "\n".join([lines[0], "|" + "---|" * len(head), *lines[1:]])
 
 
 def others(documents: dict[str, dict[str, Any]]) -> str:
-    """The documents that are not in the GPU section: a table where the entries have names and times, else words."""
+    """Describe the documents outside the GPU section: a table where results have names and times, else words."""
     used = {name for name, _ in on_a_gpu(documents)}
     parts = []
     for name, document in documents.items():
         if name in used:
             continue
-        schema, results = document.get("schema"), document.get("results", [])
-        timed = [entry for entry in results if {"name", "p50_ms", "p95_ms", "p99_ms"} <= set(entry)]
-        if schema not in (SCHEMA, BEFORE_SCHEMA_1):
-            parts.append(f"{name}: schema {schema!r}, which this report does not know.")
-        elif document.get("rehearsal"):
+        timed = [e for e in document.get("results", []) if {"name", "p50_ms", "p95_ms", "p99_ms"} <= set(e)]
+        if document.get("rehearsal"):
             parts.append(f"{name}: a rehearsal; its times mean nothing.")
         elif not timed:
-            parts.append(f"{name}: schema {schema!r}, but its results are not named times; its script prints a table.")
+            parts.append(f"{name}: schema {document.get('schema')!r}, without a result that has a name and times.")
         else:
             rows = [(entry["name"], *_times(entry), _versus({"ratio": None, **entry})) for entry in timed]
             parts.append(f"{name}:\n\n" + markdown(("what", "p50 ms", "p95 ms", "p99 ms", "ratio (baseline)"), rows))
@@ -156,7 +151,7 @@ def others(documents: dict[str, dict[str, Any]]) -> str:
 
 
 def with_section(readme: str, section: str) -> str:
-    """The README with this GPU section. Raises ValueError unless both markers are there once, in order."""
+    """Put this GPU section into the README. Raises ValueError unless both markers are there once, in order."""
     begin, end = readme.find(BEGIN), readme.find(END)
     if begin < 0 or end < begin or readme.count(BEGIN) != 1 or readme.count(END) != 1:
         raise ValueError(f"README: expected once each, in this order: {BEGIN} and {END}")

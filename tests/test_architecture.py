@@ -32,6 +32,7 @@ ARROWS = {
     "integrations": {"errors", "ops", "models", "streaming"},
     "compat": {"errors", "ops", "models", "streaming"},
     "worlds": {"errors"},
+    "verification": {"errors", "ops", "models", "streaming"},  # holds kernels against torch
     "profiling": {"errors", "ops", "models", "streaming"},  # measures them; `aapt-fast bench` and bench/ share it
 }
 LIBRARY = set(ARROWS)
@@ -295,6 +296,9 @@ PLANTED: dict[Rule, list[tuple[str, str]]] = {
         ("python/aapt_fast/training/data.py", "from aapt_fast import cli"),
         ("python/aapt_fast/streaming/session.py", "from aapt_fast.profiling import timing"),
         ("python/aapt_fast/profiling/frame.py", "from aapt_fast.testing import streams"),
+        ("python/aapt_fast/verification/case.py", "from aapt_fast.testing import compare"),
+        ("python/aapt_fast/verification/case.py", "from aapt_fast.integrations import patch"),
+        ("python/aapt_fast/ops/kernels.py", "from aapt_fast.verification import cases"),
         ("python/aapt_fast/cli.py", "from .testing import timing"),
         ("python/aapt_fast/__init__.py", "from .cli import main"),
         ("python/aapt_fast/attic.py", ""),
@@ -342,7 +346,7 @@ HARMLESS = {
     "python/aapt_fast/ops/a.py": "from . import b\nfrom .. import errors\nimport os\nos.environ['SET_ONLY'] = '1'\n"
     + TENSOR_FUNCTION
     + '"""Normalises x [B, N, D]."""\n\ndef _private(x: torch.Tensor): pass',
-    "python/aapt_fast/testing/cases.py": "from aapt_fast.streaming import pages",
+    "python/aapt_fast/testing/cases.py": "from aapt_fast.verification import compare",
     "csrc/a.h": "#include <string>  // never torch/extension.h, never exit(1)\nvoid on_exit_do(); /* abort() */",
 }
 

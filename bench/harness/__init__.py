@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the scripts of bench/ share: the document they write, timers, ceilings, cases, processes with a time limit."""
+"""Shared parts of the scripts in bench/: the command line, timers, ceilings, processes with a time limit."""

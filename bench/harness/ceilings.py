@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What this machine can do at best, measured in the same run: every result is a share of it."""
+"""Best rates of this machine, measured in the same run: every result is a share of them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from bench.harness.document import Document
+from aapt_fast.profiling.document import Document
 from bench.harness.timing import clock_for, time_interleaved
 
 
@@ -19,12 +19,16 @@ class Ceilings:
     copy_tb_s: float
 
     def floor_ms(self, flops: float, moved_bytes: float) -> float:
-        """The least time in which this work can be done: its arithmetic or its traffic, whichever takes longer."""
+        """Compute the least time for this work: its arithmetic or its traffic, whichever takes longer."""
         return max(flops / self.matmul_tflops, moved_bytes / self.copy_tb_s) / 1e9
 
 
+TINY = {"size": 256, "copy_bytes": 2**20}
+"""Arguments of `measure` that try the program out."""
+
+
 def measure(device: torch.device, *, size: int = 8192, copy_bytes: int = 4 * 2**30, limit_s: float = 8.0) -> Ceilings:
-    """Both ceilings; smaller sizes are for trying the program out."""
+    """Measure both: a product of square matrices of `size`, a copy of `copy_bytes`."""
     left = torch.randn(size, size, device=device, dtype=torch.bfloat16)
     right = torch.randn(size, size, device=device, dtype=torch.bfloat16)
     source = torch.randint(0, 255, (copy_bytes,), device=device, dtype=torch.uint8)
@@ -42,10 +46,10 @@ def measure(device: torch.device, *, size: int = 8192, copy_bytes: int = 4 * 2**
 
 
 def of(document: Document, device: torch.device, **sizes: int) -> Ceilings:
-    """The ceilings of this run: those in the document, else measured now and written there."""
+    """Return the ceilings of this run: those in the document, else measured now and written there."""
     if not document.content.get("ceilings"):
         found = measure(device, **sizes)
         how = f"torch.mm bfloat16 on random data; copy_ of uint8, read plus written; {sizes or 'default sizes'}"
-        document.set("ceilings", {**asdict(found), "what_ran": how})
+        document.set(ceilings={**asdict(found), "what_ran": how})
     known = document.content["ceilings"]
     return Ceilings(known["matmul_tflops"], known["copy_tb_s"])

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import signal
 import subprocess
 import tempfile
@@ -16,20 +15,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 KILL_S = 5.0
-"""Seconds between asking a process group to end and ending it, and again until it is given up."""
-
+"""Seconds between SIGTERM and SIGKILL to a process group, and again until it is given up."""
 
 WRONG_KERNEL = 4
-"""Exit status of bench.kernels when it has done everything, but a kernel failed or disagreed with its baselines."""
+"""Exit status of bench.bench_kernels if everything was done, but a kernel failed or disagreed with its baselines."""
 
 _running: set[subprocess.Popen] = set()
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a process ended: `passed`, `failed` or `ran out of time`."""
+    """The end of a process."""
 
-    status: str
+    status: str  # passed, failed or ran out of time
     returncode: int | None  # None: it had to be ended, or could not be
     seconds: float
     output: str
@@ -68,13 +66,13 @@ def run_limited(
 
 
 def end_all() -> None:
-    """End every process that `run_limited` waits for, in any thread: for a program that is itself asked to end."""
+    """End every process that `run_limited` waits for, in any thread."""
     for process in list(_running):
         _end_group(process)
 
 
 def _end_group(process: subprocess.Popen) -> None:
-    """End what is left of the process's group, first politely. A process stuck in a driver may survive that."""
+    """End the rest of the process's group, first with SIGTERM. A process stuck in a driver may survive both."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, number)
@@ -94,7 +92,7 @@ def _group_lives(group: int) -> bool:
 
 @dataclass(frozen=True)
 class Counts:
-    """What a JUnit file of pytest says."""
+    """Numbers of tests in a JUnit file of pytest."""
 
     passed: int
     failed: int
@@ -102,22 +100,21 @@ class Counts:
 
     @property
     def good(self) -> bool:
-        """Something ran and nothing failed."""
+        """True if something ran and nothing failed."""
         return self.passed > 0 and self.failed == 0
 
     @property
     def only_skipped(self) -> bool:
-        """There are tests, but none for this machine."""
+        """True if there are tests, but none for this machine."""
         return self.skipped > 0 and self.passed == self.failed == 0
 
 
-def counted(junit: Path, word: str = "") -> Counts:
-    """Count the tests in a JUnit file whose names contain `word`; a missing or cut off file counts as a failure."""
+def counted(junit: Path) -> Counts:
+    """Count the tests in a JUnit file; a missing or cut off file counts as a failure."""
     try:
         cases = list(xml.etree.ElementTree.parse(junit).getroot().iter("testcase"))
     except (OSError, xml.etree.ElementTree.ParseError):
         return Counts(0, 1, 0)
-    named = [case for case in cases if re.search(re.escape(word) + r"(?!\w)" if word else "", case.get("name", ""))]
-    failed = sum(case.find("failure") is not None or case.find("error") is not None for case in named)
-    skipped = sum(case.find("skipped") is not None for case in named)
-    return Counts(len(named) - failed - skipped, failed, skipped)
+    failed = sum(case.find("failure") is not None or case.find("error") is not None for case in cases)
+    skipped = sum(case.find("skipped") is not None for case in cases)
+    return Counts(len(cases) - failed - skipped, failed, skipped)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Times of calls that take turns, so that whatever else the machine does hits all of them alike.
+"""Times of calls that take turns, so that other work on the machine meets all of them alike.
 
 On a GPU a time lies between two CUDA events around the call. Before each timed call and outside of it, either twice the
 L2 is overwritten (cold), or the same call runs once untimed (warm). Without a GPU it is the wall clock, and nothing is
-known about the caches.
+known about the caches. Streams, whose steps depend on the step before, take turns by the wall clock.
 """
 
 from __future__ import annotations
@@ -13,10 +13,13 @@ from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import torch
+from torch import Tensor
 
 from aapt_fast.profiling.timing import Sample
 
 Call = Callable[[], object]
+Stream = Callable[[int], Tensor]
+"""The step of this number, from 0 on -> its video [...], complete when it returns."""
 
 REPETITIONS = 100
 FEWEST_REPETITIONS = 5
@@ -24,7 +27,7 @@ WARM_UPS = 25
 
 
 class Clock(Protocol):
-    """Starts calls and knows, after `finish`, how long each took."""
+    """Protocol of a timer: starts calls, and returns their times after the last one."""
 
     name: str
     knows_caches: bool
@@ -34,12 +37,12 @@ class Clock(Protocol):
         ...
 
     def finish(self) -> list[float]:
-        """Milliseconds of all calls since the last `finish`, in order."""
+        """Return the milliseconds of all calls since the last `finish`, in order."""
         ...
 
 
 class WallClock:
-    """For calls that have finished when they return."""
+    """Timer for calls that have finished when they return."""
 
     name = "wall clock on a CPU"
     knows_caches = False
@@ -58,7 +61,7 @@ class WallClock:
 
 
 class EventClock:
-    """CUDA events on the current stream."""
+    """Timer of CUDA events on the current stream."""
 
     name = "CUDA events"
     knows_caches = True
@@ -88,7 +91,7 @@ class EventClock:
 
 
 def clock_for(device: torch.device) -> Clock:
-    """The best clock for calls on this device."""
+    """Make the timer for calls on this device."""
     return EventClock(device) if device.type == "cuda" else WallClock()
 
 
@@ -126,7 +129,7 @@ def time_interleaved(
 
 
 def _warm_up(calls: Mapping[str, Call], clock: Clock, cold_l2: bool, warm_ups: int, limit_s: float) -> float:
-    """Up to `warm_ups` rounds, at least two; seconds of the last one. The first also loads and compiles."""
+    """Run up to `warm_ups` rounds, at least two; returns the seconds of the last. The first also loads and compiles."""
     begun = time.perf_counter()
     round_s = 0.0
     for number in range(max(warm_ups, 2)):
@@ -143,7 +146,7 @@ def _warm_up(calls: Mapping[str, Call], clock: Clock, cold_l2: bool, warm_ups: i
 
 
 def captured(call: Call) -> Call:
-    """The same call as a CUDA graph: no launch overhead between its kernels. Raises RuntimeError if it has none."""
+    """Capture the call as a CUDA graph, without launches between its kernels. Raises RuntimeError where that fails."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -155,3 +158,32 @@ def captured(call: Call) -> Call:
     with torch.cuda.graph(graph):
         call()
     return graph.replay
+
+
+def time_streams(
+    streams: Mapping[str, Stream], reference: str, *, warm_up: int, steps: int
+) -> tuple[dict[str, Sample], dict[str, float]]:
+    """Time streams step by step, in turn, the order reversed in every second step.
+
+    Args:
+        streams: by name; all make the same video.
+        reference: name of the stream with which the videos of the others are compared.
+        warm_up: untimed steps.
+        steps: timed steps.
+
+    Returns:
+        The times, and the largest difference between any value of a video and the reference's, by name.
+    """
+    times: dict[str, list[float]] = {name: [] for name in streams}
+    differences = dict.fromkeys(streams, 0.0)
+    for number in range(warm_up + steps):
+        videos = {}
+        for name in list(streams)[:: -1 if number % 2 else 1]:
+            begun = time.perf_counter()
+            videos[name] = streams[name](number)
+            if number >= warm_up:
+                times[name].append(1e3 * (time.perf_counter() - begun))
+        for name, video in videos.items():
+            difference = (video.float() - videos[reference].float()).abs().max().item()
+            differences[name] = max(differences[name], difference)
+    return {name: Sample(tuple(values), None, "wall clock of a step") for name, values in times.items()}, differences

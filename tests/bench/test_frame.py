@@ -14,7 +14,8 @@ from aapt_fast.profiling import kernels, systems
 from aapt_fast.profiling.inputs import random_controls
 from aapt_fast.profiling.stages import INSIDE, STAGES, StepTimer, inside_generator
 from aapt_fast.profiling.systems import find_system, obstacle
-from aapt_fast.profiling.timing import lateness
+from aapt_fast.profiling.timing import late_by
+from aapt_fast.streaming import cache as paged_cache
 from aapt_fast.streaming.graph import RECORDERS
 from aapt_fast.testing.recorder import record_on_cpu
 from aapt_fast.testing.streams import random_model, random_session
@@ -97,10 +98,12 @@ def test_stages_of_a_step_add_up_and_change_nothing(cuda_graph, monkeypatch):
 def test_parts_of_the_generator_add_up_and_change_nothing():
     model = random_model(NANO_TEXT)
     session, plain = random_session(model), random_session(model)
+    before = paged_cache.kv_write, paged_cache.paged_attention
     parts = inside_generator(session, None)
     plain.step()
     assert tuple(parts) == INSIDE and all(value > 0 for value in parts.values())
     assert torch.equal(session.frame, plain.frame)
+    assert (paged_cache.kv_write, paged_cache.paged_attention) == before
 
 
 @pytest.mark.parametrize(
@@ -114,23 +117,33 @@ def test_parts_of_the_generator_add_up_and_change_nothing():
     ],
 )
 def test_lateness(times, late):
-    found = lateness(times, 10.0)
-    assert found.milliseconds == late
-    facts = found.as_dict()
-    assert facts["late_steps"] == sum(value > 0 for value in late) and facts["max_late_ms"] == max(late)
-    assert facts["late_share"] == facts["late_steps"] / len(times)
+    assert late_by(times, 10.0) == list(late)
 
 
-def test_what_runs_is_what_a_step_calls():
+@pytest.mark.parametrize(
+    ("refusing", "expected"),
+    [
+        ((), "paged_attention/sm90"),
+        (("paged_attention/sm90",), "paged_attention/portable"),
+        (("paged_attention/sm90", "paged_attention/portable"), "torch composition"),
+    ],
+)
+def test_what_runs_is_the_first_kernel_that_is_on_and_does_the_step(refusing, expected, monkeypatch):
+    def working(session, control, module, on):
+        asked.extend(on)
+        return {kernel: "does not do these arguments" if kernel in refusing else None for kernel in on}
+
+    asked: list[str] = []
+    monkeypatch.setattr(kernels, "working_kernels", working)
     session = random_session(random_model(NANO_TEXT))
-    module = ModuleType("compiled")
-    module.build_info = lambda: {"cuda": False, "emulated": True}
-    module.philox_normal_portable = lambda seed, step, out, stream: None
-    with use_kernels("all", extension=module):
+    names = ("paged_attention/portable", "paged_attention/sm90", "kv_write/portable")
+    with use_kernels(*names, extension=ModuleType("compiled")):
         running = kernels.what_runs(session, None)
-    assert running["philox_normal"] == "philox_normal/portable" and running["clean_frame"] == "torch composition"
-    model = random_model(NANO)
-    assert "clean_frame" not in kernels.what_runs(random_session(model), random_controls(model, 1)[0])
+    assert sorted(asked) == sorted(names)
+    assert running["paged_attention"].startswith(expected) and running["kv_write"] == "kv_write/portable"
+    assert "torch composition" in running["gate_residual_norm"] and "channel_concat_noise" not in running
+    assert "torch composition" in running["clean_frame"]
+    assert "clean_frame" not in kernels.what_runs(random_session(random_model(NANO)), None)
 
 
 def test_without_kernels_compositions_run():

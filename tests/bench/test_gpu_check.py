@@ -1,34 +1,41 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-import json
 import os
 import stat
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from bench import gpu_check
 from bench.gpu_check import BUILD_S, STAGES, Run, Stage, run_stages
-from bench.harness.document import Document, problems
 from bench.harness.processes import WRONG_KERNEL, Outcome
+from bench.harness.program import ROOT
 
-ROOT = Path(__file__).parents[2]
+from aapt_fast.profiling.document import Document
+from aapt_fast.testing.documents import problems
+from aapt_fast.verification.cases import SUITES
+
+OPS = list(SUITES)
 WITHOUT_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 
 
 @pytest.fixture
 def run(tmp_path):
-    Document.create(tmp_path / "gpu_check.json", "pytest")
-    deadline = time.monotonic() + 60
-    return Run(tmp_path, tmp_path, False, False, None, deadline, tmp_path / "log")
+    Document.new("pytest", tmp_path / "gpu_check.json")
+    return Run(tmp_path, tmp_path, time.monotonic() + 60)
+
+
+def with_time(run: Run, seconds: float) -> Run:
+    return replace(run, deadline=time.monotonic() + seconds)
 
 
 def stage(name: str, function, limit_s: float = 10, quick_limit_s: float = 10) -> Stage:
-    return Stage(name, limit_s, quick_limit_s, "log", function)
+    return Stage(name, limit_s, quick_limit_s, function)
 
 
 def stages_of(run: Run) -> dict[str, tuple[str, str]]:
@@ -45,10 +52,6 @@ def test_the_limits_fit_the_promised_time(quick):
     assert f"total={total}\n" in script.replace(" ;;", "") and f"--kill-after 10 {BUILD_S} " in script
 
 
-def test_the_folder_gets_at_most_eight_files():
-    assert len({s.log for s in STAGES} | {"install.log", gpu_check.DOCUMENT}) <= 8
-
-
 def test_no_stage_stops_the_next(run):
     def crashes(run, limit_s):
         raise KeyError("x")
@@ -63,12 +66,15 @@ def test_no_stage_stops_the_next(run):
 
 def test_stages_get_no_more_than_what_is_left(run):
     given = []
-    run.deadline = time.monotonic() + 5
-    run_stages(run, [stage("a", lambda _, limit_s: (given.append(limit_s), ("passed", ""))[1], limit_s=100)])
+
+    def notes(_, limit_s):
+        given.append(limit_s)
+        return "passed", ""
+
+    run_stages(with_time(run, 5), [stage("a", notes, limit_s=100)])
     assert 3 < given[0] <= 5
-    run.deadline = time.monotonic() + 1
-    assert not run_stages(run, [stage("late", lambda *_: ("passed", ""))])
-    assert stages_of(run)["late"] == ("skipped", "no time left")
+    assert not run_stages(with_time(run, 1), [stage("late", notes)])
+    assert len(given) == 1 and stages_of(run)["late"] == ("skipped", "no time left")
 
 
 def test_saved_time_goes_to_later_stages_but_not_what_those_behind_them_need(run):
@@ -78,15 +84,13 @@ def test_saved_time_goes_to_later_stages_but_not_what_those_behind_them_need(run
         given.append(round(limit_s))
         return "passed", ""
 
-    run.deadline = time.monotonic() + 100
-    run_stages(run, [stage("a", notes, limit_s=30), stage("b", notes, limit_s=20), stage("c", notes, limit_s=30)])
+    stages = [stage("a", notes, limit_s=30), stage("b", notes, limit_s=20), stage("c", notes, limit_s=30)]
+    run_stages(with_time(run, 100), stages)
     assert given == [50, 70, 100]  # none of them takes any time
 
 
 def test_ops_behind_one_that_ended_its_process_are_tried_again(run, monkeypatch):
     """Attention and the first other op pass, the second one crashes without a word, the rest must run all the same."""
-    from bench.kernels.__main__ import OPS
-
     asked = []
 
     def module(self, name, *arguments, limit_s):
@@ -115,25 +119,19 @@ def test_wrong_results_are_no_reason_to_run_an_op_again(run, monkeypatch):
     assert gpu_check.kernels(run, 60)[0] == "failed" and len(asked) == 2
 
 
-def test_the_check_begins_before_the_package_is_installed():
-    source = "import sys; sys.modules['aapt_fast'] = None; import bench.gpu_check"
-    subprocess.run([sys.executable, "-c", source], check=True, cwd=ROOT, timeout=120)
-
-
 def test_a_quick_run_leaves_out_stages_without_a_quick_limit(run):
-    run.quick = True
-    assert run_stages(run, [stage("long", lambda *_: ("failed", ""), quick_limit_s=0)])
+    assert run_stages(replace(run, quick=True), [stage("long", lambda *_: ("failed", ""), quick_limit_s=0)])
     assert stages_of(run)["long"] == ("skipped", "left out of a quick run")
 
 
 def test_a_stage_that_hangs_is_ended_and_logged(run):
     def hangs(run, limit_s):
-        return gpu_check._ended(run.command([sys.executable, "-c", "print('begun'); import time; time.sleep(60)"], 2))
+        return gpu_check.ended(run.command([sys.executable, "-c", "print('begun'); import time; time.sleep(60)"], 2))
 
     assert not run_stages(run, [stage("a", hangs)])
     status, detail = stages_of(run)["a"]
     assert status == "failed" and "ran out of time" in detail and "begun" in detail
-    assert "begun\n[ran out of time" in run.log.read_text()
+    assert "begun\n[ran out of time" in (run.out / gpu_check.LOG).read_text()
 
 
 def test_test_files_run_apart_and_are_counted(run, monkeypatch):
@@ -149,12 +147,11 @@ def test_test_files_run_apart_and_are_counted(run, monkeypatch):
     (folder / "test_arch.py").write_text("import pytest\ndef test_a(target): pytest.skip('another GPU')\n")
     (folder / "test_without_gpu.py").write_text("target = 1\ndef test_a(): assert False\n")
     monkeypatch.setattr(gpu_check, "ROOT", run.scratch)
-    assert [file.name for file in gpu_check.test_files(probes=True)] == ["test_arch.py"]
     assert gpu_check.probes(run, 60) == ("skipped", "1 files, 0 tests passed, 1 skipped")
     assert gpu_check.tests(run, 60) == ("failed", "2 of 3 files: test_bad.py, test_dies.py")
     tests = run.document.content["tests"]
     assert {Path(name).name: (t["good"], t["passed"], t["failed"]) for name, t in tests.items()} == {
-        "test_arch.py": (False, 0, 0),
+        "test_arch.py": (True, 0, 0),
         "test_good.py": (True, 1, 0),
         "test_bad.py": (False, 1, 1),
         "test_dies.py": (False, 0, 1),
@@ -188,17 +185,30 @@ def script(tmp_path: Path, *arguments: str, path: str | None = None, **environme
 
 
 @WITHOUT_GPU
-def test_without_a_gpu_the_script_says_so_in_a_document(tmp_path):
+def test_without_a_gpu_the_script_says_so(tmp_path):
     fake = tmp_path / "nvidia-smi"
     fake.write_text("#!/bin/sh\necho 580.1\n")
     fake.chmod(fake.stat().st_mode | stat.S_IXUSR)
-    ended = script(tmp_path, "--out", "out", "--commit", "abc", path=f"{tmp_path}:{os.environ['PATH']}")
+    ended = script(tmp_path, "--out", "out", path=f"{tmp_path}:{os.environ['PATH']}")
     assert ended.returncode == 3, ended.stderr
-    assert "finds no GPU" in ended.stdout and "nvidia-smi answers (driver 580.1)" in ended.stdout
-    content = json.loads((tmp_path / "out" / "gpu_check.json").read_text())
-    assert problems(content) == []
-    assert content["gpu"] is None and content["commit"] == "abc" and content["results"] == []
-    assert [entry["name"] for entry in content["stages"]] == ["gpu"]
+    assert "no GPU: torch" in ended.stdout and "driver 580.1" in ended.stdout
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_program_writes_a_document_with_every_stage(tmp_path, monkeypatch):
+    def passes(run, limit_s):
+        """Pass."""
+        return "passed", ""
+
+    monkeypatch.setattr(sys, "argv", ["gpu_check", "--out", str(tmp_path), "--commit", "abc", "--rehearse"])
+    monkeypatch.setattr(gpu_check, "STAGES", (stage("one", passes),))
+    monkeypatch.setattr(gpu_check.signal, "signal", lambda *_: None)
+    with pytest.raises(SystemExit) as ended:
+        gpu_check.main()
+    document = Document.open(tmp_path / "gpu_check.json", "").content
+    assert ended.value.code == 0 and problems(document) == []
+    assert document["commit"] == "abc" and document["rehearsal"] is True
+    assert [entry["name"] for entry in document["stages"]] == ["one"]
 
 
 @pytest.mark.parametrize(

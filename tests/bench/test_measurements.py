@@ -7,26 +7,27 @@ import json
 import os
 import subprocess
 import sys
-import types
 from pathlib import Path
 
 import pytest
 import torch
 from bench import bench_frame, measure_ceilings
-from bench.harness.document import Document, problems
-from bench.measure_ceilings import hardware, verdict
+from bench.bench_frame import Options
+from bench.harness.predictions import verdict
 
 from aapt_fast.models.aapt.config import GeneratorConfig
 from aapt_fast.models.aapt.generator import Generator
 from aapt_fast.models.aapt.presets import AAPT_8B
 from aapt_fast.models.vae.wan import WanVAEConfig
 from aapt_fast.ops.kernels import KERNELS
-from aapt_fast.profiling.compiled import CompiledSampler
+from aapt_fast.profiling.document import Document
 from aapt_fast.profiling.kernels import MISSING
 from aapt_fast.profiling.roofline import Step
 from aapt_fast.profiling.systems import default_dtype
+from aapt_fast.profiling.timing import Sample
 from aapt_fast.streaming import graph
 from aapt_fast.testing import targets
+from aapt_fast.testing.documents import problems
 from aapt_fast.testing.recorder import record_on_cpu
 
 ROOT = Path(__file__).parents[2]
@@ -54,7 +55,7 @@ def program(module: str, *arguments: str) -> subprocess.CompletedProcess:
 
 
 @pytest.mark.parametrize(
-    "module", ["bench.measure_ceilings", "bench.bench_frame", "bench.bench_wan_blocks", "bench.kernels"]
+    "module", ["bench.measure_ceilings", "bench.bench_frame", "bench.bench_wan_blocks", "bench.bench_kernels"]
 )
 def test_without_a_gpu_the_programs_say_so(module, tmp_path):
     ended = program(module, "--out", str(tmp_path / "x.json"))
@@ -76,126 +77,114 @@ def test_every_measurement_gives_a_number_or_a_reason(tmp_path):
 
 
 @pytest.mark.parametrize("function", [measure_ceilings.decoder_eager, measure_ceilings.decoder_compiled])
-def test_a_step_of_the_decoder(function, monkeypatch):
-    monkeypatch.setattr(measure_ceilings, "time_interleaved", few(measure_ceilings.time_interleaved))
+def test_a_step_of_the_decoder(function):
     failures = []
     arguments = [torch.device("cpu"), WanVAEConfig(base_dim=4), (2, 2)]
     if function is measure_ceilings.decoder_eager:
         arguments.append(lambda *failure: failures.append(failure))
-    found = list(function(*arguments))
+    found = list(function(*arguments, limit_s=0.0))
     assert found[0]["what_ran"].startswith("aapt_fast") and found[0]["value"] > 0
     assert len(found) + len(failures) == (2 if function is measure_ceilings.decoder_eager else 1)
 
 
-def few(function):
-    return lambda calls, clock, **options: function(calls, clock, **{**options, "repetitions": 2, "limit_s": 0.0})
+@pytest.fixture
+def document(tmp_path):
+    document = Document.new("pytest", tmp_path / "results.json")
+    document.set(ceilings={"matmul_tflops": 1.0, "copy_tb_s": 1.0})
+    return document
 
 
-@pytest.mark.parametrize("returned", [5.5, {"value": 5.5}, [{"value": 5.5}]])
-def test_hardware_measurements_are_taken_as_they_come(returned, monkeypatch):
-    module = types.ModuleType("bench.measure_hardware")
-    module.l2_bandwidth = lambda: returned
-    module.__spec__ = types.SimpleNamespace()
-    monkeypatch.setitem(sys.modules, "bench.measure_hardware", module)
-    (entry,) = hardware(1)
-    assert entry["name"] == "1/l2_bandwidth" and entry["value"] == 5.5 and entry["verdict"] == ""
-
-
-def test_hardware_measurements_that_are_not_there(monkeypatch):
-    monkeypatch.setattr(measure_ceilings.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(RuntimeError, match=r"not built: .* shifted_descriptors"):
-        list(hardware(6))
+CPU, VAE = torch.device("cpu"), WanVAEConfig(base_dim=4)
 
 
 @pytest.fixture
-def document(tmp_path):
-    document = Document.create(tmp_path / "results.json", "pytest")
-    document.set("ceilings", {"matmul_tflops": 1.0, "copy_tb_s": 1.0})
-    return document
+def emulated(request):
+    return targets.emulated(Path(request.config.getoption("--emulated-build"))).module
 
 
 @pytest.mark.parametrize("preset", ["nano", "nano-text"])
 def test_a_frame_of_a_small_preset(preset, document):
-    bench_frame.frame(
-        document, preset, torch.device("cpu"), steps=5, limit_s=0.0, vae=WanVAEConfig(base_dim=4), module=None
-    )
-    (result,) = document.content["results"]
+    bench_frame.frame(document, preset, CPU, Options(5, 0.0), vae=VAE)
+    (entry,) = document.content["results"]
     assert problems(document.content) == []
-    assert result["name"].startswith(f"frame/{preset}/") and "kernels off" in result["what_ran"]
-    assert result["video_fps"] == pytest.approx(4e3 / result["p50_ms"])
-    assert {entry["what_ran"]: entry["reason"] for entry in document.content["failures"]} == dict.fromkeys(
+    assert entry["name"].startswith(f"frame/{preset}/") and "kernels off" in entry["what_ran"]
+    assert entry["video_fps"] == pytest.approx(4e3 / entry["p50_ms"]) and entry["repetitions"] == 5
+    assert {failure["what_ran"]: failure["reason"] for failure in document.content["failures"]} == dict.fromkeys(
         KERNELS, MISSING
     )
 
 
-WIDE_HEADS = GeneratorConfig(width=128, heads=2, layers=1, grid=(4, 4), window=2)
+def test_sides_take_turns_in_memory_and_are_compared(document, monkeypatch, emulated):
+    """Without kernels, with one, and recorded; never with two sessions at a time."""
+    sessions, most = [], []
 
+    class Counting(bench_frame.StreamSession):
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **options)
+            sessions.append(self)
+            most.append(sum(not session.closed for session in sessions))
 
-def test_both_sides_show_nearly_the_same_and_are_compared(document, monkeypatch, request):
-    module = targets.emulated(Path(request.config.getoption("--emulated-build"))).module
+    config = GeneratorConfig(width=128, heads=2, layers=1, grid=(8, 8), window=1)
+    monkeypatch.setattr(bench_frame, "StreamSession", Counting)
     monkeypatch.setattr(bench_frame, "KERNELS", ("paged_attention/portable", "missing/one"))
-    monkeypatch.setattr(bench_frame, "generator_preset", lambda name: WIDE_HEADS)
-    options = {"steps": 5, "limit_s": 0.0, "vae": WanVAEConfig(base_dim=4), "module": module}
-    bench_frame.frame(document, "wide heads", torch.device("cpu"), dtype=torch.bfloat16, **options)
+    monkeypatch.setattr(bench_frame, "generator_preset", lambda name: config)
+    monkeypatch.setitem(graph.RECORDERS, "cpu", record_on_cpu)
+    bench_frame.frame(document, "wide heads", CPU, Options(1, 0.0, module=emulated), vae=VAE, dtype=torch.bfloat16)
+    assert problems(document.content) == [] and len(sessions) == 4 and set(most) == {1}
     assert [(f["what_ran"], f["reason"]) for f in document.content["failures"]] == [
         ("missing/one", "the compiled module does not have it")
     ]
-    on, off = document.content["results"]
-    assert "kernels on: paged_attention/portable" in on["what_ran"] and "kernels off" in off["what_ran"]
-    assert on["ours"] and not off["ours"] and off["ratio"] == 1.0
-    assert 0 < on["largest_pixel_difference_from_baseline"] < 16 and off["largest_pixel_difference_from_baseline"] == 0
-
-
-def test_a_recorded_session_is_a_third_side(document, monkeypatch, request):
-    module = targets.emulated(Path(request.config.getoption("--emulated-build"))).module
-    monkeypatch.setattr(bench_frame, "KERNELS", ("paged_attention/portable",))
-    monkeypatch.setattr(bench_frame, "generator_preset", lambda name: WIDE_HEADS)
-    monkeypatch.setitem(graph.RECORDERS, "cpu", record_on_cpu)
-    options = {"steps": 5, "limit_s": 0.0, "vae": WanVAEConfig(base_dim=4), "module": module}
-    bench_frame.frame(document, "wide heads", torch.device("cpu"), dtype=torch.bfloat16, **options)
-    on, _, recorded = document.content["results"]
+    off, on, recorded = document.content["results"]
+    assert off["what_ran"] == "eager, no CUDA graph; kernels off: torch compositions"
+    assert on["what_ran"] == "eager, no CUDA graph; kernels on: paged_attention/portable"
     assert recorded["what_ran"] == "CUDA graphs; kernels on, recorded: paged_attention/portable"
-    assert recorded["ours"] and recorded["ratio"] > 0
-    names = [result["largest_pixel_difference_from_baseline"] for result in (on, recorded)]
-    assert names[0] == names[1] > 0 and problems(document.content) == []
+    assert [each["ours"] for each in (off, on, recorded)] == [False, True, True]
+    assert off["ratio"] == 1.0 and on["ratio"] == off["p50_ms"] / on["p50_ms"] and off["repetitions"] == 1
+    differences = [each["difference_of_the_first_frame"] for each in (off, on, recorded)]
+    assert differences[0] == 0 < differences[1] == differences[2] < 0.02
 
 
-def test_a_step_that_cannot_be_recorded_is_a_failure_beside_the_results(document, monkeypatch):
+def test_a_side_that_fails_is_noted_beside_the_results(document, monkeypatch):
     def recorder(function, device):
         raise RuntimeError("operation not permitted when stream is capturing")
 
     monkeypatch.setitem(graph.RECORDERS, "cpu", recorder)
-    bench_frame.frame(document, "nano", torch.device("cpu"), steps=5, limit_s=0.0, vae=WanVAEConfig(base_dim=4))
+    bench_frame.frame(document, "nano", CPU, Options(5, 0.0), vae=VAE)
     assert len(document.content["results"]) == 1
     failure = document.content["failures"][-1]
     assert failure["what_ran"] == "kernels on, recorded" and "when stream is capturing" in failure["reason"]
 
 
-def test_plain_torch_compiled_is_a_fourth_side(document, monkeypatch):
-    monkeypatch.setattr(CompiledSampler.__init__, "__defaults__", (lambda function, mode: function,))
-    options = {"steps": 5, "limit_s": 0.0, "vae": WanVAEConfig(base_dim=4), "compiled": True}
-    bench_frame.frame(document, "nano-text", torch.device("cpu"), **options)
+def test_without_a_baseline_there_is_no_ratio(document):
+    measured = {bench_frame.ON: bench_frame.Measured(Sample((2.0,) * 5, None, "t"), torch.zeros(1), None)}
+    bench_frame.report(document, "frame/x", measured, ("a/b",), None, None)
+    (entry,) = document.content["results"]
+    assert entry["ratio"] is None and entry["difference_of_the_first_frame"] is None
+    assert entry["what_ran"] == "eager, no CUDA graph; kernels on: a/b" and problems(document.content) == []
+
+
+def test_plain_torch_compiled_is_another_side(document, monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda function, mode: function)
+    bench_frame.frame(document, "nano-text", CPU, Options(5, 0.0, compiled=True), vae=VAE)
     off, compiled = document.content["results"]
     assert compiled["what_ran"] == "compiled by torch; torch.compile, contiguous keys: torch compositions"
-    assert not compiled["ours"] and compiled["largest_pixel_difference_from_baseline"] <= 1
+    assert not compiled["ours"] and compiled["difference_of_the_first_frame"] < 1e-5
     assert off["ratio"] == 1.0 and problems(document.content) == []
 
 
-def test_a_kernel_that_refuses_is_left_out(document, monkeypatch, request):
-    module = targets.emulated(Path(request.config.getoption("--emulated-build"))).module
-    options = {"steps": 5, "limit_s": 0.0, "vae": WanVAEConfig(base_dim=4), "module": module}
+def test_a_kernel_that_refuses_is_left_out(document, monkeypatch, emulated):
     monkeypatch.setattr(bench_frame, "KERNELS", ("paged_attention/portable",))
-    bench_frame.frame(document, "nano", torch.device("cpu"), **options)  # heads of 16, float32
+    bench_frame.frame(document, "nano", CPU, Options(5, 0.0, module=emulated), vae=VAE)  # heads of 16, float32
     (failure,) = document.content["failures"]
     assert failure["what_ran"] == "paged_attention/portable" and "does not do these arguments" in failure["reason"]
     assert len(document.content["results"]) == 1
 
 
 def test_mini_person_streams_with_its_real_time_factor(document):
-    bench_frame.mini_person(document, torch.device("cpu"), steps=5, limit_s=0.0)
-    (result,) = document.content["results"]
-    assert result["name"] == "frame/mini-person/96x96/fp32"
-    assert result["real_time"] == pytest.approx(result["video_fps"] / 24)
+    bench_frame.mini_person(document, CPU, Options(5, 0.0))
+    (entry,) = document.content["results"]
+    assert entry["name"] == "frame/mini-person/96x96/fp32"
+    assert entry["real_time"] == pytest.approx(entry["video_fps"] / 24)
 
 
 def test_work_of_the_large_preset():

@@ -7,8 +7,9 @@ import sys
 
 import pytest
 from bench import report
-from bench.harness.document import Document
 from bench.report import BEGIN, END, NOTHING, README, RESULTS, gpu_section, load, others, with_section
+
+from aapt_fast.profiling.document import Document
 
 
 def test_the_readme_shows_what_the_results_say():
@@ -18,8 +19,8 @@ def test_the_readme_shows_what_the_results_say():
 
 @pytest.fixture
 def document(tmp_path):
-    """What a run on a GPU leaves behind."""
-    document = Document.create(tmp_path / "results" / "gpu.json", "bench/gpu_check.sh", "abc1234")
+    """The document of a run on a GPU."""
+    document = Document.new("bench/gpu_check.sh", tmp_path / "results" / "gpu.json", commit="abc1234")
     times = {"p50_ms": 1.0, "p95_ms": 1.25, "p99_ms": 1.5, "tflops": 527.0, "share_of_ceiling": 0.66}
     result = {
         "name": "kernel/paged_attention/1196x35880x24x128/bf16",
@@ -31,8 +32,7 @@ def document(tmp_path):
         "ours": True,
         "launch": "stream",
     }
-    document.set("gpu", {"name": "Big GPU", "capability": "9.0"})
-    document.set("ceilings", {"matmul_tflops": 790.0, "copy_tb_s": 4.3})
+    document.set(gpu={"name": "Big GPU", "capability": "9.0"}, ceilings={"matmul_tflops": 790.0, "copy_tb_s": 4.3})
     for change in ({}, {"what_ran": "warm one", "cold_l2": False}, {"what_ran": "graph", "launch": "CUDA graph"}):
         document.add("results", {**result, **change})
     document.add("results", {**result, "ours": False, "what_ran": "SDPA flash"})
@@ -40,9 +40,8 @@ def document(tmp_path):
     document.add("results", {**result, **frame, "ours": False, "ratio": None})
     measured = {"name": "3/attention", "value": 612.3, "unit": "TFLOP/s", "predicted": [585, 585]}
     document.add("measurements", {**measured, "verdict": "within 20 % of the prediction", "what_ran": "SDPA cuDNN"})
-    verified = {"kernel": "paged_attention/portable", "architecture": "sm_90", "hash": "aa", "passed": True}
-    document.add("verified", verified)
-    document.add("verified", {**verified, "kernel": "kv_write/portable", "passed": False})
+    counts = {"good": True, "passed": 5, "failed": 0, "skipped": 1}
+    document.set(tests={"tests/a.py": counts, "tests/b.py": {**counts, "good": False, "failed": 2}})
     return document
 
 
@@ -56,8 +55,7 @@ def test_the_section_of_a_gpu_run(document):
         "| frame/aapt-8b/736x416/bf16 | eager; kernels off | 1 | 1.25 | 1.5 | - | 66% | - |",
     ]
     assert "| 3/attention | SDPA cuDNN | 612.3 TFLOP/s | 585 | within 20 % of the prediction |" in section
-    assert "Verified by its tests: `paged_attention/portable` (sm_90)." in section
-    assert "Not verified, a test failed: `kv_write/portable` (sm_90)." in section
+    assert "Tests in 2 files: 10 passed, 2 failed, 2 skipped. Not good: `tests/b.py`." in section
 
 
 @pytest.mark.parametrize("change", [{"rehearsal": True}, {"gpu": None}, {"schema": 2}])
@@ -75,18 +73,18 @@ def test_the_latest_run_of_each_gpu_counts(document):
     assert "2026-02-01" in section and "2026-01-01" not in section
 
 
-def test_what_the_report_does_not_know_it_says(document):
-    known = {"schema": "aapt_fast.profiling/1", "results": [{"name": "a", "p50_ms": 1.0, "p95_ms": 2.0, "p99_ms": 3.0}]}
+def test_other_documents_are_tables_or_words():
+    times = {"name": "a", "p50_ms": 1.0, "p95_ms": 2.0, "p99_ms": 3.0}
     text = others(
         {
             "strange.json": {"schema": "theirs"},
-            "unnamed.json": {"schema": "aapt_fast.profiling/1", "results": [{"median_ms": 1}]},
-            "known.json": {**known, "results": [{**known["results"][0], "baseline": None}]},
+            "unnamed.json": {"schema": "aapt_fast.bench/1", "results": [{"median_ms": 1}]},
+            "named.json": {"schema": "aapt_fast.bench/1", "results": [{**times, "baseline": None}]},
         }
     )
-    assert "strange.json: schema 'theirs', which this report does not know." in text
-    assert "unnamed.json" in text and "not named times" in text
-    assert "| a | 1 | 2 | 3 | - |" in text
+    assert "strange.json: schema 'theirs', without a result that has a name and times." in text
+    assert "unnamed.json: schema 'aapt_fast.bench/1', without" in text
+    assert "named.json:" in text and "| a | 1 | 2 | 3 | - |" in text
 
 
 def test_the_committed_results_can_be_read():

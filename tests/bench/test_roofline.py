@@ -91,7 +91,7 @@ def counted(vae: nn.Module, latents: torch.Tensor) -> float:
 
 
 def products(counter: FlopCounterMode) -> float:
-    """Of matrix products: convolutions are counted by the hooks, as the counter does not know the package's op."""
+    """FLOP of matrix products: convolutions are counted by the hooks, as the counter does not know the package's op."""
     return float(sum(n for op, n in counter.get_flop_counts().get("Global", {}).items() if "mm" in str(op)))
 
 

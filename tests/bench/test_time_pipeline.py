@@ -7,7 +7,8 @@ import json
 
 import pytest
 from bench import time_pipeline
-from bench.harness.document import problems
+
+from aapt_fast.testing.documents import problems
 
 PIPELINES = """
 import time

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 from bench import bench_wan_blocks
-from bench.harness.document import problems
 
 from aapt_fast.testing import targets
+from aapt_fast.testing.documents import problems
 
 CPU = torch.device("cpu")
 

@@ -11,7 +11,7 @@ from types import ModuleType
 import pytest
 import torch
 
-FIELDS = {"name", "value", "unit", "prediction", "what_ran", "details"}
+FIELDS = {"name", "value", "unit", "predicted", "verdict", "what_ran", "details"}
 
 
 @pytest.fixture(scope="module")

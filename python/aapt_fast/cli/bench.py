@@ -3,14 +3,13 @@
 
     aapt-fast bench frame --preset aapt-8b --resolution 736x416 --target 0.16 --json frame.json
 
-Exit status: 0 the target is met, 1 it is missed, 2 this machine cannot run it, and what stands in the document is a
-prediction. A mistake in the arguments is 2 as well, with one line on stderr and no document.
+Exit status: 0 the target is met, 1 it is missed, 2 this machine cannot run it, and the document holds a prediction
+instead. A mistake in the arguments is 2 as well, with one line on stderr and no document.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import sys
 from pathlib import Path
@@ -21,8 +20,8 @@ import torch
 from aapt_fast.cli.doctor import examine
 from aapt_fast.errors import require
 from aapt_fast.models.aapt.presets import GENERATORS
-from aapt_fast.profiling.frame import DTYPE_NAMES, STAGES, Choice, measure, results, verdict
-from aapt_fast.profiling.machine import new_document, save
+from aapt_fast.profiling.document import DTYPE_NAMES, Document
+from aapt_fast.profiling.frame import STAGES, Choice, measure, results, verdict
 from aapt_fast.profiling.roofline import paper_check, prediction
 from aapt_fast.profiling.systems import LARGE, System, find_system, obstacle
 from aapt_fast.streaming.graph import RECORDERS
@@ -57,19 +56,19 @@ def run(arguments: argparse.Namespace) -> int:
     require(arguments.target > 0, "target", "a positive number of seconds", arguments.target)
     system = find_system(arguments.preset, _size(arguments.resolution), arguments.window)
     choice = _choice(arguments)
-    document = new_document(shlex.join(["aapt-fast", *sys.argv[1:]]))
-    document |= {"doctor": examine(), "question": _question(system, choice, arguments.target)}
+    document = Document.new(shlex.join(["aapt-fast", *sys.argv[1:]]))
+    document.set(doctor=examine(), question=_question(system, choice, arguments.target))
     why = obstacle(system, choice.device, choice.dtype)
     if why is None:
         try:
             status = _measure(document, system, choice, arguments)
         except torch.OutOfMemoryError as error:
-            why = f"out of memory: {' '.join(str(error).split())[:300]}"
+            why = f"out of memory: {error}"
     if why is not None:
         status = _predict(document, system, why, arguments.target)
-    if arguments.json:
-        save(arguments.json, document)
-    print(json.dumps(document, allow_nan=False))
+    document.path = arguments.json
+    document.save()
+    print(document.line())
     return status
 
 
@@ -105,24 +104,25 @@ def _question(system: System, choice: Choice, target_s: float) -> dict[str, Any]
     }
 
 
-def _measure(document: dict[str, Any], system: System, choice: Choice, arguments: argparse.Namespace) -> int:
-    """Fill the document with what this machine does, print it, and say whether that meets the target."""
+def _measure(document: Document, system: System, choice: Choice, arguments: argparse.Namespace) -> int:
+    """Measure, fill the document and print it; returns the exit status."""
+    document.note_clocks("before frame")
     measured = measure(system, choice, steps=arguments.steps, limit_s=arguments.limit)
+    document.note_clocks("after frame")
     found = verdict(measured, arguments.target)
-    document |= {
-        "results": results(system, choice, measured),
-        "verdict": found,
-        "start": measured.start,
-        "memory": measured.memory,
-        "what_ran": measured.what_ran,
-        "clocks": [{when: each} for when, each in zip(("before", "after"), measured.clocks, strict=True)],
-        "prediction": None,
-    }
-    for entry in document["results"]:
+    document.set(
+        results=results(system, choice, measured),
+        verdict=found,
+        start=measured.start,
+        memory=measured.memory,
+        what_ran=measured.what_ran,
+        prediction=None,
+    )
+    for entry in document.content["results"]:
         stages = ", ".join(f"{stage} {entry['stages'][stage]['p50_ms']:.2f}" for stage in STAGES)
         print(f"{entry['name']}: p50 {entry['p50_ms']:.2f} ms, p95 {entry['p95_ms']:.2f}, p99 {entry['p99_ms']:.2f}")
         print(f"  of that: {stages}")
-    inside = document["results"][-1]["inside_generator"]
+    inside = document.content["results"][-1]["inside_generator"]
     parts = ", ".join(f"{part} {times['p50_ms']:.2f}" for part, times in inside.items())
     print(f"  inside the generator, launched one by one: {parts}")
     print(f"how: {choice.in_words()}")
@@ -141,13 +141,13 @@ def _measure(document: dict[str, Any], system: System, choice: Choice, arguments
     return MET if found["met"] else MISSED
 
 
-def _predict(document: dict[str, Any], system: System, why: str, target_s: float) -> int:
-    """Say why nothing was measured, and what a roofline expects of GPUs that are not here."""
+def _predict(document: Document, system: System, why: str, target_s: float) -> int:
+    """Print the reason why nothing was measured, and a roofline's prediction for two GPUs; returns the exit status."""
     found = prediction(system.step, system.decoder, target_s)
     if system.preset in LARGE:
         found["paper"] = paper_check(system.config, system.prompt)
-    reason = {"name": f"frame/{system.preset}", "what_ran": "nothing", "reason": why}
-    document |= {"failures": [reason], "verdict": None, "prediction": found}
+    why = document.fail(f"frame/{system.preset}", "nothing", why)
+    document.set(verdict=None, prediction=found)
     work = found["work"]
     print(f"{system.preset} cannot run here: {why}")
     print(f"what follows is a {found['label']}")

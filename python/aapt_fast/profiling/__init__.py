@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measuring the package itself: what `aapt-fast bench` and the scripts of bench/ share, and what a step should take."""
+"""Parts of `aapt-fast bench`: one step by stages, the roofline, the document. The scripts of bench/ share them."""

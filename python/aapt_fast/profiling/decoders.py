@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The convolutions that a video decoder does for one more latent frame of a stream, from its configuration alone.
+"""Convolutions of a video decoder for one more latent frame of a stream, from its configuration alone.
 
 Three decoders: Wan 2.1 (`models/vae/wan.py`), the small one of this package (`models/vae/mini.py`), and the light one
 of the paper, which its time includes and this package does not have (AAPT, arXiv 2506.09350, appendix C: 64 to 512
@@ -32,7 +32,7 @@ class Layer:
 
     @property
     def flops(self) -> float:
-        """A multiplication and an addition count as two."""
+        """FLOP; a multiplication and an addition count as two."""
         frames, height, width = self.size
         if self.attention:
             return 4.0 * frames * (height * width) ** 2 * self.inputs
@@ -40,7 +40,7 @@ class Layer:
 
     @property
     def elements(self) -> int:
-        """Read and written: input and output once, weights, and the past frames that a causal convolution looks at."""
+        """Elements read and written: input and output once, weights, and a causal convolution's past frames."""
         _, height, width = self.size
         weights = 0 if self.attention else prod(self.taps) * self.inputs * self.outputs
         past = (self.taps[0] - 1) * height * width * self.inputs
@@ -50,7 +50,7 @@ class Layer:
 def _residual_blocks(
     count: int, inputs: int, outputs: int, size: tuple[int, int, int], times: tuple[int, int] = (3, 3)
 ) -> list[Layer]:
-    """`count` blocks of two 3x3 convolutions over `times` frames; the first changes the width, with a shortcut."""
+    """List `count` blocks of two 3x3 convolutions over `times` frames; the first changes the width, with a shortcut."""
     layers = []
     for _ in range(count):
         layers += [Layer(inputs, outputs, (times[0], 3, 3), size), Layer(outputs, outputs, (times[1], 3, 3), size)]
@@ -72,7 +72,7 @@ def _middle(width: int, size: tuple[int, int, int]) -> list[Layer]:
 
 
 def wan_decoder(config: WanVAEConfig, height: int, width: int) -> list[Layer]:
-    """Of the Wan 2.1 VAE, for latents of height x width."""
+    """List the layers of the Wan 2.1 VAE's decoder, for latents of height x width."""
     widths, temporal = config.widths[::-1], config.temporal_downsample[::-1]
     frames, size = 1, (1, height, width)
     layers = [Layer(config.z_dim, config.z_dim, (1, 1, 1), size), Layer(config.z_dim, widths[0], (3, 3, 3), size)]
@@ -93,7 +93,7 @@ def wan_decoder(config: WanVAEConfig, height: int, width: int) -> list[Layer]:
 def light_decoder(
     height: int, width: int, widths: tuple[int, ...] = (512, 256, 128, 64), blocks: int = 2, latents: int = 16
 ) -> list[Layer]:
-    """The paper's light decoder, for latents of height x width; `widths` from the latents upwards."""
+    """List the layers of the paper's light decoder, for latents of height x width; `widths` from the latents up."""
     frames, size = 1, (1, height, width)
     layers = [Layer(latents, widths[0], (3, 3, 3), size), *_middle(widths[0], size)]
     inputs = widths[0]
@@ -110,7 +110,7 @@ def light_decoder(
 
 
 def mini_decoder(config: MiniVAEConfig, height: int, width: int) -> list[Layer]:
-    """Of the package's small VAE, for latents of height x width."""
+    """List the layers of the small VAE's decoder, for latents of height x width."""
     full, half, quarter = config.decoder_widths
     counts = config.decoder_blocks
     size = (1, height, width)

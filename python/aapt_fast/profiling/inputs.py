@@ -10,12 +10,12 @@ from aapt_fast.models.stream_model import StreamModel
 
 
 def random_image(model: StreamModel, seed: int = 2) -> Tensor:
-    """An image [3, H, W] in -1..1."""
+    """Make an image [3, H, W] in -1..1."""
     return torch.rand(3, *model.video_size, generator=torch.Generator().manual_seed(seed)) * 2 - 1
 
 
 def random_controls(model: StreamModel, count: int, seed: int = 3) -> list[Tensor] | list[None]:
-    """One control per step: [4, J, 3] poses, [4, C, h, w] maps, or None."""
+    """Make one control per step: [4, J, 3] poses, [4, C, h, w] maps, or None."""
     config = model.control
     if config is None:
         return [None] * count
@@ -24,6 +24,6 @@ def random_controls(model: StreamModel, count: int, seed: int = 3) -> list[Tenso
 
 
 def random_prompt(model: StreamModel, length: int = 5, seed: int = 4) -> Tensor | None:
-    """Embeddings [L, text_width], or None for a model without a text stream."""
+    """Make embeddings [L, text_width], or None for a model without a text stream."""
     width = model.config.text_width
     return torch.randn(length, width, generator=torch.Generator().manual_seed(seed)) if width else None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How long a step should take on a GPU that is not here: a roofline, in bfloat16, per class of operators.
+"""Prediction of a step's time on a GPU that is not here: a roofline, in bfloat16, per class of operators.
 
 Floor: every FLOP at the rate of a large matrix product, or every byte at the rate of a large copy, whichever takes
 longer; nothing is faster without doing less. Target: the best rate that public kernels reach in that class, times what
@@ -34,7 +34,7 @@ class Gpu:
     """Rates in FLOP/s and bytes/s.
 
     `matmul` and `copy` are ceilings: 8192 cubed, random data, and read plus written. `attention` is cuDNN's at 8 k to
-    32 k keys and head width 128, as published. `convolution` is a design goal that nobody has measured.
+    32 k keys and head width 128, as published. `convolution` is a design goal without a measurement.
     """
 
     name: str
@@ -64,7 +64,7 @@ class Share:
 
 @dataclass(frozen=True)
 class Step:
-    """What one step does: a preset at its grid and window, prompt tokens, and a decoder's layers."""
+    """Work of one step: a preset at its grid and window, prompt tokens, and a decoder's layers."""
 
     config: GeneratorConfig
     prompt: int
@@ -87,26 +87,26 @@ class Step:
 
     @property
     def linear_flops(self) -> float:
-        """Of all linear layers."""
+        """FLOP of all linear layers."""
         return 2.0 * self.config.tokens * self.weights
 
     def attention_flops(self, keys: int) -> float:
-        """Two products with each of so many keys and values, in all layers."""
+        """Count two products with each of so many keys and values, in all layers."""
         return 4.0 * self.config.tokens * keys * self.config.width * self.config.layers
 
     @property
     def generator_flops(self) -> float:
-        """Of one evaluation with the window full."""
+        """FLOP of one evaluation with a full window."""
         return self.linear_flops + self.attention_flops(self.keys + self.prompt)
 
     @property
     def decoder_flops(self) -> float:
-        """Of decoding one latent frame."""
+        """FLOP of decoding one latent frame."""
         return sum(layer.flops for layer in self.decoder)
 
 
 def tile_efficiency(tokens: int, outputs: int, multiprocessors: int) -> float:
-    """Useful share of the tensor cores' time in a matrix product [tokens, K] x [K, outputs] without splitting K.
+    """Compute the useful share of tensor core time in a product [tokens, K] x [K, outputs] without splitting K.
 
     The best of the tiles that wgmma does well, with tokens along rows or, transposed, along columns.
     """
@@ -128,7 +128,7 @@ def tile_efficiency(tokens: int, outputs: int, multiprocessors: int) -> float:
 
 
 def shares(step: Step, gpu: Gpu, gpus: int = 1) -> list[Share]:
-    """The classes of operators of one step on so many GPUs."""
+    """List the classes of operators of one step on so many GPUs."""
     config, tokens = step.config, step.config.tokens
     width, hidden = config.width, config.mlp_ratio * config.width
     shapes = [(width, 3 * width), (width, width), (width, hidden), (hidden, width)]
@@ -165,34 +165,23 @@ def shares(step: Step, gpu: Gpu, gpus: int = 1) -> list[Share]:
 
 
 def predict(step: Step, gpu: Gpu, gpus: int = 1) -> dict[str, Any]:
-    """Floor and target of one step, whole and by class, ready for JSON."""
+    """Predict floor and target of one step, whole and by class; ready for JSON."""
     found = shares(step, gpu, gpus)
     return {
         "gpu": gpu.name,
         "gpus": gpus,
         "floor_ms": sum(share.floor_ms for share in found),
         "target_ms": sum(share.target_ms for share in found),
-        "shares": [
-            {
-                "name": s.name,
-                "tflop": s.flops / 1e12,
-                "gb": s.bytes / 1e9,
-                "floor_ms": s.floor_ms,
-                "target_ms": s.target_ms,
-            }
-            for s in found
-        ],
+        "shares": [dataclasses.asdict(share) for share in found],
     }
 
 
-def prediction(step: Step, decoder: str, target_s: float | None = None) -> dict[str, Any]:
-    """What to expect of one step on one H100 and one H200, and how that was counted, ready for JSON.
+def prediction(step: Step, decoder: str, target_s: float) -> dict[str, Any]:
+    """Predict one step on one H100 and one H200, with the assumptions; ready for JSON.
 
-    `decoder` names that of the step. With `target_s`, each GPU says whether its `target_ms` would meet it.
+    `decoder` names that of the step. Each GPU says whether its `target_ms` would meet `target_s`.
     """
     devices = {name: predict(step, gpu) for name, gpu in GPUS.items()}
-    if target_s is not None:
-        devices = {name: {**each, "would_meet": each["target_ms"] <= 1e3 * target_s} for name, each in devices.items()}
     return {
         "label": LABEL,
         "dtype": "bfloat16",
@@ -208,18 +197,16 @@ def prediction(step: Step, decoder: str, target_s: float | None = None) -> dict[
             "decoder": decoder,
             "decoder_tflop": step.decoder_flops / 1e12,
         },
-        "devices": devices,
-        "assumptions": {
-            name: {"matmul_tflops": gpu.matmul / 1e12, "attention_tflops": gpu.attention / 1e12}
-            | {"convolution_tflops": gpu.convolution / 1e12, "copy_tb_s": gpu.copy / 1e12}
-            for name, gpu in GPUS.items()
+        "devices": {
+            name: {**each, "would_meet": each["target_ms"] <= 1e3 * target_s} for name, each in devices.items()
         },
+        "assumptions": {name: dataclasses.asdict(gpu) for name, gpu in GPUS.items()},
     }
 
 
 @dataclass(frozen=True)
 class Published:
-    """A time that the paper (arXiv 2506.09350) gives for one latent frame, decoder included."""
+    """Time of one latent frame in the paper (arXiv 2506.09350), decoder included."""
 
     size: tuple[int, int]  # width, height
     past_frames: int  # window
@@ -231,7 +218,7 @@ PAPER = (Published((736, 416), 30, 1, 0.16), Published((1280, 720), 15, 8, 0.17)
 
 
 def paper_check(config: GeneratorConfig, prompt: int) -> list[dict[str, Any]]:
-    """The paper's own settings beside this roofline, ready for JSON; `config` is the 8 B model's at any size.
+    """Compare the paper's own settings with this roofline; `config` is the 8 B model's at any size. Ready for JSON.
 
     The paper decodes with its light decoder, so these numbers do, too.
     """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `aapt-fast bench frame` measures: a preset at a size, with a decoder that fits it."""
+"""Systems of `aapt-fast bench frame`: a preset at a size, with a decoder that fits it."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ VIDEO_SCALE = 8
 
 PROMPT_TOKENS = 128
 CPU_FLOPS = 1e12
-"""More per step than a CPU does in a few seconds: such a system is not tried on one."""
+"""FLOP of a step that a CPU does in a few seconds; a system with more is not tried on one."""
 
 WORKING_LAYERS = 8
-"""Of the decoder's largest activation, as many copies are taken to be in memory at a time."""
+"""Copies of the decoder's largest activation that are assumed to be in memory at a time."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class System:
 
     @property
     def layers(self) -> list[Layer]:
-        """Of the decoder."""
+        """Layers of the decoder."""
         if isinstance(self.vae, WanVAEConfig):
             return wan_decoder(self.vae, *self.config.grid)
         return mini_decoder(self.vae, *self.config.grid)
@@ -68,13 +68,13 @@ class System:
         return Step(self.config, self.prompt, self.layers)
 
     def build(self, device: torch.device, dtype: torch.dtype) -> StreamModel:
-        """The bundled model, or random weights."""
+        """Load the bundled model, or make random weights."""
         if self.bundled:
             return StreamModel.from_pretrained(self.preset, device=device, dtype=dtype)
         return random_model(self.config, self.vae, device, dtype)
 
     def memory_bytes(self, dtype: torch.dtype) -> dict[str, int]:
-        """What a session is going to need, by parts, without allocating anything. The decoder's part is an estimate."""
+        """Compute the memory of a session by parts, without allocating it. The decoder's part is an estimate."""
         with torch.device("meta"):
             generator, vae = Generator(self.config), _vae(self.vae)
         weights = sum(parameter.numel() for module in (generator, vae) for parameter in module.parameters())
@@ -89,7 +89,7 @@ class System:
 
 
 def find_system(preset: str, size: tuple[int, int] | None = None, window: int | None = None) -> System:
-    """A preset at `size` = (width, height) in pixels and with `window` past frames; None keeps the preset's own.
+    """Find a preset at `size` = (width, height) in pixels and with `window` past frames; None keeps the preset's own.
 
     Raises ValueError for an unknown preset, for a size that is not a multiple of what the model needs, and for another
     size or window than those that a bundled model was trained with.
@@ -113,7 +113,7 @@ def find_system(preset: str, size: tuple[int, int] | None = None, window: int | 
 
 
 def obstacle(system: System, device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why this system cannot be measured on this device, or None. Nothing is allocated."""
+    """Give the reason why this system cannot be measured on this device, or None. Nothing is allocated."""
     if device.type == "cuda" and not torch.cuda.is_available():
         return "torch finds no CUDA device on this machine"
     if device.type == "cpu":
@@ -133,7 +133,7 @@ def obstacle(system: System, device: torch.device, dtype: torch.dtype) -> str | 
 
 @contextmanager
 def default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """New floating point tensors have this dtype inside the block."""
+    """Make this the dtype of new floating point tensors inside the block."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -145,9 +145,9 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
 def random_model(
     config: GeneratorConfig, vae: WanVAEConfig | MiniVAEConfig, device: torch.device, dtype: torch.dtype
 ) -> StreamModel:
-    """Random weights, made where they are used: eight billion of them would take minutes on a CPU.
+    """Make a model with random weights on `device`: eight billion of them would take minutes on a CPU.
 
-    What starts at zero gets small random numbers, so that every layer has something to compute.
+    Parameters that start at zero get small random numbers, so that every layer has something to compute.
     """
     torch.manual_seed(0)
     with device, default_dtype(dtype), torch.no_grad():

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import torch
 
+from aapt_fast.verification.compare import relative_l2 as relative_l2
+
 
 def assert_near(actual: torch.Tensor, expected: torch.Tensor, tolerance: float, name: str = "tensor") -> None:
     """Same shape, same inf/nan pattern, and max |actual - expected| <= tolerance * max(1, max |expected|)."""
@@ -22,12 +24,6 @@ def assert_near(actual: torch.Tensor, expected: torch.Tensor, tolerance: float, 
         f"{name}: |{actual.flatten()[worst]:.6g} - {expected.flatten()[worst]:.6g}| = {error.max():.3g} "
         f"at {position}, limit {limit:.3g}"
     )
-
-
-def relative_l2(actual: torch.Tensor, expected: torch.Tensor) -> float:
-    """||actual - expected|| / ||expected|| in float64."""
-    actual, expected = actual.detach().double(), expected.detach().double()
-    return float((actual - expected).norm() / expected.norm().clamp_min(1e-300))
 
 
 def assert_within_twice_torch(

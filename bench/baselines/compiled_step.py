@@ -1,15 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The baseline of a step: what one would write in plain torch, with a contiguous cache, torch's attention and compiler.
+"""A step in plain torch: a contiguous cache, torch's attention and compiler, no op of the package and no pages.
 
-It makes the same frames as a session with one evaluation per step. None of our ops takes part: norms, rotations and
-patch embedding are torch's, so that the compiler can fuse them, and there are no pages. Controls, noise and decoder are
-those of a session and are not compiled.
+It makes the same frames as a session with one evaluation per step. Controls, noise and decoder are those of a session
+and are not compiled.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -17,31 +15,29 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from aapt_fast.errors import require
-from aapt_fast.models.aapt import generator as generator_module
 from aapt_fast.models.aapt.generator import Generator
 from aapt_fast.models.aapt.sampling import EulerSampler, timesteps
 from aapt_fast.models.sampling import Prepared, Sampler
 from aapt_fast.ops import reference
 from aapt_fast.ops.cache import Cache, GrowingCache
-
-EPS = 1e-6
+from bench.baselines.plain_generator import EPS, plain
 
 
 class CompiledSampler(Sampler):
     """The baseline as a sampler, for one evaluation per step: eager until the window is full, then compiled by torch.
 
-    Sessions with it cannot be forked: they keep their past in the sampler's context, not in pages. `compiler` compiles
-    the step with the best options for the device; None: `torch.compile`.
+    `compiler` compiles the step with the best options for the device; None: `torch.compile`. Sessions with it keep
+    their past in the sampler's context, not in pages, so they cannot be forked.
     """
 
     def __init__(self, compiler: Callable[..., Any] | None = None) -> None:
         self._compiler = compiler or torch.compile
 
     def prepare(self, generator: Any, prompt: Tensor | None) -> Prepared:
-        """See `Sampler.prepare`; prompt [1, L, text_width] or None."""
+        """Begin a run under a prompt [1, L, text_width] or None."""
         levels = timesteps(1, generator.config.shift).to(generator.weight.device)
         text = None if prompt is None else generator.encode_text(prompt, levels[:1])
-        return Prepared([None], _PlainRun(generator, levels, text, self._compiler))
+        return Prepared([None], _PlainRun(plain(generator), levels, text, self._compiler))
 
     def sample(
         self,
@@ -53,7 +49,7 @@ class CompiledSampler(Sampler):
         caches: Sequence[Cache],
         first: bool,
     ) -> Tensor:
-        """See `Sampler.sample`; noise [1, 1, C, 1, h, w], recycled [1, C, 1, h, w], control [1, Cc, 1, h, w]."""
+        """Make the next frame: noise [1, 1, C, 1, h, w], recycled [1, C, 1, h, w], control [1, Cc, 1, h, w]."""
         return context.step(noise[0], recycled, control)
 
 
@@ -63,62 +59,29 @@ class _PlainRun:
     def __init__(self, generator: Generator, levels: Tensor, text: Any, compiler: Callable[..., Any]) -> None:
         self._generator, self._levels = generator, levels
         # on a GPU with CUDA graphs of its own
-        mode = "reduce-overhead" if levels.is_cuda else None
-        self._compiled = compiler(self._evaluate, mode=mode)
+        self._compiled = compiler(self._evaluate, mode="reduce-overhead" if levels.is_cuda else None)
         self._cache: GrowingCache | ContiguousCache = generator.new_cache(text=text)
 
     def step(self, noise: Tensor, recycled: Tensor | None, control: Tensor | None) -> Tensor:
-        if isinstance(self._cache, GrowingCache) and self._cache.next_frame > _window(self._cache) + 1:
+        if isinstance(self._cache, GrowingCache) and self._cache.next_frame > window_of(self._cache) + 1:
             self._cache = ContiguousCache(self._cache)
         if isinstance(self._cache, GrowingCache):
             return self._evaluate(noise, recycled, control)
         self._cache.prepare()
-        with plain_ops():
-            frame = self._compiled(noise, recycled, control).clone()
+        frame = self._compiled(noise, recycled, control).clone()
         self._cache.finish()
         return frame
 
     def _evaluate(self, noise: Tensor, recycled: Tensor | None, control: Tensor | None) -> Tensor:
-        return EulerSampler().sample(
-            self._generator, noise[None], recycled, control, self._levels, [self._cache], False
-        )
+        """Make a frame [1, C, 1, h, w]. This is the part that is compiled."""
+        inputs = (noise[None], recycled, control, self._levels, [self._cache])
+        return EulerSampler().sample(self._generator, *inputs, first=False)
 
 
-def _window(cache: GrowingCache) -> int:
+def window_of(cache: GrowingCache) -> int:
+    """Past frames that the rule of `cache` keeps besides the sink."""
     assert cache.rule.window is not None
     return cache.rule.window
-
-
-@contextmanager
-def plain_ops() -> Iterator[None]:
-    """Generators compute with torch's own operators inside the block."""
-    ops = {
-        "gate_residual_norm": _gate_residual_norm,
-        "channel_concat": _channel_concat,
-        "clean_frame": reference.clean_frame,
-    }
-    before = {name: getattr(generator_module, name) for name in ops}
-    for name, op in ops.items():
-        setattr(generator_module, name, op)
-    try:
-        yield
-    finally:
-        for name, op in before.items():
-            setattr(generator_module, name, op)
-
-
-def _gate_residual_norm(
-    x: Tensor, y: Tensor | None, gate: Tensor | None, scale: Tensor | None, shift: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    x = x.float() if torch.is_autocast_enabled(x.device.type) else x
-    return reference.gate_residual_norm(x, y, gate, scale, shift, EPS)
-
-
-def _channel_concat(
-    noised: Tensor, recycled: Tensor, control: Tensor | None, weight: Tensor, bias: Tensor | None, patch: int
-) -> Tensor:
-    sources = [noised, recycled] if control is None else [noised, recycled, control.to(noised.dtype)]
-    return F.linear(F.pixel_unshuffle(torch.cat(sources, 1), patch).flatten(2).mT, weight, bias)
 
 
 class ContiguousCache:
@@ -132,8 +95,8 @@ class ContiguousCache:
     """
 
     def __init__(self, past: GrowingCache) -> None:
-        require(past.next_frame > _window(past) + 1, "past", f"more than {_window(past)} frames", past.next_frame - 1)
-        self._rope, self._window = past.rope, _window(past)
+        self._rope, self._window = past.rope, window_of(past)
+        require(past.next_frame > self._window + 1, "past", f"more than {self._window} frames", past.next_frame - 1)
         self.next_frame = past.next_frame
         self.keys: list[Tensor] = []
         self.values: list[Tensor] = []
@@ -155,7 +118,7 @@ class ContiguousCache:
         self._rotations = torch.zeros(2, 2, self._tokens, self.keys[0].shape[3] // 2, device=device)
 
     def prepare(self) -> None:
-        """Write the place and the rotations of the next frame; the host's part of a step."""
+        """Write the slots and the rotations of the next frame: the host's part of a step."""
         place = 1 + (self.next_frame - 2) % (self._window + 1)  # frame 2 follows the sink
         self._own.copy_(self._slots + self._text + place * self._tokens)
         for to, index in zip(self._rotations, (self.next_frame, self.next_frame - self._window - 1), strict=True):
@@ -165,7 +128,7 @@ class ContiguousCache:
     def attend(
         self, layer: int, q: Tensor, k: Tensor, v: Tensor, q_weight: Tensor | None, k_weight: Tensor | None
     ) -> Tensor:
-        """See `ops.cache.Cache.attend`, for one frame: q, k, v [1, 1, N, H or Hkv, D] -> [1, 1, N, H, D]."""
+        """Attend as `ops.cache.Cache` does, for one frame: q, k, v [1, 1, N, H or Hkv, D] -> [1, 1, N, H, D]."""
         keys, values, (own, sink) = self.keys[layer], self.values[layer], self._rotations.unbind()
         q = reference.normalise_and_rotate(q[0], q_weight, own[0], own[1], EPS)
         keys.index_copy_(1, self._own, reference.normalise_and_rotate(k[0], k_weight, own[0], own[1], EPS))
@@ -177,7 +140,7 @@ class ContiguousCache:
         return F.scaled_dot_product_attention(*parts, enable_gqa=grouped).transpose(1, 2)[None]
 
     def advance(self, frames: int) -> None:
-        """See `ops.cache.Cache.advance`; the host counts in `finish`, outside of the compiled step."""
+        """Do nothing: the host counts in `finish`, outside of the compiled step."""
 
     def finish(self) -> None:
         """End a step."""

@@ -5,10 +5,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from bench.baselines.compiled_step import CompiledSampler
 
-from aapt_fast.models.aapt import generator
-from aapt_fast.profiling import compiled
-from aapt_fast.profiling.compiled import CompiledSampler, plain_ops
 from aapt_fast.streaming.session import StreamSession
 from aapt_fast.testing.compare import assert_near
 from aapt_fast.testing.streams import STREAMS, play, random_controls, random_model, random_session
@@ -46,16 +44,10 @@ def test_a_full_window_is_compiled_once_and_without_our_ops():
         graphs.append(graph)
         return graph
 
+    def compiler(function, mode):
+        return torch.compile(function, backend=keep, fullgraph=True)
+
     model = random_model(next(iter(STREAMS.values())))
-    compiler = lambda function, mode: torch.compile(function, backend=keep, fullgraph=True)  # noqa: E731
     with open_baseline(model, compiler) as session:
         play(session, random_controls(model, STEPS))
     assert len(graphs) == 1 and "aapt" not in graphs[0].code and "scaled_dot_product_attention" in graphs[0].code
-
-
-def test_plain_ops_are_there_inside_the_block_only():
-    before = generator.gate_residual_norm, generator.channel_concat, generator.clean_frame
-    with pytest.raises(ZeroDivisionError), plain_ops():
-        assert generator.gate_residual_norm is compiled._gate_residual_norm
-        raise ZeroDivisionError
-    assert (generator.gate_residual_norm, generator.channel_concat, generator.clean_frame) == before

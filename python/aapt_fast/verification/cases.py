@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A suite per op: shapes of real models, tiny ones to try it out, and the case of a shape.
+
+FLOP and bytes count the work itself. The first shape of a suite is the most important one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from aapt_fast.ops import (
+    PAGE_SLOTS,
+    channel_concat,
+    clean_frame,
+    gate_residual_norm,
+    kv_write,
+    paged_attention,
+    philox_normal,
+)
+from aapt_fast.verification import baselines
+from aapt_fast.verification.case import Case, Setting
+
+LATENT_CHANNELS, PATCH = 16, 2
+LARGEST_COMPOSITION_BYTES = 16 * 2**30
+"""The composition of attention keeps a float32 score per pair; beyond this it is not tried."""
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Suite:
+    """The shapes of an op, and `build(shape, setting)`."""
+
+    build: Callable[[Shape, Setting], Case]
+    shapes: tuple[Shape, ...]
+    tiny: Shape
+    dtype: torch.dtype = torch.bfloat16
+
+
+def attention_case(shape: Shape, setting: Setting) -> Case:
+    """Attention of one frame's tokens over a paged window; shape: query tokens, keys, heads, head width.
+
+    Keys and values lie as the cache keeps them: every frame starts on a page, pages lie anywhere in the pool. The
+    baselines get plain contiguous tensors.
+    """
+    tokens, keys, heads, width = shape
+    flops = 4.0 * tokens * keys * heads * width
+    moved = setting.dtype.itemsize * heads * width * (2 * tokens + 2 * keys)
+    case = Case("paged_attention", shape, setting.dtype, flops, moved)
+    q = setting.randn(1, tokens, heads, width)
+    k, v = setting.randn(2, keys, heads, width).unbind()
+    contiguous = [x.transpose(-3, -2).contiguous() for x in (q, k[None], v[None])]  # [1, H, tokens or keys, D]
+    if setting.device.type == "cuda":
+        for name, backend in baselines.BACKENDS.items():
+            case.systems[f"SDPA {name}, contiguous"] = partial(baselines.attention, backend, *contiguous)
+    else:
+        case.systems["SDPA on a CPU, contiguous"] = partial(baselines.attention, None, *contiguous)
+    for library in baselines.LIBRARIES:
+        try:
+            case.systems[f"{library}, contiguous"] = baselines.library_attention(library, q, k, v)
+        except Exception as error:  # installed, but for another GPU or torch
+            case.unavailable[f"{library}, contiguous"] = f"{type(error).__name__}: {error}"
+    table = pages(k, v, tokens)
+    scores = 4 * heads * tokens * keys
+    if scores <= LARGEST_COMPOSITION_BYTES:
+        case.add_op(setting, lambda: paged_attention(q, *table)[0])
+    else:
+        case.unavailable["torch composition of paged_attention, eager"] = f"its scores alone take {scores / 1e9:.0f} GB"
+        case.add_kernels(setting, lambda: paged_attention(q, *table)[0])
+    return case
+
+
+def pages(k: Tensor, v: Tensor, tokens: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Lay k and v [S, H, D], as frames of `tokens`, into random pages.
+
+    Returns k_pages and v_pages [P, 64, H, D], ids and counts [1, M].
+    """
+    counts = []
+    for start in range(0, len(k), tokens):
+        full, rest = divmod(min(tokens, len(k) - start), PAGE_SLOTS)
+        counts += [PAGE_SLOTS] * full + ([rest] if rest else [])
+    valid, ids = torch.tensor(counts), torch.randperm(len(counts))
+    slots = torch.arange(PAGE_SLOTS)[None] < valid[:, None]  # [M, 64]
+    rows = (ids[:, None] * PAGE_SLOTS + torch.arange(PAGE_SLOTS))[slots].to(k.device)
+    pools = []
+    for x in (k, v):
+        flat = torch.zeros(len(counts) * PAGE_SLOTS, *x.shape[1:], dtype=x.dtype, device=x.device)
+        pools.append(flat.index_copy_(0, rows, x).view(len(counts), PAGE_SLOTS, *x.shape[1:]))
+    page_ids, page_valid = (x.int()[None].to(k.device) for x in (ids, valid))
+    return pools[0], pools[1], page_ids, page_valid
+
+
+def kv_write_case(shape: Shape, setting: Setting) -> Case:
+    """Norm and rotation of queries and keys, and the write into pages; shape: tokens, heads, head width.
+
+    q, k and v are views of one projection. Every system has pages of its own, so that none can live on what another
+    one wrote. Three tensors are read, three written; per element of q and k 4 FLOP for a norm, 3 for a rotation.
+    """
+    tokens, heads, width = shape
+    elements = tokens * heads * width
+    moved = 6 * elements * setting.dtype.itemsize + 2 * 4 * tokens * width // 2
+    case = Case("kv_write", shape, setting.dtype, 7.0 * 2 * elements, moved)
+    q, k, v = setting.randn(1, tokens, 3, heads, width).unbind(2)
+    q_weight, k_weight = setting.randn(2, width).unbind()
+    angles = setting.randn32(tokens, width // 2)
+    count = -(-tokens // PAGE_SLOTS)
+    ids = torch.randperm(count + 3)[:count].int()[None].to(setting.device)
+    shared = (q, k, v, q_weight, k_weight, angles.cos(), angles.sin())
+
+    def own_pages() -> tuple[Tensor, Tensor]:
+        k_pages = torch.zeros(count + 3, PAGE_SLOTS, heads, width, dtype=q.dtype, device=q.device)
+        return k_pages, torch.zeros_like(k_pages)
+
+    def write(k_pages: Tensor, v_pages: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return kv_write(*shared, k_pages, v_pages, ids), k_pages, v_pages
+
+    case.add_plain(setting, partial(baselines.kv_write, *shared, *own_pages(), ids))
+    case.add_composition(setting, partial(write, *own_pages()))
+    case.add_kernels(setting, partial(write, *own_pages()))
+    return case
+
+
+def gate_residual_norm_case(shape: Shape, setting: Setting) -> Case:
+    """The gated residual sum and the norm after it, as in a block of the generator; shape: tokens, width.
+
+    Gate, scale and shift are [1, 1, d]. 8 FLOP per element.
+    """
+    tokens, width = shape
+    moved = (4 * tokens + 3) * width * setting.dtype.itemsize
+    case = Case("gate_residual_norm", shape, setting.dtype, 8.0 * tokens * width, moved)
+    x, y = setting.randn(2, 1, tokens, width).unbind()
+    arguments = (x, y, *setting.randn(3, 1, 1, width).unbind())
+    case.add_plain(setting, partial(baselines.gate_residual_norm, *arguments))
+    case.add_op(setting, partial(gate_residual_norm, *arguments))
+    return case
+
+
+def channel_concat_case(shape: Shape, setting: Setting) -> Case:
+    """Patch embedding of noise, recycled frame and control; shape: control channels, latent height and width, d.
+
+    16 latent channels, patches of 2 x 2. 2 * tokens * inputs * d FLOP with inputs = 4 * (32 + control channels).
+    """
+    controls, height, width, features = shape
+    tokens = (height // PATCH) * (width // PATCH)
+    inputs = (2 * LATENT_CHANNELS + controls) * PATCH**2
+    moved = setting.dtype.itemsize * (tokens * (inputs + features) + (inputs + 1) * features)
+    case = Case("channel_concat", shape, setting.dtype, 2.0 * tokens * inputs * features, moved)
+    noised, recycled = setting.randn(2, 1, LATENT_CHANNELS, height, width).unbind()
+    control = setting.randn(1, controls, height, width) if controls else None
+    weight, bias = setting.randn(features, inputs) / inputs**0.5, setting.randn(features)
+    arguments = (noised, recycled, control, weight, bias, PATCH)
+    case.add_plain(setting, partial(baselines.channel_concat, *arguments))
+    case.add_op(setting, partial(channel_concat, *arguments))
+    return case
+
+
+def philox_case(shape: Shape, setting: Setting) -> Case:
+    """Normal noise of one step from (seed, step); shape: channels, latent height and width.
+
+    One float32 tensor is written. 40 integer and 15 floating point operations per element, roughly. torch.randn makes
+    other numbers, which depend on earlier calls; it shows the cost of a stateful generator.
+    """
+    channels, height, width = shape
+    count = channels * height * width
+    case = Case("philox_normal", shape, torch.float32, 15.0 * count, 4 * count)
+    seed, step = (torch.tensor([number], device=setting.device) for number in (7, 3))
+    case.add_op(setting, partial(philox_normal, seed, step, (channels, height, width)))
+    case.systems["torch.randn (other numbers)"] = partial(torch.randn, 1, *shape, device=setting.device)
+    case.other_numbers.add("torch.randn (other numbers)")
+    return case
+
+
+def clean_frame_case(shape: Shape, setting: Setting) -> Case:
+    """The end of an evaluation, velocity tokens and noised frame to clean frame; shape: channels, height, width.
+
+    As in a generator whose last linear layer gives the velocity. 2 FLOP per element.
+    """
+    channels, height, width = shape
+    count = channels * height * width
+    moved = count * (setting.dtype.itemsize + 2 * 4)
+    case = Case("clean_frame", shape, setting.dtype, 2.0 * count, moved)
+    tokens = setting.randn(1, height // PATCH * (width // PATCH), channels * PATCH**2)
+    arguments = (tokens, setting.randn32(1, channels, 1, height, width), setting.randn32(1).abs(), PATCH)
+    case.add_plain(setting, partial(baselines.clean_frame, *arguments))
+    case.add_op(setting, partial(clean_frame, *arguments))
+    return case
+
+
+SUITES = {
+    "paged_attention": Suite(
+        attention_case,
+        (
+            (1196, 35880, 24, 128),  # aapt-8b at 736x416, 30 frames
+            (1196, 38272, 24, 128),  # 32 frames: sink, 30 past ones, the present one
+            (1560, 32760, 12, 128),  # Wan 1.3B at 832x480, 21 frames
+            (3600, 61200, 24, 128),  # aapt-8b at 1280x720, 17 frames
+        ),
+        (65, 130, 2, 64),
+    ),
+    "kv_write": Suite(kv_write_case, ((1196, 24, 128), (3600, 24, 128), (1560, 12, 128)), (65, 2, 64)),
+    "gate_residual_norm": Suite(gate_residual_norm_case, ((1196, 3072), (3600, 3072), (1560, 1536)), (65, 128)),
+    "channel_concat": Suite(
+        channel_concat_case, ((0, 52, 92, 3072), (64, 52, 92, 3072), (64, 90, 160, 3072)), (4, 8, 12, 64)
+    ),
+    "philox_normal": Suite(philox_case, ((16, 52, 92), (16, 90, 160)), (3, 5, 7), torch.float32),
+    "clean_frame": Suite(clean_frame_case, ((16, 52, 92), (16, 90, 160), (48, 44, 80)), (8, 6, 10)),
+}
+"""By op."""
