@@ -28,6 +28,7 @@ from aapt_fast.ops.kernels import use_kernels
 from aapt_fast.ops.window import WindowRule
 from aapt_fast.profiling.document import DTYPE_NAMES, Document, result
 from aapt_fast.profiling.timing import Sample
+from aapt_fast.streaming.session import StreamSession
 from aapt_fast.verification.case import obstacles
 from aapt_fast.verification.compare import relative_l2
 from bench.harness.program import current_device, finish, open_document, parser

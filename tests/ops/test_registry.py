@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import types
+from collections.abc import Callable
 
 import pytest
 import torch
+from torch import Tensor
 
 from aapt_fast import ops
 from aapt_fast.ops import reference
@@ -17,29 +19,45 @@ from aapt_fast.testing.compare import assert_near
 CPU = torch.device("cpu")
 
 
-def arguments_of(op: str) -> tuple:
-    """Arguments of the registered op, without autocast's dtypes: the tensors are float32."""
-    torch.manual_seed(0)
-    ids, valid = torch.tensor([[0, 1]], dtype=torch.int32), torch.tensor([[64, 6]], dtype=torch.int32)
-    pages = torch.randn(3, 64, 2, 8)
-    tokens = torch.randn(1, 70, 2, 8)
-    angles = torch.randn(70, 4)
-    return {
-        "causal_conv3d": (torch.randn(1, 3, 2, 4, 4), torch.randn(5, 3, 3, 3, 3), None, None),
-        "channel_concat": (*torch.randn(2, 1, 3, 4, 4), None, torch.randn(8, 24), torch.randn(8), 2),
-        "clean_frame": (torch.randn(1, 4, 8), torch.randn(1, 2, 1, 4, 4), torch.rand(1), 2),
-        "gate_residual_norm": (*torch.randn(2, 1, 5, 16), torch.randn(16), torch.randn(16), torch.randn(16), 1e-6),
-        "kv_write": (
-            *(tokens, tokens.clone(), tokens.clone(), torch.randn(8), None, angles.cos(), angles.sin()),
-            *(pages.clone(), pages.clone(), ids, 1e-6),
+def seeded(function: Callable[[], tuple]) -> Callable[[], tuple]:
+    def call() -> tuple:
+        torch.manual_seed(0)
+        return function()
+
+    return call
+
+
+def pages() -> Tensor:
+    return torch.randn(3, 64, 2, 8)
+
+
+def tokens() -> Tensor:
+    return torch.randn(1, 70, 2, 8)
+
+
+IDS, VALID = torch.tensor([[0, 1]], dtype=torch.int32), torch.tensor([[64, 6]], dtype=torch.int32)
+ANGLES = torch.linspace(0, 3, 280).view(70, 4)
+
+ARGUMENTS = {
+    op: seeded(function)
+    for op, function in {
+        "causal_conv3d": lambda: (torch.randn(1, 3, 2, 4, 4), torch.randn(5, 3, 3, 3, 3), None, None),
+        "channel_concat": lambda: (*torch.randn(2, 1, 3, 4, 4), None, torch.randn(8, 24), torch.randn(8), 2),
+        "clean_frame": lambda: (torch.randn(1, 4, 8), torch.randn(1, 2, 1, 4, 4), torch.rand(1), 2),
+        "gate_residual_norm": lambda: (*torch.randn(2, 1, 5, 16), *torch.randn(3, 16), 1e-6),
+        "kv_write": lambda: (
+            *(tokens(), tokens(), tokens(), torch.randn(8), None, ANGLES.cos(), ANGLES.sin()),
+            *(pages(), pages(), IDS, 1e-6),
         ),
-        "paged_attention": (tokens, pages, pages.flip(0), ids, valid, 0.3, None),
-        "philox_normal": (torch.tensor([3]), torch.tensor([1]), (2, 3, 4)),
-    }[op]
+        "paged_attention": lambda: (tokens(), pages(), pages(), IDS, VALID, 0.3, None),
+        "philox_normal": lambda: (torch.tensor([3]), torch.tensor([1]), (2, 3, 4)),
+    }.items()
+}
+"""Arguments of a registered op in float32, the same in every call."""
 
 
-def results(found: object) -> list[torch.Tensor]:
-    return [found] if isinstance(found, torch.Tensor) else list(found)
+def results(found: object) -> list[Tensor]:
+    return [found] if isinstance(found, Tensor) else list(found)
 
 
 def test_every_registered_op_has_a_body_for_both_devices():
@@ -57,25 +75,23 @@ def test_all_public_names_exist():
     assert all(hasattr(ops, name) for name in ops.__all__)
 
 
-def casts_for_itself(op: str) -> bool:
-    """True for an op with a rule for autocast, whose bodies are called with autocast off."""
-    rules = [torch._C._dispatch_has_kernel_for_dispatch_key(f"aapt::{op}", f"Autocast{key}") for key in ("CPU", "CUDA")]
-    assert rules[0] == rules[1]
-    return rules[0]
-
-
-def test_ops_with_a_rule_for_autocast():
-    assert {op for op in OPS if casts_for_itself(op)} == {"causal_conv3d", "channel_concat", "gate_residual_norm"}
-
-
-@pytest.mark.parametrize("device_type", ["cpu", "cuda"])
-@pytest.mark.parametrize("op", [op for op in OPS if not casts_for_itself(op)])
-def test_a_body_computes_the_same_under_autocast(op, device_type):
-    """Bodies for GPUs run on CPU tensors here: a lower precision inside would show in the numbers."""
-    body = OPS[op][device_type]
-    expected = results(body(*arguments_of(op)))
+@pytest.mark.parametrize("op", ARGUMENTS)
+def test_a_body_for_gpus_computes_the_same_under_autocast(op):
+    """It runs on CPU tensors here, where a lower precision inside would show in the numbers as well."""
+    body = OPS[op]["cuda"]
+    expected = results(body(*ARGUMENTS[op]()))
     with torch.autocast("cpu", torch.bfloat16):
-        found = results(body(*arguments_of(op)))
+        found = results(body(*ARGUMENTS[op]()))
+    for one, other in zip(found, expected, strict=True):
+        assert one.dtype == other.dtype and torch.equal(one, other)
+
+
+@pytest.mark.parametrize("op", ["clean_frame", "gate_residual_norm", "kv_write", "paged_attention", "philox_normal"])
+def test_ops_in_float32_compute_the_same_under_autocast(op):
+    call = getattr(torch.ops.aapt, op).default
+    expected = results(call(*ARGUMENTS[op]()))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = results(call(*ARGUMENTS[op]()))
     for one, other in zip(found, expected, strict=True):
         assert one.dtype == other.dtype and torch.equal(one, other)
 
@@ -83,15 +99,14 @@ def test_a_body_computes_the_same_under_autocast(op, device_type):
 @pytest.mark.parametrize("op", ["causal_conv3d", "channel_concat"])
 def test_ops_that_cast_return_the_dtype_of_autocast(op):
     call = getattr(torch.ops.aapt, op).default
+    double = [x.double() if isinstance(x, Tensor) else x for x in ARGUMENTS[op]()]
     with torch.autocast("cpu", torch.bfloat16):
-        assert call(*arguments_of(op)).dtype == torch.bfloat16
-    double = [x.double() if isinstance(x, torch.Tensor) else x for x in arguments_of(op)]
-    with torch.autocast("cpu", torch.bfloat16):
+        assert call(*ARGUMENTS[op]()).dtype == torch.bfloat16
         assert call(*double).dtype == torch.float64
 
 
 def test_autocast_would_show_in_the_reference_of_attention():
-    arguments = arguments_of("paged_attention")
+    arguments = ARGUMENTS["paged_attention"]()
     with torch.autocast("cpu", torch.bfloat16):
         lower = reference.paged_attention(*arguments)[0]
     with pytest.raises(AssertionError):

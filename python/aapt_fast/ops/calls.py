@@ -28,7 +28,7 @@ class OpCalls:
         self._on_op = on_op
 
     def what_ran(self) -> dict[str, str]:
-        """For each op that was called the name of a kernel or the torch code in words; several joined by "and"."""
+        """Names of what ran, by op: a kernel or the torch code in words; several are joined by "and"."""
         return {op: " and ".join(counts) for op, counts in sorted(self.counts.items()) if counts}
 
     def begin(self, op: str) -> OpCall:

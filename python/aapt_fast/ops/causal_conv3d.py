@@ -23,7 +23,7 @@ from torch import Tensor
 from aapt_fast.errors import require, require_device, require_dtype, require_shape
 from aapt_fast.ops.registry import COMPOSITION, register
 
-# Below these sizes preparing the combined weights costs more than the multiplications that pairing saves.
+# Smallest sizes for pairing; on smaller ones preparing the combined weights costs more than pairing saves.
 _PAIRING_MIN_CHANNELS = 16
 _PAIRING_MIN_POSITIONS = 1024
 # oneDNN computes output channels in blocks of 16: up to that many, more outputs are free.
@@ -94,7 +94,7 @@ def _convolve_cpu(x: Tensor, weight: Tensor, bias: Tensor | None, history: Tenso
 
 
 def _pairing_pays(x: Tensor, weight: Tensor) -> bool:
-    """Whether `_pairs_of_frames` applies and is faster. In float32 only: sums of inputs need the spare digits."""
+    """True if `_pairs_of_frames` applies and is faster. Float32 only: sums of inputs need the spare digits."""
     length, height, width = x.shape[2:]
     outputs, channels, taps, kernel_height = weight.shape[:4]
     applies = taps == 3 and length % 2 == 0 and x.dtype == torch.float32
@@ -140,7 +140,7 @@ def _taps_in_inputs(frames: Tensor, weight: Tensor, bias: Tensor | None) -> Tens
 
 
 def _taps_in_outputs(frames: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """For few outputs (to RGB): convolve each frame once with all taps as outputs, then add up over time."""
+    """Convolve each frame once with all taps as outputs, then add up over time; for few outputs (to RGB)."""
     outputs, _, taps = weight.shape[:3]
     parts = _convolve_frames(frames, weight.permute(2, 0, 1, 3, 4).flatten(0, 1), None)
     length = frames.shape[1] - (taps - 1)

@@ -1,17 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attention over keys and values that are not in our page pool yet: plain tensors, or pages of another size.
+"""Attention over keys and values outside the page pool: plain tensors, or pages of another size.
 
-Nothing here computes a softmax itself. A call goes through `paged_attention` where that is right, and through torch's
-`scaled_dot_product_attention` elsewhere:
+Calls go through `paged_attention` or through torch's `scaled_dot_product_attention`:
 
     gradients recorded                          torch
-    log-sum-exp asked for                       pages
-    a compiled kernel is on and does the case   pages
+    log-sum-exp wanted                          pages
+    a compiled kernel is on and takes q         pages
     the user has named a kernel                 pages (it runs or raises)
     otherwise                                   torch: without a kernel, pages of plain tensors gain nothing
 
 A plain tensor [B, L, Hkv, D] becomes a pool of pages without a copy where its memory allows it: pages are 64 tokens,
-and tokens after the L-th are never looked at. The name of a GPU plays no part in any of this.
+and tokens after the L-th are never read.
 """
 
 from __future__ import annotations
@@ -27,12 +26,12 @@ from aapt_fast.ops._checks import PAGE_DTYPES, PAGE_SLOTS
 from aapt_fast.ops.kernels import KERNELS, running_kernel, selection
 from aapt_fast.ops.paged_attention import paged_attention
 
-# Scores of one piece of queries where only the float32 composition is there to give the log-sum-exp.
+# Most scores of one piece of queries where the float32 reference computes the log-sum-exp.
 _SCORES_AT_ONCE = 2**26
 
 
 def through_pages(q: Tensor, k: Tensor, v: Tensor) -> bool:
-    """Whether `dense_attention` takes the pages for q [B, Nq, H, D], k and v [B, L, Hkv, D], without a log-sum-exp."""
+    """True if `dense_attention` takes the pages for q [B, Nq, H, D], k and v [B, L, Hkv, D], without a log-sum-exp."""
     if _records_gradients(q, k, v):
         return False
     if any(kernel.op == "paged_attention" and kernel.name in selection().names for kernel in KERNELS.values()):
@@ -62,7 +61,7 @@ def dense_attention(
 
     Returns:
         out: [B, Nq, H, Dv] in q.dtype; 0 in a row without keys.
-        lse: float32 [B, H, Nq], natural logarithm, or None if not asked for.
+        lse: float32 [B, H, Nq], natural logarithm, or None without `with_lse`.
 
     Raises:
         ValueError: shapes, dtypes or devices do not fit.
@@ -91,7 +90,7 @@ def table_attention(
         q: [B, Nq, H, D].
         k_cache: [P, S, Hkv, D]; where S is a multiple of 64, a page is S / 64 of ours, and nothing is copied.
         v_cache: [P, S, Hkv, D].
-        table: integers [B, M], the pages of each row; entries after its length are not looked at.
+        table: integers [B, M], the pages of each row; entries after its length are not read.
         lengths: integers [B], tokens of each row.
         scale: factor on the scores; None means D ** -0.5.
         with_lse: also give the log-sum-exp.

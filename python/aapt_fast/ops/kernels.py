@@ -108,10 +108,6 @@ class Selection:
         """The compiled module, or None where there is none."""
         return self.extension if self.extension is not None else extension_or_none()
 
-    def asks_for(self, kernel: str) -> bool:
-        """True if the user has named this kernel or said `all`."""
-        return "all" in self.names or kernel in self.names
-
 
 @functools.cache
 def _selection_of_the_process() -> Selection:

@@ -143,19 +143,8 @@ def _normalise_and_rotate(
     return y.to(x.dtype)
 
 
-def _composition(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    q_weight: Tensor | None,
-    k_weight: Tensor | None,
-    cos: Tensor | None,
-    sin: Tensor | None,
-    k_pages: Tensor,
-    v_pages: Tensor,
-    page_ids: Tensor,
-    eps: float,
-) -> Tensor:
+def _composition(*arguments: Any) -> Tensor:
+    q, k, v, q_weight, k_weight, cos, sin, k_pages, v_pages, page_ids, eps = arguments
     _write(_normalise_and_rotate(k, k_weight, cos, sin, eps), k_pages, page_ids)
     _write(v, v_pages, page_ids)
     rotated = _normalise_and_rotate(q, q_weight, cos, sin, eps)
@@ -173,10 +162,10 @@ def _write(tokens: Tensor, pages: Tensor, page_ids: Tensor) -> None:
         pages[:, :rest].index_copy_(0, ids[:, full], tokens[:, full * PAGE_SLOTS :])
 
 
-def _cpu(q: Tensor, *arguments: Any) -> Tensor:
+def _cpu(*arguments: Any) -> Tensor:
     *_, k_pages, _, page_ids, _ = arguments
     _check_page_ids(page_ids, k_pages.shape[0])
-    return _composition(q, *arguments)
+    return _composition(*arguments)
 
 
 def _check_page_ids(page_ids: Tensor, pages: int) -> None:

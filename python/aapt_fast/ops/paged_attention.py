@@ -45,7 +45,7 @@ def paged_attention(
         v_pages: [P, 64, Hkv, D], same dtype.
         page_ids: int32 [B, M], pages of each row in any order.
         page_valid: int32 [B, M], valid slots (0..64) of each listed page; 0 means the entry is unused and its page id
-            is not looked at.
+            is not read.
         scale: factor on the scores; None means D ** -0.5.
         page_bias: float32 [B, M], added to the scores of each listed page (natural units), or None.
 
@@ -93,7 +93,7 @@ def _bind(kernel: Kernel, *arguments: Any) -> tuple[tuple[Tensor, Tensor], tuple
 
 
 def _schedule(q: Tensor, entries: int) -> Schedule:
-    """How the kernel that splits the keys does it for q [B, Nq, H, D]: it works with pairs of blocks of 128 queries."""
+    """The split of the keys of q [B, Nq, H, D] for sm90_split, which works with pairs of blocks of 128 queries."""
     batch, tokens, heads, _ = q.shape
     return split_schedule(-(-tokens // 256), batch * heads, entries, slots_of(q.device, cluster=2))
 
@@ -163,16 +163,11 @@ def _gather(pages: Tensor, ids: Tensor, counts: tuple[int, ...]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
 
-def _cuda(q: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
-    with torch.autocast(q.device.type, enabled=False):  # which would multiply in a lower precision
-        return reference.paged_attention(q, *arguments)
-
-
 _call = register(
     "paged_attention(Tensor q, Tensor k_pages, Tensor v_pages, Tensor page_ids, Tensor page_valid, float scale,"
     " Tensor? page_bias) -> (Tensor, Tensor)",
     _cpu,
-    cuda=(_cuda, REFERENCE),
+    cuda=(reference.paged_attention, REFERENCE),
     allocate=_allocate,
     bind=_bind,
 )

@@ -75,14 +75,13 @@ def register(
 
     Args:
         schema: as for `torch.library.define`, without defaults; the first argument is a tensor.
-        torch_code: computes the op with torch operators, on the CPU and, unless `cuda` is given, on GPUs. Autocast
-            reaches into it: operators that autocast would run in a lower precision have to switch it off.
+        torch_code: computes the op with torch operators, on the CPU and, unless `cuda` is given, on GPUs.
         allocate: empty results of the right shape, dtype and strides, for torch.compile.
         cuda: (torch code for GPUs, its name in reports).
         bind: what to pass to a compiled kernel; None for an op without kernels.
         backward: (setup_context, backward) of `torch.library.register_autograd`.
         autocast: cast floating point arguments to this dtype under autocast; "lower" means the dtype in force and
-            leaves float64 alone; None changes nothing.
+            leaves float64 alone; None changes nothing. Torch code for GPUs never sees autocast itself.
 
     Returns:
         The function to call: the op's only overload.
@@ -92,7 +91,7 @@ def register(
     _library.define(schema)
     OPS[name] = {
         "cpu": Body(name, torch_code, COMPOSITION, bind),
-        "cuda": Body(name, cuda_code, cuda_words, bind),
+        "cuda": Body(name, partial(_without_autocast, cuda_code), cuda_words, bind),
     }
     call = getattr(torch.ops.aapt, name).default
     for device_type, body in OPS[name].items():
@@ -106,6 +105,14 @@ def register(
         setup, gradients = backward
         torch.library.register_autograd(f"aapt::{name}", gradients, setup_context=setup, lib=_library)
     return call
+
+
+def _without_autocast(torch_code: Callable[..., Any], *arguments: Any) -> Any:
+    device_type = arguments[0].device.type
+    if not torch.is_autocast_enabled(device_type):
+        return torch_code(*arguments)
+    with torch.autocast(device_type, enabled=False):  # would multiply float32 in a lower precision
+        return torch_code(*arguments)
 
 
 def _call_in_lower_precision(call: Callable[..., Any], device_type: str, *arguments: Any) -> Any:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which heads of an attention kernel have their keys split over blocks, so that the last wave of blocks is full."""
+"""Split of heads' keys over blocks in an attention kernel, so that the last wave of blocks is full."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ import torch
 
 MOST_PARTS = 8
 LEAST_ENTRIES_PER_PART = 16
-"""Below this the start and the end of a block cost more than a fuller wave gains."""
+"""Fewest entries of the page table in a part. The start and the end of a block cost more than a fuller wave gains
+below this."""
 
 PART_COSTS_ENTRIES = 9.0
-"""What a part costs beside its keys, as entries of the page table (64 keys each): its float32 result is written and
-read again, and a block has a start and an end. An estimate for the H200, to be measured."""
+"""Cost of a part beside its keys, as entries of the page table (64 keys each): its float32 result is written and read
+again, and a block has a start and an end. An estimate for the H200, to be measured."""
 
 
 class Schedule(NamedTuple):
@@ -26,7 +27,7 @@ class Schedule(NamedTuple):
 
 @functools.lru_cache(256)
 def split_schedule(tiles: int, heads: int, entries: int, slots: int) -> Schedule:
-    """The schedule that ends first, as far as counting blocks can say; the one with the fewest parts among equals.
+    """Choose the schedule that ends first by a count of blocks; among equals the one with the fewest parts.
 
     Args:
         tiles: blocks (or clusters) for the queries of a head.
@@ -47,7 +48,7 @@ def split_schedule(tiles: int, heads: int, entries: int, slots: int) -> Schedule
 
 
 def makespan(tiles: int, heads: int, schedule: Schedule, slots: int) -> float:
-    """When the last block ends, in units of a whole one, where blocks start in their order as slots become free."""
+    """Time until the last block ends, in units of a whole block; blocks start in order as slots become free."""
     whole, parts = schedule.whole * tiles, schedule.parts
     pieces = (heads - schedule.whole) * tiles * parts
     full, late = divmod(whole, slots)  # slots with one whole block more than the others
@@ -58,6 +59,6 @@ def makespan(tiles: int, heads: int, schedule: Schedule, slots: int) -> float:
 
 
 def slots_of(device: torch.device, cluster: int) -> int:
-    """Clusters of so many blocks that run at the same time, with a block per multiprocessor; 66 without a GPU."""
+    """Number of clusters of `cluster` blocks that run at once, a block per multiprocessor (132 without a GPU)."""
     blocks = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 132
     return blocks // cluster
