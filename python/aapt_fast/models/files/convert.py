@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from aapt_fast.errors import CheckpointError, require
 from aapt_fast.models.files.compare import SMALL, require_equal_models
-from aapt_fast.models.files.load_generator import GROUPS, checked_dtype, open_wan_transformer, to_dtype
+from aapt_fast.models.files.load_generator import GROUPS, meta_wan_transformer, open_wan_transformer
 from aapt_fast.models.files.load_vae import WRAPPER, open_wan_vae, vae_file
 from aapt_fast.models.files.model_file import bundled_models, is_own_file, read_model
+from aapt_fast.models.files.named_weights import NamedWeights
 from aapt_fast.models.files.placement import WAN_DTYPES, require_path, require_usable_dtype
 from aapt_fast.models.files.read import (
     CONFIG_NAME,
@@ -35,7 +35,6 @@ from aapt_fast.models.files.read import (
 )
 from aapt_fast.models.files.write import Entry, compare_tensors, write_shards
 from aapt_fast.models.vae.wan import WanVAE
-from aapt_fast.models.wan.transformer import WanTransformer
 
 GENERATOR, VAE, OWN = "generator", "vae", "model of this package"
 PIPELINE_PARTS = {"transformer": GENERATOR, "transformer_2": GENERATOR, "vae": VAE}
@@ -169,25 +168,21 @@ def _plan(part: Part, config: Mapping[str, Any] | None, dtype: torch.dtype | Non
         tensors = read_tensors(part.file)
         entries = [Entry(name, dtype or tensor.dtype, tensor, name, part.file) for name, tensor in tensors.items()]
         return Plan(entries, None, read_metadata(part.file))
-    expected: Mapping[str, Tensor]
     if part.kind == VAE:
-        weights: Any = open_wan_vae(part.file, config)
+        weights: NamedWeights[Any] = open_wan_vae(part.file, config)
         with torch.device("meta"):
             expected = WanVAE(weights.config).to(dtype or torch.float32).state_dict()
-        name = "WanVAE"
+        said = {}  # a VAE's config.json with another class is passed over
     else:
         weights = open_wan_transformer(part.file, config)
-        own = weights.tensors[weights.file_key("patch_embedding.weight")].dtype
-        with torch.device("meta"):
-            model = to_dtype(WanTransformer(weights.config), checked_dtype(dtype or own, part.file))
-        expected, name = model.state_dict(), "WanTransformer"
+        expected = meta_wan_transformer(weights, dtype).state_dict()
+        said = {"_class_name": "WanTransformer"}
     keys = {ours: weights.file_key(ours) for ours in expected}
     check_tensors(expected, keys, weights.tensors, part.file)
     entries = []
     for ours, target in expected.items():
         tensor = weights.tensors[keys[ours]]
         entries.append(Entry(ours, target.dtype if dtype else tensor.dtype, tensor, keys[ours], part.file))
-    said = {} if part.kind == VAE else {"_class_name": name}  # a VAE's config.json with another class is passed over
     return Plan(entries, said | dataclasses.asdict(weights.config), {"format": "pt"})
 
 

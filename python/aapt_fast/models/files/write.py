@@ -59,7 +59,7 @@ def write_shards(
     where a file cannot be written.
     """
     shards = _cut(entries, shard_bytes)
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number, shard in enumerate(shards, 1):
         part = f"-{number:05d}-of-{len(shards):05d}" if len(shards) > 1 else ""
         path = folder / f"{NAME}{part}.safetensors"

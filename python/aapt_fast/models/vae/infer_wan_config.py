@@ -16,6 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from aapt_fast.errors import CheckpointError
+from aapt_fast.models.statements import agreed
 from aapt_fast.models.vae.wan import RGB, WanVAEConfig
 from aapt_fast.models.vae.wan_keys import WanVAEKeys, diffusers_levels
 from aapt_fast.models.vae.wan_statistics import PUBLISHED
@@ -94,22 +95,11 @@ def configuration(facts: Facts, given: Mapping[str, Mapping[str, Any]], source: 
 
     Raises CheckpointError where one of them contradicts the tensors or another, or where the statistics are unknown.
     """
-    said: dict[str, tuple[str, Any]] = {}
     colours = RGB * facts["patch_size"] ** 2
-    known = facts | {"in_channels": colours, "out_channels": colours, "attn_scales": ()}
-    for speaker, entries in given.items():
-        for key, value in _normalised(entries, facts).items():
-            if key in known and value != known[key]:
-                raise CheckpointError(
-                    f"{source}: {key}: expected {known[key]} as in the tensors, got {value} in {speaker}"
-                )
-            if key in said and value != said[key][1]:
-                other = said[key]
-                raise CheckpointError(
-                    f"{source}: {key}: expected {other[1]} as in {other[0]}, got {value} in {speaker}"
-                )
-            said[key] = (speaker, value)
-    statistics = {key: said[key][1] for key in STATISTICS if key in said}
+    implied = {"in_channels": colours, "out_channels": colours, "attn_scales": ()}
+    statements = [(*entry, place) for place, said in given.items() for entry in _normalised(said, facts).items()]
+    known = agreed(facts | implied, statements, source)
+    statistics = {key: known[key] for key in STATISTICS if key in known}
     if len(statistics) < len(STATISTICS):
         if facts["z_dim"] not in PUBLISHED:
             channels = f"{facts['z_dim']} latent channels: they are published for {' and '.join(map(str, PUBLISHED))}"

@@ -9,12 +9,13 @@ own.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor
 
 from aapt_fast.errors import CheckpointError, require
+from aapt_fast.models.statements import agreed
 from aapt_fast.models.wan.config import WanConfig
 from aapt_fast.ops.block_cache import Blocks
 
@@ -43,7 +44,7 @@ NAMES = {
     "blocks": ("blocks",),
 }
 _NOTHING_SAID = {"image_width": (None,), "out_channels": (None,)}  # null in a file means 0, or as many as in_channels
-_FIXED = {"patch": ((1, 2, 2),), "norm": ("rms_norm_across_heads", True)}
+_FIXED = {"patch": (1, 2, 2), "norm": "rms_norm_across_heads"}  # of all Wan transformers
 
 
 def wan_config(
@@ -66,20 +67,12 @@ def wan_config(
     Raises CheckpointError for tensors that no Wan transformer has, for shapes that do not go together, and for a
     configuration that contradicts them; ValueError for an unknown name in `given`.
     """
-    said = _translated(beside or {}, source)
     known = {name for names in NAMES.values() for name in names}
     for name in given or {}:
         require(name in known, "config", f"names out of {', '.join(sorted(known))}", name)
-    for name, value in _translated(given or {}, "config").items():
-        if said.setdefault(name, value) != value:
-            raise CheckpointError(f"{source}: {name}: expected {said[name]}, as its configuration says, got {value}")
     facts = _facts(tensors, source, file_key)
-    for name, allowed in _FIXED.items():
-        if said.get(name, allowed[0]) not in allowed:
-            raise CheckpointError(f"{source}: {name}: expected {allowed[0]}, got {said[name]}")
-    for name in facts.keys() & said.keys():
-        if said[name] != facts[name]:
-            raise CheckpointError(f"{source}: {name}: expected {facts[name]}, as its tensors say, got {said[name]}")
+    statements = [*_translated(beside or {}, "its config.json"), *_translated(given or {}, "config")]
+    said = agreed(facts | _FIXED, statements, source)
     facts["heads"], facts["head_dim"] = _heads(facts.pop("width"), said, source)
     facts |= {name: said[name] for name in ("text_length", "eps") if name in said}
     try:
@@ -88,17 +81,14 @@ def wan_config(
         raise CheckpointError(f"{source}: expected the configuration of a Wan transformer, got {error}") from error
 
 
-def _translated(config: Mapping[str, Any], source: object) -> dict[str, Any]:
-    """What a configuration says under our names."""
-    said: dict[str, Any] = {}
+def _translated(config: Mapping[str, Any], place: str) -> Iterator[tuple[str, Any, str]]:
+    """The statements (our name, value, place) of a configuration."""
     for name, aliases in NAMES.items():
         for alias in aliases:
-            if alias not in config or config[alias] in _NOTHING_SAID.get(name, ()):
-                continue
-            value = tuple(config[alias]) if isinstance(config[alias], list) else config[alias]
-            if said.setdefault(name, value) != value:
-                raise CheckpointError(f"{source}: {alias}: expected {said[name]}, as said before, got {value}")
-    return said
+            if alias in config and config[alias] not in _NOTHING_SAID.get(name, ()):
+                value = tuple(config[alias]) if isinstance(config[alias], list) else config[alias]
+                value = _FIXED["norm"] if name == "norm" and value is True else value
+                yield name, value, f"{alias} of {place}"
 
 
 def _facts(tensors: Mapping[str, Tensor], source: object, file_key: Callable[[str], str]) -> dict[str, Any]:
