@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The rule for what several sources say about one model: they agree, or the file is refused."""
+"""The rule for statements about one model from several sources: they agree, or the file is refused."""
 
 from __future__ import annotations
 

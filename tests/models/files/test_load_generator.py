@@ -253,7 +253,7 @@ BAD_TENSORS = {
     "norm": (
         dict,
         {"num_heads": 3, "qk_norm": "layer_norm"},
-        "norm: expected rms_norm_across_heads as in the tensors, got",
+        "norm: expected rms_norm_across_heads as in the tensors",
     ),
 }
 
@@ -299,7 +299,7 @@ def test_the_names_of_the_file_are_reported(tmp_path):
     [
         (
             {"num_attention_heads": 4, "attention_head_dim": 12, "num_heads": 3},
-            "heads: expected 4 as in num_attention_heads of its config.json, got 3 in num_heads of",
+            "heads: expected 4 as in num_attention_heads of",
         ),
         ({"num_attention_heads": 4}, "heads: expected 48 = heads x head_dim, as its tensors say, got 4 x 16"),
         ({"num_layers": 7}, "layers: expected 2 as in the tensors, got 7"),
@@ -321,9 +321,7 @@ def test_contradicting_configurations(tmp_path, change, message):
 
 def test_the_user_contradicts_the_configuration(tmp_path):
     oracle(WAN_KINDS["t2v"]).save_pretrained(tmp_path)
-    with pytest.raises(
-        CheckpointError, match="heads: expected 3 as in .* of its config.json, got 6 in heads of config"
-    ):
+    with pytest.raises(CheckpointError, match=r"heads: expected 3 as in .* of its config.json, got 6 in heads of"):
         aapt_fast.load_generator(tmp_path, config={"heads": 6})
     with pytest.raises(ValueError, match=r"config: expected names out of .*, got number_of_heads"):
         aapt_fast.load_generator(tmp_path, config={"number_of_heads": 6})

@@ -35,8 +35,8 @@ def require_equal_models(
     """
     dtype = None if dtype == torch.float64 else dtype  # narrowed below; small VAEs do not compute in it
     loaders: dict[str, Any] = {"generator": load_generator, "vae": load_vae}
-    for what, load in loaders.items():
-        if kind not in loaders or what == kind:
+    for part, load in loaders.items():
+        if kind not in loaders or part == kind:
             _require_equal(load(source, config=config, dtype=dtype), load(result, dtype=dtype), result)
 
 

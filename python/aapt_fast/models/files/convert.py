@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weight files of others, written again as safetensors under the names of this package, with a `config.json`.
+"""Conversion of weight files to safetensors under the names of this package, with a `config.json`.
 
-What `load_generator` and `load_vae` read can be converted; they read the result as well, faster and without the
-code that knows everybody else's names. A part of a pipeline goes into a folder of its name. A file of `save_pretrained`
+All files that `load_generator` and `load_vae` read can be converted. They read the result as well, faster and without
+a translation of names. A part of a pipeline goes into a folder of its name. A file of `save_pretrained`
 stays one file that holds its configuration itself.
 """
 
@@ -51,7 +51,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is going to be written for a part."""
+    """The weights, configuration and metadata to write for a part."""
 
     entries: list[Entry]
     config: Mapping[str, Any] | None
@@ -59,7 +59,7 @@ class Plan:
 
     @property
     def nbytes(self) -> int:
-        """Of the weights."""
+        """Size of the weights in the files to be written."""
         return sum(entry.nbytes for entry in self.entries)
 
 
@@ -76,17 +76,17 @@ def convert_files(
     """Convert the models in `source` to the folder `out`, which appears when all of it is written and verified.
 
     Args:
-        source: what `load_generator` or `load_vae` takes; a pipeline's folder, or an original one with both.
+        source: a path that `load_generator` or `load_vae` takes; a pipeline's folder, or an original one with both.
         out: a folder that does not exist or is empty.
         config: as for `load_generator` and `load_vae`; of several parts by their names (`transformer`, `vae`).
-        dtype: of the weights; a Wan transformer keeps what is sensitive in float32. None keeps every tensor's own.
+        dtype: of the weights; a Wan transformer keeps sensitive parts in float32. None keeps every tensor's own.
         verify: read the result again and compare every tensor with the source; load both and compare their output,
             bit for bit, if the model is small.
         shard_bytes: files become no larger, unless a single tensor is.
-        say: told about progress.
+        say: called with a line about each file written.
 
     Returns:
-        What was done, ready for JSON.
+        A report, ready for JSON: parts with their tensors, dtypes, files, and results of the verification.
 
     Raises:
         CheckpointError: file, key, expected and got: as the loaders do; values that overflow in `dtype`.
@@ -126,7 +126,7 @@ def convert_files(
 
 
 def find_parts(source: Path) -> tuple[dict[str, Part], list[str]]:
-    """The models in a source, by the folder they go to, and what a pipeline has besides.
+    """The models in a source, by the folder they go to, and the other folders of a pipeline.
 
     A model that stands alone goes to the folder "". Raises CheckpointError if there is none.
     """
@@ -161,7 +161,7 @@ def _configs(config: Mapping[str, Any] | None, parts: list[str]) -> dict[str, Ma
 
 
 def _plan(part: Part, config: Mapping[str, Any] | None, dtype: torch.dtype | None) -> Plan:
-    """What to write; the source's names, shapes and configuration are checked, its values not yet read."""
+    """Plan a part. The source's names, shapes and configuration are checked, its values not yet read."""
     if part.kind == OWN:
         require(not config, "config", "none: files of this package say everything", config)
         read_model(part.file, device="cpu", dtype=torch.float32)
@@ -230,7 +230,7 @@ def _require_room(folder: Path, nbytes: int) -> None:
 
 
 def _publish(partial: Path, out: Path) -> None:
-    """In one step, which fails if somebody else has put something there."""
+    """Rename `partial` to `out` in one step, which fails if another process has put something there."""
     if out.exists():
         out.rmdir()
     partial.rename(out)

@@ -52,9 +52,9 @@ def load_generator(
         device: where the weights go.
         dtype: of the weights; None keeps that of the file (float32 for our own files). A Wan transformer keeps norms,
             modulation and the embedding of timesteps in float32 if dtype is smaller, as diffusers does.
-        config: what neither the tensors nor a `config.json` beside them say, under diffusers' or the original names:
-            the heads (default: as many as have a width of 128), `eps`, and what frames of a causal model see
-            (`num_frame_per_block`, `local_attn_size`, `sink_size`).
+        config: entries that are neither in the tensors nor in a `config.json` beside them, under diffusers' or the
+            original names: the heads (default: as many as have a width of 128), `eps`, and the frames that a step of
+            a causal model sees (`num_frame_per_block`, `local_attn_size`, `sink_size`).
 
     Raises:
         CheckpointError: file, key, expected and got: a damaged file, a missing, extra or misshapen tensor, a
@@ -84,7 +84,7 @@ def load_generator(
 
 
 def open_wan_transformer(path: str | Path, config: Mapping[str, Any] | None = None) -> NamedWeights[WanConfig]:
-    """The weights of a Wan transformer as `load_generator` finds them, and what it makes of their configuration.
+    """The weights of a Wan transformer as `load_generator` finds them, and their configuration.
 
     `path` is a file or the folder with it, `config` and errors are those of `load_generator`.
     """

@@ -109,7 +109,7 @@ def model_path(path: str | Path) -> Path:
 class FirstFrame:
     """One picture of a model's gallery: uint8 [H, W, 3], and the pose angles and identity it was rendered from.
 
-    The identity is None where it and the poses do not say the whole picture: in company.
+    The identity is None where it and the pose do not determine the picture: in company.
     """
 
     image: np.ndarray
@@ -142,7 +142,7 @@ def assets() -> Path:
 
 
 class _OwnFile:
-    """What a file of `write_model` holds: the tensors and configurations of a generator and a VAE, and no others.
+    """The contents of a file of `write_model`: tensors and configurations of a generator and a VAE, and no others.
 
     Raises CheckpointError (file, key, expected, got) for a bad file, on opening or when a part is made.
     """

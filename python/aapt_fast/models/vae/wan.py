@@ -31,7 +31,7 @@ RGB = 3
 class WanVAEConfig:
     """Widths are `base_dim * dim_mult`, from full resolution downwards; the decoder mirrors the encoder.
 
-    Between two levels space halves; where `temporal_downsample` says so, time halves too. The decoder may have a
+    Between two levels space halves; where `temporal_downsample` is True, time halves too. The decoder may have a
     `base_dim` of its own. Wan 2.2 has shortcuts around levels (`is_residual`) and takes blocks of `patch_size` x
     `patch_size` pixels as one. The names are those of diffusers' configuration, but for `temporal_downsample`.
     """
@@ -196,7 +196,7 @@ class WanVAE(nn.Module):
         return _constant(getattr(self.config, name)).view(-1, 1, 1, 1)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> WanVAE:
-        """What `to`, `bfloat16` and others call: the statistics of the latents stay in float32."""
+        """Move and cast, for `to`, `bfloat16` and others; the statistics of the latents stay in float32."""
         super()._apply(fn, recurse)
         for name in ("latents_mean", "latents_std"):
             moved = getattr(self, name)

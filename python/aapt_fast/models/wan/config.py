@@ -45,7 +45,7 @@ class WanConfig:
 
     @property
     def width(self) -> int:
-        """Of the token stream."""
+        """Width of the token stream."""
         return self.heads * self.head_dim
 
     @property

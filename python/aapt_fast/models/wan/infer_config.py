@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The configuration of a Wan transformer, from its tensors and from what a configuration file says.
+"""The configuration of a Wan transformer, from its tensors and from a configuration file.
 
-Nearly everything is in the shapes of the tensors. Where a configuration says the same, it has to agree; what only it
-can say (the heads, eps, what frames see) is taken from it. Names are those of diffusers, of the original files or our
+Nearly everything is in the shapes of the tensors, and a configuration must agree with them. The heads, eps and the
+frames that a step sees come from the configuration only. Names are those of diffusers, of the original files or our
 own.
 """
 
@@ -60,7 +60,7 @@ def wan_config(
     Args:
         tensors: [...] by original names (`wan_keys`).
         source: the file, for messages.
-        beside: the content of a configuration file; names that mean nothing to us are passed over.
+        beside: the content of a configuration file; unknown names are passed over.
         given: the user's, with the same names; it may add to `beside`, not contradict it.
         file_key: from an original name to the one in the file, for messages.
 
@@ -92,7 +92,7 @@ def _translated(config: Mapping[str, Any], place: str) -> Iterator[tuple[str, An
 
 
 def _facts(tensors: Mapping[str, Tensor], source: object, file_key: Callable[[str], str]) -> dict[str, Any]:
-    """What the shapes of the tensors say."""
+    """The fields of a configuration that the shapes of the tensors show."""
 
     def shape(name: str, dimensions: int = 2) -> tuple[int, ...]:
         if name not in tensors:
@@ -130,7 +130,7 @@ def _layers(names: Iterable[str]) -> int:
 
 
 def _heads(width: int, said: Mapping[str, Any], source: object) -> tuple[int, int]:
-    """(heads, head_dim): what was said, else heads of 128."""
+    """(heads, head_dim) of a configuration, else heads of 128."""
     head_dim = said.get("head_dim")
     if head_dim is None:
         head_dim = HEAD_DIM if "heads" not in said else _whole(width, said["heads"], "heads", source)
