@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a session needs, in one object: generator, video VAE and, if there are prompts in words, a text encoder."""
+"""Generator, video VAE and, for prompts in words, a text encoder in one object, as a session needs them."""
 
 from __future__ import annotations
 

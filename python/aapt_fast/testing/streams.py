@@ -47,7 +47,9 @@ def random_model(config: GeneratorConfig, dtype: torch.dtype = torch.float32, **
 def random_session(model: StreamModel, **options: Any) -> StreamSession:
     """A session with seed 7 and a random image, prompt and control of the image, unless `options` says otherwise."""
     if model.control is not None and model.control.with_previous:
-        options.setdefault("image_control", random_controls(model, 1, seed=5)[0][0])
+        (control,) = random_controls(model, 1, seed=5)
+        assert control is not None
+        options.setdefault("image_control", control[0])
     return StreamSession(model, random_image(model), **{"prompt": random_prompt(model), "seed": 7, **options})
 
 

@@ -13,7 +13,7 @@ from aapt_fast.ops.window import WindowRule
 
 @dataclass(frozen=True)
 class ControlConfig:
-    """What a step's control is: one entry per video frame.
+    """The control of a step: one entry per video frame.
 
     kind `maps`: entries are tensors [channels, h, w] at latent resolution.
     kind `pose`: entries are image points [joints, 3] (x, y as fractions of the frame, depth in metres past the stage);

@@ -28,7 +28,7 @@ NEW_WEIGHT_STD = 0.02
 
 
 def bidirectional(config: GeneratorConfig) -> GeneratorConfig:
-    """The bidirectional model that `to_autoregressive` turns into one of `config`: what pre-training trains."""
+    """The bidirectional model that `to_autoregressive` turns into one of `config`; pre-training trains it."""
     return dataclasses.replace(config, autoregressive=False, window=0, control=None, control_width=0)
 
 
@@ -45,7 +45,7 @@ def to_autoregressive(
 
     Args:
         model: bidirectional: one that takes neither recycled frame nor control.
-        control: what the steps of the new model are controlled by; None for nothing.
+        control: of the steps of the new model; None for none.
         window: past frames a frame attends to, besides the sink.
         control_width: of the convolutional stem that controls pass through, which is new and always random; 0: none.
         temporal_interval: distance of two frames in the positions of attention, where frame i sits at i intervals.
@@ -96,7 +96,7 @@ def to_autoregressive(
 
 
 def _widen(weight: Tensor, old: Tensor, dimension: int, init: str) -> None:
-    """Fill `weight` with `old` and, behind it along `dimension`, with weights for what is new."""
+    """Fill `weight` with `old` and, behind it along `dimension`, with new weights."""
     size = old.shape[dimension]
     kept, added = weight.split([size, weight.shape[dimension] - size], dimension)
     kept.copy_(old)

@@ -3,7 +3,7 @@
 
 AAPT (arXiv 2506.09350) section 2.3: the same causal backbone as the generator, started from stage 1, with a logit per
 frame, which sees that frame and those before it. APT (2501.08316) places the heads: a learned query attends to the
-tokens after certain depths; what the depths say is joined and becomes one logit. Where the papers are silent, the
+tokens after certain depths; the results of all depths are joined and become one logit. Where the papers are silent, the
 query of a frame attends to that frame's tokens.
 """
 
@@ -59,7 +59,7 @@ class Discriminator(nn.Module):
         self.whole_clip = whole_clip
         self.config = dataclasses.replace(config, layers=self.depths[-1])
         self.trunk = Generator(self.config)
-        for unused in ("unpatch", "head", "modulation_out", "skip"):  # what makes a picture of the tokens
+        for unused in ("unpatch", "head", "modulation_out", "skip"):  # they make a picture of the tokens
             if hasattr(self.trunk, unused):
                 delattr(self.trunk, unused)
         self.heads = nn.ModuleList(QueryHead(config.width, config.heads) for _ in self.depths)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The generator: a block-causal MMDiT that turns noise, the recycled frame and controls into the next frame.
 
-One code for training and streaming: the blocks hand raw q, k, v to a cache (`aapt_fast.ops.cache`), which knows what
-each frame may see. Shapes: B batch, F frames, N tokens per frame, d width, H heads, h w latent grid.
+One code for training and streaming: the blocks hand raw q, k, v to a cache (`aapt_fast.ops.cache`), which knows
+the frames that each may see. Shapes: B batch, F frames, N tokens per frame, d width, H heads, h w latent grid.
 Source: AAPT (arXiv 2506.09350) section 2 and appendix B; the block follows MMDiT with a shared timestep MLP plus
 learned per-layer vectors ("AdaSingle").
 """
@@ -33,7 +33,7 @@ TIMESTEP_FEATURES = 256
 SHIFT1, SCALE1, GATE1, SHIFT2, SCALE2, GATE2 = range(6)
 
 TextKV = list[tuple[Tensor, Tensor]]
-"""Per layer the normalised keys and the values [B, L, H, D] of the prompt."""
+"""Normalised keys and values [B, L, H, D] of the prompt, per layer."""
 
 
 class TimestepModulation(nn.Module):
@@ -161,7 +161,7 @@ class ConvHead(nn.Module):
 
 
 class _Inputs(NamedTuple):
-    """What the network sees of each frame, frames first: [B F, channels, h, w]."""
+    """Inputs of the network for each frame, frames first: [B F, channels, h, w]."""
 
     noised: Tensor
     recycled: Tensor | None
@@ -212,7 +212,7 @@ class Generator(nn.Module):
 
     @property
     def ends_in_clean_frame(self) -> bool:
-        """Whether the velocity is what the last linear layer says, so that `ops.clean_frame` does all that follows."""
+        """True if the last linear layer's output is the velocity, so that `ops.clean_frame` does all that follows."""
         return self.config.prediction == "velocity" and self.head is None
 
     def forward(

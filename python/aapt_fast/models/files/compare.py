@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether two files hold the same model: same class, same configuration, same output, bit for bit."""
+"""Comparison of the models in two files: same class, same configuration, same output, bit for bit."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ from aapt_fast.errors import CheckpointError
 from aapt_fast.models.aapt.generator import Generator
 from aapt_fast.models.files.load_generator import load_generator
 from aapt_fast.models.files.load_vae import load_vae
+from aapt_fast.models.vae.mini import MiniVAE
+from aapt_fast.models.vae.wan import WanVAE
 from aapt_fast.models.wan.transformer import PATCH, WanTransformer
 
 SMALL = 200_000_000
@@ -33,8 +35,8 @@ def require_equal_models(
     """
     dtype = None if dtype == torch.float64 else dtype  # narrowed below; small VAEs do not compute in it
     loaders: dict[str, Any] = {"generator": load_generator, "vae": load_vae}
-    for what, load in loaders.items():
-        if kind not in loaders or what == kind:
+    for part, load in loaders.items():
+        if kind not in loaders or part == kind:
             _require_equal(load(source, config=config, dtype=dtype), load(result, dtype=dtype), result)
 
 
@@ -42,18 +44,15 @@ def _require_equal(theirs: nn.Module, ours: nn.Module, result: Path) -> None:
     if type(ours) is not type(theirs) or ours.config != theirs.config:
         raise CheckpointError(f"{result}: expected {theirs.config}, as in the source, got {ours.config}")
     with torch.inference_mode():
-        expected, got = _outputs(theirs.float()), _outputs(ours.float())
+        outputs = OUTPUTS[type(ours)]
+        expected, got = outputs(theirs.float()), outputs(ours.float())
     for name, value in expected.items():
         if not torch.equal(value, got[name]):
             off = float((value - got[name]).abs().max())
             raise CheckpointError(f"{result}: {name}: expected the output of the source, got a difference of {off:g}")
 
 
-def _outputs(model: nn.Module) -> dict[str, Tensor]:
-    if isinstance(model, WanTransformer):
-        return {"velocity": _wan_velocity(model)}
-    if isinstance(model, Generator):
-        return {"frame": _frame(model)}
+def _vae(model: WanVAE | MiniVAE) -> dict[str, Tensor]:
     height, width = model.spatial_factor, 2 * model.spatial_factor
     return {
         "decode": model.decode(_random(1, model.latent_channels, 2, 1, 2)),
@@ -61,16 +60,16 @@ def _outputs(model: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def _wan_velocity(model: WanTransformer) -> Tensor:
+def _wan_transformer(model: WanTransformer) -> dict[str, Tensor]:
     config = model.config
     frames = config.window_rule.frames + 1  # so that a block has a past
     image = _random(1, 3, config.image_width) if config.image_width else None
     text = model.pad_text(_random(1, 2, config.text_width))
     hidden = _random(1, config.in_channels, frames, 2 * PATCH, PATCH)
-    return model(hidden, torch.tensor([500.0], dtype=torch.float32), text, image, causal=True)
+    return {"velocity": model(hidden, torch.tensor([500.0], dtype=torch.float32), text, image, causal=True)}
 
 
-def _frame(model: Generator) -> Tensor:
+def _generator(model: Generator) -> dict[str, Tensor]:
     config = model.config
     t = torch.tensor([0.5], dtype=torch.float32)
     text = model.encode_text(_random(1, 2, config.text_width), t) if config.text_width else None
@@ -79,7 +78,16 @@ def _frame(model: Generator) -> Tensor:
     if config.control is not None and config.autoregressive:
         control = _random(1, config.control.step_channels, 1, *config.grid)
     cache = model.new_cache(text=text) if config.autoregressive else model.whole_clip_cache(text=text)
-    return model(noised, recycled, control, t, cache)
+    return {"frame": model(noised, recycled, control, t, cache)}
+
+
+OUTPUTS: dict[type[nn.Module], Callable[[Any], dict[str, Tensor]]] = {
+    Generator: _generator,
+    WanTransformer: _wan_transformer,
+    MiniVAE: _vae,
+    WanVAE: _vae,
+}
+"""Class of a model -> the outputs [...] by name that are compared."""
 
 
 def _random(*shape: int) -> Tensor:

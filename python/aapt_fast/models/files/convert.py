@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weight files of others, written again as safetensors under the names of this package, with a `config.json`.
+"""Conversion of weight files to safetensors under the names of this package, with a `config.json`.
 
-What `load_generator` and `load_vae` read can be converted; they read the result as well, faster and without the
-code that knows everybody else's names. A part of a pipeline goes into a folder of its name. A file of `save_pretrained`
+All files that `load_generator` and `load_vae` read can be converted. They read the result as well, faster and without
+a translation of names. A part of a pipeline goes into a folder of its name. A file of `save_pretrained`
 stays one file that holds its configuration itself.
 """
 
@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from aapt_fast.errors import CheckpointError, require
 from aapt_fast.models.files.compare import SMALL, require_equal_models
-from aapt_fast.models.files.load_generator import GROUPS, checked_dtype, open_wan_transformer, to_dtype
+from aapt_fast.models.files.load_generator import GROUPS, meta_wan_transformer, open_wan_transformer
 from aapt_fast.models.files.load_vae import WRAPPER, open_wan_vae, vae_file
 from aapt_fast.models.files.model_file import bundled_models, is_own_file, read_model
+from aapt_fast.models.files.named_weights import NamedWeights
 from aapt_fast.models.files.placement import WAN_DTYPES, require_path, require_usable_dtype
 from aapt_fast.models.files.read import (
     CONFIG_NAME,
@@ -35,7 +35,6 @@ from aapt_fast.models.files.read import (
 )
 from aapt_fast.models.files.write import Entry, compare_tensors, write_shards
 from aapt_fast.models.vae.wan import WanVAE
-from aapt_fast.models.wan.transformer import WanTransformer
 
 GENERATOR, VAE, OWN = "generator", "vae", "model of this package"
 PIPELINE_PARTS = {"transformer": GENERATOR, "transformer_2": GENERATOR, "vae": VAE}
@@ -52,7 +51,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is going to be written for a part."""
+    """The weights, configuration and metadata to write for a part."""
 
     entries: list[Entry]
     config: Mapping[str, Any] | None
@@ -60,7 +59,7 @@ class Plan:
 
     @property
     def nbytes(self) -> int:
-        """Of the weights."""
+        """Size of the weights in the files to be written."""
         return sum(entry.nbytes for entry in self.entries)
 
 
@@ -77,17 +76,17 @@ def convert_files(
     """Convert the models in `source` to the folder `out`, which appears when all of it is written and verified.
 
     Args:
-        source: what `load_generator` or `load_vae` takes; a pipeline's folder, or an original one with both.
+        source: a path that `load_generator` or `load_vae` takes; a pipeline's folder, or an original one with both.
         out: a folder that does not exist or is empty.
         config: as for `load_generator` and `load_vae`; of several parts by their names (`transformer`, `vae`).
-        dtype: of the weights; a Wan transformer keeps what is sensitive in float32. None keeps every tensor's own.
+        dtype: of the weights; a Wan transformer keeps sensitive parts in float32. None keeps every tensor's own.
         verify: read the result again and compare every tensor with the source; load both and compare their output,
             bit for bit, if the model is small.
         shard_bytes: files become no larger, unless a single tensor is.
-        say: told about progress.
+        say: called with a line about each file written.
 
     Returns:
-        What was done, ready for JSON.
+        A report, ready for JSON: parts with their tensors, dtypes, files, and results of the verification.
 
     Raises:
         CheckpointError: file, key, expected and got: as the loaders do; values that overflow in `dtype`.
@@ -127,7 +126,7 @@ def convert_files(
 
 
 def find_parts(source: Path) -> tuple[dict[str, Part], list[str]]:
-    """The models in a source, by the folder they go to, and what a pipeline has besides.
+    """The models in a source, by the folder they go to, and the other folders of a pipeline.
 
     A model that stands alone goes to the folder "". Raises CheckpointError if there is none.
     """
@@ -162,32 +161,28 @@ def _configs(config: Mapping[str, Any] | None, parts: list[str]) -> dict[str, Ma
 
 
 def _plan(part: Part, config: Mapping[str, Any] | None, dtype: torch.dtype | None) -> Plan:
-    """What to write; the source's names, shapes and configuration are checked, its values not yet read."""
+    """Plan a part. The source's names, shapes and configuration are checked, its values not yet read."""
     if part.kind == OWN:
         require(not config, "config", "none: files of this package say everything", config)
         read_model(part.file, device="cpu", dtype=torch.float32)
         tensors = read_tensors(part.file)
         entries = [Entry(name, dtype or tensor.dtype, tensor, name, part.file) for name, tensor in tensors.items()]
         return Plan(entries, None, read_metadata(part.file))
-    expected: Mapping[str, Tensor]
     if part.kind == VAE:
-        weights: Any = open_wan_vae(part.file, config)
+        weights: NamedWeights[Any] = open_wan_vae(part.file, config)
         with torch.device("meta"):
             expected = WanVAE(weights.config).to(dtype or torch.float32).state_dict()
-        name = "WanVAE"
+        said = {}  # a VAE's config.json with another class is passed over
     else:
         weights = open_wan_transformer(part.file, config)
-        own = weights.tensors[weights.file_key("patch_embedding.weight")].dtype
-        with torch.device("meta"):
-            model = to_dtype(WanTransformer(weights.config), checked_dtype(dtype or own, part.file))
-        expected, name = model.state_dict(), "WanTransformer"
+        expected = meta_wan_transformer(weights, dtype).state_dict()
+        said = {"_class_name": "WanTransformer"}
     keys = {ours: weights.file_key(ours) for ours in expected}
     check_tensors(expected, keys, weights.tensors, part.file)
     entries = []
     for ours, target in expected.items():
         tensor = weights.tensors[keys[ours]]
         entries.append(Entry(ours, target.dtype if dtype else tensor.dtype, tensor, keys[ours], part.file))
-    said = {} if part.kind == VAE else {"_class_name": name}  # a VAE's config.json with another class is passed over
     return Plan(entries, said | dataclasses.asdict(weights.config), {"format": "pt"})
 
 
@@ -235,7 +230,7 @@ def _require_room(folder: Path, nbytes: int) -> None:
 
 
 def _publish(partial: Path, out: Path) -> None:
-    """In one step, which fails if somebody else has put something there."""
+    """Rename `partial` to `out` in one step, which fails if another process has put something there."""
     if out.exists():
         out.rmdir()
     partial.rename(out)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Generators from files, whoever wrote them."""
+"""Generators from files of this package, of diffusers and in the original layout."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from torch import Tensor
 
 from aapt_fast.errors import CheckpointError, require
 from aapt_fast.models.aapt.generator import Generator
-from aapt_fast.models.files.model_file import FORMAT, assets, read_model
+from aapt_fast.models.files.model_file import bundled_models, is_own_file, read_model
 from aapt_fast.models.files.named_weights import NamedWeights
 from aapt_fast.models.files.placement import WAN_DTYPES, require_path, require_usable_device, require_usable_dtype
-from aapt_fast.models.files.read import fill, open_safetensors, read_config, read_tensors, weight_file
+from aapt_fast.models.files.read import fill, read_config, read_tensors, weight_file
 from aapt_fast.models.wan.config import WanConfig
 from aapt_fast.models.wan.infer_config import wan_config
 from aapt_fast.models.wan.keys import (
@@ -52,9 +52,9 @@ def load_generator(
         device: where the weights go.
         dtype: of the weights; None keeps that of the file (float32 for our own files). A Wan transformer keeps norms,
             modulation and the embedding of timesteps in float32 if dtype is smaller, as diffusers does.
-        config: what neither the tensors nor a `config.json` beside them say, under diffusers' or the original names:
-            the heads (default: as many as have a width of 128), `eps`, and what frames of a causal model see
-            (`num_frame_per_block`, `local_attn_size`, `sink_size`).
+        config: entries that are neither in the tensors nor in a `config.json` beside them, under diffusers' or the
+            original names: the heads (default: as many as have a width of 128), `eps`, and the frames that a step of
+            a causal model sees (`num_frame_per_block`, `local_attn_size`, `sink_size`).
 
     Raises:
         CheckpointError: file, key, expected and got: a damaged file, a missing, extra or misshapen tensor, a
@@ -73,22 +73,18 @@ def load_generator(
             raise CheckpointError(f"{path}: expected one transformer, got {' and '.join(experts)}; name one of them")
     if (folder / PIPELINE_PART).is_dir():
         folder = folder / PIPELINE_PART
-    if _is_our_own(folder):
+    file = bundled_models().get(str(path)) or weight_file(folder)
+    if is_own_file(file):
         require(not config, "config", "None: files of our own say everything", config)
-        source = folder if folder.exists() else path
-        source = weight_file(source) if isinstance(source, Path) else source
-        return read_model(source, device=device, dtype=dtype or torch.float32)[0]
+        return read_model(file, device=device, dtype=dtype or torch.float32)[0]
     weights = open_wan_transformer(folder, config)
-    own_dtype = weights.tensors[weights.file_key("patch_embedding.weight")].dtype
-    dtype = checked_dtype(dtype or own_dtype, weights.source)
-    with torch.device("meta"):
-        model = to_dtype(WanTransformer(weights.config), dtype)
+    model = meta_wan_transformer(weights, dtype)
     fill(model, weights.tensors, weights.source, file_key=weights.file_key, device=device)
     return model.eval()
 
 
 def open_wan_transformer(path: str | Path, config: Mapping[str, Any] | None = None) -> NamedWeights[WanConfig]:
-    """The weights of a Wan transformer as `load_generator` finds them, and what it makes of their configuration.
+    """The weights of a Wan transformer as `load_generator` finds them, and their configuration.
 
     `path` is a file or the folder with it, `config` and errors are those of `load_generator`.
     """
@@ -105,9 +101,18 @@ def open_wan_transformer(path: str | Path, config: Mapping[str, Any] | None = No
     return NamedWeights(settings, wanted, source, file_key)
 
 
-def to_dtype(model: WanTransformer, dtype: torch.dtype) -> WanTransformer:
-    """The model in `dtype`, except for what is small and sensitive: that stays in float32 if `dtype` is smaller."""
-    model.to(dtype)
+def meta_wan_transformer(weights: NamedWeights[WanConfig], dtype: torch.dtype | None) -> WanTransformer:
+    """The module for `weights` on the meta device, in `dtype`; None is that of the file.
+
+    Small and sensitive parts stay in float32 if the dtype is smaller. Raises CheckpointError for a file in a dtype that
+    generators do not run in.
+    """
+    dtype = dtype or weights.tensors[weights.file_key("patch_embedding.weight")].dtype
+    if dtype not in WAN_DTYPES:
+        expected = " or ".join(map(str, WAN_DTYPES))
+        raise CheckpointError(f"{weights.source}: expected {expected}, got {dtype}; say which in dtype")
+    with torch.device("meta"):
+        model = WanTransformer(weights.config).to(dtype)
     if dtype.itemsize < torch.float32.itemsize:
         model.time_embedding.float()
         for module in model.modules():
@@ -116,16 +121,6 @@ def to_dtype(model: WanTransformer, dtype: torch.dtype) -> WanTransformer:
             if isinstance(module, WanBlock) and module.norm3 is not None:
                 module.norm3.float()
     return model
-
-
-def _is_our_own(path: Path) -> bool:
-    if not path.exists():
-        return (assets() / path / "model.safetensors").is_file() and len(path.parts) == 1
-    file = weight_file(path)
-    if file.suffix != ".safetensors":
-        return False
-    with open_safetensors(file) as content:
-        return (content.metadata() or {}).get("format") == FORMAT
 
 
 def _own_names(tensors: Mapping[str, Tensor], source: object) -> dict[str, str]:
@@ -144,11 +139,3 @@ def _own_names(tensors: Mapping[str, Tensor], source: object) -> dict[str, str]:
             raise CheckpointError(f"{source}: expected one tensor {name}, got {names[name]} and {key}")
         names[name] = key
     return names
-
-
-def checked_dtype(dtype: torch.dtype, source: object) -> torch.dtype:
-    """`dtype`, if generators run in it; raises CheckpointError for another."""
-    if dtype not in WAN_DTYPES:
-        expected = " or ".join(map(str, WAN_DTYPES))
-        raise CheckpointError(f"{source}: expected {expected}, got {dtype}; say which in dtype")
-    return dtype

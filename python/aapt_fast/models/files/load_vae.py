@@ -51,9 +51,9 @@ def load_vae(
             `save_pretrained` or the name of a bundled model.
         device: where the weights go.
         dtype: of the weights and the computation. None is that of the file; but float16 becomes float32 on the CPU,
-            and what torch does not compute in becomes float32.
-        config: entries as in diffusers' configuration, for what neither the tensors nor a `config.json` beside them
-            say: `latents_mean` and `latents_std` of a VAE that is not a published one.
+            and so does a dtype that torch does not compute in.
+        config: entries as in diffusers' configuration that are neither in the tensors nor in a `config.json` beside
+            them: `latents_mean` and `latents_std` of a VAE that is not a published one.
     Returns:
         The VAE in evaluation mode, its weights without gradients.
     Raises:
@@ -86,7 +86,7 @@ def load_vae(
 
 
 def open_wan_vae(file: Path, config: Mapping[str, Any] | None = None) -> NamedWeights[WanVAEConfig]:
-    """The weights of a Wan VAE as `load_vae` finds them, and what it makes of their configuration.
+    """The weights of a Wan VAE as `load_vae` finds them, and their configuration.
 
     `config` and errors are those of `load_vae`.
     """
@@ -127,7 +127,7 @@ def _config_beside(file: Path) -> Mapping[str, Any]:
 
 
 def _check_config(config: Mapping[str, Any] | None) -> None:
-    """A slip of the pen in the user's own configuration must not go unnoticed."""
+    """Raise ValueError for an entry of the user's configuration that is not known."""
     known = RELEVANT | set(DIFFUSERS_NAMES) | set(UNUSED)
     strangers = [key for key in config or {} if key not in known and not key.startswith("_")]
     require(not strangers, "config", f"entries among {', '.join(sorted(known))}", ", ".join(strangers))

@@ -24,7 +24,7 @@ from aapt_fast.errors import CheckpointError, require, require_type
 from aapt_fast.models.aapt.config import GeneratorConfig
 from aapt_fast.models.aapt.generator import Generator
 from aapt_fast.models.files.atomic import replacing
-from aapt_fast.models.files.placement import WAN_DTYPES, require_path, require_usable_device, require_usable_dtype
+from aapt_fast.models.files.placement import WAN_DTYPES, require_path, require_usable_dtype
 from aapt_fast.models.files.read import computing_dtype, fill, open_safetensors, read_metadata, weight_file
 from aapt_fast.models.vae.mini import MiniVAE, MiniVAEConfig
 
@@ -56,10 +56,9 @@ def write_model(path: Path, generator: nn.Module, vae: nn.Module, name: str, dty
 def read_model(path: str | Path, *, device: torch.device | str, dtype: torch.dtype) -> tuple[Generator, MiniVAE, str]:
     """Generator, VAE and name of a bundled model or of a file of `write_model`, in any floating `dtype`.
 
-    Raises ValueError for a name that is not bundled and a device that torch cannot use; TypeError for an argument of
-    another type; CheckpointError (file, key, expected, got) for a bad file.
+    Raises ValueError for a name that is not bundled; TypeError for a path of another type; CheckpointError (file, key,
+    expected, got) for a bad file.
     """
-    require_usable_device(device)
     file = _OwnFile(model_path(path))
     return file.generator(dtype, device), file.vae(dtype, device), file.name
 
@@ -69,7 +68,6 @@ def load_own_vae(path: str | Path, *, device: torch.device | str, dtype: torch.d
 
     Weights in float64, in which it does not compute, become float32. Raises as `read_model` does.
     """
-    require_usable_device(device)
     if dtype is not None:
         require_usable_dtype(dtype)
     file = _OwnFile(model_path(path))
@@ -107,7 +105,7 @@ def model_path(path: str | Path) -> Path:
 class FirstFrame:
     """One picture of a model's gallery: uint8 [H, W, 3], and the pose and identity in `world` it was rendered from.
 
-    The identity is None where it and the pose do not determine the whole picture: in company.
+    The identity is None where it and the pose do not determine the picture: in company.
     """
 
     image: np.ndarray
@@ -142,7 +140,7 @@ def assets() -> Path:
 
 
 class _OwnFile:
-    """What a file of `write_model` holds: the tensors and configurations of a generator and a VAE, and no others.
+    """The contents of a file of `write_model`: tensors and configurations of a generator and a VAE, and no others.
 
     Raises CheckpointError (file, key, expected, got) for a bad file, on opening or when a part is made.
     """

@@ -15,7 +15,7 @@ Config = TypeVar("Config")
 
 @dataclass(frozen=True)
 class NamedWeights(Generic[Config]):
-    """What a file holds: the configuration of a model, and its tensors, mapped from the file where that is possible."""
+    """The contents of a file: the configuration of a model, and its tensors, mapped from the file where possible."""
 
     config: Config
     tensors: Mapping[str, Tensor]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What users say about where weights come from, go to, and in which dtype, checked before a file is touched."""
+"""Checks of the arguments for source, device and dtype of weights, made before a file is touched."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import torch
 from aapt_fast.errors import require, require_type
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-"""What every model computes in."""
+"""The dtypes that every model computes in."""
 WAN_DTYPES = (*DTYPES, torch.float64)
-"""What Wan transformers and Wan VAEs compute in, and weights can be kept in."""
+"""The dtypes that Wan transformers and Wan VAEs compute in, and that weights can be kept in."""
 
 
 def require_path(argument: str, path: object) -> None:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files of weights, whoever wrote them: safetensors, sharded safetensors with an index, and what torch.save wrote.
+"""Files of weights: safetensors, sharded safetensors with an index, and files of torch.save.
 
 A file is recognised by its first bytes, not by its name. Tensors are mapped from the file where the format allows:
 their values are read when they are copied, so nothing is held twice. Pickles are read with `weights_only`: nothing in
-them is executed. A damaged file is refused with its name, what was expected and what was found there. `fill` then puts
+them is executed. A damaged file is refused with its name, the expectation and the finding. `fill` then puts
 tensors into a module, all of them or none.
 """
 
@@ -31,7 +31,7 @@ STANDARD_NAMES = tuple(
 )
 CONFIG_NAME = "config.json"
 COMPUTED_IN = (torch.float32, torch.bfloat16, torch.float64)
-"""What every device computes in without loss of speed or range; float16 only on a GPU."""
+"""The dtypes that every device computes in without loss of speed or range; a GPU has float16 as well."""
 
 _ZIP, _PICKLES = b"PK\x03\x04", (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
@@ -83,7 +83,7 @@ def weight_file(path: str | Path) -> Path:
 
 
 def read_config(path: str | Path) -> dict[str, Any] | None:
-    """What `config.json` in the folder `path`, or beside the file `path`, says; None if there is no such file.
+    """The content of `config.json` in the folder `path`, or beside the file `path`; None if there is no such file.
 
     Raises CheckpointError if it is not a JSON object.
     """
@@ -133,8 +133,8 @@ def fill(
     """Give every parameter and persistent buffer of `module` its values, in the dtype that the module has.
 
     A module built under `torch.device("meta")` costs neither memory nor initialisation; its parameters come to life
-    here, on `device`, in the memory layout that they were declared with. Otherwise values are copied into what is
-    there.
+    here, on `device`, in the memory layout that they were declared with. Otherwise values are copied into the
+    tensors that are there.
 
     Args:
         module: its buffers that are not saved must hold their values already.
@@ -195,7 +195,7 @@ def require_finite(value: Tensor, key: str, source: object) -> None:
 
 
 def _head(path: Path, expected: str) -> bytes:
-    """The first bytes of a file. Refuses what is often found in place of weights."""
+    """The first bytes of a file. Raises CheckpointError for an empty file, a git-lfs pointer and a web page."""
     with path.open("rb") as file:
         head = file.read(64)
     if not head:
@@ -226,7 +226,7 @@ def _unpickle(path: Path, mapped: bool) -> object:
 
 
 def _state_dict(path: Path, content: object, groups: tuple[str, ...]) -> dict[str, Tensor]:
-    """The tensors in what a pickle held: a state dict, or the first of `groups` that it has."""
+    """The tensors in the content of a pickle: a state dict, or the first of `groups` that it has."""
     place = ""
     if isinstance(content, dict):
         for group in groups:
@@ -247,7 +247,7 @@ def _state_dict(path: Path, content: object, groups: tuple[str, ...]) -> dict[st
 
 
 def _read_shards(index: Path, groups: tuple[str, ...]) -> dict[str, Tensor]:
-    """The tensors of all files that an index names; index and files must agree on who holds what."""
+    """The tensors of all files that an index names; index and files must agree on the place of every key."""
     weight_map = _read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index}: expected a weight_map from keys to files, got {type(weight_map).__name__}")

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tensors into safetensors files of a limited size, with an index if there are several; and the comparison with what
-was to be written.
+"""Writing of tensors into safetensors files of a limited size, with an index if there are several, and the comparison
+of the files with their source.
 
 Tensors are read from their source when their shard is written, so memory holds one shard at a time.
 """
@@ -35,7 +35,7 @@ class Entry:
 
     @property
     def nbytes(self) -> int:
-        """In the file to be written."""
+        """Size in the file to be written."""
         return self.tensor.numel() * self.dtype.itemsize
 
     def value(self) -> Tensor:
@@ -59,7 +59,7 @@ def write_shards(
     where a file cannot be written.
     """
     shards = _cut(entries, shard_bytes)
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number, shard in enumerate(shards, 1):
         part = f"-{number:05d}-of-{len(shards):05d}" if len(shards) > 1 else ""
         path = folder / f"{NAME}{part}.safetensors"
@@ -96,7 +96,7 @@ def compare_tensors(folder: Path, entries: Iterable[Entry]) -> float:
 
 
 def _difference(folder: Path, entry: Entry, result: Tensor) -> float:
-    """The largest relative difference of a tensor, checked against what its dtype allows."""
+    """The largest relative difference of a tensor, checked against the rounding of its dtype."""
     if _holds(result.dtype, entry.tensor.dtype):
         allowed, expected = 0.0, "the values of its source"
     else:
@@ -122,7 +122,7 @@ def _difference(folder: Path, entry: Entry, result: Tensor) -> float:
 
 
 def _holds(dtype: torch.dtype, other: torch.dtype) -> bool:
-    """Whether every number of `other` is one of `dtype` too."""
+    """True if every number of `other` is one of `dtype` too."""
     wide, narrow = torch.finfo(dtype), torch.finfo(other)
     least = wide.smallest_normal * wide.eps <= narrow.smallest_normal * narrow.eps
     return wide.eps <= narrow.eps and wide.max >= narrow.max and least

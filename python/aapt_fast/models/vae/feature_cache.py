@@ -56,7 +56,7 @@ class FixedFeatureCache(FeatureCache):
     """The memory of a stream from its second chunk on, in tensors that are written to and never replaced."""
 
     def append(self, key: str, frames: Tensor, keep: int) -> None:
-        """As `FeatureCache.append`, frames [B, C, T, H, W]. KeyError for a layer that has seen no frame before."""
+        """Add `frames` [B, C, T, H, W] in place. Raises KeyError for a layer that has seen no frame before."""
         self._frames[key].copy_(self._recent(key, frames, keep))
 
     def clone(self) -> FeatureCache:

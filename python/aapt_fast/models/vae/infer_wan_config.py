@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The configuration of a Wan VAE, from the names and shapes in its file and from what is known besides.
+"""The configuration of a Wan VAE, from the names and shapes in its file and from a configuration.
 
-Names and shapes say everything but the statistics of the latents. Those come from a configuration, or are the
-published ones. A configuration that says something else than the tensors do is refused, not corrected.
+Names and shapes show everything but the statistics of the latents. Those come from a configuration, or are the
+published ones. A configuration that contradicts the tensors is refused, not corrected.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from aapt_fast.errors import CheckpointError
+from aapt_fast.models.statements import agreed
 from aapt_fast.models.vae.wan import RGB, WanVAEConfig
 from aapt_fast.models.vae.wan_keys import WanVAEKeys, diffusers_levels
 from aapt_fast.models.vae.wan_statistics import PUBLISHED
@@ -24,17 +25,17 @@ Facts = dict[str, Any]
 Shapes = Mapping[str, tuple[int, ...]]
 
 DIFFUSERS_NAMES = {"temperal_downsample": "temporal_downsample"}
-"""Where diffusers' configuration has another name for a field of `WanVAEConfig`."""
+"""diffusers' name of a field -> its name in `WanVAEConfig`, where the two differ."""
 STATISTICS = ("latents_mean", "latents_std")
 UNUSED = ("dropout", "clip_output", "scale_factor_temporal", "scale_factor_spatial")
 """Keys of diffusers' configuration that change nothing here. The scale factors follow from the rest, and tiny models
 carry the defaults of the big ones."""
 RELEVANT = frozenset(WanVAEConfig.__dataclass_fields__) | {"in_channels", "out_channels", "attn_scales"}
-"""What a configuration may say that the tensors or the published statistics could contradict."""
+"""Entries of a configuration that the tensors or the published statistics could contradict."""
 
 
 def is_diffusers_layout(names: Iterable[str]) -> bool:
-    """Whether the names of a file are those of diffusers' `AutoencoderKLWan`."""
+    """True for the names of diffusers' `AutoencoderKLWan`."""
     return any(
         re.match(r"(encoder|decoder)\.(conv_in|conv_out|mid_block|down_blocks|up_blocks)\.", name) for name in names
     )
@@ -46,10 +47,10 @@ def keys_of(config: WanVAEConfig) -> WanVAEKeys:
 
 
 def facts_of_tensors(tensors: Mapping[str, Tensor], source: object) -> Facts:
-    """What a file of either layout says by the names and shapes [...] of its tensors, as fields of `WanVAEConfig`.
+    """The fields of `WanVAEConfig` that the names and shapes [...] of the tensors show, in either layout.
 
-    Where several shapes say the same thing the majority counts, so that a damaged one is found when the model is
-    filled. Raises CheckpointError if the tensors are not those of a Wan VAE.
+    Several shapes show the same number; the majority counts, so that a damaged tensor is found by `fill`. Raises
+    CheckpointError if the tensors are not those of a Wan VAE.
     """
     if is_diffusers_layout(tensors):
         tensors = _original_names(tensors, source)
@@ -90,26 +91,15 @@ def facts_of_tensors(tensors: Mapping[str, Tensor], source: object) -> Facts:
 
 
 def configuration(facts: Facts, given: Mapping[str, Mapping[str, Any]], source: object) -> WanVAEConfig:
-    """A configuration from the `facts` of the tensors and what others say, by who says it ("config.json", "config").
+    """A configuration from the `facts` of the tensors and the entries `given` at each place ("config.json", "config").
 
-    Raises CheckpointError where one of them contradicts the tensors or another, or where the statistics are unknown.
+    Raises CheckpointError for a contradiction and for unknown statistics.
     """
-    said: dict[str, tuple[str, Any]] = {}
     colours = RGB * facts["patch_size"] ** 2
-    known = facts | {"in_channels": colours, "out_channels": colours, "attn_scales": ()}
-    for speaker, entries in given.items():
-        for key, value in _normalised(entries, facts).items():
-            if key in known and value != known[key]:
-                raise CheckpointError(
-                    f"{source}: {key}: expected {known[key]} as in the tensors, got {value} in {speaker}"
-                )
-            if key in said and value != said[key][1]:
-                other = said[key]
-                raise CheckpointError(
-                    f"{source}: {key}: expected {other[1]} as in {other[0]}, got {value} in {speaker}"
-                )
-            said[key] = (speaker, value)
-    statistics = {key: said[key][1] for key in STATISTICS if key in said}
+    implied = {"in_channels": colours, "out_channels": colours, "attn_scales": ()}
+    statements = [(*entry, place) for place, said in given.items() for entry in _normalised(said, facts).items()]
+    known = agreed(facts | implied, statements, source)
+    statistics = {key: known[key] for key in STATISTICS if key in known}
     if len(statistics) < len(STATISTICS):
         if facts["z_dim"] not in PUBLISHED:
             channels = f"{facts['z_dim']} latent channels: they are published for {' and '.join(map(str, PUBLISHED))}"
@@ -146,13 +136,13 @@ def _levels(layers: Mapping[str, list[str]]) -> tuple[list[list[str]], list[bool
 
 
 def _outputs(places: Iterable[str]) -> list[tuple[str, int]]:
-    """Where the output width of residual blocks can be read."""
+    """The (name, dimension) pairs that show the output width of residual blocks."""
     names = ("residual.2.weight", "residual.2.bias", "residual.3.gamma", "residual.6.weight", "residual.6.bias")
     return [(place + name, 0) for place in places for name in names]
 
 
 def _majority(shapes: Shapes, *where: tuple[str, int]) -> int | None:
-    """The number that most of these (name, dimension) say; None if they are all missing."""
+    """The most frequent size at these (name, dimension) pairs; None if all are missing."""
     votes = Counter(shapes[name][dimension] for name, dimension in where if dimension < len(shapes.get(name, ())))
     return votes.most_common(1)[0][0] if votes else None
 
@@ -169,7 +159,7 @@ def _original_names(tensors: Mapping[str, Tensor], source: object) -> dict[str, 
 
 
 def _normalised(entries: Mapping[str, Any], facts: Facts) -> dict[str, Any]:
-    """The entries that count, under the names of `WanVAEConfig`, lists as tuples, None as what it stands for."""
+    """The relevant entries under the names of `WanVAEConfig`, lists as tuples, None as the default it stands for."""
     defaults = {"decoder_base_dim": entries.get("base_dim", facts["base_dim"]), "patch_size": 1}
     result = {}
     for key, value in entries.items():

@@ -21,6 +21,8 @@ class CausalConv3d(nn.Conv3d):
     `cache_key` names the layer in a `FeatureCache`; the model that owns the layer sets it with `name_cached_layers`.
     """
 
+    weight: nn.Parameter
+
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int | tuple[int, int, int]) -> None:
         super().__init__(in_channels, out_channels, kernel_size)
         self.weight = nn.Parameter(tap_major(self.weight.detach()))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Decoding frame by frame: one stream for every causal video VAE, and what a VAE provides for it."""
+"""Decoding frame by frame: one stream for every causal video VAE, and the protocol of such a VAE."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ RGB = 3
 class WanVAEConfig:
     """Widths are `base_dim * dim_mult`, from full resolution downwards; the decoder mirrors the encoder.
 
-    Between two levels space halves; where `temporal_downsample` says so, time halves too. The decoder may have a
+    Between two levels space halves; where `temporal_downsample` is True, time halves too. The decoder may have a
     `base_dim` of its own. Wan 2.2 has shortcuts around levels (`is_residual`) and takes blocks of `patch_size` x
     `patch_size` pixels as one. The names are those of diffusers' configuration, but for `temporal_downsample`.
     """
@@ -196,7 +196,7 @@ class WanVAE(nn.Module):
         return _constant(getattr(self.config, name)).view(-1, 1, 1, 1)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> WanVAE:
-        """What `to`, `bfloat16` and others call: the statistics of the latents stay in float32."""
+        """Move and cast, for `to`, `bfloat16` and others; the statistics of the latents stay in float32."""
         super()._apply(fn, recurse)
         for name in ("latents_mean", "latents_std"):
             moved = getattr(self, name)
@@ -214,18 +214,12 @@ class WanVAE(nn.Module):
         """Pixels per latent pixel along height and along width."""
         return self.config.spatial_factor
 
-    def encode(
-        self, video: Tensor, sample: bool = False, generator: torch.Generator | None = None, chunk: int = 1
-    ) -> Tensor:
-        """Video [B, 3, 1 + 4 n, H, W] in -1..1 -> normalised latents [B, z, 1 + n, h, w].
+    def encode(self, video: Tensor, chunk: int = 1) -> Tensor:
+        """Video [B, 3, 1 + 4 n, H, W] in -1..1 -> normalised latents [B, z, 1 + n, h, w], the mean of the posterior.
 
-        Args:
-            video: any floating-point dtype; H and W multiples of 8, for Wan 2.2 of 16.
-            sample: draw from the posterior instead of taking its mean.
-            generator: of the draw.
-            chunk: latent frames computed at once after the first; it changes speed and memory, not the result.
-        Raises:
-            ValueError: another shape or dtype.
+        `video` has any floating-point dtype, H and W are multiples of 8, for Wan 2.2 of 16. `chunk`: latent frames
+        computed at once after the first; it changes speed and memory, not the result. Raises ValueError for another
+        shape or dtype.
         """
         self._check_video(video)
         factor, length = self.config.temporal_factor, video.shape[2]
@@ -233,11 +227,8 @@ class WanVAE(nn.Module):
         cache = FeatureCache()
         pieces = [self._encode_chunk(video[:, :, :1], cache)]
         pieces += [self._encode_chunk(piece, cache) for piece in _split(video[:, :, 1:], chunk * factor)]
-        mean, log_variance = torch.cat(pieces, dim=2).chunk(2, dim=1)
-        if sample:
-            noise = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
-            mean = mean + (0.5 * log_variance.clamp(-30, 20)).exp() * noise
-        return self._normalise(mean)
+        mean = torch.cat(pieces, dim=2)[:, : self.latent_channels]
+        return ((mean - self.latents_mean) / self.latents_std).to(mean.dtype)
 
     def decode(self, latents: Tensor, chunk: int = 1) -> Tensor:
         """Normalised latents [B, z, 1 + n, h, w] -> video [B, 3, 1 + 4 n, H, W], clamped to -1..1.
@@ -271,9 +262,6 @@ class WanVAE(nn.Module):
         latents = latents.contiguous(memory_format=torch.channels_last_3d)
         blocks = self.decoder(self.conv2(latents, cache), cache)
         return channels_to_pixels(blocks, self.config.patch_size).clamp(-1, 1)
-
-    def _normalise(self, latents: Tensor) -> Tensor:
-        return ((latents - self.latents_mean) / self.latents_std).to(latents.dtype)
 
     def _check_video(self, video: Tensor) -> None:
         require_shape("video", video, "B", RGB, "T", "H", "W")

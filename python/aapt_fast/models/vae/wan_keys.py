@@ -54,11 +54,11 @@ class WanVAEKeys:
         self._parts_to_original = {diffusers: original for original, diffusers in _PARTS.items()}
 
     def to_diffusers(self, key: str) -> str:
-        """diffusers' name of what the original code calls `key`. Raises CheckpointError, with the key, if unknown."""
+        """The name in diffusers of the original `key`. Raises CheckpointError, with the key, if unknown."""
         return _translate(key, self._to_diffusers, _PARTS, "the original Wan VAE")
 
     def to_original(self, key: str) -> str:
-        """The original name of what diffusers calls `key`. Raises CheckpointError, with the key, if unknown."""
+        """The original name of diffusers' `key`. Raises CheckpointError, with the key, if unknown."""
         return _translate(key, self._to_original, self._parts_to_original, "diffusers' AutoencoderKLWan")
 
 

@@ -20,8 +20,8 @@ HALVES = (torch.bfloat16, torch.float16)
 class RMSNorm(nn.Module):
     """x / ||x|| * sqrt(C) * gamma, the norm taken over channels, in float32 or wider.
 
-    In half precision the result is rounded where diffusers rounds it, after each of the three operations: a network of
-    this depth makes of other roundings another video. `broadcast_dims` is the number of trailing dimensions of size one
+    In half precision the result is rounded after each of the three operations, as diffusers does. Differences compound
+    over this depth into a visibly different video. `broadcast_dims` is the number of trailing dimensions of size one
     that the published `gamma` has.
     """
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What Wan 2.2 adds to the video VAE: levels with a shortcut around them, and pixel blocks as channels.
+"""Additions of Wan 2.2 to the video VAE: levels with a shortcut around them, and pixel blocks as channels.
 
 A shortcut has no parameters. On the way down it averages neighbours in time, space and channels, on the way up it
 copies. Both need no memory of a stream: the first frame of a stream, which has no partner in time, is recognised by
@@ -94,7 +94,7 @@ def add_copies_(y: Tensor, x: Tensor, time: int) -> Tensor:
 
 
 def _copied(position: int, positions: int, inputs: int, outputs: int) -> slice | list[int]:
-    """Which input channel each output channel copies at one position of its block."""
+    """The input channel that each output channel copies at one position of its block."""
     copies = positions * outputs // inputs
     if positions % copies == 0:
         return slice(position // copies, None, positions // copies)

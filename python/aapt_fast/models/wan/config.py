@@ -48,7 +48,7 @@ class WanConfig:
 
     @property
     def width(self) -> int:
-        """Of the token stream."""
+        """Width of the token stream."""
         return self.heads * self.head_dim
 
     @property

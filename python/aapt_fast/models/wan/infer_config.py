@@ -1,20 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The configuration of a Wan transformer, from its tensors and from what a configuration file says.
+"""The configuration of a Wan transformer, from its tensors and from a configuration file.
 
-Nearly everything is in the shapes of the tensors. Where a configuration says the same, it has to agree; what only it
-can say (the heads, eps, what frames see) is taken from it. Names are those of diffusers, of the original files or our
+Nearly everything is in the shapes of the tensors, and a configuration must agree with them. The heads, eps and the
+frames that a step sees come from the configuration only. Names are those of diffusers, of the original files or our
 own.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor
 
 from aapt_fast.errors import CheckpointError, require
+from aapt_fast.models.statements import agreed
 from aapt_fast.models.wan.config import SELF_FORCING, WanConfig
 from aapt_fast.ops.window import WindowRule
 
@@ -44,7 +45,7 @@ NAMES = {
     "window_rule": ("window_rule",),
 }
 _NOTHING_SAID = {"image_width": (None,), "out_channels": (None,)}  # null in a file means 0, or as many as in_channels
-_FIXED = {"patch": ((1, 2, 2),), "norm": ("rms_norm_across_heads", True)}
+_FIXED = {"patch": (1, 2, 2), "norm": "rms_norm_across_heads"}  # of all Wan transformers
 
 
 def wan_config(
@@ -60,27 +61,19 @@ def wan_config(
     Args:
         tensors: [...] by original names (`wan_keys`).
         source: the file, for messages.
-        beside: the content of a configuration file; names that mean nothing to us are passed over.
+        beside: the content of a configuration file; unknown names are passed over.
         given: the user's, with the same names; it may add to `beside`, not contradict it.
         file_key: from an original name to the one in the file, for messages.
 
     Raises CheckpointError for tensors that no Wan transformer has, for shapes that do not go together, and for a
     configuration that contradicts them; ValueError for an unknown name in `given`.
     """
-    said = _translated(beside or {}, source)
     known = {name for names in NAMES.values() for name in names}
     for name in given or {}:
         require(name in known, "config", f"names out of {', '.join(sorted(known))}", name)
-    for name, value in _translated(given or {}, "config").items():
-        if said.setdefault(name, value) != value:
-            raise CheckpointError(f"{source}: {name}: expected {said[name]}, as its configuration says, got {value}")
     facts = _facts(tensors, source, file_key)
-    for name, allowed in _FIXED.items():
-        if said.get(name, allowed[0]) not in allowed:
-            raise CheckpointError(f"{source}: {name}: expected {allowed[0]}, got {said[name]}")
-    for name in facts.keys() & said.keys():
-        if said[name] != facts[name]:
-            raise CheckpointError(f"{source}: {name}: expected {facts[name]}, as its tensors say, got {said[name]}")
+    statements = [*_translated(beside or {}, "its config.json"), *_translated(given or {}, "config")]
+    said = agreed(facts | _FIXED, statements, source)
     facts["heads"], facts["head_dim"] = _heads(facts.pop("width"), said, source)
     facts |= {name: said[name] for name in ("text_length", "eps") if name in said}
     try:
@@ -89,21 +82,18 @@ def wan_config(
         raise CheckpointError(f"{source}: expected the configuration of a Wan transformer, got {error}") from error
 
 
-def _translated(config: Mapping[str, Any], source: object) -> dict[str, Any]:
-    """What a configuration says under our names."""
-    said: dict[str, Any] = {}
+def _translated(config: Mapping[str, Any], place: str) -> Iterator[tuple[str, Any, str]]:
+    """The statements (our name, value, place) of a configuration."""
     for name, aliases in NAMES.items():
         for alias in aliases:
-            if alias not in config or config[alias] in _NOTHING_SAID.get(name, ()):
-                continue
-            value = tuple(config[alias]) if isinstance(config[alias], list) else config[alias]
-            if said.setdefault(name, value) != value:
-                raise CheckpointError(f"{source}: {alias}: expected {said[name]}, as said before, got {value}")
-    return said
+            if alias in config and config[alias] not in _NOTHING_SAID.get(name, ()):
+                value = tuple(config[alias]) if isinstance(config[alias], list) else config[alias]
+                value = _FIXED["norm"] if name == "norm" and value is True else value
+                yield name, value, f"{alias} of {place}"
 
 
 def _facts(tensors: Mapping[str, Tensor], source: object, file_key: Callable[[str], str]) -> dict[str, Any]:
-    """What the shapes of the tensors say."""
+    """The fields of a configuration that the shapes of the tensors show."""
 
     def shape(name: str, dimensions: int = 2) -> tuple[int, ...]:
         if name not in tensors:
@@ -141,7 +131,7 @@ def _layers(names: Iterable[str]) -> int:
 
 
 def _heads(width: int, said: Mapping[str, Any], source: object) -> tuple[int, int]:
-    """(heads, head_dim): what was said, else heads of 128."""
+    """(heads, head_dim) of a configuration, else heads of 128."""
     head_dim = said.get("head_dim")
     if head_dim is None:
         head_dim = HEAD_DIM if "heads" not in said else _whole(width, said["heads"], "heads", source)

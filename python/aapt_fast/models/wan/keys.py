@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Names of the Wan transformer's parameters in diffusers' `WanTransformer3DModel` and in the original checkpoints.
 
-Mind the norms of a block: what diffusers calls norm2, before the cross-attention, is norm3 in the original. The
-others of the three have no weights.
+The norm before the cross-attention is norm2 in diffusers and norm3 in the original. The other two norms of a block have
+no weights.
 """
 
 from __future__ import annotations
@@ -74,17 +74,17 @@ def wan_to_diffusers_key(key: str) -> str:
 
 
 def is_diffusers_layout(keys: Iterable[str]) -> bool:
-    """Whether these names of a Wan transformer's parameters are those of diffusers."""
+    """True for the names that diffusers gives a Wan transformer's parameters."""
     return any(key.startswith("condition_embedder.") or key == "scale_shift_table" for key in keys)
 
 
 def is_unused(key: str) -> bool:
-    """Whether this parameter is one that some published files hold and no model uses."""
+    """True for a parameter that some published files hold and no model uses."""
     return _UNUSED.fullmatch(key) is not None
 
 
 def from_diffusers_state_dict(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict of diffusers, tensors [...], under the original names, without what is unused.
+    """A state dict of diffusers, tensors [...], under the original names, without unused ones.
 
     Raises CheckpointError for a name that diffusers does not have.
     """
@@ -92,7 +92,7 @@ def from_diffusers_state_dict(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def without_wrappers(key: str) -> str:
-    """A parameter's own name without what training wrappers put around it, for example `model.` and `_orig_mod.`.
+    """A parameter's own name, without the prefixes of training wrappers such as `model.` and `_orig_mod.`.
 
     An original name has none of these words.
     """

@@ -20,13 +20,13 @@ MAX_PERIOD = 10000.0
 
 @dataclass(frozen=True)
 class WanContext:
-    """Per layer, keys (normalised) and values [B or 1, L, H, D] of the prompt and, maybe, of image tokens."""
+    """Keys (normalised) and values [B or 1, L, H, D] per layer, of the prompt and, maybe, of image tokens."""
 
     text: list[KeysAndValues]
     image: list[KeysAndValues] | None = None
 
     def layer(self, number: int) -> list[KeysAndValues]:
-        """What one layer attends to, one entry per kind of token."""
+        """The keys and values that one layer attends to, one entry per kind of token."""
         return [self.text[number]] if self.image is None else [self.text[number], self.image[number]]
 
     @staticmethod

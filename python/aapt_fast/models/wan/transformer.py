@@ -2,9 +2,9 @@
 """The transformer of Wan 2.1 and 2.2 on this package's cache protocol.
 
 Its blocks attend to the text by cross-attention, normalise with LayerNorm, have biases and RMSNorm of q and k across
-all heads, and the network predicts the velocity noise - x0. That leaves nothing but the caches, positions and ops to
-share with `Generator`, whose joint blocks know none of it; so this is a class of its own, which a `Cache` cannot tell
-from the other. Parameters have the names of the original checkpoints, `wan_keys` knows those of diffusers.
+all heads, and the network predicts the velocity noise - x0. It shares caches, positions and ops with `Generator`, whose
+joint blocks have none of this, and no layers. Parameters have the names of the original checkpoints; `keys.py`
+translates those of diffusers.
 
 Shapes: B batch, F frames, N tokens per frame, d width, H heads, L text tokens, h w latent grid.
 Source: Wan (arXiv 2503.20314) section 4.2; Self-Forcing (arXiv 2506.08009) for `causal`.
@@ -102,7 +102,7 @@ class WanTransformer(nn.Module):
         """The velocity noise - x0 of a whole clip.
 
         Args:
-            hidden_states: [B, in_channels, F, h, w], h and w even: the noised clip, and what a model takes with it.
+            hidden_states: [B, in_channels, F, h, w], h and w even: the noised clip and other inputs of the model.
             timestep: 0..1000, [B], [B, F] per frame, or [B, F N] per token.
             encoder_hidden_states: [B, L, text_width], all of which is attended to: prompts that were padded with
                 zeros in training have to be here as well (`pad_text`).
@@ -126,11 +126,11 @@ class WanTransformer(nn.Module):
         return self.velocity(hidden_states, timestep, context, cache)
 
     def velocity(self, hidden_states: Tensor, timestep: Tensor, context: WanContext, cache: Cache) -> Tensor:
-        """As `forward`, for the frames after those in `cache`, under a context from `encode_context`.
+        """The velocity of the frames after those in `cache`, as `forward`, under a context from `encode_context`.
 
         hidden_states [B, in_channels, F, h, w], timestep [B], [B, F] or [B, F N] -> [B, out_channels, F, h, w].
-        The cache is left before its `advance`: the same frames may be evaluated again, at another level; what the
-        last evaluation computed is what later frames see.
+        The cache is left before its `advance`: the same frames may be evaluated again, at another level. Later frames
+        see the keys and values of the last evaluation.
         """
         batch, frames, height, width = self._check(hidden_states, timestep)
         prompts = len(context.text[0][0])
@@ -156,7 +156,7 @@ class WanTransformer(nn.Module):
     def encode_context(
         self, encoder_hidden_states: Tensor, encoder_hidden_states_image: Tensor | None = None
     ) -> WanContext:
-        """What the cross-attention of every layer sees of a prompt; it holds for every frame and timestep.
+        """Keys and values of a prompt for the cross-attention of every layer, the same for every frame and timestep.
 
         encoder_hidden_states [B, L, text_width]; encoder_hidden_states_image [B, Li, image_width] or None.
         Raises ValueError for another shape, or image tokens that the model has no use for.
