@@ -20,9 +20,10 @@ import torch
 from torch import Tensor
 
 from aapt_fast.cli import main
-from aapt_fast.models.aapt.config import ControlConfig, MiniVAEConfig
+from aapt_fast.models.aapt.config import ControlConfig
 from aapt_fast.models.aapt.convert import bidirectional
 from aapt_fast.models.aapt.presets import NANO
+from aapt_fast.models.vae.mini import MiniVAEConfig
 from aapt_fast.training import data, evaluate
 from aapt_fast.training.adversarial import AdversarialConfig
 from aapt_fast.training.codec import CodecConfig

@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from aapt_fast.models.aapt.config import GeneratorConfig
-from aapt_fast.models.aapt.generator import Generator, TextKV, shift_time
+from aapt_fast.models.aapt.generator import Generator, TextKV
 from aapt_fast.models.aapt.presets import NANO, NANO_TEXT
+from aapt_fast.models.aapt.sampling import shift_time
 from aapt_fast.ops import reference, rope_tables
 from aapt_fast.testing.compare import assert_near
 
