@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the tests of the compiled kernels run: on the emulated machine, or on a GPU."""
+"""Machines that run the tests of the compiled kernels: the emulated one, or a GPU."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from aapt_fast.ops._load import extension
 from aapt_fast.ops.kernels import stream_of, use_kernels, view
 
 EMULATED_BUILD = Path(__file__).parents[3] / "build" / "emulated"
-"""Where `make emulated` builds, seen from a checkout."""
+"""Build folder of `make emulated`, seen from a checkout."""
 
 
 @dataclass(frozen=True)
