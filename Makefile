@@ -77,7 +77,7 @@ $(VENV)/.cutlass: constraints.txt | $(VENV)/.created
 	$(INSTALL) --no-deps --upgrade --target $(VENV)/cutlass nvidia-cutlass
 	touch $@
 
-# Of CUDA the headers are wanted, and for the tests the disassembler and what finds machine code in a module.
+# Headers of CUDA, and for the tests its disassembler and the tool that finds machine code in a module.
 $(VENV)/.build-tools: constraints.txt $(VENV)/.cutlass | $(VENV)/.created
 	$(INSTALL) scikit-build-core pybind11 pybind11-stubgen cmake ninja
 	$(INSTALL) --no-deps nvidia-cuda-runtime nvidia-cuda-crt nvidia-cuda-cccl nvidia-cuda-nvdisasm nvidia-cuda-cuobjdump

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# How kernels are compiled: by nvcc, or as C++ for the emulation. The sources are the same.
+# Compilation of kernels: by nvcc, or as C++ for the emulation. The sources are the same.
 
 option(AAPT_STRICT "Spills, local memory and serialised wgmma are errors: for tests and continuous integration" OFF)
 set(AAPT_COMPILE_STRICTLY "${CMAKE_CURRENT_LIST_DIR}/compile_strictly.sh")

@@ -139,7 +139,7 @@ AAPT_KERNEL void AAPT_LAUNCH_BOUNDS(Config::kThreads, 2)
   for (int slab = 0; slab < slabs; ++slab) {
     const int stage = slab % 2;
     const bool more = slab + 1 < slabs;
-    // This slab is there, and nobody reads the previous one any more.
+    // This slab is there, and no warp reads the previous one any more.
     arch::cp_async_wait<0>();
     arch::sync_threads();
     if (more) {

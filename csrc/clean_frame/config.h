@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// How the pixels of a frame are dealt out to threads.
+// Distribution of the pixels of a frame over threads.
 #pragma once
 
 #include "common/types.h"

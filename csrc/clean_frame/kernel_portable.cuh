@@ -52,14 +52,14 @@ AAPT_DEVICE void load_tokens(const CleanFrameParams& params, const Rectangle<Con
                        rectangle.first_channel * Config::kPatch * Config::kPatch;
 #pragma unroll
   for (int i = 0; i < Config::kTokens; ++i) {
-    // Where a row has ended, its last token stands in, for pixels that are never written.
+    // After the end of a row its last token stands in, for pixels that are never written.
     const int in_row = rectangle.x / Config::kPatch + i;
     const int token = first_of_row + (in_row < per_row ? in_row : per_row - 1);
     vectors[i] = load_raw(tokens + token * params.token_stride);
   }
 }
 
-// Whether there are vectors is the same for all threads; to ask once, outside the loops, lets all loads start together.
+// All threads have vectors or none has; to branch once, outside the loops, lets all loads start together.
 template <class Config>
 AAPT_DEVICE void load_noised(const CleanFrameParams& params, const Rectangle<Config>& rectangle,
                              Pixels<Config>& pixels) {

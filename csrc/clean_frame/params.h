@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the clean_frame kernel is given. The maths is in python/aapt_fast/ops/clean_frame.py.
+// Parameters of the clean_frame kernel. The maths is in python/aapt_fast/ops/clean_frame.py.
 #pragma once
 
 #include <cstdint>

@@ -4,7 +4,7 @@
 //   PTX        arch_ptx.h (Ampere and later), arch_sm90.h and arch_wgmma.h (Hopper)
 //   emulated   ../emulate/arch_ptx.h, ../emulate/arch_sm90.h: the same kernels run on the CPU, one fiber per thread
 //
-// What the Hopper headers have compiles only for the architecture 90a.
+// The Hopper headers compile only for the architecture 90a.
 //
 // A kernel is a function template `AAPT_KERNEL void name(AAPT_GRID_CONSTANT const Params params)`, started by
 // arch::launch. It has no static shared memory: shared_memory() is its one block, described by a struct.

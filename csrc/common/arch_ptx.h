@@ -121,7 +121,7 @@ AAPT_DEVICE float to_float(float16 x) {
 
 // ---- 16 bytes at an address that is a multiple of 16 ----
 
-// Of memory that nobody writes while the kernel runs: such loads may move before stores to other places.
+// Loads memory that stays as it is while the kernel runs: such loads may move before stores to other places.
 AAPT_DEVICE Vector16 load_16(const void* global) {
   Vector16 vector;
   asm("ld.global.nc.v4.u32 {%0, %1, %2, %3}, [%4];"
@@ -167,7 +167,7 @@ AAPT_DEVICE void ldmatrix(std::uint32_t (&words)[4], const void* row) {
                : "memory");
 }
 
-// The same for the transposed matrices: rows in memory are columns in the result.
+// ldmatrix for the transposed matrices: rows in memory are columns in the result.
 AAPT_DEVICE void ldmatrix_transposed(std::uint32_t (&words)[4], const void* row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])

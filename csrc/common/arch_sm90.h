@@ -57,8 +57,8 @@ AAPT_DEVICE void barrier_arrive_remote(Barrier* barrier, int rank) {
       : "memory");
 }
 
-// The same for a thread that has only read, or written to its own block, since its last barrier: it need not wait until
-// the GPU sees what it wrote before, as the one above does.
+// barrier_arrive_remote for a thread that has only read, or written to its own block, since its last barrier: it need
+// not wait until the GPU sees what it wrote before, as the one above does.
 AAPT_DEVICE void barrier_release_remote(Barrier* barrier, int rank) {
   asm volatile(
       "{\n.reg .b32 remote;\nmapa.shared::cluster.u32 remote, %0, %1;\n"
@@ -117,7 +117,7 @@ AAPT_DEVICE void barrier_wait(Barrier* barrier, int parity) {
   bounded_wait(address, parity, [=] { return barrier_phase_ended(address, parity); });
 }
 
-// The same where the wait is for what threads of another block have written (cluster_store).
+// barrier_wait for data that threads of another block have written (cluster_store).
 AAPT_DEVICE void barrier_wait_cluster(Barrier* barrier, int parity) {
   const std::uint32_t address = shared_address(barrier);
   bounded_wait(address, parity, [=] { return barrier_phase_ended_cluster(address, parity); });
@@ -168,7 +168,7 @@ AAPT_DEVICE void tile_load(void* shared, const TensorMap& map, Barrier* barrier,
                "l"(from), "r"(done), "h"(blocks), __VA_ARGS__                                                          \
                : "memory")
 
-// The same copy to this place in every block of the cluster whose bit of `blocks` is set; each block's own barrier, at
+// tile_load to this place in every block of the cluster whose bit of `blocks` is set; each block's own barrier, at
 // this place, receives the bytes.
 template <int kRank>
 AAPT_DEVICE void tile_load_multicast(void* shared, const TensorMap& map, Barrier* barrier, const int (&first)[kRank],

@@ -161,7 +161,7 @@ AAPT_DEVICE void wgmma(float (&d)[kCount], MatrixDescriptor a, MatrixDescriptor 
   }
 }
 
-// The same with A in registers. Lane l of warp w has in a[i] the row 16 w + l / 4 + 8 (i % 2) and, from column
+// wgmma with A in registers. Lane l of warp w has in a[i] the row 16 w + l / 4 + 8 (i % 2) and, from column
 // (l % 4) * E + (i / 2) * 4 E on, E adjacent elements of K, with E = 2 of 16 bits or 4 of 8 bits.
 template <class T, Major kMajorB = Major::kK, int kCount>
 AAPT_DEVICE void wgmma(float (&d)[kCount], const std::uint32_t (&a)[4], MatrixDescriptor b, bool accumulate) {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the CUDA runtime says about the GPUs. Implemented once with CUDA and once without.
+// Facts of the CUDA runtime about the GPUs. Implemented once with CUDA and once without.
 #pragma once
 
 #include <cstdint>

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a kernel is started with.
+// Launch configuration of a kernel.
 #pragma once
 
 #include <cstddef>
@@ -11,7 +11,7 @@ struct Index3 {
   unsigned x = 1, y = 1, z = 1;
 };
 
-// Where a kernel runs: a GPU and a CUDA stream of it as an integer. The emulation ignores both.
+// Place where a kernel runs: a GPU and a CUDA stream of it as an integer. The emulation ignores both.
 struct Stream {
   int device = 0;
   std::uintptr_t handle = 0;

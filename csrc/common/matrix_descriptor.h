@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// How wgmma finds a matrix in shared memory.
+// Matrix descriptors: the place and form of a matrix in shared memory, for wgmma.
 #pragma once
 
 #include <cstdint>
@@ -8,7 +8,7 @@
 
 namespace aapt {
 
-// Which index of an operand is dense: K, or the other one (M of A, N of B). e4m3 operands have to be K-major.
+// The dense index of an operand: K, or the other one (M of A, N of B). e4m3 operands have to be K-major.
 enum class Major : int { kK = 0, kMN = 1 };
 
 // One operand of one wgmma: the elements of 32 bytes along K (16 of 16 bits, 32 of 8 bits), and all rows M or N.
@@ -28,7 +28,7 @@ enum class Major : int { kK = 0, kMN = 1 };
 struct MatrixDescriptor {
   std::uint64_t bits = 0;
 
-  // The same matrix `bytes` (a multiple of 16) further on: the next slice along K, or other rows.
+  // The matrix moved by `bytes` (a multiple of 16) further on: the next slice along K, or other rows.
   AAPT_HOST_DEVICE constexpr MatrixDescriptor moved(std::int32_t bytes) const {
     return {bits + static_cast<std::uint64_t>(static_cast<std::int64_t>(bytes / 16))};
   }

@@ -6,7 +6,7 @@
 
 namespace aapt {
 
-// Of each aligned group of kLanes lanes.
+// Sum over each aligned group of kLanes lanes.
 template <int kLanes>
 AAPT_DEVICE float sum_of_lanes(float value) {
   static_assert(kLanes >= 1 && kLanes <= 32 && (kLanes & (kLanes - 1)) == 0, "a power of two inside a warp");

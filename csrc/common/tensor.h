@@ -20,7 +20,7 @@ struct Unsupported : std::invalid_argument {
   using std::invalid_argument::invalid_argument;
 };
 
-// A view of memory that somebody else owns. Strides count elements.
+// A view of memory that the caller owns. Strides count elements.
 struct Tensor {
   void* data = nullptr;
   Dtype dtype = Dtype::kFloat32;

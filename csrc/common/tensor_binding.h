@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// How tensors and streams arrive from Python (ops/kernels.py makes them):
+// Conversion of tensors and streams that arrive from Python (ops/kernels.py makes them):
 //   Tensor   (address, dtype code, shape, strides in elements)
 //   Stream   (device index, stream handle)
 #pragma once

@@ -12,7 +12,7 @@
 
 namespace aapt {
 
-// How the 16-byte pieces of a box are permuted in shared memory: within every 128 bytes, bits 4.. of an address are
+// Permutation of the 16-byte pieces of a box in shared memory: within every 128 bytes, bits 4.. of an address are
 // exclusively ored with its bits 7.. (one, two or three of them). The rows of the box are that wide.
 enum class Swizzle : int { kNone = 0, k32Bytes = 32, k64Bytes = 64, k128Bytes = 128 };
 
@@ -45,7 +45,7 @@ constexpr int kMaxBoxSize = 256;
 TensorMap make_tensor_map(const char* argument, const Tensor& tensor, const std::vector<int>& box, Swizzle swizzle,
                           int device);
 
-// What a checked map says, in the order of the hardware: the dense dimension first. The emulation keeps it as it is.
+// Contents of a checked map, in the order of the hardware: the dense dimension first. The emulation keeps it as it is.
 struct MapDescription {
   std::uint64_t address;
   std::uint64_t size[kMaxMapRank];

@@ -28,7 +28,7 @@ struct float8 {
   std::uint8_t bits;
 };
 
-// What one thread moves at once: 16 bytes, 8 half-precision elements.
+// Unit that one thread moves at once: 16 bytes, 8 half-precision elements.
 struct alignas(16) Vector16 {
   std::uint32_t word[4];
 };

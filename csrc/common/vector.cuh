@@ -95,7 +95,7 @@ AAPT_DEVICE void load_weights(const Element* source, VectorValues& values) {
   unpack_vector<Element>(arch::load_16(source), values);
 }
 
-// Those from `first` on of an array whose type is known only now.
+// Loads eight weights from `first` on of an array whose type is known only now.
 template <class Element>
 AAPT_DEVICE void load_weights(const void* weights, bool is_float32, std::int64_t first, VectorValues& values) {
   if (is_float32) {

@@ -202,12 +202,12 @@ void Machine::start_cluster(Index3 first) {
 
 void Machine::run_cluster() {
   held_warps_ = 0;
-  bool someone_ran = true;
+  bool any_ran = true;
   while (live_ || !pending_.empty()) {
-    bool everyone_has_a_turn = !someone_ran;  // nobody is held back after a round in which nobody could run
-    someone_ran = run_threads(everyone_has_a_turn);
+    bool everyone_has_a_turn = !any_ran;  // no thread is held back after a round in which none could run
+    any_ran = run_threads(everyone_has_a_turn);
     if (failure_) std::rethrow_exception(failure_);
-    const bool stuck = !someone_ran && everyone_has_a_turn;
+    const bool stuck = !any_ran && everyone_has_a_turn;
     if (!pending_.empty() && (stuck || (seed_ && random_() % 4 == 0))) {
       const std::size_t which = seed_ ? random_() % pending_.size() : 0;
       const std::function<void()> operation = std::move(pending_[which]);
@@ -231,17 +231,17 @@ bool Machine::run_threads(bool& everyone_has_a_turn) {
     skipped = (random_() & random_()) | held_warps_;
   }
   everyone_has_a_turn = skipped == 0;
-  bool someone_ran = false;
+  bool any_ran = false;
   for (const int i : order_) {
     Thread& thread = threads_[i];
     if (skipped >> (thread.warp() + 32 * (thread.block->rank & 1)) % 64 & 1) continue;
     if (thread.done || (thread.awaited && *thread.awaited < thread.target)) continue;
     thread.awaited = nullptr;
     current_ = &thread;
-    someone_ran = true;
+    any_ran = true;
     thread.fiber.resume();
   }
-  return someone_ran;
+  return any_ran;
 }
 
 void Machine::report_deadlock() const {

@@ -65,7 +65,7 @@ struct Thread {
   int warp() const { return index / 32; }
 };
 
-// What a lane brings to an operation of its warp, and takes from it.
+// Operands and result of a lane in an operation of its warp.
 struct alignas(64) Deposit {
   std::uint32_t word[24];
 };
@@ -127,7 +127,7 @@ struct Block {
     return reinterpret_cast<char*>((reinterpret_cast<std::uintptr_t>(memory.data()) + alignment - 1) & ~(alignment - 1));
   }
 
-  // What threads have written becomes visible to tile stores and wgmma, if there was a fence.
+  // Writes of threads become visible to tile stores and wgmma, if there was a fence.
   void settle_fence() {
     if (fenced) std::memcpy(asynchronous_memory.data(), shared(), asynchronous_memory.size());
     fenced = false;

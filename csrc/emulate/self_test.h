@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What tests/kernels/test_emulation.py asks of the emulation itself: its conversions, and kernels with planted errors
-// that it has to show.
+// Functions for tests/kernels/test_emulation.py, about the emulation itself: its conversions, and kernels with planted
+// errors that it has to show.
 #pragma once
 
 #include "common/tensor.h"

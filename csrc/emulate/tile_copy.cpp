@@ -21,7 +21,7 @@ TransactionBarrier& barrier_at(Block& block, std::uint32_t offset, const char* w
   std::memcpy(&mark, block.at(offset, sizeof mark, what), sizeof mark);
   const auto found = block.transaction_barriers.find(offset);
   if (found == block.transaction_barriers.end()) misuse(std::string(what) + ": unknown barrier, " + place(offset));
-  if (mark != kBarrierMark) misuse(std::string(what) + ": somebody wrote over " + place(offset));
+  if (mark != kBarrierMark) misuse(std::string(what) + ": a write over " + place(offset));
   return found->second;
 }
 

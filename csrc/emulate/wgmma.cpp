@@ -46,7 +46,7 @@ struct Matrix {
         pattern_row(bits >> 49 & 7),
         pieces(std::array<int, 4>{1, 8, 4, 2}[bits >> 62]) {}
 
-  // Where piece `along` (16 bytes of the dense index) of row `across` lies.
+  // Place of piece `along` (16 bytes of the dense index) of row `across`.
   std::uint32_t address(std::uint32_t along, std::uint32_t across, bool mn_major) const {
     std::uint32_t offset = across % 8 * pieces * 16;
     if (mn_major && pieces > 1) {
@@ -177,7 +177,7 @@ void issue_product(Dtype dtype, const Operands& operands, float* d, int columns,
 
 void commit_products() { machine().thread().product_groups.push_back(machine().thread().products_issued); }
 
-// A product that nobody has been early with is done after all 128 threads have come to wait for it.
+// A product without an early warp is done after all 128 threads have come to wait for it.
 void wait_for_products(std::size_t pending) {
   Thread& thread = machine().thread();
   Warpgroup& warpgroup = own_warpgroup("wgmma_wait");

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// How the elements of a token are dealt out to threads.
+// Distribution of the elements of a token over threads.
 #pragma once
 
 #include "gate_residual_norm/params.h"

@@ -42,7 +42,7 @@ struct Place {
   }
 };
 
-// What a thread has of a token, as floats.
+// Elements of a token that one thread has, as floats.
 template <class Config>
 using TokenValues = VectorValues[Config::kVectors];
 
@@ -127,7 +127,7 @@ template <class Config>
 AAPT_KERNEL void AAPT_LAUNCH_BOUNDS(Config::kMaxThreads, 1)
     gate_residual_norm_portable(AAPT_GRID_CONSTANT const GateResidualNormParams params) {
   const Place<Config> place(params);
-  if (Config::kWarpPerToken && place.row >= params.batch) return;  // whole warps, for which nobody waits
+  if (Config::kWarpPerToken && place.row >= params.batch) return;  // whole warps, and no barrier waits for them
   const std::int64_t first = (std::int64_t{place.row} * params.tokens + place.token) * params.width;
 
   TokenValues<Config> values;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the gate_residual_norm kernel is given. The maths is in python/aapt_fast/ops/gate_residual_norm.py.
+// Parameters of the gate_residual_norm kernel. The maths is in python/aapt_fast/ops/gate_residual_norm.py.
 #pragma once
 
 #include <cstdint>

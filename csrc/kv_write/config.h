@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// How the heads of a token are dealt out to the threads of a block.
+// Distribution of the heads of a token over the threads of a block.
 #pragma once
 
 #include "common/reduce.cuh"

@@ -23,7 +23,7 @@ struct Head {
   int index;  // among the heads of its part
 };
 
-// Of the i-th vector of this thread. Where it differs within a warp, it is the same for all lanes of a head.
+// Head of the i-th vector of this thread. Within a warp, it is the same for all lanes of a head.
 template <class Config>
 AAPT_DEVICE Head head_of_vector(const KvWriteParams& params, int i) {
   const int head = (arch::thread_index() + i * arch::block_size()) / Config::kLanes;

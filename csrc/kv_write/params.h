@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the kv_write kernel is given. The maths is in python/aapt_fast/ops/kv_write.py.
+// Parameters of the kv_write kernel. The maths is in python/aapt_fast/ops/kv_write.py.
 #pragma once
 
 #include <cstdint>

@@ -162,7 +162,7 @@ AAPT_KERNEL void AAPT_LAUNCH_BOUNDS(Config::kThreads, 1)
   arch::cp_async_commit();
 
   for (int stage = 0; page.valid; stage ^= 1) {
-    // The keys of this page are there, and nobody reads the previous page any more.
+    // The keys of this page are there, and no warp reads the previous page any more.
     arch::cp_async_wait<0>();
     arch::sync_threads();
     load_tile<Config::kKeys, Config>(shared.v, typename Config::KeyLayout{}, v + page.id * params.v_stride.outer,
@@ -187,7 +187,7 @@ AAPT_KERNEL void AAPT_LAUNCH_BOUNDS(Config::kThreads, 1)
     page = next;
   }
   arch::cp_async_wait<0>();  // the queries, when no page was listed
-  arch::sync_warp();         // the warp's rows of Q, which nobody else reads, make room for the result
+  arch::sync_warp();         // the warp's rows of Q, which no other warp reads, make room for the result
 
   softmax.finish(out, table.broken());
   store_rows<Config>(out, shared, params, first_token, head, row);

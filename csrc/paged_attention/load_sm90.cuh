@@ -119,7 +119,7 @@ AAPT_DEVICE void load(typename Config::SharedMemory& shared, const PagedAttentio
     shared.facts[stage] = pages.facts();
     if (!pages.any()) break;
     load_pages<Config>(shared.k[stage], params.k_pages, &shared.full_k[stage], pages, kv_head);
-    // The same for the values.
+    // Wait until its values have been read, then replace them.
     arch::barrier_wait(&shared.empty_v[stage], place.parity ^ 1);
     load_pages<Config>(shared.v[stage], params.v_pages, &shared.full_v[stage], pages, kv_head);
   }

@@ -12,7 +12,7 @@
 
 namespace aapt::paged_attention_sm90_parts {
 
-// What a thread has of 64 rows: accumulators of [8 rows, 8 columns] pairs, as softmax.cuh sees them.
+// A thread's share of 64 rows: accumulators of [8 rows, 8 columns] pairs, as softmax.cuh sees them.
 template <int kColumns>
 using Accumulators = float[1][kColumns / 8][4];
 
@@ -242,7 +242,7 @@ AAPT_DEVICE void store(const Accumulators<Config::kHeadDim>& out, char* rows, co
   }
 }
 
-// Where the row of token `token` of a block lies in an array of [.., tokens] per head, or per part.
+// Index of the row of token `token` of a block in an array of [.., tokens] per head, or per part.
 AAPT_DEVICE std::int64_t row_index(const PagedAttentionParams& params, const Place& block, int token) {
   const int outer = block.part < 0 ? block.row * params.heads + block.head : block.part;
   return std::int64_t{outer} * params.tokens + token;

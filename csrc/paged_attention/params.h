@@ -32,7 +32,7 @@ struct PagedAttentionParams {
   float scale_log2;  // scale * log2(e): the softmax is computed in powers of two
 };
 
-// How the keys are split. The heads of all rows are counted as one list; those from `whole` on have `parts` parts, each an
+// Split of the keys. The heads of all rows are counted as one list; those from `whole` on have `parts` parts, each an
 // equal share of the entries of the page table.
 struct SplitKeys {
   int whole, parts;

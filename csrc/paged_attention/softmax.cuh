@@ -46,7 +46,7 @@ class OnlineSoftmax {
     for (int r = 0; r < kRows; ++r) rescale_row(out, r, weigh_row(scores, r, scale_log2, bias_log2));
   }
 
-  // The same in two halves, for an `out` that a product is still adding to.
+  // First half of absorb, for an `out` that a product is still adding to.
   template <int kTiles>
   AAPT_DEVICE void weigh(float (&scores)[kRowTiles][kTiles][4], float (&corrections)[2 * kRowTiles],
                          float scale_log2) {

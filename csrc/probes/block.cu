@@ -6,7 +6,7 @@ namespace aapt::probes {
 
 // ---- barrier_ring: int32 [n, 32] -> int32 [n, 32], 3 x + 1; values: n, variant ----
 // Warp 0 puts rows into a ring of two stages, warp 1 takes them out. Variants: 1 the consumer does not wait, 2 the
-// producer does not wait, 3 arrivals of the consumer as well, 4 a barrier that nobody has initialised, 5 a barrier
+// producer does not wait, 3 arrivals of the consumer as well, 4 a barrier without barrier_init, 5 a barrier
 // written over, 6 a consumer that never arrives.
 
 struct RingShared {
@@ -122,7 +122,7 @@ AAPT_KERNEL void cluster_exchange_kernel(AAPT_GRID_CONSTANT const Params params)
   }
   if (variant != 2) arch::barrier_wait_cluster(&shared.barrier, 0);
   out[256 + thread] = shared.sent[thread / 4].word[thread % 4];
-  if (variant != 3) arch::cluster_sync();  // nobody ends while the neighbour may still read
+  if (variant != 3) arch::cluster_sync();  // stay until the neighbour has read
 }
 
 void cluster_exchange(const Arguments& arguments, const Stream& stream) {

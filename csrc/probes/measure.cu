@@ -53,7 +53,7 @@ AAPT_KERNEL void l2_bandwidth_kernel(AAPT_GRID_CONSTANT const Params params) {
     }
   }
   arch::sync_warp();
-  arch::cluster_sync();  // nobody ends while the other block may still write to it
+  arch::cluster_sync();  // stay until the other block no longer writes here
 }
 
 void l2_bandwidth(const Arguments& arguments, const Stream& stream) {
@@ -64,8 +64,8 @@ void l2_bandwidth(const Arguments& arguments, const Stream& stream) {
   require_valid(rows % kBoxRows == 0, "inputs[0]", "a multiple of 256 rows", std::to_string(rows));
   require_valid(blocks % cluster == 0 && loads >= kLoadStages, "values", "whole clusters, at least 4 loads",
                 std::to_string(blocks) + " blocks, " + std::to_string(loads) + " loads");
-  params.map[0] =
-      make_tensor_map("inputs[0]", arguments.inputs[0], {kBoxRows / cluster, kRowBytes / 4}, Swizzle::kNone, stream.device);
+  params.map[0] = make_tensor_map("inputs[0]", arguments.inputs[0], {kBoxRows / cluster, kRowBytes / 4},
+                                  Swizzle::kNone, stream.device);
   params.value[3] = to_int("inputs[0]", "boxes", rows / kBoxRows);
   Launch how = one_block(32, sizeof(BandwidthShared), stream);
   how.grid.x = static_cast<unsigned>(blocks);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the kernels of the probes share.
+// Parameters and small functions of all probes.
 #pragma once
 
 #include <string>
@@ -10,7 +10,7 @@
 
 namespace aapt::probes {
 
-// What every probe kernel is given.
+// Parameters of every probe kernel.
 struct Params {
   TensorMap map[3];
   const void* input[3];

@@ -140,7 +140,7 @@ void tile_multicast(const Arguments& arguments, const Stream& stream) {
 
 // ---- multicast_ring: int32 [n, 64] -> int32 [2, n, 64], the rows as each block of a cluster has seen them ----
 // values: n, variant. A row comes in two halves, one from each block to both, into a ring of two stages; every warp
-// releases a stage in both blocks. Variants: 1 in its own block only, 2 nobody waits for a release, 3 a block may end
+// releases a stage in both blocks. Variants: 1 in its own block only, 2 no wait for a release, 3 a block may end
 // before its neighbour.
 
 struct MulticastRingShared {

@@ -39,7 +39,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(scope="session")
 def target(request: pytest.FixtureRequest) -> targets.Target:
-    """Where the kernels run."""
+    """The machine that runs the kernels."""
     if request.config.getoption("--target") == "cuda":
         return targets.cuda()
     return targets.emulated(Path(request.config.getoption("--emulated-build")))
@@ -56,7 +56,7 @@ def poisoned_memory() -> Iterator[None]:
 
 @pytest.fixture
 def hopper(target: targets.Target) -> targets.Target:
-    """Where kernels for Hopper run."""
+    """The machine that runs kernels for Hopper; skips where there is none."""
     reason = target.why_not_hopper()
     if reason:
         pytest.skip(reason)
@@ -65,7 +65,7 @@ def hopper(target: targets.Target) -> targets.Target:
 
 @pytest.fixture
 def emulated(target: targets.Target) -> targets.Target:
-    """The emulation, for kernels with planted errors."""
+    """The emulation, for kernels with planted errors; skips elsewhere."""
     if target.name != "emulated":
         pytest.skip("a planted error may hang a GPU; the emulation reports it")
     return target

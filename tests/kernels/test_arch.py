@@ -129,7 +129,7 @@ def test_arithmetic(target):
 
 
 def ring(target: Target, variant: int, schedule: int) -> tuple[bool, str]:
-    """Whether the ring of barriers gave the right rows, and the error it ended with."""
+    """True if the ring of barriers gave the right rows, and the error it ended with."""
     x = torch.randint(-1000, 1000, (9, 32), dtype=torch.int32, device=target.device)
     out = torch.full_like(x, -7)
     error = run_or_error(target, "barrier_ring", [x], [out], [9, variant], schedule)
@@ -151,7 +151,7 @@ def test_a_missing_wait_for_a_barrier_shows(emulated, variant):
     [
         (3, r"deadlock in block \(0, 0, 0\): 64 threads wait for ever, thread 0 in barrier_wait"),
         (4, r"barrier_wait: unknown barrier, the barrier at byte 288 of shared memory"),
-        (5, r"barrier_(arrive|wait): somebody wrote over the barrier at byte 256 of shared memory"),
+        (5, r"barrier_(arrive|wait): a write over the barrier at byte 256 of shared memory"),
         (6, r"deadlock in block \(0, 0, 0\): 64 threads .* thread 0 in barrier_wait for the barrier at byte 272 of "),
     ],
     ids=["arrivals of others", "unknown barrier", "overwritten barrier", "an arrival missing"],

@@ -17,7 +17,7 @@ SIZES = {1: (), 2: (13,), 3: (3, 7), 4: (3, 4, 5), 5: (3, 2, 4, 3)}
 """Those of the tensors."""
 
 FIRST = {1: (), 2: (6,), 3: (1, -2), 4: (2, -1, 3), 5: (-1, 0, 2, 1)}
-"""Where boxes start: partly outside."""
+"""Starts of boxes: partly outside."""
 
 DTYPES = {
     1: torch.bfloat16,
@@ -109,7 +109,7 @@ def test_tile_multicast(hopper, schedule, rank):
 
 
 def ring(target: Target, rows: int, variant: int = 0, schedule: int = 0) -> bool:
-    """Whether both blocks of a cluster have seen the rows that come to both at once."""
+    """True if both blocks of a cluster have seen the rows that come to both at once."""
     x = torch.randint(2**31 - 1, (rows, 64), dtype=torch.int32, device=target.device)
     out = torch.zeros(2, rows, 64, dtype=torch.int32, device=target.device)
     target.probe("multicast_ring", [x], [out], [rows, variant], schedule)

@@ -50,7 +50,7 @@ def aligned_rows(weight: torch.Tensor) -> torch.Tensor:
 
 
 def plain_torch(noised, recycled, control, weight, bias, patch: int) -> torch.Tensor:
-    """What a user of torch would write, in the dtype of the arguments: a convolution with stride `patch`."""
+    """The composition in torch, in the dtype of the arguments: a convolution with stride `patch`."""
     joined = torch.cat([x for x in (noised, recycled, control) if x is not None], 1)
     kernel = weight.view(len(weight), joined.shape[1], patch, patch)
     return torch.nn.functional.conv2d(joined, kernel, bias, stride=patch).flatten(2).transpose(1, 2)
@@ -167,7 +167,7 @@ UNSUPPORTED = {
 
 @pytest.mark.parametrize(("change", "message"), UNSUPPORTED.values(), ids=UNSUPPORTED)
 def test_unsupported(change, message, target):
-    """A kernel asked for says what it does not do; otherwise the composition runs."""
+    """A kernel chosen by name names what it does not do; otherwise the composition runs."""
     arguments = change(inputs(target, 2, torch.bfloat16))
     with target.kernels(KERNEL), pytest.raises(target.module.Unsupported, match=message):
         channel_concat(*arguments)
@@ -210,7 +210,7 @@ BAD_ARGUMENTS = {
 
 @pytest.mark.parametrize(("change", "message"), BAD_ARGUMENTS.values(), ids=BAD_ARGUMENTS)
 def test_bad_arguments(change, message, target):
-    """Of the compiled functions: the ops check their arguments before they call them."""
+    """The compiled function checks for itself; the op checks its arguments before."""
     names = ("noised", "recycled", "control", "weight", "bias", "patch")
     good = dict(zip(names, inputs(target, 2, torch.float16), strict=True))
     good["tokens"] = torch.empty(2, 65, 200).half()

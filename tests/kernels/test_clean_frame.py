@@ -38,7 +38,7 @@ def make_inputs(
 
 
 def plain_torch(tokens: torch.Tensor, noised: torch.Tensor, t: torch.Tensor, patch: int) -> torch.Tensor:
-    """What a user of torch would write -> [B, C, F, h, w]."""
+    """The composition in torch -> [B, C, F, h, w]."""
     batch, channels, frames, height, width = noised.shape
     grid = (height // patch, width // patch, channels * patch**2)
     patches = tokens.reshape(batch * frames, *grid).permute(0, 3, 1, 2)
@@ -134,7 +134,7 @@ def test_the_kernel_is_what_runs(target, monkeypatch):
 @pytest.mark.parametrize("width", [8, 9], ids=["whole vectors", "single pixels"])
 @pytest.mark.parametrize("other", [padded_rows, strided, every_second], ids=lambda function: function.__name__)
 def test_views(other, width, patch, dtype, target):
-    """Of tokens the kernel takes padded rows, of frames and timesteps any view."""
+    """The kernel takes padded rows of tokens, and any view of frames and timesteps."""
     tokens, noised, t = make_inputs(target, dtype, patch=patch, grid=(2, width))
     check((padded_rows(tokens), other(noised), every_second(t)), patch, target)
 

@@ -31,7 +31,7 @@ Inputs = list[torch.Tensor | None]
 
 
 def shape_of(kind: str, batch: int, tokens: int, width: int) -> tuple[int, ...]:
-    """Of a gate, scale or shift."""
+    """Shape of a gate, scale or shift."""
     return {"shared": (width,), "per row": (batch, 1, width), "per token": (batch, tokens, width)}[kind]
 
 
@@ -54,7 +54,7 @@ def make_inputs(
 
 
 def plain_torch(x, y, gate, scale, shift) -> tuple[torch.Tensor, torch.Tensor]:
-    """What a user of torch would write, every operation rounded to the dtype of x: residual, normed [B, N, d]."""
+    """The composition in torch, every operation rounded to the dtype of x: residual, normed [B, N, d]."""
     gate, scale, shift = (m if m is None else m.to(x.dtype) for m in (gate, scale, shift))
     residual = x if y is None else x + (y if gate is None else gate * y)
     normed = torch.nn.functional.rms_norm(residual, x.shape[-1:], None, EPS)

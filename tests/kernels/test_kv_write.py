@@ -52,7 +52,7 @@ class Case:
         return replace(self, cos=self.cos.expand(batch, -1, -1), sin=self.sin.expand(batch, -1, -1))
 
     def written(self, pages: torch.Tensor) -> torch.Tensor:
-        """What lies in the slots of the tokens: [B, N, Hkv, D]."""
+        """Contents of the slots of the tokens: [B, N, Hkv, D]."""
         return pages[self.page_ids.long()].flatten(1, 2)[:, : self.q.shape[1]]
 
     def fresh(self) -> Case:
@@ -95,7 +95,7 @@ def make_case(
 
 
 def plain_torch(x: torch.Tensor, weight: torch.Tensor | None, case: Case) -> torch.Tensor:
-    """What a user of torch would write, every operation rounded to the dtype of x [B, N, heads, D]."""
+    """The composition in torch, every operation rounded to the dtype of x [B, N, heads, D]."""
     if weight is not None:
         groups = x if weight.shape[0] == x.shape[-1] else x.flatten(2)
         x = torch.nn.functional.rms_norm(groups, weight.shape, weight.to(x.dtype), EPS).view(x.shape)
@@ -252,7 +252,7 @@ def test_tokens_more_than_2_to_the_31_elements_apart(target):
     check(replace(case, q=q), target)
 
 
-# ---- page tables that are wrong, where nobody could look at them before the launch ----
+# ---- wrong page tables that were not checked before the launch ----
 
 
 @DTYPES

@@ -78,7 +78,7 @@ def compare(
 
 
 def plain_torch(q: torch.Tensor, case: PagedCase, scale: float, bias: torch.Tensor | None) -> torch.Tensor:
-    """What a user of torch would write, every operation rounded to the dtype of `q`: [B, N, H, D]."""
+    """The composition in torch, every operation rounded to the dtype of `q`: [B, N, H, D]."""
     out = torch.zeros_like(q)
     for row, (keys, values) in enumerate(zip(case.keys, case.values, strict=True)):
         if not len(keys):

@@ -125,7 +125,7 @@ BAD_ARGUMENTS = {
 
 @pytest.mark.parametrize(("change", "message"), BAD_ARGUMENTS.values(), ids=BAD_ARGUMENTS)
 def test_bad_arguments(change, message, target):
-    """Of the compiled function: the op checks its arguments before it is called."""
+    """The compiled function checks for itself; the op checks its arguments before."""
     good = {"seed": torch.tensor([1, 2]), "step": torch.tensor([3, 4]), "out": torch.empty(2, 1, 2, 3)}
     with pytest.raises(ValueError, match=message):
         target.module.philox_normal_portable(

@@ -47,7 +47,7 @@ BUGS = [
         **SM90,
     ),
     Bug("too few bytes are announced", LOAD, "full, present * Config::kSlabs", "full, Config::kSlabs", **SM90),
-    Bug("nobody hears of the end", LOAD, "arch::barrier_arrive(&shared.full_k[place.stage]);", "", **SM90),
+    Bug("the end is not announced", LOAD, "arch::barrier_arrive(&shared.full_k[place.stage]);", "", **SM90),
     Bug("a broken page table is kept secret", LOAD, "shared.broken = table.broken();", "shared.broken = 0;", **SM90),
     Bug(
         "keys are released before their product",
@@ -122,7 +122,7 @@ BUGS = [
     Bug(
         "a turn is kept", MULTIPLY, "turns.pass();\n\n        // Wait for the scores", "// Wait for the scores", **SM90
     ),
-    Bug("nobody may begin", MULTIPLY, "if (group_ == 1) pass();", "", **SM90),
+    Bug("no warpgroup may begin", MULTIPLY, "if (group_ == 1) pass();", "", **SM90),
     Bug(
         "a stage that the other block still reads",
         MULTIPLY,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A program that runs pytest in forks of itself: torch is loaded once, and a run starts in milliseconds.
+"""A program that runs pytest in forks of itself: what tests load is loaded once, and a run starts in a moment.
 
 A line of standard input asks for a run: {"arguments": [...], "seconds": 120}. A line of standard output answers:
 {"status": exit status or minus the signal, "output": text}.
@@ -7,6 +7,9 @@ A line of standard input asks for a run: {"arguments": [...], "seconds": 120}. A
 
 from __future__ import annotations
 
+import contextlib
+import gc
+import io
 import json
 import multiprocessing
 import os
@@ -17,8 +20,8 @@ from typing import TextIO
 import pytest
 import torch
 
-import aapt_fast.ops
-import aapt_fast.testing.targets  # noqa: F401  loaded before the forks, as is the line above
+# Tests that load what others load: plugins, torch's compiler, the checks of ops.
+FIRST = ["tests/kernels/test_kv_write.py", "-k", "opcheck or compile or test_numbers_of_heads"]
 
 
 def run(arguments: list[str], seconds: float) -> dict[str, int | str]:
@@ -42,5 +45,8 @@ def _run_here(arguments: list[str], output: TextIO) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)  # a fork has none of the threads of its parent
+    with contextlib.redirect_stdout(io.StringIO()):
+        pytest.main(["-q", "-p", "no:cacheprovider", "--capture=sys", *FIRST])
+    gc.freeze()  # a fork need not look at what is there for ever
     for line in sys.stdin:
         print(json.dumps(run(**json.loads(line))), flush=True)

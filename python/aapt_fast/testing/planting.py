@@ -20,12 +20,11 @@ from aapt_fast.testing.targets import EMULATED_BUILD
 REPOSITORY = EMULATED_BUILD.parents[1]
 CSRC = REPOSITORY / "csrc"
 
-# Headers that no bug changes, most of the time that a kernel takes to compile.
-PRECOMPILED = """
-#include <cute/layout.hpp>
-#include <cute/swizzle_layout.hpp>
-#include "common/arch.h"
-"""
+# Headers that no bug changes, most of the time that a kernel takes to compile: by whether it includes CUTLASS.
+PRECOMPILED = {
+    False: '#include "common/arch.h"\n',
+    True: '#include <cute/layout.hpp>\n#include <cute/swizzle_layout.hpp>\n#include "common/arch.h"\n',
+}
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ class Planter:
         self._folder = folder
         entries = json.loads((EMULATED_BUILD / "compile_commands.json").read_text())
         self._entries = {Path(entry["file"]): entry for entry in entries if "probes" not in entry["output"]}
-        self._header: Path | None = None
+        self._headers: dict[bool, Path] = {}
 
     def plant(self, bug: Bug, folder: Path) -> Path:
         """Write a module with the bug to `folder` and return the folder.
@@ -71,7 +70,7 @@ class Planter:
         entry = self._entries[CSRC / bug.source]
         compiler, *options = _options(entry)
         if source.suffix == ".cu":
-            options += ["-O1", "-include", str(self._precompiled())]
+            options += ["-O1", "-include", str(self._precompiled(entry))]
         # Includes find the changed file first, whatever includes it.
         _run([compiler, f"-I{folder / 'csrc'}", *options, "-o", str(folder / "changed.o"), "-c", str(source)])
         objects = [other["output"] for other in self._entries.values() if other is not entry]
@@ -79,16 +78,15 @@ class Planter:
         _run([compiler, "-shared", "-o", str(folder / module), str(folder / "changed.o"), *objects])
         return folder
 
-    def _precompiled(self) -> Path:
-        """The precompiled header, with the options of a kernel that includes CUTLASS; those of others are the same."""
-        if self._header is None:
-            kernels = (entry for source, entry in self._entries.items() if source.suffix == ".cu")
-            entry = next(entry for entry in kernels if "-isystem" in entry["command"])
-            self._header = self._folder / "precompiled.h"
-            self._header.write_text(PRECOMPILED)
-            output = f"{self._header}.gch"
-            _run([*_options(entry), "-O1", "-x", "c++-header", "-o", output, "-c", str(self._header)])
-        return self._header
+    def _precompiled(self, entry: dict[str, str]) -> Path:
+        """The precompiled header for a kernel; kernels have the same options but for the folders of CUTLASS."""
+        cutlass = "-isystem" in entry["command"]
+        if cutlass not in self._headers:
+            header = self._folder / f"precompiled_{cutlass}.h"
+            header.write_text(PRECOMPILED[cutlass])
+            _run([*_options(entry), "-O1", "-x", "c++-header", "-o", f"{header}.gch", "-c", str(header)])
+            self._headers[cutlass] = header
+        return self._headers[cutlass]
 
 
 def _options(entry: dict[str, str]) -> list[str]:

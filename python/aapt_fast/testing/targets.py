@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the tests of the compiled kernels run: on the emulated machine, or on a GPU."""
+"""Machines that run the tests of the compiled kernels: the emulated one, or a GPU."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from aapt_fast.ops._load import extension
 from aapt_fast.ops.kernels import stream_of, use_kernels, view
 
 EMULATED_BUILD = Path(__file__).parents[3] / "build" / "emulated"
-"""Where `make emulated` builds, seen from a checkout."""
+"""Build folder of `make emulated`, seen from a checkout."""
 
 
 @dataclass(frozen=True)
@@ -83,8 +83,9 @@ def emulated(folder: Path = EMULATED_BUILD) -> Target:
     found = {name: sorted(folder.glob(f"{name}.*.so")) for name in ("_C", "_probes")}
     if not found["_C"]:
         raise RuntimeError(f"expected the emulated kernels in {folder}, got none: run `make emulated`")
-    module = _loaded("aapt_fast_emulated._C", found["_C"][0])
-    probes = _loaded("aapt_fast_emulated._probes", found["_probes"][0]) if found["_probes"] else None
+    # The folder is in the names, because pybind11 takes two modules of one name for the same.
+    module = _loaded(f"emulated in {folder}._C", found["_C"][0])
+    probes = _loaded(f"emulated in {folder}._probes", found["_probes"][0]) if found["_probes"] else None
     return Target("emulated", torch.device("cpu"), module, probes)
 
 
