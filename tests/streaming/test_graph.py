@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 import torch
 
@@ -202,6 +205,34 @@ def test_a_fork_that_cannot_be_recorded_gives_its_pages_back(monkeypatch):
         session.fork()
     assert pool.available == available
     assert_same_stream(session, plain, random_controls(model, 3))
+
+
+def test_recordings_go_with_their_run(monkeypatch):
+    """Of a session at most two are alive, the step's and the decoder's: also while a reset makes the next ones."""
+    alive: list[weakref.ref] = []
+    most = 0
+
+    def count() -> int:
+        gc.collect()
+        return sum(ref() is not None for ref in alive)
+
+    def recorder(function, device) -> Recording:
+        nonlocal most
+        recording = record_on_cpu(function, device)
+        alive.append(weakref.ref(recording))
+        most = max(most, count())
+        return recording
+
+    monkeypatch.setitem(graph.RECORDERS, "cpu", recorder)
+    model = random_model(NANO)
+    session = random_session(model, cuda_graph=True)
+    for _ in range(3):
+        session.step(random_controls(model, 1)[0])
+        session.reset()
+    fork = session.fork()
+    assert len(alive) == 10 and most == 4 and count() == 4
+    fork.close(), session.close()
+    assert count() == 0
 
 
 def test_refused_where_nothing_is_recorded(monkeypatch):

@@ -89,7 +89,9 @@ class SessionBatch:
         """The whole batch, or each session alone where some begin their run and a first step is another computation."""
         began = {session.steps > 0 for session in self._sessions}
         if len(began) > 1 and self._sessions[0].sampler.begins_differently:
-            return [(session._step, [control]) for session, control in zip(self._sessions, controls, strict=True)]
+            return [
+                (session._require_open(), [control]) for session, control in zip(self._sessions, controls, strict=True)
+            ]
         return [(self._step, controls)]
 
     def _make_step(self) -> Step:

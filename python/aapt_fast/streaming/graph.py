@@ -8,10 +8,12 @@ that differs from step to step must be in tensors that stay where they are, and 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from aapt_fast.errors import require
 from aapt_fast.models.stream_model import StreamModel
 from aapt_fast.models.vae.video_stream import DecoderStream, frames_to_uint8, require_output
 
@@ -87,7 +89,8 @@ class RecordedDecoder:
         dtype = next(iter(model.vae.parameters())).dtype
         shape = (1, model.vae.latent_channels, frames, *model.grid)
         self._latents = torch.zeros(shape, dtype=dtype, device=model.device)
-        self._recording = record(lambda: self._decoder.decode(self._latents), model.device, state)
+        decode = partial(decoder.decode, self._latents)
+        self._recording: Recording | None = record(decode, model.device, state)
 
     def decode(self, latents: Tensor, out: str = "float") -> Tensor:
         """The next latents [1, C, n, h, w] -> four video frames each, as `VideoDecoder.decode` gives them.
@@ -96,6 +99,8 @@ class RecordedDecoder:
         """
         require_output(out)
         self._latents.copy_(latents)
+        require(self._recording is not None, "stream", "one that has not been reset", "one that has lost its recording")
+        assert self._recording is not None
         video = self._recording.replay()
         return video if out == "float" else frames_to_uint8(video)
 
@@ -104,5 +109,6 @@ class RecordedDecoder:
         return RecordedDecoder(self._model, self._decoder.clone(), self._frames)
 
     def reset(self) -> None:
-        """Forget everything decoded so far, and the recording."""
+        """Forget everything decoded so far, and drop the recording: `decode` raises ValueError from here on."""
         self._decoder.reset()
+        self._recording = None

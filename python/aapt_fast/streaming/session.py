@@ -83,6 +83,7 @@ class StreamSession:
         self.model, self.sampler, self._cuda_graph = model, sampler, cuda_graph
         self._pool, self._owns_pool = pool, pool is None
         self._closed: str | None = None  # why
+        self._step: Step | None = None
         with computing(model):
             check_start(model, image, prompt)
             start = Start(
@@ -109,12 +110,12 @@ class StreamSession:
             PoolExhausted: somebody has taken pages of the pool without a reservation. Likewise.
             SessionClosed: the session is closed. Any other error in the middle of a step closes it.
         """
-        self._require_open()
+        one = self._require_open()
         begun = time.perf_counter()
         with computing(self.model):
-            entries = self._step.prepare([control])
+            entries = one.prepare([control])
             try:
-                [video] = self._step.take(entries, self.on_stage)
+                [video] = one.take(entries, self.on_stage)
             except BaseException as error:
                 self._close(f"by {type(error).__name__} in step {self.steps + 1}")
                 raise
@@ -165,7 +166,7 @@ class StreamSession:
                 self.model.embed(prompt) if prompt is not None else old.prompt,
                 checked_seed(seed) if seed is not None else old.seed,
             )
-            self._run.release()
+            self._drop()
             try:
                 self._begin(start, begun)
             except BaseException as error:
@@ -243,12 +244,18 @@ class StreamSession:
     def _close(self, why: str) -> None:
         if self._closed is None:
             self._closed = why
-            self._run.release()
-            self._run.decoder.reset()
-            del self._step  # and the memory of its recording
+            self._drop()
             if self._owns_pool:
                 self._pool = None
 
-    def _require_open(self) -> None:
-        if self._closed is not None:
+    def _drop(self) -> None:
+        """Give back the pages of the run, and the memory of its recordings."""
+        self._run.release()
+        self._run.decoder.reset()
+        self._step = None
+
+    def _require_open(self) -> Step:
+        """The step of this session alone. Raises SessionClosed after `close`."""
+        if self._closed is not None or self._step is None:
             raise SessionClosed(f"session: it was closed {self._closed}")
+        return self._step
