@@ -120,30 +120,16 @@ def test_lateness(times, late):
     assert late_by(times, 10.0) == list(late)
 
 
-@pytest.mark.parametrize(
-    ("refusing", "expected"),
-    [
-        ((), "paged_attention/sm90"),
-        (("paged_attention/sm90",), "paged_attention/portable"),
-        (("paged_attention/sm90", "paged_attention/portable"), "torch composition"),
-    ],
-)
-def test_what_runs_is_the_first_kernel_that_is_on_and_does_the_step(refusing, expected, monkeypatch):
-    def working(session, control, module, on):
-        asked.extend(on)
-        return {kernel: "does not do these arguments" if kernel in refusing else None for kernel in on}
-
-    asked: list[str] = []
-    monkeypatch.setattr(kernels, "working_kernels", working)
+def test_what_runs_is_what_a_step_calls():
     session = random_session(random_model(NANO_TEXT))
-    names = ("paged_attention/portable", "paged_attention/sm90", "kv_write/portable")
-    with use_kernels(*names, extension=ModuleType("compiled")):
+    module = ModuleType("compiled")
+    module.build_info = lambda: {"cuda": False, "emulated": True}
+    module.philox_normal_portable = lambda seed, step, out, stream: None
+    with use_kernels("all", extension=module):
         running = kernels.what_runs(session, None)
-    assert sorted(asked) == sorted(names)
-    assert running["paged_attention"].startswith(expected) and running["kv_write"] == "kv_write/portable"
-    assert "torch composition" in running["gate_residual_norm"] and "channel_concat_noise" not in running
-    assert "torch composition" in running["clean_frame"]
-    assert "clean_frame" not in kernels.what_runs(random_session(random_model(NANO)), None)
+    assert running["philox_normal"] == "philox_normal/portable" and running["clean_frame"] == "torch composition"
+    model = random_model(NANO)
+    assert "clean_frame" not in kernels.what_runs(random_session(model), random_controls(model, 1)[0])
 
 
 def test_without_kernels_compositions_run():

@@ -19,7 +19,7 @@ from aapt_fast.models.aapt.config import GeneratorConfig
 from aapt_fast.models.aapt.generator import Generator
 from aapt_fast.models.aapt.presets import AAPT_8B
 from aapt_fast.models.vae.wan import WanVAEConfig
-from aapt_fast.ops.kernels import KERNELS
+from aapt_fast.ops.kernels import KERNELS, Kernel
 from aapt_fast.profiling.document import Document
 from aapt_fast.profiling.kernels import MISSING
 from aapt_fast.profiling.roofline import Step
@@ -126,6 +126,7 @@ def test_sides_take_turns_in_memory_and_are_compared(document, monkeypatch, emul
 
     config = GeneratorConfig(width=128, heads=2, layers=1, grid=(8, 8), window=1)
     monkeypatch.setattr(bench_frame, "StreamSession", Counting)
+    monkeypatch.setitem(KERNELS, "missing/one", Kernel("missing", "one"))
     monkeypatch.setattr(bench_frame, "KERNELS", ("paged_attention/portable", "missing/one"))
     monkeypatch.setattr(bench_frame, "generator_preset", lambda name: config)
     monkeypatch.setitem(graph.RECORDERS, "cpu", record_on_cpu)
