@@ -23,7 +23,7 @@ def links(page: str) -> list[Path]:
     return [(path.parent / target).resolve() for target in targets]
 
 
-@pytest.mark.parametrize("page", [*PAGES, *CARDS, "CONTRIBUTING.md", "bench/README.md"])
+@pytest.mark.parametrize("page", [*PAGES, *CARDS, "README.md", "CONTRIBUTING.md", "CHANGELOG.md", "bench/README.md"])
 def test_links_lead_to_files(page):
     assert [target for target in links(page) if not target.exists()] == []
 

@@ -1,9 +1,46 @@
 # SPDX-License-Identifier: Apache-2.0
 """Real-time, interactive, streaming video generation (AAPT, arXiv 2506.09350).
 
-model = aapt_fast.StreamModel.from_pretrained("mini-person")
-with aapt_fast.StreamSession(model, image, seed=0) as session:
-    frames = session.step(control)      # uint8 [4, H, W, 3]
+    model = aapt_fast.StreamModel.from_pretrained("mini-person")
+    first = aapt_fast.load_gallery("mini-person")[0]
+    with aapt_fast.StreamSession(model, first.image, seed=0) as session:
+        frames = session.step(control)  # uint8 [4, H, W, 3]
+
+Models
+    StreamModel         generator, video decoder and text encoder together; from_pretrained loads them
+    load_gallery        first pictures of a bundled model, with their poses
+    load_generator      an AAPT generator or a Wan transformer, from files in any known layout
+    load_vae            a video VAE, from files in any known layout
+    TextEncoder         prompts in words for Wan transformers
+
+Streaming
+    StreamSession       one user's stream: step, fork, reset, close
+    SessionBatch        several sessions that take each step in one network evaluation
+    PagePool            memory of the past that sessions share
+    FrameDownloader     copies of video frames to the host while the next step is computed
+
+Samplers and windows
+    Sampler             base class of samplers, for your own
+    EulerSampler        frames of AAPT generators, in one or more network evaluations
+    FewStepSampler      blocks of frames of Wan transformers, in a few network evaluations
+    WindowRule          past frames that a step sees, and their positions
+
+Models of other packages
+    patch               replaces slow parts of a diffusers, Wan or Self-Forcing model in place
+    unpatch             brings the original parts back
+    patched             patch for the length of a with block
+    explain             reports what runs in a model, and why
+    PatchReport         the report of patch and explain
+
+Kernels
+    use_kernels         chooses compiled kernels for a with block, as AAPT_KERNELS does for a process
+
+Errors
+    CheckpointError     a file of weights that is damaged or does not fit
+    PoolExhausted       too few free pages in a PagePool
+    SessionClosed       a call of a session after its end
+
+`__version__` is the version of the package. Guides and results: docs/README.md in the repository.
 """
 
 from __future__ import annotations
