@@ -50,13 +50,6 @@ BUGS = [
     Bug("the end is not announced", LOAD, "arch::barrier_arrive(&shared.full_k[place.stage]);", "", **SM90),
     Bug("a broken page table is kept secret", LOAD, "shared.broken = table.broken();", "shared.broken = 0;", **SM90),
     Bug(
-        "keys are released before their product",
-        MULTIPLY,
-        "arch::wgmma_wait<1>(flat<Config::kKeys>(scores));\n        release<Config>(&shared.empty_k[ahead.stage]);",
-        "release<Config>(&shared.empty_k[ahead.stage]);\n        arch::wgmma_wait<1>(flat<Config::kKeys>(scores));",
-        **SM90,
-    ),
-    Bug(
         "zeros that wgmma does not see",
         MULTIPLY,
         "wgmma, then wait for those of the whole warpgroup.\n  arch::fence_proxy_async();",
