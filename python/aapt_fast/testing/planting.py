@@ -71,6 +71,8 @@ class Planter:
         compiler, *options = _options(entry)
         if source.suffix == ".cu":
             options += ["-O1", "-include", str(self._precompiled(entry))]
+        else:
+            options += ["-O0"]  # most of its time goes into pybind11
         # Includes find the changed file first, whatever includes it.
         _run([compiler, f"-I{folder / 'csrc'}", *options, "-o", str(folder / "changed.o"), "-c", str(source)])
         objects = [other["output"] for other in self._entries.values() if other is not entry]
