@@ -208,7 +208,7 @@ def test_a_fork_that_cannot_be_recorded_gives_its_pages_back(monkeypatch):
 
 
 def test_recordings_go_with_their_run(monkeypatch):
-    """Of a session at most two are alive, the step's and the decoder's: also while a reset makes the next ones."""
+    """At most two recordings of a session are alive, the step's and the decoder's, also during a reset."""
     alive: list[weakref.ref] = []
     most = 0
 

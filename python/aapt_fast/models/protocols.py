@@ -45,7 +45,7 @@ class GeneratorShape(Protocol):
 
     @property
     def eps(self) -> float:
-        """Of the RMSNorm of queries and keys."""
+        """Epsilon of the RMSNorm of queries and keys."""
         ...
 
     @property

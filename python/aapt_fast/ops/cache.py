@@ -143,7 +143,7 @@ class GrowingCache:
         self._tables = {}
 
     def kept(self, layer: int) -> tuple[KeysAndValues | None, dict[int, torch.Tensor], dict[int, KeysAndValues]]:
-        """What a layer keeps between two calls, [B, N, Hkv, D] each.
+        """Tensors that a layer keeps between two calls, [B, N, Hkv, D] each.
 
         Text; by frame, keys before rotation of frames that move; by frame, rotated keys and values.
         """

@@ -118,7 +118,7 @@ class GeneratorConfig:
 
     @property
     def eps(self) -> float:
-        """Of the RMSNorm of queries and keys."""
+        """Epsilon of the RMSNorm of queries and keys."""
         return 1e-6
 
     @property

@@ -9,7 +9,7 @@ from aapt_fast.errors import require
 from aapt_fast.ops.window import WindowRule
 
 SELF_FORCING = WindowRule(frames=3, window=18)
-"""Of the published Self-Forcing checkpoint, in whose own words the window is 21: it counts the block."""
+"""Rule of the published Self-Forcing checkpoint, which itself counts the block and says 21."""
 
 
 @dataclass(frozen=True)
