@@ -20,7 +20,6 @@ class CausalDecoder(Protocol):
     @property
     def latent_channels(self) -> int:
         """C, channels of a latent frame."""
-        ...
 
     def decode_chunk(self, latents: Tensor, cache: FeatureCache) -> Tensor:
         """The next latents [B, C, n, h, w] -> their video frames [B, 3, F, H, W] in -1..1, in the dtype of the weights.
@@ -28,7 +27,6 @@ class CausalDecoder(Protocol):
         An empty `cache` is the start of a video, where n = 1 and F = 1; later chunks give F = 4 n. Every layer that
         looks back keeps its past frames in `cache`, which belongs to the stream.
         """
-        ...
 
 
 class VideoVAE(CausalDecoder, Protocol):
@@ -37,19 +35,15 @@ class VideoVAE(CausalDecoder, Protocol):
     @property
     def spatial_factor(self) -> int:
         """Pixels per latent cell, down and across."""
-        ...
 
     def encode(self, video: Tensor) -> Tensor:
         """Video [B, 3, 1 + 4 n, H, W] in -1..1 -> latents [B, C, 1 + n, h, w]."""
-        ...
 
     def stream(self) -> DecoderStream:
         """A decoder at the start of a video."""
-        ...
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """The weights, which have one dtype and device."""
-        ...
 
 
 class VideoDecoder(Protocol):
@@ -57,15 +51,12 @@ class VideoDecoder(Protocol):
 
     def decode(self, latents: Tensor, out: str = "float") -> Tensor:
         """The next latents [B, C, n, h, w] -> video frames, as `DecoderStream.decode` gives them."""
-        ...
 
     def clone(self) -> VideoDecoder:
         """A decoder that continues from here on its own, bit for bit."""
-        ...
 
     def reset(self) -> None:
         """Forget everything decoded so far."""
-        ...
 
 
 class DecoderStream:
