@@ -22,10 +22,8 @@ from aapt_fast.errors import PoolExhausted, require, require_type
 from aapt_fast.models.protocols import VideoGenerator
 from aapt_fast.models.sampling import Sampler
 from aapt_fast.models.stream_model import StreamModel
-from aapt_fast.ops import PAGE_SLOTS
+from aapt_fast.ops._checks import PAGE_DTYPES, PAGE_SLOTS
 from aapt_fast.ops.window import WindowRule
-
-PAGE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def pages_for(tokens: int) -> int:
