@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from aapt_fast.integrations.attention import PART, attention_obstacle, records_gradients
+from aapt_fast.integrations.attention import PART, attention_obstacle, obstacle_for, records_gradients
 from aapt_fast.integrations.kv_cache import PagedKVCache, set_index
 from aapt_fast.integrations.sites import Site
 from aapt_fast.integrations.swap import Original, is_swapped, obstacle_to_swap, swap, swap_back
@@ -156,8 +156,7 @@ def causal_model_sites(model: Any, where: str = "") -> Iterator[Site]:
 
 
 def _runs(module: Any) -> str:
-    parameter = next(module.parameters())
-    obstacle = attention_obstacle(parameter.device, parameter.dtype, module.head_dim)
+    obstacle = obstacle_for(module, module.head_dim)
     op = "norm, rotation in float32 and cache write in one op"
     softmax = "attention through our kernels" if obstacle is None else f"the model's own attention, as {obstacle}"
     return f"{op}; {softmax}"

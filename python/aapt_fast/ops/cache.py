@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from aapt_fast.errors import require, require_shape
+from aapt_fast.ops._checks import records_gradients
 from aapt_fast.ops.kv_write import normalise_and_rotate
 from aapt_fast.ops.window import WindowRule
 
@@ -215,7 +216,7 @@ def attention(q: Tensor, parts: list[KeysAndValues]) -> Tensor:
     keys, values = (torch.cat(tensors, 1).transpose(1, 2) for tensors in zip(*parts, strict=True))
     queries, grouped = q.transpose(1, 2), q.shape[2] != keys.shape[1]
     scores = queries.shape[0] * queries.shape[1] * queries.shape[2] * keys.shape[2]
-    trained = torch.is_grad_enabled() and any(x.requires_grad for x in (q, keys, values))
+    trained = records_gradients(q, keys, values)
     if trained and q.is_cpu and q.dtype == torch.bfloat16 and scores <= _MOST_SCORES and not grouped:
         return _plain_attention(queries, keys, values).transpose(1, 2)
     return scaled_dot_product_attention(queries, keys, values, enable_gqa=grouped).transpose(1, 2)

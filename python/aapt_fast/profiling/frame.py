@@ -27,7 +27,8 @@ from aapt_fast.profiling.inputs import random_controls, random_image, random_pro
 from aapt_fast.profiling.kernels import what_runs
 from aapt_fast.profiling.stages import INSIDE, STAGES, StepTime, StepTimer, inside_generator
 from aapt_fast.profiling.systems import System
-from aapt_fast.profiling.timing import Sample, late_by, percentile
+from aapt_fast.profiling.timing import Sample, late_by
+from aapt_fast.streaming.latency import percentile
 from aapt_fast.streaming.session import StreamSession
 
 FEWEST_STEPS = 5

@@ -3,18 +3,11 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from aapt_fast.errors import require
-
-
-def percentile(values: Sequence[float], percent: float) -> float:
-    """Find the smallest value that at least `percent` per cent of all values do not exceed (nearest rank)."""
-    require(len(values) > 0, "values", "at least one", "none")
-    return sorted(values)[max(math.ceil(percent / 100 * len(values)) - 1, 0)]
+from aapt_fast.streaming.latency import percentile
 
 
 @dataclass(frozen=True)

@@ -84,13 +84,9 @@ class Stream(nn.Module):
         q, k, v = self.qkv(normed).unflatten(-1, (3, self.heads, -1)).unbind(-3)
         return q, k, v
 
-    def hidden(self, normed: Tensor) -> Tensor:
-        """Tokens [..., d] -> what is inside the MLP, [..., mlp_ratio * d]."""
-        return F.gelu(self.up(normed), approximate="tanh")
-
     def mlp(self, normed: Tensor) -> Tensor:
         """Tokens [..., d] -> [..., d]."""
-        return self.down(self.hidden(normed))
+        return self.down(F.gelu(self.up(normed), approximate="tanh"))
 
 
 class Block(nn.Module):
@@ -108,16 +104,12 @@ class Block(nn.Module):
 
         Leaving the last addition to the next norm lets one kernel do gate, residual, norm and modulation.
         """
-        stream, (batch, frames, tokens, width) = self.video, x.shape
+        stream, shape = self.video, x.shape
         m = stream.modulate(modulation, x.dtype)
-        flat = (batch, frames * tokens, width)
-        x, normed = gate_residual_norm(
-            x.view(flat), update.view(flat) if update is not None else None, gate, m[SCALE1], m[SHIFT1]
-        )
-        q, k, v = stream.project(normed.view(batch, frames, tokens, width))
-        attended = cache.attend(layer, q, k, v, stream.q_norm, stream.k_norm).reshape(flat)
+        x, normed = gate_residual_norm(x.flatten(1, 2), _flat(update), gate, m[SCALE1], m[SHIFT1])
+        q, k, v = stream.project(normed.view(shape))
+        attended = cache.attend(layer, q, k, v, stream.q_norm, stream.k_norm).reshape(normed.shape)
         x, normed = gate_residual_norm(x, stream.out(attended), m[GATE1], m[SCALE2], m[SHIFT2])
-        shape = (batch, frames, tokens, width)
         return x.view(shape), stream.mlp(normed).view(shape), m[GATE2]
 
     def encode_text(self, x: Tensor, modulation: Tensor, last: bool) -> tuple[Tensor, tuple[Tensor, Tensor]]:
@@ -210,11 +202,6 @@ class Generator(nn.Module):
             # shares of the noised and, if there is one, of the recycled frame
             self.skip = nn.Parameter(torch.tensor([0.0, 1.0] if config.autoregressive else [0.0]))
 
-    @property
-    def ends_in_clean_frame(self) -> bool:
-        """True if the last linear layer's output is the velocity, so that `ops.clean_frame` does all that follows."""
-        return self.config.prediction == "velocity" and self.head is None
-
     def forward(
         self, noised: Tensor, recycled: Tensor | None, control: Tensor | None, t: Tensor, cache: Cache
     ) -> Tensor:
@@ -232,10 +219,9 @@ class Generator(nn.Module):
             x, update, gate = block(x, update, gate, modulation, cache, layer)
         cache.advance(x.shape[1])
         shift, scale = (self.modulation_out + modulation[:, :2]).to(x.dtype)[:, :, None].unbind(1)
-        pending = None if update is None else update.flatten(1, 2)
-        _, normed = gate_residual_norm(x.flatten(1, 2), pending, gate, scale, shift)
+        _, normed = gate_residual_norm(x.flatten(1, 2), _flat(update), gate, scale, shift)
         tokens = self.unpatch(normed)
-        if self.ends_in_clean_frame:
+        if self.config.prediction == "velocity" and self.head is None:  # the tokens are the velocity
             return clean_frame(tokens, noised.float(), t.float(), self.config.patch)
         output = self._picture(tokens, inputs).float().unflatten(0, x.shape[:2]).transpose(1, 2)
         if self.config.prediction == "velocity":
@@ -391,6 +377,11 @@ class Generator(nn.Module):
         else:
             require(control is not None, "control", f"{config.control.step_channels} channels", None)
             require_shape("control", control, noised.shape[0], config.control.step_channels, *noised.shape[2:])
+
+
+def _flat(update: Tensor | None) -> Tensor | None:
+    """[B, F, N, d] -> [B, F N, d]."""
+    return None if update is None else update.flatten(1, 2)
 
 
 def _gated_sum(x: Tensor, update: Tensor | None, gate: Tensor | None) -> Tensor:

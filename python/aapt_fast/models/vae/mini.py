@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aapt_fast.errors import require, require_shape
+from aapt_fast.models.autocast import without_autocast
 from aapt_fast.models.vae.feature_cache import FeatureCache
 from aapt_fast.models.vae.layers import (
     CausalConv3d,
@@ -58,7 +59,7 @@ class NarrowConv(CausalConv3d):
 
     def forward(self, x: Tensor, cache: FeatureCache | None = None) -> Tensor:
         """[B, C, T, H, W] -> [B, O, T, H, W]."""
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x.device):
             return super().forward(x.to(self.weight.dtype), cache)
 
 

@@ -4,7 +4,7 @@
 Time goes 1 + 4 n video frames <-> 1 + n latent frames, space 8 x 8 pixels (16 x 16 for Wan 2.2) <-> one latent pixel.
 The first latent frame stands for one video frame, every later one for four. Latents are normalised:
 (latent - mean) / std per channel, with the published statistics. A checkpoint of the original code loads with
-`load_state_dict(strict=True)`, one of diffusers after `wan_keys.from_diffusers_state_dict`; `load_vae` reads both.
+`load_state_dict(strict=True)`; `load_vae` reads those of diffusers, too.
 """
 
 from __future__ import annotations
