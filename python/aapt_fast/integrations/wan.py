@@ -18,21 +18,12 @@ from aapt_fast.integrations.attention import PART, attention_obstacle, obstacle_
 from aapt_fast.integrations.kv_cache import PagedKVCache, set_index
 from aapt_fast.integrations.sites import Site
 from aapt_fast.integrations.swap import Original, is_swapped, obstacle_to_swap, swap, swap_back
-from aapt_fast.integrations.vae_layers import layer_sites
 from aapt_fast.ops import kv_write, normalise_and_rotate
 from aapt_fast.ops.dense_attention import as_pages, dense_attention, pages_per_row
 
 FORWARD = ("x", "seq_lens", "grid_sizes", "freqs", "block_mask", "kv_cache", "current_start", "cache_start")
 ATTRIBUTES = ("q", "k", "v", "o", "norm_q", "norm_k", "num_heads", "head_dim")
 WINDOW = ("local_attn_size", "sink_size", "max_attention_size")
-
-
-def vae_sites(vae: Any, where: str = "") -> Iterator[Site]:
-    """Places in a `WanVAE_`: its layers, so `decode`, `cached_decode` and `encode` alike.
-
-    The `VAEDecoderWrapper` of Self-Forcing's demo has the same layers; its caller keeps the cache.
-    """
-    yield from layer_sites(vae, where)
 
 
 # ---- attention with a cache ----

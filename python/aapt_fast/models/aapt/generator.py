@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aapt_fast.errors import require, require_shape
-from aapt_fast.models.aapt.config import ControlConfig, GeneratorConfig
+from aapt_fast.models.aapt.config import GeneratorConfig
 from aapt_fast.models.aapt.sampling import EulerSampler
 from aapt_fast.ops import (
     FrameRope,
@@ -173,7 +173,7 @@ class Generator(nn.Module):
 
     def __init__(self, config: GeneratorConfig) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.control = config, config.control
         width, channels, patch = config.width, config.latent_channels, config.patch
         control = config.control.step_channels if config.control else 0
         self.control_stem: nn.Module | None = None
@@ -331,11 +331,6 @@ class Generator(nn.Module):
     ) -> WholeClipCache:
         """For one call with a whole clip of height x width, whose frames then attend to each other both ways."""
         return WholeClipCache(self.rope(height or self.config.grid[0], width or self.config.grid[1]), text=text)
-
-    @property
-    def control(self) -> ControlConfig | None:
-        """Control of a step; None without."""
-        return self.config.control
 
     @property
     def weight(self) -> Tensor:

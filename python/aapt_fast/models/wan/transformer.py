@@ -73,6 +73,7 @@ class WanTransformer(nn.Module):
     needs_prompt = True
     text_in_pages = False  # cross-attention has keys of its own
     autocasts = False
+    control = None
 
     def __init__(self, config: WanConfig) -> None:
         super().__init__()
@@ -190,11 +191,6 @@ class WanTransformer(nn.Module):
         """An empty differentiable cache for latents of height x width; `rule` defaults to `config.window_rule`."""
         config = self.config
         return GrowingCache(config.layers, rule or config.window_rule, self.rope(height, width), eps=config.eps)
-
-    @property
-    def control(self) -> None:
-        """None: there is no control."""
-        return None
 
     @property
     def weight(self) -> Tensor:
