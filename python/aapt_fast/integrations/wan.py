@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Models in the original Wan code and its relatives: `WanVAE_`, and `CausalWanModel` of Self-Forcing.
+"""Causal models in the original Wan code and its relatives: `CausalWanModel` of Self-Forcing, and its pipeline.
 
-Their classes live in packages that cannot be installed, so they are found by names of classes and attributes. A causal
+Their classes live in packages that cannot be installed, so they are found by names of classes and attributes. An
 attention is replaced only after a trial: a few steps with random inputs must give what the original gives.
 """
 
