@@ -5,7 +5,7 @@ The D / 2 pairs of a head are split over the three axes. Pair i of the n pairs o
 
     angle = position * theta ** (-i / n)
 
-The default split is Wan's: D // 6 pairs for rows, as many for columns, the rest for time (22, 21, 21 at D = 128).
+The split is Wan's: D // 6 pairs for rows, as many for columns, the rest for time (22, 21, 21 at D = 128).
 
 * Time: position = frame index * `temporal_interval`, a fixed interval, so that a stream has no end. float64 keeps the
   angle of frame 1,000,000 exact to 1e-9; float32 would be off by 0.03.
@@ -35,7 +35,7 @@ def axis_angles(positions: Tensor, pairs: int, theta: float) -> Tensor:
 
 
 def spatial_angles(
-    grid: tuple[int, int], pairs: tuple[int, int], theta: float, spatial_extent: tuple[float, float]
+    grid: tuple[int, int], pairs: Sequence[int], theta: float, spatial_extent: tuple[float, float]
 ) -> Tensor:
     """Angles of the row and column axes for a grid of (h, w) tokens, row-major: float64 [h * w, sum(pairs)]."""
     rows, columns = (
@@ -51,14 +51,13 @@ class FrameRope:
     Args:
         grid: (h, w), tokens per frame down and across.
         head_dim: D, even.
-        split: pairs for (time, rows, columns), summing to D / 2; None means Wan's split.
         theta: base of the frequencies.
         spatial_extent: (H0, W0), the range of positions to stretch the grid over; None means integer positions.
         temporal_interval: distance between two frames.
         device: where the tables end up.
 
     Raises:
-        ValueError: odd head_dim, a split that does not sum to D / 2, or a size that is not positive.
+        ValueError: odd head_dim, or a size that is not positive.
     """
 
     def __init__(
@@ -66,7 +65,6 @@ class FrameRope:
         grid: tuple[int, int],
         head_dim: int,
         *,
-        split: tuple[int, int, int] | None = None,
         theta: float = 10000.0,
         spatial_extent: tuple[float, float] | None = None,
         temporal_interval: float = 1.0,
@@ -74,14 +72,12 @@ class FrameRope:
     ) -> None:
         require(len(grid) == 2 and min(grid) > 0, "grid", "two positive sizes (h, w)", grid)
         require(head_dim > 0 and head_dim % 2 == 0, "head_dim", "a positive even number", head_dim)
-        split = rope_split(head_dim) if split is None else split
-        fits = len(split) == 3 and min(split) >= 0 and sum(split) == head_dim // 2
-        require(fits, "split", f"pairs for (time, rows, columns) that sum to {head_dim // 2}", split)
+        time, *space = rope_split(head_dim)
         require(theta > 0, "theta", "a positive number", theta)
         extent = spatial_extent or grid
         require(len(extent) == 2 and min(extent) > 0, "spatial_extent", "two positive sizes (H0, W0)", spatial_extent)
-        self._pairs, self._theta, self._interval = split[0], theta, temporal_interval
-        angles = spatial_angles(grid, split[1:], theta, extent)
+        self._pairs, self._theta, self._interval = time, theta, temporal_interval
+        angles = spatial_angles(grid, space, theta, extent)
         self._cos, self._sin = angles.cos().float().to(device), angles.sin().float().to(device)
 
     def __call__(self, frame_index: float | Sequence[float]) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,13 +19,7 @@ from torch import Tensor, nn
 from aapt_fast.errors import require, require_shape
 from aapt_fast.models.aapt.config import GeneratorConfig
 from aapt_fast.models.aapt.sampling import EulerSampler
-from aapt_fast.ops import (
-    FrameRope,
-    channel_concat,
-    clean_frame,
-    gate_residual_norm,
-    normalise_and_rotate,
-)
+from aapt_fast.ops import FrameRope, channel_concat, clean_frame, gate_residual_norm, normalise_and_rotate
 from aapt_fast.ops.cache import Cache, GrowingCache, WholeClipCache
 
 TIMESTEP_FEATURES = 256
@@ -152,14 +145,6 @@ class ConvHead(nn.Module):
             return self.conv_out(F.silu(x).to(self.conv_out.weight.dtype))
 
 
-class _Inputs(NamedTuple):
-    """Inputs of the network for each frame, frames first: [B F, channels, h, w]."""
-
-    noised: Tensor
-    recycled: Tensor | None
-    features: Tensor | None  # of the control
-
-
 class Generator(nn.Module):
     """Predicts clean frames. See `forward`.
 
@@ -242,9 +227,8 @@ class Generator(nn.Module):
 
         The other arguments are those of `forward`. Raises ValueError for depths that do not ascend or do not exist.
         """
-        fits = (
-            bool(depths) and list(depths) == sorted(set(depths)) and depths[0] >= 1 and depths[-1] <= len(self.blocks)
-        )
+        known = range(1, len(self.blocks) + 1)
+        fits = bool(depths) and list(depths) == [number for number in known if number in depths]
         require(fits, "depths", f"ascending numbers of blocks in 1..{len(self.blocks)}", tuple(depths))
         inputs = self._inputs(noised, recycled, control, t)
         modulation = self.timestep(t)
@@ -256,36 +240,37 @@ class Generator(nn.Module):
                 states.append(_gated_sum(x, update, None if gate is None else gate[:, None]))
         return states
 
-    def _inputs(self, noised: Tensor, recycled: Tensor | None, control: Tensor | None, t: Tensor) -> _Inputs:
+    def _inputs(self, noised: Tensor, recycled: Tensor | None, control: Tensor | None, t: Tensor) -> list[Tensor]:
+        """Noised frames, those before them and features of the control, where there are any: [B F, channels, h, w]."""
         self._check(noised, recycled, control, t)
         dtype = self.patch_embed.weight.dtype
+        inputs = [x.transpose(1, 2).flatten(0, 1) for x in (noised, recycled, control) if x is not None]
         if not torch.is_autocast_enabled(noised.device.type):  # which casts by itself
-            noised, recycled, control = (x if x is None else x.to(dtype) for x in (noised, recycled, control))
-        before = _frames_first(recycled) if recycled is not None else None
-        features = _frames_first(control) if control is not None else None
-        if self.control_stem is not None and features is not None:
-            features = self.control_stem(features.contiguous(memory_format=torch.channels_last))
-        return _Inputs(_frames_first(noised), before, features)
+            inputs = [x.to(dtype) for x in inputs]
+        if self.control_stem is not None:
+            inputs[-1] = self.control_stem(inputs[-1].contiguous(memory_format=torch.channels_last))
+        return inputs
 
-    def _embed(self, inputs: _Inputs, batch: int) -> Tensor:
+    def _embed(self, inputs: list[Tensor], batch: int) -> Tensor:
         """Tokens [B, F, N, d] of the inputs of B rows."""
         weight, bias = self.patch_embed.weight, self.patch_embed.bias
-        if inputs.recycled is None:
-            tokens = F.linear(F.pixel_unshuffle(inputs.noised, self.config.patch).flatten(2).mT, weight, bias)
+        if not self.config.autoregressive:
+            tokens = F.linear(F.pixel_unshuffle(inputs[0], self.config.patch).flatten(2).mT, weight, bias)
         else:
-            tokens = channel_concat(inputs.noised, inputs.recycled, inputs.features, weight, bias, self.config.patch)
+            noised, recycled, *rest = inputs
+            features = rest[0] if rest else None
+            tokens = channel_concat(noised, recycled, features, weight, bias, self.config.patch)
         return tokens.unflatten(0, (batch, -1))
 
-    def _picture(self, tokens: Tensor, inputs: _Inputs) -> Tensor:
+    def _picture(self, tokens: Tensor, inputs: list[Tensor]) -> Tensor:
         """The last linear layer's tokens [B, F N, C p^2] -> the network's output [B F, C, h, w]."""
-        frames, _, height, width = inputs.noised.shape
+        frames, _, height, width = inputs[0].shape
         grid = (height // self.config.patch, width // self.config.patch)
         patches = tokens.view(frames, *grid, -1).permute(0, 3, 1, 2)
         picture = F.pixel_shuffle(patches, self.config.patch)
         if self.head is None:
             return picture
-        sources = [source.to(picture.dtype) for source in inputs if source is not None]
-        return self.head(picture, torch.cat(sources, dim=1))
+        return self.head(picture, torch.cat([source.to(picture.dtype) for source in inputs], dim=1))
 
     def encode_text(self, text: Tensor, t: Tensor) -> TextKV:
         """Prompt embeddings [B, L, text_width] -> per-layer keys and values; once per prompt and timestep t [B].
@@ -383,8 +368,3 @@ def _gated_sum(x: Tensor, update: Tensor | None, gate: Tensor | None) -> Tensor:
     if update is None:
         return x
     return x + update if gate is None else x + gate * update
-
-
-def _frames_first(x: Tensor) -> Tensor:
-    """[B, C, F, h, w] -> [B F, C, h, w]."""
-    return x.transpose(1, 2).flatten(0, 1)

@@ -78,15 +78,14 @@ def convolution(
 class ChannelNorm(nn.Module):
     """RMSNorm over the channels of [B, C, T, H, W] with a learned gain."""
 
-    def __init__(self, channels: int, eps: float = 1e-5) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
         self.gain = nn.Parameter(torch.ones(channels))
-        self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, T, H, W] -> the same shape."""
         norm = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=torch.float32)
-        scale = torch.rsqrt(norm.square() / x.shape[1] + self.eps).to(x.dtype)
+        scale = torch.rsqrt(norm.square() / x.shape[1] + 1e-5).to(x.dtype)
         return x * scale * self.gain.to(x.dtype).view(1, -1, 1, 1, 1)
 
 

@@ -200,33 +200,29 @@ class WanVAE(nn.Module):
                 setattr(self, name, self._statistic(name).to(moved.device))
         return self
 
-    def encode(self, video: Tensor, chunk: int = 1) -> Tensor:
+    def encode(self, video: Tensor) -> Tensor:
         """Video [B, 3, 1 + 4 n, H, W] in -1..1 -> normalised latents [B, z, 1 + n, h, w], the mean of the posterior.
 
-        `video` has any floating-point dtype, H and W are multiples of 8, for Wan 2.2 of 16. `chunk`: latent frames
-        computed at once after the first; it changes speed and memory, not the result. Raises ValueError for another
-        shape or dtype.
+        `video` has any floating-point dtype, H and W are multiples of 8, for Wan 2.2 of 16. Raises ValueError for
+        another shape or dtype.
         """
         self._check_video(video)
         factor, length = self.config.temporal_factor, video.shape[2]
         require(length % factor == 1 % factor, "video", f"1 + {factor} n video frames", length)
         cache = FeatureCache()
-        pieces = [self._encode_chunk(video[:, :, :1], cache)]
-        pieces += [self._encode_chunk(piece, cache) for piece in _split(video[:, :, 1:], chunk * factor)]
+        sizes = [1] + [factor] * ((length - 1) // factor)
+        pieces = [self._encode_chunk(piece, cache) for piece in video.split(sizes, dim=2)]
         mean = torch.cat(pieces, dim=2)[:, : self.latent_channels]
         return ((mean - self.latents_mean) / self.latents_std).to(mean.dtype)
 
-    def decode(self, latents: Tensor, chunk: int = 1) -> Tensor:
+    def decode(self, latents: Tensor) -> Tensor:
         """Normalised latents [B, z, 1 + n, h, w] -> video [B, 3, 1 + 4 n, H, W], clamped to -1..1.
 
-        `chunk`: latent frames computed at once after the first; it changes speed and memory, not the result.
         Raises ValueError for another shape or dtype.
         """
         require_latents(latents, self.latent_channels)
         cache = FeatureCache()
-        pieces = [self.decode_chunk(latents[:, :, :1], cache)]
-        pieces += [self.decode_chunk(piece, cache) for piece in _split(latents[:, :, 1:], chunk)]
-        return torch.cat(pieces, dim=2)
+        return torch.cat([self.decode_chunk(frame, cache) for frame in latents.split(1, dim=2)], dim=2)
 
     def stream(self) -> DecoderStream:
         """A streaming decoder at the start of a clip."""
@@ -261,9 +257,3 @@ def _constant(values: Sequence[float]) -> Tensor:
     """`values` as a tensor [n] for a buffer that no file holds: it has them even where a module is built on meta."""
     device = torch.get_default_device()
     return torch.tensor(values, dtype=torch.float32, device="cpu" if device.type == "meta" else device)
-
-
-def _split(clip: Tensor, length: int) -> list[Tensor]:
-    """[B, C, T, H, W] in pieces of `length` frames, the last possibly shorter; an empty clip has none."""
-    require(length > 0, "chunk", "at least 1", length)
-    return list(clip.split(length, dim=2)) if clip.shape[2] else []
