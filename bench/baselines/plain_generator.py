@@ -28,7 +28,7 @@ class PlainBlock(Block):
 
     def forward(
         self, x: Tensor, update: Tensor | None, gate: Tensor | None, modulation: Tensor | None, cache: Cache, layer: int
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Compute `Block.forward` for tokens x [B, F, N, d]."""
         stream, shape = self.video, x.shape
         m = stream.modulate(modulation, x.dtype)

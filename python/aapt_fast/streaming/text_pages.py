@@ -11,7 +11,7 @@ from torch import Tensor
 from aapt_fast.errors import require, require_shape
 from aapt_fast.ops import kv_write
 from aapt_fast.ops.cache import KeysAndValues
-from aapt_fast.streaming.pages import PagePool, pages_for, valid_slots
+from aapt_fast.streaming.pages import PagePool, pages_for, released_on_failure, valid_slots
 
 
 class TextPages:
@@ -36,11 +36,8 @@ class TextPages:
         pool.reserve(pages_for(length))
         self.valid = valid_slots(length)  # of each page
         self.pool, self.length, self.ids, self._holders = pool, length, pool.allocate(pages_for(length)), 1
-        try:
+        with released_on_failure(self):
             self._write(keys_values)
-        except BaseException:
-            self.release()
-            raise
 
     def share(self) -> TextPages:
         """This object, with one more holder."""

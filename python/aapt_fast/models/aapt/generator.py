@@ -92,7 +92,7 @@ class Block(nn.Module):
 
     def forward(
         self, x: Tensor, update: Tensor | None, gate: Tensor | None, modulation: Tensor, cache: Cache, layer: int
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Video tokens x [B, F, N, d] with the previous block's pending gated `update`; returns the same triple.
 
         Leaving the last addition to the next norm lets one kernel do gate, residual, norm and modulation.
@@ -119,7 +119,7 @@ class Block(nn.Module):
         attended = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
         update = stream.out(attended.transpose(1, 2).flatten(-2))
         x, normed = gate_residual_norm(x, update, m[GATE1], m[SCALE2], m[SHIFT2])
-        return _gated_sum(x, stream.mlp(normed), m[GATE2]), (k, v)
+        return x + m[GATE2] * stream.mlp(normed), (k, v)
 
 
 class ConvHead(nn.Module):
@@ -237,7 +237,7 @@ class Generator(nn.Module):
         for layer, block in enumerate(self.blocks[: depths[-1]]):
             x, update, gate = block(x, update, gate, modulation, cache, layer)
             if layer + 1 in depths:
-                states.append(_gated_sum(x, update, None if gate is None else gate[:, None]))
+                states.append(x + gate[:, None] * update)
         return states
 
     def _inputs(self, noised: Tensor, recycled: Tensor | None, control: Tensor | None, t: Tensor) -> list[Tensor]:
@@ -362,9 +362,3 @@ class Generator(nn.Module):
 def _flat(update: Tensor | None) -> Tensor | None:
     """[B, F, N, d] -> [B, F N, d]."""
     return None if update is None else update.flatten(1, 2)
-
-
-def _gated_sum(x: Tensor, update: Tensor | None, gate: Tensor | None) -> Tensor:
-    if update is None:
-        return x
-    return x + update if gate is None else x + gate * update
