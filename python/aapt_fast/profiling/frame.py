@@ -12,7 +12,6 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from aapt_fast.profiling.inputs import random_controls, random_image, random_pro
 from aapt_fast.profiling.kernels import what_runs
 from aapt_fast.profiling.stages import INSIDE, STAGES, StepTime, StepTimer, inside_generator
 from aapt_fast.profiling.systems import System
-from aapt_fast.profiling.timing import Sample, late_by
+from aapt_fast.profiling.timing import Sample, late_by, percentiles
 from aapt_fast.streaming.latency import percentile
 from aapt_fast.streaming.session import StreamSession
 
@@ -155,7 +154,7 @@ def results(system: System, choice: Choice, measured: Measured) -> list[dict[str
             tflops=flops / sample.p50 / 1e9 if full else None,
             ours=True,
             phase=phase,
-            stages={stage: _percentiles([each.stages[stage] for each in times]) for stage in STAGES},
+            stages={stage: percentiles([each.stages[stage] for each in times]) for stage in STAGES},
             inside_generator=inside if full else None,
             video_fps=1e3 * FRAMES_PER_STEP / sample.p50,
             decoder=system.decoder,
@@ -163,10 +162,6 @@ def results(system: System, choice: Choice, measured: Measured) -> list[dict[str
         )
         entries.append(entry)
     return entries
-
-
-def _percentiles(milliseconds: Sequence[float]) -> dict[str, float]:
-    return {f"p{percent}_ms": percentile(milliseconds, percent) for percent in (50, 95, 99)}
 
 
 def verdict(measured: Measured, target_s: float) -> dict[str, Any]:

@@ -10,6 +10,11 @@ from dataclasses import dataclass
 from aapt_fast.streaming.latency import percentile
 
 
+def percentiles(milliseconds: Sequence[float]) -> dict[str, float]:
+    """Find p50, p95 and p99, ready for JSON."""
+    return {f"p{percent}_ms": percentile(milliseconds, percent) for percent in (50, 95, 99)}
+
+
 @dataclass(frozen=True)
 class Sample:
     """Times of one call, in the order of the repetitions."""
@@ -36,9 +41,7 @@ class Sample:
     def as_dict(self) -> dict[str, float | int | bool | str | None]:
         """The part of a result of schema 1 that is about time, ready for JSON."""
         return {
-            "p50_ms": self.p50,
-            "p95_ms": percentile(self.milliseconds, 95),
-            "p99_ms": percentile(self.milliseconds, 99),
+            **percentiles(self.milliseconds),
             "cold_l2": self.cold_l2,
             "repetitions": len(self.milliseconds),
             "noise": self.noise,
