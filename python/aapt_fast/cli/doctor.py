@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from aapt_fast.models.files.model_file import assets
+from aapt_fast.models.files.bundled import assets
 from aapt_fast.ops._load import extension_or_none
 from aapt_fast.ops.kernels import KERNELS, Kernel, obstacle, selection
 from aapt_fast.ops.registry import OPS, implementation

@@ -379,7 +379,7 @@ BAD: dict[str, tuple[Callable[[Path, str], object], str]] = {
     "huge header": (lambda path, _: path.write_bytes(b"\xff" * 7 + b"\x7f{}"), "expected a whole safetensors file"),
     "pickle with code": (
         lambda path, _: torch.save({"x": Exploit()}, path),
-        "got a pickle, which could run code; it was not opened",
+        "a pickle under a name of safetensors; to read tensors from it, name it .pt",
     ),
     "missing key": (edit(lambda tensors, head: tensors.pop(head)), "expected key {head}, got none"),
     "extra key": (edit(lambda tensors, head: tensors.update({"more": torch.ones(1)})), "more: expected|no key more"),

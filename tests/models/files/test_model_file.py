@@ -91,7 +91,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "pickle": (lambda path: torch.save({"x": 1}, path), "got a pickle"),
     "other format": (
         rewrite(lambda t, m: m.update(format="else")),
-        f"expected metadata format {FORMAT}, got else; a generator of other origin needs vae=",
+        rf"expected a model of this package \(metadata format {FORMAT}\), got metadata format else",
     ),
     "missing key": (rewrite(lambda t, m: t.pop(KEY)), f"expected key {KEY}, got none"),
     "extra key": (rewrite(lambda t, m: t.update({"vae.more": torch.ones(1)})), "expected no key vae.more"),

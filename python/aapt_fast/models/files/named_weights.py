@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Generic, TypeVar
 
 from torch import Tensor
+
+from aapt_fast.models.files.read import Change
 
 Config = TypeVar("Config")
 
@@ -23,3 +25,5 @@ class NamedWeights(Generic[Config]):
     source: Path
     file_key: Callable[[str], str]
     """From a name in the module to the name in the file."""
+    changes: Mapping[str, Sequence[Change]] = field(default_factory=dict)
+    """Changes made to tensors as they are read, by their names in the file."""
