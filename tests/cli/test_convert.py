@@ -46,7 +46,7 @@ def test_verification_can_be_left_out(source, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "width 48, got 128; say the heads in config"),
+        ((), "width 48, got 128; give the number of heads, as config="),
         (("--config", "{heads"), "config: expected JSON"),
         (("--config", "nowhere.json"), "nowhere.json"),
         (("--config", '{"horns": 2}'), "config: expected names out of"),
