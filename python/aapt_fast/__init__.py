@@ -8,6 +8,7 @@
 
 Models
     StreamModel         generator, video decoder and text encoder together; from_pretrained loads them
+    list_models         names of the bundled models, with one sentence about each
     load_gallery        first pictures of a bundled model, with their poses
     load_generator      an AAPT generator or a Wan transformer, from files in any known layout
     load_vae            a video VAE, from files in any known layout
@@ -53,6 +54,7 @@ from aapt_fast.integrations.patch import patch, patched, unpatch
 from aapt_fast.integrations.report import PatchReport
 from aapt_fast.integrations.text import TextEncoder
 from aapt_fast.models.aapt.sampling import EulerSampler
+from aapt_fast.models.files.bundled import list_models
 from aapt_fast.models.files.load_generator import load_generator
 from aapt_fast.models.files.load_vae import load_vae
 from aapt_fast.models.files.model_file import load_gallery
@@ -88,6 +90,7 @@ __all__ = [
     "WindowRule",
     "__version__",
     "explain",
+    "list_models",
     "load_gallery",
     "load_generator",
     "load_vae",
