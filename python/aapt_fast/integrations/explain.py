@@ -46,7 +46,9 @@ def explain(obj: Any) -> PatchReport:
 def _own_ops(obj: Any) -> Iterator[Finding]:
     """One finding per op of the models of this package in `obj`; none for another object."""
     model = obj.model if isinstance(obj, StreamSession) else obj
-    parts = {"generator": model.generator, "vae": model.vae} if isinstance(model, StreamModel) else {"": model}
+    parts: dict[str, Any] = (
+        {"generator": model.generator, "vae": model.vae} if isinstance(model, StreamModel) else {"": model}
+    )
     for where, part in parts.items():
         ops = next((ops for kind, ops in OWN.items() if isinstance(part, kind)), ())
         if isinstance(part, Generator) and part.ends_in_clean_frame:

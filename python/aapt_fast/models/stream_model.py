@@ -30,6 +30,7 @@ ImageLike: TypeAlias = Image.Image | numpy.ndarray | Tensor
 class StreamModel:
     """Generator and VAE that fit together, ready for `StreamSession`.
 
+    Any number of sessions share one, also from threads of their own (docs/reference/threads.md): they change nothing.
     Frames, noise and controls are in float32, whatever the dtype of the generator. Inside of one in bfloat16 or
     float16, linear layers and attention compute in that dtype, and `token_dtype` says what the stream of tokens between
     them is kept in: in float32 (by autocast), or in the generator's own dtype, with half the traffic and more rounding.

@@ -148,8 +148,8 @@ def find_parts(source: Path) -> tuple[dict[str, Part], list[str]]:
     names = list(read_tensors(main, GROUPS))
     kind = recognise_tensors(names).kind
     if kind == ALL_IN_ONE:
-        others = set(names).difference(part_names(names, TRANSFORMER), part_names(names, VIDEO_VAE))
-        return {"transformer": Part(GENERATOR, main), "vae": Part(VAE, main)}, ["text encoder"] if others else []
+        rest = set(names).difference(part_names(names, TRANSFORMER), part_names(names, VIDEO_VAE))
+        return {"transformer": Part(GENERATOR, main), "vae": Part(VAE, main)}, ["text encoder"] if rest else []
     return {"": Part(VAE if kind == VIDEO_VAE else GENERATOR, main)}, []
 
 

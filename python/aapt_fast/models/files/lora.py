@@ -64,8 +64,8 @@ def merged(
     Raises CheckpointError (file, key, expected, got) for a file that is no LoRA or does not fit the model; TypeError
     and ValueError for bad arguments.
     """
-    paths = list(files) if isinstance(files, list | tuple) else [files]
-    numbers = list(scales) if isinstance(scales, list | tuple) else [scales] * len(paths)
+    paths: list[Any] = list(files) if isinstance(files, list | tuple) else [files]
+    numbers: list[Any] = list(scales) if isinstance(scales, list | tuple) else [scales] * len(paths)
     require(len(numbers) == len(paths), "lora_scale", f"a number, or one for each of {len(paths)} files", scales)
     changes = {key: list(made) for key, made in weights.changes.items()}
     for path, scale in zip(paths, numbers, strict=True):

@@ -170,6 +170,6 @@ def _window_rule(said: Mapping[str, Any]) -> WindowRule:
     if seen is None or seen == -1:
         return WindowRule(frames, None, sink)
     fits = isinstance(seen, int) and seen >= sink + frames
-    least = f"{sink + frames} or more frames (sink_size + num_frame_per_block), or -1 for all"
-    require(fits, "local_attn_size", least, seen)
+    expected = f"{sink + frames} or more frames (sink_size + num_frame_per_block), or -1 for all"
+    require(fits, "local_attn_size", expected, seen)
     return WindowRule(frames, seen - sink - frames, sink)
