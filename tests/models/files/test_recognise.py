@@ -119,7 +119,7 @@ CASES: dict[str, tuple[Callable[[Path], str | Path], str]] = {
     "repository in the cache": (folder_of("blobs/", "snapshots/abc/"), "cache of one model.*snapshots/abc"),
     "empty folder": (folder_of(), "an empty folder"),
     "other folder": (folder_of("README.md"), "none in this folder .README.md"),
-    "folder of folders": (folder_of("fp8/a.pt", "fp16/a.pt"), "the folders fp16, fp8; name the one"),
+    "folder of folders": (folder_of("fp8/a.pt", "fp16/a.pt"), "a folder of folders .fp16, fp8.; name the one"),
     "shards without index": (
         folder_of("m-00001-of-00003.safetensors", "m-00003-of-00003.safetensors"),
         "2 of 3 shards of one model; download m-00002-of-00003.safetensors, m.safetensors.index.json as well",

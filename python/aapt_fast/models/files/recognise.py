@@ -143,7 +143,7 @@ def _folder(folder: Path) -> Recognised:
     if len(weights) == 1:
         return _file(folder / weights[0])
     if parts:
-        return Recognised("folder", f"a folder with the folders {_some(parts)}", "name the one with the weights")
+        return Recognised("folder", f"a folder of folders ({_some(parts)})", "name the one with the weights")
     return Recognised("folder", f"none in this folder ({_some(names)})")
 
 
