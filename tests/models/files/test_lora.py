@@ -109,6 +109,19 @@ def test_alpha_is_the_rank_unless_something_says_otherwise(wan: Path, pairs: Pai
     require_merged(aapt_fast.load_generator(wan, config=CONFIG, lora=lora), pairs, 9 / RANK)
 
 
+def test_weights_in_scaled_float8(wan: Path, pairs: Pairs) -> None:
+    layer, state = LAYERS[0], random_wan().state_dict()
+    small = {
+        f"{layer}.weight": state[f"{layer}.weight"].to(torch.float8_e4m3fn),
+        f"{layer}.scale_weight": torch.ones(()),
+    }
+    save_file(state | small, wan)
+    save_file(LAYOUTS["ComfyUI"](pairs), wan.with_name("lora.safetensors"))
+    model = aapt_fast.load_generator(wan, config=CONFIG, lora=wan.with_name("lora.safetensors"))
+    expected = small[f"{layer}.weight"].float() + ALPHA / RANK * product(pairs, layer)
+    assert torch.allclose(model.state_dict()[f"{layer}.weight"], expected, rtol=1e-5, atol=1e-6)
+
+
 def test_several_files_add_up(wan: Path, pairs: Pairs) -> None:
     save_file(LAYOUTS["ComfyUI"](pairs), one := wan.with_name("one.safetensors"))
     save_file(LAYOUTS["kohya"](pairs), two := wan.with_name("two.safetensors"))
@@ -164,6 +177,8 @@ WRONG: dict[str, tuple[dict[str, Tensor], str]] = {
     "inputs": (FITS | {A: torch.ones(2, 47)}, rf"lora.safetensors: {A}: expected shape \[2, 48\], got \[2, 47\]"),
     "outputs": (FITS | {B: torch.ones(81, 2)}, rf"{B}: expected shape \[80, 2\], got \[81, 2\]"),
     "rank": (FITS | {B: torch.ones(80, 3)}, rf"{B}: expected shape \[80, 2\], got \[80, 3\]"),
+    "rank of zero": ({A: torch.ones(0, 48), B: torch.ones(80, 0)}, rf"{A}: expected shape \[1, 48\], got \[0, 48\]"),
+    "vectors": ({A: torch.ones(48), B: torch.ones(80)}, rf"{A}: expected shape \[48, 48\], got \[48\]"),
     "no B": ({A: FITS[A]}, f"expected matrix B .* beside {A}, got none"),
     "no A": ({B: FITS[B]}, f"expected matrix A .* beside {B}, got none"),
     "alpha alone": (
@@ -212,6 +227,12 @@ def test_configurations_of_peft_that_merge_otherwise(wan: Path, said: dict, mess
     (wan.parent / "lora" / "adapter_config.json").write_text(json.dumps(said))
     with pytest.raises(CheckpointError, match=message):
         aapt_fast.load_generator(wan, config=CONFIG, lora=wan.parent / "lora")
+
+
+def test_metadata_of_peft_that_is_no_json(wan: Path) -> None:
+    save_file(FITS, wan.with_name("lora.safetensors"), {"lora_adapter_metadata": "{lora"})
+    with pytest.raises(CheckpointError, match=r"lora_adapter_metadata: expected a JSON object, got '{lora'"):
+        aapt_fast.load_generator(wan, config=CONFIG, lora=wan.with_name("lora.safetensors"))
 
 
 @pytest.mark.parametrize(

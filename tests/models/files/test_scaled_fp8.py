@@ -107,8 +107,9 @@ WRONG = {
     "no float8": ({f"{NAME}weight": torch.ones(80, 48)}, "weight in float8, got one in torch.float32"),
     "shape": (
         {f"{NAME}scale_weight": torch.ones(3)},
-        "scale_weight: expected one number or 80, one per row, got",
+        "scale_weight: expected one number, or [80] with one per row, got shape [3]",
     ),
+    "columns": ({f"{NAME}scale_weight": torch.ones(1, 80)}, "or [80] with one per row, got shape [1, 80]"),
     "nan": ({f"{NAME}scale_weight": torch.tensor(torch.nan)}, f"{NAME}weight: expected finite values"),
     "missing": ({f"{NAME}bias": None}, f"expected key {NAME}bias, got none"),
 }

@@ -148,9 +148,9 @@ def _product(parts: Parts, shape: Size, scale: float, peft: Mapping[str, Any], f
             key = parts[other if other in parts else "alpha"][0]
             raise CheckpointError(f"{file}: expected matrix {part} (lora_A, lora_B) beside {key}, got none")
     (key_a, a), (key_b, b) = parts["A"], parts["B"]
-    rank, inputs = len(a), math.prod(shape[1:])
+    rank, inputs = max(1, *a.shape[:1]), math.prod(shape[1:])
     for key, matrix, expected in ((key_a, a, [rank, inputs]), (key_b, b, [shape[0], rank])):
-        if list(matrix.flatten(1).shape) != expected:
+        if [*matrix.shape[:1], math.prod(matrix.shape[1:])] != expected:
             raise CheckpointError(f"{file}: {key}: expected shape {expected}, got {list(matrix.shape)}")
     if "alpha" in parts:
         key, alpha = parts["alpha"]
@@ -177,7 +177,10 @@ def _peft_configuration(file: Path) -> Mapping[str, Any]:
     """
     beside = file.with_name(PEFT_FILE)
     if text := read_metadata(file).get(PEFT_METADATA):
-        said = {key.removeprefix("transformer."): value for key, value in json.loads(text).items()}
+        try:
+            said = {key.removeprefix("transformer."): value for key, value in json.loads(text).items()}
+        except (ValueError, AttributeError) as error:
+            raise CheckpointError(f"{file}: {PEFT_METADATA}: expected a JSON object, got {text[:40]!r}") from error
     else:
         said = read_json(beside) if beside.is_file() else {}
     for name in ("alpha_pattern", "use_dora"):

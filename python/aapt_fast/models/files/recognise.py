@@ -29,7 +29,7 @@ LARGEST_HEADER = 100_000_000
 
 ZIP, PICKLES = b"PK\x03\x04", (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.(safetensors|bin)")
-_URL = re.compile(r"[a-z][a-z0-9+.-]*:/+(.+)", re.IGNORECASE)  # one slash where a Path has joined two
+_URL = re.compile(r"[a-z][a-z0-9+.-]+:/+(.+)", re.IGNORECASE)  # one slash where a Path has joined two
 _HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _AGAIN = "download it again"
 
@@ -132,12 +132,12 @@ def _folder(folder: Path) -> Recognised:
     if broken:
         what = f"a folder with links to files that are not there ({_some(broken)})"
         return Recognised("dangling link", what, f"{_AGAIN}, or copy it with the files that its links lead to (cp -L)")
-    shards = [match for match in map(SHARD.fullmatch, names) if match]
-    if any(map(is_shard, names)):
-        return _loose_shards(shards, names)
+    shards = [name for name in names if is_shard(name)]
+    if shards and not any(name.endswith(".index.json") for name in names):
+        return _loose_shards(shards)
     if any(name.endswith(".gguf") for name in names):
         return _GGUF
-    weights = [entry.name for entry in entries if entry.suffix in WEIGHT_SUFFIXES and entry.is_file()]
+    weights = [name for name in names if name.endswith((".index.json", *WEIGHT_SUFFIXES)) and name not in parts]
     if len(weights) > 1:
         return Recognised("folder", f"a folder with {_some(weights)}", "name one of them")
     if len(weights) == 1:
@@ -147,13 +147,15 @@ def _folder(folder: Path) -> Recognised:
     return Recognised("folder", f"none in this folder ({_some(names)})")
 
 
-def _loose_shards(shards: list[re.Match[str]], names: list[str]) -> Recognised:
-    """Shards without an index, or with some of them missing."""
-    stem, _, total, suffix = shards[0].groups()
+def _loose_shards(shards: list[str]) -> Recognised:
+    """Shards without their index."""
+    match = SHARD.fullmatch(shards[0])
+    assert match is not None
+    stem, _, total, suffix = match.groups()
     wanted = [f"{stem}-{number:05d}-of-{total}.{suffix}" for number in range(1, int(total) + 1)]
-    lost = [name for name in [*wanted, f"{stem}.{suffix}.index.json"] if name not in names]
-    there = sum(name in names for name in wanted)
-    return Recognised("shards", f"{there} of {len(wanted)} shards of one model", f"download {_some(lost)} as well")
+    lost = [name for name in wanted if name not in shards]
+    what = f"{len(wanted) - len(lost)} of {len(wanted)} shards of one model"
+    return Recognised("shards", what, f"download {_some([*lost, f'{stem}.{suffix}.index.json'])} as well")
 
 
 # ---- files ----

@@ -39,9 +39,10 @@ def split_scales(tensors: Mapping[str, Tensor], source: object) -> tuple[dict[st
         if weight is None or weight.dtype not in FLOAT8:
             got = "none" if weight is None else f"one in {weight.dtype}"
             raise CheckpointError(f"{source}: {key}: expected a weight {name} in float8, got {got}")
-        if tensors[key].numel() != 1 and tensors[key].numel() != len(weight):
-            expected = f"one number or {len(weight)}, one per row"
-            raise CheckpointError(f"{source}: {key}: expected {expected}, got shape {list(tensors[key].shape)}")
+        shape = list(tensors[key].shape)
+        if shape not in ([], [1], [1, 1], list(weight.shape[:1]), [*weight.shape[:1], 1]):
+            expected = f"one number, or {list(weight.shape[:1])} with one per row"
+            raise CheckpointError(f"{source}: {key}: expected {expected}, got shape {shape}")
         changes[name] = [_Scaled(tensors[key])]
     return weights, changes
 
