@@ -9,12 +9,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import aapt_fast
 from aapt_fast.models.aapt.presets import NANO
 from aapt_fast.models.files.convert import convert_files
 from aapt_fast.models.files.placement import require_usable_device
+from aapt_fast.models.vae.wan import WanVAE, WanVAEConfig
 from aapt_fast.testing.streams import random_model
+from aapt_fast.testing.wan import TINY, random_wan
 
 LOADERS: list[Callable] = [aapt_fast.StreamModel.from_pretrained, aapt_fast.load_vae, aapt_fast.load_generator]
 FLOATS = r"torch.float32, torch.bfloat16(, torch.float16)? or torch.float(16|64)"
@@ -61,6 +64,23 @@ def test_what_is_no_dtype(load: Callable, dtype: object) -> None:
 def test_a_dtype_that_nothing_computes_in(load: Callable, dtype: torch.dtype) -> None:
     with pytest.raises(ValueError, match=f"^dtype: expected {FLOATS}, got {dtype}"):
         load("no file", dtype=dtype)
+
+
+def test_weights_loaded_in_inference_mode_can_be_trained(tmp_path: Path) -> None:
+    random_model(NANO).save_pretrained(tmp_path / "nano.safetensors")
+    save_file(random_wan().state_dict(), tmp_path / "wan.safetensors")
+    wan_vae = WanVAE(WanVAEConfig(base_dim=4)).state_dict()
+    save_file({name: value.contiguous() for name, value in wan_vae.items()}, tmp_path / "vae.safetensors")
+    with torch.inference_mode():
+        model = aapt_fast.StreamModel.from_pretrained(tmp_path / "nano.safetensors")
+        wan = aapt_fast.load_generator(tmp_path / "wan.safetensors", config={"heads": TINY.heads})
+        vaes = [aapt_fast.load_vae(tmp_path / name) for name in ("nano.safetensors", "vae.safetensors")]
+        parts = [model.generator, model.vae, wan, *vaes]
+    for part in parts:
+        assert not [name for name, tensor in [*part.named_parameters(), *part.named_buffers()] if tensor.is_inference()]
+    hidden, text = torch.randn(1, 16, 2, 4, 4), torch.randn(1, 3, TINY.text_width)
+    wan(hidden, torch.tensor([500.0]), text).square().mean().backward()
+    assert bool(wan.patch_embedding.weight.grad.abs().sum() > 0)
 
 
 @pytest.mark.parametrize("name", ["bfloat16", "torch.bfloat16"])

@@ -16,11 +16,10 @@ from aapt_fast.models.aapt.generator import Generator
 from aapt_fast.models.files.bundled import bundled_models
 from aapt_fast.models.files.lora import LoraFiles, merged
 from aapt_fast.models.files.model_file import is_own_file, read_model
-from aapt_fast.models.files.named_weights import NamedWeights
+from aapt_fast.models.files.named_weights import NamedWeights, read_part
 from aapt_fast.models.files.placement import WAN_DTYPES, checked_placement
-from aapt_fast.models.files.read import fill, read_config, read_tensors, weight_file
-from aapt_fast.models.files.recognise import TRANSFORMER, part_names, require_kind
-from aapt_fast.models.files.scaled_fp8 import split_scales
+from aapt_fast.models.files.read import read_config, weight_file
+from aapt_fast.models.files.recognise import TRANSFORMER
 from aapt_fast.models.wan.config import WanConfig
 from aapt_fast.models.wan.infer_config import wan_config
 from aapt_fast.models.wan.keys import (
@@ -93,14 +92,7 @@ def load_generator(
     model = meta_wan_transformer(weights, dtype)
     if lora is not None:
         weights = merged(weights, model.state_dict(), lora, lora_scale)
-    fill(
-        model,
-        weights.tensors,
-        weights.source,
-        file_key=weights.file_key,
-        device=device,
-        changes=weights.changes,
-    )
+    weights.fill(model, device)
     return model.eval()
 
 
@@ -109,10 +101,8 @@ def open_wan_transformer(path: str | Path, config: Mapping[str, Any] | None = No
 
     `path` is a file or the folder with it, `config` and errors are those of `load_generator`.
     """
-    found, source = read_tensors(path, GROUPS), weight_file(path)
-    used = part_names(found, TRANSFORMER)
-    require_kind(used, TRANSFORMER, source)
-    tensors, changes = split_scales({name: found[name] for name in used}, source)
+    source = weight_file(path)
+    tensors, changes = read_part(source, TRANSFORMER, GROUPS)
     names = _own_names(tensors, source)
     renamed = {ours: tensors[theirs] for ours, theirs in names.items()}
     diffusers = is_diffusers_layout(map(without_wrappers, tensors))

@@ -17,11 +17,10 @@ import torch
 from aapt_fast.errors import CheckpointError, require
 from aapt_fast.models.files.bundled import bundled_models
 from aapt_fast.models.files.model_file import is_own_file, load_own_vae
-from aapt_fast.models.files.named_weights import NamedWeights
+from aapt_fast.models.files.named_weights import NamedWeights, read_part
 from aapt_fast.models.files.placement import checked_placement
-from aapt_fast.models.files.read import computing_dtype, fill, read_config, read_tensors, weight_file
-from aapt_fast.models.files.recognise import VAE, WEIGHT_SUFFIXES, part_names, require_kind
-from aapt_fast.models.files.scaled_fp8 import split_scales
+from aapt_fast.models.files.read import computing_dtype, read_config, weight_file
+from aapt_fast.models.files.recognise import VAE, WEIGHT_SUFFIXES
 from aapt_fast.models.vae.infer_wan_config import (
     DIFFUSERS_NAMES,
     RELEVANT,
@@ -79,18 +78,12 @@ def load_vae(
         require(config is None, "config", "none: the file holds its configuration", config)
         return load_own_vae(file, device=device, dtype=dtype)
     weights = open_wan_vae(file, config)
-    with torch.device("meta"):
-        vae = WanVAE(weights.config)
-    vae = vae.to(computing_dtype(weights.tensors, device) if dtype is None else dtype)
-    fill(
-        vae,
-        weights.tensors,
-        weights.source,
-        file_key=weights.file_key,
-        device=device,
-        changes=weights.changes,
-    )
-    return vae.to(device).eval().requires_grad_(False)
+    with torch.inference_mode(False):  # for the buffers with statistics; `fill` sees to the weights
+        with torch.device("meta"):
+            vae = WanVAE(weights.config)
+        vae = vae.to(computing_dtype(weights.tensors, device) if dtype is None else dtype)
+        weights.fill(vae, device)
+        return vae.to(device).eval().requires_grad_(False)
 
 
 def open_wan_vae(file: Path, config: Mapping[str, Any] | None = None) -> NamedWeights[WanVAEConfig]:
@@ -99,10 +92,7 @@ def open_wan_vae(file: Path, config: Mapping[str, Any] | None = None) -> NamedWe
     `config` and errors are those of `load_vae`.
     """
     _check_config(config)
-    found = read_tensors(file)
-    used = part_names(found, VAE)
-    require_kind(used, VAE, file)
-    tensors, changes = split_scales({name: found[name] for name in used}, file)
+    tensors, changes = read_part(file, VAE)
     wrapper = next((wrapper for wrapper in WRAPPERS if all(name.startswith(wrapper) for name in tensors)), "")
     names = {name.removeprefix(wrapper): tensor for name, tensor in tensors.items()}
     given = {"config.json": _config_beside(file), "config": config or {}}

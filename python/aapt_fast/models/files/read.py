@@ -186,15 +186,15 @@ def fill(
     check_tensors(expected, keys, tensors, source)
     from_nothing = any(target.is_meta for target in expected.values())
     values = {}
-    with torch.no_grad():
+    with torch.inference_mode(False), torch.no_grad():  # whatever the caller's mode, the weights can be trained
         for name, target in expected.items():
             value = torch.empty_like(target, device=device) if from_nothing else target
             given = changed(tensors[keys[name]], (changes or {}).get(keys[name], ()))
             value.copy_(given)
             require_finite(given if given.dtype == value.dtype else value, keys[name], source)
             values[name] = value
-    if from_nothing:
-        module.load_state_dict(values, strict=True, assign=True)
+        if from_nothing:
+            module.load_state_dict(values, strict=True, assign=True)
 
 
 def changed(tensor: Tensor, changes: Sequence[Change]) -> Tensor:
