@@ -123,6 +123,9 @@ def test_what_is_no_path(path: object, tmp_path: Path) -> None:
     for load in (*LOADERS, aapt_fast.load_gallery):
         with pytest.raises(TypeError, match=f"^path: {got}"):
             load(path)
+    for load in (*LOADERS, aapt_fast.load_gallery, lambda path: convert_files(path, tmp_path)):
+        with pytest.raises(ValueError, match=r"^(path|source): expected a name, a file or a folder, got an empty text"):
+            load("")
     with pytest.raises(TypeError, match=f"^source: {got}"):
         convert_files(path, tmp_path)
     with pytest.raises(TypeError, match=f"^out: {got}"):

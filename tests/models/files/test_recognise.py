@@ -110,6 +110,7 @@ CASES: dict[str, tuple[Callable[[Path], str | Path], str]] = {
     "slip": (lambda _: "mini_person", "nothing there; did you mean mini-person"),
     "slip in a folder": (lambda folder: named("x")(folder).with_name("modle.safetensors"), "you mean model.safeten"),
     "nothing": (lambda folder: folder / "no" / "model.pt", "got .*nothing there"),
+    "home": (lambda _: "~nobody/wan.pt", "nothing there; ~ is not expanded here; give "),
     "name too long": (lambda _: "x" * 5000, "cannot be opened .File name too long"),
     "zero byte": (lambda _: "a\0b", "no path"),
     "dangling link": (dangling, "a link to ../blobs/0123, which is not there; download it again"),

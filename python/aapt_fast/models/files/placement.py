@@ -27,8 +27,9 @@ def checked_placement(
 
 
 def require_path(argument: str, path: object) -> None:
-    """Raise TypeError unless `path` is a str or a path."""
+    """Raise TypeError unless `path` is a str or a path, ValueError if it is empty."""
     require_type(argument, path, str, os.PathLike)
+    require(path != "", argument, "a name, a file or a folder", "an empty text")
 
 
 def require_usable_device(device: object, argument: str = "device") -> torch.device:

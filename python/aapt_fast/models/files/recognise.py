@@ -96,6 +96,8 @@ def _absent(text: str) -> Recognised:
         if text.lower().startswith("file:"):
             return Recognised("URL", "a URL", f"give the path without file://: /{match[1]}")
         return Recognised("URL", "a URL, and nothing is downloaded here", "download the file and give its path")
+    if text.startswith("~"):
+        return Recognised("nothing", "nothing there", f"~ is not expanded here; give {os.path.expanduser(text)}")
     near = difflib.get_close_matches(text, bundled_models(), 1, 0.7)
     if not near and path.parent.is_dir():
         near = difflib.get_close_matches(path.name, os.listdir(path.parent), 1, 0.8)
