@@ -112,8 +112,8 @@ def environment(run: Run, limit_s: float) -> tuple[str, str]:
 
 
 def kernel_tests(root: Path) -> list[Path]:
-    """List the files of tests/kernels that run on a GPU, too: those with a test that takes the fixture `target`."""
-    takes_target = re.compile(r"^def test_\w+\([^)]*\btarget\b", re.MULTILINE)
+    """List the files of tests/kernels that run on a GPU, too: a test there takes the fixture `target` or `hopper`."""
+    takes_target = re.compile(r"^def test_\w+\([^)]*\b(target|hopper)\b", re.MULTILINE)
     files = sorted((root / "tests" / "kernels").glob("test_*.py"))
     return [file for file in files if takes_target.search(file.read_text())]
 
