@@ -104,6 +104,20 @@ void require_weight(const char* argument, const Tensor& tensor, Dtype dtype) {
                     std::string("float32 or ") + dtype_name(dtype) + " for this kernel", dtype_name(tensor.dtype));
 }
 
+void require_pages(const Tensor& q, const Tensor& k_pages, const Tensor& v_pages) {
+  require_shape("k_pages", k_pages, {kAnySize, kPageSlots, kAnySize, kAnySize});
+  const std::int64_t kv_heads = k_pages.size(2), width = k_pages.size(3);
+  require_half("k_pages", k_pages);
+  require_shape("v_pages", v_pages, {k_pages.size(0), kPageSlots, kv_heads, width});
+  require_dtype("v_pages", v_pages, k_pages.dtype);
+  require_shape("q", q, {kAnySize, kAnySize, kAnySize, width});
+  require_dtype("q", q, k_pages.dtype);
+  const std::int64_t heads = q.size(2);
+  require_valid(kv_heads > 0 && heads % kv_heads == 0, "q",
+                "a number of heads that is a multiple of the pages' " + std::to_string(kv_heads),
+                std::to_string(heads));
+}
+
 void require_one_of(const char* argument, const char* what, std::int64_t size,
                     std::initializer_list<std::int64_t> sizes) {
   std::string expected = std::string("a ") + what + " of ";
