@@ -30,14 +30,12 @@ const char* dtype_name(Dtype dtype) {
     case Dtype::kFloat16: return "float16";
     case Dtype::kInt32: return "int32";
     case Dtype::kInt64: return "int64";
-    case Dtype::kFloat8: return "float8_e4m3fn";
   }
   return "another dtype";  // Python sends -1 for those: no kernel does them, a composition may
 }
 
 int dtype_bytes(Dtype dtype) {
   switch (dtype) {
-    case Dtype::kFloat8: return 1;
     case Dtype::kBFloat16:
     case Dtype::kFloat16: return 2;
     case Dtype::kFloat32:
@@ -80,8 +78,8 @@ void require_dense(const char* argument, const Tensor& tensor) {
 
 int to_int(const char* argument, const char* what, std::int64_t size) {
   constexpr int largest = std::numeric_limits<int>::max();
-  require_supported(size >= 0 && size <= largest, argument, std::string("at most ") + std::to_string(largest) + " " + what,
-                    std::to_string(size));
+  require_supported(size >= 0 && size <= largest, argument,
+                    std::string("at most ") + std::to_string(largest) + " " + what, std::to_string(size));
   return static_cast<int>(size);
 }
 
