@@ -28,8 +28,9 @@ ARROWS = {
     "limits": {"errors"},  # memory and disk
     "progress": set(),  # bars and messages on stderr
     "ops": {"errors", "_C"},
-    "models": {"errors", "ops"},
-    "streaming": {"errors", "ops", "models"},
+    "media": {"errors"},  # pictures and videos in files
+    "models": {"errors", "ops", "media", "worlds"},
+    "streaming": {"errors", "ops", "models", "worlds"},
     "training": {"errors", "limits", "progress", "ops", "models", "streaming", "worlds"},
     "integrations": {"errors", "ops", "models", "streaming"},
     "compat": {"errors", "ops", "models", "streaming"},
@@ -44,7 +45,7 @@ MAY_IMPORT = {
     "cli": LIBRARY | {"__init__"},
     "testing": LIBRARY | {"__init__"},
 }
-DOCUMENTED_ROOMS = {"ops", "models", "streaming", "worlds"}
+DOCUMENTED_ROOMS = {"ops", "models", "streaming", "worlds", "media"}
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 

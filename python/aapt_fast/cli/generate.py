@@ -6,25 +6,27 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm import trange
 
 from aapt_fast.cli.contact_sheet import ContactSheet, check_sheet_target
 from aapt_fast.cli.device import usable_device
 from aapt_fast.cli.first_picture import fit_picture, read_first_picture, world_of
 from aapt_fast.cli.motion_script import read_script, script_frames
 from aapt_fast.cli.pose_file import FilePlayer, read_poses
-from aapt_fast.cli.video_writer import VideoWriter, check_video_target
+from aapt_fast.cli.signals import HeldSignals
 from aapt_fast.errors import require
+from aapt_fast.media.video_writer import VideoWriter, check_video_target
 from aapt_fast.models.aapt.sampling import EulerSampler
 from aapt_fast.models.stream_model import StreamModel
 from aapt_fast.ops import observe_ops
+from aapt_fast.progress import progress, say
 from aapt_fast.streaming.session import StreamSession
 from aapt_fast.worlds import WORLDS
-from aapt_fast.worlds.world import FPS, MEDLEY, PART_FRAMES, FirstFrame
+from aapt_fast.worlds.world import FPS, MEDLEY, PART_FRAMES, FirstFrame, Player
 
 FRAMES = 240  # the length without --frames and without lengths in a script
 FRAMES_PER_STEP = 4
@@ -72,7 +74,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--out",
         type=Path,
         required=True,
-        help="x.mp4 or a folder, written as it goes, or x.gif, kept in memory until the end",
+        help="x.mp4, x.gif or a folder of pictures, written as it goes. After Ctrl-C, SIGTERM or SIGHUP the video so "
+        "far is kept, beside a file of that name if there is one; the exit status is 130 then",
     )
     parser.add_argument("--scale", type=int, default=4, help="enlarge the written video by this factor")
     parser.add_argument(
@@ -81,6 +84,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    with HeldSignals() as signals:
+        with signals.let_in():
+            stream = _open_stream(arguments)
+        report = _write(stream, arguments, signals)
+    print(json.dumps(report))
+
+
+@dataclass
+class _Stream:
+    """All that a video needs, checked and loaded."""
+
+    model: StreamModel
+    session: StreamSession
+    player: Player
+    steps: int
+    sheet: ContactSheet | None
+
+
+def _open_stream(arguments: argparse.Namespace) -> _Stream:
+    """Check the arguments, cheap ones first; then load the model and open the session."""
     both = arguments.motion is not None and arguments.controls is not None
     require(not both, "--controls", "either --motion or --controls", "both")
     world = world_of(arguments.model)
@@ -90,9 +113,10 @@ def run(arguments: argparse.Namespace) -> None:
     require(frames < 2**31, "--frames", "less than 2^31", frames)
     require(-(2**63) <= arguments.seed < 2**63, "--seed", "a signed 64-bit integer", arguments.seed)
     require(arguments.nfe >= 1, "--nfe", "at least 1 evaluation per step", arguments.nfe)
+    require(arguments.scale >= 1, "--scale", "at least 1", arguments.scale)
     if arguments.sheet:
         check_sheet_target(arguments.sheet)
-    check_video_target(arguments.out, arguments.scale)
+    check_video_target(arguments.out, "--out")
     device = usable_device(arguments.device)
     if arguments.dtype == "auto":
         arguments.dtype = _fast_dtype(device)
@@ -104,37 +128,49 @@ def run(arguments: argparse.Namespace) -> None:
     if start.pose is None:
         start = FirstFrame(fit_picture(start.image, model.video_size))
     steps = -(-frames // FRAMES_PER_STEP)
-    player = world.play(script, arguments.seed, start)
+    player: Player = world.play(script, arguments.seed, start)
     if poses is not None:
         _check_joints(poses, model)
         player = FilePlayer(poses, player.first_control)
     sheet = None if arguments.sheet is None else ContactSheet(arguments.sheet, FRAMES_PER_STEP * steps, world)
-
-    first_frame_s, streaming_s = 0.0, 0.0
     sampler = EulerSampler(arguments.nfe)
-    session = StreamSession(
-        model, start.image, image_control=player.first_control, seed=arguments.seed, sampler=sampler
-    )
-    with (
-        session,
-        VideoWriter(arguments.out, fps=int(FPS), scale=arguments.scale) as writer,
-        observe_ops() as calls,
-    ):
-        for _ in trange(steps, desc="stream", unit="step"):
-            controls = player.next(FRAMES_PER_STEP)
-            begun = time.perf_counter()
-            video = session.step(controls).cpu()
-            streaming_s += time.perf_counter() - begun
-            first_frame_s = first_frame_s or time.perf_counter() - STARTED
-            writer.write(video.numpy())
-            if sheet is not None:
-                sheet.add(video, controls, player.truth(video.shape[1]))
-        step_ms = session.latency.step_ms
-    made = FRAMES_PER_STEP * steps
-    report = _report(arguments, model.name, made, made / streaming_s, step_ms, first_frame_s, calls.what_ran())
-    if sheet is not None:
-        report |= sheet.write()
-    print(json.dumps(report))
+    control = player.first_control
+    session = StreamSession(model, start.image, image_control=control, seed=arguments.seed, sampler=sampler)
+    return _Stream(model, session, player, steps, sheet)
+
+
+def _write(stream: _Stream, arguments: argparse.Namespace, signals: HeldSignals) -> dict[str, object]:
+    """Stream the video into its file; returns the report. After a signal or an error the frames so far are kept."""
+    writer = VideoWriter(arguments.out, fps=int(FPS), scale=arguments.scale)
+    first_frame_s, streaming_s = 0.0, 0.0
+    try:
+        with (
+            stream.session as session,
+            writer,
+            observe_ops() as calls,
+            progress(stream.steps, "stream", "step") as bar,
+        ):
+            for _ in range(stream.steps):
+                with signals.let_in():
+                    controls = stream.player.next(FRAMES_PER_STEP)
+                    begun = time.perf_counter()
+                    video = session.step(controls).cpu()
+                streaming_s += time.perf_counter() - begun
+                first_frame_s = first_frame_s or time.perf_counter() - STARTED
+                writer.write(video)
+                if stream.sheet is not None:
+                    stream.sheet.add(video, controls, stream.player.truth(video.shape[1]))
+                bar.update()
+            step_ms = session.latency.step_ms
+    except BaseException:
+        if writer.kept is not None:
+            if stream.sheet is not None:
+                stream.sheet.write_unfinished()
+            say(f"{writer.frames} video frames are in {writer.kept}")
+        raise
+    fps = FRAMES_PER_STEP * stream.steps / streaming_s
+    report = _report(arguments, stream.model.name, writer.frames, fps, step_ms, first_frame_s, calls.what_ran())
+    return report if stream.sheet is None else report | stream.sheet.write()
 
 
 def _fast_dtype(device: torch.device) -> str:
