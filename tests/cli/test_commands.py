@@ -149,10 +149,10 @@ BAD = {
     "negative number": (["--image", "-1"], "--image: expected a gallery number 0..0 or a picture file, got -1"),
     "superscript": (["--image", "²"], "--image: expected a gallery number 0..0 or a picture file, got ²"),
     "empty picture": (["--image", ""], "--image: expected a gallery number 0..0 or a picture file, got nothing"),
-    "missing picture": (["--image", "no.png"], "--image: expected a gallery number 0..0 or a picture file, got no.png"),
-    "folder as picture": (["--image", "."], "--image: expected a gallery number 0..0 or a picture file, got ."),
-    "half a picture": (["--image", "HALF"], "--image: expected a readable picture file, got half.png"),
-    "not a picture": (["--image", "TEXT"], "--image: expected a gallery number 0..0 or a picture file, got text.txt"),
+    "missing picture": (["--image", "no.png"], "or a picture file, got no.png, which does not exist"),
+    "folder as picture": (["--image", "."], "or a picture file, got the folder ."),
+    "half a picture": (["--image", "HALF"], "--image: expected an undamaged, readable picture, got half.png: "),
+    "not a picture": (["--image", "TEXT"], "or a picture file, got text.txt, which is no picture"),
     "nan control": (["--controls", "NAN"], "--controls: expected finite values, got nan or inf"),
     "control shape": (["--controls", "FLAT"], "--controls: expected shape [frames, joints, 3], got [4, 3]"),
     "control joints": (["--controls", "FEW"], "--controls: expected shape [frames, 19, 3], got [8, 5, 3]"),
@@ -206,6 +206,15 @@ def test_mistakes_are_one_line(
     (line,) = printed.err.splitlines()
     assert line.startswith("aapt-fast generate: ") and message in line
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_file_that_is_no_model_is_not_blamed_on_the_picture(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "passwd").write_text("root:x:0:0")
+    assert generate(tmp_path / "passwd", tmp_path / "x.gif") == 2
+    said = capsys.readouterr().err
+    assert str(tmp_path / "passwd") in said and "--image" not in said
 
 
 def test_poses_are_checked_before_the_first_step(

@@ -120,11 +120,11 @@ def _open_stream(arguments: argparse.Namespace) -> _Stream:
     device = usable_device(arguments.device)
     if arguments.dtype == "auto":
         arguments.dtype = _fast_dtype(device)
-    start = read_first_picture(arguments.image, arguments.model)
     poses = None if arguments.controls is None else read_poses(arguments.controls)
     if poses is not None and arguments.frames is None:
         frames = len(poses)
     model = StreamModel.from_pretrained(arguments.model, device=device, dtype=DTYPES[arguments.dtype])
+    start = read_first_picture(arguments.image, arguments.model)
     if start.pose is None:
         start = FirstFrame(fit_picture(start.image, model.video_size))
     steps = -(-frames // FRAMES_PER_STEP)

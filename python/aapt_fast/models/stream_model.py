@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from aapt_fast.errors import require, require_shape, require_type
+from aapt_fast.media.pictures import show
 from aapt_fast.models.aapt.config import ControlConfig
 from aapt_fast.models.files.load_generator import load_generator
 from aapt_fast.models.files.load_vae import load_vae
@@ -157,7 +158,8 @@ class StreamModel:
         """The latent frame of an image, float32 [1, C, 1, h, w].
 
         Args:
-            image: a PIL image, uint8 [H, W, 3], or float [3, H, W] in -1..1, of exactly `video_size`.
+            image: a PIL image of any mode, taken as a viewer shows it: upright, 16 bits scaled, transparent parts white.
+                Or uint8 [H, W, 3], or float [3, H, W] in -1..1. Of exactly `video_size`.
 
         Raises:
             TypeError: something else.
@@ -197,7 +199,7 @@ class StreamModel:
 def _pixels(image: object, size: tuple[int, int]) -> Tensor:
     """An image -> float32 [3, H, W] in -1..1."""
     if isinstance(image, Image.Image):
-        image = numpy.array(image.convert("RGB"))
+        image = show(image).pixels
     if isinstance(image, numpy.ndarray):
         image = torch.tensor(numpy.ascontiguousarray(image))
     if not isinstance(image, Tensor):

@@ -16,11 +16,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from aapt_fast.errors import CheckpointError, require, require_type
+from aapt_fast.media.pictures import read_picture
 from aapt_fast.models.aapt.config import GeneratorConfig
 from aapt_fast.models.aapt.generator import Generator
 from aapt_fast.models.files.atomic import replacing
@@ -123,7 +123,7 @@ def load_gallery(path: str | Path) -> list[FirstFrame]:
         content = json.loads(index.read_text())
         return [
             FirstFrame(
-                np.asarray(Image.open(index.with_name(entry["image"])).convert("RGB")),
+                read_picture(index.with_name(entry["image"]), "image").pixels,
                 tuple(entry["pose"]),
                 None if entry["identity"] is None else int(entry["identity"]),
                 content["world"],
