@@ -3,12 +3,16 @@
 
     model = aapt_fast.StreamModel.from_pretrained("mini-person")
     first = aapt_fast.load_gallery("mini-person")[0]
-    with aapt_fast.StreamSession(model, first.image, seed=0) as session:
-        frames = session.step(control)  # uint8 [4, H, W, 3]
+    player = model.world.player(first, "walk")
+    with aapt_fast.StreamSession(model, first, seed=0) as session:
+        for frames in session.frames(player):  # uint8 [4, 96, 96, 3]
+            ...  # show them; player.play("wave") is obeyed in the next step
 
 Models
     StreamModel         generator, video decoder and text encoder together; from_pretrained loads them
-    load_gallery        first pictures of a bundled model, with their poses
+    load_gallery        first frames of a bundled model: pictures, with their poses
+    FirstFrame          a first picture of your own, with its control if you know it
+    list_motions        motions that a player of the bundled models knows
     load_generator      an AAPT generator or a Wan transformer, from files in any known layout
     load_vae            a video VAE, from files in any known layout
     TextEncoder         prompts in words for Wan transformers
@@ -18,6 +22,7 @@ Streaming
     SessionBatch        several sessions that take each step in one network evaluation
     PagePool            memory of the past that sessions share
     FrameDownloader     copies of video frames to the host while the next step is computed
+    save_video          video frames in an .mp4, a .gif or a folder
 
 Samplers and windows
     Sampler             base class of samplers, for your own
@@ -52,6 +57,7 @@ from aapt_fast.integrations.explain import explain
 from aapt_fast.integrations.patch import patch, patched, unpatch
 from aapt_fast.integrations.report import PatchReport
 from aapt_fast.integrations.text import TextEncoder
+from aapt_fast.media.video_writer import save_video
 from aapt_fast.models.aapt.sampling import EulerSampler
 from aapt_fast.models.files.load_generator import load_generator
 from aapt_fast.models.files.load_vae import load_vae
@@ -65,6 +71,8 @@ from aapt_fast.streaming.batch import SessionBatch
 from aapt_fast.streaming.downloads import FrameDownloader
 from aapt_fast.streaming.pages import PagePool
 from aapt_fast.streaming.session import StreamSession
+from aapt_fast.worlds import list_motions
+from aapt_fast.worlds.world import FirstFrame
 
 try:
     __version__ = version("aapt_fast")
@@ -75,6 +83,7 @@ __all__ = [
     "CheckpointError",
     "EulerSampler",
     "FewStepSampler",
+    "FirstFrame",
     "FrameDownloader",
     "PagePool",
     "PatchReport",
@@ -88,11 +97,13 @@ __all__ = [
     "WindowRule",
     "__version__",
     "explain",
+    "list_motions",
     "load_gallery",
     "load_generator",
     "load_vae",
     "patch",
     "patched",
+    "save_video",
     "unpatch",
     "use_kernels",
 ]

@@ -8,7 +8,7 @@ from PIL import Image
 
 from aapt_fast.errors import require
 from aapt_fast.media.pictures import read_picture
-from aapt_fast.models.files.model_file import load_gallery
+from aapt_fast.models.files.model_file import gallery_world, load_gallery
 from aapt_fast.progress import say
 from aapt_fast.worlds import WORLDS
 from aapt_fast.worlds.world import FirstFrame, World
@@ -21,14 +21,12 @@ def read_first_picture(image: str, model: str) -> FirstFrame:
     gallery = load_gallery(model)
     number = int(image) if len(image) < 10 else len(gallery)
     require(number < len(gallery), "--image", _expected(model), image)
-    entry = gallery[number]
-    return FirstFrame(entry.image, entry.pose, entry.identity)
+    return gallery[number]
 
 
 def world_of(model: str) -> World:
     """The world that the model's gallery is from; the person world for a model without one."""
-    gallery = load_gallery(model)
-    name = gallery[0].world if gallery else "person"
+    name = gallery_world(model) or "person"
     require(name in WORLDS, "--model", f"a gallery of the world {' | '.join(WORLDS)}", name)
     return WORLDS[name]
 

@@ -15,7 +15,6 @@ from torch import Tensor
 from aapt_fast.cli.contact_sheet import ContactSheet, check_sheet_target
 from aapt_fast.cli.device import usable_device
 from aapt_fast.cli.first_picture import fit_picture, read_first_picture, world_of
-from aapt_fast.cli.motion_script import read_script, script_frames
 from aapt_fast.cli.pose_file import FilePlayer, read_poses
 from aapt_fast.cli.signals import HeldSignals
 from aapt_fast.errors import require
@@ -26,6 +25,7 @@ from aapt_fast.ops import observe_ops
 from aapt_fast.progress import progress, say
 from aapt_fast.streaming.session import StreamSession
 from aapt_fast.worlds import WORLDS
+from aapt_fast.worlds.script import read_script, script_frames
 from aapt_fast.worlds.world import FPS, MEDLEY, PART_FRAMES, FirstFrame, Player
 
 FRAMES = 240  # the length without --frames and without lengths in a script
@@ -97,7 +97,7 @@ class _Stream:
 
     model: StreamModel
     session: StreamSession
-    player: Player
+    player: Player | FilePlayer
     steps: int
     sheet: ContactSheet | None
 
@@ -107,8 +107,9 @@ def _open_stream(arguments: argparse.Namespace) -> _Stream:
     both = arguments.motion is not None and arguments.controls is not None
     require(not both, "--controls", "either --motion or --controls", "both")
     world = world_of(arguments.model)
-    script = read_script(MEDLEY if arguments.motion is None else arguments.motion, world)
-    frames = (script_frames(script) or FRAMES) if arguments.frames is None else arguments.frames
+    script = MEDLEY if arguments.motion is None else arguments.motion
+    length = script_frames(read_script(script, world.actions, "--motion"))
+    frames = (length or FRAMES) if arguments.frames is None else arguments.frames
     require(frames >= 1, "--frames", "at least 1", frames)
     require(frames < 2**31, "--frames", "less than 2^31", frames)
     require(-(2**63) <= arguments.seed < 2**63, "--seed", "a signed 64-bit integer", arguments.seed)
@@ -128,14 +129,13 @@ def _open_stream(arguments: argparse.Namespace) -> _Stream:
     if start.pose is None:
         start = FirstFrame(fit_picture(start.image, model.video_size))
     steps = -(-frames // FRAMES_PER_STEP)
-    player: Player = world.play(script, arguments.seed, start)
+    player: Player | FilePlayer = world.player(start, script, arguments.seed)
     if poses is not None:
         _check_joints(poses, model)
-        player = FilePlayer(poses, player.first_control)
+        player = FilePlayer(poses)
     sheet = None if arguments.sheet is None else ContactSheet(arguments.sheet, FRAMES_PER_STEP * steps, world)
     sampler = EulerSampler(arguments.nfe)
-    control = player.first_control
-    session = StreamSession(model, start.image, image_control=control, seed=arguments.seed, sampler=sampler)
+    session = StreamSession(model, start, seed=arguments.seed, sampler=sampler)
     return _Stream(model, session, player, steps, sheet)
 
 

@@ -10,11 +10,9 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -27,6 +25,8 @@ from aapt_fast.models.files.atomic import replacing
 from aapt_fast.models.files.placement import WAN_DTYPES, require_path, require_usable_dtype
 from aapt_fast.models.files.read import computing_dtype, fill, open_safetensors, read_metadata, weight_file
 from aapt_fast.models.vae.mini import MiniVAE, MiniVAEConfig
+from aapt_fast.worlds import WORLDS
+from aapt_fast.worlds.world import FirstFrame
 
 FORMAT = "aapt_fast-1"
 
@@ -101,37 +101,36 @@ def model_path(path: str | Path) -> Path:
     return file
 
 
-@dataclass(frozen=True)
-class FirstFrame:
-    """One picture of a model's gallery: uint8 [H, W, 3], and the pose and identity in `world` it was rendered from.
-
-    The identity is None where it and the pose do not determine the picture: in company.
-    """
-
-    image: np.ndarray
-    pose: tuple[float, ...]
-    identity: int | None
-    world: str = "person"
-
-
 def load_gallery(path: str | Path) -> list[FirstFrame]:
-    """The first frames that come with a model; empty if it has none. Raises CheckpointError for a damaged gallery."""
+    """First frames that come with a model, with their controls if this package has their world; empty without any.
+
+    Raises CheckpointError for a damaged gallery.
+    """
     index = model_path(path).with_name("gallery.json")
     if not index.is_file():
         return []
     try:
         content = json.loads(index.read_text())
-        return [
-            FirstFrame(
-                read_picture(index.with_name(entry["image"]), "image").pixels,
-                tuple(entry["pose"]),
-                None if entry["identity"] is None else int(entry["identity"]),
-                content["world"],
-            )
-            for entry in content["first_frames"]
-        ]
+        world, frames = WORLDS.get(content["world"]), []
+        for entry in content["first_frames"]:
+            image = read_picture(index.with_name(entry["image"]), "image").pixels
+            pose, scene = tuple(entry["pose"]), None if entry["identity"] is None else int(entry["identity"])
+            known = world.from_gallery(image, pose, scene) if world else FirstFrame(image, pose=pose, scene=scene)
+            frames.append(known)
+        return frames
     except (KeyError, TypeError, ValueError, OSError) as error:
         raise CheckpointError(f"{index}: expected a gallery with image, pose and identity, got {error!r}") from error
+
+
+def gallery_world(path: str | Path) -> str | None:
+    """Name of the world that the gallery of a model is from; None without a gallery. Raises as `load_gallery`."""
+    index = model_path(path).with_name("gallery.json")
+    if not index.is_file():
+        return None
+    try:
+        return str(json.loads(index.read_text())["world"])
+    except (KeyError, TypeError, ValueError, OSError) as error:
+        raise CheckpointError(f"{index}: expected a gallery with a world, got {error!r}") from error
 
 
 def assets() -> Path:
