@@ -28,7 +28,7 @@ ARROWS = {
     "limits": {"errors"},  # memory and disk
     "progress": set(),  # bars and messages on stderr
     "ops": {"errors", "_C"},
-    "media": {"errors"},  # pictures and videos in files
+    "media": {"errors", "limits"},  # pictures and videos in files
     "models": {"errors", "ops", "media", "worlds"},
     "streaming": {"errors", "ops", "models", "worlds"},
     "training": {"errors", "limits", "progress", "ops", "models", "streaming", "worlds"},

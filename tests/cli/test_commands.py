@@ -141,7 +141,17 @@ BAD = {
     "no motion": (["--motion", ""], "--motion: expected idle | walk"),
     "frames": (["--frames", "0"], "--frames: expected at least 1, got 0"),
     "endless": (["--frames", str(10**30)], "--frames: expected less than 2^31, got 1000"),
-    "nfe": (["--nfe", "0"], "--nfe: expected at least 1"),
+    "nfe": (["--nfe", "0"], "--nfe: expected 1 to 1000 evaluations per step, got 0"),
+    "huge nfe": (["--nfe", str(10**9)], "--nfe: expected 1 to 1000 evaluations per step, got 1000000000"),
+    "scale": (["--scale", "0"], "--scale: expected at least 1, got 0"),
+    "huge scale": (
+        ["--scale", str(10**9)],
+        "--scale: expected 1 to 2047 for a video of 32 x 32 pixels, got 1000000000",
+    ),
+    "frames and disk": (
+        ["--frames", str(2**31 - 1), "--scale", "100"],
+        "--frames: expected a value that fits into the ",
+    ),
     "seed": (["--seed", str(2**63)], "--seed: expected a signed 64-bit integer, got 9223372036854775808"),
     "huge seed": (["--seed", str(-(2**70))], "--seed: expected a signed 64-bit integer, got -118"),
     "gallery number": (["--image", "7"], "--image: expected a gallery number 0..0 or a picture file, got 7"),

@@ -17,7 +17,7 @@ import pytest
 import torch
 from PIL import Image, ImageSequence
 
-from aapt_fast.media.video_writer import VideoWriter, check_video_target, save_video
+from aapt_fast.media.video_writer import VideoWriter, check_video_target, require_room, save_video
 
 FRAMES = np.stack([np.full((16, 24, 3), value, np.uint8) for value in (0, 60, 120, 180, 240)])
 
@@ -291,3 +291,17 @@ def test_mp4_without_the_package_is_said_at_once(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"path: writing .mp4 needs the package av"):
         check_video_target(tmp_path / "x.mp4")
+
+
+def test_room_is_checked_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aapt_fast.limits.available_memory", lambda: 10**9)
+    for name, largest in (("x.mp4", 20), ("x.gif", 42), ("frames", 60)):
+        require_room(tmp_path / name, 240, (96, 96), largest)
+        with pytest.raises(ValueError, match="--scale: expected a value that fits into the 1 GB of memory"):
+            require_room(tmp_path / name, 240, (96, 96), largest + 1)
+    with pytest.raises(ValueError, match="--scale: expected 1 to 170 for a video of 96 x 64 pixels, got 171"):
+        require_room(tmp_path / "x.mp4", 4, (64, 96), 171)
+    with pytest.raises(
+        ValueError, match=r"--frames: expected a value that fits into the .* free on the disk of .*frames"
+    ):
+        require_room(tmp_path / "frames", 10**15, (96, 96), 1)

@@ -18,7 +18,7 @@ from aapt_fast.cli.first_picture import fit_picture, read_first_picture, world_o
 from aapt_fast.cli.pose_file import FilePlayer, read_poses
 from aapt_fast.cli.signals import HeldSignals
 from aapt_fast.errors import require
-from aapt_fast.media.video_writer import VideoWriter, check_video_target
+from aapt_fast.media.video_writer import VideoWriter, check_video_target, require_room
 from aapt_fast.models.aapt.sampling import EulerSampler
 from aapt_fast.models.stream_model import StreamModel
 from aapt_fast.ops import observe_ops
@@ -30,6 +30,7 @@ from aapt_fast.worlds.world import FPS, MEDLEY, PART_FRAMES, FirstFrame, Player
 
 FRAMES = 240  # the length without --frames and without lengths in a script
 FRAMES_PER_STEP = 4
+MOST_EVALUATIONS = 1000  # per step: as many as models of this kind are trained with
 
 STARTED = time.perf_counter()  # after the imports, which take about a second more
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -113,7 +114,8 @@ def _open_stream(arguments: argparse.Namespace) -> _Stream:
     require(frames >= 1, "--frames", "at least 1", frames)
     require(frames < 2**31, "--frames", "less than 2^31", frames)
     require(-(2**63) <= arguments.seed < 2**63, "--seed", "a signed 64-bit integer", arguments.seed)
-    require(arguments.nfe >= 1, "--nfe", "at least 1 evaluation per step", arguments.nfe)
+    most = MOST_EVALUATIONS
+    require(1 <= arguments.nfe <= most, "--nfe", f"1 to {most} evaluations per step", arguments.nfe)
     require(arguments.scale >= 1, "--scale", "at least 1", arguments.scale)
     if arguments.sheet:
         check_sheet_target(arguments.sheet)
@@ -129,6 +131,7 @@ def _open_stream(arguments: argparse.Namespace) -> _Stream:
     if start.pose is None:
         start = FirstFrame(fit_picture(start.image, model.video_size))
     steps = -(-frames // FRAMES_PER_STEP)
+    require_room(arguments.out, FRAMES_PER_STEP * steps, model.video_size, arguments.scale)
     player: Player | FilePlayer = world.player(start, script, arguments.seed)
     if poses is not None:
         _check_joints(poses, model)
