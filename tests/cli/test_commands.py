@@ -108,6 +108,21 @@ def test_a_picture_of_another_size(model: Path, tmp_path: Path, capsys: pytest.C
     assert said in capsys.readouterr().err.splitlines()
 
 
+def test_a_picture_and_poses_from_elsewhere_are_commented_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.effect_noise((96, 96), 80).save(tmp_path / "noise.png")
+    np.save(tmp_path / "poses.npy", np.random.default_rng(0).random((4, 19, 3)))
+    command = ["generate", "--frames", "4", "--scale", "1", "--image", str(tmp_path / "noise.png")]
+    for model, named in (("mini-person", True), ("mini-anyone", False)):
+        out = ["--out", str(tmp_path / model), "--model", model]
+        assert main([*command, *out, "--controls", str(tmp_path / "poses.npy")]) == 0
+        said = capsys.readouterr().err
+        assert f"--image: the picture is unlike those that {model} was trained on" in said
+        assert ("--model mini-anyone is for pictures of others" in said) is named
+        assert "--controls: 4 of 4 poses have longer bones than a body of this world" in said
+
+
 @pytest.mark.parametrize("sheet", [False, True])
 def test_neither_motion_nor_video_is_in_memory_as_a_whole(
     model: Path, tmp_path: Path, sheet: bool, monkeypatch: pytest.MonkeyPatch

@@ -86,6 +86,9 @@ class ColumnWorld:
     def draw_controls(self, controls: Tensor, size: int) -> Tensor:
         return draw(0.5 + controls[:, 0, 0, 0] / 4, 0.0, size)
 
+    def odd_controls(self, controls: Tensor) -> str | None:
+        return None
+
     def player(self, first: FirstFrame, script: str = MEDLEY, seed: int = 0) -> Player:
         return ColumnPlayer(read_script(script, self.actions)[0].action, first)
 

@@ -15,11 +15,13 @@ from torch import Tensor
 from aapt_fast.cli.contact_sheet import ContactSheet, check_sheet_target
 from aapt_fast.cli.device import usable_device
 from aapt_fast.cli.first_picture import fit_picture, read_first_picture, world_of
+from aapt_fast.cli.likeness import unlike_gallery
 from aapt_fast.cli.pose_file import FilePlayer, read_poses
 from aapt_fast.cli.signals import HeldSignals
 from aapt_fast.errors import require
 from aapt_fast.media.video_writer import VideoWriter, check_video_target, require_room
 from aapt_fast.models.aapt.sampling import EulerSampler
+from aapt_fast.models.files.model_file import load_gallery
 from aapt_fast.models.stream_model import StreamModel
 from aapt_fast.ops import observe_ops
 from aapt_fast.progress import progress, say
@@ -42,7 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--image",
         default="0",
-        help="number in the model's gallery, or a picture file; another size is cropped to the middle and resized",
+        help="number in the model's gallery, or a picture file; another size is cropped to the middle and resized. For "
+        "pictures of other persons than those of the gallery, --model mini-anyone is better",
     )
     parser.add_argument(
         "--motion",
@@ -130,11 +133,14 @@ def _open_stream(arguments: argparse.Namespace) -> _Stream:
     start = read_first_picture(arguments.image, arguments.model)
     if start.pose is None:
         start = FirstFrame(fit_picture(start.image, model.video_size))
+        _advise(start, model, arguments.model)
     steps = -(-frames // FRAMES_PER_STEP)
     require_room(arguments.out, FRAMES_PER_STEP * steps, model.video_size, arguments.scale)
     player: Player | FilePlayer = world.player(start, script, arguments.seed)
     if poses is not None:
         _check_joints(poses, model)
+        if odd := world.odd_controls(poses):
+            say(f"--controls: {odd}")
         player = FilePlayer(poses)
     sheet = None if arguments.sheet is None else ContactSheet(arguments.sheet, FRAMES_PER_STEP * steps, world)
     sampler = EulerSampler(arguments.nfe)
@@ -174,6 +180,16 @@ def _write(stream: _Stream, arguments: argparse.Namespace, signals: HeldSignals)
     fps = FRAMES_PER_STEP * stream.steps / streaming_s
     report = _report(arguments, stream.model.name, writer.frames, fps, step_ms, first_frame_s, calls.what_ran())
     return report if stream.sheet is None else report | stream.sheet.write()
+
+
+def _advise(first: FirstFrame, model: StreamModel, name: str) -> None:
+    """Say on stderr what a user's own picture does to this model."""
+    if odd := unlike_gallery(first.image, model, load_gallery(name)):
+        say(f"--image: {odd}")
+    if name == "mini-person":
+        say(
+            "--image: mini-person keeps the looks of its 16 persons only; --model mini-anyone is for pictures of others"
+        )
 
 
 def _fast_dtype(device: torch.device) -> str:

@@ -103,6 +103,9 @@ class World(Protocol):
     def draw_controls(self, controls: Tensor, size: int) -> Tensor:
         """Pictures [N, 3, size, size] in 0..1, for people, of the controls [N, J, 3] or [N, C, h, w]."""
 
+    def odd_controls(self, controls: Tensor) -> str | None:
+        """A sentence about controls [N, J, 3] or [N, C, h, w] that nothing in this world can have; None without any."""
+
     def player(self, first: FirstFrame, script: str = MEDLEY, seed: int = 0) -> Player:
         """Live control from the picture `first` on, by a script such as "walk:48,wave" (see `read_script`).
 

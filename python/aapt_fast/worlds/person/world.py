@@ -17,6 +17,7 @@ from aapt_fast.worlds.person.capsules import Capsules
 from aapt_fast.worlds.person.company.company import Company, gather
 from aapt_fast.worlds.person.identity import make_identity
 from aapt_fast.worlds.person.motions import MOTIONS
+from aapt_fast.worlds.person.plausible import odd_poses
 from aapt_fast.worlds.person.players import PersonPlayer, random_motion, read_pose
 from aapt_fast.worlds.person.renderer import render
 from aapt_fast.worlds.person.skeleton import draw_skeleton, forward_kinematics, mirror, pose_points
@@ -91,6 +92,10 @@ class PersonWorld:
     def draw_controls(self, controls: Tensor, size: int) -> Tensor:
         """Stick figures [N, 3, size, size] in 0..1 of the points [N, 19, 3]."""
         return draw_skeleton(controls, size)
+
+    def odd_controls(self, controls: Tensor) -> str | None:
+        """A sentence about image points [N, 19, 3] that no body of this world can have; None if all are possible."""
+        return odd_poses(controls)
 
     def player(self, first: FirstFrame, script: str = MEDLEY, seed: int = 0) -> PersonPlayer:
         """Live poses of the motions in a script such as "walk:48,wave", or of a medley, from the pose of `first` on.
