@@ -119,7 +119,7 @@ def test_a_picture_and_poses_from_elsewhere_are_commented_on(
         assert main([*command, *out, "--controls", str(tmp_path / "poses.npy")]) == 0
         said = capsys.readouterr().err
         assert f"--image: the picture is unlike those that {model} was trained on" in said
-        assert ("--model mini-anyone is for pictures of others" in said) is named
+        assert ("for others there is --model mini-anyone" in said) is named
         assert "--controls: 4 of 4 poses have longer bones than a body of this world" in said
 
 

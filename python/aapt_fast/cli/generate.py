@@ -117,8 +117,8 @@ def _open_stream(arguments: argparse.Namespace) -> _Stream:
     require(frames >= 1, "--frames", "at least 1", frames)
     require(frames < 2**31, "--frames", "less than 2^31", frames)
     require(-(2**63) <= arguments.seed < 2**63, "--seed", "a signed 64-bit integer", arguments.seed)
-    most = MOST_EVALUATIONS
-    require(1 <= arguments.nfe <= most, "--nfe", f"1 to {most} evaluations per step", arguments.nfe)
+    expected = f"1 to {MOST_EVALUATIONS} evaluations per step"
+    require(1 <= arguments.nfe <= MOST_EVALUATIONS, "--nfe", expected, arguments.nfe)
     require(arguments.scale >= 1, "--scale", "at least 1", arguments.scale)
     if arguments.sheet:
         check_sheet_target(arguments.sheet)
@@ -187,9 +187,7 @@ def _advise(first: FirstFrame, model: StreamModel, name: str) -> None:
     if odd := unlike_gallery(first.image, model, load_gallery(name)):
         say(f"--image: {odd}")
     if name == "mini-person":
-        say(
-            "--image: mini-person keeps the looks of its 16 persons only; --model mini-anyone is for pictures of others"
-        )
+        say("--image: mini-person keeps the looks of its 16 persons only; for others there is --model mini-anyone")
 
 
 def _fast_dtype(device: torch.device) -> str:

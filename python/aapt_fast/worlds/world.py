@@ -35,13 +35,13 @@ class FirstFrame:
     example) a model keeps more of it.
     """
 
-    image: np.ndarray  # uint8 [H, W, 3]
+    image: np.ndarray  # uint8 [H, W, 3], or another picture that StreamSession takes
     control: Tensor | None = None  # [J, 3] or [C, h, w]
     pose: tuple[float, ...] | None = None  # numbers that only the world reads, to make a player go on from here
     scene: int | None = None  # None: pose and scene do not say the whole picture
 
     def __repr__(self) -> str:
-        height, width = self.image.shape[:2]
+        height, width = np.shape(self.image)[:2]
         known = "a picture from elsewhere" if self.pose is None else f"scene {self.scene}, with pose"
         return f"FirstFrame({width} x {height}, {known})"
 
