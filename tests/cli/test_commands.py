@@ -6,13 +6,7 @@ from __future__ import annotations
 import ctypes
 import json
 import math
-import os
-import signal
-import subprocess
-import sys
-import time
 import weakref
-from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -23,29 +17,12 @@ from PIL import Image
 
 from aapt_fast import cli
 from aapt_fast.cli import doctor, main
-from aapt_fast.models.aapt.generator import Generator
-from aapt_fast.models.aapt.presets import NANO
 from aapt_fast.models.stream_model import StreamModel
-from aapt_fast.models.vae.mini import MiniVAE, MiniVAEConfig
 from aapt_fast.ops._load import extension
 from aapt_fast.ops.kernels import KERNELS, use_kernels
 from aapt_fast.streaming.session import StreamSession
 from aapt_fast.worlds.person import players
 from aapt_fast.worlds.person.skeleton import pose_points
-
-TINY_VAE = MiniVAEConfig(encoder_widths=(4, 4, 4), decoder_widths=(4, 4, 4))
-
-
-@pytest.fixture
-def model(tmp_path: Path) -> Path:
-    """A nano model with a gallery of one picture, 32x32."""
-    folder = tmp_path / "model"
-    folder.mkdir()
-    StreamModel(Generator(NANO), MiniVAE(TINY_VAE), name="nano").save_pretrained(folder / "nano.safetensors")
-    Image.fromarray(np.full((32, 32, 3), 90, np.uint8)).save(folder / "00.png")
-    entry = {"image": "00.png", "identity": 0, "pose": [0.0] * 17}
-    (folder / "gallery.json").write_text(json.dumps({"world": "person", "first_frames": [entry]}))
-    return folder / "nano.safetensors"
 
 
 def generate(model: Path, out: Path, *arguments: str) -> int:
@@ -186,6 +163,10 @@ BAD = {
         ["--controls", "PIXELS"],
         "--controls: expected x and y as fractions of width and height, mostly in 0..1",
     ),
+    "pixels late": (
+        ["--controls", "LATE"],
+        "--controls, from video frame 4 on: expected x and y as fractions of width and height, mostly in 0..1",
+    ),
     "no numbers": (
         ["--controls", "EMPTY"],
         "--controls: expected numbers [frames, joints, 3] in empty.npy, got No data",
@@ -214,10 +195,12 @@ def test_mistakes_are_one_line(
     np.save("flat.npy", np.zeros((4, 3), np.float32))
     np.save("few.npy", np.zeros((8, 5, 3), np.float32))
     np.save("pixels.npy", np.full((8, 19, 3), 300, np.float32))
+    np.save("late.npy", np.concatenate([np.full((4, 19, 3), 0.5), np.full((3, 19, 3), 300)]).astype(np.float32))
     Path("empty.npy").touch()
     files = {
         "PIXELS": "pixels.npy",
         "EMPTY": "empty.npy",
+        "LATE": "late.npy",
         "HALF": "half.png",
         "TEXT": "text.txt",
         "NAN": "nan.npy",
@@ -265,104 +248,6 @@ def test_what_cannot_be_written_is_known_before_the_model_is_read(
 @pytest.mark.parametrize("seed", [-(2**63), 2**63 - 1])
 def test_any_seed_of_64_bits(model: Path, tmp_path: Path, seed: int) -> None:
     assert generate(model, tmp_path / "x.gif", "--seed", str(seed)) == 0
-
-
-def test_ctrl_c_keeps_the_video_so_far(model: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    out.mkdir()
-    command = [sys.executable, "-m", "aapt_fast.cli", "generate", "--model", str(model), "--frames", "400000"]
-    process = subprocess.Popen(
-        [*command, "--motion", "walk", "--out", str(out / "frames")],
-        stderr=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        # a shell starts its background jobs with SIGINT ignored, which would be inherited
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    try:
-        deadline = time.monotonic() + 120
-        while not list(out.glob(".frames*/000007.png")) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        process.send_signal(signal.SIGINT)
-        printed, said = (each.decode() for each in process.communicate(timeout=60))
-    finally:
-        process.kill()
-    assert process.returncode == 130 and printed == ""
-    made = len(list((out / "frames").iterdir()))
-    assert made >= 8 and list(out.iterdir()) == [out / "frames"]
-    assert f"{made} video frames are in {out / 'frames'}" in said.splitlines()
-    assert said.splitlines()[-1] == "aapt-fast generate: stopped by SIGINT"
-
-
-def interrupted(monkeypatch: pytest.MonkeyPatch, step: int, interruption: Callable[[], object]) -> None:
-    """Make `interruption` happen in the middle of that step of every session."""
-    one_step = StreamSession.step
-
-    def take(session: StreamSession, control: object) -> torch.Tensor:
-        video = one_step(session, control)
-        if session.steps == step:
-            interruption()
-        return video
-
-    monkeypatch.setattr(StreamSession, "step", take)
-
-
-@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-@pytest.mark.parametrize("name", ["x.mp4", "x.gif", "frames"])
-def test_a_signal_keeps_the_video_so_far(
-    model: Path,
-    tmp_path: Path,
-    name: str,
-    kind: int,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    out = tmp_path / "out"
-    out.mkdir()
-    interrupted(monkeypatch, 3, lambda: os.kill(os.getpid(), kind))
-    before = signal.getsignal(kind)
-    assert generate(model, out / name, "--frames", "40", "--sheet", str(out / "x.png")) == 130
-    printed = capsys.readouterr()
-    assert printed.out == "" and f"8 video frames are in {out / name}" in printed.err.splitlines()
-    assert sorted(out.iterdir()) == sorted([out / name, out / "x.png"]) and signal.getsignal(kind) is before
-
-
-def test_a_stopped_run_replaces_nothing(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = tmp_path / "out"
-    out.mkdir()
-    for name in ("x.gif", "x.png"):
-        (out / name).write_text("old")
-    interrupted(monkeypatch, 3, lambda: os.kill(os.getpid(), signal.SIGTERM))
-    assert generate(model, out / "x.gif", "--frames", "40", "--sheet", str(out / "x.png")) == 130
-    assert f"8 video frames are in {out / 'x.stopped.gif'}" in capsys.readouterr().err.splitlines()
-    assert sorted(path.name for path in out.iterdir()) == ["x.gif", "x.png", "x.stopped.gif", "x.stopped.png"]
-    assert (out / "x.gif").read_text() == (out / "x.png").read_text() == "old"
-
-
-def test_an_ignored_hangup_stays_ignored(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        interrupted(monkeypatch, 1, lambda: os.kill(os.getpid(), signal.SIGHUP))
-        assert generate(model, tmp_path / "x") == 0
-        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
-    finally:
-        signal.signal(signal.SIGHUP, before)
-    assert len(list((tmp_path / "x").iterdir())) == 8
-
-
-def test_an_error_in_the_middle_keeps_the_video_so_far(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def full() -> None:
-        raise OSError("No space left on device")
-
-    interrupted(monkeypatch, 3, full)
-    assert generate(model, tmp_path / "x", "--frames", "40") == 2
-    *_, kept, error = capsys.readouterr().err.splitlines()
-    assert kept == f"8 video frames are in {tmp_path / 'x'}"
-    assert error == "aapt-fast generate: No space left on device"
 
 
 def test_doctor_knows_every_op(capsys: pytest.CaptureFixture[str]) -> None:

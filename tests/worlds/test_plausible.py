@@ -41,5 +41,11 @@ def test_the_worst_bone_is_named():
     assert said.endswith(" m from left_elbow to left_hand in video frame 5, where it has 0.26 m")
 
 
+def test_a_body_beside_the_picture_is_found():
+    points = pose_points(random_motion(8, 1))
+    points[6:, :, 0] += 0.9
+    assert odd_poses(points) == "2 of 8 poses lie wholly outside of the picture"
+
+
 def test_swapped_axes_are_odd():
     assert odd_poses(pose_points(random_motion(8, 1))[..., [2, 0, 1]]) is not None

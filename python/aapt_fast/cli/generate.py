@@ -25,6 +25,7 @@ from aapt_fast.models.files.model_file import load_gallery
 from aapt_fast.models.stream_model import StreamModel
 from aapt_fast.ops import observe_ops
 from aapt_fast.progress import progress, say
+from aapt_fast.streaming.controls import require_fractions
 from aapt_fast.streaming.session import StreamSession
 from aapt_fast.worlds import WORLDS
 from aapt_fast.worlds.script import read_script, script_frames
@@ -226,3 +227,6 @@ def _check_joints(poses: Tensor, model: StreamModel) -> None:
     assert control is not None
     expected = f"shape [frames, {control.joints}, 3]"
     require(poses.shape[1] == control.joints, "--controls", expected, list(poses.shape))
+    player = FilePlayer(poses)
+    for first in range(0, len(poses), FRAMES_PER_STEP):  # as the session will check them, but before the first step
+        require_fractions(f"--controls, from video frame {first} on", player.next(FRAMES_PER_STEP)[..., :2])

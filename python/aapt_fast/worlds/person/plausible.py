@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Poses from elsewhere that no body of this world can have: bones too long, or a body too small."""
+"""Poses from elsewhere that no body of this world can have: bones too long, a body too small or out of the picture."""
 
 from __future__ import annotations
 
@@ -27,6 +27,9 @@ def odd_poses(points: Tensor) -> str | None:
         length, usual = float(lengths[frame, limb]), float(normal[0, limb])
         worst = f"{length:.2g} m from {names} in video frame {frame}, where it has {usual:.2g} m"
         return f"{int(long.sum())} of {len(points)} poses have longer bones than a body of this world: {worst}"
+    outside = ((points[..., :2] < 0) | (points[..., :2] > 1)).any(-1).all(1)
+    if outside.any():
+        return f"{int(outside.sum())} of {len(points)} poses lie wholly outside of the picture"
     small = lengths.sum(1) < SMALLEST * normal.sum()
     if small.any():
         return f"{int(small.sum())} of {len(points)} poses are of a body less than half as large as those of this world"
