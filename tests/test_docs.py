@@ -33,7 +33,8 @@ def test_every_page_is_in_the_index():
     assert indexed == {ROOT / page for page in PAGES} - {DOCS / "README.md"}
 
 
-def test_the_tutorial_runs():
+def test_the_tutorial_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", (DOCS / "tutorial/first-stream.md").read_text(), re.DOTALL)
     scope: dict = {}
     for block in blocks:

@@ -6,20 +6,45 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import numpy as np
+import torch
+from PIL import Image
+
 import aapt_fast
+from aapt_fast.cli import main
 from aapt_fast.cli.options import COMMANDS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 
 
-def test_the_example_runs():
+def test_the_example_runs_and_is_what_the_command_writes(tmp_path, monkeypatch):
+    """Up to the key press, `aapt-fast generate` makes the same video."""
     (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
     scope: dict = {}
     exec(compile(example, "README.md", "exec"), scope)
-    assert scope["session"].steps == 12 and scope["session"].closed
-    assert scope["frames"].shape == (4, 96, 96, 3)
+    assert scope["session"].steps == 24 and scope["session"].closed
     assert [video.shape for video in scope["videos"]] == [(4, 96, 96, 3)] * 2
+    video = torch.cat(scope["video"])
+    with Image.open("wave.gif") as written:
+        assert video.shape == (written.n_frames, 96, 96, 3) == (96, 96, 96, 3)
+    command = [
+        "generate",
+        "--motion",
+        "walk",
+        "--frames",
+        "48",
+        "--scale",
+        "1",
+        "--dtype",
+        "float32",
+        "--device",
+        "cpu",
+    ]
+    assert main([*command, "--out", "walk"]) == 0
+    pictures = [np.asarray(Image.open(path)) for path in sorted(Path("walk").iterdir())]
+    assert np.array_equal(np.stack(pictures), video[:16].numpy())
 
 
 def test_examples_for_other_models_name_public_things():

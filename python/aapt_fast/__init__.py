@@ -3,13 +3,17 @@
 
     model = aapt_fast.StreamModel.from_pretrained("mini-person")
     first = aapt_fast.load_gallery("mini-person")[0]
-    with aapt_fast.StreamSession(model, first.image, seed=0) as session:
-        frames = session.step(control)  # uint8 [4, H, W, 3]
+    player = model.world.player(first, "walk")
+    with aapt_fast.StreamSession(model, first, seed=0) as session:
+        for frames in session.frames(player):  # uint8 [4, 96, 96, 3]
+            ...  # show them; player.play("wave") is obeyed in the next step
 
 Models
     StreamModel         generator, video decoder and text encoder together; from_pretrained loads them
+    load_gallery        first frames of a bundled model: pictures, with their poses
+    FirstFrame          a first picture of your own, with its control if you know it
     list_models         names of the bundled models, with one sentence about each
-    load_gallery        first pictures of a bundled model, with their poses
+    list_motions        motions that a player of the bundled models knows
     load_generator      an AAPT generator or a Wan transformer, from files in any known layout
     load_vae            a video VAE, from files in any known layout
     TextEncoder         prompts in words for Wan transformers
@@ -19,6 +23,7 @@ Streaming
     SessionBatch        several sessions that take each step in one network evaluation
     PagePool            memory of the past that sessions share
     FrameDownloader     copies of video frames to the host while the next step is computed
+    save_video          video frames in an .mp4, a .gif or a folder
 
 Samplers and windows
     Sampler             base class of samplers, for your own
@@ -62,6 +67,7 @@ if TYPE_CHECKING:
     from aapt_fast.integrations.patch import unpatch as unpatch
     from aapt_fast.integrations.report import PatchReport as PatchReport
     from aapt_fast.integrations.text import TextEncoder as TextEncoder
+    from aapt_fast.media.video_writer import save_video as save_video
     from aapt_fast.models.aapt.sampling import EulerSampler as EulerSampler
     from aapt_fast.models.files.bundled import list_models as list_models
     from aapt_fast.models.files.load_generator import load_generator as load_generator
@@ -76,12 +82,15 @@ if TYPE_CHECKING:
     from aapt_fast.streaming.downloads import FrameDownloader as FrameDownloader
     from aapt_fast.streaming.pages import PagePool as PagePool
     from aapt_fast.streaming.session import StreamSession as StreamSession
+    from aapt_fast.worlds import list_motions as list_motions
+    from aapt_fast.worlds.world import FirstFrame as FirstFrame
 
 # Modules of the public names. Each is imported when its name is first used: `import aapt_fast` does not import torch.
 _MODULES = {
     "CheckpointError": "aapt_fast.errors",
     "EulerSampler": "aapt_fast.models.aapt.sampling",
     "FewStepSampler": "aapt_fast.models.wan.sampling",
+    "FirstFrame": "aapt_fast.worlds.world",
     "FrameDownloader": "aapt_fast.streaming.downloads",
     "PagePool": "aapt_fast.streaming.pages",
     "PatchReport": "aapt_fast.integrations.report",
@@ -95,11 +104,13 @@ _MODULES = {
     "WindowRule": "aapt_fast.ops.window",
     "explain": "aapt_fast.integrations.explain",
     "list_models": "aapt_fast.models.files.bundled",
+    "list_motions": "aapt_fast.worlds",
     "load_gallery": "aapt_fast.models.files.model_file",
     "load_generator": "aapt_fast.models.files.load_generator",
     "load_vae": "aapt_fast.models.files.load_vae",
     "patch": "aapt_fast.integrations.patch",
     "patched": "aapt_fast.integrations.patch",
+    "save_video": "aapt_fast.media.video_writer",
     "unpatch": "aapt_fast.integrations.patch",
     "use_kernels": "aapt_fast.ops.kernels",
 }

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from aapt_fast.cli.first_picture import fit_picture, read_first_picture
+from aapt_fast.worlds.person.skeleton import ANGLE, JOINT
 
 
 def picture(width: int, height: int) -> np.ndarray:
@@ -49,3 +50,14 @@ def test_the_orientation_in_the_file_is_respected(tmp_path: Path):
     Image.fromarray(given).save(tmp_path / "x.png", exif=exif)
     start = read_first_picture(str(tmp_path / "x.png"), "mini-person")
     assert np.array_equal(start.image, np.rot90(given, -1)) and start.pose is None
+
+
+@pytest.mark.parametrize("model", ["mini-person", "mini-anyone"])
+def test_the_first_person_of_a_gallery_stands_upright(model: str):
+    """Number 0 is what a newcomer sees first: from a squat or a jump the first half second is the worst of all."""
+    first = read_first_picture("0", model)
+    place = {name: first.control[number] for name, number in JOINT.items()}
+    assert place["head"][1] < place["pelvis"][1] - 0.2 and place["pelvis"][1] < place["left_foot"][1] - 0.3
+    assert abs(place["left_foot"][1] - place["right_foot"][1]) < 0.05  # both on the ground
+    assert all(place[f"{side}_hand"][1] > place["head"][1] for side in ("left", "right"))
+    assert first.pose[ANGLE["lift"]] == 0 and abs(place["pelvis"][0] - 0.5) < 0.15

@@ -116,9 +116,9 @@ def test_from_an_empty_folder_to_a_session(name: str, request: pytest.FixtureReq
     assert {"psnr_12", "sharpness", "strangers_psnr_12", "dynamic_degree", "gap"} <= set(watched)
     file = folder / recipe.name / "model.safetensors"
     model, gallery = aapt_fast.StreamModel.from_pretrained(file), aapt_fast.load_gallery(file)
-    assert len(gallery) == 2 and len(gallery[0].pose) == 17 and gallery[0].world == "person"
+    assert len(gallery) == 2 and len(gallery[0].pose) == 17 and model.world.name == "person"
     alone = not recipe.first_frames.world.has_chance
-    assert gallery[1].identity == (recipe.first_frames.scene(1) if alone else None)
+    assert gallery[1].scene == (recipe.first_frames.scene(1) if alone else None)
     assert (gallery[1].image == make_clip(recipe.first_frames, 1).video[0].numpy()).all()
     last = torch.load(folder / "adversarial" / "generator.pt", weights_only=True)
     assert_near(model.generator.unpatch.weight, last["unpatch.weight"].half().float(), 1e-6)
@@ -217,7 +217,7 @@ def test_a_recipe_without_a_codec_takes_over_that_of_its_start(person: Path, tmp
     before, after = aapt_fast.StreamModel.from_pretrained(file), aapt_fast.StreamModel.from_pretrained(exported)
     assert torch.equal(before.vae.linear_encoder.weight, after.vae.linear_encoder.weight)
     assert not torch.equal(before.generator.unpatch.weight, after.generator.unpatch.weight)
-    assert [each.identity for each in aapt_fast.load_gallery(exported)] == [12_000_000, 12_000_001]
+    assert [each.scene for each in aapt_fast.load_gallery(exported)] == [12_000_000, 12_000_001]
 
 
 def test_recipes_that_contradict_themselves_are_refused() -> None:

@@ -35,7 +35,8 @@ from aapt_fast.training.recipes import Recipe
 from aapt_fast.training.stages import MAIN_STAGES, train
 from aapt_fast.training.step_latency import step_latency
 from aapt_fast.worlds import WORLDS
-from aapt_fast.worlds.world import Clip, FirstFrame, Part, Player, World, clip_seed
+from aapt_fast.worlds.script import read_script
+from aapt_fast.worlds.world import MEDLEY, Clip, FirstFrame, Player, World, clip_seed
 
 SPEEDS = {"left": -0.02, "stay": 0.0, "right": 0.02}  # of the frame's width per video frame
 CELL = 8  # pixels of a latent cell
@@ -77,13 +78,19 @@ class ColumnWorld:
 
     def first_frame(self, seed: int, clip: int, size: int) -> FirstFrame:
         image = self.clip(seed, clip, 1, size).video[0].numpy()
-        return FirstFrame(image, (self._start(seed, clip),), self.scene(seed, clip))
+        return self.from_gallery(image, (self._start(seed, clip),), self.scene(seed, clip))
+
+    def from_gallery(self, image: np.ndarray, pose: tuple[float, ...], scene: int | None) -> FirstFrame:
+        return FirstFrame(image, speed_maps(torch.zeros(1), len(image))[0], pose, scene)
 
     def draw_controls(self, controls: Tensor, size: int) -> Tensor:
         return draw(0.5 + controls[:, 0, 0, 0] / 4, 0.0, size)
 
-    def play(self, script: tuple[Part, ...], seed: int, start: FirstFrame) -> Player:
-        return ColumnPlayer(script[0].action, start)
+    def odd_controls(self, controls: Tensor) -> str | None:
+        return None
+
+    def player(self, first: FirstFrame, script: str = MEDLEY, seed: int = 0) -> Player:
+        return ColumnPlayer(read_script(script, self.actions)[0].action, first)
 
     def _start(self, seed: int, clip: int) -> float:
         return 0.3 + 0.4 * (clip_seed(seed, clip) % 7) / 7
@@ -99,15 +106,18 @@ class ColumnPlayer:
     """Moves the column by one action; a medley stays."""
 
     def __init__(self, action: str, start: FirstFrame) -> None:
-        self._speed, self._scene = SPEEDS.get(action, 0.0), start.scene
+        self._scene, self._size = start.scene, start.image.shape[0]
+        self.play(action)
         self._place = torch.tensor(start.pose if start.pose else [0.5])
         self._places = self._place
-        self.first_control = speed_maps(torch.zeros(1), start.image.shape[0])[0]
+
+    def play(self, action: str) -> None:
+        self._speed = SPEEDS.get(action, 0.0)
 
     def next(self, frames: int) -> Tensor:
         self._places = self._place + self._speed * torch.arange(1, frames + 1)
         self._place = self._places[-1:]
-        return torch.full((frames, *self.first_control.shape), 50 * self._speed)
+        return speed_maps(torch.full((frames,), self._speed), self._size)
 
     def truth(self, size: int) -> Tensor | None:
         return None if self._scene is None else draw(self._places, self._scene / 8, size)

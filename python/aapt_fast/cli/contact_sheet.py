@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from aapt_fast.errors import require
+from aapt_fast.media.video_writer import unused_name
 from aapt_fast.models.files.atomic import replacing
 from aapt_fast.training.data import to_float
 from aapt_fast.training.metrics import psnr
@@ -53,11 +54,19 @@ class ContactSheet:
 
     def write(self) -> dict[str, object]:
         """Save the sheet; returns its entries of a report, with a known truth also the PSNR of the video."""
-        write_sheet(self._path, [torch.cat(row) for row in self._rows.values() if row])
+        self._save(self._path)
         extra: dict[str, object] = {"sheet": str(self._path)}
         if self._psnr:
             extra["psnr_to_truth"] = round(sum(self._psnr) / len(self._psnr), 2)
         return extra
+
+    def write_unfinished(self) -> None:
+        """Save what a stopped video has shown, beside an existing file; nothing before its first frame."""
+        if self._rows["video"]:
+            self._save(unused_name(self._path))
+
+    def _save(self, path: Path) -> None:
+        write_sheet(path, [torch.cat(row) for row in self._rows.values() if row])
 
 
 def write_sheet(path: Path, rows: Sequence[Tensor]) -> None:

@@ -3,17 +3,15 @@
 
 from __future__ import annotations
 
-import sys
-
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 from aapt_fast.errors import require
-from aapt_fast.models.files.model_file import load_gallery
+from aapt_fast.media.pictures import read_picture
+from aapt_fast.models.files.model_file import gallery_world, load_gallery
+from aapt_fast.progress import say
 from aapt_fast.worlds import WORLDS
 from aapt_fast.worlds.world import FirstFrame, World
-
-UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # PIL's errors for damaged files
 
 
 def read_first_picture(image: str, model: str) -> FirstFrame:
@@ -23,14 +21,12 @@ def read_first_picture(image: str, model: str) -> FirstFrame:
     gallery = load_gallery(model)
     number = int(image) if len(image) < 10 else len(gallery)
     require(number < len(gallery), "--image", _expected(model), image)
-    entry = gallery[number]
-    return FirstFrame(entry.image, entry.pose, entry.identity)
+    return gallery[number]
 
 
 def world_of(model: str) -> World:
     """The world that the model's gallery is from; the person world for a model without one."""
-    gallery = load_gallery(model)
-    name = gallery[0].world if gallery else "person"
+    name = gallery_world(model) or "person"
     require(name in WORLDS, "--model", f"a gallery of the world {' | '.join(WORLDS)}", name)
     return WORLDS[name]
 
@@ -50,21 +46,18 @@ def fit_picture(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         done.append(f"cropped to the middle {crop_wide} x {crop_tall}")
     if (crop_tall, crop_wide) != size:
         done.append(f"resized to {width} x {height}")
-    print(f"--image: {wide} x {tall} {' and '.join(done)}", file=sys.stderr)
+    say(f"--image: {wide} x {tall} {' and '.join(done)}")
     left, top = (wide - crop_wide) // 2, (tall - crop_tall) // 2
     middle = Image.fromarray(picture).crop((left, top, left + crop_wide, top + crop_tall))
     return np.asarray(middle.resize((width, height), Image.Resampling.LANCZOS))
 
 
 def _read(path: str, model: str) -> np.ndarray:
-    """The picture of a file as uint8 [H, W, 3], turned upright by its EXIF orientation."""
-    try:
-        with Image.open(path) as file:
-            return np.asarray(ImageOps.exif_transpose(file).convert("RGB"))
-    except (FileNotFoundError, IsADirectoryError, UnidentifiedImageError) as error:
-        raise ValueError(f"--image: expected {_expected(model)}, got {path or 'nothing'}") from error
-    except UNREADABLE as error:
-        raise ValueError(f"--image: expected a readable picture file, got {path}: {error}") from error
+    """The picture of a file as a viewer shows it, uint8 [H, W, 3]; reports on stderr what differs from the file."""
+    picture = read_picture(path, "--image", _expected(model))
+    for note in picture.notes:
+        say(f"--image: {note}")
+    return picture.pixels
 
 
 def _expected(model: str) -> str:

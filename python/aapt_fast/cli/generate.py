@@ -5,94 +5,146 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import time
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from tqdm import trange
 
 from aapt_fast.cli.contact_sheet import ContactSheet, check_sheet_target
 from aapt_fast.cli.device import fast_dtype, usable_device
 from aapt_fast.cli.first_picture import fit_picture, read_first_picture, world_of
-from aapt_fast.cli.motion_script import read_script, script_frames
+from aapt_fast.cli.likeness import unlike_gallery
 from aapt_fast.cli.options import GENERATED_FRAMES
 from aapt_fast.cli.pose_file import FilePlayer, read_poses
-from aapt_fast.cli.video_writer import VideoWriter, check_video_target
+from aapt_fast.cli.signals import HeldSignals
 from aapt_fast.errors import require
+from aapt_fast.media.video_writer import VideoWriter, check_video_target, require_room
 from aapt_fast.models.aapt.sampling import EulerSampler
+from aapt_fast.models.files.model_file import load_gallery
 from aapt_fast.models.stream_model import StreamModel
 from aapt_fast.ops import observe_ops
+from aapt_fast.progress import progress, say
+from aapt_fast.streaming.controls import require_fractions
 from aapt_fast.streaming.session import StreamSession
-from aapt_fast.worlds.world import FPS, MEDLEY, FirstFrame
+from aapt_fast.worlds.script import read_script, script_frames
+from aapt_fast.worlds.world import FPS, MEDLEY, FirstFrame, Player
 
 FRAMES_PER_STEP = 4
+MOST_EVALUATIONS = 1000  # per step: as many as models of this kind are trained with
 
 STARTED = time.perf_counter()  # after the imports, which take about a second more
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def run(arguments: argparse.Namespace) -> None:
+    with HeldSignals() as signals:
+        with signals.let_in():
+            stream = _open_stream(arguments)
+        report = _write(stream, arguments, signals)
+    print(json.dumps(report))
+
+
+@dataclass
+class _Stream:
+    """All that a video needs, checked and loaded."""
+
+    model: StreamModel
+    session: StreamSession
+    player: Player | FilePlayer
+    steps: int
+    sheet: ContactSheet | None
+
+
+def _open_stream(arguments: argparse.Namespace) -> _Stream:
+    """Check the arguments, cheap ones first; then load the model and open the session."""
     both = arguments.motion is not None and arguments.controls is not None
     require(not both, "--controls", "either --motion or --controls", "both")
     world = world_of(arguments.model)
-    script = read_script(MEDLEY if arguments.motion is None else arguments.motion, world)
-    frames = (script_frames(script) or GENERATED_FRAMES) if arguments.frames is None else arguments.frames
+    script = MEDLEY if arguments.motion is None else arguments.motion
+    length = script_frames(read_script(script, world.actions, "--motion"))
+    frames = (length or GENERATED_FRAMES) if arguments.frames is None else arguments.frames
     require(frames >= 1, "--frames", "at least 1", frames)
     require(frames < 2**31, "--frames", "less than 2^31", frames)
     require(-(2**63) <= arguments.seed < 2**63, "--seed", "a signed 64-bit integer", arguments.seed)
-    require(arguments.nfe >= 1, "--nfe", "at least 1 evaluation per step", arguments.nfe)
+    expected = f"1 to {MOST_EVALUATIONS} evaluations per step"
+    require(1 <= arguments.nfe <= MOST_EVALUATIONS, "--nfe", expected, arguments.nfe)
+    require(arguments.scale >= 1, "--scale", "at least 1", arguments.scale)
     if arguments.sheet:
         check_sheet_target(arguments.sheet)
-    check_video_target(arguments.out, arguments.scale)
+    check_video_target(arguments.out, "--out")
     device = usable_device(arguments.device)
     dtype = fast_dtype(device) if arguments.dtype == "auto" else DTYPES[arguments.dtype]
-    start = read_first_picture(arguments.image, arguments.model)
     poses = None if arguments.controls is None else read_poses(arguments.controls)
     if poses is not None and arguments.frames is None:
         frames = len(poses)
     model = StreamModel.from_pretrained(arguments.model, device=device, dtype=dtype)
+    start = read_first_picture(arguments.image, arguments.model)
     if start.pose is None:
         start = FirstFrame(fit_picture(start.image, model.video_size))
+        _advise(start, model, arguments.model)
     steps = -(-frames // FRAMES_PER_STEP)
-    player = world.play(script, arguments.seed, start)
+    require_room(arguments.out, FRAMES_PER_STEP * steps, model.video_size, arguments.scale)
+    player: Player | FilePlayer = world.player(start, script, arguments.seed)
     if poses is not None:
         _check_joints(poses, model)
-        player = FilePlayer(poses, player.first_control)
+        if odd := world.odd_controls(poses):
+            say(f"--controls: {odd}")
+        player = FilePlayer(poses)
     sheet = None if arguments.sheet is None else ContactSheet(arguments.sheet, FRAMES_PER_STEP * steps, world)
-
-    first_frame_s, streaming_s = 0.0, 0.0
     sampler = EulerSampler(arguments.nfe)
-    session = StreamSession(
-        model, start.image, image_control=player.first_control, seed=arguments.seed, sampler=sampler
-    )
-    with (
-        session,
-        VideoWriter(arguments.out, fps=int(FPS), scale=arguments.scale) as writer,
-        observe_ops() as calls,
-    ):
-        for _ in trange(steps, desc="stream", unit="step", disable=arguments.quiet):
-            controls = player.next(FRAMES_PER_STEP)
-            begun = time.perf_counter()
-            video = session.step(controls).cpu()
-            streaming_s += time.perf_counter() - begun
-            first_frame_s = first_frame_s or time.perf_counter() - STARTED
-            writer.write(video.numpy())
-            if sheet is not None:
-                sheet.add(video, controls, player.truth(video.shape[1]))
-        step_ms = session.latency.step_ms
-    made = FRAMES_PER_STEP * steps
-    fps = made / streaming_s
-    report = _report(arguments, model.name, device, dtype, made, fps, step_ms, first_frame_s, calls.what_ran())
-    if sheet is not None:
-        report |= sheet.write()
-    print(json.dumps(report))
+    session = StreamSession(model, start, seed=arguments.seed, sampler=sampler)
+    return _Stream(model, session, player, steps, sheet)
+
+
+def _write(stream: _Stream, arguments: argparse.Namespace, signals: HeldSignals) -> dict[str, object]:
+    """Stream the video into its file; returns the report. After a signal or an error the frames so far are kept."""
+    writer = VideoWriter(arguments.out, fps=int(FPS), scale=arguments.scale)
+    first_frame_s, streaming_s = 0.0, 0.0
+    try:
+        with (
+            stream.session as session,
+            writer,
+            observe_ops() as calls,
+            progress(stream.steps, "stream", "step", quiet=arguments.quiet) as bar,
+        ):
+            for _ in range(stream.steps):
+                with signals.let_in():
+                    controls = stream.player.next(FRAMES_PER_STEP)
+                    begun = time.perf_counter()
+                    video = session.step(controls).cpu()
+                streaming_s += time.perf_counter() - begun
+                first_frame_s = first_frame_s or time.perf_counter() - STARTED
+                writer.write(video)
+                if stream.sheet is not None:
+                    stream.sheet.add(video, controls, stream.player.truth(video.shape[1]))
+                bar.update()
+            step_ms = session.latency.step_ms
+    except BaseException:
+        if writer.kept is not None:
+            if stream.sheet is not None:
+                stream.sheet.write_unfinished()
+            say(f"{writer.frames} video frames are in {writer.kept}")
+        raise
+    fps = FRAMES_PER_STEP * stream.steps / streaming_s
+    if fps < FPS and not arguments.quiet:
+        say(f"{fps:.1f} video frames per second, real time is {FPS:.0f}: {_why_slow(stream.model)}")
+    report = _report(arguments, stream.model, writer.frames, fps, step_ms, first_frame_s, calls.what_ran())
+    return report if stream.sheet is None else report | stream.sheet.write()
+
+
+def _advise(first: FirstFrame, model: StreamModel, name: str) -> None:
+    """Say on stderr what a user's own picture does to this model."""
+    if odd := unlike_gallery(first.image, model, load_gallery(name)):
+        say(f"--image: {odd}")
+    if name == "mini-person":
+        say("--image: mini-person keeps the looks of its 16 persons only; for others there is --model mini-anyone")
 
 
 def _report(
     arguments: argparse.Namespace,
-    model: str,
-    device: torch.device,
-    dtype: torch.dtype,
+    model: StreamModel,
     frames: int,
     fps: float,
     step_ms: dict[str, float | None],
@@ -100,14 +152,14 @@ def _report(
     what_ran: dict[str, str],
 ) -> dict[str, object]:
     return {
-        "model": model,
+        "model": model.name,
         "frames": frames,
         "fps": round(fps, 1),
         "first_frame_s": round(first_frame_s, 3),
         "step_ms": {name: round(value or 0.0, 2) for name, value in step_ms.items()},
         "nfe": arguments.nfe,
-        "device": str(device),
-        "dtype": str(dtype).removeprefix("torch."),
+        "device": str(model.device),
+        "dtype": str(model.generator.weight.dtype).removeprefix("torch."),
         "what_ran": what_ran,
         "out": str(arguments.out),
     }
@@ -121,3 +173,15 @@ def _check_joints(poses: Tensor, model: StreamModel) -> None:
     assert control is not None
     expected = f"shape [frames, {control.joints}, 3]"
     require(poses.shape[1] == control.joints, "--controls", expected, list(poses.shape))
+    player = FilePlayer(poses)
+    for first in range(0, len(poses), FRAMES_PER_STEP):  # as the session will check them, but before the first step
+        require_fractions(f"--controls, from video frame {first} on", player.next(FRAMES_PER_STEP)[..., :2])
+
+
+def _why_slow(model: StreamModel) -> str:
+    """What most likely keeps a stream from real time, and what to do about it."""
+    cores = os.cpu_count() or 1
+    busy = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    if model.device.type == "cpu" and busy > cores:
+        return f"{busy:.1f} processes compete for {cores} cores; OMP_NUM_THREADS=1 may help, fewer of them will"
+    return f"{model.name} is too large for this {model.device.type} in real time"

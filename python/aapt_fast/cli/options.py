@@ -33,8 +33,8 @@ def add_generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--image",
         default="0",
-        help="number in the model's gallery, or a picture file; another size is cropped to the middle and resized "
-        "(default: %(default)s)",
+        help="number in the model's gallery, or a picture file; another size is cropped to the middle and resized. For "
+        "pictures of other persons than those of the gallery, --model mini-anyone is better (default: %(default)s)",
     )
     parser.add_argument(
         "--motion",
@@ -68,7 +68,8 @@ def add_generate(parser: argparse.ArgumentParser) -> None:
         "--out",
         type=Path,
         required=True,
-        help="x.mp4 or a folder, written as it goes, or x.gif, kept in memory until the end",
+        help="x.mp4, x.gif or a folder of pictures, written as it goes. After Ctrl-C, SIGTERM or SIGHUP the video so "
+        "far is kept, beside a file of that name if there is one; the exit status is 130 then",
     )
     parser.add_argument(
         "--scale", type=int, default=4, help="enlarge the written video by this factor (default: %(default)s)"

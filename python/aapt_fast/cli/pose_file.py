@@ -39,10 +39,10 @@ def read_poses(path: Path) -> Tensor:
 
 
 class FilePlayer:
-    """Plays the `poses` [frames, joints, 3] of a file; the last is held. See `worlds.world.Player`."""
+    """Plays the `poses` [frames, joints, 3] of a file; the last is held."""
 
-    def __init__(self, poses: Tensor, first_control: Tensor | None) -> None:
-        self._poses, self._frame, self.first_control = poses, 0, first_control
+    def __init__(self, poses: Tensor) -> None:
+        self._poses, self._frame = poses, 0
 
     def next(self, frames: int) -> Tensor:
         """Poses [frames, joints, 3] of the next video frames."""

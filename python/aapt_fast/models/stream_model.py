@@ -15,14 +15,17 @@ from PIL import Image
 from torch import Tensor
 
 from aapt_fast.errors import require, require_shape, require_type
+from aapt_fast.media.pictures import show
 from aapt_fast.models.aapt.config import ControlConfig
 from aapt_fast.models.files.load_generator import load_generator
 from aapt_fast.models.files.load_vae import load_vae
 from aapt_fast.models.files.lora import LoraFiles
-from aapt_fast.models.files.model_file import read_model, write_model
+from aapt_fast.models.files.model_file import gallery_world, read_model, write_model
 from aapt_fast.models.files.placement import DTYPES, checked_placement, require_usable_dtype
 from aapt_fast.models.protocols import GeneratorShape, VideoGenerator
 from aapt_fast.models.vae.video_stream import VideoDecoder, VideoVAE, frames_to_uint8
+from aapt_fast.worlds import WORLDS
+from aapt_fast.worlds.world import World
 
 ImageLike: TypeAlias = Image.Image | numpy.ndarray | Tensor
 
@@ -43,6 +46,7 @@ class StreamModel:
         grid: latent height and width, for a Wan transformer, which has no native ones. None is what it was trained
             at: 60 x 104 with a VAE of 8 pixels per latent cell, 44 x 80 with one of 16.
         token_dtype: float32 or the dtype of the generator, or its name.
+        world: whose videos the model was trained on, if it is one of `aapt_fast.worlds`.
 
     Raises:
         ValueError: the parts do not fit together, or lie on different devices; another token_dtype.
@@ -57,7 +61,9 @@ class StreamModel:
         *,
         grid: tuple[int, int] | None = None,
         token_dtype: torch.dtype | str = torch.float32,
+        world: World | None = None,
     ) -> None:
+        self._world = world
         self.generator, self.vae, self.name, self.text_encoder = generator, vae, name, text_encoder
         weight, self.grid = generator.weight, generator.fit_grid(grid, vae.spatial_factor)
         vae_weight = next(iter(vae.parameters()))
@@ -111,7 +117,8 @@ class StreamModel:
         if vae is None:
             require(not lora, "lora", "None: LoRA files are merged into Wan transformers, with vae=, only", lora)
             generator, own_vae, name = read_model(path, device=device, dtype=dtype)
-            return cls(generator, own_vae, name, text_encoder, grid=grid)
+            world = WORLDS.get(gallery_world(path) or "")
+            return cls(generator, own_vae, name, text_encoder, grid=grid, world=world)
         if isinstance(vae, str | os.PathLike):
             vae = load_vae(vae, device=device, dtype=dtype)
         generator = load_generator(path, device=device, dtype=dtype, lora=lora, lora_scale=lora_scale)
@@ -134,6 +141,17 @@ class StreamModel:
     def control(self) -> ControlConfig | None:
         """Control of a step, or None if there is none."""
         return self.generator.control
+
+    @property
+    def world(self) -> World:
+        """World of the model's videos, whose players make controls: `model.world.player(first, "walk")`.
+
+        Raises ValueError for a model without one, such as a Wan transformer.
+        """
+        got = self.name or "one without"
+        require(self._world is not None, "model.world", "a model with a gallery, such as mini-person", got)
+        assert self._world is not None
+        return self._world
 
     @property
     def tokens(self) -> int:
@@ -165,7 +183,8 @@ class StreamModel:
         """The latent frame of an image, float32 [1, C, 1, h, w].
 
         Args:
-            image: a PIL image, uint8 [H, W, 3], or float [3, H, W] in -1..1, of exactly `video_size`.
+            image: a PIL image of any mode, as a viewer shows it: upright, 16 bits scaled, transparent parts white.
+                Or uint8 [H, W, 3], or float [3, H, W] in -1..1. Of exactly `video_size`.
 
         Raises:
             TypeError: something else.
@@ -205,7 +224,7 @@ class StreamModel:
 def _pixels(image: object, size: tuple[int, int]) -> Tensor:
     """An image -> float32 [3, H, W] in -1..1."""
     if isinstance(image, Image.Image):
-        image = numpy.array(image.convert("RGB"))
+        image = show(image).pixels
     if isinstance(image, numpy.ndarray):
         image = torch.tensor(numpy.ascontiguousarray(image))
     if not isinstance(image, Tensor):

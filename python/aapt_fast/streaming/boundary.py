@@ -6,14 +6,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from numbers import Integral
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from aapt_fast.errors import require
 from aapt_fast.models.autocast import without_autocast
-from aapt_fast.models.stream_model import StreamModel
+from aapt_fast.models.stream_model import ImageLike, StreamModel
 from aapt_fast.streaming.pages import PagePool
+from aapt_fast.worlds.world import FirstFrame
 
 
 @contextmanager
@@ -30,6 +32,15 @@ def check_start(model: StreamModel, image: object, prompt: object) -> None:
     require(fits, "image", "an image: it is the recycled frame of the first step", None)
     fits = prompt is not None or not generator.needs_prompt
     require(fits, "prompt", "a prompt: this generator always attends to text", None)
+
+
+def separate(model: StreamModel, image: ImageLike | FirstFrame | None, image_control: object) -> tuple[Any, object]:
+    """The picture and its control; those of a `FirstFrame`, unless `image_control` is given or the model takes none."""
+    if not isinstance(image, FirstFrame):
+        return image, image_control
+    takes_one = model.control is not None and model.control.with_previous
+    own = image.control if takes_one else None
+    return image.image, own if image_control is None else image_control
 
 
 def check_pool(pool: PagePool, model: StreamModel) -> None:

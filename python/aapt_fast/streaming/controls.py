@@ -8,6 +8,10 @@ fraction of a latent cell, and in front of what, without drawing anything at vid
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterable, Iterator
+from typing import Protocol
+
 import numpy
 import torch
 from torch import Tensor
@@ -21,6 +25,28 @@ OFFSET_UNIT = 6 / 96  # offsets are given in this unit
 DEPTH_GAIN = 3.0  # per metre
 NEAR = (-1.0, 2.0)  # where most joints of a pose lie, up to a frame's width outside of it
 ALLOWED = "a tensor, an array or lists of numbers"
+
+
+class ControlSource(Protocol):
+    """Player of `aapt_fast.worlds`, or an object of your own with this method: a tracker, a game, a keyboard."""
+
+    def next(self, frames: int) -> object:
+        """Controls [frames, J, 3] or [frames, C, h, w] of the next video frames, as `StreamSession.step` takes them."""
+
+
+def controls_of(source: ControlSource | Iterable[object] | None, entries: int) -> Iterator[object]:
+    """Controls of one step after the other, [entries, J, 3] or [entries, C, h, w] each; None without end for None.
+
+    Raises TypeError for a source of another kind.
+    """
+    if source is None:
+        return itertools.repeat(None)
+    if hasattr(source, "next"):
+        return (source.next(entries) for _ in itertools.count())
+    if isinstance(source, str) or not isinstance(source, Iterable):
+        expected = "a player with a method next(frames), or an iterable of controls"
+        raise TypeError(f"source: expected {expected}, got {type(source).__name__}")
+    return iter(source)
 
 
 def limb_maps(points: Tensor, limbs: tuple[tuple[int, int], ...], grid: tuple[int, int]) -> Tensor:
@@ -49,12 +75,19 @@ def limb_maps(points: Tensor, limbs: tuple[tuple[int, int], ...], grid: tuple[in
 def model_entries(control: object, model: StreamModel) -> Tensor | None:
     """A step's control for `model` -> float32 [entries * entry_channels, h, w] on its device, a copy.
 
-    None for a model without control, for which anything but None raises ValueError; else as `step_entries`.
+    None for a model without control, for which anything but None raises ValueError; else as `step_entries`, and
+    TypeError for None.
     """
     config = model.control
     if config is None:
         require(control is None, "control", "None: this model has no control", type(control).__name__)
         return None
+    if control is None:
+        entry = entry_shape(config, model.grid)
+        named = "x, y and depth of each joint" if config.kind == "pose" else "maps at latent resolution"
+        maker = 'model.world.player(first, "walk").next' if config.kind == "pose" else "a player of the model's world"
+        one = f"{maker}({config.entries})" if config.kind == "pose" else maker
+        raise TypeError(f"control: expected {[config.entries, *entry]} ({named}), as {one} makes it, got None")
     return step_entries(control, config, model.grid).to(model.device, copy=True)
 
 

@@ -8,8 +8,9 @@ whole state of a session is in its object, so it can be forked, started over and
 from __future__ import annotations
 
 import copy
+import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 
 from torch import Tensor
@@ -17,13 +18,14 @@ from torch import Tensor
 from aapt_fast.errors import SessionClosed, require, require_type
 from aapt_fast.models.sampling import Sampler
 from aapt_fast.models.stream_model import ImageLike, StreamModel
-from aapt_fast.streaming.boundary import check_pool, check_start, checked_seed, computing, wait_for
-from aapt_fast.streaming.controls import image_entries
+from aapt_fast.streaming.boundary import check_pool, check_start, checked_seed, computing, separate, wait_for
+from aapt_fast.streaming.controls import ControlSource, controls_of, image_entries
 from aapt_fast.streaming.graph import RECORDERS
 from aapt_fast.streaming.latency import LatencyCounter
 from aapt_fast.streaming.pages import PagePool
 from aapt_fast.streaming.run import Run, Start, open_run
 from aapt_fast.streaming.step import Step
+from aapt_fast.worlds.world import FirstFrame
 
 
 class StreamSession:
@@ -31,8 +33,9 @@ class StreamSession:
 
     Args:
         model: shared by any number of sessions.
-        image: the first video frame: a PIL image, uint8 [H, W, 3], or float [3, H, W] in -1..1, of exactly
-            `model.video_size`; None for a run without, which a Wan transformer allows.
+        image: the first video frame: a `FirstFrame` (of `load_gallery`, for example), with its control if it has one;
+            or a picture alone: a PIL image, uint8 [H, W, 3], or float [3, H, W] in -1..1. Of exactly
+            `model.video_size`. None for a run without, which a Wan transformer allows.
         prompt: embeddings [L, text_width], or a str if the model has a text encoder; None for no text, which a Wan
             transformer does not allow.
         seed: of the noise, a 64-bit integer.
@@ -41,7 +44,7 @@ class StreamSession:
         cuda_graph: record the step and the decoder as CUDA graphs when a run begins, and replay them from the second
             step on. For sessions on a GPU, with the kernels that are on at that time. A fork records its own.
         image_control: one control entry that describes the image, for models whose steps also take the control of the
-            step before; zeros without it.
+            step before; None for that of the `FirstFrame`, or zeros for a picture alone.
         pool: home of the session's past (`PagePool.for_sessions`). The session reserves its pages here and now, so that
             no later step can run out of memory. Without a pool it makes one of exactly that size for itself.
 
@@ -59,7 +62,7 @@ class StreamSession:
     def __init__(
         self,
         model: StreamModel,
-        image: ImageLike | None = None,
+        image: ImageLike | FirstFrame | None = None,
         *,
         prompt: str | Tensor | None = None,
         seed: int = 0,
@@ -86,6 +89,7 @@ class StreamSession:
         self._step: Step | None = None
         with computing(model):
             check_start(model, image, prompt)
+            image, image_control = separate(model, image, image_control)
             start = Start(
                 model.encode_image(image) if image is not None else None,
                 image_entries(image_control, model),
@@ -122,6 +126,33 @@ class StreamSession:
         self.latency.record_step(time.perf_counter() - begun)
         return video
 
+    def frames(
+        self, source: ControlSource | Iterable[object] | None = None, steps: int | None = None
+    ) -> Iterator[Tensor]:
+        """Take one step after the other: yields the video of each, uint8 [4, H, W, 3], as `step` returns it.
+
+        A control is fetched just before its step, so that a change of the source counts from the next step on.
+
+        Args:
+            source: a player, whose `next(4)` gives the control of a step (`model.world.player(first, "walk")`); or an
+                iterable of controls, one per step, with which the video ends; None for a model without control.
+            steps: end after so many; None for no limit.
+
+        Raises:
+            TypeError, ValueError: a source or a number of another kind; at once, before the first step.
+            What `step` raises, in that step.
+
+            for frames in session.frames(player):
+                show(frames)
+                if key_pressed():
+                    player.play("wave")
+        """
+        require(steps is None or steps >= 0, "steps", "0 or more", steps)
+        config = self.model.control
+        entries = 1 if config is None else config.entries
+        controls = controls_of(source, entries)
+        return (self.step(control) for control in itertools.islice(controls, steps))
+
     def fork(self) -> StreamSession:
         """An independent session that goes on from here, bit for bit like this one under the same controls.
 
@@ -143,7 +174,7 @@ class StreamSession:
 
     def reset(
         self,
-        image: ImageLike | None = None,
+        image: ImageLike | FirstFrame | None = None,
         *,
         prompt: str | Tensor | None = None,
         seed: int | None = None,
@@ -151,7 +182,8 @@ class StreamSession:
     ) -> None:
         """Start over, with the arguments of the constructor; what is not given stays as it was.
 
-        So image is a PIL image, uint8 [H, W, 3] or float [3, H, W], and prompt a str or embeddings [L, text_width].
+        So image is a `FirstFrame`, a PIL image, uint8 [H, W, 3] or float [3, H, W], and prompt a str or embeddings
+        [L, text_width].
         The control of the image goes with it: a new image without one has none.
         Raises TypeError and ValueError, having changed nothing, as the constructor does. PoolExhausted if a longer
         prompt does not fit the given pool; the session is closed then.
@@ -159,6 +191,7 @@ class StreamSession:
         self._require_open()
         begun, old = time.perf_counter(), self._run.start
         keeps_control = image is None and image_control is None
+        image, image_control = separate(self.model, image, image_control)
         with computing(self.model):
             start = Start(
                 self.model.encode_image(image) if image is not None else old.image,

@@ -27,13 +27,23 @@ class Clip:
     controls: Tensor  # float32 [T, J, 3] or [T, C, h, w]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class FirstFrame:
-    """The picture that a stream starts from, and the state of the world that it shows."""
+    """Picture that a stream starts from, with the control and the state of the world that it shows, if they are known.
 
-    image: np.ndarray  # uint8 [H, W, 3]
-    pose: tuple[float, ...] | None = None  # numbers that only the world reads; None: a picture from elsewhere
+    A picture from elsewhere has neither: `FirstFrame(image)`. With its control (the pose of the person in it, for
+    example) a model keeps more of it.
+    """
+
+    image: np.ndarray  # uint8 [H, W, 3], or another picture that StreamSession takes
+    control: Tensor | None = None  # [J, 3] or [C, h, w]
+    pose: tuple[float, ...] | None = None  # numbers that only the world reads, to make a player go on from here
     scene: int | None = None  # None: pose and scene do not say the whole picture
+
+    def __repr__(self) -> str:
+        height, width = np.shape(self.image)[:2]
+        known = "a picture from elsewhere" if self.pose is None else f"scene {self.scene}, with pose"
+        return f"FirstFrame({width} x {height}, {known})"
 
 
 @dataclass(frozen=True)
@@ -47,9 +57,8 @@ class Part:
 class Player(Protocol):
     """Live control of one stream."""
 
-    @property
-    def first_control(self) -> Tensor | None:
-        """The control [J, 3] or [C, h, w] that the first picture shows; None for a picture from elsewhere."""
+    def play(self, action: str) -> None:
+        """Leave the script for an action of the world, from the next video frame on. Raises ValueError for others."""
 
     def next(self, frames: int) -> Tensor:
         """Controls [frames, J, 3] or [frames, C, h, w] of the next video frames."""
@@ -67,7 +76,7 @@ class World(Protocol):
 
     @property
     def actions(self) -> tuple[str, ...]:
-        """Names of what a script can ask of `play`, besides `MEDLEY`."""
+        """Names that a script for `player` may have, besides `MEDLEY`."""
 
     @property
     def has_chance(self) -> bool:
@@ -86,13 +95,22 @@ class World(Protocol):
         """The clip with its first frame, under mirrored controls from then on; None where nothing is controlled."""
 
     def first_frame(self, seed: int, clip: int, size: int) -> FirstFrame:
-        """The first video frame of a clip, with the state from which `play` continues."""
+        """The first video frame of a clip, with the state from which `player` continues."""
+
+    def from_gallery(self, image: np.ndarray, pose: tuple[float, ...], scene: int | None) -> FirstFrame:
+        """A `first_frame` again, from what the gallery of a model keeps of it: uint8 [H, W, 3], its pose and scene."""
 
     def draw_controls(self, controls: Tensor, size: int) -> Tensor:
         """Pictures [N, 3, size, size] in 0..1, for people, of the controls [N, J, 3] or [N, C, h, w]."""
 
-    def play(self, script: tuple[Part, ...], seed: int, start: FirstFrame) -> Player:
-        """Live control by a script of `actions`, or of `MEDLEY` alone, from the picture `start`."""
+    def odd_controls(self, controls: Tensor) -> str | None:
+        """A sentence about controls [N, J, 3] or [N, C, h, w] that nothing in this world can have; None without any."""
+
+    def player(self, first: FirstFrame, script: str = MEDLEY, seed: int = 0) -> Player:
+        """Live control from the picture `first` on, by a script such as "walk:48,wave" (see `read_script`).
+
+        Raises ValueError for another script.
+        """
 
 
 def clip_seed(seed: int, clip: int) -> int:

@@ -11,17 +11,15 @@ import dataclasses
 import json
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
-from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from aapt_fast.errors import CheckpointError, require_type
+from aapt_fast.media.pictures import read_picture
 from aapt_fast.models.aapt.config import GeneratorConfig
 from aapt_fast.models.aapt.generator import Generator
 from aapt_fast.models.files.atomic import replacing
@@ -30,6 +28,8 @@ from aapt_fast.models.files.placement import DTYPES, WAN_DTYPES, require_path, r
 from aapt_fast.models.files.read import computing_dtype, fill, open_safetensors, read_metadata, weight_file
 from aapt_fast.models.files.recognise import OWN, recognise, recognise_tensors
 from aapt_fast.models.vae.mini import MiniVAE, MiniVAEConfig
+from aapt_fast.worlds import WORLDS
+from aapt_fast.worlds.world import FirstFrame
 
 FORMAT = "aapt_fast-1"
 
@@ -99,42 +99,36 @@ def model_path(path: str | Path) -> Path:
     return weight_file(file, expected)
 
 
-@dataclass(frozen=True, repr=False)
-class FirstFrame:
-    """One picture of a model's gallery: uint8 [H, W, 3], and the pose and identity in `world` it was rendered from.
-
-    The identity is None where it and the pose do not determine the picture: in company.
-    """
-
-    image: np.ndarray
-    pose: tuple[float, ...]
-    identity: int | None
-    world: str = "person"
-
-    def __repr__(self) -> str:
-        height, width = self.image.shape[:2]
-        who = "several identities" if self.identity is None else f"identity {self.identity}"
-        return f"FirstFrame({height}x{width} pixels, world {self.world}, {who}, pose of {len(self.pose)} numbers)"
-
-
 def load_gallery(path: str | Path) -> list[FirstFrame]:
-    """The first frames that come with a model; empty if it has none. Raises CheckpointError for a damaged gallery."""
+    """First frames that come with a model, with their controls if this package has their world; empty without any.
+
+    Raises CheckpointError for a damaged gallery.
+    """
     index = model_path(path).with_name("gallery.json")
     if not index.is_file():
         return []
     try:
         content = json.loads(index.read_text())
-        return [
-            FirstFrame(
-                np.asarray(Image.open(index.with_name(entry["image"])).convert("RGB")),
-                tuple(entry["pose"]),
-                None if entry["identity"] is None else int(entry["identity"]),
-                content["world"],
-            )
-            for entry in content["first_frames"]
-        ]
+        world, frames = WORLDS.get(content["world"]), []
+        for entry in content["first_frames"]:
+            image = read_picture(index.with_name(entry["image"]), "image").pixels
+            pose, scene = tuple(entry["pose"]), None if entry["identity"] is None else int(entry["identity"])
+            known = world.from_gallery(image, pose, scene) if world else FirstFrame(image, pose=pose, scene=scene)
+            frames.append(known)
+        return frames
     except (KeyError, TypeError, ValueError, OSError) as error:
         raise CheckpointError(f"{index}: expected a gallery with image, pose and identity, got {error!r}") from error
+
+
+def gallery_world(path: str | Path) -> str | None:
+    """Name of the world that the gallery of a model is from; None without a gallery. Raises as `load_gallery`."""
+    index = model_path(path).with_name("gallery.json")
+    if not index.is_file():
+        return None
+    try:
+        return str(json.loads(index.read_text())["world"])
+    except (KeyError, TypeError, ValueError, OSError) as error:
+        raise CheckpointError(f"{index}: expected a gallery with a world, got {error!r}") from error
 
 
 class _OwnFile:

@@ -41,7 +41,7 @@ class MotionPlayer:
         self._frame = 0
         self._layers = [(-FADE, make_motion(name, self._generator))]  # (begun at, motion); each covers the last
         self._drift = drift(Dice(self._generator))
-        self._start, self._hold = None if start is None else _angles(start), hold
+        self._start, self._hold = None if start is None else read_pose(start), hold
 
     def play(self, name: str) -> None:
         """Fade to another motion over the next `FADE` video frames."""
@@ -67,8 +67,8 @@ class MotionPlayer:
         return angles
 
 
-def _angles(start: Pose) -> Tensor:
-    """A pose as float32 [17] on the CPU; raises ValueError if it is none."""
+def read_pose(start: Pose) -> Tensor:
+    """A pose of 17 angles as float32 [17] on the CPU; raises ValueError if it is none."""
     try:
         values = start.detach().cpu() if isinstance(start, Tensor) else torch.from_numpy(np.array(start))
     except (TypeError, ValueError):  # ragged, or no numbers
@@ -96,6 +96,11 @@ class _SequencePlayer:
         self._parts = parts
         name, self._left = next(parts)
         self._player = MotionPlayer(name, seed, start, hold)
+
+    def play(self, name: str) -> None:
+        """Leave the parts for one motion without end. Raises ValueError for an unknown name."""
+        self._player.play(name)
+        self._left = math.inf
 
     def next(self, frames: int) -> Tensor:
         """Pose angles [frames, 17] of the next video frames, at 24 per second."""
@@ -145,14 +150,17 @@ class PersonPlayer:
     """Live poses for a stream that starts from the picture `start`; see `worlds.world.Player`."""
 
     def __init__(self, script: Sequence[Part], seed: int, start: FirstFrame) -> None:
-        pose = None if start.pose is None else torch.tensor(start.pose)
+        pose = None if start.pose is None else read_pose(start.pose)
         medley = script[0].action == MEDLEY
         self._player: MedleyPlayer | ScriptPlayer
         self._player = MedleyPlayer(seed, pose, FIRST_STEP) if medley else ScriptPlayer(script, seed, pose, FIRST_STEP)
         self._identity = None if start.scene is None else make_identity(start.scene)
         self._angles = torch.zeros(0, len(ANGLES))
         self._room: Tensor | None = None  # drawn once
-        self.first_control = None if pose is None else pose_points(pose[None])[0]
+
+    def play(self, action: str) -> None:
+        """Fade to another motion from the next video frame on; it has no end. Raises ValueError for an unknown name."""
+        self._player.play(action)
 
     def next(self, frames: int) -> Tensor:
         """Image points [frames, 19, 3] of the next video frames."""

@@ -128,6 +128,13 @@ class Camera:
         y = self.horizon - self.focal * (joints[..., 1] - self.height) / depth
         return torch.stack([x, y, depth - self.distance], dim=-1)
 
+    def unproject(self, points: Tensor) -> Tensor:
+        """Joints [..., J, 3] in metres whose points [..., J, 3] are these: the inverse of `project`."""
+        depth = self.distance + points[..., 2]
+        x = (points[..., 0] - 0.5) * depth / self.focal
+        y = self.height - (points[..., 1] - self.horizon) * depth / self.focal
+        return torch.stack([x, y, -points[..., 2]], dim=-1)
+
 
 CAMERA = Camera()
 

@@ -7,19 +7,22 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from aapt_fast.errors import require
+from aapt_fast.errors import require, require_type
 from aapt_fast.worlds.chance import Chance
 from aapt_fast.worlds.person.capsules import Capsules
 from aapt_fast.worlds.person.company.company import Company, gather
 from aapt_fast.worlds.person.identity import make_identity
 from aapt_fast.worlds.person.motions import MOTIONS
-from aapt_fast.worlds.person.players import PersonPlayer, random_motion
+from aapt_fast.worlds.person.plausible import odd_poses
+from aapt_fast.worlds.person.players import PersonPlayer, random_motion, read_pose
 from aapt_fast.worlds.person.renderer import render
 from aapt_fast.worlds.person.skeleton import draw_skeleton, forward_kinematics, mirror, pose_points
-from aapt_fast.worlds.world import Clip, FirstFrame, Part, clip_seed
+from aapt_fast.worlds.script import read_script
+from aapt_fast.worlds.world import MEDLEY, Clip, FirstFrame, clip_seed
 
 GOLDEN_RATIO = 0.6180339887498949
 
@@ -76,19 +79,31 @@ class PersonWorld:
         return self._film(seed, clip, torch.cat([angles[:1], mirror(angles[1:])]), size)
 
     def first_frame(self, seed: int, clip: int, size: int) -> FirstFrame:
-        """The first video frame, its pose angles and its scene; in company the scene is None."""
+        """The first video frame, its image points, its pose angles and its scene; in company the scene is None."""
         angles = self.motion(seed, clip, 1)
         pose = tuple(round(angle, 6) for angle in angles[0].tolist())
         scene = None if self.has_chance else self.scene(seed, clip)
-        return FirstFrame(self._film(seed, clip, angles, size).video[0].numpy(), pose, scene)
+        return self.from_gallery(self._film(seed, clip, angles, size).video[0].numpy(), pose, scene)
+
+    def from_gallery(self, image: np.ndarray, pose: tuple[float, ...], scene: int | None) -> FirstFrame:
+        """A first frame of the picture uint8 [H, W, 3] and its 17 pose angles; raises ValueError for other poses."""
+        return FirstFrame(image, pose_points(read_pose(pose)[None])[0], pose, scene)
 
     def draw_controls(self, controls: Tensor, size: int) -> Tensor:
         """Stick figures [N, 3, size, size] in 0..1 of the points [N, 19, 3]."""
         return draw_skeleton(controls, size)
 
-    def play(self, script: tuple[Part, ...], seed: int, start: FirstFrame) -> PersonPlayer:
-        """Live poses of the motions in a script, or of a medley."""
-        return PersonPlayer(script, seed, start)
+    def odd_controls(self, controls: Tensor) -> str | None:
+        """A sentence about image points [N, 19, 3] that no body of this world can have; None if all are possible."""
+        return odd_poses(controls)
+
+    def player(self, first: FirstFrame, script: str = MEDLEY, seed: int = 0) -> PersonPlayer:
+        """Live poses of the motions in a script such as "walk:48,wave", or of a medley, from the pose of `first` on.
+
+        A model sees the first picture in its first step only, and the person stays in its pose for that step.
+        """
+        require_type("first", first, FirstFrame)
+        return PersonPlayer(read_script(script, self.actions), seed, first)
 
     def _film(self, seed: int, clip: int, angles: Tensor, size: int, future: int = 0) -> Clip:
         """A clip whose person moves by the poses `angles` [T, 17]."""

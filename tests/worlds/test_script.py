@@ -6,10 +6,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from aapt_fast.cli.motion_script import read_script, script_frames
 from aapt_fast.testing.compare import assert_near
 from aapt_fast.worlds.person.players import MotionPlayer, ScriptPlayer
 from aapt_fast.worlds.person.world import PersonWorld
+from aapt_fast.worlds.script import read_script, script_frames
 from aapt_fast.worlds.world import PART_FRAMES, Part
 
 
@@ -25,12 +25,12 @@ from aapt_fast.worlds.world import PART_FRAMES, Part
     ],
 )
 def test_reading(text: str, parts: list[tuple[str, int | None]], frames: int | None):
-    script = read_script(text, PersonWorld())
+    script = read_script(text, PersonWorld.actions)
     assert script == tuple(Part(*part) for part in parts) and script_frames(script) == frames
 
 
-ALONE = r"--motion: expected idle \| walk .* \| bow \| medley, or a script like walk:48,wave:72, got "
-WITHIN = r"--motion: expected idle \| walk .* \| bow in a script \(medley stands alone\), got "
+ALONE = r"script: expected idle \| walk .* \| bow \| medley, or a script like walk:48,wave:72, got "
+WITHIN = r"script: expected idle \| walk .* \| bow in a script \(medley stands alone\), got "
 
 
 @pytest.mark.parametrize(
@@ -42,21 +42,21 @@ WITHIN = r"--motion: expected idle \| walk .* \| bow in a script \(medley stands
         ("walk:48,fly:3", WITHIN + "fly:3"),
         ("medley:48", WITHIN + "medley:48"),
         ("walk:3,medley", WITHIN + "medley"),
-        ("walk:48,", r"--motion: expected a motion before and after every comma, got 'walk:48,'"),
-        (",walk", r"--motion: expected a motion before and after every comma, got ',walk'"),
-        ("walk,,wave", r"--motion: expected a motion before and after every comma, got 'walk,,wave'"),
+        ("walk:48,", r"script: expected a motion before and after every comma, got 'walk:48,'"),
+        (",walk", r"script: expected a motion before and after every comma, got ',walk'"),
+        ("walk,,wave", r"script: expected a motion before and after every comma, got 'walk,,wave'"),
         (":3", WITHIN + ":3"),
-        ("walk:", r"--motion: expected name:video frames, got walk:"),
-        ("walk:0", r"--motion: expected name:video frames, got walk:0"),
-        ("walk:-3", r"--motion: expected name:video frames, got walk:-3"),
-        ("walk:²", r"--motion: expected name:video frames, got walk:²"),
-        ("walk:1.5", r"--motion: expected name:video frames, got walk:1.5"),
-        ("walk:" + "9" * 5000, r"--motion: expected name:video frames, got walk:999"),
+        ("walk:", r"script: expected name:video frames, got walk:"),
+        ("walk:0", r"script: expected name:video frames, got walk:0"),
+        ("walk:-3", r"script: expected name:video frames, got walk:-3"),
+        ("walk:²", r"script: expected name:video frames, got walk:²"),
+        ("walk:1.5", r"script: expected name:video frames, got walk:1.5"),
+        ("walk:" + "9" * 5000, r"script: expected name:video frames, got walk:999"),
     ],
 )
 def test_mistakes(text: str, message: str):
     with pytest.raises(ValueError, match=message):
-        read_script(text, PersonWorld())
+        read_script(text, PersonWorld.actions)
 
 
 @pytest.mark.parametrize("portion", [1, 4, 24])
@@ -66,7 +66,7 @@ def test_the_parts_follow_each_other_in_any_portions_and_the_last_goes_on(portio
         angles.append(player.next(frames))
         player.play(name)
     expected = torch.cat(angles)
-    script = ScriptPlayer(read_script("dance:7,squat,bow:41,wave:1", PersonWorld()), 5)
+    script = ScriptPlayer(read_script("dance:7,squat,bow:41,wave:1", PersonWorld.actions), 5)
     played = torch.cat([script.next(portion) for _ in range(120 // portion)])
     assert_near(played[: len(expected)], expected, 2e-6, "angles")
     assert_near(played[len(expected) :], player.next(120 - len(expected)), 2e-6, "the last goes on")

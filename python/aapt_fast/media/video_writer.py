@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Video files: frames go to an .mp4, a .gif or a folder of PNGs as they come; a video that is cut short is kept."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import secrets
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from aapt_fast.errors import require, require_type
+from aapt_fast.limits import require_disk, require_memory
+from aapt_fast.media.gif import GifFile
+from aapt_fast.media.mp4 import Mp4File
+from aapt_fast.media.png_folder import PngFolder
+
+MEMORY_PER_PIXEL = {
+    ".mp4": 250,
+    ".gif": 60,
+    "": 30,
+}  # bytes of memory that writing takes, measured at 1 to 4 megapixels
+DISK_PER_PIXEL = {".mp4": 0.02, ".gif": 0.2, "": 0.2}  # bytes of a file per pixel and video frame of the bundled models
+LARGEST_SIDE = {".mp4": 16384, ".gif": 65535, "": 65535}  # pixels: of H.264, of GIF, and of what viewers open
+FASTEST = {".mp4": 1000, ".gif": 50, "": 1000}  # video frames per second; players slow a faster GIF down
+
+
+def save_video(path: str | Path, frames: Iterable[Tensor | np.ndarray], fps: int = 24) -> None:
+    """Write a video for people to watch.
+
+    Args:
+        path: x.mp4 (needs the extra `video`), x.gif, or a new folder for PNGs. An existing file is replaced at the end.
+        frames: uint8 [T, H, W, 3], or pieces [n, H, W, 3] of it one after the other, as steps of a session give them:
+            a list of them, or an iterator such as `session.frames(player, steps=60)`, of which nothing is kept in
+            memory.
+        fps: video frames per second.
+
+    Raises:
+        TypeError, ValueError: frames of another shape, dtype or size, no frames at all; another ending or rate.
+        OSError: the file cannot be written.
+        ImportError: .mp4 without the `av` package.
+
+    After an error in the middle the frames so far are kept, beside an existing file: see `VideoWriter`.
+
+        aapt_fast.save_video("walk.mp4", session.frames(player, steps=60))
+    """
+    pieces = [frames] if isinstance(frames, Tensor | np.ndarray) else frames
+    with VideoWriter(Path(path), fps=fps) as writer:
+        for piece in pieces:
+            writer.write(piece)
+        require(writer.frames > 0, "frames", "at least one video frame", "none")
+
+
+def check_video_target(path: Path, argument: str = "path") -> None:
+    """Raise the errors of `VideoWriter` for this path, named `argument`, without writing anything."""
+    ending = path.suffix.lower()
+    require(ending in LARGEST_SIDE, argument, "a name ending in .mp4 or .gif, or a folder", path.name)
+    if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+        raise OSError(f"{argument}: expected a writable folder, got {path.parent}")
+    if ending:
+        require(not path.is_dir(), argument, "a file", f"the folder {path}")
+    elif path.exists():
+        require(path.is_dir() and not any(path.iterdir()), argument, "a new or empty folder", path)
+    if ending == ".mp4" and importlib.util.find_spec("av") is None:
+        raise ImportError(f"{argument}: writing .mp4 needs the package av: pip install 'aapt_fast[video]'")
+
+
+def require_room(path: Path, frames: int, size: tuple[int, int], scale: int) -> None:
+    """Raise ValueError if such a video fits neither its format, nor the memory, nor the disk, as far as can be known.
+
+    `size` is (height, width), before it is enlarged by `scale`; an error names --scale or --frames.
+    """
+    ending = path.suffix.lower()
+    largest = LARGEST_SIDE[ending] // max(size)
+    require(scale <= largest, "--scale", f"1 to {largest} for a video of {size[1]} x {size[0]} pixels", scale)
+    pixels = size[0] * size[1] * scale**2
+    require_memory("--scale", pixels * MEMORY_PER_PIXEL[ending])
+    require_disk("--frames", path, int(frames * pixels * DISK_PER_PIXEL[ending]))
+
+
+class VideoWriter:
+    """Context manager that writes a video to `path`, which it replaces only if the block ends without an error.
+
+    After an error the frames so far are kept: in `path` if there was nothing, else beside it, in x.stopped.mp4,
+    x.stopped-2.mp4 and so on. `kept` says where. Nothing is kept of a video without frames, and no other file stays.
+
+    Raises ValueError for another suffix, rate or scale, OSError if the target's folder cannot be written, ImportError
+    for .mp4 without the `av` package.
+    """
+
+    frames = 0
+    """Video frames written so far; after the block those in `kept`."""
+    kept: Path | None = None
+    """File or folder with the video after the block; None if there is none."""
+
+    def __init__(self, path: Path, *, fps: int = 24, scale: int = 1) -> None:
+        check_video_target(path)
+        ending = path.suffix.lower()
+        require_type("fps", fps, int)
+        require(1 <= fps <= FASTEST[ending], "fps", f"1 to {FASTEST[ending]} for {ending or 'a folder'}", fps)
+        require(scale >= 1, "scale", "at least 1", scale)
+        self.path = path
+        self._partial = path.with_name(f".{path.stem}.partial-{secrets.token_hex(4)}{ending}")
+        self._scale, self._fps = scale, fps
+        self._size: tuple[int, int] | None = None
+        self._file: _File | None = None
+
+    def write(self, frames: Tensor | np.ndarray) -> None:
+        """Append video frames uint8 [n, H, W, 3]. Raises TypeError or ValueError for others, OSError on a full disk."""
+        for frame in self._checked(frames):
+            image = Image.fromarray(np.ascontiguousarray(frame))
+            if self._scale > 1:
+                size = (image.width * self._scale, image.height * self._scale)
+                image = image.resize(size, Image.Resampling.BICUBIC)
+            if self._file is None:
+                self._file = _KINDS[self.path.suffix.lower()](self._partial, self._fps)
+            self._file.write(image)
+            self.frames += 1
+
+    def __enter__(self) -> VideoWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        complete = kind is None
+        try:
+            if self._file is not None:
+                self._file.flush()
+        except Exception:
+            if complete:
+                complete = False
+                raise  # else the first error is the one to hear about
+        finally:
+            self._close(complete)
+
+    def _close(self, complete: bool) -> None:
+        """Move what was written to its place."""
+        try:
+            if self._file is not None:
+                self.frames = self._file.close()
+            if self.frames > 0:
+                target = self.path if complete and not self.path.is_dir() else unused_name(self.path)
+                if target.is_dir():
+                    target.rmdir()  # it is empty
+                os.replace(self._partial, target)
+                self.kept = target
+        finally:
+            shutil.rmtree(self._partial, ignore_errors=True)
+            self._partial.unlink(missing_ok=True)
+
+    def _checked(self, frames: Tensor | np.ndarray) -> np.ndarray:
+        """`frames` as an array. Raises TypeError, ValueError unless they are uint8 [n, H, W, 3] of the first size."""
+        require_type("frames", frames, Tensor, np.ndarray)
+        array: np.ndarray = frames.detach().cpu().numpy() if isinstance(frames, Tensor) else frames
+        fits = array.dtype == np.uint8 and array.ndim == 4 and array.shape[3] == 3
+        require(fits, "frames", "uint8 [n, H, W, 3]", f"{array.dtype} {list(array.shape)}")
+        height, width = array.shape[1:3]
+        largest = LARGEST_SIDE[self.path.suffix.lower()]
+        fits = min(height, width) >= 1 and max(height, width) * self._scale <= largest
+        require(fits, "frames", f"1 to {largest} pixels on each side", f"{width} x {height} times {self._scale}")
+        self._size = self._size or (height, width)
+        expected = f"{self._size[1]} x {self._size[0]} pixels as before"
+        require((height, width) == self._size, "frames", expected, f"{width} x {height}")
+        return array
+
+
+def unused_name(path: Path) -> Path:
+    """`path` if nothing is there, or an empty folder for a folder; else x.stopped.mp4, x.stopped-2.mp4, ..."""
+    if not path.exists() or (not path.suffix and path.is_dir() and not any(path.iterdir())):
+        return path
+    number, name = 1, path.with_name(f"{path.stem}.stopped{path.suffix}")
+    while name.exists():
+        number += 1
+        name = path.with_name(f"{path.stem}.stopped-{number}{path.suffix}")
+    return name
+
+
+class _File(Protocol):
+    """A video file or folder that is being written."""
+
+    def __init__(self, path: Path, fps: int) -> None: ...
+
+    def write(self, image: Image.Image) -> None:
+        """Append one RGB picture."""
+
+    def flush(self) -> None:
+        """Write what is still in memory. Raises OSError on a full disk."""
+
+    def close(self) -> int:
+        """Complete the file with what was written, also after an error; returns its number of video frames."""
+
+
+_KINDS: dict[str, type[_File]] = {".mp4": Mp4File, ".gif": GifFile, "": PngFolder}

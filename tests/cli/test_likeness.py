@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pictures that a model cannot draw are told from those of its world."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from aapt_fast import FirstFrame, StreamModel, load_gallery
+from aapt_fast.cli.likeness import unlike_gallery
+from aapt_fast.worlds.person.world import PersonWorld
+
+
+@pytest.fixture(scope="module")
+def model() -> StreamModel:
+    return StreamModel.from_pretrained("mini-person")
+
+
+@pytest.fixture(scope="module")
+def gallery() -> list[FirstFrame]:
+    return load_gallery("mini-person")[::5]
+
+
+def smooth_noise() -> np.ndarray:
+    """As coarse as a photo of this size."""
+    noise = np.random.default_rng(0).integers(0, 256, (12, 12, 3), np.uint8)
+    return np.asarray(Image.fromarray(noise).resize((96, 96), Image.Resampling.BICUBIC))
+
+
+UNLIKE = {
+    "noise": np.random.default_rng(0).integers(0, 256, (96, 96, 3), np.uint8),
+    "smooth noise": smooth_noise(),
+    "fractal": np.asarray(Image.effect_mandelbrot((96, 96), (-2, -1.5, 1, 1.5), 30).convert("RGB")),
+    "one colour": np.full((96, 96, 3), 120, np.uint8),
+}
+
+
+@pytest.mark.parametrize("name", UNLIKE)
+def test_pictures_from_elsewhere_are_unlike(name, model, gallery):
+    said = unlike_gallery(UNLIKE[name], model, gallery)
+    assert said is not None and said.startswith("the picture is unlike those that mini-person was trained on (error of")
+
+
+@pytest.mark.parametrize("clip", range(3))
+def test_strangers_of_the_same_world_are_like(clip, model, gallery):
+    assert unlike_gallery(PersonWorld().first_frame(777, clip, 96).image, model, gallery) is None
+
+
+def test_nothing_is_said_without_a_gallery(model):
+    assert unlike_gallery(UNLIKE["noise"], model, []) is None

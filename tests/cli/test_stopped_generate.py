@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A signal or an error in the middle of `aapt-fast generate` keeps the video so far and replaces nothing."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from aapt_fast.cli import main
+from aapt_fast.streaming.session import StreamSession
+
+
+def generate(model: Path, out: Path, *arguments: str) -> int:
+    return main(["generate", "--model", str(model), "--frames", "40", "--scale", "1", "--out", str(out), *arguments])
+
+
+def test_ctrl_c_keeps_the_video_so_far(model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    command = [sys.executable, "-m", "aapt_fast.cli", "generate", "--model", str(model), "--frames", "400000"]
+    process = subprocess.Popen(
+        [*command, "--motion", "walk", "--out", str(out / "frames")],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        # a shell starts its background jobs with SIGINT ignored, which would be inherited
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while not list(out.glob(".frames*/000007.png")) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        printed, said = (each.decode() for each in process.communicate(timeout=60))
+    finally:
+        process.kill()
+    assert process.returncode == 130 and printed == ""
+    made = len(list((out / "frames").iterdir()))
+    assert made >= 8 and list(out.iterdir()) == [out / "frames"]
+    assert f"{made} video frames are in {out / 'frames'}" in said.splitlines()
+    assert said.splitlines()[-1] == "aapt-fast generate: stopped by SIGINT"
+
+
+def interrupted(monkeypatch: pytest.MonkeyPatch, step: int, interruption: Callable[[], object]) -> None:
+    """Make `interruption` happen in the middle of that step of every session."""
+    one_step = StreamSession.step
+
+    def take(session: StreamSession, control: object) -> torch.Tensor:
+        video = one_step(session, control)
+        if session.steps == step:
+            interruption()
+        return video
+
+    monkeypatch.setattr(StreamSession, "step", take)
+
+
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("name", ["x.mp4", "x.gif", "frames"])
+def test_a_signal_keeps_the_video_so_far(
+    model: Path,
+    tmp_path: Path,
+    name: str,
+    kind: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    interrupted(monkeypatch, 3, lambda: os.kill(os.getpid(), kind))
+    before = signal.getsignal(kind)
+    assert generate(model, out / name, "--sheet", str(out / "x.png")) == 130
+    printed = capsys.readouterr()
+    assert printed.out == "" and f"8 video frames are in {out / name}" in printed.err.splitlines()
+    assert sorted(out.iterdir()) == sorted([out / name, out / "x.png"]) and signal.getsignal(kind) is before
+
+
+def test_a_stopped_run_replaces_nothing(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    for name in ("x.gif", "x.png"):
+        (out / name).write_text("old")
+    interrupted(monkeypatch, 3, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    assert generate(model, out / "x.gif", "--sheet", str(out / "x.png")) == 130
+    assert f"8 video frames are in {out / 'x.stopped.gif'}" in capsys.readouterr().err.splitlines()
+    assert sorted(path.name for path in out.iterdir()) == ["x.gif", "x.png", "x.stopped.gif", "x.stopped.png"]
+    assert (out / "x.gif").read_text() == (out / "x.png").read_text() == "old"
+
+
+def test_an_ignored_hangup_stays_ignored(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        interrupted(monkeypatch, 1, lambda: os.kill(os.getpid(), signal.SIGHUP))
+        assert generate(model, tmp_path / "x") == 0
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert len(list((tmp_path / "x").iterdir())) == 40
+
+
+def test_an_error_in_the_middle_keeps_the_video_so_far(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full() -> None:
+        raise OSError("No space left on device")
+
+    interrupted(monkeypatch, 3, full)
+    assert generate(model, tmp_path / "x") == 2
+    *_, kept, error = capsys.readouterr().err.splitlines()
+    assert kept == f"8 video frames are in {tmp_path / 'x'}"
+    assert error == "aapt-fast generate: No space left on device"
