@@ -34,7 +34,7 @@ def test_the_example_runs_and_is_what_the_command_writes(tmp_path, monkeypatch):
         "--motion",
         "walk",
         "--frames",
-        "48",
+        "16",
         "--scale",
         "1",
         "--dtype",
