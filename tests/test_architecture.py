@@ -25,10 +25,12 @@ MAX_ENVIRONMENT_VARIABLES = 6
 # `testing` is in no list but its own: only tests/ and bench/ use it. The compiled module `_C` belongs to ops.
 ARROWS = {
     "errors": set(),
+    "limits": {"errors"},  # memory and disk
+    "progress": set(),  # bars and messages on stderr
     "ops": {"errors", "_C"},
     "models": {"errors", "ops"},
     "streaming": {"errors", "ops", "models"},
-    "training": {"errors", "ops", "models", "streaming", "worlds"},
+    "training": {"errors", "limits", "progress", "ops", "models", "streaming", "worlds"},
     "integrations": {"errors", "ops", "models", "streaming"},
     "compat": {"errors", "ops", "models", "streaming"},
     "worlds": {"errors"},

@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Memory and disk of this machine, and the check that a number fits into them before any work begins."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from decimal import Decimal
+from pathlib import Path
+
+from aapt_fast.errors import require
+
+MEMINFO = Path("/proc/meminfo")
+CONTAINER = Path("/sys/fs/cgroup")  # of a container, or of the whole system, which has no memory.max
+
+
+def available_memory() -> int | None:
+    """Bytes of memory that can still be taken, in a container with a limit those within it; None if unknown."""
+    known = [count for count in (_of_the_system(), _of_the_container()) if count is not None]
+    return min(known, default=None)
+
+
+def require_memory(argument: str, needed: int) -> None:
+    """Raise ValueError unless `needed` bytes of memory are available; `argument` is what makes them so many."""
+    available = available_memory()
+    if available is not None:
+        fits = f"a value that fits into the {in_gb(available)} of memory that are available"
+        require(needed <= available, argument, fits, f"one that needs {in_gb(needed)}")
+
+
+def require_disk(argument: str, path: Path, needed: int) -> None:
+    """Raise ValueError unless `needed` bytes are free on the disk of `path`, which need not exist yet."""
+    place = path.absolute()
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    fits = f"a value that fits into the {in_gb(free)} that are free on the disk of {path}"
+    require(needed <= free, argument, fits, f"one that needs {in_gb(needed)}")
+
+
+def in_gb(count: int) -> str:
+    """Bytes as text in GB (10^9 bytes), with at least three digits."""
+    size = Decimal(count) / 10**9  # no float, which may be too small for it
+    return f"{size:,.0f} GB" if 1000 <= size < 10**9 else f"{size:.3g} GB"
+
+
+def _of_the_system() -> int | None:
+    if MEMINFO.exists():
+        for line in MEMINFO.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return None
+
+
+def _of_the_container() -> int | None:
+    """The rest of the limit of a control group, version 2; file contents in memory count as free."""
+    limit, used, details = (CONTAINER / f"memory.{name}" for name in ("max", "current", "stat"))
+    if not (limit.exists() and used.exists() and details.exists()) or limit.read_text().strip() == "max":
+        return None
+    files = [int(line.split()[1]) for line in details.read_text().splitlines() if line.startswith("inactive_file ")]
+    return int(limit.read_text()) - int(used.read_text()) + sum(files)

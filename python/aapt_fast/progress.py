@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Progress bars and messages, both on stderr, so that stdout is left to results."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, TextIO
+
+from tqdm import tqdm
+
+LOG_SECONDS = 60.0  # between two lines of a bar in a file
+
+
+def progress(total: int, name: str, unit: str, *, done: int = 0, quiet: bool = False) -> Any:
+    """Make a bar of tqdm, a context manager with `update`: `name`, then `total` of `unit`, `done` of them before.
+
+    On a terminal it moves in place. Where stderr is a file it writes a line per minute, and none in the first minute.
+    With `quiet` it writes nothing.
+    """
+    in_place = sys.stderr.isatty()
+    pace = {"mininterval": 0.5} if in_place else dict.fromkeys(("mininterval", "maxinterval", "delay"), LOG_SECONDS)
+    file = sys.stderr if in_place else _Lines(sys.stderr)
+    return tqdm(total=total, initial=done, desc=name, unit=unit, file=file, disable=quiet, dynamic_ncols=True, **pace)
+
+
+def say(text: str) -> None:
+    """Write a line to stderr, above a bar if there is one."""
+    tqdm.write(text, file=sys.stderr)
+
+
+class _Lines:
+    """A file in which a new state of a bar begins a new line, instead of returning to the start of the old one."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+
+    def write(self, text: str) -> None:
+        self._file.write(text.replace("\r", "\n"))
+
+    def flush(self) -> None:
+        self._file.flush()

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from aapt_fast import limits
+from aapt_fast.limits import available_memory, in_gb, require_disk, require_memory
+
+GIB = 2**30
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A machine with 8 GiB of memory available, and a control group without a limit in the folder that is given."""
+    (tmp_path / "meminfo").write_text(f"MemTotal: 99999999 kB\nMemFree: 1 kB\nMemAvailable: {8 * 2**20} kB\n")
+    monkeypatch.setattr(limits, "MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(limits, "CONTAINER", tmp_path)
+    return tmp_path
+
+
+def limit_container(folder: Path, limit: str) -> None:
+    (folder / "memory.max").write_text(f"{limit}\n")
+    (folder / "memory.current").write_text(f"{3 * GIB}\n")
+    (folder / "memory.stat").write_text(f"anon {GIB}\ninactive_file {GIB}\nactive_file {GIB}\n")
+
+
+def test_available_memory_is_what_the_system_says(machine: Path) -> None:
+    assert available_memory() == 8 * GIB
+    limit_container(machine, "max")
+    assert available_memory() == 8 * GIB
+
+
+def test_a_container_may_have_less(machine: Path) -> None:
+    limit_container(machine, str(4 * GIB))
+    assert available_memory() == 2 * GIB  # 4 - 3 used, of which 1 is file contents
+    limit_container(machine, str(40 * GIB))
+    assert available_memory() == 8 * GIB
+
+
+def test_a_system_without_meminfo_counts_its_pages(machine: Path) -> None:
+    (machine / "meminfo").unlink()
+    found = available_memory()
+    assert found is not None and found > 2**27
+
+
+def test_memory_that_is_not_there_is_refused_before_work(machine: Path) -> None:
+    require_memory("--scale", 8 * GIB)
+    expected = r"^--scale: expected a value that fits into the 8.59 GB of memory that are available, got one that needs"
+    with pytest.raises(ValueError, match=expected + " 22 GB$"):
+        require_memory("--scale", 22 * 10**9)
+    with pytest.raises(ValueError, match=r"needs 1\.00e\+491 GB"):
+        require_memory("--scale", 10**500)
+
+
+def test_disk_that_is_not_free_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "not" / "there" / "yet.mp4"
+    require_disk("--frames", path, 1)
+    needed = 2 * shutil.disk_usage(tmp_path).total
+    with pytest.raises(ValueError, match=rf"^--frames: expected .* free on the disk of {path}, got one that needs"):
+        require_disk("--frames", path, needed)
+    assert not path.parent.parent.exists()
+
+
+def test_sizes_are_in_gigabytes() -> None:
+    sizes = [in_gb(count) for count in (10**6, 1_234_567_890, 4_321 * 10**9)]
+    assert sizes == ["0.001 GB", "1.23 GB", "4,321 GB"]

@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import io
+import sys
+
+import pytest
+
+from aapt_fast.progress import progress, say
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def run(total: int = 300, **options: bool) -> None:
+    with progress(total, "stage 1 of 3: diffusion", "step", **options) as bar:
+        for _ in range(total):
+            bar.update()
+
+
+def test_a_terminal_shows_the_bar_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    run()
+    shown = sys.stderr.getvalue()
+    assert "\r" in shown and "stage 1 of 3: diffusion: 100%" in shown and "300/300" in shown and "step/s" in shown
+
+
+def test_a_file_gets_no_line_of_a_short_bar(capsys: pytest.CaptureFixture[str]) -> None:
+    run()
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_file_gets_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    clock = iter(range(0, 10**6, 7))  # every look at the clock is seven seconds later
+    monkeypatch.setattr("tqdm.std.time", lambda: next(clock))
+    run()
+    captured = capsys.readouterr()
+    lines = captured.err.split("\n")
+    assert captured.out == "" and "\r" not in captured.err
+    assert 5 < len([line for line in lines if line.startswith("stage 1 of 3: diffusion")]) < 60
+
+
+def test_quiet_writes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    run(quiet=True)
+    assert sys.stderr.getvalue() == ""
+
+
+def test_what_was_done_before_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    with progress(10, "render", "clip", done=6) as bar:
+        bar.update()
+    assert "7/10" in sys.stderr.getvalue()
+
+
+def test_messages_go_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+    say("saved")
+    assert capsys.readouterr() == ("", "saved\n")
