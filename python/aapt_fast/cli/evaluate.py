@@ -8,10 +8,13 @@ import dataclasses
 import json
 from pathlib import Path
 
+from aapt_fast.cli.stop_signals import StopSignals
 from aapt_fast.errors import require
+from aapt_fast.limits import require_folder
 from aapt_fast.models.stream_model import StreamModel
+from aapt_fast.progress import say
 from aapt_fast.training.data import ClipSetConfig
-from aapt_fast.training.evaluate import Row, evaluate
+from aapt_fast.training.evaluate import Row, evaluate, require_measurable
 from aapt_fast.training.recipes import HELD_OUT, HELD_OUT_SETS, control_reader
 
 CACHE = Path("~/.cache/aapt_fast")
@@ -52,13 +55,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     require(arguments.frames >= 1, "frames", "at least 1", arguments.frames)
     require(not (arguments.model and arguments.row), "row", "either a model or --row", "both")
+    networks = arguments.pose_network.expanduser()
+    for name, folder in (("--out", arguments.out or networks), ("--pose-network", networks)):
+        require_folder(name, folder)
     rows = _rows(arguments.row or [f"model={arguments.model or 'mini-person'}"], arguments.nfe)
     size = rows[0].model.video_size[0]
     config: ClipSetConfig = dataclasses.replace(
         HELD_OUT_SETS[arguments.held_out], clips=arguments.clips, frames=1 + 4 * -(-arguments.frames // 4), size=size
     )
-    report = evaluate(rows, config, control_reader(config, arguments.pose_network.expanduser()), arguments.out)
-    print(report.to_markdown())
+    require_measurable(rows, config)
+    with StopSignals():
+        report = evaluate(rows, config, control_reader(config, networks), arguments.out)
+    say(report.to_markdown())
     print(json.dumps(report.as_dict()))
 
 

@@ -7,7 +7,9 @@ import argparse
 import dataclasses
 from pathlib import Path
 
+from aapt_fast.cli.stop_signals import StopSignals
 from aapt_fast.errors import require
+from aapt_fast.limits import require_folder
 from aapt_fast.training.recipes import RECIPES
 from aapt_fast.training.stages import MAIN_STAGES, STAGES, train
 
@@ -26,4 +28,6 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.start is not None:
         require(recipe.start is not None, "--start", "none for a recipe that begins from nothing", arguments.start)
         recipe = dataclasses.replace(recipe, start=arguments.start)
-    train(recipe, arguments.out, tuple(arguments.stage or MAIN_STAGES))
+    require_folder("--out", arguments.out)
+    with StopSignals() as signals:
+        train(recipe, arguments.out, tuple(arguments.stage or MAIN_STAGES), signals.put_off)

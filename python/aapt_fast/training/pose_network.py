@@ -19,10 +19,12 @@ import torch.nn.functional as F
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from aapt_fast.errors import require, require_shape
+from aapt_fast.limits import require_memory
 from aapt_fast.models.files.atomic import replacing
+from aapt_fast.progress import progress, say
+from aapt_fast.training.optimiser import descend
 from aapt_fast.training.schedule import warm_cosine
 from aapt_fast.worlds.person.identity import make_identity
 from aapt_fast.worlds.person.players import random_motion
@@ -156,6 +158,8 @@ def pose_reader(config: PoseNetworkConfig, folder: Path) -> PoseReader:
     """The network of `config` from its file in `folder`; trained and put there if there is none."""
     path = reader_path(config, folder)
     if not path.exists():
+        say("train the pose network, which reads joints for the report: two or three minutes of two quiet CPU cores,")
+        say(f"once, as it is kept in {path}")
         folder.mkdir(parents=True, exist_ok=True)
         _save(path, train_pose_network(config))
     with safe_open(path, framework="pt") as file:
@@ -180,22 +184,27 @@ def _save(path: Path, reader: PoseReader) -> None:
         save_file(tensors, partial, metadata)
 
 
+@torch.inference_mode(False)
 def train_pose_network(config: PoseNetworkConfig) -> PoseReader:
-    """Train from nothing and measure on held-out strangers; the same seed gives the same network on one machine."""
+    """Train from nothing and measure on held-out strangers; the same seed gives the same network on one machine.
+
+    Raises ValueError if the frames do not fit into the memory, FloatingPointError for a gradient that is not finite.
+    """
+    require_memory("clips, frames and size", 6 * config.clips * config.frames * config.size**2)  # in parts, and joined
     frames, points = render_frames(config, config.clips, seed=7)
     generator = torch.Generator().manual_seed(config.seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         network = PoseNetwork(config.widths).to(memory_format=torch.channels_last)
     optimiser = torch.optim.AdamW(network.parameters(), lr=config.rate, weight_decay=0.01)
-    for step in tqdm(range(config.steps), desc="pose network", mininterval=2):
-        for group in optimiser.param_groups:
-            group["lr"] = config.rate * warm_cosine(step, config.steps)
-        picks = torch.randint(len(frames), (config.batch,), generator=generator)
-        loss = _loss(network(_disturbed(frames[picks], generator))[0], points[picks])
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
+    with progress(config.steps, "train the pose network", "step") as bar:
+        for step in range(config.steps):
+            for group in optimiser.param_groups:
+                group["lr"] = config.rate * warm_cosine(step, config.steps)
+            picks = torch.randint(len(frames), (config.batch,), generator=generator)
+            _loss(network(_disturbed(frames[picks], generator))[0], points[picks]).backward()
+            descend(network, optimiser)
+            bar.update()
     network.eval().requires_grad_(False)
     reader = PoseReader(network, config, float("nan"))
     frames, points = render_frames(config, config.held_out, seed=8)
@@ -209,11 +218,13 @@ def render_frames(config: PoseNetworkConfig, clips: int, seed: int) -> tuple[Ten
     `seed` names the set of clips, as in `ClipSetConfig`; the evaluation and the training of models use other ones.
     """
     frames, points = [], []
-    for clip in tqdm(range(clips), desc="render for the pose network", mininterval=2):
-        angles = random_motion(config.frames * config.stride, clip_seed(seed, clip))[:: config.stride]
-        identity = make_identity(PersonWorld().scene(seed, clip))
-        frames.append((render(forward_kinematics(angles), identity, config.size) * 255 + 0.5).byte())
-        points.append(pose_points(angles)[..., :2])
+    with progress(clips, "render for the pose network", "clip") as bar:
+        for clip in range(clips):
+            angles = random_motion(config.frames * config.stride, clip_seed(seed, clip))[:: config.stride]
+            identity = make_identity(PersonWorld().scene(seed, clip))
+            frames.append((render(forward_kinematics(angles), identity, config.size) * 255 + 0.5).byte())
+            points.append(pose_points(angles)[..., :2])
+            bar.update()
     return torch.cat(frames), torch.cat(points)
 
 

@@ -16,6 +16,7 @@ from aapt_fast.models.files.model_file import bundled_models, is_own_file, read_
 from aapt_fast.models.files.named_weights import NamedWeights
 from aapt_fast.models.files.placement import WAN_DTYPES, require_path, require_usable_device, require_usable_dtype
 from aapt_fast.models.files.read import fill, read_config, read_tensors, weight_file
+from aapt_fast.models.files.trainable import outside_inference_mode
 from aapt_fast.models.wan.config import WanConfig
 from aapt_fast.models.wan.infer_config import wan_config
 from aapt_fast.models.wan.keys import (
@@ -34,6 +35,7 @@ EXPERTS = (("transformer", "transformer_2"), ("high_noise_model", "low_noise_mod
 GROUPS = ("generator_ema", "generator")
 
 
+@outside_inference_mode
 def load_generator(
     path: str | Path,
     *,

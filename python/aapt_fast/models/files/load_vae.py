@@ -18,6 +18,7 @@ from aapt_fast.models.files.model_file import bundled_models, is_own_file, load_
 from aapt_fast.models.files.named_weights import NamedWeights
 from aapt_fast.models.files.placement import WAN_DTYPES, require_path, require_usable_device, require_usable_dtype
 from aapt_fast.models.files.read import WEIGHT_SUFFIXES, computing_dtype, fill, read_config, read_tensors, weight_file
+from aapt_fast.models.files.trainable import outside_inference_mode
 from aapt_fast.models.vae.infer_wan_config import (
     DIFFUSERS_NAMES,
     RELEVANT,
@@ -36,6 +37,7 @@ WRAPPER = "model."
 """Put before every name by a module around the original one; some files have it."""
 
 
+@outside_inference_mode
 def load_vae(
     path: str | Path,
     *,
