@@ -173,7 +173,7 @@ def test_a_stage_1_that_has_begun_does_not_change_its_start(person: Path) -> Non
 
 
 def test_stages_in_the_wrong_order_say_what_is_missing(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"out: expected a folder with a finished codec"):
+    with pytest.raises(ValueError, match=r"out: expected a folder with a finished stage codec"):
         stages.train(PERSON, tmp_path, ("diffusion",))
     with pytest.raises(ValueError, match=r"out: expected a folder with a finished stage diffusion"):
         stages.train(PERSON, tmp_path, ("export",))

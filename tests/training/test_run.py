@@ -112,14 +112,14 @@ def test_an_interruption_in_the_middle_of_a_step_keeps_the_last_checkpoint(tmp_p
 ENDLESS = """
     import sys
     from pathlib import Path
-    from aapt_fast.cli.stop_signals import StopSignals
+    from aapt_fast.cli.signals import HeldSignals
     from aapt_fast.training.run import TrainingRun, Watch
     from test_settings import Settings
     import torch, time
 
     model = torch.nn.Linear(3, 2)
-    with StopSignals() as signals:
-        watch = Watch("endless", signals.put_off)
+    with HeldSignals() as signals, signals.let_in():
+        watch = Watch("endless", signals.hold)
         run = TrainingRun(Path(sys.argv[1]), Settings(), {"model": model}, watch=watch)
         for step in run.steps(10**9, seed=0):
             print("step", flush=True)

@@ -8,7 +8,7 @@ import dataclasses
 import json
 from pathlib import Path
 
-from aapt_fast.cli.stop_signals import StopSignals
+from aapt_fast.cli.signals import HeldSignals
 from aapt_fast.errors import require
 from aapt_fast.limits import require_folder
 from aapt_fast.models.stream_model import StreamModel
@@ -64,7 +64,7 @@ def run(arguments: argparse.Namespace) -> None:
         HELD_OUT_SETS[arguments.held_out], clips=arguments.clips, frames=1 + 4 * -(-arguments.frames // 4), size=size
     )
     require_measurable(rows, config)
-    with StopSignals():
+    with HeldSignals() as signals, signals.let_in():
         report = evaluate(rows, config, control_reader(config, networks), arguments.out)
     say(report.to_markdown())
     print(json.dumps(report.as_dict()))

@@ -7,7 +7,7 @@ import argparse
 import dataclasses
 from pathlib import Path
 
-from aapt_fast.cli.stop_signals import StopSignals
+from aapt_fast.cli.signals import HeldSignals
 from aapt_fast.errors import require
 from aapt_fast.limits import require_folder
 from aapt_fast.training.recipes import RECIPES
@@ -29,5 +29,5 @@ def run(arguments: argparse.Namespace) -> None:
         require(recipe.start is not None, "--start", "none for a recipe that begins from nothing", arguments.start)
         recipe = dataclasses.replace(recipe, start=arguments.start)
     require_folder("--out", arguments.out)
-    with StopSignals() as signals:
-        train(recipe, arguments.out, tuple(arguments.stage or MAIN_STAGES), signals.put_off)
+    with HeldSignals() as signals, signals.let_in():
+        train(recipe, arguments.out, tuple(arguments.stage or MAIN_STAGES), signals.hold)

@@ -124,15 +124,8 @@ def train_adversarial(
     # RMSProp with alpha 0.9, which is Adam without momentum (APT appendix)
     judge_optimiser = torch.optim.Adam(discriminator.parameters(), lr=config.discriminator_rate, betas=(0.0, 0.9))
     judged = {"discriminator": discriminator, "judge_optimiser": judge_optimiser}
-    trainer = Trainer(
-        folder,
-        config,
-        generator,
-        lambda: evaluate(generator),
-        watch,
-        more=judged,
-        average_decay=config.average_decay,
-    )
+    decay = config.average_decay
+    trainer = Trainer(folder, config, generator, lambda: evaluate(generator), watch, more=judged, average_decay=decay)
     run = trainer.run
 
     for step in trainer.steps():

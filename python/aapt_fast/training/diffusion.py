@@ -129,10 +129,10 @@ def decoder_sensitivity(decode: Callable[[Tensor], Tensor], latents: Tensor, siz
     latents [B, C, F, h, w] of unit standard deviation. Raises ValueError for another shape.
     """
     require_shape("latents", latents, "B", "C", "F", "h", "w")
-    video, changes = decode(latents), []
+    video, changes, same = decode(latents), [], torch.Generator().manual_seed(0)  # a resumed run has the same weights
     for channel in range(latents.shape[1]):
         disturbed = latents.clone()
-        disturbed[:, channel] += size * torch.randn_like(disturbed[:, channel])
+        disturbed[:, channel] += size * torch.randn(disturbed[:, channel].shape, generator=same)
         changes.append((decode(disturbed) - video).square().mean())
     weights = torch.stack(changes).sqrt()
     return weights / weights.mean()

@@ -10,7 +10,17 @@ import torch
 from torch import Tensor, nn
 
 
-class Optimiser(Protocol):
+class Stateful(Protocol):
+    """A part of a checkpoint: a module, an optimiser, an average."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state, as torch saves it."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> Any:
+        """Take over a state of `state_dict`."""
+
+
+class Optimiser(Stateful, Protocol):
     """The parts of a torch optimiser that a training needs."""
 
     @property
@@ -22,12 +32,6 @@ class Optimiser(Protocol):
 
     def step(self) -> Any:
         """Move the parameters down their gradients."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """The state, as torch saves it."""
-
-    def load_state_dict(self, state: dict[str, Any]) -> Any:
-        """Take over a state of `state_dict`."""
 
 
 def descend(model: nn.Module, optimiser: Optimiser, largest_norm: float = math.inf) -> None:

@@ -16,25 +16,16 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn, Protocol, TypeAlias
+from typing import Any, NoReturn, TypeAlias
 
 import torch
 
 from aapt_fast.errors import CheckpointError
 from aapt_fast.progress import progress, say
 from aapt_fast.training.files import load_finite, save_finite, write_csv, write_text
+from aapt_fast.training.optimiser import Stateful
 
 CHECKPOINT = "checkpoint.pt"
-
-
-class Stateful(Protocol):
-    """A part of a checkpoint: a module, an optimiser, an average."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """The state, as torch saves it."""
-
-    def load_state_dict(self, state: dict[str, Any]) -> Any:
-        """Take over a state of `state_dict`."""
 
 
 Stop: TypeAlias = Callable[[], AbstractContextManager[Callable[[], bool]]]

@@ -17,9 +17,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -38,15 +39,17 @@ from aapt_fast.training.clips import LatentClips
 from aapt_fast.training.codec import train_codec
 from aapt_fast.training.consistency import train_consistency
 from aapt_fast.training.data import ClipSet, ClipSetConfig, held_out_clips, render_clips
-from aapt_fast.training.diffusion import decoder_sensitivity, train_diffusion
+from aapt_fast.training.diffusion import Evaluation, decoder_sensitivity, train_diffusion
 from aapt_fast.training.evaluate import Row, evaluate
 from aapt_fast.training.files import load_finite, save_finite, write_text
-from aapt_fast.training.held_out import Evaluations, HeldOutRollout
+from aapt_fast.training.held_out import HeldOutRollout
 from aapt_fast.training.plan import STAGES, describe_plan, describe_state, require_room, result_path, stage_config
 from aapt_fast.training.pretrain import HeldOutError, train_bidirectional
 from aapt_fast.training.recipes import Recipe, control_reader
 from aapt_fast.training.rows import Rows
 from aapt_fast.training.run import CHECKPOINT, Stop, Watch, never_stop
+
+Model = TypeVar("Model", Generator, MiniVAE)
 
 MAIN_STAGES = tuple(stage for stage in STAGES if stage != "reconstruction")
 GENERATOR_STAGES = ("diffusion", "consistency", "adversarial")
@@ -79,9 +82,9 @@ def train(recipe: Recipe, out: Path, stages: tuple[str, ...] = MAIN_STAGES, stop
         for number, stage in enumerate(chosen, 1):
             try:
                 run.take(stage, Watch(f"stage {number} of {len(chosen)}: {stage}", stop))
-            except KeyboardInterrupt as stopped:
-                what = str(stopped) or f"stopped in stage {stage}; {describe_state(recipe, out, stage)}"
-                raise KeyboardInterrupt(f"{what}. The same command resumes.") from None
+            except KeyboardInterrupt:
+                state = describe_state(recipe, out, stage)
+                raise KeyboardInterrupt(f"stopped in stage {stage}; {state}. The same command resumes.") from None
 
 
 @contextmanager
@@ -114,82 +117,64 @@ class RecipeRun:
 
     def take(self, stage: str, watch: Watch) -> None:
         """Run a stage of `STAGES`, or take over what is there of it."""
-        train_stage = {
-            "pretrain": self._pretrain,
-            "diffusion": self._train_diffusion,
-            "consistency": self._train_consistency,
-        }.get(stage, self._train_adversarial)
-        if stage == "codec":
-            self._train_codec(watch)
-        elif stage == "export":
+        if stage == "export":
             self._export()
         elif stage == "evaluate":
             self._evaluate()
         elif stage != "pretrain" or self._recipe.pretrain is not None:
-            save_finite(result_path(self._out, stage), train_stage(stage, watch).state_dict())
+            trainings: dict[str, Callable[[str, Path, Watch], Generator | MiniVAE]] = {
+                "codec": self._train_codec,
+                "pretrain": self._pretrain,
+                "diffusion": self._train_diffusion,
+                "consistency": self._train_consistency,
+            }
+            model = trainings.get(stage, self._train_adversarial)(stage, self._out / stage, watch)
+            (self._out / stage).mkdir(parents=True, exist_ok=True)
+            save_finite(result_path(self._out, stage), model.state_dict())
 
-    def _train_codec(self, watch: Watch) -> None:
+    def _train_codec(self, stage: str, folder: Path, watch: Watch) -> MiniVAE:
         """Stage 0: the VAE, on the gallery and on strangers; or that of the recipe's `start`, as it is."""
-        recipe, path = self._recipe, result_path(self._out, "codec")
-        vae = self._start[1] if self._start else None
+        recipe, vae = self._recipe, self._start[1] if self._start else None
         if recipe.codec is not None:
             sets = [render_clips(self._out / "data", config) for config in (recipe.strangers, recipe.gallery)]
-            held_out = held_out_clips(recipe.held_out_strangers)[0]
-            vae = train_codec(path.parent, recipe.codec, sets, held_out, vae, watch)
+            vae = train_codec(folder, recipe.codec, sets, held_out_clips(recipe.held_out_strangers)[0], vae, watch)
             calibrate(vae, sets)
         assert vae is not None  # as Recipe checks
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_finite(path, vae.state_dict())
+        return vae
 
-    def _pretrain(self, stage: str, watch: Watch) -> Generator:
+    def _pretrain(self, stage: str, folder: Path, watch: Watch) -> Generator:
         """Before stage 1: flow matching of a bidirectional model on the gallery's latents."""
-        config, data = self._recipe.pretrain, self._data(stage)
+        config, (clips, channel_weights, _) = self._recipe.pretrain, self._data(stage)
         assert config is not None  # as `take` checks
         with torch.no_grad():
             held_out = self._codec().encode(held_out_clips(self._recipe.held_out_gallery)[0])
         evaluation = HeldOutError(held_out[:, :, : config.clip_frames])
-        return train_bidirectional(
-            self._out / stage, config, data.clips.latents, data.channel_weights, evaluation, watch
-        )
+        return train_bidirectional(folder, config, clips.latents, channel_weights, evaluation, watch)
 
-    def _train_diffusion(self, stage: str, watch: Watch) -> Generator:
+    def _train_diffusion(self, stage: str, folder: Path, watch: Watch) -> Generator:
         """Stage 1 of AAPT: teacher-forced flow matching on the gallery's latents.
 
         A new run starts from the recipe's `start`, else from the conversion of the stage pretrain if that has finished,
         else from random weights. Raises ValueError for a run that has begun from something else.
         """
-        recipe, folder = self._recipe, self._out / stage
+        recipe = self._recipe
         start = self._start[0] if self._start else self._pretrained()
         _note_start(folder, recipe.start or ("stage pretrain" if start else "random weights"))
-        data = self._data(stage)
-        return train_diffusion(
-            folder, recipe.diffusion, data.clips, data.channel_weights, data.evaluation, start, watch
-        )
+        return train_diffusion(folder, recipe.diffusion, *self._data(stage), start, watch)
 
-    def _train_consistency(self, stage: str, watch: Watch) -> Generator:
+    def _train_consistency(self, stage: str, folder: Path, watch: Watch) -> Generator:
         """Stage 2 of AAPT: consistency distillation of stage 1."""
-        teacher, data = self._generator("diffusion"), self._data(stage)
-        return train_consistency(
-            self._out / stage,
-            self._recipe.consistency,
-            teacher,
-            data.clips,
-            data.channel_weights,
-            data.evaluation,
-            watch,
-        )
+        teacher = self._generator("diffusion")
+        return train_consistency(folder, self._recipe.consistency, teacher, *self._data(stage), watch)
 
-    def _train_adversarial(self, stage: str, watch: Watch) -> Generator:
+    def _train_adversarial(self, stage: str, folder: Path, watch: Watch) -> Generator:
         """Stage 3 of AAPT: student forcing. Starts from stage 2 if it has finished, the discriminator from stage 1.
 
         The stage "reconstruction" is the same without the adversarial loss, for as many updates of the generator.
         """
         trunk = self._generator("diffusion")
         start = self._generator(last_stage(self._out, before="adversarial"))
-        config, data = stage_config(self._recipe, stage), self._data(stage)
-        return train_adversarial(
-            self._out / stage, config, start, trunk, data.clips, data.channel_weights, data.evaluation, watch
-        )
+        return train_adversarial(folder, stage_config(self._recipe, stage), start, trunk, *self._data(stage), watch)
 
     def _export(self) -> None:
         """Write the bundle `out`/NAME: weights in float16, first frames, and the states of the world in them."""
@@ -219,58 +204,49 @@ class RecipeRun:
             reader = control_reader(config, self._out / "pose_network")
             evaluate(rows, config, reader, self._out / "evaluation" / config.name)
 
-    def _data(self, stage: str) -> GeneratorData:
-        return GeneratorData(self._recipe, self._out, stage, self._codec())
+    def _data(self, stage: str) -> tuple[LatentClips, Tensor, Evaluation]:
+        """Training data of a generator: clips of gallery and strangers in latents, and weights [C] of their channels.
+
+        The evaluation during training comes with them; its sample sheets go to the stage's folder.
+        """
+        recipe, vae, folder = self._recipe, self._codec(), self._out / "data"
+        model, configs = recipe.diffusion.model, (recipe.gallery, recipe.strangers)
+        sets = [render_clips(folder, config) for config in configs]
+        latents = torch.cat([encode_clips(vae, each, folder) for each in sets])
+        scenes = torch.tensor([config.scene(clip) for config in configs for clip in range(config.clips)])
+        clips = LatentClips(latents, torch.cat([each.controls for each in sets]), model, scenes)
+        gallery = HeldOutRollout(vae, model, recipe.held_out_gallery, self._out / stage / "samples.png")
+        strangers = HeldOutRollout(
+            vae, model, recipe.held_out_strangers, self._out / stage / "strangers.png", "strangers_"
+        )
+        weights = decoder_sensitivity(vae.decode, latents[:4, :, :6])
+        return clips, weights, lambda generator: gallery(generator) | strangers(generator)
 
     def _codec(self) -> MiniVAE:
         """The finished codec, frozen."""
-        path, config = result_path(self._out, "codec"), self._recipe.codec
-        require(path.exists(), "out", f"a folder with a finished codec ({path})", "none; run stage codec first")
-        if config is None:
-            assert self._start is not None  # as Recipe checks
-            vae = MiniVAE(self._start[1].config)
-        else:
-            vae = MiniVAE(config.model)
-        vae.load_state_dict(load_finite(path))
-        return vae.eval().requires_grad_(False)
+        config = self._recipe.codec.model if self._recipe.codec else self._start and self._start[1].config
+        assert config  # as Recipe checks
+        return self._load(MiniVAE(config), "codec")
 
     def _generator(self, stage: str) -> Generator:
         """The generator of a finished stage, frozen."""
-        path = result_path(self._out, stage)
-        found = f"none; run stage {stage} first"
-        require(path.exists(), "out", f"a folder with a finished stage {stage} ({path})", found)
-        generator = Generator(self._recipe.diffusion.model)
-        generator.load_state_dict(load_finite(path))
-        return generator.eval().requires_grad_(False)
+        return self._load(Generator(self._recipe.diffusion.model), stage)
 
     def _pretrained(self) -> Generator | None:
         """The start of stage 1 from the stage pretrain; None if that has not finished."""
-        path, model = result_path(self._out, "pretrain"), self._recipe.diffusion.model
-        if not path.exists():
+        model = self._recipe.diffusion.model
+        if not result_path(self._out, "pretrain").exists():
             return None
-        generator = Generator(bidirectional(model))
-        generator.load_state_dict(load_finite(path))
+        generator = self._load(Generator(bidirectional(model)), "pretrain")
         torch.manual_seed(self._recipe.diffusion.seed)
         return to_autoregressive(generator, model.control, window=model.window, control_width=model.control_width)
 
-
-class GeneratorData:
-    """Training data of a generator: clips of gallery and strangers in the latents of the finished codec `vae`.
-
-    `clips`; `channel_weights` [C] of the loss; `evaluation`, whose sample sheets go to the stage's folder.
-    """
-
-    def __init__(self, recipe: Recipe, out: Path, stage: str, vae: MiniVAE) -> None:
-        model, configs = recipe.diffusion.model, (recipe.gallery, recipe.strangers)
-        sets = [render_clips(out / "data", config) for config in configs]
-        latents = torch.cat([encode_clips(vae, each, out / "data") for each in sets])
-        scenes = torch.tensor([config.scene(clip) for config in configs for clip in range(config.clips)])
-        self.clips = LatentClips(latents, torch.cat([each.controls for each in sets]), model, scenes)
-        self.channel_weights = decoder_sensitivity(vae.decode, latents[:4, :, :6])
-        self.evaluation = Evaluations(
-            HeldOutRollout(vae, model, recipe.held_out_gallery, out / stage / "samples.png"),
-            HeldOutRollout(vae, model, recipe.held_out_strangers, out / stage / "strangers.png"),
-        )
+    def _load(self, model: Model, stage: str) -> Model:
+        path = result_path(self._out, stage)
+        found = f"none; run stage {stage} first"
+        require(path.exists(), "out", f"a folder with a finished stage {stage} ({path})", found)
+        model.load_state_dict(load_finite(path))
+        return model.eval().requires_grad_(False)
 
 
 @torch.no_grad()

@@ -11,8 +11,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from aapt_fast.training.ema import WeightAverage
-from aapt_fast.training.optimiser import MatrixOptimiser, Optimiser, descend
-from aapt_fast.training.run import Stateful, TrainingRun, Watch
+from aapt_fast.training.optimiser import MatrixOptimiser, Optimiser, Stateful, descend
+from aapt_fast.training.run import TrainingRun, Watch
 from aapt_fast.training.schedule import warm_cosine
 
 
