@@ -86,3 +86,5 @@ def test_a_full_disk_is_an_error_before_any_row(rows: Rows, monkeypatch: pytest.
     assert rows.there == 0
     with pytest.raises(ValueError, match=r"^set: count: expected a value that fits into .*, got one that needs"):
         dataclasses.replace(rows, count=10**15).begin()
+    huge = dataclasses.replace(rows, arrays={"a": ("uint8", (10**12, 10**12))})
+    assert huge.nbytes == 4 * 10**24  # more than 64 bits

@@ -81,7 +81,8 @@ def require_room(recipe: Recipe, out: Path, stages: Sequence[str]) -> None:
     for config in (recipe.strangers, recipe.gallery):
         cells += config.clips * (1 + (config.frames - 1) // 4) * model.latent_channels * model.grid[0] * model.grid[1]
     new = sum(rows.nbytes for rows in _clips(recipe, out) if not rows.there)
-    require_disk("clips, frames and size of the training sets", out, new + 4 * cells)
+    if new:  # else they have their room, and latents had it
+        require_disk("clips, frames and size of the training sets", out, new + 4 * cells)
     require_memory("clips and frames of the training sets", 8 * cells)  # float32, once in parts and once as a whole
     for stage in stages:
         config = stage_config(recipe, stage)

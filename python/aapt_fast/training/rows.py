@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -86,7 +87,7 @@ class Rows:
     @property
     def nbytes(self) -> int:
         """Bytes of all arrays."""
-        return self.count * sum(np.dtype(dtype).itemsize * int(np.prod(shape)) for dtype, shape in self.arrays.values())
+        return self.count * sum(np.dtype(dtype).itemsize * math.prod(shape) for dtype, shape in self.arrays.values())
 
     def _has_card(self, ending: str) -> bool:
         arrays = [f"{key}.npy" for key in self.arrays] + (["there.npy"] if ending == "begun.json" else [])
