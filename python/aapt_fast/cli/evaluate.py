@@ -56,8 +56,9 @@ def run(arguments: argparse.Namespace) -> None:
     require(arguments.frames >= 1, "frames", "at least 1", arguments.frames)
     require(not (arguments.model and arguments.row), "row", "either a model or --row", "both")
     networks = arguments.pose_network.expanduser()
-    for name, folder in (("--out", arguments.out or networks), ("--pose-network", networks)):
-        require_folder(name, folder)
+    require_folder("--pose-network", networks)
+    if arguments.out is not None:
+        require_folder("--out", arguments.out)
     rows = _rows(arguments.row or [f"model={arguments.model or 'mini-person'}"], arguments.nfe)
     size = rows[0].model.video_size[0]
     config: ClipSetConfig = dataclasses.replace(

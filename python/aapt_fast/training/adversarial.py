@@ -108,12 +108,8 @@ def train_adversarial(
     `channel_weights` [C] weigh the latent channels in the reconstruction. Raises ValueError if both the reconstruction
     and the adversarial weight are 0, or if the clips are shorter than a segment.
     """
-    require(
-        config.reconstruction > 0 or config.adversarial > 0,
-        "adversarial",
-        "a weight above 0, as reconstruction is 0",
-        0,
-    )
+    pulled = config.reconstruction > 0 or config.adversarial > 0
+    require(pulled, "adversarial", "a weight above 0, as reconstruction is 0", 0)
     require(not config.balanced or config.reconstruction > 0, "balanced", "False, as reconstruction is 0", True)
     clips.require_frames(config.segment_frames)
     torch.manual_seed(config.seed)

@@ -178,7 +178,7 @@ def require_measurable(rows: Sequence[Row], config: ClipSetConfig, group: int = 
 
 def _latencies(rows: Sequence[Row], config: ClipSetConfig) -> dict[str, dict[str, dict[str, float | None]]]:
     """Latency by row; says on stderr how long the steps of the evaluation will take at this speed."""
-    clip = make_clip(config, 0)
+    clip = config.world.clip(config.seed, 0, min(config.frames, 49), config.size)
     image = to_float(clip.video[:1])[:, 0]
     times = {row.name: step_latency(row.model, image, clip.controls, row.nfe) for row in rows}
     seconds = config.clips * (config.frames // 4) * sum(each["step"]["p50"] or 0 for each in times.values()) / 1000
