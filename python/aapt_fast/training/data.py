@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from aapt_fast.errors import require
+from aapt_fast.limits import require_memory
 from aapt_fast.progress import progress
 from aapt_fast.training.rows import Rows
 from aapt_fast.worlds.world import Clip, World
@@ -59,7 +60,9 @@ def stack_clips(clips: Sequence[Clip]) -> tuple[Tensor, Tensor]:
 
 
 def held_out_clips(config: ClipSetConfig) -> tuple[Tensor, Tensor]:
-    """All clips of a small set, as `stack_clips` gives them."""
+    """All clips of a small set, as `stack_clips` gives them. Raises ValueError if they do not fit into the memory."""
+    needed = 12 * config.clips * config.frames * config.size**2  # float32
+    require_memory(f"clips, frames and size of {config.name}", needed)
     return stack_clips([make_clip(config, clip) for clip in range(config.clips)])
 
 

@@ -24,11 +24,13 @@ from torch import Tensor
 from aapt_fast.errors import require
 from aapt_fast.limits import require_memory
 from aapt_fast.models.aapt.generator import Generator
+from aapt_fast.models.files.atomic import replacing
 from aapt_fast.models.stream_model import StreamModel
 from aapt_fast.models.vae.video_stream import VideoVAE
 from aapt_fast.progress import progress, say
 from aapt_fast.streaming.controls import entry_shape
 from aapt_fast.training.data import ClipSetConfig, make_clip, stack_clips, to_float
+from aapt_fast.training.files import fingerprint
 from aapt_fast.training.metrics import frame_change, psnr, sharpness, ssim
 from aapt_fast.training.report import (
     BASELINES,
@@ -108,17 +110,20 @@ def evaluate(
     """Measure all `rows` on the held-out clips of `config`, which are rendered once, `group` clips at a time.
 
     Without a `reader` the report has no error of the controls and no Frechet distance. Writes the report's files and a
-    contact sheet into `out`. Raises ValueError for a model that is not driven by the controls of this world or has
-    another size, for names that are not distinct, and for clips that are too short for the mirror test.
+    contact sheet into `out`; a stopped evaluation resumes there. Raises ValueError for a model that is not driven by the
+    controls of this world or has another size, for names that are not distinct, for clips that are too short for the
+    mirror test, and for numbers that do not fit into the memory.
     """
     require_measurable(rows, config, group)
     if reader is not None:
         require(reader.size == config.size, "reader", f"a network for {config.size} pixels", reader.size)
     codecs = _distinct_codecs(rows)
-    measured = Measurements(nfe={row.name: row.nfe for row in rows}, latency=_latencies(rows, config))
-    bar = progress(config.clips * len(rows), f"evaluate on {config.name}", "video")
-    sheet: list[Tensor] = []
-    for start in range(0, config.clips, group):
+    kept = None if out is None else _Kept(out / "measured.pt", rows, config, reader, group)
+    measured, sheet, done = kept.load() if kept else (Measurements(), [], 0)
+    if not done:
+        measured.nfe, measured.latency = {row.name: row.nfe for row in rows}, _latencies(rows, config)
+    bar = progress(config.clips * len(rows), f"evaluate on {config.name}", "video", done=done * len(rows))
+    for start in range(done, config.clips, group):
         clips = range(start, min(start + group, config.clips))
         truth = make_group(config, clips)
         image, seeds = truth.video[:, :, :1], torch.tensor([1000 + clip for clip in clips])
@@ -143,12 +148,41 @@ def evaluate(
             if truth.mirrored is not None:
                 video, controls = truth.mirrored
                 sheet += _sheet_rows(config.world, controls, [video, *mirrored_videos], clips=2)
+        if kept is not None:
+            kept.save(measured, sheet, clips.stop)
     bar.close()
     report = make_report(measured, {} if reader is None else reader.notes())
     if out is not None:
         write_report(out, report, measured)
         save_sheet(out / "drift.png", sheet)
+    if kept is not None:
+        kept.path.unlink()
     return report
+
+
+class _Kept:
+    """File of the measurements of an evaluation that is not finished, so that a stopped one resumes."""
+
+    def __init__(
+        self, path: Path, rows: Sequence[Row], config: ClipSetConfig, reader: ControlReader | None, group: int
+    ) -> None:
+        names = [(row.name, row.nfe, str(row.model.dtype), str(row.model.token_dtype)) for row in rows]
+        card = [config.card(), names, group, reader.notes() if reader else None]
+        modules = [module for row in rows for module in (row.model.generator, row.model.vae)]
+        self.path, self._card = path, fingerprint(card, *modules)
+
+    def load(self) -> tuple[Measurements, list[Tensor], int]:
+        """The measurements so far, the rows [n, 3, H, W] of the sheet, and the number of clips that are measured."""
+        content = torch.load(self.path, weights_only=True) if self.path.exists() else {}
+        if content.get("card") != self._card:
+            return Measurements(), [], 0
+        return Measurements(**content["measured"]), content["sheet"], content["done"]
+
+    def save(self, measured: Measurements, sheet: list[Tensor], done: int) -> None:
+        """Keep them after `done` clips."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(self.path) as partial:
+            torch.save({"card": self._card, "measured": vars(measured), "sheet": sheet, "done": done}, partial)
 
 
 def require_measurable(rows: Sequence[Row], config: ClipSetConfig, group: int = 4) -> None:

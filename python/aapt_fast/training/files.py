@@ -4,13 +4,15 @@
 from __future__ import annotations
 
 import csv
+import hashlib
+import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from aapt_fast.errors import CheckpointError
 from aapt_fast.models.files.atomic import replacing
@@ -54,6 +56,15 @@ def load_finite(path: Path) -> Any:
     if name:
         raise CheckpointError(f"{path}: {name}: expected finite values, got nan or inf; remove the file to begin anew")
     return content
+
+
+def fingerprint(card: object, *modules: nn.Module) -> str:
+    """Hash of JSON values and of the weights of modules, bit by bit: what was made from others is made anew."""
+    digest = hashlib.sha256(json.dumps(card, sort_keys=True).encode())
+    for module in modules:
+        for weight in module.state_dict().values():
+            digest.update(weight.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _first_not_finite(content: object, name: str = "") -> str | None:

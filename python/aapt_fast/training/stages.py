@@ -14,7 +14,6 @@ finished.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -38,10 +37,10 @@ from aapt_fast.training.adversarial import train_adversarial
 from aapt_fast.training.clips import LatentClips
 from aapt_fast.training.codec import train_codec
 from aapt_fast.training.consistency import train_consistency
-from aapt_fast.training.data import ClipSet, ClipSetConfig, held_out_clips, render_clips
+from aapt_fast.training.data import ClipSet, held_out_clips, render_clips
 from aapt_fast.training.diffusion import Evaluation, decoder_sensitivity, train_diffusion
 from aapt_fast.training.evaluate import Row, evaluate
-from aapt_fast.training.files import load_finite, save_finite, write_text
+from aapt_fast.training.files import fingerprint, load_finite, save_finite, write_text
 from aapt_fast.training.held_out import HeldOutRollout
 from aapt_fast.training.plan import STAGES, describe_plan, describe_state, require_room, result_path, stage_config
 from aapt_fast.training.pretrain import HeldOutError, train_bidirectional
@@ -264,7 +263,7 @@ def encode_clips(vae: MiniVAE, clip_set: ClipSet, folder: Path) -> Tensor:
     config, frames = clip_set.config, 1 + (clip_set.config.frames - 1) // 4
     grid = config.size // vae.spatial_factor
     shape = (vae.latent_channels, frames, grid, grid)
-    card = {"source": _fingerprint(vae, config)}
+    card = {"source": fingerprint(config.card(), vae)}
     rows = Rows(folder, f"{config.name}.latents", card, config.clips, {"values": ("float32", shape)})
     if not rows.complete:
         missing = set(rows.begin())
@@ -280,14 +279,6 @@ def encode_clips(vae: MiniVAE, clip_set: ClipSet, folder: Path) -> Tensor:
                     bar.update(len(again))
         rows.finish()
     return torch.from_numpy(np.load(rows.path("values.npy")))
-
-
-def _fingerprint(vae: MiniVAE, clips: ClipSetConfig) -> str:
-    """Hash of the weights of the codec, bit by bit, and of the card of the clips: latents are made from both."""
-    digest = hashlib.sha256(json.dumps(clips.card(), sort_keys=True).encode())
-    for weight in vae.state_dict().values():
-        digest.update(weight.contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _note_start(folder: Path, start: str) -> None:
