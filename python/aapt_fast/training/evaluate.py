@@ -110,9 +110,9 @@ def evaluate(
     """Measure all `rows` on the held-out clips of `config`, which are rendered once, `group` clips at a time.
 
     Without a `reader` the report has no error of the controls and no Frechet distance. Writes the report's files and a
-    contact sheet into `out`; a stopped evaluation resumes there. Raises ValueError for a model that is not driven by the
-    controls of this world or has another size, for names that are not distinct, for clips that are too short for the
-    mirror test, and for numbers that do not fit into the memory.
+    contact sheet into `out`; a stopped evaluation resumes there. Raises ValueError for a model that is not driven by
+    the controls of this world or has another size, for names that are not distinct, for clips that are too short for
+    the mirror test, and for numbers that do not fit into the memory.
     """
     require_measurable(rows, config, group)
     if reader is not None:
