@@ -16,6 +16,8 @@ CUTLASS_DIR ?= $(abspath $(VENV))/cutlass/cutlass_library/source
 # Kernels compile for minutes: the installed module and the wheel come from one build folder per setting.
 STRICTLY := --no-build-isolation --config-settings=cmake.define.AAPT_STRICT=ON \
   --config-settings=build-dir=build/cuda-$(AAPT_CUDA)/{wheel_tag}
+# What a build needs, with the headers of CUDA unless the CUDA code is left out.
+TOOLS := $(VENV)/.build-tools $(if $(filter OFF,$(AAPT_CUDA)),,$(VENV)/.cuda-tools)
 BUILD_INPUTS := pyproject.toml CMakeLists.txt constraints.txt $(shell find cmake csrc -type f)
 
 export AAPT_CUDA CUTLASS_DIR
@@ -31,9 +33,9 @@ demo: $(VENV)/.installed-video ## generate a dancing person: demo.mp4 and the co
 	$(BIN)/aapt-fast generate --motion dance --frames 240 --out demo.mp4 --sheet demo.png
 
 test: $(VENV)/.installed-video,test emulated ## run the tests
-	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -q tests
+	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile tests
 
-emulated: $(VENV)/.build-tools ## build the kernels for the CPU, as the tests run them
+emulated: $(VENV)/.build-tools $(VENV)/.cuda-tools ## build the kernels for the CPU, as the tests run them
 	@$(BIN)/cmake -G Ninja -S . -B build/emulated -DAAPT_EMULATE=ON -DAAPT_PROBES=ON --log-level=WARNING \
 	  -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) -DPython_EXECUTABLE=$(abspath $(BIN)/python) \
 	  -Dpybind11_DIR=$$($(BIN)/python -m pybind11 --cmakedir) > /dev/null
@@ -52,7 +54,7 @@ bench: $(VENV)/.installed-video,test ## run the benchmarks
 	$(BIN)/python -m pytest bench --benchmark-only --timeout 0
 
 # A wheel without CUDA has a name of its own, so that neither of the two replaces the other.
-wheel: $(VENV)/.build-tools ## build a wheel in dist/
+wheel: $(TOOLS) ## build a wheel in dist/
 	$(BIN)/python -m pip wheel --disable-pip-version-check $(STRICTLY) --no-deps -w $(WHEELS) \
 	  $(if $(filter OFF,$(AAPT_CUDA)),--config-settings=wheel.build-tag=0cpu) .
 
@@ -73,13 +75,13 @@ $(VENV)/.lint-tools: constraints.txt | $(VENV)/.created
 	$(INSTALL) ruff mypy
 	touch $@
 
-$(VENV)/.cutlass: constraints.txt | $(VENV)/.created
-	$(INSTALL) --no-deps --upgrade --target $(VENV)/cutlass nvidia-cutlass
+$(VENV)/.build-tools: constraints.txt | $(VENV)/.created
+	$(INSTALL) scikit-build-core pybind11 pybind11-stubgen cmake ninja
 	touch $@
 
-# Headers of CUDA, and for the tests its disassembler and the tool that finds machine code in a module.
-$(VENV)/.build-tools: constraints.txt $(VENV)/.cutlass | $(VENV)/.created
-	$(INSTALL) scikit-build-core pybind11 pybind11-stubgen cmake ninja
+# CUTLASS, headers of CUDA, and for the tests its disassembler and the tool that finds machine code in a module.
+$(VENV)/.cuda-tools: constraints.txt | $(VENV)/.created
+	$(INSTALL) --no-deps --upgrade --target $(VENV)/cutlass nvidia-cutlass
 	$(INSTALL) --no-deps nvidia-cuda-runtime nvidia-cuda-crt nvidia-cuda-cccl nvidia-cuda-nvdisasm nvidia-cuda-cuobjdump
 	touch $@
 
@@ -93,6 +95,6 @@ $(VENV)/.aapt-cuda: FORCE | $(VENV)/.created
 	@echo $(AAPT_CUDA) | cmp -s - $@ || echo $(AAPT_CUDA) > $@
 
 # The part of the name after .installed- is the list of extras. Editable: edits of Python files count at once.
-$(VENV)/.installed-%: $(BUILD_INPUTS) $(VENV)/.build-tools $(VENV)/.torch $(VENV)/.aapt-cuda
+$(VENV)/.installed-%: $(BUILD_INPUTS) $(TOOLS) $(VENV)/.torch $(VENV)/.aapt-cuda
 	$(INSTALL) $(STRICTLY) --editable ".[$*]"
 	touch $@

@@ -33,7 +33,7 @@ from aapt_fast.models.aapt.presets import generator_preset
 from aapt_fast.models.vae.wan import WanVAEConfig
 from aapt_fast.ops._load import extension_or_none
 from aapt_fast.ops.kernels import KERNELS, use_kernels
-from aapt_fast.profiling.decoders import wan_decoder
+from aapt_fast.profiling.decoders import decoder_layers
 from aapt_fast.profiling.document import DTYPE_NAMES, Document, result
 from aapt_fast.profiling.inputs import random_controls, random_image, random_prompt
 from aapt_fast.profiling.kernels import working_kernels
@@ -204,7 +204,7 @@ def frame(
     height, width = model.video_size
     name = f"frame/{preset}/{width}x{height}/{DTYPE_NAMES[dtype]}"
     measured, names = measure_sides(document, name, open_session, lambda number: control, config.window + 2, options)
-    work = Step(config, PROMPT_TOKENS if config.text_width else 0, wan_decoder(vae, *config.grid))
+    work = Step(config, PROMPT_TOKENS if config.text_width else 0, decoder_layers(vae, *config.grid))
     flops = work.generator_flops + work.decoder_flops
     best = ceilings.of(document, device, **(ceilings.TINY if device.type == "cpu" else {}))
     facts = {"keys": work.keys + work.prompt, "decoder": "Wan 2.1", "weights": "random"}

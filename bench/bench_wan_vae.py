@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from aapt_fast.models.vae.wan import WanVAE, WanVAEConfig
-from aapt_fast.models.vae.wan_keys import from_diffusers_state_dict
+from aapt_fast.models.vae.wan_keys import WanVAEKeys
 from aapt_fast.profiling.document import Document, result
 from bench.baselines.diffusers_vae import diffusers_stream, diffusers_vae, with_onednn
 from bench.harness.program import finish, open_document, parser
@@ -39,7 +39,8 @@ Systems = Mapping[str, Callable[[int, Tensor], Stream]]
 def our_stream(base_dim: int, latents: Tensor) -> Stream:
     """Steps of `aapt_fast` with the weights of `diffusers_vae`, over latents [steps, z, h, w]."""
     vae = WanVAE(WanVAEConfig(base_dim=base_dim)).eval()
-    vae.load_state_dict(from_diffusers_state_dict(diffusers_vae(base_dim).state_dict()))
+    theirs, keys = diffusers_vae(base_dim).state_dict(), WanVAEKeys()
+    vae.load_state_dict({keys.to_original(key): tensor for key, tensor in theirs.items()})
     stream = vae.stream()
     return lambda number: stream.decode(latents[number][None, :, None])
 

@@ -1,12 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""For every test: few threads, idle ones asleep, and the same random numbers each time."""
+"""For every test: few threads, idle ones asleep, and the same random numbers each time.
+
+`pytest -n 2` shares the tests between two processes of one thread each.
+"""
 
 from __future__ import annotations
 
 import os
 
-# Read by OpenMP when torch loads it, so it is set before that import.
+# Read by OpenMP when torch loads it, so they are set before that import.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import random
 import shutil

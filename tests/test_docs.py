@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from aapt_fast.cli import COMMANDS
+from aapt_fast.cli.options import COMMANDS
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"

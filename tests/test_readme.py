@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 import aapt_fast
-from aapt_fast.cli import COMMANDS
+from aapt_fast.cli.options import COMMANDS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

@@ -28,7 +28,7 @@ class PlainBlock(Block):
 
     def forward(
         self, x: Tensor, update: Tensor | None, gate: Tensor | None, modulation: Tensor | None, cache: Cache, layer: int
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Compute `Block.forward` for tokens x [B, F, N, d]."""
         stream, shape = self.video, x.shape
         m = stream.modulate(modulation, x.dtype)
@@ -52,7 +52,7 @@ class PlainGenerator(Generator):
         """Compute `Generator.forward` for frames [B, C, 1, h, w] and t [B]."""
         inputs = self._inputs(noised, recycled, control, t)
         modulation = self.timestep(t)
-        sources = torch.cat([source.to(inputs.noised.dtype) for source in inputs if source is not None], 1)
+        sources = torch.cat([source.to(inputs[0].dtype) for source in inputs], 1)
         patches = F.pixel_unshuffle(sources, self.config.patch).flatten(2).mT
         x, update, gate = self.patch_embed(patches)[:, None], None, None
         for layer, block in enumerate(self.blocks):

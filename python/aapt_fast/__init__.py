@@ -45,54 +45,92 @@ Errors
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, version
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
-from aapt_fast.errors import CheckpointError, PoolExhausted, SessionClosed
-from aapt_fast.integrations.explain import explain
-from aapt_fast.integrations.patch import patch, patched, unpatch
-from aapt_fast.integrations.report import PatchReport
-from aapt_fast.integrations.text import TextEncoder
-from aapt_fast.models.aapt.sampling import EulerSampler
-from aapt_fast.models.files.load_generator import load_generator
-from aapt_fast.models.files.load_vae import load_vae
-from aapt_fast.models.files.model_file import load_gallery
-from aapt_fast.models.sampling import Sampler
-from aapt_fast.models.stream_model import StreamModel
-from aapt_fast.models.wan.sampling import FewStepSampler
-from aapt_fast.ops.kernels import use_kernels
-from aapt_fast.ops.window import WindowRule
-from aapt_fast.streaming.batch import SessionBatch
-from aapt_fast.streaming.downloads import FrameDownloader
-from aapt_fast.streaming.pages import PagePool
-from aapt_fast.streaming.session import StreamSession
+from aapt_fast.errors import NO_TORCH
 
-try:
-    __version__ = version("aapt_fast")
-except PackageNotFoundError:  # run from a source tree that was never installed
-    __version__ = "0+source"
+if TYPE_CHECKING:
+    from aapt_fast.errors import CheckpointError as CheckpointError
+    from aapt_fast.errors import PoolExhausted as PoolExhausted
+    from aapt_fast.errors import SessionClosed as SessionClosed
+    from aapt_fast.integrations.explain import explain as explain
+    from aapt_fast.integrations.patch import patch as patch
+    from aapt_fast.integrations.patch import patched as patched
+    from aapt_fast.integrations.patch import unpatch as unpatch
+    from aapt_fast.integrations.report import PatchReport as PatchReport
+    from aapt_fast.integrations.text import TextEncoder as TextEncoder
+    from aapt_fast.models.aapt.sampling import EulerSampler as EulerSampler
+    from aapt_fast.models.files.load_generator import load_generator as load_generator
+    from aapt_fast.models.files.load_vae import load_vae as load_vae
+    from aapt_fast.models.files.model_file import load_gallery as load_gallery
+    from aapt_fast.models.sampling import Sampler as Sampler
+    from aapt_fast.models.stream_model import StreamModel as StreamModel
+    from aapt_fast.models.wan.sampling import FewStepSampler as FewStepSampler
+    from aapt_fast.ops.kernels import use_kernels as use_kernels
+    from aapt_fast.ops.window import WindowRule as WindowRule
+    from aapt_fast.streaming.batch import SessionBatch as SessionBatch
+    from aapt_fast.streaming.downloads import FrameDownloader as FrameDownloader
+    from aapt_fast.streaming.pages import PagePool as PagePool
+    from aapt_fast.streaming.session import StreamSession as StreamSession
 
-__all__ = [
-    "CheckpointError",
-    "EulerSampler",
-    "FewStepSampler",
-    "FrameDownloader",
-    "PagePool",
-    "PatchReport",
-    "PoolExhausted",
-    "Sampler",
-    "SessionBatch",
-    "SessionClosed",
-    "StreamModel",
-    "StreamSession",
-    "TextEncoder",
-    "WindowRule",
-    "__version__",
-    "explain",
-    "load_gallery",
-    "load_generator",
-    "load_vae",
-    "patch",
-    "patched",
-    "unpatch",
-    "use_kernels",
-]
+# Modules of the public names. Each is imported when its name is first used: `import aapt_fast` does not import torch.
+_MODULES = {
+    "CheckpointError": "aapt_fast.errors",
+    "EulerSampler": "aapt_fast.models.aapt.sampling",
+    "FewStepSampler": "aapt_fast.models.wan.sampling",
+    "FrameDownloader": "aapt_fast.streaming.downloads",
+    "PagePool": "aapt_fast.streaming.pages",
+    "PatchReport": "aapt_fast.integrations.report",
+    "PoolExhausted": "aapt_fast.errors",
+    "Sampler": "aapt_fast.models.sampling",
+    "SessionBatch": "aapt_fast.streaming.batch",
+    "SessionClosed": "aapt_fast.errors",
+    "StreamModel": "aapt_fast.models.stream_model",
+    "StreamSession": "aapt_fast.streaming.session",
+    "TextEncoder": "aapt_fast.integrations.text",
+    "WindowRule": "aapt_fast.ops.window",
+    "explain": "aapt_fast.integrations.explain",
+    "load_gallery": "aapt_fast.models.files.model_file",
+    "load_generator": "aapt_fast.models.files.load_generator",
+    "load_vae": "aapt_fast.models.files.load_vae",
+    "patch": "aapt_fast.integrations.patch",
+    "patched": "aapt_fast.integrations.patch",
+    "unpatch": "aapt_fast.integrations.patch",
+    "use_kernels": "aapt_fast.ops.kernels",
+}
+__all__ = ["__version__", *_MODULES]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        value: Any = _version()
+    elif name in _MODULES:
+        value = getattr(_import(_MODULES[name]), name)
+    else:
+        raise AttributeError(f"module 'aapt_fast' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__
+
+
+def _import(module: str) -> ModuleType:
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name == "torch":
+            raise ImportError(NO_TORCH) from error
+        raise
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("aapt_fast")
+    except PackageNotFoundError:  # run from a source tree that was never installed
+        return "0+source"

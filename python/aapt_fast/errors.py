@@ -3,7 +3,12 @@
 
 from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # the command line answers --help without torch
+    import torch
+
+NO_TORCH = "aapt_fast needs PyTorch 2.9 or newer, and none is installed here: pip install torch"
 
 
 class CheckpointError(ValueError):
@@ -33,6 +38,8 @@ def require_type(argument: str, value: object, *types: type) -> None:
 
 def require_shape(argument: str, tensor: torch.Tensor, *shape: int | str) -> None:
     """Check the shape of `tensor`: an int must match, a str names a free dimension (shown in the message)."""
+    import torch
+
     require_type(argument, tensor, torch.Tensor)
     actual = tuple(tensor.shape)
     fits = len(actual) == len(shape) and all(

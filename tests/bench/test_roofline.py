@@ -15,7 +15,7 @@ from aapt_fast.models.aapt.presets import AAPT_8B
 from aapt_fast.models.vae.layers import CausalConv3d
 from aapt_fast.models.vae.mini import MiniVAE, MiniVAEConfig
 from aapt_fast.models.vae.wan import WanVAE, WanVAEConfig
-from aapt_fast.profiling.decoders import Layer, light_decoder, mini_decoder, wan_decoder
+from aapt_fast.profiling.decoders import Layer, decoder_layers, light_decoder
 from aapt_fast.profiling.roofline import H100, H200, Step, paper_check, predict, prediction, shares, tile_efficiency
 
 T = 1e12
@@ -54,8 +54,8 @@ def test_weights_are_those_that_multiply_a_video_token():
     [
         (light_decoder(52, 92), 6.86),
         (light_decoder(90, 160), 20.93),
-        (wan_decoder(WanVAEConfig(), 52, 92), 10.38),
-        (wan_decoder(WanVAEConfig(), 90, 160), 31.45),
+        (decoder_layers(WanVAEConfig(), 52, 92), 10.38),
+        (decoder_layers(WanVAEConfig(), 90, 160), 31.45),
     ],
     ids=["light 736x416", "light 1280x720", "Wan 736x416", "Wan 1280x720"],
 )
@@ -99,19 +99,19 @@ def test_the_decoders_that_exist_do_what_is_counted():
     config = WanVAEConfig(base_dim=8, num_res_blocks=1)
     # on the meta device, where no fused path leaves a layer's own call out
     vae, latents = WanVAE(config).to("meta"), torch.zeros(1, 16, 1, 4, 6, device="meta")
-    assert sum(layer.flops for layer in wan_decoder(config, 4, 6)) == counted(vae, latents)
+    assert sum(layer.flops for layer in decoder_layers(config, 4, 6)) == counted(vae, latents)
     small = MiniVAEConfig(decoder_widths=(4, 6, 8), decoder_blocks=(1, 2, 3))
     expected = counted(MiniVAE(small), torch.zeros(1, 16, 1, 4, 6))
-    assert sum(layer.flops for layer in mini_decoder(small, 4, 6)) == expected
+    assert sum(layer.flops for layer in decoder_layers(small, 4, 6)) == expected
 
 
 @pytest.mark.parametrize(
     ("config", "layers", "floor", "target"),
     [
         (AAPT_8B, light_decoder(52, 92), 47, 60),
-        (AAPT_8B, wan_decoder(WanVAEConfig(), 52, 92), 51, 66),
+        (AAPT_8B, decoder_layers(WanVAEConfig(), 52, 92), 51, 66),
         (AT_720, light_decoder(90, 160), 188, 231),
-        (AT_720, wan_decoder(WanVAEConfig(), 90, 160), 201, 251),
+        (AT_720, decoder_layers(WanVAEConfig(), 90, 160), 201, 251),
     ],
     ids=["736x416 light", "736x416 Wan", "1280x720 light", "1280x720 Wan"],
 )

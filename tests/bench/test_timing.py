@@ -8,7 +8,8 @@ import torch
 from bench.harness.ceilings import Ceilings, measure
 from bench.harness.timing import FEWEST_REPETITIONS, EventClock, WallClock, time_interleaved
 
-from aapt_fast.profiling.timing import Sample, percentile
+from aapt_fast.profiling.timing import Sample
+from aapt_fast.streaming.latency import percentile
 
 
 @pytest.mark.parametrize(

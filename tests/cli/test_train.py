@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from aapt_fast.cli import main, train
+from aapt_fast.progress import say
 from aapt_fast.training.recipes import ANYONE, Recipe
 from aapt_fast.training.run import CHECKPOINT, Stop, TrainingRun, Watch
 
@@ -54,3 +55,12 @@ def test_a_signal_ends_the_step_and_the_command_with_status_130(
     )
     assert said in capsys.readouterr().err
     assert signal.getsignal(kind) == before
+
+
+def test_quiet_leaves_out_plan_and_progress(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(train, "train", lambda *_: say("train mini-anyone"))
+    for arguments, shown in (([], "train mini-anyone\n"), (["--quiet"], "")):
+        assert main(["train", "anyone", "--out", str(tmp_path), *arguments]) == 0
+        assert capsys.readouterr() == ("", shown)

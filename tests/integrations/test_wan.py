@@ -18,7 +18,7 @@ from aapt_fast.compat.wan import replaced_in
 from aapt_fast.integrations import wan
 from aapt_fast.integrations.kv_cache import HostIndex, PagedKVCache
 from aapt_fast.integrations.swap import is_swapped
-from aapt_fast.models.vae.wan_keys import from_diffusers_state_dict
+from aapt_fast.models.vae.wan_keys import WanVAEKeys
 from aapt_fast.ops import kv_write
 from aapt_fast.testing.compare import assert_near
 
@@ -34,7 +34,8 @@ SCALE = [torch.linspace(-1, 1, 16), 1 / torch.linspace(0.5, 2, 16)]
 @pytest.fixture
 def vae() -> WanVAE_:
     theirs = AutoencoderKLWan(base_dim=8, num_res_blocks=1)
-    state = from_diffusers_state_dict(theirs.state_dict(), num_res_blocks=1)
+    keys = WanVAEKeys(num_res_blocks=1)
+    state = {keys.to_original(key): tensor for key, tensor in theirs.state_dict().items()}
     vae = WanVAE_().eval().requires_grad_(False)
     vae.load_state_dict({key: state[key] for key in vae.state_dict()})
     latents = torch.randn(2, 16, 4, 2, 3)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 
-from aapt_fast.ops import kv_write, reference, rope_tables
+from aapt_fast.ops import FrameRope, kv_write, reference
 from aapt_fast.ops.kernels import view
 from aapt_fast.testing.cases import ABSURD_PAGE, LENGTHS, every_second, padded_rows, strided
 from aapt_fast.testing.compare import assert_near, assert_within_twice_torch
@@ -83,9 +83,9 @@ def make_case(
         return (torch.rand(width * (count if kind == "across heads" else 1)) + 0.5).to(target.device, weight_dtype)
 
     weights = [weight(kind, count) for kind, count in zip(NORMS[norm], heads, strict=True)]
-    angles = rope_tables(7, (1, tokens), width) if rotated else (None, None)
+    angles = FrameRope((1, tokens), width)(7) if rotated else (None, None)
     if of_rows:
-        tables = (rope_tables(7 + 3 * row, (1, tokens), width) for row in range(batch))
+        tables = (FrameRope((1, tokens), width)(7 + 3 * row) for row in range(batch))
         angles = tuple(torch.stack(table) for table in zip(*tables, strict=True))
     entries = -(-tokens // 64)
     ids = torch.randperm(batch * entries + SPARE_PAGES)[: batch * entries].view(batch, entries).int()

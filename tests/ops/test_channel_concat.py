@@ -112,7 +112,7 @@ BAD_INPUTS = {
     "noised": ({"noised": torch.randn(2, 4, 6, 2)}, r"noised: expected shape \[2, 4, 6, 4\], got \[2, 4, 6, 2\]"),
     "noised dimensions": (
         {"noised": torch.randn(4, 6, 4)},
-        r"noised: expected shape \[B, C, h, w\], got \[4, 6, 4\]",
+        r"noised: expected shape \[2, 4, 6, 4\], got \[4, 6, 4\]",
     ),
     "noised dtype": (
         {"noised": torch.randn(2, 4, 6, 4).half()},

@@ -4,7 +4,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from aapt_fast.ops import kv_write, normalise_and_rotate, reference, rope_tables
+from aapt_fast.ops import FrameRope, kv_write, normalise_and_rotate, reference
 from aapt_fast.testing.cases import ABSURD_PAGE, DEVICES, LENGTHS, every_second, strided
 from aapt_fast.testing.compare import assert_near, assert_within_twice_torch
 
@@ -19,12 +19,12 @@ def tokens_of(batch: int, tokens: int, dtype: torch.dtype = torch.float32) -> tu
 
 def rotation(tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
     """cos and sin [N, D / 2] of a frame one token high."""
-    return rope_tables(3, (1, tokens), HEAD_DIM)
+    return FrameRope((1, tokens), HEAD_DIM)(3)
 
 
 def rotations(batch: int, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
     """cos and sin [B, N, D / 2] of rows whose frames have other numbers."""
-    tables = (rope_tables(3 + 2 * row, (1, tokens), HEAD_DIM) for row in range(batch))
+    tables = (FrameRope((1, tokens), HEAD_DIM)(3 + 2 * row) for row in range(batch))
     cos, sin = (torch.stack(table) for table in zip(*tables, strict=True))
     return cos, sin
 
@@ -147,7 +147,7 @@ def test_norm_has_unit_mean_square_and_spans_what_the_weight_spans():
 def test_gradients_of_the_pure_part(size):
     x = torch.randn(2, 3, 2, 4, dtype=torch.float64, requires_grad=True)
     weight = torch.rand(size, dtype=torch.float64, requires_grad=True)
-    cos, sin = rope_tables(1, (1, 3), 4)
+    cos, sin = FrameRope((1, 3), 4)(1)
     assert torch.autograd.gradcheck(lambda x, weight: normalise_and_rotate(x, weight, cos, sin), (x, weight))
     actual = torch.autograd.grad(normalise_and_rotate(x, weight, cos, sin).square().sum(), (x, weight))
     expected = torch.autograd.grad(

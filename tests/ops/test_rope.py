@@ -4,8 +4,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from aapt_fast.ops import FrameRope, normalise_and_rotate, rope_tables
-from aapt_fast.ops.rope import rope_split, spatial_angles, temporal_angles
+from aapt_fast.ops import FrameRope, normalise_and_rotate
+from aapt_fast.ops.rope import rope_split, spatial_angles
 from aapt_fast.testing.compare import assert_near
 
 
@@ -15,11 +15,11 @@ def test_split_of_wan():
 
 
 def test_angles_by_hand():
-    cos, sin = rope_tables([2], (1, 2), 12, split=(3, 1, 2), theta=100.0)
+    cos, sin = FrameRope((1, 2), 14, theta=100.0)([2])
     frequencies = torch.tensor([1.0, 100 ** (-1 / 3), 100 ** (-2 / 3)], dtype=torch.float64)
     times = 2 * frequencies
     columns = [torch.tensor([column * 1.0, column * 0.1], dtype=torch.float64) for column in (0, 1)]
-    angles = torch.stack([torch.cat([times, torch.zeros(1), column]) for column in columns])
+    angles = torch.stack([torch.cat([times, torch.zeros(2), column]) for column in columns])
     assert cos.dtype == sin.dtype == torch.float32
     assert_near(cos, angles.cos(), 1e-7)
     assert_near(sin, angles.sin(), 1e-7)
@@ -30,7 +30,7 @@ def test_equals_the_rotary_embedding_of_diffusers(frames):
     transformer_wan = pytest.importorskip("diffusers.models.transformers.transformer_wan")
     oracle = transformer_wan.WanRotaryPosEmbed(attention_head_dim=128, patch_size=(1, 2, 2), max_seq_len=64)
     cos, sin = oracle(torch.zeros(1, 16, frames, 8, 12))  # [1, N, 1, D], every angle twice
-    for actual, expected in zip(rope_tables(list(range(frames)), (4, 6), 128), (cos, sin), strict=True):
+    for actual, expected in zip(FrameRope((4, 6), 128)(range(frames)), (cos, sin), strict=True):
         assert_near(actual, expected[0, :, 0, 0::2], 1e-6)
 
 
@@ -39,15 +39,17 @@ def test_equals_the_rotary_embedding_of_diffusers(frames):
 def test_large_indices_keep_their_precision(frame, interval):
     mpmath = pytest.importorskip("mpmath")
     pairs, theta = 10, 10000.0
-    cos, sin = rope_tables(frame, (1, 1), 2 * pairs, split=(pairs, 0, 0), theta=theta, temporal_interval=interval)
+    cos, sin = (
+        table[0, :pairs] for table in FrameRope((1, 1), 6 * pairs, theta=theta, temporal_interval=interval)(frame)
+    )
     with mpmath.workdps(50):
         angles = [
             mpmath.mpf(frame) * mpmath.mpf(interval) * mpmath.power(theta, mpmath.mpf(-i) / pairs) for i in range(pairs)
         ]
         exact_cos = torch.tensor([float(mpmath.cos(angle)) for angle in angles], dtype=torch.float64)
         exact_sin = torch.tensor([float(mpmath.sin(angle)) for angle in angles], dtype=torch.float64)
-    assert_near(cos[0], exact_cos, 1e-6)
-    assert_near(sin[0], exact_sin, 1e-6)
+    assert_near(cos, exact_cos, 1e-6)
+    assert_near(sin, exact_sin, 1e-6)
 
 
 def test_scores_depend_on_the_distance_only():
@@ -55,22 +57,20 @@ def test_scores_depend_on_the_distance_only():
     scores = []
     for shift in (0, 7, 500_000):
         rotated = [
-            normalise_and_rotate(x, None, *rope_tables(frame + shift, (1, 1), 64)) for x, frame in ((q, 9), (k, 4))
+            normalise_and_rotate(x, None, *FrameRope((1, 1), 64)(frame + shift)) for x, frame in ((q, 9), (k, 4))
         ]
         scores.append((rotated[0] * rotated[1]).sum())
     assert_near(torch.stack(scores), scores[0].expand(3), 1e-5)
 
 
 def test_stretched_grids_cover_the_same_range():
-    native = spatial_angles((4, 6), (3, 3))
-    assert torch.equal(spatial_angles((4, 6), (3, 3), spatial_extent=(4, 6)), native)
-    finer = spatial_angles((8, 12), (3, 3), spatial_extent=(4, 6)).view(8, 12, 6)
+    native = spatial_angles((4, 6), (3, 3), 1e4, (4, 6))
+    finer = spatial_angles((8, 12), (3, 3), 1e4, (4, 6)).view(8, 12, 6)
     assert_near(finer[::2, ::2].flatten(0, 1), native, 1e-12)
     assert finer[-1, -1, 0] < 4 and finer[-1, -1, 3] < 6
 
 
 def test_temporal_interval_scales_time_only():
-    assert torch.equal(temporal_angles([6], 4, temporal_interval=0.5), temporal_angles([3], 4))
     half, whole = FrameRope((2, 3), 64, temporal_interval=0.5), FrameRope((2, 3), 64)
     assert torch.equal(half(6)[0], whole(3)[0])
 
@@ -85,8 +85,6 @@ def test_frames_follow_each_other():
 BAD_INPUTS = {
     "grid": ({"grid": (0, 4)}, r"grid: expected two positive sizes \(h, w\), got \(0, 4\)"),
     "head_dim": ({"head_dim": 63}, "head_dim: expected a positive even number, got 63"),
-    "split": ({"split": (8, 8, 8)}, r"split: expected pairs .* sum to 32, got \(8, 8, 8\)"),
-    "negative split": ({"split": (40, -4, -4)}, r"split: .*, got \(40, -4, -4\)"),
     "theta": ({"theta": 0.0}, r"theta: expected a positive number, got 0\.0"),
     "spatial_extent": ({"spatial_extent": (4, 0)}, r"spatial_extent: expected two positive sizes .*, got \(4, 0\)"),
 }

@@ -70,7 +70,10 @@ def play(session: StreamSession, steps: int = STEPS) -> tuple[Tensor, Tensor]:
 def rollout(model: StreamModel, schedule: FewStepSampler, image: Tensor | None) -> Tensor:
     """The same frames over the growing cache, with the noise numbered by frame and evaluation."""
     generator, blocks = model.generator, schedule.rule(model.generator)
-    context, cache = generator.encode_context(generator.pad_text(a_prompt()[None])), generator.new_cache(*GRID, blocks)
+    context, cache = (
+        generator.encode_context(generator.prepare_prompt(a_prompt()[None])),
+        generator.new_cache(*GRID, blocks),
+    )
     if image is not None:
         schedule.remember(generator, image, context, [cache])
     frames = []

@@ -1,35 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line: `aapt-fast generate | doctor | train | evaluate | bench | convert`. One file per command."""
+"""The command line: `aapt-fast generate | doctor | train | evaluate | bench | convert`.
+
+options.py has the options of all commands; each command has a file of its own, imported when it is called.
+"""
 
 from __future__ import annotations
 
-import argparse
+import os
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 
-from aapt_fast.cli import bench, convert, doctor, evaluate, generate, train
-from aapt_fast.errors import CheckpointError, PoolExhausted
+from aapt_fast.cli.options import make_parser
+from aapt_fast.errors import NO_TORCH, PoolExhausted
 
-COMMANDS = {
-    "generate": generate,
-    "doctor": doctor,
-    "train": train,
-    "evaluate": evaluate,
-    "bench": bench,
-    "convert": convert,
-}
-USER_ERRORS = (ValueError, TypeError, OSError, ImportError, CheckpointError, PoolExhausted, FloatingPointError)
-
-
-def parser() -> argparse.ArgumentParser:
-    """The whole command line."""
-    root = argparse.ArgumentParser(prog="aapt-fast", description="Real-time, controllable, streaming video generation.")
-    commands = root.add_subparsers(dest="command", required=True)
-    for name, module in COMMANDS.items():
-        summary = (module.__doc__ or "").strip().splitlines()[0]
-        command = commands.add_parser(name, help=summary, description=summary)
-        module.add_arguments(command)
-    return root
+USER_ERRORS = (ValueError, TypeError, OSError, ImportError, FloatingPointError, PoolExhausted)
+STREAMING_COMMANDS = ("generate", "doctor")
+IDLE_SPINS = "1000"
+OUTPUT_CLOSED = 141
+"""Exit status of a command whose reader has gone, as a shell reports SIGPIPE."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,13 +26,30 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     A command that returns a number has that as its status, the others 0.
     """
-    arguments = parser().parse_args(argv)
+    arguments = make_parser().parse_args(argv)
+    if arguments.command in STREAMING_COMMANDS:
+        _let_idle_threads_sleep()
     try:
-        status = COMMANDS[arguments.command].run(arguments)
+        status = import_module(f"aapt_fast.cli.{arguments.command}").run(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more at its end
+        return OUTPUT_CLOSED
     except USER_ERRORS as error:
-        print(f"aapt-fast {arguments.command}: {error}", file=sys.stderr)
+        without_torch = isinstance(error, ModuleNotFoundError) and error.name == "torch"
+        print(f"aapt-fast {arguments.command}: {NO_TORCH if without_torch else error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
         print(f"aapt-fast {arguments.command}: {str(stop) or 'stopped'}", file=sys.stderr)
         return 130
     return status or 0
+
+
+def _let_idle_threads_sleep() -> None:
+    """Make OpenMP threads that wait for work sleep after a few microseconds, unless the user has chosen otherwise.
+
+    By default they spin for milliseconds, in which another process on the same cores cannot run, nor the thread that
+    they wait for. Takes effect only before torch is imported. bench/bench_busy.py measures it.
+    """
+    if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
+        os.environ["GOMP_SPINCOUNT"] = IDLE_SPINS

@@ -1,25 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measure one latent frame of a preset on this machine, stage by stage, against a target.
-
-    aapt-fast bench frame --preset aapt-8b --resolution 736x416 --target 0.16 --json frame.json
-
-Exit status: 0 the target is met, 1 it is missed, 2 this machine cannot run it, and the document holds a prediction
-instead. A mistake in the arguments is 2 as well, with one line on stderr and no document.
-"""
+"""Measure one latent frame of a preset on this machine, stage by stage, against a target."""
 
 from __future__ import annotations
 
 import argparse
 import shlex
 import sys
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from aapt_fast.cli.doctor import examine
 from aapt_fast.errors import require
-from aapt_fast.models.aapt.presets import GENERATORS
 from aapt_fast.profiling.document import DTYPE_NAMES, Document
 from aapt_fast.profiling.frame import STAGES, Choice, measure, results, verdict
 from aapt_fast.profiling.roofline import paper_check, prediction
@@ -28,26 +20,6 @@ from aapt_fast.streaming.graph import RECORDERS
 
 MET, MISSED, CANNOT_RUN = 0, 1, 2
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.description = __doc__
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    questions = parser.add_subparsers(dest="question", required=True)
-    frame = questions.add_parser("frame", help="a whole step: condition, generator, decode, to host")
-    frame.add_argument("--preset", default="aapt-8b", help=f"{' | '.join(GENERATORS)} (default %(default)s)")
-    frame.add_argument("--resolution", metavar="WIDTHxHEIGHT", help="of the video (default: the preset's)")
-    frame.add_argument("--window", type=int, help="past frames (default: the preset's)")
-    frame.add_argument("--target", type=float, default=0.16, help="seconds per latent frame (default %(default)s)")
-    frame.add_argument("--json", type=Path, metavar="F", help="file for the document, which is also the last line")
-    frame.add_argument("--device", help="cuda | cpu (default: a GPU where there is one)")
-    frame.add_argument(
-        "--dtype", choices=list(DTYPES), help="of the weights (default: bfloat16 on a GPU, else float32)"
-    )
-    frame.add_argument("--token-dtype", choices=list(DTYPES), help="of the token stream (default: the model's default)")
-    frame.add_argument("--cuda-graph", action="store_true", help="with the step recorded as CUDA graphs, on a GPU")
-    frame.add_argument("--steps", type=int, default=100, help="timed steps with a full window (default %(default)s)")
-    frame.add_argument("--limit", type=float, default=60.0, help="seconds for those, about (default %(default)s)")
 
 
 def run(arguments: argparse.Namespace) -> int:

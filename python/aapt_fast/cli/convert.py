@@ -13,30 +13,10 @@ from typing import Any
 import torch
 
 from aapt_fast.errors import require
-from aapt_fast.models.files.convert import SHARD_BYTES, convert_files
+from aapt_fast.models.files.convert import convert_files
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 GIB = 1 << 30
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", help="a file, a folder, a pipeline's folder, or the name of a bundled model")
-    parser.add_argument("--out", type=Path, required=True, help="a new or empty folder")
-    parser.add_argument(
-        "--config",
-        help='settings that the files lack: JSON like {"num_heads": 12}, or a file with it; '
-        'for a pipeline {"transformer": {...}, "vae": {...}}',
-    )
-    parser.add_argument("--dtype", choices=list(DTYPES), help="of the weights (default: as they are)")
-    parser.add_argument(
-        "--verify",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="read the result again and compare it with the source",
-    )
-    parser.add_argument(
-        "--shard-size", type=float, default=SHARD_BYTES / GIB, metavar="GIB", help="largest file, in GiB (default: 4)"
-    )
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The option `--device`, checked before any work."""
+"""The options `--device` and `--dtype`, checked before any work."""
 
 from __future__ import annotations
 
@@ -8,8 +8,13 @@ import torch
 from aapt_fast.models.files.placement import require_usable_device
 
 
-def usable_device(name: str) -> torch.device:
-    """The device `name`. Raises ValueError if this machine lacks it, or torch cannot allocate on it."""
+def usable_device(name: str | None) -> torch.device:
+    """The device `name`, or without one a GPU if there is one, else the CPU.
+
+    Raises ValueError if this machine lacks it, or torch cannot allocate on it.
+    """
+    if name is None:
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     require_usable_device(name, "--device")
     device = torch.device(name)
     try:
@@ -18,3 +23,9 @@ def usable_device(name: str) -> torch.device:
         why = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"--device: expected a device that works, got {name}: {why}") from error
     return device
+
+
+def fast_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16 where the device computes in it (GPUs, and CPUs with AVX-512 bf16 instructions), else float32."""
+    fast = device.type == "cuda" or torch.cpu._is_avx512_bf16_supported()
+    return torch.bfloat16 if fast else torch.float32

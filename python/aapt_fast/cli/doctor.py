@@ -1,35 +1,98 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Say what is installed, what the machine has, what each op would run and which kernels are on."""
+"""Say whether this machine is ready, what is installed, what each op would run and which kernels are on."""
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
+import os
 import platform
+import statistics
+import time
 from typing import Any
 
 import torch
 
-from aapt_fast.models.files.model_file import assets
+from aapt_fast.cli.device import fast_dtype, usable_device
+from aapt_fast.models.files.model_file import bundled_models
+from aapt_fast.models.stream_model import StreamModel
 from aapt_fast.ops._load import extension_or_none
 from aapt_fast.ops.kernels import KERNELS, Kernel, obstacle, selection
 from aapt_fast.ops.registry import OPS, implementation
+from aapt_fast.profiling.inputs import random_controls, random_image
+from aapt_fast.streaming.session import StreamSession
 
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="one JSON document instead of text")
+MODEL = "mini-person"
+REAL_TIME = 24.0  # video frames per second
+WARM_UP, TIMED = 6, 12  # steps
 
 
 def run(arguments: argparse.Namespace) -> None:
-    report = examine()
+    found = verdict()
+    report = {"verdict": found, **examine()}
     if arguments.json:
         print(json.dumps(report))
         return
+    print("\n".join(in_words(found)))
     for section, facts in report.items():
+        if section == "verdict":
+            continue
         print(section)
         items = facts.items() if isinstance(facts, dict) else enumerate(facts)
         for name, value in items:
             print(f"  {name}: {in_one_line(value) if section == 'kernels' else value}")
+
+
+def verdict() -> dict[str, Any]:
+    """Stream the bundled model for a moment on the best device here; returns JSON-ready values.
+
+    `video_fps` is from the median time of a step, `busy` the number of processes that wanted a core in the last minute
+    (None where the system does not say).
+    """
+    device = usable_device(None)
+    dtype = fast_dtype(device)
+    model = StreamModel.from_pretrained(MODEL, device=device, dtype=dtype)
+    control = random_controls(model, 1)[0]
+    times = []
+    with StreamSession(model, random_image(model), seed=0) as session:
+        for _ in range(WARM_UP + TIMED):
+            begun = time.perf_counter()
+            frames = session.step(control).cpu()
+            times.append(time.perf_counter() - begun)
+    fps = len(frames) / statistics.median(times[WARM_UP:])
+    return {
+        "ready": fps >= REAL_TIME,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
+        "dtype": str(dtype).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+        "video_fps": round(fps, 1),
+        "busy": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
+        "mp4": importlib.util.find_spec("av") is not None,
+    }
+
+
+def in_words(found: dict[str, Any]) -> list[str]:
+    """Lines for a person: first the verdict, then advice where there is any."""
+    word = "Ready" if found["ready"] else "Slower than real time"
+    mp4 = "yes" if found["mp4"] else "no (pip install 'aapt_fast[video]')"
+    lines = [
+        f"{word} on this {found['device']}: {MODEL} makes about {found['video_fps']:.0f} video frames per second in "
+        f"{found['dtype']} (real time is {REAL_TIME:.0f}); mp4: {mp4}"
+    ]
+    cores = os.cpu_count() or 1
+    if found["device"] == "CPU":
+        if found["busy"] is not None and found["busy"] > cores:
+            lines.append(f"Other processes compete for the {cores} cores: {found['busy']} of them ran or waited.")
+        lines.append(
+            "Your own programs stay fast beside other processes with GOMP_SPINCOUNT=1000, or one thread "
+            "(OMP_NUM_THREADS=1), set before torch is imported."
+        )
+    else:
+        lines.append(
+            "No GPU has verified the kernels of this version: torch's own code runs. AAPT_KERNELS=all tries them."
+        )
+    return lines
 
 
 def examine() -> dict[str, Any]:
@@ -52,7 +115,7 @@ def examine() -> dict[str, Any]:
         "gpu": gpus or {"found": "none"},
         "ops": {op: implementation(op, device) for op in sorted(OPS)},
         "kernels": {name: examine_kernel(kernel, device) for name, kernel in KERNELS.items()},
-        "models": {"bundled": sorted(entry.name for entry in assets().iterdir() if entry.is_dir())},
+        "models": {"bundled": sorted(bundled_models())},
     }
 
 

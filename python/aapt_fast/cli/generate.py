@@ -6,16 +6,16 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from pathlib import Path
 
 import torch
 from torch import Tensor
 from tqdm import trange
 
 from aapt_fast.cli.contact_sheet import ContactSheet, check_sheet_target
-from aapt_fast.cli.device import usable_device
+from aapt_fast.cli.device import fast_dtype, usable_device
 from aapt_fast.cli.first_picture import fit_picture, read_first_picture, world_of
 from aapt_fast.cli.motion_script import read_script, script_frames
+from aapt_fast.cli.options import GENERATED_FRAMES
 from aapt_fast.cli.pose_file import FilePlayer, read_poses
 from aapt_fast.cli.video_writer import VideoWriter, check_video_target
 from aapt_fast.errors import require
@@ -23,61 +23,12 @@ from aapt_fast.models.aapt.sampling import EulerSampler
 from aapt_fast.models.stream_model import StreamModel
 from aapt_fast.ops import observe_ops
 from aapt_fast.streaming.session import StreamSession
-from aapt_fast.worlds import WORLDS
-from aapt_fast.worlds.world import FPS, MEDLEY, PART_FRAMES, FirstFrame
+from aapt_fast.worlds.world import FPS, MEDLEY, FirstFrame
 
-FRAMES = 240  # the length without --frames and without lengths in a script
 FRAMES_PER_STEP = 4
 
 STARTED = time.perf_counter()  # after the imports, which take about a second more
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    actions = " | ".join(action for world in WORLDS.values() for action in world.actions)
-    parser.add_argument("--model", default="mini-person", help="a bundled model or a file (default: mini-person)")
-    parser.add_argument(
-        "--image",
-        default="0",
-        help="number in the model's gallery, or a picture file; another size is cropped to the middle and resized",
-    )
-    parser.add_argument(
-        "--motion",
-        help=f"{actions} | {MEDLEY} (the default), or a script like walk:48,wave:72 (video frames each, {PART_FRAMES} "
-        "where none are given); the last motion continues if --frames is larger",
-    )
-    parser.add_argument(
-        "--controls",
-        type=Path,
-        help="instead of --motion: .npy or .json with a float array [frames, joints, 3]: x and y as fractions 0..1 of "
-        "width and height, then the depth in metres (0 at the stage's middle, more is farther away); joints in the "
-        "order of aapt_fast.worlds.person.skeleton.JOINTS. The first frame should be near the pose of the picture; "
-        "the last is held if --frames is larger",
-    )
-    parser.add_argument(
-        "--frames",
-        type=int,
-        help="video frames to make, rounded up to whole steps of 4 (default: those of --controls; the sum of a script "
-        f"in which every motion has a length; otherwise {FRAMES})",
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of noise and motion, 64 bits (default: 0)")
-    parser.add_argument("--nfe", type=int, default=1, help="network evaluations per step")
-    parser.add_argument(
-        "--device",
-        default="cuda" if torch.cuda.is_available() else "cpu",
-        help="cpu | cuda | cuda:1 ... (default: a GPU where there is one)",
-    )
-    parser.add_argument("--dtype", choices=["auto", *DTYPES], default="auto", help="auto: bfloat16 where it is fast")
-    parser.add_argument(
-        "--out",
-        type=Path,
-        required=True,
-        help="x.mp4 or a folder, written as it goes, or x.gif, kept in memory until the end",
-    )
-    parser.add_argument("--scale", type=int, default=4, help="enlarge the written video by this factor")
-    parser.add_argument(
-        "--sheet", type=Path, help="picture (.png, .jpg, .webp): controls, truth where known, and video"
-    )
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -85,7 +36,7 @@ def run(arguments: argparse.Namespace) -> None:
     require(not both, "--controls", "either --motion or --controls", "both")
     world = world_of(arguments.model)
     script = read_script(MEDLEY if arguments.motion is None else arguments.motion, world)
-    frames = (script_frames(script) or FRAMES) if arguments.frames is None else arguments.frames
+    frames = (script_frames(script) or GENERATED_FRAMES) if arguments.frames is None else arguments.frames
     require(frames >= 1, "--frames", "at least 1", frames)
     require(frames < 2**31, "--frames", "less than 2^31", frames)
     require(-(2**63) <= arguments.seed < 2**63, "--seed", "a signed 64-bit integer", arguments.seed)
@@ -94,13 +45,12 @@ def run(arguments: argparse.Namespace) -> None:
         check_sheet_target(arguments.sheet)
     check_video_target(arguments.out, arguments.scale)
     device = usable_device(arguments.device)
-    if arguments.dtype == "auto":
-        arguments.dtype = _fast_dtype(device)
+    dtype = fast_dtype(device) if arguments.dtype == "auto" else DTYPES[arguments.dtype]
     start = read_first_picture(arguments.image, arguments.model)
     poses = None if arguments.controls is None else read_poses(arguments.controls)
     if poses is not None and arguments.frames is None:
         frames = len(poses)
-    model = StreamModel.from_pretrained(arguments.model, device=device, dtype=DTYPES[arguments.dtype])
+    model = StreamModel.from_pretrained(arguments.model, device=device, dtype=dtype)
     if start.pose is None:
         start = FirstFrame(fit_picture(start.image, model.video_size))
     steps = -(-frames // FRAMES_PER_STEP)
@@ -120,7 +70,7 @@ def run(arguments: argparse.Namespace) -> None:
         VideoWriter(arguments.out, fps=int(FPS), scale=arguments.scale) as writer,
         observe_ops() as calls,
     ):
-        for _ in trange(steps, desc="stream", unit="step"):
+        for _ in trange(steps, desc="stream", unit="step", disable=arguments.quiet):
             controls = player.next(FRAMES_PER_STEP)
             begun = time.perf_counter()
             video = session.step(controls).cpu()
@@ -131,20 +81,18 @@ def run(arguments: argparse.Namespace) -> None:
                 sheet.add(video, controls, player.truth(video.shape[1]))
         step_ms = session.latency.step_ms
     made = FRAMES_PER_STEP * steps
-    report = _report(arguments, model.name, made, made / streaming_s, step_ms, first_frame_s, calls.what_ran())
+    fps = made / streaming_s
+    report = _report(arguments, model.name, device, dtype, made, fps, step_ms, first_frame_s, calls.what_ran())
     if sheet is not None:
         report |= sheet.write()
     print(json.dumps(report))
 
 
-def _fast_dtype(device: torch.device) -> str:
-    """bfloat16 where the device computes in it: GPUs, and CPUs with AVX-512 bf16 instructions."""
-    return "bfloat16" if device.type == "cuda" or torch.cpu._is_avx512_bf16_supported() else "float32"
-
-
 def _report(
     arguments: argparse.Namespace,
     model: str,
+    device: torch.device,
+    dtype: torch.dtype,
     frames: int,
     fps: float,
     step_ms: dict[str, float | None],
@@ -158,8 +106,8 @@ def _report(
         "first_frame_s": round(first_frame_s, 3),
         "step_ms": {name: round(value or 0.0, 2) for name, value in step_ms.items()},
         "nfe": arguments.nfe,
-        "device": arguments.device,
-        "dtype": arguments.dtype,
+        "device": str(device),
+        "dtype": str(dtype).removeprefix("torch."),
         "what_ran": what_ran,
         "out": str(arguments.out),
     }

@@ -5,22 +5,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from pathlib import Path
 
 from aapt_fast.cli.signals import HeldSignals
 from aapt_fast.errors import require
 from aapt_fast.limits import require_folder
+from aapt_fast.progress import without_messages
 from aapt_fast.training.recipes import RECIPES
-from aapt_fast.training.stages import MAIN_STAGES, STAGES, train
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("recipe", choices=RECIPES)
-    parser.add_argument("--out", type=Path, required=True, help="folder of the run: data, checkpoints, logs, samples")
-    parser.add_argument(
-        "--start", metavar="MODEL", help="start of anyone and company: a bundled model (default: mini-person) or a file"
-    )
-    parser.add_argument("--stage", choices=STAGES, action="append", help="only this stage (may be repeated)")
+from aapt_fast.training.stages import MAIN_STAGES, train
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -29,5 +20,5 @@ def run(arguments: argparse.Namespace) -> None:
         require(recipe.start is not None, "--start", "none for a recipe that begins from nothing", arguments.start)
         recipe = dataclasses.replace(recipe, start=arguments.start)
     require_folder("--out", arguments.out)
-    with HeldSignals() as signals, signals.let_in():
+    with HeldSignals() as signals, signals.let_in(), without_messages(arguments.quiet):
         train(recipe, arguments.out, tuple(arguments.stage or MAIN_STAGES), signals.hold)

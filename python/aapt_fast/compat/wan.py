@@ -62,7 +62,17 @@ def flash_attention(
         ValueError: shapes do not fit.
     """
     require_supported("flash_attention", locals())
-    return _attend(q, k, v, q_lens, k_lens, softmax_scale, q_scale, dtype)
+    cast_q, cast_k, cast_v = (x if x.dtype in _HALVES else x.to(dtype) for x in (q, k, v))
+    # Values decide between different halves, as in the originals.
+    cast_q, cast_k = cast_q.to(cast_v.dtype), cast_k.to(cast_v.dtype)
+    if q_scale is not None:
+        cast_q = cast_q * q_scale
+    out, _ = dense_attention(cast_q, cast_k, cast_v, softmax_scale, k_lens)
+    if q_lens is not None:
+        require_shape("q_lens", q_lens, q.shape[0])
+        counts = torch.arange(q.shape[1], device=q.device) < q_lens.to(q.device)[:, None]
+        out = torch.where(counts[..., None, None], out, 0)
+    return out.to(q.dtype)
 
 
 def attention(
@@ -82,7 +92,7 @@ def attention(
 ) -> Tensor:
     """Attend as `flash_attention`: q [B, Lq, H, C1], k [B, Lk, Hkv, C1], v [B, Lk, Hkv, C2] -> [B, Lq, H, C2]."""
     require_supported("attention", locals())
-    return _attend(q, k, v, q_lens, k_lens, softmax_scale, q_scale, dtype)
+    return flash_attention(q, k, v, q_lens, k_lens, softmax_scale=softmax_scale, q_scale=q_scale, dtype=dtype)
 
 
 @contextmanager
@@ -112,26 +122,3 @@ def replaced_in(package: str = "wan", *, dtype: torch.dtype = torch.bfloat16) ->
     finally:
         for module, name, original in originals:
             setattr(module, name, original)
-
-
-def _attend(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    q_lens: Tensor | None,
-    k_lens: Tensor | None,
-    softmax_scale: float | None,
-    q_scale: float | None,
-    dtype: torch.dtype,
-) -> Tensor:
-    cast_q, cast_k, cast_v = (x if x.dtype in _HALVES else x.to(dtype) for x in (q, k, v))
-    # Values decide between different halves, as in the originals.
-    cast_q, cast_k = cast_q.to(cast_v.dtype), cast_k.to(cast_v.dtype)
-    if q_scale is not None:
-        cast_q = cast_q * q_scale
-    out, _ = dense_attention(cast_q, cast_k, cast_v, softmax_scale, k_lens)
-    if q_lens is not None:
-        require_shape("q_lens", q_lens, q.shape[0])
-        counts = torch.arange(q.shape[1], device=q.device) < q_lens.to(q.device)[:, None]
-        out = torch.where(counts[..., None, None], out, 0)
-    return out.to(q.dtype)

@@ -19,8 +19,8 @@ PACKAGE = __package__.partition(".")[0]
 KNOWN = {
     "AutoencoderKLWan": ("diffusers", "vae_sites"),
     "WanTransformer3DModel": ("diffusers_attention", "transformer_sites"),
-    "WanVAE_": ("wan", "vae_sites"),
-    "VAEDecoderWrapper": ("wan", "vae_sites"),
+    "WanVAE_": ("vae_layers", "layer_sites"),
+    "VAEDecoderWrapper": ("vae_layers", "layer_sites"),  # of Self-Forcing's demo: its caller keeps the cache
     "CausalWanModel": ("wan", "causal_model_sites"),
     "CausalInferencePipeline": ("wan", "pipeline_sites"),
 }

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Models in the original Wan code and its relatives: `WanVAE_`, and `CausalWanModel` of Self-Forcing.
+"""Causal models in the original Wan code and its relatives: `CausalWanModel` of Self-Forcing, and its pipeline.
 
-Their classes live in packages that cannot be installed, so they are found by names of classes and attributes. A causal
+Their classes live in packages that cannot be installed, so they are found by names of classes and attributes. An
 attention is replaced only after a trial: a few steps with random inputs must give what the original gives.
 """
 
@@ -14,25 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from aapt_fast.integrations.attention import PART, attention_obstacle, records_gradients
+from aapt_fast.integrations.attention import PART, attention_obstacle, obstacle_for, records_gradients
 from aapt_fast.integrations.kv_cache import PagedKVCache, set_index
 from aapt_fast.integrations.sites import Site
 from aapt_fast.integrations.swap import Original, is_swapped, obstacle_to_swap, swap, swap_back
-from aapt_fast.integrations.vae_layers import layer_sites
 from aapt_fast.ops import kv_write, normalise_and_rotate
 from aapt_fast.ops.dense_attention import as_pages, dense_attention, pages_per_row
 
 FORWARD = ("x", "seq_lens", "grid_sizes", "freqs", "block_mask", "kv_cache", "current_start", "cache_start")
 ATTRIBUTES = ("q", "k", "v", "o", "norm_q", "norm_k", "num_heads", "head_dim")
 WINDOW = ("local_attn_size", "sink_size", "max_attention_size")
-
-
-def vae_sites(vae: Any, where: str = "") -> Iterator[Site]:
-    """Places in a `WanVAE_`: its layers, so `decode`, `cached_decode` and `encode` alike.
-
-    The `VAEDecoderWrapper` of Self-Forcing's demo has the same layers; its caller keeps the cache.
-    """
-    yield from layer_sites(vae, where)
 
 
 # ---- attention with a cache ----
@@ -156,8 +147,7 @@ def causal_model_sites(model: Any, where: str = "") -> Iterator[Site]:
 
 
 def _runs(module: Any) -> str:
-    parameter = next(module.parameters())
-    obstacle = attention_obstacle(parameter.device, parameter.dtype, module.head_dim)
+    obstacle = obstacle_for(module, module.head_dim)
     op = "norm, rotation in float32 and cache write in one op"
     softmax = "attention through our kernels" if obstacle is None else f"the model's own attention, as {obstacle}"
     return f"{op}; {softmax}"

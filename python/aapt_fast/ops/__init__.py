@@ -7,8 +7,8 @@
 from __future__ import annotations
 
 from aapt_fast.ops._checks import PAGE_SLOTS
-from aapt_fast.ops.cache import Cache, GrowingCache
-from aapt_fast.ops.calls import OpCalls, observe_ops
+from aapt_fast.ops.cache import GrowingCache
+from aapt_fast.ops.calls import observe_ops
 from aapt_fast.ops.causal_conv3d import causal_conv3d
 from aapt_fast.ops.channel_concat import channel_concat
 from aapt_fast.ops.clean_frame import clean_frame
@@ -17,15 +17,13 @@ from aapt_fast.ops.kernels import KERNELS, use_kernels
 from aapt_fast.ops.kv_write import kv_write, normalise_and_rotate
 from aapt_fast.ops.paged_attention import paged_attention
 from aapt_fast.ops.philox_normal import philox_normal
-from aapt_fast.ops.rope import FrameRope, rope_tables
+from aapt_fast.ops.rope import FrameRope
 
 __all__ = [
     "KERNELS",
     "PAGE_SLOTS",
-    "Cache",
     "FrameRope",
     "GrowingCache",
-    "OpCalls",
     "causal_conv3d",
     "channel_concat",
     "clean_frame",
@@ -35,6 +33,5 @@ __all__ = [
     "observe_ops",
     "paged_attention",
     "philox_normal",
-    "rope_tables",
     "use_kernels",
 ]

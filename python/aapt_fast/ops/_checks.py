@@ -46,9 +46,14 @@ def check_page_id(page: int, pages: int, row: int) -> None:
         raise ValueError(f"page_ids: expected ids in 0..{pages - 1} (the pool), got {page} in row {row}")
 
 
+def records_gradients(*tensors: Tensor | None) -> bool:
+    """True if a call with these tensors [...] records gradients."""
+    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+
+
 def check_inference(op: str, *tensors: Tensor | None) -> None:
     """Raise RuntimeError if autograd would have to differentiate an op that has no backward."""
-    if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors):
+    if records_gradients(*tensors):
         raise RuntimeError(f"{op} has no backward: call it under torch.no_grad() (training uses ops.GrowingCache)")
 
 

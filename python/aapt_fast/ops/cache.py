@@ -12,14 +12,16 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
+from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from aapt_fast.errors import require, require_shape
+from aapt_fast.ops._checks import records_gradients
 from aapt_fast.ops.kv_write import normalise_and_rotate
 from aapt_fast.ops.window import WindowRule
 
-KeysAndValues = tuple[torch.Tensor, torch.Tensor]
-Rope = Callable[[int], tuple[torch.Tensor, torch.Tensor]]
+KeysAndValues = tuple[Tensor, Tensor]
+Rope = Callable[[int], tuple[Tensor, Tensor]]
 """Frame index -> cos and sin, float32 [N, D / 2] each; for example a `FrameRope`."""
 
 _MOST_SCORES = 2**24  # that `_plain_attention` may keep for the backward pass of one call
@@ -29,14 +31,8 @@ class Cache(Protocol):
     """Protocol of a cache. A call of a model runs `attend` once per layer, then `advance` once."""
 
     def attend(
-        self,
-        layer: int,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        q_weight: torch.Tensor | None,
-        k_weight: torch.Tensor | None,
-    ) -> torch.Tensor:
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, q_weight: Tensor | None, k_weight: Tensor | None
+    ) -> Tensor:
         """Attention of the next F frames in one layer.
 
         Args:
@@ -50,11 +46,9 @@ class Cache(Protocol):
         Returns:
             [B, F, N, H, D] in q.dtype.
         """
-        ...
 
     def advance(self, frames: int) -> None:
         """End a call of `frames` frames: they become past frames."""
-        ...
 
 
 class GrowingCache:
@@ -92,18 +86,12 @@ class GrowingCache:
         self.next_frame = 1
         self._past: list[dict[int, KeysAndValues]] = [{} for _ in range(layers)]  # by frame, keys rotated
         self._new: list[dict[int, KeysAndValues]] = [{} for _ in range(layers)]  # likewise, of the present call
-        self._unrotated: list[dict[int, torch.Tensor]] = [{} for _ in range(layers)]  # keys of frames that move
-        self._tables: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # cos and sin by position
+        self._unrotated: list[dict[int, Tensor]] = [{} for _ in range(layers)]  # keys of frames that move
+        self._tables: dict[int, tuple[Tensor, Tensor]] = {}  # cos and sin by position
 
     def attend(
-        self,
-        layer: int,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        q_weight: torch.Tensor | None,
-        k_weight: torch.Tensor | None,
-    ) -> torch.Tensor:
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, q_weight: Tensor | None, k_weight: Tensor | None
+    ) -> Tensor:
         """As `Cache.attend`: q [B, F, N, H, D] -> the same shape. Raises ValueError for a wrong layer or shape."""
         require(0 <= layer < self.layers, "layer", f"0..{self.layers - 1}", layer)
         require_shape("q", q, "B", "F", "N", "H", "D")
@@ -142,7 +130,7 @@ class GrowingCache:
             self._new[layer] = {}
         self._tables = {}
 
-    def kept(self, layer: int) -> tuple[KeysAndValues | None, dict[int, torch.Tensor], dict[int, KeysAndValues]]:
+    def kept(self, layer: int) -> tuple[KeysAndValues | None, dict[int, Tensor], dict[int, KeysAndValues]]:
         """Tensors that a layer keeps between two calls, [B, N, Hkv, D] each.
 
         Text; by frame, keys before rotation of frames that move; by frame, rotated keys and values.
@@ -173,7 +161,7 @@ class GrowingCache:
         keys = self._unrotated[layer][frame]
         return normalise_and_rotate(keys, None, *self._table(position, keys.device)), pair[1]
 
-    def _table(self, index: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    def _table(self, index: int, device: torch.device) -> tuple[Tensor, Tensor]:
         if index not in self._tables:
             cos, sin = self.rope(index)
             self._tables[index] = cos.to(device), sin.to(device)
@@ -189,25 +177,13 @@ class WholeClipCache:
         eps: of the RMSNorm.
     """
 
-    def __init__(
-        self,
-        rope: Rope,
-        text: Sequence[KeysAndValues] | None = None,
-        *,
-        eps: float = 1e-6,
-    ) -> None:
+    def __init__(self, rope: Rope, text: Sequence[KeysAndValues] | None = None, *, eps: float = 1e-6) -> None:
         self.next_frame = 1
         self.text, self._rope, self._eps = text, rope, eps
 
     def attend(
-        self,
-        layer: int,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        q_weight: torch.Tensor | None,
-        k_weight: torch.Tensor | None,
-    ) -> torch.Tensor:
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, q_weight: Tensor | None, k_weight: Tensor | None
+    ) -> Tensor:
         """As `Cache.attend`, q [B, F, N, H, D], but every frame sees all F frames.
 
         Raises ValueError for a layer without its text.
@@ -235,18 +211,18 @@ def _of_batch(text: KeysAndValues, batch: int) -> KeysAndValues:
     return keys.expand(batch, -1, -1, -1), values.expand(batch, -1, -1, -1)
 
 
-def attention(q: torch.Tensor, parts: list[KeysAndValues]) -> torch.Tensor:
+def attention(q: Tensor, parts: list[KeysAndValues]) -> Tensor:
     """q [B, N, H, D] over the concatenated keys and values [B, N_i, Hkv, D] of all parts."""
     keys, values = (torch.cat(tensors, 1).transpose(1, 2) for tensors in zip(*parts, strict=True))
     queries, grouped = q.transpose(1, 2), q.shape[2] != keys.shape[1]
     scores = queries.shape[0] * queries.shape[1] * queries.shape[2] * keys.shape[2]
-    trained = torch.is_grad_enabled() and any(x.requires_grad for x in (q, keys, values))
+    trained = records_gradients(q, keys, values)
     if trained and q.is_cpu and q.dtype == torch.bfloat16 and scores <= _MOST_SCORES and not grouped:
         return _plain_attention(queries, keys, values).transpose(1, 2)
     return scaled_dot_product_attention(queries, keys, values, enable_gqa=grouped).transpose(1, 2)
 
 
-def _plain_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+def _plain_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """q [B, H, N, D], k and v [B, H, L, D] in bfloat16, softmax in float32.
 
     For training on CPUs: with matrix instructions for bfloat16, forward and backward together take a third of the time

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from aapt_fast.errors import require, require_device, require_dtype, require_shape
-from aapt_fast.ops.registry import COMPOSITION, register
+from aapt_fast.ops.registry import register
 
 # Smallest sizes for pairing; on smaller ones preparing the combined weights costs more than pairing saves.
 _PAIRING_MIN_CHANNELS = 16
@@ -44,7 +44,7 @@ def causal_conv3d(x: Tensor, weight: Tensor, bias: Tensor | None = None, history
     Raises:
         ValueError: a shape, dtype or device does not fit; the message names the argument.
 
-    On the CPU the result comes from 2-D convolutions (see `_convolve_cpu`), in half precision and on CUDA from
+    On the CPU the result comes from 2-D convolutions (see `_convolve`), in half precision and on CUDA from
     `F.conv3d`. Under autocast every argument but float64 is cast to the autocast dtype.
     """
     return _call(x, weight, bias, history)
@@ -72,14 +72,14 @@ def tap_major(weight: Tensor) -> Tensor:
 # --------------------------------------------------------------------------------------------------------------------
 
 
-def _convolve_cpu(x: Tensor, weight: Tensor, bias: Tensor | None, history: Tensor | None) -> Tensor:
+def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, history: Tensor | None) -> Tensor:
     """Choose the cheapest of three equal ways to sum over the kt time taps.
 
-    In half precision it is torch's conv3d, which takes as long there, within 3 %: the same bits as any other module
-    that calls it.
+    On GPUs it is torch's conv3d, and in half precision, where that takes as long, within 3 %: the same bits as any
+    other module that calls it.
     """
     _check(x, weight, bias, history)
-    if x.dtype in _HALVES:
+    if x.is_cuda or x.dtype in _HALVES:
         return causal_conv3d_reference(x, weight, bias, history).contiguous(memory_format=torch.channels_last_3d)
     if history is None:
         weight = weight[:, :, -x.shape[2] :]  # taps further back than the first frame see only zeros
@@ -199,11 +199,6 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor | None, history: Tensor | Non
             require_device(name, tensor, x.device)
 
 
-def _convolve_cuda(x: Tensor, weight: Tensor, bias: Tensor | None, history: Tensor | None) -> Tensor:
-    _check(x, weight, bias, history)
-    return causal_conv3d_reference(x, weight, bias, history).contiguous(memory_format=torch.channels_last_3d)
-
-
 def _shape_only(x: Tensor, weight: Tensor, bias: Tensor | None, history: Tensor | None) -> Tensor:
     _check(x, weight, bias, history)
     batch, _, length, height, width = x.shape
@@ -268,8 +263,7 @@ def _backward_3d(
 
 _call = register(
     "causal_conv3d(Tensor x, Tensor weight, Tensor? bias, Tensor? history) -> Tensor",
-    _convolve_cpu,
-    cuda=(_convolve_cuda, COMPOSITION),
+    _convolve,
     allocate=_shape_only,
     backward=(_save_inputs, _backward),
     autocast="lower",

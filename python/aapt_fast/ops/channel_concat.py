@@ -42,14 +42,6 @@ def channel_concat(
     Raises:
         ValueError: wrong shape, dtype or device of an argument.
     """
-    _check(noised, recycled, control, weight, bias, patch)
-    return _call(noised, recycled, control, weight, bias, patch)
-
-
-def _check(
-    noised: Tensor, recycled: Tensor, control: Tensor | None, weight: Tensor, bias: Tensor | None, patch: int
-) -> None:
-    require_shape("noised", noised, "B", "C", "h", "w")
     require_shape("recycled", recycled, "B", "C", "h", "w")
     require(recycled.is_floating_point(), "recycled", "a floating point dtype", recycled.dtype)
     batch, channels, height, width = recycled.shape
@@ -68,6 +60,7 @@ def _check(
         if tensor is not None:
             dtype = tensor.dtype if cast and tensor.is_floating_point() else recycled.dtype
             check_tensor(argument, tensor, tensor.shape, dtype, recycled.device)
+    return _call(noised, recycled, control, weight, bias, patch)
 
 
 def _patches(sources: list[Tensor], patch: int) -> Tensor:

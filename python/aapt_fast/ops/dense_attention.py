@@ -15,14 +15,12 @@ and tokens after the L-th are never read.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from aapt_fast.errors import require, require_shape
-from aapt_fast.ops._checks import PAGE_DTYPES, PAGE_SLOTS
+from aapt_fast.ops._checks import PAGE_DTYPES, PAGE_SLOTS, records_gradients
 from aapt_fast.ops.kernels import KERNELS, running_kernel, selection
 from aapt_fast.ops.paged_attention import paged_attention
 
@@ -32,7 +30,7 @@ _SCORES_AT_ONCE = 2**26
 
 def through_pages(q: Tensor, k: Tensor, v: Tensor) -> bool:
     """True if `dense_attention` takes the pages for q [B, Nq, H, D], k and v [B, L, Hkv, D], without a log-sum-exp."""
-    if _records_gradients(q, k, v):
+    if records_gradients(q, k, v):
         return False
     if any(kernel.op == "paged_attention" and kernel.name in selection().names for kernel in KERNELS.values()):
         return True
@@ -68,7 +66,6 @@ def dense_attention(
         RuntimeError: `with_lse` while gradients are recorded.
     """
     _check(q, k, v, lengths)
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
     if not with_lse and not through_pages(q, k, v):
         return _torch_attention(q, k, v, scale, lengths), None
     out, lse = _paged(q, *as_pages(k, v, lengths), scale)
@@ -100,11 +97,11 @@ def table_attention(
     require_shape("k_cache", k_cache, "P", "S", "Hkv", "D")
     require_shape("table", table, q.shape[0], "M")
     require_shape("lengths", lengths, q.shape[0])
-    size, scale = k_cache.shape[1], q.shape[-1] ** -0.5 if scale is None else scale
+    size = k_cache.shape[1]
     if table.is_cpu and lengths.is_cpu:
         _check_table(table, lengths, k_cache)
     without_kernel = running_kernel("paged_attention", q.device) is None and not q.is_cpu
-    if size % PAGE_SLOTS or _records_gradients(q, k_cache, v_cache) or (without_kernel and not with_lse):
+    if size % PAGE_SLOTS or records_gradients(q, k_cache, v_cache) or (without_kernel and not with_lse):
         used = torch.arange(table.shape[1], device=table.device) * size < lengths[:, None]
         pages = torch.where(used, table, 0).long()
         k, v = (cache[pages].flatten(1, 2) for cache in (k_cache, v_cache))
@@ -169,7 +166,7 @@ def pages_per_row(x: Tensor) -> int | None:
 
 
 def _paged(
-    q: Tensor, k_pages: Tensor, v_pages: Tensor, ids: Tensor, valid: Tensor, scale: float
+    q: Tensor, k_pages: Tensor, v_pages: Tensor, ids: Tensor, valid: Tensor, scale: float | None
 ) -> tuple[Tensor, Tensor]:
     """`paged_attention` for q [B, Nq, H, D]; in pieces where all scores are made at once."""
     if q.is_cpu or _kernel_takes(q):
@@ -178,12 +175,12 @@ def _paged(
     return torch.cat([out for out, _ in pieces], 1), torch.cat([lse for _, lse in pieces], 2)
 
 
-def _query_pieces(q: Tensor, pages: int) -> Iterator[Tensor]:
+def _query_pieces(q: Tensor, pages: int) -> tuple[Tensor, ...]:
     per_query = max(q.shape[0] * q.shape[2] * pages * PAGE_SLOTS, 1)
-    return iter(q.split(max(_SCORES_AT_ONCE // per_query, 1), 1))
+    return q.split(max(_SCORES_AT_ONCE // per_query, 1), 1)
 
 
-def _torch_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, lengths: Tensor | None) -> Tensor:
+def _torch_attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None, lengths: Tensor | None) -> Tensor:
     mask = None
     if lengths is not None:
         capturing = lengths.is_cuda and torch.cuda.is_current_stream_capturing()
@@ -201,10 +198,6 @@ def _torch_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, lengths: Ten
     grouped = q.shape[2] != k.shape[2]
     out = F.scaled_dot_product_attention(queries, keys, values, mask, scale=scale, enable_gqa=grouped).transpose(1, 2)
     return out if mask is None else torch.where(mask.any(-1)[..., None], out, 0)
-
-
-def _records_gradients(*tensors: Tensor) -> bool:
-    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None) -> None:

@@ -101,15 +101,8 @@ def _allocate(x: Tensor, y: Tensor | None, *_: Any) -> tuple[Tensor, Tensor]:
     return x.new_empty(0 if y is None else x.shape), x.new_empty(x.shape)
 
 
-def _bind(
-    kernel: Kernel,
-    x: Tensor,
-    y: Tensor | None,
-    gate: Tensor | None,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    eps: float,
-) -> tuple[tuple[Tensor, Tensor], tuple[Any, ...]]:
+def _bind(kernel: Kernel, *arguments: Any) -> tuple[tuple[Tensor, Tensor], tuple[Any, ...]]:
+    x, y, gate, scale, shift, eps = arguments
     residual, normed = _allocate(x, y)
     return (residual, normed), (x, y, gate, scale, shift, None if y is None else residual, normed, eps)
 

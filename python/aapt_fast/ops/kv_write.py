@@ -30,7 +30,7 @@ from aapt_fast.ops._checks import (
     check_vector,
 )
 from aapt_fast.ops.kernels import Kernel
-from aapt_fast.ops.registry import COMPOSITION, register
+from aapt_fast.ops.registry import register
 
 
 def kv_write(
@@ -145,6 +145,7 @@ def _normalise_and_rotate(
 
 def _composition(*arguments: Any) -> Tensor:
     q, k, v, q_weight, k_weight, cos, sin, k_pages, v_pages, page_ids, eps = arguments
+    _check_page_ids(page_ids, k_pages.shape[0])
     _write(_normalise_and_rotate(k, k_weight, cos, sin, eps), k_pages, page_ids)
     _write(v, v_pages, page_ids)
     rotated = _normalise_and_rotate(q, q_weight, cos, sin, eps)
@@ -162,14 +163,10 @@ def _write(tokens: Tensor, pages: Tensor, page_ids: Tensor) -> None:
         pages[:, :rest].index_copy_(0, ids[:, full], tokens[:, full * PAGE_SLOTS :])
 
 
-def _cpu(*arguments: Any) -> Tensor:
-    *_, k_pages, _, page_ids, _ = arguments
-    _check_page_ids(page_ids, k_pages.shape[0])
-    return _composition(*arguments)
-
-
 def _check_page_ids(page_ids: Tensor, pages: int) -> None:
-    """Raise ValueError unless each of page_ids [B, M], on the CPU, is in a pool of `pages` and listed once."""
+    """Raise ValueError unless each of page_ids [B, M] is in a pool of `pages` and listed once; not read on a GPU."""
+    if not page_ids.is_cpu:
+        return
     seen: set[int] = set()
     for row, ids in enumerate(page_ids.tolist()):
         for page in ids:
@@ -184,8 +181,7 @@ def _allocate(q: Tensor, *_: Any) -> Tensor:
 
 def _bind(kernel: Kernel, *arguments: Any) -> tuple[Tensor, tuple[Any, ...]]:
     q, k, v, q_weight, k_weight, cos, sin, k_pages, v_pages, page_ids, eps = arguments
-    if q.is_cpu:
-        _check_page_ids(page_ids, k_pages.shape[0])
+    _check_page_ids(page_ids, k_pages.shape[0])
     rotated = _allocate(q)
     if cos is not None:
         cos, sin = (table.expand(q.shape[0], q.shape[1], q.shape[3] // 2) for table in (cos, sin))
@@ -195,8 +191,7 @@ def _bind(kernel: Kernel, *arguments: Any) -> tuple[Tensor, tuple[Any, ...]]:
 _call = register(
     "kv_write(Tensor q, Tensor k, Tensor v, Tensor? q_weight, Tensor? k_weight, Tensor? cos, Tensor? sin,"
     " Tensor(a!) k_pages, Tensor(b!) v_pages, Tensor page_ids, float eps) -> Tensor",
-    _cpu,
-    cuda=(_composition, COMPOSITION),
+    _composition,
     allocate=_allocate,
     bind=_bind,
 )

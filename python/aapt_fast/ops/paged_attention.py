@@ -98,16 +98,9 @@ def _schedule(q: Tensor, entries: int) -> Schedule:
     return split_schedule(-(-tokens // 256), batch * heads, entries, slots_of(q.device, cluster=2))
 
 
-def _cpu(
-    q: Tensor,
-    k_pages: Tensor,
-    v_pages: Tensor,
-    page_ids: Tensor,
-    page_valid: Tensor,
-    scale: float,
-    page_bias: Tensor | None,
-) -> tuple[Tensor, Tensor]:
+def _cpu(*arguments: Any) -> tuple[Tensor, Tensor]:
     """Gather the valid slots of the listed pages, then torch's flash attention for the CPU."""
+    q, k_pages, v_pages, page_ids, page_valid, scale, page_bias = arguments
     layouts = _rows_by_layout(page_ids, page_valid, k_pages.shape[0])
     batch, tokens, heads, _ = q.shape
     out = torch.zeros(q.shape, dtype=q.dtype)

@@ -7,6 +7,8 @@ input's dtype. Nothing here checks its arguments; the public functions do.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -77,20 +79,12 @@ def normalise_and_rotate(
     return y.to(x.dtype)
 
 
-def kv_write(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    q_weight: Tensor | None,
-    k_weight: Tensor | None,
-    cos: Tensor | None,
-    sin: Tensor | None,
-    k_pages: Tensor,
-    v_pages: Tensor,
-    page_ids: Tensor,
-    eps: float,
-) -> Tensor:
-    """Token n of row b goes to slot n % S of page page_ids[b, n // S]; pages are changed in place."""
+def kv_write(*arguments: Any) -> Tensor:
+    """Token n of row b goes to slot n % S of page page_ids[b, n // S]; pages are changed in place.
+
+    All arguments of `ops.kv_write`; returns [B, N, H, D].
+    """
+    q, k, v, q_weight, k_weight, cos, sin, k_pages, v_pages, page_ids, eps = arguments
     slots = k_pages.shape[1]
     k = normalise_and_rotate(k, k_weight, cos, sin, eps)
     for row in range(q.shape[0]):

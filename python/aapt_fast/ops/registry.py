@@ -46,11 +46,6 @@ class Body:
                 call.end(ran)
         return result
 
-    def choice(self, device: torch.device) -> str:
-        """The kernel that a call on `device` tries first, or the name of the torch code."""
-        kernel = None if self.bind is None else running_kernel(self.op, device)
-        return kernel or self.words
-
 
 OPS: dict[str, dict[str, Body]] = {}
 """Every op by name, and its bodies by device type."""
@@ -58,7 +53,7 @@ OPS: dict[str, dict[str, Body]] = {}
 
 def implementation(op: str, device: torch.device) -> str:
     """The kernel or the torch code, in words, that a call of `op` on `device` chooses now."""
-    return OPS[op][device.type].choice(device)
+    return running_kernel(op, device) or OPS[op][device.type].words
 
 
 def register(

@@ -5,7 +5,7 @@ The D / 2 pairs of a head are split over the three axes. Pair i of the n pairs o
 
     angle = position * theta ** (-i / n)
 
-The default split is Wan's: D // 6 pairs for rows, as many for columns, the rest for time (22, 21, 21 at D = 128).
+The split is Wan's: D // 6 pairs for rows, as many for columns, the rest for time (22, 21, 21 at D = 128).
 
 * Time: position = frame index * `temporal_interval`, a fixed interval, so that a stream has no end. float64 keeps the
   angle of frame 1,000,000 exact to 1e-9; float32 would be off by 0.03.
@@ -16,7 +16,6 @@ The default split is Wan's: D // 6 pairs for rows, as many for columns, the rest
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,26 +34,15 @@ def axis_angles(positions: Tensor, pairs: int, theta: float) -> Tensor:
     return positions[:, None] * theta**-exponents
 
 
-def temporal_angles(
-    frames: Sequence[float], pairs: int, theta: float = 10000.0, temporal_interval: float = 1.0
-) -> Tensor:
-    """Angles of the time axis for each frame index: float64 [F, pairs]."""
-    return axis_angles(torch.tensor(frames, dtype=torch.float64) * temporal_interval, pairs, theta)
-
-
 def spatial_angles(
-    grid: tuple[int, int],
-    pairs: tuple[int, int],
-    theta: float = 10000.0,
-    spatial_extent: tuple[float, float] | None = None,
+    grid: tuple[int, int], pairs: Sequence[int], theta: float, spatial_extent: tuple[float, float]
 ) -> Tensor:
     """Angles of the row and column axes for a grid of (h, w) tokens, row-major: float64 [h * w, sum(pairs)]."""
-    (height, width), extent = grid, spatial_extent or grid
-    rows = axis_angles(torch.arange(height, dtype=torch.float64) * (extent[0] / height), pairs[0], theta)
-    columns = axis_angles(torch.arange(width, dtype=torch.float64) * (extent[1] / width), pairs[1], theta)
-    rows = rows[:, None].expand(height, width, pairs[0])
-    columns = columns[None].expand(height, width, pairs[1])
-    return torch.cat((rows, columns), -1).flatten(0, 1)
+    rows, columns = (
+        axis_angles(torch.arange(size, dtype=torch.float64) * (extent / size), count, theta)
+        for size, extent, count in zip(grid, spatial_extent, pairs, strict=True)
+    )
+    return torch.cat((rows.repeat_interleave(grid[1], 0), columns.repeat(grid[0], 1)), -1)
 
 
 class FrameRope:
@@ -63,14 +51,13 @@ class FrameRope:
     Args:
         grid: (h, w), tokens per frame down and across.
         head_dim: D, even.
-        split: pairs for (time, rows, columns), summing to D / 2; None means Wan's split.
         theta: base of the frequencies.
         spatial_extent: (H0, W0), the range of positions to stretch the grid over; None means integer positions.
         temporal_interval: distance between two frames.
         device: where the tables end up.
 
     Raises:
-        ValueError: odd head_dim, a split that does not sum to D / 2, or a size that is not positive.
+        ValueError: odd head_dim, or a size that is not positive.
     """
 
     def __init__(
@@ -78,7 +65,6 @@ class FrameRope:
         grid: tuple[int, int],
         head_dim: int,
         *,
-        split: tuple[int, int, int] | None = None,
         theta: float = 10000.0,
         spatial_extent: tuple[float, float] | None = None,
         temporal_interval: float = 1.0,
@@ -86,20 +72,18 @@ class FrameRope:
     ) -> None:
         require(len(grid) == 2 and min(grid) > 0, "grid", "two positive sizes (h, w)", grid)
         require(head_dim > 0 and head_dim % 2 == 0, "head_dim", "a positive even number", head_dim)
-        split = rope_split(head_dim) if split is None else split
-        fits = len(split) == 3 and min(split) >= 0 and sum(split) == head_dim // 2
-        require(fits, "split", f"pairs for (time, rows, columns) that sum to {head_dim // 2}", split)
+        time, *space = rope_split(head_dim)
         require(theta > 0, "theta", "a positive number", theta)
         extent = spatial_extent or grid
         require(len(extent) == 2 and min(extent) > 0, "spatial_extent", "two positive sizes (H0, W0)", spatial_extent)
-        self.grid, self.split, self.theta, self.temporal_interval = grid, split, theta, temporal_interval
-        angles = spatial_angles(grid, split[1:], theta, spatial_extent)
+        self._pairs, self._theta, self._interval = time, theta, temporal_interval
+        angles = spatial_angles(grid, space, theta, extent)
         self._cos, self._sin = angles.cos().float().to(device), angles.sin().float().to(device)
 
     def __call__(self, frame_index: float | Sequence[float]) -> tuple[Tensor, Tensor]:
         """cos and sin for one frame index, or for F of them one after the other: float32 [F * h * w, D / 2] each."""
-        frames = [frame_index] if isinstance(frame_index, int | float) else list(frame_index)
-        angles = temporal_angles(frames, self.split[0], self.theta, self.temporal_interval)
+        positions = torch.tensor(frame_index, dtype=torch.float64).view(-1) * self._interval
+        angles = axis_angles(positions, self._pairs, self._theta)
         return self._join(angles.cos(), self._cos), self._join(angles.sin(), self._sin)
 
     @staticmethod
@@ -108,10 +92,3 @@ class FrameRope:
         frames, tokens = time.shape[0], space.shape[0]
         time = time.float().to(space.device)[:, None].expand(frames, tokens, -1)
         return torch.cat((time, space.expand(frames, tokens, -1)), -1).flatten(0, 1)
-
-
-def rope_tables(
-    frame_index: float | Sequence[float], grid: tuple[int, int], head_dim: int, **options: Any
-) -> tuple[Tensor, Tensor]:
-    """cos and sin, float32 [F * h * w, D / 2], for one frame index or a list of F; arguments as in `FrameRope`."""
-    return FrameRope(grid, head_dim, **options)(frame_index)

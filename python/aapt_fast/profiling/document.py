@@ -12,7 +12,6 @@ import json
 import os
 import platform
 import subprocess
-import tempfile
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from typing import Any
 import torch
 
 from aapt_fast.errors import require
+from aapt_fast.models.files.atomic import replacing
 from aapt_fast.profiling.timing import Sample
 
 SCHEMA = 1
@@ -86,18 +86,11 @@ class Document:
         if self.path is None:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        handle, partial = tempfile.mkstemp(dir=self.path.parent, prefix=f".{self.path.name}.")
-        try:
-            with os.fdopen(handle, "w") as file:
-                json.dump(self.content, file, indent=1, allow_nan=False)
-                file.write("\n")
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(partial, 0o644)
-            os.replace(partial, self.path)
-        except BaseException:
-            os.unlink(partial)
-            raise
+        with replacing(self.path) as partial, partial.open("w") as file:
+            json.dump(self.content, file, indent=1, allow_nan=False)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def head(command: str) -> dict[str, Any]:

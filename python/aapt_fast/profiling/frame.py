@@ -12,7 +12,6 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,13 +21,13 @@ from torch import Tensor
 
 from aapt_fast.errors import require
 from aapt_fast.models.aapt.config import GeneratorConfig
-from aapt_fast.models.stream_model import StreamModel
 from aapt_fast.profiling.document import DTYPE_NAMES, result
 from aapt_fast.profiling.inputs import random_controls, random_image, random_prompt
 from aapt_fast.profiling.kernels import what_runs
 from aapt_fast.profiling.stages import INSIDE, STAGES, StepTime, StepTimer, inside_generator
 from aapt_fast.profiling.systems import System
-from aapt_fast.profiling.timing import Sample, late_by, percentile
+from aapt_fast.profiling.timing import Sample, late_by, percentiles
+from aapt_fast.streaming.latency import percentile
 from aapt_fast.streaming.session import StreamSession
 
 FEWEST_STEPS = 5
@@ -74,7 +73,9 @@ def measure(system: System, choice: Choice, *, steps: int, limit_s: float) -> Me
     if choice.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(choice.device)
     begun = time.perf_counter()
-    model = _prepared(system, choice)
+    model = system.build(choice.device, choice.dtype)
+    if choice.token_dtype is not None:
+        model = model.with_token_dtype(choice.token_dtype)
     built, config = time.perf_counter(), model.config
     assert isinstance(config, GeneratorConfig)
     control, prompt = random_controls(model, 1)[0], random_prompt(model, system.prompt)
@@ -102,11 +103,6 @@ def measure(system: System, choice: Choice, *, steps: int, limit_s: float) -> Me
         ran = what_runs(session, control)
     phases = {"cold": [cold], "filling": filling, "full": full}
     return Measured(phases, inside, start, _memory(system, choice), ran)
-
-
-def _prepared(system: System, choice: Choice) -> StreamModel:
-    model = system.build(choice.device, choice.dtype)
-    return model if choice.token_dtype is None else model.with_token_dtype(choice.token_dtype)
 
 
 def _steady(
@@ -147,6 +143,7 @@ def results(system: System, choice: Choice, measured: Measured) -> list[dict[str
     """Make one result of schema 1 (bench/README.md) per phase, with its stages."""
     width, height = system.size
     flops = system.step.generator_flops + system.step.decoder_flops
+    inside = {part: {"p50_ms": percentile([step[part] for step in measured.inside], 50)} for part in INSIDE}
     entries = []
     for phase, times in measured.phases.items():
         sample, full = Sample(tuple(each.whole for each in times), None, TIMER), phase == "full"
@@ -157,22 +154,14 @@ def results(system: System, choice: Choice, measured: Measured) -> list[dict[str
             tflops=flops / sample.p50 / 1e9 if full else None,
             ours=True,
             phase=phase,
-            stages={stage: _percentiles([each.stages[stage] for each in times]) for stage in STAGES},
-            inside_generator=_inside(measured.inside) if full else None,
+            stages={stage: percentiles([each.stages[stage] for each in times]) for stage in STAGES},
+            inside_generator=inside if full else None,
             video_fps=1e3 * FRAMES_PER_STEP / sample.p50,
             decoder=system.decoder,
             weights="bundled" if system.bundled else "random",
         )
         entries.append(entry)
     return entries
-
-
-def _inside(steps: list[dict[str, float]]) -> dict[str, dict[str, float]]:
-    return {part: {"p50_ms": percentile([step[part] for step in steps], 50)} for part in INSIDE}
-
-
-def _percentiles(milliseconds: Sequence[float]) -> dict[str, float]:
-    return {f"p{percent}_ms": percentile(milliseconds, percent) for percent in (50, 95, 99)}
 
 
 def verdict(measured: Measured, target_s: float) -> dict[str, Any]:

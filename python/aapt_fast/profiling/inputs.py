@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from aapt_fast.models.stream_model import StreamModel
+from aapt_fast.streaming.controls import entry_shape
 
 
 def random_image(model: StreamModel, seed: int = 2) -> Tensor:
@@ -19,7 +20,7 @@ def random_controls(model: StreamModel, count: int, seed: int = 3) -> list[Tenso
     config = model.control
     if config is None:
         return [None] * count
-    entry = (config.joints, 3) if config.kind == "pose" else (config.channels, *model.grid)
+    entry = entry_shape(config, model.grid)
     return list(torch.rand(count, 4, *entry, generator=torch.Generator().manual_seed(seed)))
 
 

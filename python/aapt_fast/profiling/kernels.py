@@ -9,31 +9,27 @@ from types import ModuleType
 from torch import Tensor
 
 from aapt_fast.ops import KERNELS, observe_ops, use_kernels
-from aapt_fast.ops.kernels import runs_on
+from aapt_fast.ops.kernels import Selection, obstacle
 from aapt_fast.streaming.session import StreamSession
 
-MISSING = "no compiled module with kernels for this device"
 NOT_CALLED = "no step of this model calls it"
 
 
 def working_kernels(
-    session: StreamSession,
-    control: Tensor | None,
-    module: ModuleType | None,
-    kernels: Iterable[str] = KERNELS,
+    session: StreamSession, control: Tensor | None, module: ModuleType | None, kernels: Iterable[str]
 ) -> dict[str, str | None]:
     """Each kernel: None if a step runs with it, else the reason. `session` stays where it is.
 
+    module: with the kernels; None means `aapt_fast._C`.
     control: of the trial steps, as [entries, J, 3] or [entries, C, h, w], or None.
     """
-    if module is None or not runs_on(module, session.model.device):
-        return dict.fromkeys(kernels, MISSING)
     return {kernel: _obstacle(session, control, module, kernel) for kernel in kernels}
 
 
-def _obstacle(session: StreamSession, control: Tensor | None, module: ModuleType, kernel: str) -> str | None:
-    if not hasattr(module, KERNELS[kernel].function):
-        return "the compiled module does not have it"
+def _obstacle(session: StreamSession, control: Tensor | None, module: ModuleType | None, kernel: str) -> str | None:
+    off = obstacle(KERNELS[kernel], session.model.device, Selection((kernel,), module))
+    if off is not None:
+        return off
     try:
         with session.fork() as trial, use_kernels(kernel, extension=module), observe_ops() as calls:
             trial.step(control)

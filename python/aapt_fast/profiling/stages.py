@@ -11,11 +11,11 @@ attention over the pages, and the rest.
 from __future__ import annotations
 
 import time
-from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,6 +38,24 @@ class StepTime:
     stages: dict[str, float]
 
 
+class _HostEvent:
+    """A mark in the host's time, with the methods of `torch.cuda.Event`."""
+
+    def record(self) -> None:
+        self._seconds = time.perf_counter()
+
+    def elapsed_time(self, later: _HostEvent) -> float:
+        """Milliseconds until the mark `later`."""
+        return 1e3 * (later._seconds - self._seconds)
+
+
+def _mark(cuda: bool) -> Any:
+    """A mark at this point: a CUDA event where the steps run on a GPU, else the wall clock."""
+    event = torch.cuda.Event(enable_timing=True) if cuda else _HostEvent()
+    event.record()
+    return event
+
+
 class StepTimer:
     """Takes steps of sessions of one model, one evaluation each, and times them.
 
@@ -47,30 +65,25 @@ class StepTimer:
 
     def __init__(self, model: StreamModel) -> None:
         self._cuda = model.device.type == "cuda"
-        self._times: list[float] = []  # on a CPU
-        self._events: list[torch.cuda.Event] = []
         self._host: Tensor | None = None
 
     def step(self, session: StreamSession, control: Tensor | None) -> StepTime:
         """Take a step of `session`, with control [entries, J, 3] or [entries, C, h, w] or None, and copy its frames."""
-        self._times, self._events = [], []
-        session.on_stage = lambda stage: self._mark()
+        marks: list[Any] = []
+        session.on_stage = lambda stage: marks.append(_mark(self._cuda))
         begun = time.perf_counter()
-        self._mark()
+        marks.append(_mark(self._cuda))
         try:
             frames = session.step(control)
         finally:
             session.on_stage = None
-        self._mark()
+        marks.append(_mark(self._cuda))
         self._copy(frames)
-        self._mark()
+        marks.append(_mark(self._cuda))
         if self._cuda:
             torch.cuda.synchronize()
         whole = 1e3 * (time.perf_counter() - begun)
-        if self._cuda:
-            between = [first.elapsed_time(second) for first, second in pairwise(self._events)]
-        else:
-            between = [1e3 * (second - first) for first, second in pairwise(self._times)]
+        between = [first.elapsed_time(second) for first, second in pairwise(marks)]
         return StepTime(whole, dict(zip(STAGES, between, strict=True)))
 
     def _copy(self, frames: Tensor) -> None:
@@ -78,49 +91,25 @@ class StepTimer:
             self._host = torch.empty(frames.shape, dtype=frames.dtype, pin_memory=self._cuda)
         self._host.copy_(frames, non_blocking=True)
 
-    def _mark(self) -> None:
-        if not self._cuda:
-            self._times.append(time.perf_counter())
-            return
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        self._events.append(event)
-
 
 def inside_generator(session: StreamSession, control: Tensor | None) -> dict[str, float]:
     """Take a step of `session`, whose steps are not recorded: milliseconds of the generator by part, see `INSIDE`.
 
     control [entries, J, 3] or [entries, C, h, w] or None.
     """
-    timer = _OpTimer(session.model.device.type == "cuda")
-    with observe_ops(timer.around):
-        whole = StepTimer(session.model).step(session, control).stages["generator"]
-    parts = {part: timer.milliseconds(op) for op, part in OPS.items()}
-    return {**parts, "rest": max(whole - sum(parts.values()), 0.0)}
-
-
-class _OpTimer:
-    """Times op calls: by wall clock on a CPU, between two CUDA events on a GPU."""
-
-    def __init__(self, cuda: bool) -> None:
-        self._cuda = cuda
-        self._seconds: dict[str, float] = defaultdict(float)  # on a CPU
-        self._events: dict[str, list[tuple[torch.cuda.Event, torch.cuda.Event]]] = defaultdict(list)
+    cuda = session.model.device.type == "cuda"
+    calls: list[tuple[str, Any, Any]] = []  # op, begin, end
 
     @contextmanager
-    def around(self, op: str) -> Iterator[None]:
-        """Time one call of `op`."""
-        if not self._cuda:
-            begun = time.perf_counter()
-            yield
-            self._seconds[op] += time.perf_counter() - begun
-            return
-        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        begin.record()
+    def timed(op: str) -> Iterator[None]:
+        begin = _mark(cuda)
         yield
-        end.record()
-        self._events[op].append((begin, end))
+        calls.append((op, begin, _mark(cuda)))
 
-    def milliseconds(self, op: str) -> float:
-        """The time of all calls of `op`, once they have been computed."""
-        return 1e3 * self._seconds[op] + sum(begin.elapsed_time(end) for begin, end in self._events[op])
+    with observe_ops(timed):
+        whole = StepTimer(session.model).step(session, control).stages["generator"]
+    parts = {
+        part: sum(begin.elapsed_time(end) for op, begin, end in calls if op == timed_op)
+        for timed_op, part in OPS.items()
+    }
+    return {**parts, "rest": max(whole - sum(parts.values()), 0.0)}

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,9 +16,9 @@ from aapt_fast.models.aapt.config import GeneratorConfig
 from aapt_fast.models.aapt.generator import Generator
 from aapt_fast.models.aapt.presets import generator_preset
 from aapt_fast.models.stream_model import StreamModel
-from aapt_fast.models.vae.mini import MiniVAE, MiniVAEConfig
-from aapt_fast.models.vae.wan import WanVAE, WanVAEConfig
-from aapt_fast.profiling.decoders import Layer, mini_decoder, wan_decoder
+from aapt_fast.models.vae.mini import MiniVAEConfig
+from aapt_fast.models.vae.wan import WanVAEConfig
+from aapt_fast.profiling.decoders import Layer, VAEConfig, decoder_layers, make_vae
 from aapt_fast.profiling.roofline import Step
 from aapt_fast.streaming.pages import pool_bytes, session_pages
 
@@ -40,7 +41,7 @@ class System:
 
     preset: str
     config: GeneratorConfig
-    vae: WanVAEConfig | MiniVAEConfig
+    vae: VAEConfig
     decoder: str
     bundled: bool
 
@@ -55,12 +56,10 @@ class System:
         """Tokens of the prompt."""
         return PROMPT_TOKENS if self.config.text_width else 0
 
-    @property
+    @functools.cached_property
     def layers(self) -> list[Layer]:
         """Layers of the decoder."""
-        if isinstance(self.vae, WanVAEConfig):
-            return wan_decoder(self.vae, *self.config.grid)
-        return mini_decoder(self.vae, *self.config.grid)
+        return decoder_layers(self.vae, *self.config.grid)
 
     @property
     def step(self) -> Step:
@@ -76,7 +75,7 @@ class System:
     def memory_bytes(self, dtype: torch.dtype) -> dict[str, int]:
         """Compute the memory of a session by parts, without allocating it. The decoder's part is an estimate."""
         with torch.device("meta"):
-            generator, vae = Generator(self.config), _vae(self.vae)
+            generator, vae = Generator(self.config), make_vae(self.vae)
         weights = sum(parameter.numel() for module in (generator, vae) for parameter in module.parameters())
         config = self.config
         pages = session_pages(generator, config.grid, text_length=self.prompt)
@@ -108,7 +107,7 @@ def find_system(preset: str, size: tuple[int, int] | None = None, window: int | 
     grid = (height // VIDEO_SCALE, width // VIDEO_SCALE)
     config = dataclasses.replace(config, grid=grid, window=config.window if window is None else window)
     large = preset in LARGE
-    vae: WanVAEConfig | MiniVAEConfig = WanVAEConfig() if large else MiniVAEConfig()
+    vae = WanVAEConfig() if large else MiniVAEConfig()
     return System(preset, config, vae, "Wan 2.1" if large else "the package's small one", bundled)
 
 
@@ -142,9 +141,7 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-def random_model(
-    config: GeneratorConfig, vae: WanVAEConfig | MiniVAEConfig, device: torch.device, dtype: torch.dtype
-) -> StreamModel:
+def random_model(config: GeneratorConfig, vae: VAEConfig, device: torch.device, dtype: torch.dtype) -> StreamModel:
     """Make a model with random weights on `device`: eight billion of them would take minutes on a CPU.
 
     Parameters that start at zero get small random numbers, so that every layer has something to compute.
@@ -152,12 +149,8 @@ def random_model(
     torch.manual_seed(0)
     with device, default_dtype(dtype), torch.no_grad():
         generator = Generator(config).eval().requires_grad_(False)
-        decoder = _vae(vae).eval().requires_grad_(False)
+        decoder = make_vae(vae).eval().requires_grad_(False)
         for parameter in generator.parameters():
             if not parameter.any():
                 parameter.normal_(std=0.02)
     return StreamModel(generator.to(dtype), decoder.to(dtype))  # constants are made in float32
-
-
-def _vae(config: WanVAEConfig | MiniVAEConfig) -> WanVAE | MiniVAE:
-    return WanVAE(config) if isinstance(config, WanVAEConfig) else MiniVAE(config)

@@ -3,18 +3,16 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from aapt_fast.errors import require
+from aapt_fast.streaming.latency import percentile
 
 
-def percentile(values: Sequence[float], percent: float) -> float:
-    """Find the smallest value that at least `percent` per cent of all values do not exceed (nearest rank)."""
-    require(len(values) > 0, "values", "at least one", "none")
-    return sorted(values)[max(math.ceil(percent / 100 * len(values)) - 1, 0)]
+def percentiles(milliseconds: Sequence[float]) -> dict[str, float]:
+    """Find p50, p95 and p99, ready for JSON."""
+    return {f"p{percent}_ms": percentile(milliseconds, percent) for percent in (50, 95, 99)}
 
 
 @dataclass(frozen=True)
@@ -43,9 +41,7 @@ class Sample:
     def as_dict(self) -> dict[str, float | int | bool | str | None]:
         """The part of a result of schema 1 that is about time, ready for JSON."""
         return {
-            "p50_ms": self.p50,
-            "p95_ms": percentile(self.milliseconds, 95),
-            "p99_ms": percentile(self.milliseconds, 99),
+            **percentiles(self.milliseconds),
             "cold_l2": self.cold_l2,
             "repetitions": len(self.milliseconds),
             "noise": self.noise,

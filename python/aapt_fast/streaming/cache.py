@@ -24,7 +24,7 @@ from torch import Tensor
 from aapt_fast.errors import require, require_shape
 from aapt_fast.ops import PAGE_SLOTS, FrameRope, kv_write, normalise_and_rotate, paged_attention
 from aapt_fast.ops.window import WindowRule
-from aapt_fast.streaming.pages import PagePool, cache_pages, pages_for, valid_slots
+from aapt_fast.streaming.pages import PagePool, cache_pages, pages_for, released_on_failure, valid_slots
 from aapt_fast.streaming.text_pages import TextPages
 
 
@@ -84,12 +84,9 @@ class CacheRow:
         layers, _, _, heads, width = pool.k.shape
         slots = rule.moved * pages_for(tokens) * PAGE_SLOTS
         self.unrotated = pool.k.new_zeros(layers, slots, heads, width) if unrotated is None else unrotated
-        try:
+        with released_on_failure(self):
             for frame in range(1, rule.moved + 1):
                 self._spare[frame] = pool.allocate(pages_for(tokens))
-        except BaseException:
-            self.release()
-            raise
 
     @property
     def entries(self) -> int:
@@ -138,7 +135,7 @@ class CacheRow:
             if text is not None and text is not self.text:
                 text.release()
         other.next_frame = self.next_frame
-        try:
+        with released_on_failure(other):
             for frame, ids in self._past.items():
                 if frame in other._spare and frame not in self._spare:
                     pool.release(other._spare.pop(frame))
@@ -148,9 +145,6 @@ class CacheRow:
                 else:
                     other._past[frame] = pool.allocate(len(ids))
                     pool.copy_pages(other._past[frame], self.pool, ids)
-        except BaseException:
-            other.release()
-            raise
         return other
 
     def release(self) -> None:

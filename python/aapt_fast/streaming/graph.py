@@ -15,7 +15,7 @@ from torch import Tensor
 
 from aapt_fast.errors import require
 from aapt_fast.models.stream_model import StreamModel
-from aapt_fast.models.vae.video_stream import DecoderStream, frames_to_uint8, require_output
+from aapt_fast.models.vae.video_stream import DecoderStream
 
 WARM_UPS = 2  # libraries load kernels and take work space in the first runs, which a recording must not see
 
@@ -92,17 +92,12 @@ class RecordedDecoder:
         decode = partial(decoder.decode, self._latents)
         self._recording: Recording | None = record(decode, model.device, state)
 
-    def decode(self, latents: Tensor, out: str = "float") -> Tensor:
-        """The next latents [1, C, n, h, w] -> four video frames each, as `VideoDecoder.decode` gives them.
-
-        "float" ones, [1, 3, 4 n, H, W], are overwritten by the next call; "uint8" ones, [1, 4 n, H, W, 3], are not.
-        """
-        require_output(out)
+    def decode(self, latents: Tensor) -> Tensor:
+        """The next latents [1, C, n, h, w] -> video frames [1, 3, 4 n, H, W], which the next call overwrites."""
         self._latents.copy_(latents)
         require(self._recording is not None, "stream", "one that has not been reset", "one that has lost its recording")
         assert self._recording is not None
-        video = self._recording.replay()
-        return video if out == "float" else frames_to_uint8(video)
+        return self._recording.replay()
 
     def clone(self) -> RecordedDecoder:
         """A decoder that continues from here on its own, bit for bit, with a recording of its own."""

@@ -5,8 +5,17 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Collection
+
+from aapt_fast.errors import require
 
 PERCENTILES = (50, 95, 99)
+
+
+def percentile(values: Collection[float], percent: float) -> float:
+    """Find the smallest value that at least `percent` per cent of all values do not exceed (nearest rank)."""
+    require(len(values) > 0, "values", "at least one", "none")
+    return sorted(values)[max(math.ceil(percent / 100 * len(values)) - 1, 0)]
 
 
 class LatencyCounter:
@@ -29,12 +38,8 @@ class LatencyCounter:
     @property
     def step_ms(self) -> dict[str, float | None]:
         """Milliseconds per step by nearest rank, {"p50": ..., "p95": ..., "p99": ...}; None before the first step."""
-        ordered = sorted(self._seconds)
-
-        def percentile(percent: int) -> float | None:
-            return 1e3 * ordered[math.ceil(percent / 100 * len(ordered)) - 1] if ordered else None
-
-        return {f"p{percent}": percentile(percent) for percent in PERCENTILES}
+        seconds = self._seconds
+        return {f"p{each}": 1e3 * percentile(seconds, each) if seconds else None for each in PERCENTILES}
 
     def as_dict(self) -> dict[str, object]:
         """Everything, ready for JSON: {"first_frame_s": ..., "step_ms": {...}, "count": ...}."""

@@ -14,7 +14,9 @@ not include that copy.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Protocol
 
 import torch
 
@@ -22,10 +24,8 @@ from aapt_fast.errors import PoolExhausted, require, require_type
 from aapt_fast.models.protocols import VideoGenerator
 from aapt_fast.models.sampling import Sampler
 from aapt_fast.models.stream_model import StreamModel
-from aapt_fast.ops import PAGE_SLOTS
+from aapt_fast.ops._checks import PAGE_DTYPES, PAGE_SLOTS
 from aapt_fast.ops.window import WindowRule
-
-PAGE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def pages_for(tokens: int) -> int:
@@ -70,6 +70,23 @@ def cache_pages(tokens: int, rule: WindowRule) -> int:
 def pool_bytes(layers: int, pages: int, heads: int, head_dim: int, dtype: torch.dtype = torch.float32) -> int:
     """Bytes of the keys and values of a `PagePool` with these arguments, without allocating anything."""
     return 2 * layers * pages * PAGE_SLOTS * heads * head_dim * dtype.itemsize
+
+
+class Holder(Protocol):
+    """An object that holds pages."""
+
+    def release(self) -> None:
+        """Give the pages back."""
+
+
+@contextmanager
+def released_on_failure(holder: Holder) -> Iterator[None]:
+    """Release `holder` if the `with` block fails."""
+    try:
+        yield
+    except BaseException:
+        holder.release()
+        raise
 
 
 class PagePool:

@@ -18,7 +18,7 @@ from aapt_fast.models.vae.video_stream import VideoDecoder
 from aapt_fast.ops.cache import KeysAndValues
 from aapt_fast.streaming.cache import CacheRow, PagedCache
 from aapt_fast.streaming.graph import RecordedDecoder
-from aapt_fast.streaming.pages import PagePool, cache_pages, pages_for
+from aapt_fast.streaming.pages import PagePool, cache_pages, pages_for, released_on_failure
 from aapt_fast.streaming.text_pages import TextPages
 
 
@@ -49,11 +49,8 @@ class Run:
         """A run that continues from here on its own, bit for bit. Raises PoolExhausted if `pool` has too few pages."""
         other = copy.copy(self)
         other.rows = _all_or_none(row.fork(pool) for row in self.rows)
-        try:
+        with released_on_failure(other):
             other.decoder = self.decoder.clone()
-        except BaseException:
-            other.release()
-            raise
         return other
 
     def release(self) -> None:
@@ -101,14 +98,11 @@ def open_run(
 
     rows = _all_or_none(row(text) for text in prepared.text)
     run = Run(start, rows, prepared.context, decoder, first_frame, start.image, start.control)
-    try:
+    with released_on_failure(run):
         if start.image is not None:
             sampler.remember(generator, start.image, run.context, [PagedCache([row]) for row in rows])
         if cuda_graph and first_frame is not None:
             run.decoder = RecordedDecoder(model, decoder, rule.frames)
-    except BaseException:
-        run.release()
-        raise
     return run
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from aapt_fast.errors import require, require_shape
 from aapt_fast.ops import kv_write
 from aapt_fast.ops.cache import KeysAndValues
-from aapt_fast.streaming.pages import PagePool, pages_for, valid_slots
+from aapt_fast.streaming.pages import PagePool, pages_for, released_on_failure, valid_slots
 
 
 class TextPages:
@@ -34,17 +34,10 @@ class TextPages:
         length = keys_values[0][0].shape[1]
         require(length >= 1, "keys_values", "at least 1 token", length)
         pool.reserve(pages_for(length))
+        self.valid = valid_slots(length)  # of each page
         self.pool, self.length, self.ids, self._holders = pool, length, pool.allocate(pages_for(length)), 1
-        try:
+        with released_on_failure(self):
             self._write(keys_values)
-        except BaseException:
-            self.release()
-            raise
-
-    @property
-    def valid(self) -> list[int]:
-        """Valid slots of each page."""
-        return valid_slots(self.length)
 
     def share(self) -> TextPages:
         """This object, with one more holder."""

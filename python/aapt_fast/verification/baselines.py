@@ -53,23 +53,13 @@ def _as_one_batch(call: Callable[..., Tensor | tuple[Tensor, ...]], *arguments: 
     return out if out.dim() == 4 else out[None]
 
 
-def kv_write(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    q_weight: Tensor,
-    k_weight: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    k_pages: Tensor,
-    v_pages: Tensor,
-    ids: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
+def kv_write(*arguments: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Norm, rotation and write into pages, without complex numbers, which torch.compile does not fuse.
 
     Arguments and result as in `ops.kv_write`: q, k, v [1, N, H, D], angles [N, D / 2], pages [P, 64, H, D], ids [1, M];
     returns the queries [1, N, H, D] and both pools.
     """
+    q, k, v, q_weight, k_weight, cos, sin, k_pages, v_pages, ids = arguments
     full, rest = divmod(q.shape[1], PAGE_SLOTS)
     pages = ids[0].long()
     for tokens, pool in ((_rotated_norm(k, k_weight, cos, sin), k_pages), (v, v_pages)):

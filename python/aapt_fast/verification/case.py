@@ -12,8 +12,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from aapt_fast.ops._load import extension_or_none
-from aapt_fast.ops.kernels import KERNELS, runs_on, use_kernels
+from aapt_fast.ops.kernels import KERNELS, Selection, obstacle, use_kernels
 from aapt_fast.verification.compare import require_agreement, require_finite
 
 Result: TypeAlias = Tensor | tuple[Tensor, ...]
@@ -71,11 +70,11 @@ class Case:
 
     def add_kernels(self, setting: Setting, call: System) -> None:
         """Add each kernel of the op, or the reason why it cannot run here; `call` calls the op."""
-        for kernel, obstacle in obstacles(setting.extension, setting.device).items():
+        for kernel, why in obstacles(setting.extension, setting.device).items():
             if kernel.split("/")[0] != self.op:
                 continue
-            if obstacle is not None:
-                self.unavailable[kernel] = obstacle
+            if why is not None:
+                self.unavailable[kernel] = why
                 continue
             self.systems[kernel] = partial(_with_kernels, setting, kernel, call)
             self.ours.append(kernel)
@@ -89,11 +88,7 @@ class Case:
 
 def obstacles(extension: ModuleType | None, device: torch.device) -> dict[str, str | None]:
     """Give the reason why each kernel cannot run on a device, or None. `extension` None means `aapt_fast._C`."""
-    module = extension or extension_or_none()
-    if module is None or not runs_on(module, device):
-        return dict.fromkeys(KERNELS, f"no compiled module with kernels for the device type {device.type}")
-    missing = "the compiled module does not have it"
-    return {kernel: None if hasattr(module, kernel.replace("/", "_")) else missing for kernel in KERNELS}
+    return {name: obstacle(kernel, device, Selection((name,), extension)) for name, kernel in KERNELS.items()}
 
 
 def _with_kernels(setting: Setting, name: str, call: System) -> Result:

@@ -22,6 +22,7 @@ from aapt_fast.ops import (
     paged_attention,
     philox_normal,
 )
+from aapt_fast.streaming.pages import valid_slots
 from aapt_fast.verification import baselines
 from aapt_fast.verification.case import Case, Setting
 
@@ -82,8 +83,7 @@ def pages(k: Tensor, v: Tensor, tokens: int) -> tuple[Tensor, Tensor, Tensor, Te
     """
     counts = []
     for start in range(0, len(k), tokens):
-        full, rest = divmod(min(tokens, len(k) - start), PAGE_SLOTS)
-        counts += [PAGE_SLOTS] * full + ([rest] if rest else [])
+        counts += valid_slots(min(tokens, len(k) - start))
     valid, ids = torch.tensor(counts), torch.randperm(len(counts))
     slots = torch.arange(PAGE_SLOTS)[None] < valid[:, None]  # [M, 64]
     rows = (ids[:, None] * PAGE_SLOTS + torch.arange(PAGE_SLOTS))[slots].to(k.device)

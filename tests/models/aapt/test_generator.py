@@ -12,7 +12,7 @@ from aapt_fast.models.aapt.config import GeneratorConfig
 from aapt_fast.models.aapt.generator import Generator, TextKV
 from aapt_fast.models.aapt.presets import NANO, NANO_TEXT
 from aapt_fast.models.aapt.sampling import shift_time
-from aapt_fast.ops import reference, rope_tables
+from aapt_fast.ops import FrameRope, reference
 from aapt_fast.testing.compare import assert_near
 
 FRAMES = 12  # window 2: the sink's distance saturates from frame 4 on
@@ -75,7 +75,7 @@ def dense_forward(model: Generator, noised, recycled, t, text) -> Tensor:
     tokens = F.pixel_unshuffle(pictures, config.patch).flatten(3).transpose(2, 3).flatten(1, 2)
     video, text = model.patch_embed(tokens), model.text_in(text)
     grid = [length // config.patch for length in config.grid]
-    tables = rope_tables(list(range(1, frames + 1)), tuple(grid), config.head_dim, theta=config.rope_theta)
+    tables = FrameRope(tuple(grid), config.head_dim, theta=config.rope_theta)(range(1, frames + 1))
     frame_of = torch.arange(frames).repeat_interleave(grid[0] * grid[1])
     frame_of = torch.cat([torch.zeros(text.shape[1]), frame_of + 1])  # text comes before every frame
     mask = frame_of[None, :] <= frame_of[:, None]

@@ -238,10 +238,10 @@ def test_bad_arguments(changed, message):
 def test_padding():
     model = random_wan()
     text = torch.randn(2, 5, 24)
-    padded = model.pad_text(text)
+    padded = model.prepare_prompt(text)
     assert padded.shape == (2, 512, 24) and torch.equal(padded[:, :5], text) and padded[:, 5:].abs().max() == 0
     with pytest.raises(ValueError, match="at most 512 tokens, got 513"):
-        model.pad_text(torch.zeros(1, 513, 24))
+        model.prepare_prompt(torch.zeros(1, 513, 24))
 
 
 @pytest.mark.parametrize(

@@ -11,22 +11,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aapt_fast.errors import require, require_shape
-from aapt_fast.models.aapt.config import ControlConfig, GeneratorConfig
+from aapt_fast.models.aapt.config import GeneratorConfig
 from aapt_fast.models.aapt.sampling import EulerSampler
-from aapt_fast.ops import (
-    FrameRope,
-    channel_concat,
-    clean_frame,
-    gate_residual_norm,
-    normalise_and_rotate,
-)
+from aapt_fast.ops import FrameRope, channel_concat, clean_frame, gate_residual_norm, normalise_and_rotate
 from aapt_fast.ops.cache import Cache, GrowingCache, WholeClipCache
 
 TIMESTEP_FEATURES = 256
@@ -84,13 +77,9 @@ class Stream(nn.Module):
         q, k, v = self.qkv(normed).unflatten(-1, (3, self.heads, -1)).unbind(-3)
         return q, k, v
 
-    def hidden(self, normed: Tensor) -> Tensor:
-        """Tokens [..., d] -> what is inside the MLP, [..., mlp_ratio * d]."""
-        return F.gelu(self.up(normed), approximate="tanh")
-
     def mlp(self, normed: Tensor) -> Tensor:
         """Tokens [..., d] -> [..., d]."""
-        return self.down(self.hidden(normed))
+        return self.down(F.gelu(self.up(normed), approximate="tanh"))
 
 
 class Block(nn.Module):
@@ -103,21 +92,17 @@ class Block(nn.Module):
 
     def forward(
         self, x: Tensor, update: Tensor | None, gate: Tensor | None, modulation: Tensor, cache: Cache, layer: int
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Video tokens x [B, F, N, d] with the previous block's pending gated `update`; returns the same triple.
 
         Leaving the last addition to the next norm lets one kernel do gate, residual, norm and modulation.
         """
-        stream, (batch, frames, tokens, width) = self.video, x.shape
+        stream, shape = self.video, x.shape
         m = stream.modulate(modulation, x.dtype)
-        flat = (batch, frames * tokens, width)
-        x, normed = gate_residual_norm(
-            x.view(flat), update.view(flat) if update is not None else None, gate, m[SCALE1], m[SHIFT1]
-        )
-        q, k, v = stream.project(normed.view(batch, frames, tokens, width))
-        attended = cache.attend(layer, q, k, v, stream.q_norm, stream.k_norm).reshape(flat)
+        x, normed = gate_residual_norm(x.flatten(1, 2), _flat(update), gate, m[SCALE1], m[SHIFT1])
+        q, k, v = stream.project(normed.view(shape))
+        attended = cache.attend(layer, q, k, v, stream.q_norm, stream.k_norm).reshape(normed.shape)
         x, normed = gate_residual_norm(x, stream.out(attended), m[GATE1], m[SCALE2], m[SHIFT2])
-        shape = (batch, frames, tokens, width)
         return x.view(shape), stream.mlp(normed).view(shape), m[GATE2]
 
     def encode_text(self, x: Tensor, modulation: Tensor, last: bool) -> tuple[Tensor, tuple[Tensor, Tensor]]:
@@ -134,7 +119,7 @@ class Block(nn.Module):
         attended = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
         update = stream.out(attended.transpose(1, 2).flatten(-2))
         x, normed = gate_residual_norm(x, update, m[GATE1], m[SCALE2], m[SHIFT2])
-        return _gated_sum(x, stream.mlp(normed), m[GATE2]), (k, v)
+        return x + m[GATE2] * stream.mlp(normed), (k, v)
 
 
 class ConvHead(nn.Module):
@@ -160,14 +145,6 @@ class ConvHead(nn.Module):
             return self.conv_out(F.silu(x).to(self.conv_out.weight.dtype))
 
 
-class _Inputs(NamedTuple):
-    """Inputs of the network for each frame, frames first: [B F, channels, h, w]."""
-
-    noised: Tensor
-    recycled: Tensor | None
-    features: Tensor | None  # of the control
-
-
 class Generator(nn.Module):
     """Predicts clean frames. See `forward`.
 
@@ -181,7 +158,7 @@ class Generator(nn.Module):
 
     def __init__(self, config: GeneratorConfig) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.control = config, config.control
         width, channels, patch = config.width, config.latent_channels, config.patch
         control = config.control.step_channels if config.control else 0
         self.control_stem: nn.Module | None = None
@@ -210,11 +187,6 @@ class Generator(nn.Module):
             # shares of the noised and, if there is one, of the recycled frame
             self.skip = nn.Parameter(torch.tensor([0.0, 1.0] if config.autoregressive else [0.0]))
 
-    @property
-    def ends_in_clean_frame(self) -> bool:
-        """True if the last linear layer's output is the velocity, so that `ops.clean_frame` does all that follows."""
-        return self.config.prediction == "velocity" and self.head is None
-
     def forward(
         self, noised: Tensor, recycled: Tensor | None, control: Tensor | None, t: Tensor, cache: Cache
     ) -> Tensor:
@@ -232,10 +204,9 @@ class Generator(nn.Module):
             x, update, gate = block(x, update, gate, modulation, cache, layer)
         cache.advance(x.shape[1])
         shift, scale = (self.modulation_out + modulation[:, :2]).to(x.dtype)[:, :, None].unbind(1)
-        pending = None if update is None else update.flatten(1, 2)
-        _, normed = gate_residual_norm(x.flatten(1, 2), pending, gate, scale, shift)
+        _, normed = gate_residual_norm(x.flatten(1, 2), _flat(update), gate, scale, shift)
         tokens = self.unpatch(normed)
-        if self.ends_in_clean_frame:
+        if self.config.prediction == "velocity" and self.head is None:  # the tokens are the velocity
             return clean_frame(tokens, noised.float(), t.float(), self.config.patch)
         output = self._picture(tokens, inputs).float().unflatten(0, x.shape[:2]).transpose(1, 2)
         if self.config.prediction == "velocity":
@@ -256,9 +227,8 @@ class Generator(nn.Module):
 
         The other arguments are those of `forward`. Raises ValueError for depths that do not ascend or do not exist.
         """
-        fits = (
-            bool(depths) and list(depths) == sorted(set(depths)) and depths[0] >= 1 and depths[-1] <= len(self.blocks)
-        )
+        known = range(1, len(self.blocks) + 1)
+        fits = bool(depths) and list(depths) == [number for number in known if number in depths]
         require(fits, "depths", f"ascending numbers of blocks in 1..{len(self.blocks)}", tuple(depths))
         inputs = self._inputs(noised, recycled, control, t)
         modulation = self.timestep(t)
@@ -267,39 +237,40 @@ class Generator(nn.Module):
         for layer, block in enumerate(self.blocks[: depths[-1]]):
             x, update, gate = block(x, update, gate, modulation, cache, layer)
             if layer + 1 in depths:
-                states.append(_gated_sum(x, update, None if gate is None else gate[:, None]))
+                states.append(x + gate[:, None] * update)
         return states
 
-    def _inputs(self, noised: Tensor, recycled: Tensor | None, control: Tensor | None, t: Tensor) -> _Inputs:
+    def _inputs(self, noised: Tensor, recycled: Tensor | None, control: Tensor | None, t: Tensor) -> list[Tensor]:
+        """Noised frames, those before them and features of the control, where there are any: [B F, channels, h, w]."""
         self._check(noised, recycled, control, t)
         dtype = self.patch_embed.weight.dtype
+        inputs = [x.transpose(1, 2).flatten(0, 1) for x in (noised, recycled, control) if x is not None]
         if not torch.is_autocast_enabled(noised.device.type):  # which casts by itself
-            noised, recycled, control = (x if x is None else x.to(dtype) for x in (noised, recycled, control))
-        before = _frames_first(recycled) if recycled is not None else None
-        features = _frames_first(control) if control is not None else None
-        if self.control_stem is not None and features is not None:
-            features = self.control_stem(features.contiguous(memory_format=torch.channels_last))
-        return _Inputs(_frames_first(noised), before, features)
+            inputs = [x.to(dtype) for x in inputs]
+        if self.control_stem is not None:
+            inputs[-1] = self.control_stem(inputs[-1].contiguous(memory_format=torch.channels_last))
+        return inputs
 
-    def _embed(self, inputs: _Inputs, batch: int) -> Tensor:
+    def _embed(self, inputs: list[Tensor], batch: int) -> Tensor:
         """Tokens [B, F, N, d] of the inputs of B rows."""
         weight, bias = self.patch_embed.weight, self.patch_embed.bias
-        if inputs.recycled is None:
-            tokens = F.linear(F.pixel_unshuffle(inputs.noised, self.config.patch).flatten(2).mT, weight, bias)
+        if not self.config.autoregressive:
+            tokens = F.linear(F.pixel_unshuffle(inputs[0], self.config.patch).flatten(2).mT, weight, bias)
         else:
-            tokens = channel_concat(inputs.noised, inputs.recycled, inputs.features, weight, bias, self.config.patch)
+            noised, recycled, *rest = inputs
+            features = rest[0] if rest else None
+            tokens = channel_concat(noised, recycled, features, weight, bias, self.config.patch)
         return tokens.unflatten(0, (batch, -1))
 
-    def _picture(self, tokens: Tensor, inputs: _Inputs) -> Tensor:
+    def _picture(self, tokens: Tensor, inputs: list[Tensor]) -> Tensor:
         """The last linear layer's tokens [B, F N, C p^2] -> the network's output [B F, C, h, w]."""
-        frames, _, height, width = inputs.noised.shape
+        frames, _, height, width = inputs[0].shape
         grid = (height // self.config.patch, width // self.config.patch)
         patches = tokens.view(frames, *grid, -1).permute(0, 3, 1, 2)
         picture = F.pixel_shuffle(patches, self.config.patch)
         if self.head is None:
             return picture
-        sources = [source.to(picture.dtype) for source in inputs if source is not None]
-        return self.head(picture, torch.cat(sources, dim=1))
+        return self.head(picture, torch.cat([source.to(picture.dtype) for source in inputs], dim=1))
 
     def encode_text(self, text: Tensor, t: Tensor) -> TextKV:
         """Prompt embeddings [B, L, text_width] -> per-layer keys and values; once per prompt and timestep t [B].
@@ -347,11 +318,6 @@ class Generator(nn.Module):
         return WholeClipCache(self.rope(height or self.config.grid[0], width or self.config.grid[1]), text=text)
 
     @property
-    def control(self) -> ControlConfig | None:
-        """Control of a step; None without."""
-        return self.config.control
-
-    @property
     def weight(self) -> Tensor:
         """A parameter [...] that has the device and the dtype of the network."""
         return self.patch_embed.weight
@@ -393,12 +359,6 @@ class Generator(nn.Module):
             require_shape("control", control, noised.shape[0], config.control.step_channels, *noised.shape[2:])
 
 
-def _gated_sum(x: Tensor, update: Tensor | None, gate: Tensor | None) -> Tensor:
-    if update is None:
-        return x
-    return x + update if gate is None else x + gate * update
-
-
-def _frames_first(x: Tensor) -> Tensor:
-    """[B, C, F, h, w] -> [B F, C, h, w]."""
-    return x.transpose(1, 2).flatten(0, 1)
+def _flat(update: Tensor | None) -> Tensor | None:
+    """[B, F, N, d] -> [B, F N, d]."""
+    return None if update is None else update.flatten(1, 2)

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from aapt_fast.errors import require
 from aapt_fast.models.aapt.config import ControlConfig, GeneratorConfig
 
@@ -31,18 +33,8 @@ MINI_PERSON = GeneratorConfig(
     rope_theta=30.0,
 )
 
-NANO = GeneratorConfig(
-    width=32,
-    heads=2,
-    layers=2,
-    grid=(4, 4),
-    window=2,
-    control=PERSON_CONTROL,
-    control_width=8,
-    head_width=8,
-    head_blocks=1,
-    prediction="frame",
-    rope_theta=30.0,
+NANO = dataclasses.replace(
+    MINI_PERSON, width=32, heads=2, layers=2, grid=(4, 4), window=2, control_width=8, head_width=8, head_blocks=1
 )
 
 NANO_TEXT = GeneratorConfig(width=32, heads=2, layers=2, grid=(4, 6), window=2, text_width=12)

@@ -55,10 +55,8 @@ class EulerSampler(Sampler):
 
     def check(self, generator: Any) -> None:
         """Raise ValueError for a generator that is not AAPT's, or not autoregressive."""
-        kind = type(generator.config).__name__
-        require(
-            hasattr(generator.config, "autoregressive"), "sampler", "one for this generator", f"EulerSampler, {kind}"
-        )
+        fits = hasattr(generator.config, "autoregressive")
+        require(fits, "sampler", "one for this generator", f"EulerSampler, {type(generator.config).__name__}")
         expected = "an autoregressive generator; to_autoregressive makes one"
         require(generator.config.autoregressive, "model", expected, "a bidirectional one")
 

@@ -64,7 +64,7 @@ def _wan_transformer(model: WanTransformer) -> dict[str, Tensor]:
     config = model.config
     frames = config.window_rule.frames + 1  # so that a block has a past
     image = _random(1, 3, config.image_width) if config.image_width else None
-    text = model.pad_text(_random(1, 2, config.text_width))
+    text = model.prepare_prompt(_random(1, 2, config.text_width))
     hidden = _random(1, config.in_channels, frames, 2 * PATCH, PATCH)
     return {"velocity": model(hidden, torch.tensor([500.0], dtype=torch.float32), text, image, causal=True)}
 

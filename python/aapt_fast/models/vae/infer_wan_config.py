@@ -58,19 +58,19 @@ def facts_of_tensors(tensors: Mapping[str, Tensor], source: object) -> Facts:
     residual = any(re.match(r"encoder\.downsamples\.\d+\.downsamples\.", name) for name in shapes)
     levels, temporal = _levels(_layers(shapes, "encoder.downsamples"))
     decoder_layers = [*_layers(shapes, "decoder.upsamples"), ""]
-    if not levels[0]:
-        raise _stranger(shapes, source)
+    first_block = next(iter(levels[0]), "")
     numbers = [
         _majority(shapes, ("conv2.weight", 0), ("conv2.bias", 0), ("decoder.conv1.weight", 1)),
         _majority(
-            shapes, ("encoder.conv1.weight", 0), ("encoder.conv1.bias", 0), (f"{levels[0][0]}residual.0.gamma", 0)
+            shapes, ("encoder.conv1.weight", 0), ("encoder.conv1.bias", 0), (f"{first_block}residual.0.gamma", 0)
         ),
         _majority(shapes, ("decoder.head.0.gamma", 0), ("decoder.head.2.weight", 1), *_outputs(decoder_layers[-2:-1])),
         _majority(shapes, ("encoder.conv1.weight", 1), ("decoder.head.2.weight", 0), ("decoder.head.2.bias", 0)),
         *(_majority(shapes, *_outputs(places)) for places in levels),
     ]
     if None in numbers:
-        raise _stranger(shapes, source)
+        got = f"{len(shapes)}, first {next(iter(shapes), None)!r}"
+        raise CheckpointError(f"{source}: expected the tensors of a Wan VAE, got {got}")
     z_dim, base_dim, decoder_width, colours, *widths = (int(number or 0) for number in numbers)
     patch = math.isqrt(colours // RGB)
     if colours != RGB * patch**2:
@@ -168,9 +168,3 @@ def _normalised(entries: Mapping[str, Any], facts: Facts) -> dict[str, Any]:
         if name in RELEVANT and value is not None:
             result[name] = tuple(value) if isinstance(value, list) else value
     return result
-
-
-def _stranger(shapes: Shapes, source: object) -> CheckpointError:
-    return CheckpointError(
-        f"{source}: expected the tensors of a Wan VAE, got {len(shapes)}, first {next(iter(shapes), None)!r}"
-    )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Layers that the video VAEs share: the causal convolution; space and time to channels."""
+"""Layers that the video VAEs share: the causal convolution; chains of layers; space and time to channels."""
 
 from __future__ import annotations
 
@@ -27,11 +27,7 @@ class CausalConv3d(nn.Conv3d):
         super().__init__(in_channels, out_channels, kernel_size)
         self.weight = nn.Parameter(tap_major(self.weight.detach()))
         self.cache_key = ""
-
-    @property
-    def past(self) -> int:
-        """Number of frames before the present one that an output depends on."""
-        return self.kernel_size[0] - 1
+        self.past = self.kernel_size[0] - 1  # frames before the present one that an output depends on
 
     def forward(self, x: Tensor, cache: FeatureCache | None = None) -> Tensor:
         """The next chunk [B, C, T, H, W] of the stream that `cache` belongs to, or a whole clip -> [B, O, T, H, W]."""
@@ -40,6 +36,16 @@ class CausalConv3d(nn.Conv3d):
         if self.past and cache is not None:
             cache.append(self.cache_key, x, self.past)
         return y
+
+
+class Chain(nn.ModuleList):
+    """Layers one after the other, which all take the cache of their stream."""
+
+    def forward(self, x: Tensor, cache: FeatureCache | None) -> Tensor:
+        """The next chunk [B, C, T, H, W] of the stream that `cache` belongs to, through all layers."""
+        for layer in self:
+            x = layer(x, cache)
+        return x
 
 
 def name_cached_layers(model: nn.Module) -> None:

@@ -18,9 +18,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aapt_fast.errors import require, require_shape
+from aapt_fast.models.autocast import without_autocast
 from aapt_fast.models.vae.feature_cache import FeatureCache
 from aapt_fast.models.vae.layers import (
     CausalConv3d,
+    Chain,
     fold_space,
     fold_time,
     name_cached_layers,
@@ -58,7 +60,7 @@ class NarrowConv(CausalConv3d):
 
     def forward(self, x: Tensor, cache: FeatureCache | None = None) -> Tensor:
         """[B, C, T, H, W] -> [B, O, T, H, W]."""
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x.device):
             return super().forward(x.to(self.weight.dtype), cache)
 
 
@@ -76,15 +78,14 @@ def convolution(
 class ChannelNorm(nn.Module):
     """RMSNorm over the channels of [B, C, T, H, W] with a learned gain."""
 
-    def __init__(self, channels: int, eps: float = 1e-5) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
         self.gain = nn.Parameter(torch.ones(channels))
-        self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, T, H, W] -> the same shape."""
         norm = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=torch.float32)
-        scale = torch.rsqrt(norm.square() / x.shape[1] + self.eps).to(x.dtype)
+        scale = torch.rsqrt(norm.square() / x.shape[1] + 1e-5).to(x.dtype)
         return x * scale * self.gain.to(x.dtype).view(1, -1, 1, 1, 1)
 
 
@@ -111,25 +112,19 @@ class Encoder(nn.Module):
         full, half, quarter = config.encoder_widths
         counts = config.encoder_blocks
         self.conv_in = convolution(RGB * TIME * 4, full, taps=1, kernel=3)
-        self.blocks_full = nn.ModuleList(ResidualBlock(full, taps=1) for _ in range(counts[0]))
+        self.blocks_full = Chain(ResidualBlock(full, taps=1) for _ in range(counts[0]))
         self.down_half = convolution(4 * full, half, taps=1, kernel=1)
-        self.blocks_half = nn.ModuleList(ResidualBlock(half, taps=2) for _ in range(counts[1]))
+        self.blocks_half = Chain(ResidualBlock(half, taps=2) for _ in range(counts[1]))
         self.down_quarter = convolution(4 * half, quarter, taps=1, kernel=1)
-        self.blocks_quarter = nn.ModuleList(ResidualBlock(quarter, taps=2) for _ in range(counts[2]))
+        self.blocks_quarter = Chain(ResidualBlock(quarter, taps=2) for _ in range(counts[2]))
         self.norm_out = ChannelNorm(quarter)
         self.conv_out = convolution(quarter, config.latent_channels, taps=1, kernel=1, init_std=0.0, narrow=True)
 
     def forward(self, folded: Tensor, cache: FeatureCache | None) -> Tensor:
         """Folded video [B, 12, n, H, W] -> [B, z, n, H/8, W/8]; `cache` carries a stream on."""
-        x = self.conv_in(fold_space(folded, 2))
-        for block in self.blocks_full:
-            x = block(x, cache)
-        x = self.down_half(fold_space(x, 2))
-        for block in self.blocks_half:
-            x = block(x, cache)
-        x = self.down_quarter(fold_space(x, 2))
-        for block in self.blocks_quarter:
-            x = block(x, cache)
+        x = self.blocks_full(self.conv_in(fold_space(folded, 2)), cache)
+        x = self.blocks_half(self.down_half(fold_space(x, 2)), cache)
+        x = self.blocks_quarter(self.down_quarter(fold_space(x, 2)), cache)
         return self.conv_out(F.silu(self.norm_out(x), inplace=True))
 
 
@@ -141,25 +136,19 @@ class Decoder(nn.Module):
         full, half, quarter = config.decoder_widths
         counts = config.decoder_blocks
         self.conv_in = convolution(config.latent_channels, quarter, taps=2, kernel=3, narrow=True)
-        self.blocks_quarter = nn.ModuleList(ResidualBlock(quarter, taps=2) for _ in range(counts[2]))
+        self.blocks_quarter = Chain(ResidualBlock(quarter, taps=2) for _ in range(counts[2]))
         self.up_half = convolution(quarter, 8 * half, taps=1, kernel=1)
-        self.blocks_half = nn.ModuleList(ResidualBlock(half, taps=2) for _ in range(counts[1]))
+        self.blocks_half = Chain(ResidualBlock(half, taps=2) for _ in range(counts[1]))
         self.up_full = convolution(half, 8 * full, taps=1, kernel=1)
-        self.blocks_full = nn.ModuleList(ResidualBlock(full, taps=1) for _ in range(counts[0]))
+        self.blocks_full = Chain(ResidualBlock(full, taps=1) for _ in range(counts[0]))
         self.norm_out = ChannelNorm(full)
         self.conv_out = convolution(full, RGB * 4, taps=1, kernel=3, init_std=0.0)
 
     def forward(self, latents: Tensor, cache: FeatureCache | None) -> Tensor:
         """Latents [B, z, n, h, w] -> [B, 3, 4 n, 8 h, 8 w]; `cache` carries a stream on."""
-        x = self.conv_in(latents, cache)
-        for block in self.blocks_quarter:
-            x = block(x, cache)
-        x = _enlarge(self.up_half(x))
-        for block in self.blocks_half:
-            x = block(x, cache)
-        x = _enlarge(self.up_full(x))
-        for block in self.blocks_full:
-            x = block(x, cache)
+        x = self.blocks_quarter(self.conv_in(latents, cache), cache)
+        x = self.blocks_half(_enlarge(self.up_half(x)), cache)
+        x = self.blocks_full(_enlarge(self.up_full(x)), cache)
         return unfold_space(self.conv_out(F.silu(self.norm_out(x), inplace=True)), 2)
 
 
@@ -171,25 +160,19 @@ class MiniVAE(nn.Module):
     for other shapes.
     """
 
+    spatial_factor = SPACE
+    """Pixels per latent pixel along height and along width."""
+
     def __init__(self, config: MiniVAEConfig = MiniVAEConfig()) -> None:
         super().__init__()
         self.config = config
+        self.latent_channels = config.latent_channels
         self.linear_encoder = convolution(BLOCK, config.latent_channels, taps=1, kernel=1)
         self.linear_decoder = convolution(config.latent_channels, BLOCK, taps=1, kernel=1)
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
         self.register_buffer("latent_std", torch.ones(()))
         name_cached_layers(self)
-
-    @property
-    def latent_channels(self) -> int:
-        """z, channels of a latent frame."""
-        return self.config.latent_channels
-
-    @property
-    def spatial_factor(self) -> int:
-        """Pixels per latent pixel along height and along width."""
-        return SPACE
 
     def encode(self, video: Tensor, linear_only: bool = False) -> Tensor:
         """Video [B, 3, 1 + 4 n, H, W] in -1..1 -> latents [B, z, 1 + n, H/8, W/8] of unit standard deviation."""

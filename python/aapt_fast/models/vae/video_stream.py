@@ -20,7 +20,6 @@ class CausalDecoder(Protocol):
     @property
     def latent_channels(self) -> int:
         """C, channels of a latent frame."""
-        ...
 
     def decode_chunk(self, latents: Tensor, cache: FeatureCache) -> Tensor:
         """The next latents [B, C, n, h, w] -> their video frames [B, 3, F, H, W] in -1..1, in the dtype of the weights.
@@ -28,7 +27,6 @@ class CausalDecoder(Protocol):
         An empty `cache` is the start of a video, where n = 1 and F = 1; later chunks give F = 4 n. Every layer that
         looks back keeps its past frames in `cache`, which belongs to the stream.
         """
-        ...
 
 
 class VideoVAE(CausalDecoder, Protocol):
@@ -37,35 +35,28 @@ class VideoVAE(CausalDecoder, Protocol):
     @property
     def spatial_factor(self) -> int:
         """Pixels per latent cell, down and across."""
-        ...
 
     def encode(self, video: Tensor) -> Tensor:
         """Video [B, 3, 1 + 4 n, H, W] in -1..1 -> latents [B, C, 1 + n, h, w]."""
-        ...
 
     def stream(self) -> DecoderStream:
         """A decoder at the start of a video."""
-        ...
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """The weights, which have one dtype and device."""
-        ...
 
 
 class VideoDecoder(Protocol):
     """The state of one stream of video: a `DecoderStream`, or its recording."""
 
-    def decode(self, latents: Tensor, out: str = "float") -> Tensor:
-        """The next latents [B, C, n, h, w] -> video frames, as `DecoderStream.decode` gives them."""
-        ...
+    def decode(self, latents: Tensor) -> Tensor:
+        """The next latents [B, C, n, h, w] -> video frames [B, 3, F, H, W], as `DecoderStream.decode` gives them."""
 
     def clone(self) -> VideoDecoder:
         """A decoder that continues from here on its own, bit for bit."""
-        ...
 
     def reset(self) -> None:
         """Forget everything decoded so far."""
-        ...
 
 
 class DecoderStream:
@@ -89,7 +80,7 @@ class DecoderStream:
         ready for a screen or an image encoder.
         Raises ValueError for another shape, dtype or size than the stream began with, and an unknown `out`.
         """
-        require_output(out)
+        require(out in ("float", "uint8"), "out", "'float' or 'uint8'", repr(out))
         require_latents(latents, self.vae.latent_channels)
         length, size = latents.shape[2], (latents.shape[0], *latents.shape[3:])
         if self._size is None:
@@ -121,11 +112,6 @@ def require_latents(latents: Tensor, channels: int) -> None:
     require_shape("latents", latents, "B", channels, "n", "h", "w")
     require(latents.is_floating_point(), "latents", "a floating-point dtype", latents.dtype)
     require(min(latents.shape) > 0, "latents", "at least one element in every dimension", list(latents.shape))
-
-
-def require_output(out: str) -> None:
-    """Raise ValueError unless `out` names a form of video: `float` or `uint8`."""
-    require(out in ("float", "uint8"), "out", "'float' or 'uint8'", repr(out))
 
 
 def frames_to_uint8(video: Tensor) -> Tensor:

@@ -4,7 +4,7 @@
 Time goes 1 + 4 n video frames <-> 1 + n latent frames, space 8 x 8 pixels (16 x 16 for Wan 2.2) <-> one latent pixel.
 The first latent frame stands for one video frame, every later one for four. Latents are normalised:
 (latent - mean) / std per channel, with the published statistics. A checkpoint of the original code loads with
-`load_state_dict(strict=True)`, one of diffusers after `wan_keys.from_diffusers_state_dict`; `load_vae` reads both.
+`load_state_dict(strict=True)`; `load_vae` reads those of diffusers, too.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from aapt_fast.errors import require, require_shape
 from aapt_fast.models.vae.feature_cache import FeatureCache
-from aapt_fast.models.vae.layers import CausalConv3d, name_cached_layers
+from aapt_fast.models.vae.layers import CausalConv3d, Chain, name_cached_layers
 from aapt_fast.models.vae.video_stream import DecoderStream, require_latents
 from aapt_fast.models.vae.wan_layers import HALVES, Downsample, FrameAttention, ResidualBlock, RMSNorm, Upsample
 from aapt_fast.models.vae.wan_residual import DownLevel, UpLevel, channels_to_pixels, pixels_to_channels
@@ -119,7 +119,7 @@ class Encoder(nn.Module):
         super().__init__()
         widths, last = config.widths, len(config.widths) - 1
         self.conv1 = CausalConv3d(RGB * config.patch_size**2, config.base_dim, 3)
-        self.downsamples = nn.ModuleList()
+        self.downsamples = Chain()
         for level, (inputs, outputs) in enumerate(zip((config.base_dim, *widths), widths, strict=False)):
             temporal = level < last and config.temporal_downsample[level]
             if config.is_residual:
@@ -134,9 +134,7 @@ class Encoder(nn.Module):
 
     def forward(self, video: Tensor, cache: FeatureCache) -> Tensor:
         """The next chunk [B, 3 p^2, T, H, W] of the stream that `cache` belongs to -> [B, 2 z, T', h, w]."""
-        x = self.conv1(video, cache)
-        for layer in (*self.downsamples, *self.middle):
-            x = layer(x, cache)
+        x = self.middle(self.downsamples(self.conv1(video, cache), cache), cache)
         return self.head["2"](F.silu(self.head["0"](x), inplace=True), cache)
 
 
@@ -148,7 +146,7 @@ class Decoder(nn.Module):
         widths, last = config.decoder_widths[::-1], len(config.dim_mult) - 1
         self.conv1 = CausalConv3d(config.z_dim, widths[0], 3)
         self.middle = middle_layers(widths[0])
-        self.upsamples = nn.ModuleList()
+        self.upsamples = Chain()
         for level, (inputs, outputs) in enumerate(zip((widths[0], *widths), widths, strict=False)):
             temporal = level < last and config.temporal_downsample[-1 - level]
             if config.is_residual:
@@ -164,15 +162,13 @@ class Decoder(nn.Module):
 
     def forward(self, latents: Tensor, cache: FeatureCache) -> Tensor:
         """The next chunk [B, z, T', h, w] of the stream that `cache` belongs to -> [B, 3 p^2, T, H, W]."""
-        x = self.conv1(latents, cache)
-        for layer in (*self.middle, *self.upsamples):
-            x = layer(x, cache)
+        x = self.upsamples(self.middle(self.conv1(latents, cache), cache), cache)
         return self.head["2"](F.silu(self.head["0"](x), inplace=True), cache)
 
 
-def middle_layers(width: int) -> nn.ModuleList:
+def middle_layers(width: int) -> Chain:
     """The layers at the lowest resolution."""
-    return nn.ModuleList([ResidualBlock(width, width), FrameAttention(width), ResidualBlock(width, width)])
+    return Chain([ResidualBlock(width, width), FrameAttention(width), ResidualBlock(width, width)])
 
 
 class WanVAE(nn.Module):
@@ -183,7 +179,7 @@ class WanVAE(nn.Module):
 
     def __init__(self, config: WanVAEConfig = WanVAEConfig()) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.latent_channels, self.spatial_factor = config, config.z_dim, config.spatial_factor
         self.encoder = Encoder(config)
         self.conv1 = CausalConv3d(2 * config.z_dim, 2 * config.z_dim, 1)
         self.conv2 = CausalConv3d(config.z_dim, config.z_dim, 1)
@@ -204,43 +200,29 @@ class WanVAE(nn.Module):
                 setattr(self, name, self._statistic(name).to(moved.device))
         return self
 
-    @property
-    def latent_channels(self) -> int:
-        """Channels z of the latents."""
-        return self.config.z_dim
-
-    @property
-    def spatial_factor(self) -> int:
-        """Pixels per latent pixel along height and along width."""
-        return self.config.spatial_factor
-
-    def encode(self, video: Tensor, chunk: int = 1) -> Tensor:
+    def encode(self, video: Tensor) -> Tensor:
         """Video [B, 3, 1 + 4 n, H, W] in -1..1 -> normalised latents [B, z, 1 + n, h, w], the mean of the posterior.
 
-        `video` has any floating-point dtype, H and W are multiples of 8, for Wan 2.2 of 16. `chunk`: latent frames
-        computed at once after the first; it changes speed and memory, not the result. Raises ValueError for another
-        shape or dtype.
+        `video` has any floating-point dtype, H and W are multiples of 8, for Wan 2.2 of 16. Raises ValueError for
+        another shape or dtype.
         """
         self._check_video(video)
         factor, length = self.config.temporal_factor, video.shape[2]
         require(length % factor == 1 % factor, "video", f"1 + {factor} n video frames", length)
         cache = FeatureCache()
-        pieces = [self._encode_chunk(video[:, :, :1], cache)]
-        pieces += [self._encode_chunk(piece, cache) for piece in _split(video[:, :, 1:], chunk * factor)]
+        sizes = [1] + [factor] * ((length - 1) // factor)
+        pieces = [self._encode_chunk(piece, cache) for piece in video.split(sizes, dim=2)]
         mean = torch.cat(pieces, dim=2)[:, : self.latent_channels]
         return ((mean - self.latents_mean) / self.latents_std).to(mean.dtype)
 
-    def decode(self, latents: Tensor, chunk: int = 1) -> Tensor:
+    def decode(self, latents: Tensor) -> Tensor:
         """Normalised latents [B, z, 1 + n, h, w] -> video [B, 3, 1 + 4 n, H, W], clamped to -1..1.
 
-        `chunk`: latent frames computed at once after the first; it changes speed and memory, not the result.
         Raises ValueError for another shape or dtype.
         """
         require_latents(latents, self.latent_channels)
         cache = FeatureCache()
-        pieces = [self.decode_chunk(latents[:, :, :1], cache)]
-        pieces += [self.decode_chunk(piece, cache) for piece in _split(latents[:, :, 1:], chunk)]
-        return torch.cat(pieces, dim=2)
+        return torch.cat([self.decode_chunk(frame, cache) for frame in latents.split(1, dim=2)], dim=2)
 
     def stream(self) -> DecoderStream:
         """A streaming decoder at the start of a clip."""
@@ -275,9 +257,3 @@ def _constant(values: Sequence[float]) -> Tensor:
     """`values` as a tensor [n] for a buffer that no file holds: it has them even where a module is built on meta."""
     device = torch.get_default_device()
     return torch.tensor(values, dtype=torch.float32, device="cpu" if device.type == "meta" else device)
-
-
-def _split(clip: Tensor, length: int) -> list[Tensor]:
-    """[B, C, T, H, W] in pieces of `length` frames, the last possibly shorter; an empty clip has none."""
-    require(length > 0, "chunk", "at least 1", length)
-    return list(clip.split(length, dim=2)) if clip.shape[2] else []

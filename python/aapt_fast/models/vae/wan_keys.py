@@ -62,17 +62,6 @@ class WanVAEKeys:
         return _translate(key, self._to_original, self._parts_to_original, "diffusers' AutoencoderKLWan")
 
 
-def from_diffusers_state_dict(
-    state: Mapping[str, Tensor], num_res_blocks: int = 2, is_residual: bool = False
-) -> dict[str, Tensor]:
-    """The same tensors (any shapes, e.g. [O, C, 3, 3, 3]) under the names that `WanVAE` and the original code use.
-
-    Raises CheckpointError for a name that is not one of diffusers' `AutoencoderKLWan`.
-    """
-    keys = WanVAEKeys(diffusers_levels(state), num_res_blocks, is_residual)
-    return {keys.to_original(key): tensor for key, tensor in state.items()}
-
-
 def diffusers_levels(state: Mapping[str, Tensor]) -> int:
     """The number of resolutions of a model with diffusers' names; tensors of any shape [...]."""
     found = (re.match(r"decoder\.up_blocks\.(\d+)\.", key) for key in state)

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aapt_fast.models.vae.feature_cache import FeatureCache
+from aapt_fast.models.vae.layers import Chain
 from aapt_fast.models.vae.wan_layers import Downsample, ResidualBlock, Upsample
 
 
@@ -24,16 +25,14 @@ class DownLevel(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, num_res_blocks: int, temporal: bool, down: bool) -> None:
         super().__init__()
         inputs = [in_channels] + [out_channels] * (num_res_blocks - 1)
-        self.downsamples = nn.ModuleList(ResidualBlock(channels, out_channels) for channels in inputs)
+        self.downsamples = Chain(ResidualBlock(channels, out_channels) for channels in inputs)
         if down:
             self.downsamples.append(Downsample(out_channels, temporal))
         self.factors = (2 if temporal else 1, 2 if down else 1)
 
     def forward(self, x: Tensor, cache: FeatureCache) -> Tensor:
         """[B, C, T, H, W] -> [B, O, T or T / 2, H / 2, W / 2], or the same T, H, W at the last level."""
-        y = x
-        for layer in self.downsamples:
-            y = layer(y, cache)
+        y = self.downsamples(x, cache)
         return y + average_neighbours(x, y.shape[1], *self.factors)
 
 
@@ -46,16 +45,14 @@ class UpLevel(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, num_res_blocks: int, temporal: bool, up: bool) -> None:
         super().__init__()
         inputs = [in_channels] + [out_channels] * num_res_blocks
-        self.upsamples = nn.ModuleList(ResidualBlock(channels, out_channels) for channels in inputs)
+        self.upsamples = Chain(ResidualBlock(channels, out_channels) for channels in inputs)
         if up:
             self.upsamples.append(Upsample(out_channels, temporal, out_channels))
         self.up, self.time_factor = up, 2 if temporal else 1
 
     def forward(self, x: Tensor, cache: FeatureCache) -> Tensor:
         """[B, C, T, H, W] -> [B, O, T or 2 T, 2 H, 2 W], or the same T, H, W at the last level."""
-        y = x
-        for layer in self.upsamples:
-            y = layer(y, cache)
+        y = self.upsamples(x, cache)
         return add_copies_(y, x, self.time_factor) if self.up else y
 
 

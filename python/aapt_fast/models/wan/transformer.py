@@ -73,6 +73,7 @@ class WanTransformer(nn.Module):
     needs_prompt = True
     text_in_pages = False  # cross-attention has keys of its own
     autocasts = False
+    control = None
 
     def __init__(self, config: WanConfig) -> None:
         super().__init__()
@@ -105,7 +106,7 @@ class WanTransformer(nn.Module):
             hidden_states: [B, in_channels, F, h, w], h and w even: the noised clip and other inputs of the model.
             timestep: 0..1000, [B], [B, F] per frame, or [B, F N] per token.
             encoder_hidden_states: [B, L, text_width], all of which is attended to: prompts that were padded with
-                zeros in training have to be here as well (`pad_text`).
+                zeros in training have to be here as well (`prepare_prompt`).
             encoder_hidden_states_image: [B, Li, image_width] for a model with image tokens, else None.
             causal: False: frames attend to each other both ways. True: by blocks, as `config.window_rule` says,
                 or as the given rule says.
@@ -174,13 +175,15 @@ class WanTransformer(nn.Module):
         attentions = [block.cross_attn for block in self.blocks]
         return WanContext([layer.text(text) for layer in attentions], [layer.image(image) for layer in attentions])
 
-    def pad_text(self, encoder_hidden_states: Tensor) -> Tensor:
-        """[B, L, text_width] -> [B, text_length, text_width], padded with zeros. Raises ValueError if L is larger."""
-        require_shape("encoder_hidden_states", encoder_hidden_states, "B", "L", self.config.text_width)
-        missing = self.config.text_length - encoder_hidden_states.shape[1]
-        expected = f"at most {self.config.text_length} tokens"
-        require(missing >= 0, "encoder_hidden_states", expected, encoder_hidden_states.shape[1])
-        return F.pad(encoder_hidden_states, (0, 0, 0, missing))
+    def prepare_prompt(self, embeddings: Tensor) -> Tensor:
+        """Prompt embeddings [B, L, text_width] -> [B, text_length, text_width], padded with zeros as in training.
+
+        Raises ValueError if L is larger than `text_length`.
+        """
+        require_shape("embeddings", embeddings, "B", "L", self.config.text_width)
+        missing = self.config.text_length - embeddings.shape[1]
+        require(missing >= 0, "embeddings", f"at most {self.config.text_length} tokens", embeddings.shape[1])
+        return F.pad(embeddings, (0, 0, 0, missing))
 
     def rope(self, height: int, width: int) -> FrameRope:
         """Positions for latents of height x width: integers, in every direction."""
@@ -190,11 +193,6 @@ class WanTransformer(nn.Module):
         """An empty differentiable cache for latents of height x width; `rule` defaults to `config.window_rule`."""
         config = self.config
         return GrowingCache(config.layers, rule or config.window_rule, self.rope(height, width), eps=config.eps)
-
-    @property
-    def control(self) -> None:
-        """None: there is no control."""
-        return None
 
     @property
     def weight(self) -> Tensor:
@@ -218,10 +216,6 @@ class WanTransformer(nn.Module):
     def tokens(self, grid: tuple[int, int]) -> int:
         """Tokens of a frame of latent height and width `grid`."""
         return (grid[0] // PATCH) * (grid[1] // PATCH)
-
-    def prepare_prompt(self, embeddings: Tensor) -> Tensor:
-        """Prompt embeddings [B, L, text_width] -> [B, text_length, text_width], padded as in training."""
-        return self.pad_text(embeddings)
 
     def default_sampler(self) -> FewStepSampler:
         """Self-Forcing's sampler, with the frames that `config.window_rule` says."""

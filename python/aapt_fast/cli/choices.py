@@ -1,0 +1,20 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Names that the options offer. They stand here again so that `--help` and mistakes are answered without torch.
+
+tests/cli/test_choices.py compares them with the tables that they are from.
+"""
+
+ACTIONS = ("idle", "walk", "wave", "jump", "squat", "kick", "dance", "bow")
+"""The actions of `aapt_fast.worlds.WORLDS`."""
+MEDLEY = "medley"
+PART_FRAMES = 48
+PRESETS = ("aapt-8b", "mini-person", "nano", "nano-text")
+"""The keys of `aapt_fast.models.aapt.presets.GENERATORS`."""
+RECIPES = ("person", "anyone", "company")
+STAGES = ("codec", "pretrain", "diffusion", "consistency", "reconstruction", "adversarial", "export", "evaluate")
+HELD_OUT_SETS = ("gallery", "strangers", "company")
+HELD_OUT_CLIPS = 16
+HELD_OUT_FRAMES = 360
+"""Clips, and video frames after the first one, of the held-out set of the gallery."""
+SHARD_GIB = 4.0
+"""`aapt_fast.models.files.convert.SHARD_BYTES` in GiB."""

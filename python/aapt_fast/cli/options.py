@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The options of all commands. Nothing here imports torch: `--help` and mistakes are answered at once."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+from aapt_fast.cli.choices import (
+    ACTIONS,
+    HELD_OUT_CLIPS,
+    HELD_OUT_FRAMES,
+    HELD_OUT_SETS,
+    MEDLEY,
+    PART_FRAMES,
+    PRESETS,
+    RECIPES,
+    SHARD_GIB,
+    STAGES,
+)
+
+GENERATED_FRAMES = 240
+"""Video frames of `generate` without `--frames` and without lengths in a script."""
+DTYPES = ("float32", "bfloat16", "float16")
+CACHE = Path("~/.cache/aapt_fast")
+
+Options = Callable[[argparse.ArgumentParser], None]
+
+
+def add_generate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", default="mini-person", help="a bundled model or a file (default: %(default)s)")
+    parser.add_argument(
+        "--image",
+        default="0",
+        help="number in the model's gallery, or a picture file; another size is cropped to the middle and resized "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--motion",
+        help=f"{' | '.join(ACTIONS)} | {MEDLEY} (the default), or a script like walk:48,wave:72 (video frames each, "
+        f"{PART_FRAMES} where none are given); the last motion continues if --frames is larger",
+    )
+    parser.add_argument(
+        "--controls",
+        type=Path,
+        help="instead of --motion: .npy or .json with a float array [frames, joints, 3]: x and y as fractions 0..1 of "
+        "width and height, then the depth in metres (0 at the stage's middle, more is farther away); joints in the "
+        "order of aapt_fast.worlds.person.skeleton.JOINTS. The first frame should be near the pose of the picture; "
+        "the last is held if --frames is larger",
+    )
+    parser.add_argument(
+        "--frames",
+        type=int,
+        help="video frames to make, rounded up to whole steps of 4 (default: those of --controls; the sum of a script "
+        f"in which every motion has a length; otherwise {GENERATED_FRAMES})",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of noise and motion, 64 bits (default: %(default)s)")
+    parser.add_argument("--nfe", type=int, default=1, help="network evaluations per step (default: %(default)s)")
+    parser.add_argument("--device", help="cpu | cuda | cuda:1 ... (default: a GPU where there is one)")
+    parser.add_argument(
+        "--dtype",
+        choices=("auto", "float32", "bfloat16"),
+        default="auto",
+        help="auto, the default: bfloat16 where the device computes in it, else float32",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        help="x.mp4 or a folder, written as it goes, or x.gif, kept in memory until the end",
+    )
+    parser.add_argument(
+        "--scale", type=int, default=4, help="enlarge the written video by this factor (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--sheet", type=Path, help="picture (.png, .jpg, .webp): controls, truth where known, and video"
+    )
+    parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
+
+
+def add_doctor(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="one JSON document instead of text")
+
+
+def add_train(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", choices=RECIPES)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the run: data, checkpoints, logs, samples")
+    parser.add_argument(
+        "--start", metavar="MODEL", help="start of anyone and company: a bundled model or a file (default: mini-person)"
+    )
+    parser.add_argument(
+        "--stage", choices=STAGES, action="append", help="only this stage, repeatable (default: all but reconstruction)"
+    )
+    parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
+
+
+def add_evaluate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", nargs="?", help="a bundled model or a file (default: mini-person)")
+    parser.add_argument(
+        "--row",
+        action="append",
+        default=[],
+        metavar="NAME=MODEL[:NFE]",
+        help="instead of `model`, and repeatable: several models, or one at several nfe, in one report",
+    )
+    parser.add_argument(
+        "--held-out",
+        choices=HELD_OUT_SETS,
+        default="gallery",
+        help="persons that the model knows, strangers, or persons in company (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--nfe", type=int, default=1, help="network evaluations per step, of rows that give none (default: %(default)s)"
+    )
+    parser.add_argument("--clips", type=int, default=HELD_OUT_CLIPS, help="held-out motions (default: %(default)s)")
+    parser.add_argument(
+        "--frames",
+        type=int,
+        default=HELD_OUT_FRAMES,
+        help="video frames per clip after the given first one, rounded up to whole steps (default: %(default)s)",
+    )
+    parser.add_argument("--out", type=Path, help="folder for report, CSV, plots and contact sheet")
+    parser.add_argument(
+        "--pose-network",
+        type=Path,
+        default=CACHE,
+        help="folder that keeps the trained pose network (default: %(default)s)",
+    )
+    parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
+
+
+def add_bench(parser: argparse.ArgumentParser) -> None:
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.description = """Measure one latent frame of a preset on this machine, stage by stage, against a target.
+
+    aapt-fast bench frame --preset aapt-8b --resolution 736x416 --target 0.16 --json frame.json
+
+Exit status: 0 the target is met, 1 it is missed, 2 this machine cannot run it, and the document holds a prediction
+instead. A mistake in the arguments is 2 as well, with one line on stderr and no document."""
+    questions = parser.add_subparsers(dest="question", required=True)
+    frame = questions.add_parser("frame", help="a whole step: condition, generator, decode, to host")
+    frame.add_argument("--preset", default="aapt-8b", help=f"{' | '.join(PRESETS)} (default: %(default)s)")
+    frame.add_argument("--resolution", metavar="WIDTHxHEIGHT", help="of the video (default: the preset's)")
+    frame.add_argument("--window", type=int, help="past frames (default: the preset's)")
+    frame.add_argument("--target", type=float, default=0.16, help="seconds per latent frame (default: %(default)s)")
+    frame.add_argument("--json", type=Path, metavar="F", help="file for the document, which is also the last line")
+    frame.add_argument("--device", help="cuda | cpu (default: a GPU where there is one)")
+    frame.add_argument("--dtype", choices=DTYPES, help="of the weights (default: bfloat16 on a GPU, else float32)")
+    frame.add_argument("--token-dtype", choices=DTYPES, help="of the token stream (default: the model's default)")
+    frame.add_argument("--cuda-graph", action="store_true", help="with the step recorded as CUDA graphs, on a GPU")
+    frame.add_argument("--steps", type=int, default=100, help="timed steps with a full window (default: %(default)s)")
+    frame.add_argument("--limit", type=float, default=60.0, help="seconds for those, about (default: %(default)s)")
+
+
+def add_convert(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", help="a file, a folder, a pipeline's folder, or the name of a bundled model")
+    parser.add_argument("--out", type=Path, required=True, help="a new or empty folder")
+    parser.add_argument(
+        "--config",
+        help='settings that the files lack: JSON like {"num_heads": 12}, or a file with it; '
+        'for a pipeline {"transformer": {...}, "vae": {...}}',
+    )
+    parser.add_argument("--dtype", choices=DTYPES, help="of the weights (default: as they are)")
+    parser.add_argument(
+        "--verify",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="read the result again and compare it with the source (default: yes)",
+    )
+    parser.add_argument(
+        "--shard-size",
+        type=float,
+        default=SHARD_GIB,
+        metavar="GIB",
+        help="largest file, in GiB (default: %(default)s)",
+    )
+
+
+COMMANDS: dict[str, tuple[str, Options]] = {
+    "generate": ("Stream a video from a first image and a motion, one latent frame at a time.", add_generate),
+    "doctor": ("Say whether this machine is ready, what is installed and which kernels are on.", add_doctor),
+    "train": ("Train a model by one of the recipes; a stopped run resumes.", add_train),
+    "evaluate": ("Measure models against the exact truth: drift, control, sharpness, latency.", add_evaluate),
+    "bench": ("Measure one latent frame of a preset on this machine, stage by stage, against a target.", add_bench),
+    "convert": ("Convert weights to safetensors that load fast, and verify the result.", add_convert),
+}
+"""Summary and options of each command; aapt_fast.cli.<command>.run does it."""
+
+
+class _Version(argparse.Action):
+    """`--version`; the version is looked up only then."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        import aapt_fast
+
+        print(f"aapt-fast {aapt_fast.__version__}")
+        parser.exit()
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Make the parser of the whole command line; it puts the command's name into `command`."""
+    root = argparse.ArgumentParser(prog="aapt-fast", description="Real-time, controllable, streaming video generation.")
+    root.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
+    commands = root.add_subparsers(dest="command", required=True)
+    for name, (summary, add_options) in COMMANDS.items():
+        add_options(commands.add_parser(name, help=summary, description=summary))
+    return root

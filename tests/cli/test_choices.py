@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The names that the command line offers are those of the tables behind it."""
+
+from __future__ import annotations
+
+from aapt_fast.cli import choices
+from aapt_fast.models.aapt.presets import GENERATORS
+from aapt_fast.models.files.convert import SHARD_BYTES
+from aapt_fast.training.recipes import HELD_OUT, HELD_OUT_SETS, RECIPES
+from aapt_fast.training.stages import STAGES
+from aapt_fast.worlds import WORLDS
+from aapt_fast.worlds.world import MEDLEY, PART_FRAMES
+
+
+def test_worlds() -> None:
+    assert tuple(action for world in WORLDS.values() for action in world.actions) == choices.ACTIONS
+    assert (choices.MEDLEY, choices.PART_FRAMES) == (MEDLEY, PART_FRAMES)
+
+
+def test_models() -> None:
+    assert tuple(GENERATORS) == choices.PRESETS
+    assert choices.SHARD_GIB * 2**30 == SHARD_BYTES
+
+
+def test_training() -> None:
+    assert (tuple(RECIPES), STAGES) == (choices.RECIPES, choices.STAGES)
+    assert tuple(HELD_OUT_SETS) == choices.HELD_OUT_SETS
+    assert (HELD_OUT.clips, HELD_OUT.frames - 1) == (choices.HELD_OUT_CLIPS, choices.HELD_OUT_FRAMES)

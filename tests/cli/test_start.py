@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The first tenth of a second: help, the version and mistakes come without torch, and a closed pipe is no error."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+
+import pytest
+
+import aapt_fast
+from aapt_fast.cli import OUTPUT_CLOSED, main
+from aapt_fast.cli.options import COMMANDS
+
+WITHOUT_TORCH = """
+import sys
+from aapt_fast.cli import main
+try:
+    status = main(sys.argv[1:])
+except SystemExit as stop:
+    status = stop.code
+assert "torch" not in sys.modules
+sys.exit(status)
+"""
+
+
+def start(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", WITHOUT_TORCH, *arguments], capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["generate", "--help"], ["bench", "frame", "--help"], ["--version"]])
+def test_help_and_version_need_no_torch(arguments: list[str]) -> None:
+    done = start(*arguments)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["generat"], ["generate"], ["train", "persons"], ["generate", "--frames", "x"]]
+)
+def test_mistakes_need_no_torch(arguments: list[str]) -> None:
+    done = start(*arguments)
+    assert done.returncode == 2 and done.stderr.startswith("usage: aapt-fast"), done.stderr
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert capsys.readouterr().out == f"aapt-fast {aapt_fast.__version__}\n"
+
+
+WITHOUT_DEFAULT = {"--out", "--controls", "--sheet", "--row", "--config", "--json"}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_tells_every_default(command: str) -> None:
+    parser = argparse.ArgumentParser()
+    COMMANDS[command][1](parser)
+    if parser._subparsers is not None:
+        parser = parser._subparsers._group_actions[0].choices["frame"]
+    for option in parser._actions:
+        takes_a_value = option.nargs != 0 and option.option_strings and option.option_strings[0] not in WITHOUT_DEFAULT
+        assert not takes_a_value or "default" in option.help, option.option_strings
+
+
+def test_a_reader_that_goes_away_is_no_error() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "aapt_fast.cli", "doctor", "--json"]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (OUTPUT_CLOSED, "")
+
+
+SPINS = """
+import os, sys, types
+sys.modules["aapt_fast.cli.generate"] = types.SimpleNamespace(run=lambda _: print(os.environ.get("GOMP_SPINCOUNT")))
+from aapt_fast.cli import main
+main(["generate", "--out", "x"])
+"""
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"), [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, "None")]
+)
+def test_idle_threads_sleep_unless_the_user_says_otherwise(variables: dict[str, str], expected: str) -> None:
+    without = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    command = [sys.executable, "-c", SPINS]
+    done = subprocess.run(command, env=without | variables, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == expected
