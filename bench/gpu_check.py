@@ -112,8 +112,8 @@ def environment(run: Run, limit_s: float) -> tuple[str, str]:
 
 
 def kernel_tests(root: Path) -> list[Path]:
-    """List the files of tests/kernels that run on a GPU, too: those with a test that takes the fixture `target`."""
-    takes_target = re.compile(r"^def test_\w+\([^)]*\btarget\b", re.MULTILINE)
+    """List the files of tests/kernels that run on a GPU, too: a test there takes the fixture `target` or `hopper`."""
+    takes_target = re.compile(r"^def test_\w+\([^)]*\b(target|hopper)\b", re.MULTILINE)
     files = sorted((root / "tests" / "kernels").glob("test_*.py"))
     return [file for file in files if takes_target.search(file.read_text())]
 
@@ -215,7 +215,7 @@ def frame(run: Run, limit_s: float) -> tuple[str, str]:
 
 def measurements(run: Run, limit_s: float) -> tuple[str, str]:
     """Assumptions of the design about the hardware."""
-    only = [word for number in range(1, 8) for word in ("--only", number)]
+    only = [word for number in range(1, 7) for word in ("--only", number)]
     return ended(run.module("bench.measure_ceilings", *only, *_tiny(run), limit_s=limit_s))
 
 

@@ -12,7 +12,6 @@ nothing is measured, and the status is 3; --tiny tries the program out on any ma
 4  3-D convolutions of the video decoder               cuDNN, channels_last_3d
 5  a whole step of the Wan 2.1 decoder                 eager; torch.compile and a CUDA graph
 6  wgmma with shifted, swizzled descriptors            bench/measure_hardware.py
-7  FP8 accumulation of wgmma                           bench/measure_hardware.py
 """
 
 from __future__ import annotations
@@ -221,14 +220,13 @@ def measurements(
     yield "4 convolutions", partial(convolutions, device, TINY_CONVOLUTIONS if tiny else CONVOLUTIONS)
     yield "5 decoder, eager", partial(decoder_eager, device, config, grid, failed)
     yield "6 shifted descriptors", partial(hardware, measure_hardware.shifted_descriptors)
-    yield "7 FP8 accumulation", partial(hardware, measure_hardware.fp8_accumulation)
     if with_compile:
         yield "5 decoder, compiled", partial(decoder_compiled, device, config, grid)
 
 
 def main() -> None:
     options = parser(__doc__)
-    options.add_argument("--only", action="append", help="0 (the ceilings) to 7; may be given several times")
+    options.add_argument("--only", action="append", help="0 (the ceilings) to 6; may be given several times")
     options.add_argument("--no-compile", action="store_true", help="leave out torch.compile, which takes a minute")
     options.add_argument("--tiny", action="store_true", help="tiny shapes, on any device")
     arguments = options.parse_args()

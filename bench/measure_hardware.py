@@ -3,7 +3,6 @@
 
     l2_bandwidth          rate at which all multiprocessors together read from the L2 cache, with and without multicast
     shifted_descriptors   wgmma reading a swizzled matrix that starts at any row of a box in shared memory
-    fp8_accumulation      error of the narrow sum of e4m3 products, with and without promotion to float
 
 Each returns an entry of `measurements`, with every number behind its value in "details". `bench.measure_ceilings` runs
 them on a GPU of compute capability 9.0 with a build that has AAPT_PROBES=ON.
@@ -21,7 +20,7 @@ import torch
 from aapt_fast.testing.targets import Target
 from bench.harness.predictions import measurement
 
-BOX_ROWS, ROW_BYTES = 256, 128  # of a load in csrc/probes/measure.cu
+BOX_ROWS, ROW_BYTES = 256, 128  # of a load in csrc/probes/l2_bandwidth.cu
 
 Result = dict[str, Any]
 
@@ -128,35 +127,4 @@ def shifted_descriptors(
         (1.0, 1.0),
         f"wgmma m64n64k16 bf16, 128-byte swizzle, shifts {list(shifts)}, pitches {list(pitches)} in rows",
         details={"share_right": share, "wrong_pitch_and_shift": wrong},
-    )
-
-
-def fp8_accumulation(
-    target: Target, depths: Sequence[int] = (512, 1024, 2048, 4096, 8192, 16384), promote: Sequence[int] = (1, 2, 4, 0)
-) -> Result:
-    """Measure the relative error of a product of e4m3 matrices, by depth K and number of tiles of 128 before promotion.
-
-    0 tiles stand for no promotion; its error is expected to show at K >= 2048. The inputs are positive in half of the
-    cases: sums that grow lose more than sums that cancel.
-    """
-    details: dict[str, dict[str, dict[str, float]]] = {}
-    for sign in ("mixed", "positive"):
-        for depth in depths:
-            a, b = (torch.randn(64, depth, device=target.device) for _ in range(2))
-            if sign == "positive":
-                a, b = a.abs(), b.abs()
-            a, b = a.to(torch.float8_e4m3fn), b.to(torch.float8_e4m3fn)
-            expected = a.double() @ b.double().T
-            errors = details.setdefault(sign, {}).setdefault(str(depth), {})
-            for tiles in promote:
-                out = torch.full((64, 64), torch.nan, device=target.device)
-                target.probe("float8_accumulation", [a, b], [out], [tiles])
-                errors[str(tiles)] = float((out - expected).norm() / expected.norm())
-    return measurement(
-        "7/fp8_accumulation",
-        details["positive"][str(max(depths))][str(promote[-1])],
-        f"relative error of positive sums, K = {max(depths)}, promotion after {promote[-1]} tiles (0: never)",
-        None,
-        "wgmma m64n64k32 e4m3, one tile [64, 64] over K; details: sign, K, tiles before promotion",
-        details=details,
     )

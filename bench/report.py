@@ -108,10 +108,9 @@ def _measurements(document: dict[str, Any]) -> str:
     rows = []
     for entry in document["measurements"]:
         predicted, value = entry["predicted"], entry["value"]
-        if isinstance(predicted, list):
-            predicted = " to ".join(dict.fromkeys(f"{number:g}" for number in predicted))
+        predicted = " to ".join(dict.fromkeys(f"{number:g}" for number in predicted))
         shown = f"{value:.4g} {entry['unit']}" if isinstance(value, int | float) else f"{value} {entry['unit']}"
-        rows.append((entry["name"], entry["what_ran"], shown.strip(), str(predicted or "-"), entry["verdict"]))
+        rows.append((entry["name"], entry["what_ran"], shown.strip(), predicted, entry["verdict"]))
     return markdown(("measured", "with", "value", "predicted", "verdict"), rows) if rows else ""
 
 

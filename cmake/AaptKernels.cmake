@@ -61,7 +61,6 @@ function(aapt_link_emulation target)
     csrc/emulate/binding.cpp
     csrc/emulate/fiber.cpp
     csrc/emulate/machine.cpp
-    csrc/emulate/self_test.cpp
     csrc/emulate/tile_copy.cpp
     csrc/emulate/wgmma.cpp)
 endfunction()

@@ -29,10 +29,8 @@ aapt_kernels(probes_hopper TARGET _probes
   ARCHITECTURES 90a-real
   SOURCES
     csrc/probes/attention.cu
-    csrc/probes/block.cu
-    csrc/probes/float8.cu
-    csrc/probes/gemm.cu
-    csrc/probes/measure.cu
+    csrc/probes/barrier_ring.cu
+    csrc/probes/l2_bandwidth.cu
     csrc/probes/tile.cu
     csrc/probes/wgmma.cu)
 

@@ -18,10 +18,7 @@ def verdict(value: float, predicted: Range) -> str:
     return f"{abs(off):.0%} {'below' if off < 0 else 'above'} the prediction"
 
 
-def measurement(
-    name: str, value: float, unit: str, predicted: Range | None, what_ran: str, **more: Any
-) -> dict[str, Any]:
-    """Make an entry of `measurements` in schema 1; `predicted` None: no number was predicted."""
-    words = "no number was predicted" if predicted is None else verdict(value, predicted)
-    entry = {"name": name, "value": value, "unit": unit, "predicted": predicted and list(predicted)}
-    return {**entry, "verdict": words, "what_ran": what_ran, **more}
+def measurement(name: str, value: float, unit: str, predicted: Range, what_ran: str, **more: Any) -> dict[str, Any]:
+    """Make an entry of `measurements` in schema 1."""
+    entry = {"name": name, "value": value, "unit": unit, "predicted": list(predicted)}
+    return {**entry, "verdict": verdict(value, predicted), "what_ran": what_ran, **more}

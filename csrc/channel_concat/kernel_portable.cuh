@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Patch embedding with cp.async and mma.sync, for every GPU from Ampere on: tokens = patches weight^T + bias.
 //
-// A block makes 64 tokens times 128 features of one frame. While it multiplies one slab of 64 columns, the weight of the
-// next slab is on its way to shared memory and the pixels of the next slab to registers.
+// A block makes 64 tokens times 128 features of one frame. While it multiplies one slab of 64 columns, the weight of
+// the next slab is on its way to shared memory and the pixels of the next slab to registers.
 #pragma once
 
 #include "channel_concat/config.h"

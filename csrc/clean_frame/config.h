@@ -6,8 +6,8 @@
 
 namespace aapt {
 
-// A thread has one vector of each of the tokens whose patches cover four adjacent pixels: in each of the channels of the
-// vector a rectangle, four pixels wide and a patch high.
+// A thread has one vector of each of the tokens whose patches cover four adjacent pixels: in each of the channels of
+// the vector a rectangle, four pixels wide and a patch high.
 template <class ElementType, int kPatchSide>
 struct CleanFrameConfig {
   using Element = ElementType;

@@ -25,7 +25,6 @@ AAPT_DEVICE int block_size() { return blockDim.x; }
 AAPT_DEVICE int lane_index() { return threadIdx.x % 32; }
 AAPT_DEVICE int warp_index() { return __shfl_sync(~0u, threadIdx.x / 32, 0); }  // uniform, and known to be
 AAPT_DEVICE Index3 block_index() { return {blockIdx.x, blockIdx.y, blockIdx.z}; }
-AAPT_DEVICE Index3 grid_size() { return {gridDim.x, gridDim.y, gridDim.z}; }
 
 // The block's dynamic shared memory, aligned to 1024 bytes.
 AAPT_DEVICE char* shared_memory() {
@@ -52,11 +51,6 @@ AAPT_DEVICE void named_barrier_arrive(int id, int threads) {
 }
 
 // All 32 lanes take part.
-template <class T>
-AAPT_DEVICE T shuffle(T value, int lane) {
-  return __shfl_sync(~0u, value, lane);
-}
-
 template <class T>
 AAPT_DEVICE T shuffle_xor(T value, int mask) {
   return __shfl_xor_sync(~0u, value, mask);
@@ -209,23 +203,16 @@ void launch(void (*kernel)(Params), const Launch& how, const Params& params) {
   cuda_check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                   static_cast<int>(how.shared_bytes)),
              "cudaFuncSetAttribute");
-  cudaLaunchAttribute attributes[2];
-  unsigned count = 0;
-  if (how.cluster > 1) {
-    attributes[count].id = cudaLaunchAttributeClusterDimension;
-    attributes[count++].val.clusterDim = {how.cluster, 1, 1};
-  }
-  if (how.starts_early) {
-    attributes[count].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attributes[count++].val.programmaticStreamSerializationAllowed = 1;
-  }
+  cudaLaunchAttribute cluster;
+  cluster.id = cudaLaunchAttributeClusterDimension;
+  cluster.val.clusterDim = {how.cluster, 1, 1};
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3(how.grid.x, how.grid.y, how.grid.z);
   config.blockDim = dim3(how.threads);
   config.dynamicSmemBytes = how.shared_bytes;
   config.stream = reinterpret_cast<cudaStream_t>(how.stream.handle);
-  config.attrs = attributes;
-  config.numAttrs = count;
+  config.attrs = &cluster;
+  config.numAttrs = how.cluster > 1 ? 1 : 0;
   cuda_check(cudaLaunchKernelEx(&config, kernel, params), "cudaLaunchKernelEx");
 }
 

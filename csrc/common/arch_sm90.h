@@ -42,23 +42,8 @@ AAPT_DEVICE void barrier_arrive_expect_bytes(Barrier* barrier, int bytes) {
                : "memory");
 }
 
-// Announces bytes without arriving.
-AAPT_DEVICE void barrier_expect_bytes(Barrier* barrier, int bytes) {
-  asm volatile("mbarrier.expect_tx.relaxed.cta.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes)
-               : "memory");
-}
-
-// Arrives at the barrier that lies at this place in block `rank` of the cluster.
-AAPT_DEVICE void barrier_arrive_remote(Barrier* barrier, int rank) {
-  asm volatile(
-      "{\n.reg .b32 remote;\nmapa.shared::cluster.u32 remote, %0, %1;\n"
-      "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [remote];\n}" ::"r"(shared_address(barrier)),
-      "r"(rank)
-      : "memory");
-}
-
-// barrier_arrive_remote for a thread that has only read, or written to its own block, since its last barrier: it need
-// not wait until the GPU sees what it wrote before, as the one above does.
+// Arrives at the barrier that lies at this place in block `rank` of the cluster. By a thread that has only read, or
+// written to its own block, since its last barrier: the arrival does not wait until other blocks see its writes.
 AAPT_DEVICE void barrier_release_remote(Barrier* barrier, int rank) {
   asm volatile(
       "{\n.reg .b32 remote;\nmapa.shared::cluster.u32 remote, %0, %1;\n"
@@ -77,50 +62,24 @@ AAPT_DEVICE bool barrier_phase_ended(std::uint32_t address, int parity) {
   return ended;
 }
 
-AAPT_DEVICE bool barrier_phase_ended_cluster(std::uint32_t address, int parity) {
-  std::uint32_t ended;
-  asm volatile(
-      "{\n.reg .pred ended;\nmbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 ended, [%1], %2;\n"
-      "selp.b32 %0, 1, 0, ended;\n}"
-      : "=r"(ended)
-      : "r"(address), "r"(parity)
-      : "memory");
-  return ended;
-}
-
-#ifdef AAPT_BOUNDED_WAITS  // for debugging: a wait of four seconds is reported and ends the kernel with an error
-constexpr std::uint64_t kLongestWaitNanoseconds = 4'000'000'000;
-
-template <class Ended>
-AAPT_DEVICE void bounded_wait(std::uint32_t address, int parity, Ended ended) {
+// In a build with AAPT_BOUNDED_WAITS, for debugging, a wait of four seconds is reported and ends the kernel.
+AAPT_DEVICE void barrier_wait(Barrier* barrier, int parity) {
+  const std::uint32_t address = shared_address(barrier);
+#ifdef AAPT_BOUNDED_WAITS
+  constexpr std::uint64_t kLongestWaitNanoseconds = 4'000'000'000;
   std::uint64_t start, now;
   asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(start));
-  while (!ended()) {
+#endif
+  while (!barrier_phase_ended(address, parity)) {
+#ifdef AAPT_BOUNDED_WAITS
     asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(now));
     if (now - start < kLongestWaitNanoseconds) continue;
     printf("aapt_fast: block (%u, %u, %u) thread %u waits in vain for parity %d of the barrier at byte %u of shared "
            "memory\n",
            blockIdx.x, blockIdx.y, blockIdx.z, threadIdx.x, parity, address);
     __trap();
-  }
-}
-#else
-template <class Ended>
-AAPT_DEVICE void bounded_wait(std::uint32_t, int, Ended ended) {
-  while (!ended()) {
-  }
-}
 #endif
-
-AAPT_DEVICE void barrier_wait(Barrier* barrier, int parity) {
-  const std::uint32_t address = shared_address(barrier);
-  bounded_wait(address, parity, [=] { return barrier_phase_ended(address, parity); });
-}
-
-// barrier_wait for data that threads of another block have written (cluster_store).
-AAPT_DEVICE void barrier_wait_cluster(Barrier* barrier, int parity) {
-  const std::uint32_t address = shared_address(barrier);
-  bounded_wait(address, parity, [=] { return barrier_phase_ended_cluster(address, parity); });
+  }
 }
 
 // ---- order between ordinary accesses to shared memory and those of the copy engine and of wgmma ----
@@ -130,10 +89,6 @@ AAPT_DEVICE void barrier_wait_cluster(Barrier* barrier, int parity) {
 AAPT_DEVICE void fence_proxy_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
 // ---- the copy engine: global to shared memory ----
-
-AAPT_DEVICE void prefetch_map(const TensorMap& map) {
-  asm volatile("prefetch.tensormap [%0];" ::"l"(reinterpret_cast<std::uint64_t>(&map)) : "memory");
-}
 
 #define AAPT_TMA_LOAD(rank, coordinates, ...)                                                                          \
   asm volatile("cp.async.bulk.tensor." #rank                                                                           \
@@ -189,14 +144,6 @@ AAPT_DEVICE void tile_load_multicast(void* shared, const TensorMap& map, Barrier
 }
 #undef AAPT_TMA_MULTICAST
 
-// Starts the copy of adjacent bytes; addresses and size are multiples of 16.
-AAPT_DEVICE void bulk_load(void* shared, const void* global, int bytes, Barrier* barrier) {
-  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
-                   shared_address(shared)),
-               "l"(global), "r"(bytes), "r"(shared_address(barrier))
-               : "memory");
-}
-
 // ---- the copy engine: shared to global memory ----
 
 #define AAPT_TMA_STORE(rank, coordinates, ...)                                                                         \
@@ -233,12 +180,6 @@ AAPT_DEVICE void store_wait_read() {
   asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(kPending) : "memory");
 }
 
-// Waits until they have been written to global memory.
-template <int kPending>
-AAPT_DEVICE void store_wait() {
-  asm volatile("cp.async.bulk.wait_group %0;" ::"n"(kPending) : "memory");
-}
-
 // ---- one lane ----
 
 // True in one lane of the warp, always the same one. All 32 lanes take part.
@@ -257,57 +198,11 @@ AAPT_DEVICE int cluster_rank() {
   return static_cast<int>(rank);
 }
 
-AAPT_DEVICE int cluster_size() {
-  std::uint32_t size;
-  asm volatile("mov.u32 %0, %%cluster_nctarank;" : "=r"(size));
-  return static_cast<int>(size);
-}
-
-// A barrier of all threads of the cluster, in two halves. A block that others write to, or arrive at, must not end before
-// they have done so.
-AAPT_DEVICE void cluster_arrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
-AAPT_DEVICE void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
-
+// A barrier of all threads of the cluster. A block that others write to, or arrive at, must not end before they have
+// done so.
 AAPT_DEVICE void cluster_sync() {
-  cluster_arrive();
-  cluster_wait();
-}
-
-// A place in the shared memory of a block of the cluster.
-struct ClusterAddress {
-  std::uint32_t value;
-};
-
-// The place of `shared` in block `rank`.
-AAPT_DEVICE ClusterAddress cluster_address(const void* shared, int rank) {
-  ClusterAddress address;
-  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(address.value) : "r"(shared_address(shared)), "r"(rank));
-  return address;
-}
-
-AAPT_DEVICE std::uint32_t cluster_load(ClusterAddress from) {
-  std::uint32_t value;
-  asm volatile("ld.shared::cluster.b32 %0, [%1];" : "=r"(value) : "r"(from.value) : "memory");
-  return value;
-}
-
-AAPT_DEVICE void cluster_store(ClusterAddress to, std::uint32_t value) {
-  asm volatile("st.shared::cluster.b32 [%0], %1;" ::"r"(to.value), "r"(value) : "memory");
-}
-
-AAPT_DEVICE Vector16 cluster_load_16(ClusterAddress from) {
-  Vector16 value;
-  asm volatile("ld.shared::cluster.v4.b32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(value.word[0]), "=r"(value.word[1]), "=r"(value.word[2]), "=r"(value.word[3])
-               : "r"(from.value)
-               : "memory");
-  return value;
-}
-
-AAPT_DEVICE void cluster_store_16(ClusterAddress to, Vector16 value) {
-  asm volatile("st.shared::cluster.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(to.value), "r"(value.word[0]),
-               "r"(value.word[1]), "r"(value.word[2]), "r"(value.word[3])
-               : "memory");
+  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
 
 // ---- registers ----
@@ -326,14 +221,6 @@ AAPT_DEVICE void registers_decrease() {
   asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));
 }
 
-// ---- kernels that start before the one ahead of them has ended (Launch::starts_early) ----
-
-// Before this, nothing that an earlier kernel writes may be read.
-AAPT_DEVICE void wait_for_earlier_kernels() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
-
-// The next kernel may start once all blocks have come here or ended.
-AAPT_DEVICE void let_next_kernel_start() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
-
 // ---- tensor cores, one warp ----
 
 // Writes four 8x8 matrices of 16-bit elements: the converse of ldmatrix.
@@ -341,28 +228,6 @@ AAPT_DEVICE void stmatrix(void* row, const std::uint32_t (&words)[4]) {
   asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(shared_address(row)),
                "r"(words[0]), "r"(words[1]), "r"(words[2]), "r"(words[3])
                : "memory");
-}
-
-AAPT_DEVICE void stmatrix_transposed(void* row, const std::uint32_t (&words)[4]) {
-  asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(shared_address(row)),
-               "r"(words[0]), "r"(words[1]), "r"(words[2]), "r"(words[3])
-               : "memory");
-}
-
-// ---- e4m3 ----
-
-// Four numbers in a word, the first one in the lowest byte, rounded to nearest even; beyond 448 they become 448.
-AAPT_DEVICE std::uint32_t pack_float8(float x0, float x1, float x2, float x3) {
-  std::uint16_t low, high;
-  asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(low) : "f"(x1), "f"(x0));
-  asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(high) : "f"(x3), "f"(x2));
-  return low | static_cast<std::uint32_t>(high) << 16;
-}
-
-AAPT_DEVICE float to_float(float8 x) {
-  std::uint32_t halves;
-  asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(halves) : "h"(static_cast<std::uint16_t>(x.bits)));
-  return to_float(float16{static_cast<std::uint16_t>(halves)});
 }
 
 }  // namespace aapt::arch

@@ -23,8 +23,6 @@ struct Launch {
   std::size_t shared_bytes = 0;
   Stream stream;
   unsigned cluster = 1;  // blocks of a cluster, along x (Hopper)
-  // May start before the kernel ahead of it in the stream has ended: it then calls wait_for_earlier_kernels() (Hopper).
-  bool starts_early = false;
 };
 
 }  // namespace aapt

@@ -8,10 +8,10 @@
 
 namespace aapt {
 
-// The dense index of an operand: K, or the other one (M of A, N of B). e4m3 operands have to be K-major.
+// The dense index of an operand: K, or the other one (M of A, N of B). Here A is always K-major.
 enum class Major : int { kK = 0, kMN = 1 };
 
-// One operand of one wgmma: the elements of 32 bytes along K (16 of 16 bits, 32 of 8 bits), and all rows M or N.
+// One operand of one wgmma: 16 elements along K, and all rows M or N.
 //
 // It is made of core matrices of 8 rows of 16 bytes.
 //   K-major, swizzled        the 8 rows are as far apart as the swizzle is wide, the next 8 `stride_bytes` further on;

@@ -30,14 +30,12 @@ const char* dtype_name(Dtype dtype) {
     case Dtype::kFloat16: return "float16";
     case Dtype::kInt32: return "int32";
     case Dtype::kInt64: return "int64";
-    case Dtype::kFloat8: return "float8_e4m3fn";
   }
   return "another dtype";  // Python sends -1 for those: no kernel does them, a composition may
 }
 
 int dtype_bytes(Dtype dtype) {
   switch (dtype) {
-    case Dtype::kFloat8: return 1;
     case Dtype::kBFloat16:
     case Dtype::kFloat16: return 2;
     case Dtype::kFloat32:
@@ -80,8 +78,8 @@ void require_dense(const char* argument, const Tensor& tensor) {
 
 int to_int(const char* argument, const char* what, std::int64_t size) {
   constexpr int largest = std::numeric_limits<int>::max();
-  require_supported(size >= 0 && size <= largest, argument, std::string("at most ") + std::to_string(largest) + " " + what,
-                    std::to_string(size));
+  require_supported(size >= 0 && size <= largest, argument,
+                    std::string("at most ") + std::to_string(largest) + " " + what, std::to_string(size));
   return static_cast<int>(size);
 }
 
@@ -102,6 +100,20 @@ void require_half(const char* argument, const Tensor& tensor) {
 void require_weight(const char* argument, const Tensor& tensor, Dtype dtype) {
   require_supported(tensor.dtype == dtype || tensor.dtype == Dtype::kFloat32, argument,
                     std::string("float32 or ") + dtype_name(dtype) + " for this kernel", dtype_name(tensor.dtype));
+}
+
+void require_pages(const Tensor& q, const Tensor& k_pages, const Tensor& v_pages) {
+  require_shape("k_pages", k_pages, {kAnySize, kPageSlots, kAnySize, kAnySize});
+  const std::int64_t kv_heads = k_pages.size(2), width = k_pages.size(3);
+  require_half("k_pages", k_pages);
+  require_shape("v_pages", v_pages, {k_pages.size(0), kPageSlots, kv_heads, width});
+  require_dtype("v_pages", v_pages, k_pages.dtype);
+  require_shape("q", q, {kAnySize, kAnySize, kAnySize, width});
+  require_dtype("q", q, k_pages.dtype);
+  const std::int64_t heads = q.size(2);
+  require_valid(kv_heads > 0 && heads % kv_heads == 0, "q",
+                "a number of heads that is a multiple of the pages' " + std::to_string(kv_heads),
+                std::to_string(heads));
 }
 
 void require_one_of(const char* argument, const char* what, std::int64_t size,

@@ -55,6 +55,10 @@ void require_half(const char* argument, const Tensor& tensor);
 // Unsupported unless the dtype is float32 or `dtype`, that of the kernel's elements.
 void require_weight(const char* argument, const Tensor& tensor, Dtype dtype);
 
+// std::invalid_argument unless k_pages and v_pages are [P, 64, Hkv, D] and q is [B, N, H, D], all of one dtype, with H a
+// multiple of Hkv. Unsupported unless the dtype is bfloat16 or float16.
+void require_pages(const Tensor& q, const Tensor& k_pages, const Tensor& v_pages);
+
 // Unsupported unless `size` is one of those.
 void require_one_of(const char* argument, const char* what, std::int64_t size,
                     std::initializer_list<std::int64_t> sizes);

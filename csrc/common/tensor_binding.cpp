@@ -8,8 +8,7 @@ namespace aapt {
 void register_tensor(py::module_& module) {
   py::register_local_exception<Unsupported>(module, "Unsupported", PyExc_ValueError);
   py::dict codes;
-  for (const Dtype dtype :
-       {Dtype::kFloat32, Dtype::kBFloat16, Dtype::kFloat16, Dtype::kInt32, Dtype::kInt64, Dtype::kFloat8}) {
+  for (const Dtype dtype : {Dtype::kFloat32, Dtype::kBFloat16, Dtype::kFloat16, Dtype::kInt32, Dtype::kInt64}) {
     codes[dtype_name(dtype)] = static_cast<int>(dtype);
   }
   module.attr("dtypes") = codes;

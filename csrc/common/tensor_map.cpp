@@ -35,7 +35,7 @@ TensorMap make_tensor_map(const char* argument, const Tensor& tensor, const std:
   const std::size_t rank = tensor.shape.size();
   const std::int64_t bytes = dtype_bytes(tensor.dtype);
   require_valid(rank >= 1 && rank <= kMaxMapRank, argument, "1 to 5 dimensions", std::to_string(rank));
-  require_valid(bytes <= 4, argument, "elements of 1, 2 or 4 bytes", dtype_name(tensor.dtype));
+  require_valid(bytes <= 4, argument, "elements of 2 or 4 bytes", dtype_name(tensor.dtype));
   check_box(argument, tensor, box, swizzle);
 
   MapDescription description = {};

@@ -37,7 +37,7 @@ constexpr int kMaxBoxSize = 256;
 // A map of the tensor for a GPU. The part of a box that lies outside of the tensor is read as zeros and not written.
 //
 // Throws std::invalid_argument, "<argument>: expected ..., got ...", where the tensor or the box breaks a rule of the
-// copy engine: 1 to 5 dimensions of 1 to 2^32 elements; elements of 1, 2 or 4 bytes; an address that is a multiple of
+// copy engine: 1 to 5 dimensions of 1 to 2^32 elements; elements of 2 or 4 bytes; an address that is a multiple of
 // 16 bytes, the last dimension dense; a box of 1 to 256 elements in each dimension, its rows a multiple of 16 bytes,
 // and as wide as the swizzle if there is one (hardware takes narrower rows too, but where it puts them is not
 // documented). Throws Unsupported for strides that only the copy engine does not take: those of expanded tensors (0),

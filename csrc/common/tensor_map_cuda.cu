@@ -30,12 +30,11 @@ PFN_cuTensorMapEncodeTiled_v12000 find_encoder() {
 
 CUtensorMapDataType data_type(Dtype dtype) {
   switch (dtype) {
-    case Dtype::kFloat8: return CU_TENSOR_MAP_DATA_TYPE_UINT8;
     case Dtype::kBFloat16: return CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
     case Dtype::kFloat16: return CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
     case Dtype::kFloat32: return CU_TENSOR_MAP_DATA_TYPE_FLOAT32;
     case Dtype::kInt32: return CU_TENSOR_MAP_DATA_TYPE_INT32;
-    default: throw std::invalid_argument(std::string("dtype: expected 1, 2 or 4 bytes, got ") + dtype_name(dtype));
+    default: throw std::invalid_argument(std::string("dtype: expected 2 or 4 bytes, got ") + dtype_name(dtype));
   }
 }
 

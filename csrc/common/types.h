@@ -13,7 +13,7 @@
 
 namespace aapt {
 
-enum class Dtype : int { kFloat32, kBFloat16, kFloat16, kInt32, kInt64, kFloat8 };
+enum class Dtype : int { kFloat32, kBFloat16, kFloat16, kInt32, kInt64 };
 
 struct bfloat16 {
   std::uint16_t bits;
@@ -21,11 +21,6 @@ struct bfloat16 {
 
 struct float16 {
   std::uint16_t bits;
-};
-
-// e4m3: a sign, four bits of exponent, three of fraction; no infinities, the largest number is 448
-struct float8 {
-  std::uint8_t bits;
 };
 
 // Unit that one thread moves at once: 16 bytes, 8 half-precision elements.

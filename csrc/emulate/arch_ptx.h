@@ -28,7 +28,6 @@ inline int block_size() { return machine().block().threads; }
 inline int lane_index() { return machine().thread().lane(); }
 inline int warp_index() { return machine().thread().warp(); }
 inline Index3 block_index() { return machine().block().index; }
-inline Index3 grid_size() { return machine().launch().grid; }
 
 inline char* shared_memory() { return machine().block().shared(); }
 
@@ -49,16 +48,11 @@ inline void named_barrier_sync(int id, int threads) { machine().arrive(id, threa
 inline void named_barrier_arrive(int id, int threads) { machine().arrive(id, threads, /*wait_for_others=*/false); }
 
 template <class T>
-inline T shuffle(T value, int lane) {
+inline T shuffle_xor(T value, int mask) {
   const emulate::Deposit* deposits = machine().collective(&value, sizeof value);
   T result;
-  std::memcpy(&result, deposits[lane & 31].word, sizeof result);
+  std::memcpy(&result, deposits[(lane_index() ^ mask) & 31].word, sizeof result);
   return result;
-}
-
-template <class T>
-inline T shuffle_xor(T value, int mask) {
-  return shuffle(value, lane_index() ^ mask);
 }
 
 // ---- arithmetic ----
@@ -165,7 +159,7 @@ inline float float_of_bits(std::uint32_t bits) {
 // ---- asynchronous copies ----
 
 inline void cp_async_16(void* shared, const void* global, int valid_bytes) {
-  const emulate::Copy copy{shared, global, 16, valid_bytes};
+  const emulate::Copy copy{shared, global, valid_bytes};
   if (machine().coin()) {
     copy.land();  // hardware may be as early as this, or as late as the wait
   } else {

@@ -50,7 +50,7 @@ void misuse(const std::string& what) { throw std::runtime_error("emulated " + wh
 
 void Copy::land() const {
   if (valid) std::memcpy(to, from, valid);
-  std::memset(static_cast<char*>(to) + valid, 0, bytes - valid);
+  std::memset(static_cast<char*>(to) + valid, 0, 16 - valid);
 }
 
 // ---- inside a fiber ----
@@ -103,15 +103,11 @@ Deposit* Machine::collective(const void* bytes, std::size_t size, const std::fun
   return deposits;
 }
 
-void Machine::cluster_arrive() {
-  if (current_->cluster_arrivals++ > current_->cluster_waits) misuse("cluster_arrive: twice without cluster_wait");
+void Machine::cluster_sync() {
+  const std::uint64_t target = cluster_barrier_.generation + 1;
   ++cluster_barrier_.arrived;
   release_cluster_barrier();
-}
-
-void Machine::cluster_wait() {
-  if (current_->cluster_waits++ == current_->cluster_arrivals) misuse("cluster_wait: without cluster_arrive");
-  wait(&cluster_barrier_.generation, current_->cluster_waits, "cluster_wait");
+  wait(&cluster_barrier_.generation, target, "cluster_sync");
 }
 
 // Threads that have ended are not waited for.

@@ -30,11 +30,10 @@
 
 namespace aapt::emulate {
 
-// A 16-byte-or-smaller copy that has been started: the first `valid` bytes of the source, then zeros.
+// A copy of 16 bytes that has been started: the first `valid` bytes of the source, then zeros.
 struct Copy {
   void* to;
   const void* from;
-  int bytes;
   int valid;
   void land() const;
 };
@@ -59,7 +58,6 @@ struct Thread {
   bool wgmma_fenced = false;             // since the last wait
   std::uint64_t products_issued = 0;     // wgmma
   std::deque<std::uint64_t> product_groups;  // of the groups not yet waited for: products_issued when it was committed
-  std::uint64_t cluster_arrivals = 0, cluster_waits = 0;
 
   int lane() const { return index % 32; }
   int warp() const { return index / 32; }
@@ -97,7 +95,7 @@ struct Product {
   std::uint64_t a = 0, b = 0;  // descriptors
   int columns = 0;
   Dtype dtype = Dtype::kBFloat16;
-  bool a_in_registers = false, a_mn_major = false, b_mn_major = false, accumulate = false;
+  bool a_in_registers = false, b_mn_major = false, accumulate = false;
   int issued = 0;
   float* d[128];
   const std::uint32_t* a_words[128];
@@ -124,7 +122,8 @@ struct Block {
 
   char* shared() {
     constexpr std::uintptr_t alignment = 1024;
-    return reinterpret_cast<char*>((reinterpret_cast<std::uintptr_t>(memory.data()) + alignment - 1) & ~(alignment - 1));
+    const auto address = reinterpret_cast<std::uintptr_t>(memory.data());
+    return reinterpret_cast<char*>((address + alignment - 1) & ~(alignment - 1));
   }
 
   // Writes of threads become visible to tile stores and wgmma, if there was a fence.
@@ -167,9 +166,8 @@ class Machine {
   // True with a random schedule, half of the time.
   bool coin() { return seed_ != 0 && (random_() & 1); }
 
-  // Barrier of the whole cluster, in two halves.
-  void cluster_arrive();
-  void cluster_wait();
+  // Barrier of the whole cluster.
+  void cluster_sync();
 
   void settle_fences();
 

@@ -32,6 +32,19 @@ void finish_phase_if_complete(TransactionBarrier& barrier) {
   machine().settle_fences();
 }
 
+void arrive_at(TransactionBarrier& barrier, std::uint32_t offset, int bytes, const char* what) {
+  barrier.bytes += bytes;
+  if (bytes < 0 || barrier.bytes > kMostBytes) {
+    misuse(std::string(what) + ": expected 0 to " + std::to_string(kMostBytes) + " bytes in a phase, got " +
+           std::to_string(barrier.bytes) + " for " + place(offset));
+  }
+  if (--barrier.pending < 0) {
+    misuse(std::string(what) + ": more than the " + std::to_string(barrier.expected) + " arrivals of a phase at " +
+           place(offset));
+  }
+  finish_phase_if_complete(barrier);
+}
+
 void complete_bytes(Block& block, std::uint32_t offset, std::int64_t bytes) {
   TransactionBarrier& barrier = barrier_at(block, offset, "copy");
   barrier.bytes -= bytes;
@@ -136,20 +149,18 @@ void fence_barriers() {
   for (auto& [offset, barrier] : machine().block().transaction_barriers) barrier.fenced = true;
 }
 
-void arrive(Block& block, std::uint32_t offset, int bytes, int arrivals, bool remote, const char* what) {
-  TransactionBarrier& barrier = barrier_at(block, offset, what);
-  if (remote && !barrier.fenced) misuse(std::string(what) + ": no barrier_init_fence for " + place(offset));
-  barrier.bytes += bytes;
-  if (bytes < 0 || barrier.bytes > kMostBytes) {
-    misuse(std::string(what) + ": expected 0 to " + std::to_string(kMostBytes) + " bytes in a phase, got " +
-           std::to_string(barrier.bytes) + " for " + place(offset));
-  }
-  barrier.pending -= arrivals;
-  if (barrier.pending < 0) {
-    misuse(std::string(what) + ": more than the " + std::to_string(barrier.expected) + " arrivals of a phase at " +
-           place(offset));
-  }
-  finish_phase_if_complete(barrier);
+void arrive(const void* barrier, int bytes, const char* what) {
+  Block& block = machine().block();
+  const std::uint32_t offset = shared_offset(barrier, what);
+  arrive_at(barrier_at(block, offset, what), offset, bytes, what);
+}
+
+void arrive_remote(const void* barrier, int rank) {
+  const char* what = "barrier_release_remote";
+  const std::uint32_t offset = shared_offset(barrier, what);
+  TransactionBarrier& remote = barrier_at(machine().block_of_cluster(rank), offset, what);
+  if (!remote.fenced) misuse(std::string(what) + ": no barrier_init_fence for " + place(offset));
+  arrive_at(remote, offset, 0, what);
 }
 
 void wait_for_phase(const void* barrier, int parity) {
@@ -185,23 +196,6 @@ void start_tile_load(const void* shared, const TensorMap& map, const void* barri
       complete_bytes(block, done, static_cast<std::int64_t>(box.size()));
     });
   }
-}
-
-void start_bulk_load(const void* shared, const void* global, int bytes, const void* barrier) {
-  Block& block = machine().block();
-  const std::uint32_t to = shared_offset(shared, "bulk_load"), done = shared_offset(barrier, "bulk_load");
-  const auto from = reinterpret_cast<std::uintptr_t>(global);
-  if (to % 16 != 0 || from % 16 != 0 || bytes % 16 != 0 || bytes < 0) {
-    misuse("bulk_load: expected multiples of 16 bytes, got " + std::to_string(bytes) + " bytes from " +
-           std::to_string(from % 16) + " modulo 16 to " + std::to_string(to));
-  }
-  if (!barrier_at(block, done, "bulk_load").fenced) misuse("bulk_load: no barrier_init_fence for " + place(done));
-  block.at(to, static_cast<std::size_t>(bytes), "bulk_load");
-  machine().later([&block, to, global, bytes, done] {
-    const char* source = static_cast<const char*>(global);
-    land(block, to, std::vector<char>(source, source + bytes), Swizzle::kNone);
-    complete_bytes(block, done, bytes);
-  });
 }
 
 // ---- copies to global memory ----
@@ -253,13 +247,11 @@ void commit_stores() {
   thread.open_stores.clear();
 }
 
-// A group stays in the list until it is written.
-void wait_for_stores(std::size_t pending, bool written) {
-  auto& groups = machine().thread().store_groups;
+void wait_for_stores(std::size_t pending) {
+  const auto& groups = machine().thread().store_groups;
   for (std::size_t i = 0; i + pending < groups.size(); ++i) {
-    for (const auto& store : groups[i]) written ? store->do_write() : store->do_read();
+    for (const auto& store : groups[i]) store->do_read();
   }
-  while (written && groups.size() > pending) groups.pop_front();
 }
 
 void end_of_stores(Thread& thread) {
@@ -268,7 +260,9 @@ void end_of_stores(Thread& thread) {
     for (const auto& store : group) unread = unread || !store->read;
   }
   if (unread) misuse("tile_store: a thread ended without store_commit and store_wait_read");
-  wait_for_stores(0, true);
+  for (const auto& group : thread.store_groups) {
+    for (const auto& store : group) store->do_write();
+  }
 }
 
 }  // namespace aapt::emulate

@@ -17,7 +17,8 @@ std::uint32_t shared_offset(const void* shared, const char* what);
 
 void init_barrier(const void* barrier, int arrivals);
 void fence_barriers();  // barrier_init_fence
-void arrive(Block& block, std::uint32_t barrier, int bytes, int arrivals, bool remote, const char* what);
+void arrive(const void* barrier, int bytes, const char* what);
+void arrive_remote(const void* barrier, int rank);
 void wait_for_phase(const void* barrier, int parity);
 
 // ---- copies ----
@@ -25,7 +26,6 @@ void wait_for_phase(const void* barrier, int parity);
 // A copy of the box at `first`, the dense dimension first, to `shared` in every block whose bit is set.
 void start_tile_load(const void* shared, const TensorMap& map, const void* barrier, const std::vector<int>& first,
                      unsigned blocks);
-void start_bulk_load(const void* shared, const void* global, int bytes, const void* barrier);
 
 // A store on its way: first its box is read, then it is written.
 struct TileStore {
@@ -42,7 +42,7 @@ struct TileStore {
 
 void start_tile_store(const TensorMap& map, const void* shared, const std::vector<int>& first);
 void commit_stores();
-void wait_for_stores(std::size_t pending, bool written);
+void wait_for_stores(std::size_t pending);  // until they have been read
 
 // Misuse if a thread that ends has stores which may still read shared memory; writes the others.
 void end_of_stores(Thread& thread);

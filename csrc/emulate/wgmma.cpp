@@ -8,19 +8,18 @@
 #include <vector>
 
 #include "emulate/arch_ptx.h"
-#include "emulate/float8.h"
 
 namespace aapt::emulate {
 namespace {
 
-constexpr int kRows = 64, kMostColumns = 256, kMostDepth = 32;
+constexpr int kRows = 64, kMostColumns = 256, kDepth = 16;
 
-// Every number of 16 bits, and those of 8 bits.
-template <class T, int kCount>
+// Every number of 16 bits.
+template <class T>
 const std::vector<float>& numbers() {
   static const std::vector<float> table = [] {
-    std::vector<float> values(kCount);
-    for (int i = 0; i < kCount; ++i) values[i] = arch::to_float(T{static_cast<decltype(T::bits)>(i)});
+    std::vector<float> values(1 << 16);
+    for (int i = 0; i < 1 << 16; ++i) values[i] = arch::to_float(T{static_cast<std::uint16_t>(i)});
     return values;
   }();
   return table;
@@ -28,11 +27,8 @@ const std::vector<float>& numbers() {
 
 float number(Dtype dtype, const char* bytes) {
   std::uint16_t bits;
-  switch (dtype) {
-    case Dtype::kFloat8: return numbers<float8, 256>()[static_cast<unsigned char>(*bytes)];
-    case Dtype::kFloat16: std::memcpy(&bits, bytes, 2); return numbers<float16, 65536>()[bits];
-    default: std::memcpy(&bits, bytes, 2); return numbers<bfloat16, 65536>()[bits];
-  }
+  std::memcpy(&bits, bytes, sizeof bits);
+  return (dtype == Dtype::kFloat16 ? numbers<float16>() : numbers<bfloat16>())[bits];
 }
 
 // An operand as its descriptor describes it.
@@ -62,18 +58,17 @@ struct Matrix {
 };
 
 // Reads an operand of shared memory into to[k][row], rows of `rows` numbers.
-void read_operand(Block& block, std::uint64_t bits, bool mn_major, Dtype dtype, int rows, int depth, float* to) {
+void read_operand(Block& block, std::uint64_t bits, bool mn_major, Dtype dtype, int rows, float* to) {
   const Matrix matrix(bits);
-  const int element_bytes = dtype == Dtype::kFloat8 ? 1 : 2, in_piece = 16 / element_bytes;
-  const int dense = mn_major ? rows : depth, other = mn_major ? depth : rows;
+  const int dense = mn_major ? rows : kDepth, other = mn_major ? kDepth : rows;
   for (int across = 0; across < other; ++across) {
-    for (int piece = 0; piece < dense / in_piece; ++piece) {
+    for (int piece = 0; piece < dense / 8; ++piece) {
       const std::uint32_t address = matrix.address(piece, across, mn_major);
       block.at(address, 16, "wgmma");
       const char* bytes = block.asynchronous_memory.data() + address;
-      for (int i = 0; i < in_piece; ++i) {
-        const int along = piece * in_piece + i;
-        to[mn_major ? across * rows + along : along * rows + across] = number(dtype, bytes + i * element_bytes);
+      for (int i = 0; i < 8; ++i) {
+        const int along = piece * 8 + i;
+        to[mn_major ? across * rows + along : along * rows + across] = number(dtype, bytes + 2 * i);
       }
     }
   }
@@ -81,33 +76,30 @@ void read_operand(Block& block, std::uint64_t bits, bool mn_major, Dtype dtype, 
 
 // Gathers A from the registers of the warpgroup into to[k][row].
 void gather_registers(const Product& product, float* to) {
-  const int element_bytes = product.dtype == Dtype::kFloat8 ? 1 : 2, in_word = 4 / element_bytes;
   for (int thread = 0; thread < 128; ++thread) {
     const int lane = thread % 32;
     for (int word = 0; word < 4; ++word) {
       const char* bytes = reinterpret_cast<const char*>(product.a_words[thread] + word);
       const int row = thread / 32 * 16 + lane / 4 + word % 2 * 8;
-      const int column = lane % 4 * in_word + word / 2 * 4 * in_word;
-      for (int i = 0; i < in_word; ++i) {
-        to[(column + i) * kRows + row] = number(product.dtype, bytes + i * element_bytes);
-      }
+      const int column = lane % 4 * 2 + word / 2 * 8;
+      for (int i = 0; i < 2; ++i) to[(column + i) * kRows + row] = number(product.dtype, bytes + 2 * i);
     }
   }
 }
 
 void multiply(Block& block, const Product& product) {
-  const int depth = product.dtype == Dtype::kFloat8 ? 32 : 16, columns = product.columns;
-  static thread_local float a[kMostDepth * kRows], b[kMostDepth * kMostColumns], sums[kRows * kMostColumns];
+  const int columns = product.columns;
+  static thread_local float a[kDepth * kRows], b[kDepth * kMostColumns], sums[kRows * kMostColumns];
   if (product.a_in_registers) {
     gather_registers(product, a);
   } else {
-    read_operand(block, product.a, product.a_mn_major, product.dtype, kRows, depth, a);
+    read_operand(block, product.a, /*mn_major=*/false, product.dtype, kRows, a);
   }
-  read_operand(block, product.b, product.b_mn_major, product.dtype, columns, depth, b);
+  read_operand(block, product.b, product.b_mn_major, product.dtype, columns, b);
   std::fill(sums, sums + kRows * columns, 0.0f);
   for (int row = 0; row < kRows; ++row) {
     float* sum = sums + row * columns;
-    for (int k = 0; k < depth; ++k) {
+    for (int k = 0; k < kDepth; ++k) {
       const float factor = a[k * kRows + row];
       const float* line = b + k * columns;
       for (int column = 0; column < columns; ++column) sum[column] += factor * line[column];
@@ -160,7 +152,6 @@ void issue_product(Dtype dtype, const Operands& operands, float* d, int columns,
     product.columns = columns;
     product.dtype = dtype;
     product.a_in_registers = operands.a_words != nullptr;
-    product.a_mn_major = operands.a_mn_major;
     product.b_mn_major = operands.b_mn_major;
     product.accumulate = accumulate;
   }

@@ -10,9 +10,10 @@
 namespace aapt::emulate {
 
 struct Operands {
-  std::uint64_t a = 0, b = 0;              // descriptors
-  const std::uint32_t* a_words = nullptr;  // A in registers
-  bool a_mn_major = false, b_mn_major = false;
+  std::uint64_t a;               // descriptor, where A is in shared memory
+  const std::uint32_t* a_words;  // where it is in registers, else null
+  std::uint64_t b;               // descriptor
+  bool b_mn_major;
 };
 
 void fence_products();

@@ -29,17 +29,9 @@ void check_angles(const char* argument, const Tensor& angles, const Tensor& q) {
 
 void check_tokens(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& k_pages, const Tensor& v_pages,
                   const Tensor& page_ids, const Tensor& out) {
-  require_shape("k_pages", k_pages, {kAnySize, kPageSlots, kAnySize, kAnySize});
-  const std::int64_t kv_heads = k_pages.size(2), width = k_pages.size(3);
-  require_half("k_pages", k_pages);
-  require_shape("v_pages", v_pages, {k_pages.size(0), kPageSlots, kv_heads, width});
-  require_dtype("v_pages", v_pages, k_pages.dtype);
-  require_shape("q", q, {kAnySize, kAnySize, kAnySize, width});
-  require_dtype("q", q, k_pages.dtype);
-  const std::int64_t batch = q.size(0), tokens = q.size(1), heads = q.size(2);
-  require_valid(kv_heads > 0 && heads % kv_heads == 0, "q",
-                "a number of heads that is a multiple of the pages' " + std::to_string(kv_heads),
-                std::to_string(heads));
+  require_pages(q, k_pages, v_pages);
+  const std::int64_t batch = q.size(0), tokens = q.size(1), heads = q.size(2), width = q.size(3);
+  const std::int64_t kv_heads = k_pages.size(2);
   require_shape("k", k, {batch, tokens, kv_heads, width});
   require_dtype("k", k, q.dtype);
   require_shape("v", v, {batch, tokens, kv_heads, width});
@@ -71,8 +63,8 @@ KvWriteParams::Norm norm(const std::optional<Tensor>& weight, std::int64_t width
 KvWriteParams::Rows rows(const Tensor& tensor) { return {tensor.stride[0], tensor.stride[1], tensor.stride[2]}; }
 
 // q, out [B, N, H, D]; k, v [B, N, Hkv, D]; q_weight [D] or [H * D]; k_weight [D] or [Hkv * D]; cos, sin float32
-// [B, N, D / 2]; k_pages, v_pages [P, 64, Hkv, D], changed; page_ids int32 [B, ceil(N / 64)]. out is dense. Nothing else
-// may overlap the pages or out. A token whose page is outside the pool is not written, and its row of out is NaN.
+// [B, N, D / 2]; k_pages, v_pages [P, 64, Hkv, D], changed; page_ids int32 [B, ceil(N / 64)]. out is dense. Nothing
+// else may overlap the pages or out. A token whose page is outside the pool is not written, its row of out is NaN.
 void kv_write_portable(const Tensor& q, const Tensor& k, const Tensor& v, const std::optional<Tensor>& q_weight,
                        const std::optional<Tensor>& k_weight, const std::optional<Tensor>& cos,
                        const std::optional<Tensor>& sin, const Tensor& k_pages, const Tensor& v_pages,

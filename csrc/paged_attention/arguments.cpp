@@ -14,17 +14,8 @@ PagedAttentionParams::Rows rows(const Tensor& tensor) { return {tensor.stride[0]
 
 void check_arguments(const PagedAttentionArguments& arguments) {
   const auto& [q, k_pages, v_pages, page_ids, page_valid, page_bias, out, lse, scale] = arguments;
-  require_shape("k_pages", k_pages, {kAnySize, kPageSlots, kAnySize, kAnySize});
-  const std::int64_t kv_heads = k_pages.size(2), width = k_pages.size(3);
-  require_half("k_pages", k_pages);
-  require_shape("v_pages", v_pages, {k_pages.size(0), kPageSlots, kv_heads, width});
-  require_dtype("v_pages", v_pages, k_pages.dtype);
-  require_shape("q", q, {kAnySize, kAnySize, kAnySize, width});
-  require_dtype("q", q, k_pages.dtype);
-  const std::int64_t batch = q.size(0), tokens = q.size(1), heads = q.size(2);
-  require_valid(kv_heads > 0 && heads % kv_heads == 0, "q",
-                "a number of heads that is a multiple of the pages' " + std::to_string(kv_heads),
-                std::to_string(heads));
+  require_pages(q, k_pages, v_pages);
+  const std::int64_t batch = q.size(0), tokens = q.size(1), heads = q.size(2), width = q.size(3);
   require_shape("page_ids", page_ids, {batch, kAnySize});
   require_dtype("page_ids", page_ids, Dtype::kInt32);
   require_shape("page_valid", page_valid, {batch, page_ids.size(1)});

@@ -54,7 +54,8 @@ AAPT_KERNEL void AAPT_LAUNCH_BOUNDS(kCombineThreads, 1)
   const int heads = params.common.heads;
   const std::int64_t place = (std::int64_t{head / heads} * tokens + token) * heads + head % heads;
   *reinterpret_cast<Words*>(static_cast<char*>(params.common.out) + (place * kHeadDim + column) * sizeof(Element)) = {
-      {arch::pack<Element>(out[0] * inverse, out[1] * inverse), arch::pack<Element>(out[2] * inverse, out[3] * inverse)}};
+      {arch::pack<Element>(out[0] * inverse, out[1] * inverse),
+       arch::pack<Element>(out[2] * inverse, out[3] * inverse)}};
   if (column == 0) {
     params.common.lse[std::int64_t{head} * tokens + token] =
         sum == 0.0f ? -INFINITY : base + arch::log2_approx(sum) * kLn2;

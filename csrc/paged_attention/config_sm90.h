@@ -10,7 +10,7 @@ namespace aapt {
 
 // Facts about a tile of two pages for the warpgroups that multiply.
 struct TileFacts {
-  int valid[2];        // slots 0..valid-1 of a page count; 0: the page is missing. The first one is 0 after the last tile
+  int valid[2];        // slots 0..valid-1 of a page count; 0: no page, {0, 0} after the last tile
   float bias_log2[2];  // added to the scores of a page, in powers of two
 
   AAPT_DEVICE bool any() const { return valid[0] > 0; }

@@ -2,8 +2,8 @@
 // Attention over pages with cp.async and mma.sync, for every GPU from Ampere on.
 //
 // A block owns 128 query rows of one head and goes through the page table of its batch row. While it works on the keys
-// of a page, the values of that page and the keys of the next one are on their way. Softmax is online: per row a running
-// maximum and sum, in powers of two.
+// of a page, the values of that page and the keys of the next one are on their way. Softmax is online: per row a
+// running maximum and sum, in powers of two.
 #pragma once
 
 #include <cmath>

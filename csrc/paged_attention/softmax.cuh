@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Online softmax over the accumulator fragments of a warp.
 //
-// A thread holds, of each tile of 16 rows, parts of the rows lane / 4 and lane / 4 + 8: elements 0 and 1 of an accumulator
-// belong to the first, 2 and 3 to the second. The four lanes that share lane / 4 share these rows.
+// A thread holds, of each tile of 16 rows, parts of the rows lane / 4 and lane / 4 + 8: elements 0 and 1 of an
+// accumulator belong to the first, 2 and 3 to the second. The four lanes that share lane / 4 share these rows.
 #pragma once
 
 #include <cmath>

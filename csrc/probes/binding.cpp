@@ -17,32 +17,19 @@ struct Entry {
 };
 
 constexpr Entry kProbes[] = {
-    {"exchange", &exchange},
     {"named_barrier", &named_barrier},
     {"cp_async", &cp_async},
-    {"ldmatrix", &ldmatrix},
-    {"mma", &mma},
     {"half_precision", &half_precision},
-    {"arithmetic", &arithmetic},
     {"barrier_ring", &barrier_ring},
-    {"bulk_copy", &bulk_copy},
-    {"cluster_exchange", &cluster_exchange},
-    {"matrix_store", &matrix_store},
-    {"float8_conversion", &float8_conversion},
-    {"elect", &elect},
-    {"early_start", &early_start},
     {"tile_load", &tile_load},
     {"tile_multicast", &tile_multicast},
     {"multicast_ring", &multicast_ring},
     {"tile_store", &tile_store},
-    {"wgmma_half", &wgmma_half},
+    {"wgmma", &wgmma},
     {"wgmma_written", &wgmma_written},
-    {"wgmma_float8", &wgmma_float8},
-    {"float8_accumulation", &float8_accumulation},
-    {"paged_attention", &paged_attention},
-    {"gemm", &gemm},
-    {"l2_bandwidth", &l2_bandwidth},
     {"shifted_rows", &shifted_rows},
+    {"paged_attention", &paged_attention},
+    {"l2_bandwidth", &l2_bandwidth},
 };
 
 }  // namespace

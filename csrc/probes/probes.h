@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Probes: small kernels that use one primitive of aapt::arch each, so that a test can say whether the emulation, the
-// PTX and the hardware agree about it, and kernels that measure what the design of others rests on. They are in a
-// module of their own, _probes, which is built with AAPT_PROBES only and never part of a wheel.
+// PTX and the hardware agree about it, and kernels that measure what the design of others rests on. Primitives that the
+// tests of the kernels cover have none. They are in a module of their own, _probes, which is built with AAPT_PROBES only
+// and never part of a wheel.
 //
 // Every probe is called with lists of inputs, outputs and whole numbers; its comment says which. `variant` 0 is the
 // correct program, other variants leave something out.
@@ -21,15 +22,11 @@ struct Arguments {
 
 using Probe = void(const Arguments& arguments, const Stream& stream);
 
-// for every GPU from Ampere on, portable.cu
-Probe exchange, named_barrier, cp_async, ldmatrix, mma, half_precision, arithmetic;
-// Hopper
-Probe barrier_ring, bulk_copy, cluster_exchange, matrix_store, float8_conversion, elect, early_start;  // block.cu
-Probe tile_load, tile_multicast, multicast_ring, tile_store;                            // tile.cu
-Probe wgmma_half, wgmma_written;                                                                        // wgmma.cu
-Probe wgmma_float8, float8_accumulation;                                                                // float8.cu
-Probe paged_attention;                                                                                  // attention.cu
-Probe gemm;                                                                                             // gemm.cu
-Probe l2_bandwidth, shifted_rows;                                                                       // measure.cu
+Probe named_barrier, cp_async, half_precision;                // portable.cu: for every GPU from Ampere on
+Probe barrier_ring;                                           // barrier_ring.cu, and the others: Hopper
+Probe tile_load, tile_multicast, multicast_ring, tile_store;  // tile.cu
+Probe wgmma, wgmma_written, shifted_rows;                     // wgmma.cu
+Probe paged_attention;                                        // attention.cu
+Probe l2_bandwidth;                                           // l2_bandwidth.cu
 
 }  // namespace aapt::probes

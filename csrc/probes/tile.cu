@@ -1,5 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Probes of the copy engine with tensor maps.
+#include <algorithm>
+#include <functional>
+#include <numeric>
+
 #include "probes/probe.h"
 
 namespace aapt::probes {
@@ -12,30 +16,18 @@ struct TileShared {
   arch::Barrier barrier;
 };
 
-// The box (and the coordinate of its first element) that follow the first `skipped` values, one number per dimension.
-struct BoxValues {
-  std::vector<int> box, first;
-  int bytes;
-};
-
-BoxValues box_values(const Arguments& arguments, const Tensor& tensor, std::size_t skipped) {
+// Parameters from the values of these probes: variant, swizzle, box of `tensor`, its first coordinate.
+// value: variant, bytes of the box, the box along dimension 0, the coordinates.
+Params tile_params(const Arguments& arguments, const char* argument, const Tensor& tensor, const Stream& stream) {
   const std::size_t rank = tensor.shape.size();
-  require_valid(arguments.values.size() == skipped + 2 * rank, "values", std::to_string(skipped + 2 * rank),
-                std::to_string(arguments.values.size()));
-  const auto from = arguments.values.begin() + static_cast<std::ptrdiff_t>(skipped);
-  const auto middle = from + static_cast<std::ptrdiff_t>(rank);
-  BoxValues values{{from, middle}, {middle, arguments.values.end()}, dtype_bytes(tensor.dtype)};
-  for (const int size : values.box) values.bytes *= size;
-  require_valid(values.bytes <= kMostBoxBytes, "values", "a box of at most 32768 bytes", std::to_string(values.bytes));
-  return values;
-}
-
-// value: variant, bytes of the box, where it starts in shared memory, the coordinates
-Params tile_params(const Arguments& arguments, const BoxValues& values, int variant) {
-  Params params = make_params(arguments, 1, 1, arguments.values.size());
-  params.value[0] = variant;
-  params.value[1] = values.bytes;
-  for (std::size_t i = 0; i < values.first.size(); ++i) params.value[3 + i] = values.first[i];
+  Params params = make_params(arguments, 1, 1, 2 + 2 * rank);
+  const auto box = arguments.values.begin() + 2, first = box + static_cast<std::ptrdiff_t>(rank);
+  params.map[0] = make_tensor_map(argument, tensor, {box, first}, swizzle_of(arguments.values[1]), stream.device);
+  const int bytes = std::accumulate(box, first, dtype_bytes(tensor.dtype), std::multiplies<int>());
+  require_valid(bytes <= kMostBoxBytes, "values", "a box of at most 32768 bytes", std::to_string(bytes));
+  params.value[1] = bytes;
+  params.value[2] = box[0];
+  std::copy(first, arguments.values.end(), params.value + 3);
   return params;
 }
 
@@ -56,7 +48,7 @@ AAPT_DEVICE void copy_words(void* to, const void* from, int bytes) {
 
 // ---- tile_load: any tensor of rank 1..5 -> the bytes of the box as they lie in shared memory ----
 // values: variant, swizzle, box, first coordinate. Variants: 1 no wait, 2 no bytes announced, 3 no fence after the
-// initialisation, 4 the box 128 bytes further on, 5 the box outside of shared memory.
+// initialisation, 4 the box 128 bytes further on, 5 the box outside of shared memory, 6 one arrival too many.
 
 template <int kRank>
 AAPT_KERNEL void tile_load_kernel(AAPT_GRID_CONSTANT const Params params) {
@@ -64,7 +56,6 @@ AAPT_KERNEL void tile_load_kernel(AAPT_GRID_CONSTANT const Params params) {
   const int variant = params.value[0], bytes = params.value[1];
   char* box = shared.box + (variant == 4 ? 128 : variant == 5 ? kMostBoxBytes : 0);
   if (arch::thread_index() == 0) {
-    arch::prefetch_map(params.map[0]);
     arch::barrier_init(&shared.barrier, 1);
     if (variant != 3) arch::barrier_init_fence();
   }
@@ -75,6 +66,7 @@ AAPT_KERNEL void tile_load_kernel(AAPT_GRID_CONSTANT const Params params) {
     } else {
       arch::barrier_arrive_expect_bytes(&shared.barrier, bytes);
     }
+    if (variant == 6) arch::barrier_arrive(&shared.barrier);
     arch::tile_load(box, params.map[0], &shared.barrier, Coordinates<kRank>(params).at);
   }
   if (variant != 1) arch::barrier_wait(&shared.barrier, 0);
@@ -84,9 +76,7 @@ AAPT_KERNEL void tile_load_kernel(AAPT_GRID_CONSTANT const Params params) {
 
 void tile_load(const Arguments& arguments, const Stream& stream) {
   const Tensor& tensor = arguments.inputs.at(0);
-  const BoxValues values = box_values(arguments, tensor, 2);
-  Params params = tile_params(arguments, values, arguments.values[0]);
-  params.map[0] = make_tensor_map("inputs[0]", tensor, values.box, swizzle_of(arguments.values[1]), stream.device);
+  const Params params = tile_params(arguments, "inputs[0]", tensor, stream);
   constexpr void (*kernels[])(Params) = {&tile_load_kernel<1>, &tile_load_kernel<2>, &tile_load_kernel<3>,
                                          &tile_load_kernel<4>, &tile_load_kernel<5>};
   arch::launch(kernels[tensor.shape.size() - 1], one_block(128, sizeof(TileShared), stream), params);
@@ -126,10 +116,7 @@ AAPT_KERNEL void tile_multicast_kernel(AAPT_GRID_CONSTANT const Params params) {
 
 void tile_multicast(const Arguments& arguments, const Stream& stream) {
   const Tensor& tensor = arguments.inputs.at(0);
-  const BoxValues values = box_values(arguments, tensor, 2);
-  Params params = tile_params(arguments, values, arguments.values[0]);
-  params.value[2] = values.box[0];
-  params.map[0] = make_tensor_map("inputs[0]", tensor, values.box, swizzle_of(arguments.values[1]), stream.device);
+  const Params params = tile_params(arguments, "inputs[0]", tensor, stream);
   Launch how = one_block(128, sizeof(MulticastShared), stream);
   how.grid.x = how.cluster = 2;
   constexpr void (*kernels[])(Params) = {&tile_multicast_kernel<1>, &tile_multicast_kernel<2>,
@@ -211,14 +198,12 @@ AAPT_KERNEL void tile_store_kernel(AAPT_GRID_CONSTANT const Params params) {
   for (int i = arch::thread_index(); i < bytes; i += arch::block_size()) shared.box[i] = 0;  // the place is used again
   arch::fence_proxy_async();
   arch::sync_threads();
-  if (arch::thread_index() == 0 && variant != 3) arch::store_wait<0>();
+  if (arch::thread_index() == 0 && variant == 2) arch::store_wait_read<0>();
 }
 
 void tile_store(const Arguments& arguments, const Stream& stream) {
   const Tensor& tensor = arguments.outputs.at(0);
-  const BoxValues values = box_values(arguments, tensor, 2);
-  Params params = tile_params(arguments, values, arguments.values[0]);
-  params.map[0] = make_tensor_map("outputs[0]", tensor, values.box, swizzle_of(arguments.values[1]), stream.device);
+  const Params params = tile_params(arguments, "outputs[0]", tensor, stream);
   constexpr void (*kernels[])(Params) = {&tile_store_kernel<1>, &tile_store_kernel<2>, &tile_store_kernel<3>,
                                          &tile_store_kernel<4>, &tile_store_kernel<5>};
   arch::launch(kernels[tensor.shape.size() - 1], one_block(128, sizeof(TileShared), stream), params);

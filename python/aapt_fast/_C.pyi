@@ -126,23 +126,8 @@ def paged_attention_sm90_split(
 def philox_normal_portable(seed: View, step: View, out: View, stream: Stream) -> None:
     """Normal numbers of (seed, step)."""
 
-def round_numbers(source: View, result: View) -> None:
-    """Emulation only: float32 to half precision, as kernels round."""
-
-def run_barrier(threads: int, threads_that_arrive: int) -> None:
-    """Emulation only: a barrier that some threads may never reach."""
-
-def run_copy(source: View, result: View, wait: bool) -> None:
-    """Emulation only: an asynchronous copy that is read with or without waiting."""
-
-def run_reversal(result: View, synchronise: bool) -> None:
-    """Emulation only: an exchange between threads with or without a barrier."""
-
 def set_schedule(seed: int) -> None:
     """Emulation only: schedule of the next launches. 0: threads in order, copies late; others are random."""
-
-def widen_numbers(source: View, result: View) -> None:
-    """Emulation only: half precision to float32, as kernels widen."""
 
 __version__: str
 dtypes: dict

@@ -8,6 +8,7 @@
 
 Models
     StreamModel         generator, video decoder and text encoder together; from_pretrained loads them
+    list_models         names of the bundled models, with one sentence about each
     load_gallery        first pictures of a bundled model, with their poses
     load_generator      an AAPT generator or a Wan transformer, from files in any known layout
     load_vae            a video VAE, from files in any known layout
@@ -62,6 +63,7 @@ if TYPE_CHECKING:
     from aapt_fast.integrations.report import PatchReport as PatchReport
     from aapt_fast.integrations.text import TextEncoder as TextEncoder
     from aapt_fast.models.aapt.sampling import EulerSampler as EulerSampler
+    from aapt_fast.models.files.bundled import list_models as list_models
     from aapt_fast.models.files.load_generator import load_generator as load_generator
     from aapt_fast.models.files.load_vae import load_vae as load_vae
     from aapt_fast.models.files.model_file import load_gallery as load_gallery
@@ -92,6 +94,7 @@ _MODULES = {
     "TextEncoder": "aapt_fast.integrations.text",
     "WindowRule": "aapt_fast.ops.window",
     "explain": "aapt_fast.integrations.explain",
+    "list_models": "aapt_fast.models.files.bundled",
     "load_gallery": "aapt_fast.models.files.model_file",
     "load_generator": "aapt_fast.models.files.load_generator",
     "load_vae": "aapt_fast.models.files.load_vae",

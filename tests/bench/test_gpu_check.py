@@ -140,10 +140,11 @@ def test_test_files_run_apart_and_are_counted(run, monkeypatch):
     (run.scratch / "pyproject.toml").write_text("[tool.pytest.ini_options]\n")
     option = "import pytest\ndef pytest_addoption(parser): parser.addoption('--target')\n"
     fixture = "@pytest.fixture\ndef target(request): return request.config.getoption('target')\n"
-    (run.scratch / "conftest.py").write_text(option + fixture)
+    hopper = "@pytest.fixture\ndef hopper(target): return target\n"
+    (run.scratch / "conftest.py").write_text(option + fixture + hopper)
     (folder / "test_good.py").write_text("def test_a(target):\n    assert target == 'cuda'\n")
     (folder / "test_bad.py").write_text("def test_a(target): pass\ndef test_b(target): assert False\n")
-    (folder / "test_dies.py").write_text("import os\ndef test_a(target): os.abort()\n")
+    (folder / "test_dies.py").write_text("import os\ndef test_a(hopper): os.abort()\n")
     (folder / "test_arch.py").write_text("import pytest\ndef test_a(target): pytest.skip('another GPU')\n")
     (folder / "test_without_gpu.py").write_text("target = 1\ndef test_a(): assert False\n")
     monkeypatch.setattr(gpu_check, "ROOT", run.scratch)

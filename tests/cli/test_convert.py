@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -46,9 +47,11 @@ def test_verification_can_be_left_out(source, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "width 48, got 128; say the heads in config"),
+        ((), "width 48, got 128; give the number of heads, as config="),
         (("--config", "{heads"), "config: expected JSON"),
-        (("--config", "nowhere.json"), "nowhere.json"),
+        (("--config", "nowhere.json"), "config: nowhere.json: expected JSON, got [Errno 2]"),
+        (("--config", "."), "config: .: expected JSON, got [Errno 21]"),
+        (("--config", sys.executable), "expected JSON, got 'utf-8' codec can't decode"),
         (("--config", '{"horns": 2}'), "config: expected names out of"),
         (("--config", '{"heads": 3}', "--shard-size", "-1"), "shard-size: expected a positive number of GiB, got -1"),
         (("--config", '{"heads": 3}', "--shard-size", "nan"), "shard-size: expected a positive number of GiB, got nan"),

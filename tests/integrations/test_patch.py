@@ -16,9 +16,13 @@ import aapt_fast
 from aapt_fast.integrations.report import Finding, PatchReport
 from aapt_fast.integrations.swap import is_swapped
 from aapt_fast.models.aapt.presets import NANO
+from aapt_fast.models.stream_model import StreamModel
 from aapt_fast.models.vae.wan import WanVAE, WanVAEConfig
-from aapt_fast.testing.streams import random_model, random_session
-from aapt_fast.testing.wan import random_wan
+from aapt_fast.ops.calls import observe_ops
+from aapt_fast.profiling.inputs import random_controls
+from aapt_fast.streaming.session import StreamSession
+from aapt_fast.testing.streams import STREAMS, random_model, random_session
+from aapt_fast.testing.wan import WAN_KINDS, random_wan
 
 
 def small_vae() -> AutoencoderKLWan:
@@ -125,7 +129,7 @@ def test_holders_are_searched():
         assert not is_swapped(vae)
 
 
-@pytest.mark.parametrize("obj", [nn.Linear(2, 2), 3, "vae", None, SimpleNamespace(components={})])
+@pytest.mark.parametrize("obj", [nn.Linear(2, 2), 3, None, SimpleNamespace(components={})])
 def test_unknown_objects_are_refused(obj):
     for function in (aapt_fast.patch, aapt_fast.explain):
         with pytest.raises(TypeError, match=r"^obj: expected an object that is or holds one of AutoencoderKLWan, "):
@@ -133,15 +137,35 @@ def test_unknown_objects_are_refused(obj):
     aapt_fast.unpatch(obj)
 
 
-@pytest.mark.parametrize("function", [aapt_fast.patch, aapt_fast.explain])
-def test_our_own_models_need_no_patch(function):
+def test_our_own_models_need_no_patch():
     model = random_model(NANO)
     with torch.device("meta"):
         wan = WanVAE(WanVAEConfig(base_dim=4))
     for ours in (model, model.vae, model.generator, random_wan(), wan, random_session(model)):
         message = f"^obj: expected .*, got {type(ours).__name__}, which is aapt_fast's own and fast already"
         with pytest.raises(TypeError, match=message):
-            function(ours)
+            aapt_fast.patch(ours)
+        report = str(aapt_fast.explain(ours))
+        assert report.startswith(f"{type(ours).__name__}: aapt_fast's own, there is nothing to replace\n  runs: op: ")
+    assert str(aapt_fast.explain(wan)).endswith("op: causal_conv3d: nothing on meta")
+
+
+@pytest.mark.parametrize("kind", ["pose", "text", "Wan"])
+def test_the_ops_in_a_report_are_those_that_a_stream_calls(kind):
+    if kind in STREAMS:
+        session = random_session(random_model(STREAMS[kind]))
+        (control,) = random_controls(session.model, 1)
+    else:
+        config = WAN_KINDS["one head of 128"]
+        model = StreamModel(random_wan(config), WanVAE(WanVAEConfig(base_dim=4)), grid=(4, 4))
+        session, control = StreamSession(model, prompt=torch.ones(2, config.text_width)), None
+    with observe_ops() as calls:
+        session.step(control)
+    report = aapt_fast.explain(session)
+    reported = {finding.kind: finding.what for finding in report.own}
+    assert calls.what_ran().items() - {("philox_normal", reported["kv_write"])} == reported.items()
+    assert not report.replaced and not report.left_alone
+    assert {finding.where for finding in report.own} == {"generator", "vae"}
 
 
 @pytest.mark.parametrize("function", [aapt_fast.patch, aapt_fast.explain])

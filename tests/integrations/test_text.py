@@ -101,7 +101,7 @@ def test_characters_are_mended_where_ftfy_is_installed(monkeypatch):
 
 
 def test_dtype_and_places(saved, tmp_path):
-    half = TextEncoder(saved, dtype=torch.bfloat16)
+    half = TextEncoder(saved, dtype="bfloat16")
     assert half(PROMPT).dtype == torch.bfloat16
     words = TextEncoder(saved / "text_encoder", tokenizer=saved / "tokenizer")
     assert torch.equal(words(PROMPT), TextEncoder(saved)(PROMPT))
@@ -118,9 +118,10 @@ def test_dtype_and_places(saved, tmp_path):
     ("options", "error", "message"),
     [
         ({"device": "gpu"}, ValueError, r"^device: expected cpu or cuda\[:n\] that this torch can use"),
-        ({"dtype": "bfloat16"}, TypeError, "^dtype: expected .*, got 'bfloat16'"),
+        ({"dtype": 16}, TypeError, "^dtype: expected .*, got 16"),
         ({"dtype": torch.int8}, ValueError, "^dtype: expected .*, got torch.int8"),
         ({"length": "512"}, TypeError, "^length: expected int, got str"),
+        ({"path": "google/umt5-xxl"}, CheckpointError, "^google/umt5-xxl: .*`hf download google/umt5-xxl"),
         ({"path": None}, TypeError, "^path: expected str or PathLike, got NoneType"),
     ],
 )
@@ -144,8 +145,11 @@ def retyped(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda folder: shutil.rmtree(folder), "text: expected a folder with text_encoder .*, got no folder"),
-        (lambda folder: shutil.rmtree(folder / "text_encoder"), "text: expected a folder .*, got none there"),
+        (lambda folder: shutil.rmtree(folder), "text: expected a folder with text_encoder .*, got nothing there"),
+        (
+            lambda folder: shutil.rmtree(folder / "text_encoder"),
+            "text: expected .*, got a folder of folders .tokenizer",
+        ),
         (lambda folder: shutil.rmtree(folder / "tokenizer"), r"expected tokenizer\.json .*, got neither; say where"),
         (lambda folder: (folder / "tokenizer" / "tokenizer.json").write_text("{"), "tokenizer: expected a tokenizer"),
         (retyped, "config.json: model_type: expected umt5, got t5"),

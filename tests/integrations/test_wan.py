@@ -51,7 +51,7 @@ def test_the_original_vae(vae):
     report = aapt_fast.patch(SimpleNamespace(model=vae))
     assert report.parts() == {"vae"} and not report.left_alone
     kinds = {finding.kind.split(".")[0] for finding in report.replaced}
-    assert kinds == {"CausalConv3d", "RMS_norm", "Sequential"}
+    assert kinds == {"AttentionBlock", "CausalConv3d", "RMS_norm", "Sequential"}
     assert_near(vae.decode(latents, SCALE), expected, TOLERANCE)
     vae.clear_cache()
     pieces = [vae.cached_decode(piece, SCALE) for piece in latents.split([1, 2, 1], 2)]

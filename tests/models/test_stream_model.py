@@ -170,7 +170,7 @@ def test_another_vae_than_that_of_the_file(tmp_path):
 
 def test_parts_that_do_not_fit_are_refused(wan_files, tmp_path):
     path, vae = wan_files
-    with pytest.raises(CheckpointError, match=r"wan.safetensors: .*got none; a generator of other origin needs vae="):
+    with pytest.raises(CheckpointError, match=r"wan.safetensors: .*got a Wan transformer without a VAE; .* in vae="):
         StreamModel.from_pretrained(path)
     with pytest.raises(ValueError, match=r"grid: expected two positive multiples of 2, got \(4, 5\)"):
         StreamModel.from_pretrained(path, vae, grid=(4, 5))

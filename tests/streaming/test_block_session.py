@@ -209,7 +209,7 @@ def test_bad_arguments(model):
         ({"prompt": a_prompt(length=513)}, "at most 512 tokens, got 513"),
         ({"sampler": EulerSampler()}, "sampler: expected one for this generator, got EulerSampler, WanConfig"),
         ({"image_control": torch.zeros(3)}, "image_control: expected None"),
-        ({"sampler": FewStepSampler(window=WindowRule(3))}, "window: expected a number of frames"),
+        ({"sampler": FewStepSampler(window=WindowRule(3))}, "window: expected a number of past frames"),
     ]
     for options, message in bad:
         with pytest.raises(ValueError, match=message):

@@ -23,3 +23,10 @@ def test_a_single_step_is_every_percentile():
     counter = LatencyCounter()
     counter.record_step(0.02)
     assert counter.step_ms == pytest.approx({"p50": 20, "p95": 20, "p99": 20})
+
+
+def test_the_representation():
+    counter = LatencyCounter()
+    assert repr(counter) == "LatencyCounter(count=0, first_frame_s=0.000)"
+    counter.record_step(0.02)
+    assert repr(counter) == "LatencyCounter(count=1, first_frame_s=0.000, p50=20.0ms p95=20.0ms p99=20.0ms)"

@@ -10,12 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from aapt_fast.errors import require
 from aapt_fast.models.files.convert import convert_files
 
-DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 GIB = 1 << 30
 
 
@@ -27,7 +24,7 @@ def run(arguments: argparse.Namespace) -> None:
         arguments.source,
         arguments.out,
         config=_config(arguments.config),
-        dtype=DTYPES.get(arguments.dtype),
+        dtype=arguments.dtype,
         verify=arguments.verify,
         shard_bytes=int(nbytes),
         say=print,
@@ -40,11 +37,12 @@ def _config(text: str | None) -> Mapping[str, Any] | None:
     if text is None:
         return None
     where = "config"
-    if not text.lstrip().startswith("{"):
-        where, text = f"config: {text}", Path(text).read_text(encoding="utf-8")
     try:
+        if not text.lstrip().startswith("{"):
+            where, file = f"config: {text}", Path(text)
+            text = file.read_text(encoding="utf-8")
         content = json.loads(text)
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise ValueError(f"{where}: expected JSON, got {error}") from error
     require(isinstance(content, dict), where, "a JSON object", type(content).__name__)
     return content

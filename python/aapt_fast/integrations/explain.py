@@ -1,20 +1,59 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A report on what runs in a patched model."""
+"""A report on what runs in a patched model, or in a model of this package."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
-from aapt_fast.integrations.report import PatchReport
+from torch import nn
+
+from aapt_fast.integrations.report import Finding, PatchReport
 from aapt_fast.integrations.search import find_sites
 from aapt_fast.integrations.sites import explain_sites
+from aapt_fast.models.aapt.generator import Generator
+from aapt_fast.models.stream_model import StreamModel
+from aapt_fast.models.vae.mini import MiniVAE
+from aapt_fast.models.vae.wan import WanVAE
+from aapt_fast.models.wan.transformer import WanTransformer
+from aapt_fast.ops.registry import OPS, implementation
+from aapt_fast.streaming.session import StreamSession
+
+ATTENTION = ("kv_write", "paged_attention")
+OWN: dict[type[nn.Module], tuple[str, ...]] = {
+    Generator: ("channel_concat", *ATTENTION, "gate_residual_norm"),
+    WanTransformer: ATTENTION,
+    MiniVAE: ("causal_conv3d",),
+    WanVAE: ("causal_conv3d",),
+}
+"""Ops that a stream of each model of this package calls; its other layers are torch's."""
 
 
 def explain(obj: Any) -> PatchReport:
     """Report on each place that `patch` knows in `obj`: replaced and running where it is now, or the reason why not.
 
-    Kernels are reported by the choice that calls make; `aapt_fast.ops.observe_ops` records the calls themselves.
-    Nothing is changed. Raises TypeError if nothing in `obj` is known here.
+    A model or session of this package needs no patch; its report lists its ops and what each would run. Kernels are
+    reported by the choice that calls make; `aapt_fast.ops.observe_ops` records the calls themselves. Nothing is
+    changed. Raises TypeError if nothing in `obj` is known here.
     """
+    own = tuple(_own_ops(obj))
+    if own:
+        return PatchReport(type(obj).__name__, own=own)
     replaced, left_alone = explain_sites(find_sites(obj))
     return PatchReport(type(obj).__name__, tuple(replaced), tuple(left_alone))
+
+
+def _own_ops(obj: Any) -> Iterator[Finding]:
+    """One finding per op of the models of this package in `obj`; none for another object."""
+    model = obj.model if isinstance(obj, StreamSession) else obj
+    parts: dict[str, Any] = (
+        {"generator": model.generator, "vae": model.vae} if isinstance(model, StreamModel) else {"": model}
+    )
+    for where, part in parts.items():
+        ops = next((ops for kind, ops in OWN.items() if isinstance(part, kind)), ())
+        if isinstance(part, Generator) and part.ends_in_clean_frame:
+            ops = (*ops, "clean_frame")
+        for op in ops:
+            device = next(part.parameters()).device
+            runs = implementation(op, device) if device.type in OPS[op] else f"nothing on {device}"
+            yield Finding("op", where, op, runs)

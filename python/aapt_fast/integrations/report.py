@@ -9,14 +9,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Finding:
-    """One place that was replaced or left alone."""
+    """One place that was replaced or left alone, or one op of a model of this package."""
 
     part: str
-    """Argument of `patch` that asks for it: "vae" or "attention"."""
+    """Argument of `patch` that replaces it, "vae" or "attention"; or "op" in a model of this package."""
     where: str
     """Dotted place in the patched object; "" is the object itself."""
     kind: str
-    """Class and method, for example "WanCausalConv3d.forward"."""
+    """Class and method, for example "WanCausalConv3d.forward"; or the name of the op."""
     what: str
     """Implementation that runs now, or the reason why nothing was changed."""
 
@@ -29,12 +29,19 @@ class PatchReport:
     """Class of the patched object."""
     replaced: tuple[Finding, ...] = ()
     left_alone: tuple[Finding, ...] = ()
+    own: tuple[Finding, ...] = ()
+    """Ops of a model of this package, which has nothing to replace."""
 
     def parts(self) -> set[str]:
         """Names of the parts with a replaced place."""
         return {finding.part for finding in self.replaced}
 
     def __str__(self) -> str:
+        if self.own:
+            return "\n".join(
+                [f"{self.subject}: aapt_fast's own, there is nothing to replace"]
+                + [f"  runs: {line}" for line in _grouped(self.own)]
+            )
         lines = [f"{self.subject}: {len(self.replaced)} replaced, {len(self.left_alone)} left alone"]
         for title, findings in (("replaced", self.replaced), ("left alone", self.left_alone)):
             lines += [f"  {title}: {line}" for line in _grouped(findings)]

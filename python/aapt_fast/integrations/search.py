@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from importlib import import_module
 from typing import Any
@@ -11,6 +12,7 @@ from torch import nn
 
 from aapt_fast.integrations.sites import Site
 from aapt_fast.integrations.swap import is_swapped
+from aapt_fast.models.files.recognise import recognise
 
 PACKAGE = __package__.partition(".")[0]
 
@@ -34,6 +36,10 @@ def find_sites(obj: Any) -> list[Site]:
     models = list(_known_models(obj, ""))
     if not models:
         got = type(obj).__name__
+        if isinstance(obj, str | os.PathLike):
+            raise TypeError(
+                f"obj: expected a model in memory, got the path {obj}: {recognise(obj)}; load it, then patch"
+            )
         if isinstance(obj, list | tuple | set | dict):
             raise TypeError(f"obj: expected one object, got a {got}: give what is in it one by one")
         if type(obj).__module__.startswith(f"{PACKAGE}."):

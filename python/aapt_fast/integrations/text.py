@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from aapt_fast.errors import CheckpointError, require, require_type
-from aapt_fast.models.files.placement import WAN_DTYPES, require_path, require_usable_device, require_usable_dtype
+from aapt_fast.models.files.placement import checked_placement
 from aapt_fast.models.files.read import read_config
+from aapt_fast.models.files.recognise import recognise
 
 ENCODER, TOKENIZER = "text_encoder", "tokenizer"
 LENGTH = 512
@@ -33,7 +34,7 @@ class TextEncoder:
         path: folder of a diffusers pipeline with `text_encoder` and `tokenizer`, or a folder with the files of both.
         tokenizer: folder of the tokenizer; None: in `path`.
         device: device of the encoder and of the embeddings.
-        dtype: of the weights; None: as in the files.
+        dtype: of the weights, or torch's name of it; None: as in the files.
         length: most tokens of a prompt; of a longer one the first are kept, and the end mark.
 
     Raises:
@@ -49,13 +50,10 @@ class TextEncoder:
         *,
         tokenizer: str | Path | None = None,
         device: torch.device | str = "cpu",
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype | str | None = None,
         length: int = LENGTH,
     ) -> None:
-        require_path("path", path)
-        require_usable_device(device)
-        if dtype is not None:
-            require_usable_dtype(dtype, WAN_DTYPES)
+        device, dtype = checked_placement(path, device, dtype)
         require_type("length", length, int)
         require(length >= 2, "length", "at least 2 tokens", length)
         if find_spec("transformers") is None:
@@ -107,7 +105,7 @@ def _folders(path: Path, tokenizer: Path | None) -> tuple[Path, Path]:
     words = tokenizer or (path / TOKENIZER if (path / TOKENIZER).is_dir() else weights)
     if not (weights / "config.json").is_file():
         expected = f"a folder with {ENCODER} of a pipeline, or with a UMT5 encoder and its config.json"
-        raise CheckpointError(f"{path}: expected {expected}, got {'none there' if path.is_dir() else 'no folder'}")
+        raise CheckpointError(f"{path}: expected {expected}, got {recognise(path)}")
     kind = (read_config(weights) or {}).get("model_type")
     if kind != "umt5":
         raise CheckpointError(f"{weights / 'config.json'}: model_type: expected umt5, got {kind}")

@@ -24,6 +24,7 @@ FAST_DTYPES = (torch.float32, torch.bfloat16)
 CONV_NAMES = ("WanCausalConv3d", "CausalConv3d")
 NORM_NAMES = ("WanRMS_norm", "RMS_norm")
 RESAMPLE_NAMES = ("WanResample", "Resample")
+ATTENTION_NAMES = ("WanAttentionBlock", "AttentionBlock")
 
 
 def _faster_here(x: Tensor, weight: Tensor) -> bool:
@@ -77,12 +78,26 @@ class FastUpsample(Original):
         return upsample_and_convolve(frames, conv.weight, conv.bias)
 
 
+class PlainAttention(Original):
+    """`forward` of the middle block's attention on frames in the plain memory format where torch.compile traces it.
+
+    Our convolutions hand on `channels_last_3d`. Of one such frame, torch 2.13 predicts other strides for the product
+    that gives queries, keys and values than it then has; the backend aot_eager drops a copy for that and computes a
+    wrong picture (`tests/integrations/test_compiled.py`).
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Attend within the frames of x [B, C, T, H, W] -> the same shape."""
+        return super().forward(x.contiguous() if torch.compiler.is_compiling() else x)
+
+
 # ---- places ----
 
 RUNS: dict[type, str] = {
     FastCausalConv3d: "ops.causal_conv3d in float32 and bfloat16",
     FastRMSNorm: "RMS norm in one pass less in float32",
     FastUpsample: "upsampling and convolution in one in float32",
+    PlainAttention: "the original, under torch.compile on frames in the plain memory format",
 }
 
 
@@ -96,6 +111,8 @@ def layer_sites(model: nn.Module, prefix: str = "") -> Iterator[Site]:
             yield _site(name, layer, FastRMSNorm, _norm_obstacle(layer))
         elif kind in RESAMPLE_NAMES and str(getattr(layer, "mode", "")).startswith("upsample"):
             yield _site(f"{name}.resample", layer.resample, FastUpsample, _upsample_obstacle(layer.resample))
+        elif kind in ATTENTION_NAMES:
+            yield _site(name, layer, PlainAttention, None)
 
 
 def _site(where: str, layer: nn.Module, methods: type, obstacle: str | None) -> Site:

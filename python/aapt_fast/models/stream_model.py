@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
@@ -18,8 +18,9 @@ from aapt_fast.errors import require, require_shape, require_type
 from aapt_fast.models.aapt.config import ControlConfig
 from aapt_fast.models.files.load_generator import load_generator
 from aapt_fast.models.files.load_vae import load_vae
+from aapt_fast.models.files.lora import LoraFiles
 from aapt_fast.models.files.model_file import read_model, write_model
-from aapt_fast.models.files.placement import require_path, require_usable_device, require_usable_dtype
+from aapt_fast.models.files.placement import DTYPES, checked_placement, require_usable_dtype
 from aapt_fast.models.protocols import GeneratorShape, VideoGenerator
 from aapt_fast.models.vae.video_stream import VideoDecoder, VideoVAE, frames_to_uint8
 
@@ -29,6 +30,7 @@ ImageLike: TypeAlias = Image.Image | numpy.ndarray | Tensor
 class StreamModel:
     """Generator and VAE that fit together, ready for `StreamSession`.
 
+    Any number of sessions share one, also from threads of their own (docs/reference/threads.md): they change nothing.
     Frames, noise and controls are in float32, whatever the dtype of the generator. Inside of one in bfloat16 or
     float16, linear layers and attention compute in that dtype, and `token_dtype` says what the stream of tokens between
     them is kept in: in float32 (by autocast), or in the generator's own dtype, with half the traffic and more rounding.
@@ -40,7 +42,7 @@ class StreamModel:
         text_encoder: str -> embeddings [L, text_width]; for a generator with a text stream.
         grid: latent height and width, for a Wan transformer, which has no native ones. None is what it was trained
             at: 60 x 104 with a VAE of 8 pixels per latent cell, 44 x 80 with one of 16.
-        token_dtype: float32 or the dtype of the generator.
+        token_dtype: float32 or the dtype of the generator, or its name.
 
     Raises:
         ValueError: the parts do not fit together, or lie on different devices; another token_dtype.
@@ -54,7 +56,7 @@ class StreamModel:
         text_encoder: Callable[[str], Tensor] | None = None,
         *,
         grid: tuple[int, int] | None = None,
-        token_dtype: torch.dtype = torch.float32,
+        token_dtype: torch.dtype | str = torch.float32,
     ) -> None:
         self.generator, self.vae, self.name, self.text_encoder = generator, vae, name, text_encoder
         weight, self.grid = generator.weight, generator.fit_grid(grid, vae.spatial_factor)
@@ -67,16 +69,23 @@ class StreamModel:
         fits = text_encoder is None or generator.config.text_width > 0
         require(fits, "text_encoder", "none: the generator has no text stream", "one")
 
+    def __repr__(self) -> str:
+        height, width = self.video_size
+        parts = f"{type(self.generator).__name__} in {self.dtype}, {type(self.vae).__name__} in {self._vae_dtype}"
+        return f"StreamModel({self.name or 'without a name'}: {parts}, on {self.device}, video {width}x{height})"
+
     @classmethod
     def from_pretrained(
         cls,
         path: str | Path,
         vae: str | Path | VideoVAE | None = None,
         device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | str = torch.float32,
         *,
         grid: tuple[int, int] | None = None,
         text_encoder: Callable[[str], Tensor] | None = None,
+        lora: LoraFiles | None = None,
+        lora_scale: float | Sequence[float] = 1.0,
     ) -> StreamModel:
         """A model from files, ready to stream.
 
@@ -85,30 +94,30 @@ class StreamModel:
                 one; with `vae` anything that `load_generator` reads.
             vae: None for the VAE in the file; else what `load_vae` reads, or a loaded VAE on `device`.
             device: where the weights go.
-            dtype: of the weights: float32, bfloat16 or float16. A loaded VAE keeps its own.
+            dtype: of the weights: float32, bfloat16 or float16, or the name of one. A loaded VAE keeps its own.
             grid, text_encoder: as in the constructor; embeddings have the shape [L, text_width].
+            lora, lora_scale: LoRA files for a Wan transformer, and their strength, as in `load_generator`.
 
         Raises:
             ValueError: a name that is not bundled, a device that torch cannot use, another dtype, parts that do not fit
                 together.
             TypeError: an argument of another type.
-            CheckpointError: a bad file; the message names file, key, expected and got.
+            CheckpointError: a bad file, or one of another kind; the message names file, key, expected and got.
 
             model = StreamModel.from_pretrained("mini-person")
             model = StreamModel.from_pretrained("self_forcing_dmd.pt", vae="Wan2.1_VAE.pth", dtype=torch.bfloat16)
         """
-        require_path("path", path)
-        require_usable_device(device)
-        require_usable_dtype(dtype)
+        device, dtype = checked_placement(path, device, require_usable_dtype(dtype), DTYPES)
         if vae is None:
+            require(not lora, "lora", "None: LoRA files are merged into Wan transformers, with vae=, only", lora)
             generator, own_vae, name = read_model(path, device=device, dtype=dtype)
             return cls(generator, own_vae, name, text_encoder, grid=grid)
         if isinstance(vae, str | os.PathLike):
             vae = load_vae(vae, device=device, dtype=dtype)
-        generator = load_generator(path, device=device, dtype=dtype)
+        generator = load_generator(path, device=device, dtype=dtype, lora=lora, lora_scale=lora_scale)
         return cls(generator, vae, Path(path).name, text_encoder, grid=grid)
 
-    def save_pretrained(self, path: str | Path, dtype: torch.dtype = torch.float16) -> None:
+    def save_pretrained(self, path: str | Path, dtype: torch.dtype | str = torch.float16) -> None:
         """Write generator and VAE into one safetensors file, weights in `dtype`; a failed write leaves no file behind.
 
         Raises TypeError unless these are a `Generator` and a `MiniVAE`, and ValueError for a dtype that is not of
@@ -137,16 +146,15 @@ class StreamModel:
         height, width = self.grid
         return self.vae.spatial_factor * height, self.vae.spatial_factor * width
 
-    def with_token_dtype(self, token_dtype: torch.dtype) -> StreamModel:
+    def with_token_dtype(self, token_dtype: torch.dtype | str) -> StreamModel:
         """The same model, sharing its weights, with another `token_dtype`; raises ValueError as the constructor."""
         other = copy.copy(self)
         other._set_token_dtype(token_dtype)
         return other
 
-    def _set_token_dtype(self, token_dtype: torch.dtype) -> None:
-        dtypes = dict.fromkeys((torch.float32, self.dtype))
-        require(token_dtype in dtypes, "token_dtype", " or ".join(map(str, dtypes)), token_dtype)
-        self.token_dtype = token_dtype
+    def _set_token_dtype(self, token_dtype: torch.dtype | str) -> None:
+        dtypes = tuple(dict.fromkeys((torch.float32, self.dtype)))
+        self.token_dtype = require_usable_dtype(token_dtype, dtypes, "token_dtype")
 
     def autocast(self) -> torch.autocast:
         """The context in which sessions run the generator: autocast, unless its dtype is that of the token stream."""

@@ -275,7 +275,6 @@ DTYPE_CODES = {
     torch.float16: 2,
     torch.int32: 3,
     torch.int64: 4,
-    torch.float8_e4m3fn: 5,
 }
 """Codes of csrc/common/types.h, which the module repeats as `_C.dtypes`."""
 

@@ -218,6 +218,7 @@ class PagedCache:
         frame_pages = pages_for(first.tokens)
         entries = max(row.entries for row in rows)
         self._table = torch.zeros(2, len(rows), entries, dtype=torch.int32, device=device)  # page ids, valid slots
+        self._lists = self._table.unbind()
         sizes = (2, len(rows), rule.frames, first.tokens, width // 2)
         self._rotation = torch.zeros(sizes, dtype=torch.float32, device=device)  # cos, sin
         moved = len(rows) * rule.moved * frame_pages
@@ -244,6 +245,8 @@ class PagedCache:
             nothing = [(own[0][0], 0)] * (entries - len(plan.listed) - len(own))
             table.append([*plan.listed, *nothing, *own])
         self._table.copy_(torch.tensor(table, dtype=torch.int32).permute(2, 0, 1))
+        own_ids = self._table[0, :, -frames * pages_for(tokens) :].chunk(frames, 1)
+        self._own = [(*self._rotation[:, :, i].unbind(), own_ids[i]) for i in range(frames)]  # cos, sin, pages
         own_frames = [row.next_frame + i for row in self.rows for i in range(frames)]
         for place, angles in zip(self._rotation, rope(own_frames), strict=True):
             place[:, :frames].copy_(angles.view(len(plans), frames, tokens, -1))
@@ -270,17 +273,14 @@ class PagedCache:
             self.prepare(frames)
         require(frames == self._frames, "q", f"{self._frames} frames, as prepared", frames)
         k_pages, v_pages = self.pool.by_layer[layer]
-        page_ids, page_valid = self._table.unbind()
-        own_ids = page_ids[:, -frames * pages_for(self._tokens) :].chunk(frames, 1)
-        cos, sin = self._rotation.unbind()
         weights, eps = (q_weight, k_weight), self.rows[0].eps
         rotated = []
-        for i in range(frames):
+        for i, (cos, sin, own_ids) in enumerate(self._own):
             new = (q[:, i], k[:, i], v[:, i])
-            rotated.append(kv_write(*new, *weights, cos[:, i], sin[:, i], k_pages, v_pages, own_ids[i], eps))
+            rotated.append(kv_write(*new, *weights, cos, sin, k_pages, v_pages, own_ids, eps))
         self._move_sinks(layer, k, k_weight, k_pages)
         queries = rotated[0] if frames == 1 else torch.cat(rotated, 1)
-        out, _ = paged_attention(queries, k_pages, v_pages, page_ids, page_valid)
+        out, _ = paged_attention(queries, k_pages, v_pages, *self._lists)
         self._attended.add(layer)
         return out.view(q.shape)
 

@@ -30,6 +30,10 @@ class LatencyCounter:
         self.count = 0
         self._seconds: deque[float] = deque(maxlen=kept)
 
+    def __repr__(self) -> str:
+        steps = " ".join(f"{name}={ms:.1f}ms" for name, ms in self.step_ms.items() if ms is not None)
+        return f"LatencyCounter(count={self.count}, first_frame_s={self.first_frame_s:.3f}{steps and ', ' + steps})"
+
     def record_step(self, seconds: float) -> None:
         """Add a step."""
         self.count += 1

@@ -62,7 +62,9 @@ def cache_pages(tokens: int, rule: WindowRule) -> int:
 
     Raises ValueError for a rule without a window: a stream would not fit any memory.
     """
-    require(rule.capacity is not None, "window", "a number of frames: a stream has no end", None)
+    example = f"sampler=FewStepSampler(window=WindowRule(frames={rule.frames}, window=18, sink={rule.sink}))"
+    expected = f"a number of past frames, as a stream has no end, for example {example}"
+    require(rule.capacity is not None, "window", expected, "None (local_attn_size -1 in a configuration of Wan)")
     assert rule.capacity is not None
     return rule.capacity * pages_for(tokens)
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ import aapt_fast
 from aapt_fast.errors import CheckpointError
 from aapt_fast.models.aapt.generator import Generator
 from aapt_fast.models.aapt.presets import NANO
+from aapt_fast.models.vae.wan import WanVAE, WanVAEConfig
 from aapt_fast.models.wan.config import WanConfig
 from aapt_fast.models.wan.infer_config import wan_config
 from aapt_fast.models.wan.keys import from_diffusers_state_dict
@@ -243,17 +245,25 @@ BAD_TENSORS = {
     "rows": (with_(head__head__weight=torch.zeros(63, 48)), {}, "expected a multiple of 4 rows, got 63"),
     "nan": (with_(head__head__bias=torch.full((64,), torch.nan)), {}, "head.head.bias: expected finite values"),
     "heads": (dict, {"num_heads": 5}, "heads: expected a divisor of its width 48, got 5"),
-    "heads unsaid": (dict, None, "head_dim: expected a divisor of its width 48, got 128; say the heads in config"),
+    "heads unsaid": (
+        dict,
+        None,
+        "head_dim: expected a divisor of its width 48, got 128; give the number",
+    ),
     "heads x head_dim": (dict, {"num_heads": 3, "head_dim": 8}, "heads: expected 48 = heads x head_dim.*got 3 x 8"),
-    "layers": (dict, {"num_heads": 3, "num_layers": 3}, "layers: expected 2 as in the tensors, got 3"),
-    "width": (dict, {"num_heads": 3, "dim": 64}, "width: expected 48 as in the tensors, got 64"),
+    "layers": (dict, {"num_heads": 3, "num_layers": 3}, "num_layers: expected 2 as in the tensors, got 3"),
+    "width": (dict, {"num_heads": 3, "dim": 64}, "dim: expected 48 as in the tensors, got 64"),
     "odd heads": (dict, {"num_heads": 16}, "head_dim: expected a positive even number, got 3"),
     "eps": (dict, {"num_heads": 3, "eps": 0.0}, "eps: expected a positive number"),
-    "window": (dict, {"num_heads": 3, "local_attn_size": 2}, "window: expected at least 3 frames"),
+    "window": (dict, {"num_heads": 3, "local_attn_size": 2}, r"local_attn_size: expected 3 or more frames \(sink_size"),
+    "window in words": (dict, {"num_heads": 3, "local_attn_size": "all"}, "local_attn_size: .* or -1 for all, got all"),
+    "sink": (dict, {"num_heads": 3, "sink_size": -2}, "got sink_size: expected a whole number from 0 on, got -2"),
+    "block": (dict, {"num_heads": 3, "num_frame_per_block": 0}, "got num_frame_per_block: expected .* 1 on, got 0"),
+    "prompt": (dict, {"num_heads": 3, "text_len": 0}, "got text_len: expected at least 1, got 0"),
     "norm": (
         dict,
         {"num_heads": 3, "qk_norm": "layer_norm"},
-        "norm: expected rms_norm_across_heads as in the tensors",
+        "qk_norm: expected rms_norm_across_heads as in the tensors",
     ),
 }
 
@@ -299,15 +309,15 @@ def test_the_names_of_the_file_are_reported(tmp_path):
     [
         (
             {"num_attention_heads": 4, "attention_head_dim": 12, "num_heads": 3},
-            "heads: expected 4 as in num_attention_heads of",
+            "num_heads: expected 4 as in num_attention_heads of its config.json, got 3 in its config.json",
         ),
         ({"num_attention_heads": 4}, "heads: expected 48 = heads x head_dim, as its tensors say, got 4 x 16"),
-        ({"num_layers": 7}, "layers: expected 2 as in the tensors, got 7"),
+        ({"num_layers": 7}, "num_layers: expected 2 as in the tensors, got 7"),
         ({"in_channels": 36}, "in_channels: expected 16 as in the tensors, got 36"),
-        ({"ffn_dim": 81}, "ffn_width: expected 80 as in the tensors, got 81"),
-        ({"image_dim": 1280}, "image_width: expected 0 as in the tensors, got 1280"),
-        ({"cross_attn_norm": False}, "cross_norm: expected True as in the tensors, got False"),
-        ({"patch_size": [1, 1, 1]}, r"patch: expected \(1, 2, 2\) as in the tensors, got \(1, 1, 1\)"),
+        ({"ffn_dim": 81}, "ffn_dim: expected 80 as in the tensors, got 81"),
+        ({"image_dim": 1280}, "image_dim: expected 0 as in the tensors, got 1280"),
+        ({"cross_attn_norm": False}, "cross_attn_norm: expected True as in the tensors, got False"),
+        ({"patch_size": [1, 1, 1]}, r"patch_size: expected \(1, 2, 2\) as in the tensors, got \(1, 1, 1\)"),
         ({"eps": "small"}, "expected the configuration of a Wan transformer"),
     ],
 )
@@ -321,10 +331,42 @@ def test_contradicting_configurations(tmp_path, change, message):
 
 def test_the_user_contradicts_the_configuration(tmp_path):
     oracle(WAN_KINDS["t2v"]).save_pretrained(tmp_path)
-    with pytest.raises(CheckpointError, match=r"heads: expected 3 as in .* of its config.json, got 6 in heads of"):
+    with pytest.raises(CheckpointError, match=r"heads: expected 3 as in .* of its config.json, got 6 in config"):
         aapt_fast.load_generator(tmp_path, config={"heads": 6})
     with pytest.raises(ValueError, match=r"config: expected names out of .*, got number_of_heads"):
         aapt_fast.load_generator(tmp_path, config={"number_of_heads": 6})
+
+
+def test_other_frames_than_those_of_the_configuration(tmp_path):
+    """They are for the sampler of a session to say, and the message shows how."""
+    oracle(WAN_KINDS["t2v"]).save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"local_attn_size": 21}))
+    message = (
+        r"local_attn_size: expected 21 as in local_attn_size of its config.json, got 4 in config; .*WindowRule\(frames"
+    )
+    with pytest.raises(CheckpointError, match=message):
+        aapt_fast.load_generator(tmp_path, config={"local_attn_size": 4})
+
+
+def test_a_model_without_a_window_names_the_remedy(tmp_path):
+    model = random_wan(WAN_KINDS["one head of 128"])
+    save_file(model.state_dict(), tmp_path / NAME)
+    save_file(
+        {k: v.contiguous() for k, v in WanVAE(WanVAEConfig(base_dim=4)).state_dict().items()}, tmp_path / "vae.pt"
+    )
+    (tmp_path / "config.json").write_text('{"local_attn_size": -1, "sink_size": 1}')
+    model = aapt_fast.StreamModel.from_pretrained(tmp_path / NAME, vae=tmp_path / "vae.pt", grid=(4, 4))
+    prompt = torch.zeros(2, 16)
+    example = r"sampler=(FewStepSampler\(window=WindowRule\(frames=3, window=18, sink=1\)\))"
+    with pytest.raises(
+        ValueError, match=rf"^window: expected a number of past frames, .*{example}, got None"
+    ) as caught:
+        aapt_fast.StreamSession(model, prompt=prompt)
+    written = re.search(example, str(caught.value))[1]
+    sampler = eval(written, {name: getattr(aapt_fast, name) for name in ("FewStepSampler", "WindowRule")})
+    with aapt_fast.StreamSession(model, prompt=prompt, sampler=sampler) as session:
+        assert session.sampler.rule(model.generator) == WindowRule(3, 18, 1)
 
 
 @pytest.mark.parametrize("experts", [("transformer", "transformer_2"), ("high_noise_model", "low_noise_model")])
@@ -354,7 +396,7 @@ def test_other_files(tmp_path):
     with pytest.raises(CheckpointError, match=r"a.safetensors: expected torch.float32 or .*, got torch.float8_e4m3fn"):
         aapt_fast.load_generator(tmp_path, config={"heads": 3})
     shutil.copy(tmp_path / "a.safetensors", tmp_path / "b.safetensors")
-    with pytest.raises(CheckpointError, match="expected one file of weights"):
+    with pytest.raises(CheckpointError, match=r"got a folder with a.safetensors, b.safetensors; name one of them"):
         aapt_fast.load_generator(tmp_path)
 
 

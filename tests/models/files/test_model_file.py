@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import aapt_fast
 from aapt_fast.errors import CheckpointError
 from aapt_fast.models.aapt.generator import Generator
 from aapt_fast.models.aapt.presets import NANO
@@ -91,7 +93,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "pickle": (lambda path: torch.save({"x": 1}, path), "got a pickle"),
     "other format": (
         rewrite(lambda t, m: m.update(format="else")),
-        f"expected metadata format {FORMAT}, got else; a generator of other origin needs vae=",
+        rf"expected a model of this package \(metadata format {FORMAT}\), got metadata format else",
     ),
     "missing key": (rewrite(lambda t, m: t.pop(KEY)), f"expected key {KEY}, got none"),
     "extra key": (rewrite(lambda t, m: t.update({"vae.more": torch.ones(1)})), "expected no key vae.more"),
@@ -129,3 +131,21 @@ def test_an_unknown_name_lists_the_bundled_models() -> None:
         ValueError, match=r"path: expected a bundled model \(.*\), a file or a folder, got no-such-model"
     ):
         StreamModel.from_pretrained("no-such-model")
+
+
+def test_bundled_models_are_listed_with_a_sentence_each() -> None:
+    models = aapt_fast.list_models()
+    assert list(models) == ["mini-anyone", "mini-person"]
+    for name, sentence in models.items():
+        assert 40 < len(sentence) < 250 and sentence.endswith(".") and "\n" not in sentence
+        assert aapt_fast.load_gallery(name)
+
+
+def test_representations() -> None:
+    first = aapt_fast.load_gallery("mini-person")[0]
+    pattern = r"FirstFrame\(96x96 pixels, world person, identity \d+, pose of \d+ numbers\)"
+    assert re.fullmatch(pattern, repr(first))
+    assert "several identities" in repr(dataclasses.replace(first, identity=None))
+    model = StreamModel(Generator(NANO).eval(), MiniVAE(TINY_VAE).eval().bfloat16(), name="nano")
+    said = "Generator in torch.float32, MiniVAE in torch.bfloat16, on cpu, video 32x32"
+    assert repr(model) == f"StreamModel(nano: {said})"

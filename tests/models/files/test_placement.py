@@ -3,17 +3,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import aapt_fast
 from aapt_fast.models.aapt.presets import NANO
 from aapt_fast.models.files.convert import convert_files
 from aapt_fast.models.files.placement import require_usable_device
+from aapt_fast.models.vae.wan import WanVAE, WanVAEConfig
 from aapt_fast.testing.streams import random_model
+from aapt_fast.testing.wan import TINY, random_wan
 
 LOADERS: list[Callable] = [aapt_fast.StreamModel.from_pretrained, aapt_fast.load_vae, aapt_fast.load_generator]
 FLOATS = r"torch.float32, torch.bfloat16(, torch.float16)? or torch.float(16|64)"
@@ -50,16 +54,47 @@ def test_devices_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
         require_usable_device("cuda")
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", 16, float])
+@pytest.mark.parametrize("dtype", [16, float, torch.ones(1)])
 def test_what_is_no_dtype(load: Callable, dtype: object) -> None:
-    with pytest.raises(TypeError, match=f"^dtype: expected {FLOATS}, got {dtype!r}"):
+    with pytest.raises(TypeError, match=f"^dtype: expected {FLOATS}, got {re.escape(repr(dtype))}"):
         load("no file", dtype=dtype)
 
 
-@pytest.mark.parametrize("dtype", [torch.int8, torch.bool, torch.complex64, torch.float8_e4m3fn])
+@pytest.mark.parametrize("dtype", [torch.int8, torch.complex64, torch.float8_e4m3fn, "int8", "bf16", "Tensor"])
 def test_a_dtype_that_nothing_computes_in(load: Callable, dtype: torch.dtype) -> None:
     with pytest.raises(ValueError, match=f"^dtype: expected {FLOATS}, got {dtype}"):
         load("no file", dtype=dtype)
+
+
+def test_weights_loaded_in_inference_mode_can_be_trained(tmp_path: Path) -> None:
+    random_model(NANO).save_pretrained(tmp_path / "nano.safetensors")
+    save_file(random_wan().state_dict(), tmp_path / "wan.safetensors")
+    wan_vae = WanVAE(WanVAEConfig(base_dim=4)).state_dict()
+    save_file({name: value.contiguous() for name, value in wan_vae.items()}, tmp_path / "vae.safetensors")
+    with torch.inference_mode():
+        model = aapt_fast.StreamModel.from_pretrained(tmp_path / "nano.safetensors")
+        wan = aapt_fast.load_generator(tmp_path / "wan.safetensors", config={"heads": TINY.heads})
+        vaes = [aapt_fast.load_vae(tmp_path / name) for name in ("nano.safetensors", "vae.safetensors")]
+        parts = [model.generator, model.vae, wan, *vaes]
+    for part in parts:
+        assert not [name for name, tensor in [*part.named_parameters(), *part.named_buffers()] if tensor.is_inference()]
+    hidden, text = torch.randn(1, 16, 2, 4, 4), torch.randn(1, 3, TINY.text_width)
+    wan(hidden, torch.tensor([500.0]), text).square().mean().backward()
+    assert bool(wan.patch_embedding.weight.grad.abs().sum() > 0)
+
+
+@pytest.mark.parametrize("name", ["bfloat16", "torch.bfloat16"])
+def test_dtypes_go_by_their_names(tmp_path: Path, name: str) -> None:
+    file = tmp_path / "nano.safetensors"
+    random_model(NANO).save_pretrained(file, name)
+    model = aapt_fast.StreamModel.from_pretrained(file, dtype=name, device="cpu")
+    assert model.dtype == torch.bfloat16 and model.with_token_dtype("bfloat16").token_dtype == torch.bfloat16
+    assert aapt_fast.load_generator(file, dtype="half").weight.dtype == torch.float16
+    assert next(aapt_fast.load_vae(file, dtype=name).parameters()).dtype == torch.bfloat16
+    report = convert_files(file, tmp_path / "out", dtype=name)
+    assert report["parts"]["model of this package"]["dtypes"].keys() == {"bfloat16"}
+    with pytest.raises(ValueError, match=r"^token_dtype: expected torch.float32 or torch.bfloat16, got half"):
+        model.with_token_dtype("half")
 
 
 def test_float64_is_refused_where_it_does_not_work(tmp_path: Path) -> None:
@@ -88,6 +123,9 @@ def test_what_is_no_path(path: object, tmp_path: Path) -> None:
     for load in (*LOADERS, aapt_fast.load_gallery):
         with pytest.raises(TypeError, match=f"^path: {got}"):
             load(path)
+    for load in (*LOADERS, aapt_fast.load_gallery, lambda path: convert_files(path, tmp_path)):
+        with pytest.raises(ValueError, match=r"^(path|source): expected a name, a file or a folder, got an empty text"):
+            load("")
     with pytest.raises(TypeError, match=f"^source: {got}"):
         convert_files(path, tmp_path)
     with pytest.raises(TypeError, match=f"^out: {got}"):
@@ -97,8 +135,8 @@ def test_what_is_no_path(path: object, tmp_path: Path) -> None:
 def test_files_are_written_in_floats_only(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"^dtype: expected .* or torch.float64, got torch.int8"):
         random_model(NANO).save_pretrained(tmp_path / "a.safetensors", torch.int8)
-    with pytest.raises(TypeError, match=r"^dtype: expected .* or torch.float64, got 'half'"):
-        convert_files("mini-person", tmp_path / "b", dtype="half")
+    with pytest.raises(ValueError, match=r"^dtype: expected .* or torch.float64, got fp16"):
+        convert_files("mini-person", tmp_path / "b", dtype="fp16")
     assert not list(tmp_path.iterdir())
     random_model(NANO).save_pretrained(tmp_path / "nano.safetensors")
     report = convert_files(tmp_path / "nano.safetensors", tmp_path / "c", dtype=torch.float64)

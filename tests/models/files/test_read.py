@@ -126,18 +126,20 @@ def without_shard(folder: Path) -> Path:
 
 BAD: dict[str, tuple[Callable[[Path], Path], str]] = {
     "nothing": (lambda folder: folder / "none.pt", "none.pt: expected a file or folder of weights, got nothing there"),
-    "an empty folder": (lambda folder: folder, "expected a file of weights .* got none in this folder"),
-    "empty": (put(b""), "expected a file of weights, got an empty file"),
-    "truncated": (cut(write_safetensors, lambda b: b[:-5]), "expected a whole safetensors file, got .*"),
-    "truncated in the header": (cut(write_safetensors, lambda b: b[:20]), "expected a whole safetensors file"),
-    "truncated torch": (cut(KINDS["torch"], lambda b: b[: len(b) // 2]), "expected a whole file of torch.save"),
+    "an empty folder": (lambda folder: folder, "expected a file or folder of weights, got an empty folder"),
+    "empty": (put(b""), "expected a whole safetensors file, got an empty file; download it again"),
+    "truncated": (cut(write_safetensors, lambda b: b[:-5]), r"got a part of a safetensors file: \d+ of \d+ bytes"),
+    "truncated in the header": (cut(write_safetensors, lambda b: b[:20]), "its 20 bytes end in the header"),
+    "truncated torch": (cut(KINDS["torch"], lambda b: b[: len(b) // 2]), "got a part of a file of torch.save, or"),
     "truncated old torch": (cut(KINDS["torch before 1.6"], lambda b: b[:-20]), "model.pt: expected"),
-    "huge header": (put((2**62).to_bytes(8, "little") + b"{}"), "expected a whole safetensors file"),
+    "huge header": (put((2**62).to_bytes(8, "little") + b"{}"), "damaged safetensors file: its header would have"),
+    "bytes too many": (cut(write_safetensors, lambda b: b + b"12345"), "5 bytes too many at its end"),
+    "a header that is no JSON": (put((2).to_bytes(8, "little") + b"{x"), "its header makes no sense"),
     "web page": (put(b"\n<!doctype html><html></html>", "model.pt"), "expected a file of weights, got a web page"),
     "git-lfs pointer": (put(b"version https://git-lfs.github.com/spec/v1\noid sha256:0"), "got a git-lfs pointer"),
-    "an answer in JSON": (put(b'{"error": "not found"}', "model.pt"), "expected safetensors or a file of torch.save"),
+    "an answer in JSON": (put(b'{"error": "not found"}', "model.pt"), "got JSON beginning with"),
     "code": (write_torch({"x": Exploit()}), r"expected tensors only, got a pickle that wants posix.system"),
-    "code by a good name": (write_torch({"x": Exploit()}, "x.safetensors"), "got a pickle, .* it was not opened"),
+    "code by a good name": (write_torch({"x": Exploit()}, "x.safetensors"), "a pickle under a name of safetensors"),
     "old code": (write_torch({"x": Exploit()}, _use_new_zipfile_serialization=False), "expected tensors only"),
     "a whole model": (write_torch(nn.Linear(2, 2)), "a pickle that wants torch.nn.modules.linear.Linear"),
     "a list": (write_torch([torch.ones(1)]), "expected a dict of tensors, got list"),
@@ -182,7 +184,7 @@ def test_a_bad_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
 def test_a_folder_with_two_models_is_refused(tmp_path: Path) -> None:
     for name in ("one.safetensors", "two.safetensors"):
         save_file(tensors(), tmp_path / name)
-    with pytest.raises(CheckpointError, match=r"expected one file of weights, got one.safetensors, two.safetensors"):
+    with pytest.raises(CheckpointError, match=r"got a folder with one.safetensors, two.safetensors; name one"):
         read_tensors(tmp_path)
 
 

@@ -20,10 +20,11 @@ from typing import Any
 import torch
 
 from aapt_fast.errors import CheckpointError, require
+from aapt_fast.models.files.bundled import bundled_models
 from aapt_fast.models.files.compare import SMALL, require_equal_models
 from aapt_fast.models.files.load_generator import GROUPS, meta_wan_transformer, open_wan_transformer
-from aapt_fast.models.files.load_vae import WRAPPER, open_wan_vae, vae_file
-from aapt_fast.models.files.model_file import bundled_models, is_own_file, read_model
+from aapt_fast.models.files.load_vae import open_wan_vae, vae_file
+from aapt_fast.models.files.model_file import is_own_file, read_model
 from aapt_fast.models.files.named_weights import NamedWeights
 from aapt_fast.models.files.placement import WAN_DTYPES, require_path, require_usable_dtype
 from aapt_fast.models.files.read import (
@@ -33,6 +34,8 @@ from aapt_fast.models.files.read import (
     read_tensors,
     weight_file,
 )
+from aapt_fast.models.files.recognise import ALL_IN_ONE, TRANSFORMER, part_names, recognise_tensors
+from aapt_fast.models.files.recognise import VAE as VIDEO_VAE
 from aapt_fast.models.files.write import Entry, compare_tensors, write_shards
 from aapt_fast.models.vae.wan import WanVAE
 
@@ -68,7 +71,7 @@ def convert_files(
     out: str | Path,
     *,
     config: Mapping[str, Any] | None = None,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     verify: bool = True,
     shard_bytes: int = SHARD_BYTES,
     say: Callable[[str], None] = lambda line: None,
@@ -79,7 +82,8 @@ def convert_files(
         source: a path that `load_generator` or `load_vae` takes; a pipeline's folder, or an original one with both.
         out: a folder that does not exist or is empty.
         config: as for `load_generator` and `load_vae`; of several parts by their names (`transformer`, `vae`).
-        dtype: of the weights; a Wan transformer keeps sensitive parts in float32. None keeps every tensor's own.
+        dtype: of the weights, or its name; a Wan transformer keeps sensitive parts in float32. None keeps every
+            tensor's own, and those that are not read as they are, as scaled float8, get the dtype of the others.
         verify: read the result again and compare every tensor with the source; load both and compare their output,
             bit for bit, if the model is small.
         shard_bytes: files become no larger, unless a single tensor is.
@@ -95,7 +99,7 @@ def convert_files(
     require_path("source", source)
     require_path("out", out)
     if dtype is not None:
-        require_usable_dtype(dtype, WAN_DTYPES)
+        dtype = require_usable_dtype(dtype, WAN_DTYPES)
     source, out = Path(source), Path(out).resolve()
     require(shard_bytes > 0, "shard_bytes", "a positive number", shard_bytes)
     _require_free(out)
@@ -130,24 +134,23 @@ def find_parts(source: Path) -> tuple[dict[str, Part], list[str]]:
 
     A model that stands alone goes to the folder "". Raises CheckpointError if there is none.
     """
-    if not source.exists():
+    if not os.path.exists(source):
         source = bundled_models().get(str(source), source)
-    found = {name: kind for name, kind in PIPELINE_PARTS.items() if (source / name).is_dir()}
+    found = {name: kind for name, kind in PIPELINE_PARTS.items() if os.path.isdir(source / name)}
     if found:
         others = sorted(entry.name for entry in source.iterdir() if entry.is_dir() and entry.name not in found)
         return {name: Part(kind, weight_file(source / name)) for name, kind in found.items()}, others
     main, vae = weight_file(source), vae_file(source)
     if main != vae:
-        return {"transformer": Part(_kind(main), main), "vae": Part(VAE, vae)}, []
-    return {"": Part(_kind(main), main)}, []
-
-
-def _kind(file: Path) -> str:
-    """A VAE has an encoder or a decoder; anything else is for `load_generator` to judge."""
-    if is_own_file(file):
-        return OWN
-    names = [name.removeprefix(WRAPPER) for name in read_tensors(file, GROUPS)]
-    return VAE if any(name.startswith(("encoder.", "decoder.")) for name in names) else GENERATOR
+        return {"transformer": Part(GENERATOR, main), "vae": Part(VAE, vae)}, []
+    if is_own_file(main):
+        return {"": Part(OWN, main)}, []
+    names = list(read_tensors(main, GROUPS))
+    kind = recognise_tensors(names).kind
+    if kind == ALL_IN_ONE:
+        rest = set(names).difference(part_names(names, TRANSFORMER), part_names(names, VIDEO_VAE))
+        return {"transformer": Part(GENERATOR, main), "vae": Part(VAE, main)}, ["text encoder"] if rest else []
+    return {"": Part(VAE if kind == VIDEO_VAE else GENERATOR, main)}, []
 
 
 def _configs(config: Mapping[str, Any] | None, parts: list[str]) -> dict[str, Mapping[str, Any] | None]:
@@ -181,8 +184,10 @@ def _plan(part: Part, config: Mapping[str, Any] | None, dtype: torch.dtype | Non
     check_tensors(expected, keys, weights.tensors, part.file)
     entries = []
     for ours, target in expected.items():
-        tensor = weights.tensors[keys[ours]]
-        entries.append(Entry(ours, target.dtype if dtype else tensor.dtype, tensor, keys[ours], part.file))
+        key = keys[ours]
+        tensor, changes = weights.tensors[key], weights.changes.get(key, ())
+        kept = target.dtype if dtype or changes else tensor.dtype
+        entries.append(Entry(ours, kept, tensor, key, part.file, changes))
     return Plan(entries, said | dataclasses.asdict(weights.config), {"format": "pt"})
 
 

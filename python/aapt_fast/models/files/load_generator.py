@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,13 @@ from torch import Tensor
 
 from aapt_fast.errors import CheckpointError, require
 from aapt_fast.models.aapt.generator import Generator
-from aapt_fast.models.files.model_file import bundled_models, is_own_file, read_model
-from aapt_fast.models.files.named_weights import NamedWeights
-from aapt_fast.models.files.placement import WAN_DTYPES, require_path, require_usable_device, require_usable_dtype
-from aapt_fast.models.files.read import fill, read_config, read_tensors, weight_file
+from aapt_fast.models.files.bundled import bundled_models
+from aapt_fast.models.files.lora import LoraFiles, merged
+from aapt_fast.models.files.model_file import is_own_file, read_model
+from aapt_fast.models.files.named_weights import NamedWeights, read_part
+from aapt_fast.models.files.placement import WAN_DTYPES, checked_placement
+from aapt_fast.models.files.read import read_config, weight_file
+from aapt_fast.models.files.recognise import TRANSFORMER
 from aapt_fast.models.files.trainable import outside_inference_mode
 from aapt_fast.models.wan.config import WanConfig
 from aapt_fast.models.wan.infer_config import wan_config
@@ -40,8 +44,10 @@ def load_generator(
     path: str | Path,
     *,
     device: torch.device | str = "cpu",
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     config: Mapping[str, Any] | None = None,
+    lora: LoraFiles | None = None,
+    lora_scale: float | Sequence[float] = 1.0,
 ) -> Generator | WanTransformer:
     """The generator in a file or folder, in evaluation mode.
 
@@ -49,39 +55,46 @@ def load_generator(
         path: a bundled model's name or a file of `save_pretrained`; or a Wan 2.1 or 2.2 transformer: a folder of
             diffusers (also that of a whole pipeline, and sharded), a file or folder in the original layout
             (safetensors, also sharded), or a file of `torch.save` with a state dict, maybe under `generator_ema` or
-            `generator` and with the prefixes of training wrappers. Of the two experts of Wan 2.2 A14B one has to be
+            `generator` and with the prefixes of training wrappers; or an all-in-one checkpoint. Weights in float8 with
+            scales (`scaled_fp8`) are multiplied by them in float32. Of the two experts of Wan 2.2 A14B one has to be
             named.
         device: where the weights go.
-        dtype: of the weights; None keeps that of the file (float32 for our own files). A Wan transformer keeps norms,
-            modulation and the embedding of timesteps in float32 if dtype is smaller, as diffusers does.
+        dtype: of the weights, or torch's name of it; None keeps that of the file (float32 for our own files). A Wan
+            transformer keeps norms, modulation and the embedding of timesteps in float32 if dtype is smaller, as
+            diffusers does.
         config: entries that are neither in the tensors nor in a `config.json` beside them, under diffusers' or the
             original names: the heads (default: as many as have a width of 128), `eps`, and the frames that a step of
             a causal model sees (`num_frame_per_block`, `local_attn_size`, `sink_size`).
+        lora: LoRA files to merge into a Wan transformer, one or several.
+        lora_scale: strength of all of them, or one number for each.
 
     Raises:
         CheckpointError: file, key, expected and got: a damaged file, a missing, extra or misshapen tensor, a
-            configuration that contradicts the tensors or `config`.
-        ValueError: an unknown name in `config`, or a `config` for a file of our own; a device that torch cannot use;
-            a dtype that is not of floats.
+            configuration that contradicts the tensors or `config`, a LoRA that does not fit. A file of another kind
+            is named, with the call that reads it.
+        ValueError: an unknown name in `config`; `config` or `lora` for a file of our own; a device that torch cannot
+            use; a dtype that is not of floats.
         TypeError: an argument of another type.
     """
-    require_path("path", path)
-    require_usable_device(device)
-    if dtype is not None:
-        require_usable_dtype(dtype, WAN_DTYPES)
+    device, dtype = checked_placement(path, device, dtype)
     folder = Path(path)
     for experts in EXPERTS:
-        if all((folder / name).is_dir() for name in experts):
+        if all(os.path.isdir(folder / name) for name in experts):
             raise CheckpointError(f"{path}: expected one transformer, got {' and '.join(experts)}; name one of them")
-    if (folder / PIPELINE_PART).is_dir():
+    if os.path.isdir(folder / PIPELINE_PART):
         folder = folder / PIPELINE_PART
-    file = bundled_models().get(str(path)) or weight_file(folder)
+    bundled = bundled_models()
+    expected = f"a file, a folder or a bundled model ({', '.join(bundled)}) with a generator"
+    file = bundled.get(str(path)) or weight_file(folder, expected)
     if is_own_file(file):
         require(not config, "config", "None: files of our own say everything", config)
+        require(not lora, "lora", "None: LoRA files are merged into Wan transformers only", lora)
         return read_model(file, device=device, dtype=dtype or torch.float32)[0]
     weights = open_wan_transformer(folder, config)
     model = meta_wan_transformer(weights, dtype)
-    fill(model, weights.tensors, weights.source, file_key=weights.file_key, device=device)
+    if lora is not None:
+        weights = merged(weights, model.state_dict(), lora, lora_scale)
+    weights.fill(model, device)
     return model.eval()
 
 
@@ -90,7 +103,8 @@ def open_wan_transformer(path: str | Path, config: Mapping[str, Any] | None = No
 
     `path` is a file or the folder with it, `config` and errors are those of `load_generator`.
     """
-    tensors, source = read_tensors(path, GROUPS), weight_file(path)
+    source = weight_file(path)
+    tensors, changes = read_part(source, TRANSFORMER, GROUPS)
     names = _own_names(tensors, source)
     renamed = {ours: tensors[theirs] for ours, theirs in names.items()}
     diffusers = is_diffusers_layout(map(without_wrappers, tensors))
@@ -100,7 +114,7 @@ def open_wan_transformer(path: str | Path, config: Mapping[str, Any] | None = No
 
     settings = wan_config(renamed, source, read_config(path), config, file_key=file_key)
     wanted = {key: tensor for key, tensor in tensors.items() if not is_unused(without_wrappers(key))}
-    return NamedWeights(settings, wanted, source, file_key)
+    return NamedWeights(settings, wanted, source, file_key, changes)
 
 
 def meta_wan_transformer(weights: NamedWeights[WanConfig], dtype: torch.dtype | None) -> WanTransformer:

@@ -7,6 +7,7 @@ frames one by one. Latents are normalised, video is in -1..1.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,12 @@ from typing import Any
 import torch
 
 from aapt_fast.errors import CheckpointError, require
-from aapt_fast.models.files.model_file import bundled_models, is_own_file, load_own_vae
-from aapt_fast.models.files.named_weights import NamedWeights
-from aapt_fast.models.files.placement import WAN_DTYPES, require_path, require_usable_device, require_usable_dtype
-from aapt_fast.models.files.read import WEIGHT_SUFFIXES, computing_dtype, fill, read_config, read_tensors, weight_file
+from aapt_fast.models.files.bundled import bundled_models
+from aapt_fast.models.files.model_file import is_own_file, load_own_vae
+from aapt_fast.models.files.named_weights import NamedWeights, read_part
+from aapt_fast.models.files.placement import checked_placement
+from aapt_fast.models.files.read import computing_dtype, read_config, weight_file
+from aapt_fast.models.files.recognise import VAE, WEIGHT_SUFFIXES
 from aapt_fast.models.files.trainable import outside_inference_mode
 from aapt_fast.models.vae.infer_wan_config import (
     DIFFUSERS_NAMES,
@@ -33,8 +36,8 @@ from aapt_fast.models.vae.mini import MiniVAE
 from aapt_fast.models.vae.wan import WanVAE, WanVAEConfig
 
 DIFFUSERS_CLASS = "AutoencoderKLWan"
-WRAPPER = "model."
-"""Put before every name by a module around the original one; some files have it."""
+WRAPPERS = ("model.", "vae.", "first_stage_model.")
+"""Put before every name by a module around the original one, or in an all-in-one checkpoint."""
 
 
 @outside_inference_mode
@@ -42,7 +45,7 @@ def load_vae(
     path: str | Path,
     *,
     device: torch.device | str = "cpu",
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     config: Mapping[str, Any] | None = None,
 ) -> WanVAE | MiniVAE:
     """A video VAE, ready to decode, encode and stream.
@@ -50,17 +53,17 @@ def load_vae(
     Args:
         path: a diffusers folder (`AutoencoderKLWan`, in shards or not, or a pipeline with a `vae` folder); an original
             file (`Wan2.1_VAE.pth`, `Wan2.2_VAE.pth`, the same tensors as safetensors) or a folder with one; a file of
-            `save_pretrained` or the name of a bundled model.
+            `save_pretrained` or the name of a bundled model; an all-in-one checkpoint.
         device: where the weights go.
-        dtype: of the weights and the computation. None is that of the file; but float16 becomes float32 on the CPU,
-            and so does a dtype that torch does not compute in.
+        dtype: of the weights and the computation, or torch's name of it. None is that of the file; but float16 becomes
+            float32 on the CPU, and so does a dtype that torch does not compute in.
         config: entries as in diffusers' configuration that are neither in the tensors nor in a `config.json` beside
             them: `latents_mean` and `latents_std` of a VAE that is not a published one.
     Returns:
         The VAE in evaluation mode, its weights without gradients.
     Raises:
         CheckpointError: a damaged file, a missing, extra or misshapen tensor, a configuration that contradicts the
-            tensors; the message names file, key, expected and got.
+            tensors, a file of another kind; the message names file, key, expected and got.
         ValueError: an unknown entry of `config`, a `config` for a file of this package, which needs none; a device
             that torch cannot use; a dtype that the VAE does not compute in.
         TypeError: an argument of another type.
@@ -70,21 +73,19 @@ def load_vae(
         for latents in frames:                                # [B, C, 1, h, w]
             show(stream.decode(latents, out="uint8"))         # [B, 1, H, W, 3], then [B, 4, H, W, 3]
     """
-    require_path("path", path)
-    require_usable_device(device)
-    if dtype is not None:
-        require_usable_dtype(dtype, WAN_DTYPES)
+    device, dtype = checked_placement(path, device, dtype)
     _check_config(config)
     file = bundled_models().get(str(path)) or vae_file(Path(path))
     if is_own_file(file):
         require(config is None, "config", "none: the file holds its configuration", config)
         return load_own_vae(file, device=device, dtype=dtype)
     weights = open_wan_vae(file, config)
-    with torch.device("meta"):
-        vae = WanVAE(weights.config)
-    vae = vae.to(computing_dtype(weights.tensors, device) if dtype is None else dtype)
-    fill(vae, weights.tensors, weights.source, file_key=weights.file_key, device=device)
-    return vae.to(device).eval().requires_grad_(False)
+    with torch.inference_mode(False):  # for the buffers with statistics; `fill` sees to the weights
+        with torch.device("meta"):
+            vae = WanVAE(weights.config)
+        vae = vae.to(computing_dtype(weights.tensors, device) if dtype is None else dtype)
+        weights.fill(vae, device)
+        return vae.to(device).eval().requires_grad_(False)
 
 
 def open_wan_vae(file: Path, config: Mapping[str, Any] | None = None) -> NamedWeights[WanVAEConfig]:
@@ -93,29 +94,27 @@ def open_wan_vae(file: Path, config: Mapping[str, Any] | None = None) -> NamedWe
     `config` and errors are those of `load_vae`.
     """
     _check_config(config)
-    tensors = read_tensors(file)
-    wrapper = WRAPPER if all(name.startswith(WRAPPER) for name in tensors) else ""
+    tensors, changes = read_part(file, VAE)
+    wrapper = next((wrapper for wrapper in WRAPPERS if all(name.startswith(wrapper) for name in tensors)), "")
     names = {name.removeprefix(wrapper): tensor for name, tensor in tensors.items()}
     given = {"config.json": _config_beside(file), "config": config or {}}
     wan = configuration(facts_of_tensors(names, file), given, file)
     translate = keys_of(wan).to_diffusers if is_diffusers_layout(names) else str
-    return NamedWeights(wan, tensors, file, lambda name: wrapper + translate(name))
+    return NamedWeights(wan, tensors, file, lambda name: wrapper + translate(name), changes)
 
 
 def vae_file(path: Path) -> Path:
     """The file with the VAE's weights: of a folder the one that is a VAE's. Raises CheckpointError if none is."""
-    if not path.exists():
-        bundled = ", ".join(bundled_models()) or "none"
-        raise CheckpointError(f"{path}: expected a file, a folder or a bundled model ({bundled}), got nothing there")
-    if path.is_file():
-        return path
+    expected = f"a file, a folder or a bundled model ({', '.join(bundled_models())}) with a VAE"
+    if not os.path.isdir(path):
+        return weight_file(path, expected)
     if (path / "vae").is_dir():
-        return weight_file(path / "vae")
+        return weight_file(path / "vae", expected)
     config = read_config(path)
     if config is not None and config.get("_class_name") == DIFFUSERS_CLASS:
-        return weight_file(path)
+        return weight_file(path, expected)
     named = sorted(file for file in path.iterdir() if file.suffix in WEIGHT_SUFFIXES and "vae" in file.name.lower())
-    return named[0] if len(named) == 1 else weight_file(path)
+    return named[0] if len(named) == 1 else weight_file(path, expected)
 
 
 def _config_beside(file: Path) -> Mapping[str, Any]:

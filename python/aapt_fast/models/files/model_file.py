@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,12 +21,14 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from aapt_fast.errors import CheckpointError, require, require_type
+from aapt_fast.errors import CheckpointError, require_type
 from aapt_fast.models.aapt.config import GeneratorConfig
 from aapt_fast.models.aapt.generator import Generator
 from aapt_fast.models.files.atomic import replacing
-from aapt_fast.models.files.placement import WAN_DTYPES, require_path, require_usable_dtype
+from aapt_fast.models.files.bundled import bundled_models
+from aapt_fast.models.files.placement import DTYPES, WAN_DTYPES, require_path, require_usable_dtype
 from aapt_fast.models.files.read import computing_dtype, fill, open_safetensors, read_metadata, weight_file
+from aapt_fast.models.files.recognise import OWN, recognise, recognise_tensors
 from aapt_fast.models.files.trainable import outside_inference_mode
 from aapt_fast.models.vae.mini import MiniVAE, MiniVAEConfig
 
@@ -34,12 +37,12 @@ FORMAT = "aapt_fast-1"
 Module = TypeVar("Module", bound=nn.Module)
 
 
-def write_model(path: Path, generator: nn.Module, vae: nn.Module, name: str, dtype: torch.dtype) -> None:
+def write_model(path: Path, generator: nn.Module, vae: nn.Module, name: str, dtype: torch.dtype | str) -> None:
     """Write generator and VAE to `path`, weights in `dtype`; a failed write leaves no file behind.
 
     Raises TypeError for parts other than a `Generator` and a `MiniVAE`, ValueError for a dtype that is not of floats.
     """
-    require_usable_dtype(dtype, WAN_DTYPES)
+    dtype = require_usable_dtype(dtype, WAN_DTYPES)
     require_type("model.generator", generator, Generator)
     require_type("model.vae", vae, MiniVAE)
     parts = {"generator": generator, "vae": vae}
@@ -71,7 +74,7 @@ def load_own_vae(path: str | Path, *, device: torch.device | str, dtype: torch.d
     Weights in float64, in which it does not compute, become float32. Raises as `read_model` does.
     """
     if dtype is not None:
-        require_usable_dtype(dtype)
+        require_usable_dtype(dtype, DTYPES)
     file = _OwnFile(model_path(path))
     if dtype is None:
         found = computing_dtype(file.tensors["vae"], device)
@@ -84,12 +87,6 @@ def is_own_file(path: Path) -> bool:
     return read_metadata(path).get("format") == FORMAT
 
 
-def bundled_models() -> dict[str, Path]:
-    """The weight files of the bundled models by name."""
-    files = {entry.name: entry / "model.safetensors" for entry in sorted(assets().iterdir())}
-    return {name: file for name, file in files.items() if file.is_file()}
-
-
 def model_path(path: str | Path) -> Path:
     """The weight file of a bundled model's name, of a file or of a folder.
 
@@ -98,12 +95,13 @@ def model_path(path: str | Path) -> Path:
     require_path("path", path)
     bundled = bundled_models()
     file = bundled.get(str(path), Path(path))
-    file = weight_file(file) if file.is_dir() else file
-    require(file.is_file(), "path", f"a bundled model ({', '.join(bundled) or 'none'}), a file or a folder", str(path))
-    return file
+    expected = f"a bundled model ({', '.join(bundled) or 'none'}), a file or a folder"
+    if not os.path.exists(file):  # unlike Path.exists, False for a path that cannot be
+        raise ValueError(f"path: expected {expected}, got {path}: {recognise(path)}")
+    return weight_file(file, expected)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class FirstFrame:
     """One picture of a model's gallery: uint8 [H, W, 3], and the pose and identity in `world` it was rendered from.
 
@@ -114,6 +112,11 @@ class FirstFrame:
     pose: tuple[float, ...]
     identity: int | None
     world: str = "person"
+
+    def __repr__(self) -> str:
+        height, width = self.image.shape[:2]
+        who = "several identities" if self.identity is None else f"identity {self.identity}"
+        return f"FirstFrame({height}x{width} pixels, world {self.world}, {who}, pose of {len(self.pose)} numbers)"
 
 
 def load_gallery(path: str | Path) -> list[FirstFrame]:
@@ -136,11 +139,6 @@ def load_gallery(path: str | Path) -> list[FirstFrame]:
         raise CheckpointError(f"{index}: expected a gallery with image, pose and identity, got {error!r}") from error
 
 
-def assets() -> Path:
-    """The folder of the bundled models."""
-    return Path(__file__).parents[2] / "assets"
-
-
 class _OwnFile:
     """The contents of a file of `write_model`: tensors and configurations of a generator and a VAE, and no others.
 
@@ -151,10 +149,11 @@ class _OwnFile:
         self.path = path
         with open_safetensors(path) as file:
             metadata: dict[str, str] = file.metadata() or {}
-            got = metadata.get("format", "none")
-            if got != FORMAT:
-                hint = "a generator of other origin needs vae="
-                raise CheckpointError(f"{path}: expected metadata format {FORMAT}, got {got}; {hint}")
+            said = metadata.get("format", "none")
+            if said != FORMAT:
+                found = recognise_tensors(file.keys())
+                got = f"metadata format {said}" if found.kind == OWN else found
+                raise CheckpointError(f"{path}: expected a model of this package (metadata format {FORMAT}), got {got}")
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         self.name = metadata.get("name", path.stem)
         self.tensors: dict[str, dict[str, Tensor]] = {"generator": {}, "vae": {}}

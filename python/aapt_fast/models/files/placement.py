@@ -15,27 +15,52 @@ WAN_DTYPES = (*DTYPES, torch.float64)
 """The dtypes that Wan transformers and Wan VAEs compute in, and that weights can be kept in."""
 
 
+def checked_placement(
+    path: object, device: object, dtype: object, dtypes: tuple[torch.dtype, ...] = WAN_DTYPES
+) -> tuple[torch.device, torch.dtype | None]:
+    """The device and dtype that a loader's arguments mean; a dtype of None stays None.
+
+    Raises TypeError and ValueError as `require_path`, `require_usable_device` and `require_usable_dtype` do.
+    """
+    require_path("path", path)
+    return require_usable_device(device), None if dtype is None else require_usable_dtype(dtype, dtypes)
+
+
 def require_path(argument: str, path: object) -> None:
-    """Raise TypeError unless `path` is a str or a path."""
+    """Raise TypeError unless `path` is a str or a path, ValueError if it is empty."""
     require_type(argument, path, str, os.PathLike)
+    require(path != "", argument, "a name, a file or a folder", "an empty text")
 
 
-def require_usable_device(device: object, argument: str = "device") -> None:
-    """Raise ValueError unless `device` is the CPU or a GPU that this torch can use, TypeError if it names none."""
+def require_usable_device(device: object, argument: str = "device") -> torch.device:
+    """The device of this name or number.
+
+    Raises ValueError unless it is the CPU or a GPU that this torch can use, TypeError if it names none.
+    """
     require_type(argument, device, str, torch.device, int)
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     try:
         found = torch.device(device)  # type: ignore[call-overload]
     except RuntimeError:
-        found = None
-    fits = found is not None and (found.type == "cpu" or (found.type == "cuda" and (found.index or 0) < count))
+        found = torch.device("meta")
+    fits = found.type == "cpu" or (found.type == "cuda" and (found.index or 0) < count)
     there = ", ".join(["cpu", *(f"cuda:{index}" for index in range(count))])
     require(fits, argument, f"cpu or cuda[:n] that this torch can use ({there})", device or "nothing")
+    return found
 
 
-def require_usable_dtype(dtype: object, dtypes: tuple[torch.dtype, ...] = DTYPES) -> None:
-    """Raise TypeError unless `dtype` is one of torch, ValueError unless it is among `dtypes`."""
-    expected = " or ".join([", ".join(map(str, dtypes[:-1])), str(dtypes[-1])])
-    if not isinstance(dtype, torch.dtype):
-        raise TypeError(f"dtype: expected {expected}, got {dtype!r}")
-    require(dtype in dtypes, "dtype", expected, dtype)
+def require_usable_dtype(
+    dtype: object, dtypes: tuple[torch.dtype, ...] = DTYPES, argument: str = "dtype"
+) -> torch.dtype:
+    """The dtype, also from torch's name of it, as "bfloat16", "half" or "torch.float32".
+
+    Raises ValueError unless it is among `dtypes`, TypeError if it is neither a dtype nor a name.
+    """
+    *most, last = map(str, dtypes)
+    expected = f"{', '.join(most)} or {last}" if most else last
+    if not isinstance(dtype, str | torch.dtype):
+        raise TypeError(f"{argument}: expected {expected}, got {dtype!r}")
+    found = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
+    require(found in dtypes, argument, expected, dtype or "nothing")
+    assert isinstance(found, torch.dtype)
+    return found

@@ -10,9 +10,11 @@ tensors into a module, all of them or none.
 from __future__ import annotations
 
 import json
+import os
 import pickle
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +23,18 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from aapt_fast.errors import CheckpointError, require
+from aapt_fast.models.files.recognise import (
+    PICKLE,
+    PICKLES,
+    WEIGHT_SUFFIXES,
+    ZIP,
+    is_safetensors,
+    is_shard,
+    recognise,
+    refusal,
+)
 
 INDEX_SUFFIX = ".index.json"
-WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 STANDARD_NAMES = tuple(
     f"{stem}.{kind}"
     for stem in ("diffusion_pytorch_model", "model", "pytorch_model")
@@ -32,8 +43,10 @@ STANDARD_NAMES = tuple(
 CONFIG_NAME = "config.json"
 COMPUTED_IN = (torch.float32, torch.bfloat16, torch.float64)
 """The dtypes that every device computes in without loss of speed or range; a GPU has float16 as well."""
+WHOLE = "a whole safetensors file"
 
-_ZIP, _PICKLES = b"PK\x03\x04", (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+Change = Callable[[Tensor], Tensor]
+"""From a tensor [...] in a file to the one that a model gets: same shape, wider dtype."""
 
 
 def read_tensors(path: str | Path, groups: tuple[str, ...] = ()) -> dict[str, Tensor]:
@@ -50,36 +63,46 @@ def read_tensors(path: str | Path, groups: tuple[str, ...] = ()) -> dict[str, Te
     path = weight_file(path)
     if path.name.endswith(INDEX_SUFFIX):
         return _read_shards(path, groups)
-    head = _head(path, "a file of weights")
-    if _is_safetensors(head) or path.suffix == ".safetensors":  # torch.load, too, goes by that name
+    if is_shard(path.name):
+        got = "one of its shards; give the folder with all of them"
+        raise CheckpointError(f"{path}: expected a whole model, got {got}")
+    return _read_file(path, groups)
+
+
+def _read_file(path: Path, groups: tuple[str, ...]) -> dict[str, Tensor]:
+    """The tensors of one file."""
+    head = _head(path)
+    if is_safetensors(head) or path.suffix == ".safetensors":  # torch.load, too, goes by that name
         with open_safetensors(path) as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    if head.startswith((_ZIP, *_PICKLES)):
-        return _state_dict(path, _unpickle(path, mapped=head.startswith(_ZIP)), groups)
-    raise CheckpointError(f"{path}: expected safetensors or a file of torch.save, got one beginning with {head[:8]!r}")
+    if head.startswith((ZIP, *PICKLES)) and recognise(path).kind == PICKLE:
+        return _state_dict(path, _unpickle(path, mapped=head.startswith(ZIP)), groups)
+    raise refusal(path, "a file of weights")
 
 
-def weight_file(path: str | Path) -> Path:
+def weight_file(path: str | Path, expected: str = "a file or folder of weights") -> Path:
     """The file of weights that `path` means: itself, or the one in a folder. An index stands for its shards.
 
     Among several in a folder the one without a variant in its name is meant (`diffusion_pytorch_model.safetensors`
-    beside `diffusion_pytorch_model.fp16.safetensors`). Raises CheckpointError if there is none or no one in particular.
+    beside `diffusion_pytorch_model.fp16.safetensors`). Raises CheckpointError, with the word `expected` for what is
+    missed, if there is none or no one in particular.
     """
-    path = Path(path)
-    if path.is_file():
-        return path
-    if not path.is_dir():
-        raise CheckpointError(f"{path}: expected a file or folder of weights, got nothing there")
-    files = sorted(entry for entry in path.iterdir() if entry.is_file())
+    folder = Path(path)
+    if os.path.isfile(folder):  # unlike Path.is_file, False for a path that cannot be
+        return folder
+    files = [entry for entry in sorted(folder.iterdir()) if entry.is_file()] if _can_be_listed(folder) else []
     for suffix in (INDEX_SUFFIX, *WEIGHT_SUFFIXES):
         found = [file for file in files if file.name.endswith(suffix)]
         found = [file for file in found if file.name in STANDARD_NAMES] or found
-        if len(found) > 1:
-            names = ", ".join(file.name for file in found)
-            raise CheckpointError(f"{path}: expected one file of weights, got {names}; name one of them")
-        if found:
+        if len(found) == 1 and not is_shard(found[0].name):
             return found[0]
-    raise CheckpointError(f"{path}: expected a file of weights ({', '.join(WEIGHT_SUFFIXES)}), got none in this folder")
+        if found:
+            break
+    raise refusal(path, expected)
+
+
+def _can_be_listed(folder: Path) -> bool:
+    return os.path.isdir(folder) and os.access(folder, os.R_OK | os.X_OK)
 
 
 def read_config(path: str | Path) -> dict[str, Any] | None:
@@ -89,7 +112,7 @@ def read_config(path: str | Path) -> dict[str, Any] | None:
     """
     path = Path(path)
     file = (path if path.is_dir() else path.parent) / CONFIG_NAME
-    return _read_json(file) if file.is_file() else None
+    return read_json(file) if file.is_file() else None
 
 
 def computing_dtype(tensors: Mapping[str, Tensor], device: torch.device | str) -> torch.dtype:
@@ -102,21 +125,29 @@ def computing_dtype(tensors: Mapping[str, Tensor], device: torch.device | str) -
     return found if found in COMPUTED_IN or half_on_gpu else torch.float32
 
 
-def open_safetensors(path: Path):  # type: ignore[no-untyped-def]
-    """The open file, as of `safetensors.safe_open`. Raises CheckpointError for anything but whole safetensors."""
-    expected = "a whole safetensors file"
-    head = _head(path, expected)
-    if head.startswith((_ZIP, *_PICKLES)) and not _is_safetensors(head):
-        raise CheckpointError(f"{path}: expected {expected}, got a pickle, which could run code; it was not opened")
+@contextmanager
+def open_safetensors(path: Path) -> Iterator[Any]:
+    """The open file, as of `safetensors.safe_open`, for a `with` block that reads from it.
+
+    Raises CheckpointError, also inside the block, for anything but whole safetensors that can be mapped.
+    """
+    if not is_safetensors(_head(path)):
+        raise refusal(path, WHOLE)
     try:
-        return safe_open(path, framework="pt", device="cpu")
-    except SafetensorError as error:
-        raise CheckpointError(f"{path}: expected {expected}, got {error}") from error
+        with safe_open(path, framework="pt", device="cpu") as file:
+            yield file
+    except (SafetensorError, OSError, RuntimeError, MemoryError) as error:
+        found = recognise(path)
+        if found.kind in ("damaged", "unreadable"):
+            raise refusal(path, WHOLE) from error
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        advice = "if its disk cannot map files into memory, or memory is short, copy it to a local disk"
+        raise CheckpointError(f"{path}: expected {WHOLE} that can be mapped, got {reason}; {advice}") from error
 
 
 def read_metadata(path: Path) -> dict[str, str]:
     """The metadata of a safetensors file; nothing for another file. Raises CheckpointError for a damaged one."""
-    if not _is_safetensors(_head(path, "a file of weights")):
+    if not is_safetensors(_head(path)):
         return {}
     with open_safetensors(path) as file:
         return dict(file.metadata() or {})
@@ -129,6 +160,7 @@ def fill(
     *,
     file_key: Callable[[str], str] = str,
     device: torch.device | str = "cpu",
+    changes: Mapping[str, Sequence[Change]] | None = None,
 ) -> None:
     """Give every parameter and persistent buffer of `module` its values, in the dtype that the module has.
 
@@ -142,6 +174,7 @@ def fill(
         source: the file, for messages.
         file_key: from a name in the module to the name in the file.
         device: of a module on the meta device.
+        changes: made to tensors [...] as they are read, by their names in the file.
 
     Raises CheckpointError (file, key, expected, got) for a missing, extra or misshapen tensor, one of another kind of
     dtype, and values that are not finite. Nothing is written before names, shapes and kinds are checked.
@@ -153,15 +186,22 @@ def fill(
     check_tensors(expected, keys, tensors, source)
     from_nothing = any(target.is_meta for target in expected.values())
     values = {}
-    with torch.no_grad():
+    with torch.inference_mode(False), torch.no_grad():  # whatever the caller's mode, the weights can be trained
         for name, target in expected.items():
             value = torch.empty_like(target, device=device) if from_nothing else target
-            given = tensors[keys[name]]
+            given = changed(tensors[keys[name]], (changes or {}).get(keys[name], ()))
             value.copy_(given)
             require_finite(given if given.dtype == value.dtype else value, keys[name], source)
             values[name] = value
-    if from_nothing:
-        module.load_state_dict(values, strict=True, assign=True)
+        if from_nothing:
+            module.load_state_dict(values, strict=True, assign=True)
+
+
+def changed(tensor: Tensor, changes: Sequence[Change]) -> Tensor:
+    """Make `changes` to a tensor [...] of a file, one after the other."""
+    for change in changes:
+        tensor = change(tensor)
+    return tensor
 
 
 def check_tensors(
@@ -194,22 +234,13 @@ def require_finite(value: Tensor, key: str, source: object) -> None:
             raise CheckpointError(f"{source}: {key}: expected finite values in {value.dtype}, got nan or inf")
 
 
-def _head(path: Path, expected: str) -> bytes:
-    """The first bytes of a file. Raises CheckpointError for an empty file, a git-lfs pointer and a web page."""
-    with path.open("rb") as file:
-        head = file.read(64)
-    if not head:
-        raise CheckpointError(f"{path}: expected {expected}, got an empty file")
-    if head.startswith(b"version https://git-lfs"):
-        raise CheckpointError(f"{path}: expected {expected}, got a git-lfs pointer; run `git lfs pull`")
-    if head.lstrip()[:1] == b"<" and not _is_safetensors(head):
-        raise CheckpointError(f"{path}: expected {expected}, got a web page")
-    return head
-
-
-def _is_safetensors(head: bytes) -> bool:
-    """Eight bytes of length, then a JSON object; the length may be made of any bytes."""
-    return head[8:9] == b"{"
+def _head(path: Path) -> bytes:
+    """The first bytes of a file. Raises CheckpointError for a file that cannot be opened."""
+    try:
+        with path.open("rb") as file:
+            return file.read(64)
+    except OSError as error:
+        raise refusal(path, "a file of weights") from error
 
 
 def _unpickle(path: Path, mapped: bool) -> object:
@@ -220,7 +251,7 @@ def _unpickle(path: Path, mapped: bool) -> object:
         names = [word for line in str(error).splitlines() if "GLOBAL" in line for word in line.split() if "." in word]
         what = f"a pickle that wants {names[0]}" if names else f"a pickle that cannot be read: {reason}"
         raise CheckpointError(f"{path}: expected tensors only, got {what}; nothing was executed") from error
-    except (RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except Exception as error:  # of many kinds, for bytes that are not what they begin as
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"{path}: expected a whole file of torch.save, got {reason}") from error
 
@@ -248,7 +279,7 @@ def _state_dict(path: Path, content: object, groups: tuple[str, ...]) -> dict[st
 
 def _read_shards(index: Path, groups: tuple[str, ...]) -> dict[str, Tensor]:
     """The tensors of all files that an index names; index and files must agree on the place of every key."""
-    weight_map = _read_json(index).get("weight_map")
+    weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index}: expected a weight_map from keys to files, got {type(weight_map).__name__}")
     found: dict[str, Tensor] = {}
@@ -256,7 +287,7 @@ def _read_shards(index: Path, groups: tuple[str, ...]) -> dict[str, Tensor]:
         shard = index.with_name(name) if Path(name).name == name else None
         if shard is None or not shard.is_file():
             raise CheckpointError(f"{index}: expected the file {name} beside it, got none")
-        part = read_tensors(shard, groups)
+        part = _read_file(shard, groups)
         for key in part:
             if weight_map.get(key) != name:
                 raise CheckpointError(f"{shard}: {key}: expected in {weight_map.get(key, 'no file')}, got it here")
@@ -267,7 +298,8 @@ def _read_shards(index: Path, groups: tuple[str, ...]) -> dict[str, Tensor]:
     return found
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; raises CheckpointError for anything else."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

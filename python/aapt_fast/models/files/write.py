@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from aapt_fast.errors import CheckpointError
-from aapt_fast.models.files.read import read_tensors, require_finite
+from aapt_fast.models.files.read import Change, changed, read_tensors, require_finite
 
 NAME = "model"
 
@@ -32,15 +32,21 @@ class Entry:
     tensor: Tensor
     key: str
     source: Path
+    changes: Sequence[Change] = ()
+    """Made to the tensor as it is read."""
 
     @property
     def nbytes(self) -> int:
         """Size in the file to be written."""
         return self.tensor.numel() * self.dtype.itemsize
 
+    def original(self) -> Tensor:
+        """The tensor [...] of the source, changed but not rounded."""
+        return changed(self.tensor, self.changes)
+
     def value(self) -> Tensor:
         """A copy with its own memory, in the new dtype. Raises CheckpointError for values that are not finite in it."""
-        value = torch.empty(self.tensor.shape, dtype=self.dtype).copy_(self.tensor)
+        value = torch.empty(self.tensor.shape, dtype=self.dtype).copy_(self.original())
         require_finite(value, self.key, self.source)
         return value
 
@@ -97,15 +103,16 @@ def compare_tensors(folder: Path, entries: Iterable[Entry]) -> float:
 
 def _difference(folder: Path, entry: Entry, result: Tensor) -> float:
     """The largest relative difference of a tensor, checked against the rounding of its dtype."""
-    if _holds(result.dtype, entry.tensor.dtype):
+    source = entry.original()
+    if _holds(result.dtype, source.dtype):
         allowed, expected = 0.0, "the values of its source"
     else:
         allowed, expected = torch.finfo(result.dtype).eps / 2, f"its source rounded to {result.dtype}"
     slack = torch.finfo(result.dtype).smallest_normal * allowed  # below the normal numbers steps are all alike
     # the difference of a number and its rounded self is exact in the wider of the two dtypes
-    wide = torch.float64 if torch.float64 in (result.dtype, entry.tensor.dtype) else torch.float32
+    wide = torch.float64 if torch.float64 in (result.dtype, source.dtype) else torch.float32
     largest = 0.0
-    for have, want in zip(_pieces(result), _pieces(entry.tensor), strict=True):
+    for have, want in zip(_pieces(result), _pieces(source), strict=True):
         have, want = have.to(wide), want.to(wide)
         if torch.equal(have, want):
             continue

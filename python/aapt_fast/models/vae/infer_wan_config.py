@@ -97,7 +97,12 @@ def configuration(facts: Facts, given: Mapping[str, Mapping[str, Any]], source: 
     """
     colours = RGB * facts["patch_size"] ** 2
     implied = {"in_channels": colours, "out_channels": colours, "attn_scales": ()}
-    statements = [(*entry, place) for place, said in given.items() for entry in _normalised(said, facts).items()]
+    words = {ours: theirs for theirs, ours in DIFFUSERS_NAMES.items()}
+    statements = [
+        (name, words.get(name, name) if words.get(name) in said else name, value, place)
+        for place, said in given.items()
+        for name, value in _normalised(said, facts).items()
+    ]
     known = agreed(facts | implied, statements, source)
     statistics = {key: known[key] for key in STATISTICS if key in known}
     if len(statistics) < len(STATISTICS):

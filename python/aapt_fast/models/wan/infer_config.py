@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from aapt_fast.errors import CheckpointError, require
-from aapt_fast.models.statements import agreed
+from aapt_fast.models.statements import Statement, agreed
 from aapt_fast.models.wan.config import SELF_FORCING, WanConfig
 from aapt_fast.ops.window import WindowRule
 
@@ -45,6 +45,10 @@ NAMES = {
     "window_rule": ("window_rule",),
 }
 _NOTHING_SAID = {"image_width": (None,), "out_channels": (None,)}  # null in a file means 0, or as many as in_channels
+_OTHER_FRAMES = (
+    "a session sees other frames with sampler=FewStepSampler(window=WindowRule(frames=..., window=..., sink=...))"
+)
+_REMEDIES = dict.fromkeys(("block_frames", "block_window", "block_sink", "blocks", "window_rule"), _OTHER_FRAMES)
 _FIXED = {"patch": (1, 2, 2), "norm": "rms_norm_across_heads"}  # of all Wan transformers
 
 
@@ -73,23 +77,26 @@ def wan_config(
         require(name in known, "config", f"names out of {', '.join(sorted(known))}", name)
     facts = _facts(tensors, source, file_key)
     statements = [*_translated(beside or {}, "its config.json"), *_translated(given or {}, "config")]
-    said = agreed(facts | _FIXED, statements, source)
+    said = agreed(facts | _FIXED, statements, source, _REMEDIES)
     facts["heads"], facts["head_dim"] = _heads(facts.pop("width"), said, source)
     facts |= {name: said[name] for name in ("text_length", "eps") if name in said}
     try:
         return WanConfig(**facts, window_rule=_window_rule(said))
     except (TypeError, ValueError) as error:
-        raise CheckpointError(f"{source}: expected the configuration of a Wan transformer, got {error}") from error
+        words = {name: word for name, word, _, _ in statements}
+        field, colon, fault = str(error).partition(":")
+        got = words.get(field, field) + colon + fault
+        raise CheckpointError(f"{source}: expected the configuration of a Wan transformer, got {got}") from error
 
 
-def _translated(config: Mapping[str, Any], place: str) -> Iterator[tuple[str, Any, str]]:
-    """The statements (our name, value, place) of a configuration."""
+def _translated(config: Mapping[str, Any], place: str) -> Iterator[Statement]:
+    """The statements of a configuration."""
     for name, aliases in NAMES.items():
         for alias in aliases:
             if alias in config and config[alias] not in _NOTHING_SAID.get(name, ()):
                 value = tuple(config[alias]) if isinstance(config[alias], list) else config[alias]
                 value = _FIXED["norm"] if name == "norm" and value is True else value
-                yield name, value, f"{alias} of {place}"
+                yield name, alias, value, place
 
 
 def _facts(tensors: Mapping[str, Tensor], source: object, file_key: Callable[[str], str]) -> dict[str, Any]:
@@ -144,7 +151,7 @@ def _heads(width: int, said: Mapping[str, Any], source: object) -> tuple[int, in
 
 def _whole(width: int, divisor: Any, name: str, source: object) -> int:
     if not isinstance(divisor, int) or divisor < 1 or width % divisor:
-        hint = "" if name == "heads" else "; say the heads in config"
+        hint = "" if name == "heads" else '; give the number of heads, as config={"num_heads": 12}'
         raise CheckpointError(f"{source}: {name}: expected a divisor of its width {width}, got {divisor}{hint}")
     return width // divisor
 
@@ -157,9 +164,12 @@ def _window_rule(said: Mapping[str, Any]) -> WindowRule:
     theirs |= {word: said[f"block_{word}"] for word in ("frames", "window", "sink") if f"block_{word}" in said}
     if not theirs:
         return WindowRule(**{**vars(SELF_FORCING), **fields})
-    frames, sink = theirs.get("frames", SELF_FORCING.frames), theirs.get("sink", 0)
-    seen = theirs.get("window", 21)
+    frames, sink, seen = theirs.get("frames", SELF_FORCING.frames), theirs.get("sink", 0), theirs.get("window", 21)
+    for word, least, value in (("num_frame_per_block", 1, frames), ("sink_size", 0, sink)):
+        require(isinstance(value, int) and value >= least, word, f"a whole number from {least} on", value)
     if seen is None or seen == -1:
         return WindowRule(frames, None, sink)
-    require(seen >= sink + frames, "window", f"at least {sink + frames} frames: the sink and a block", seen)
+    fits = isinstance(seen, int) and seen >= sink + frames
+    expected = f"{sink + frames} or more frames (sink_size + num_frame_per_block), or -1 for all"
+    require(fits, "local_attn_size", expected, seen)
     return WindowRule(frames, seen - sink - frames, sink)

@@ -43,7 +43,7 @@ class FewStepSampler(Sampler):
         first_steps: levels of the first block of a run; None for `steps`.
 
     Raises:
-        ValueError: levels that do not fall or lie outside, a shift that is not positive, or a rule without a window.
+        ValueError: levels that do not fall or lie outside, or a shift that is not positive.
         TypeError: a field of another type.
     """
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Kernels that measure the hardware; bench/measure_hardware.py runs them.
+// Kernel that measures the L2 cache; bench/measure_hardware.py runs it.
 #include "probes/probe.h"
 
 namespace aapt::probes {
@@ -17,9 +17,9 @@ struct BandwidthShared {
 
 AAPT_KERNEL void l2_bandwidth_kernel(AAPT_GRID_CONSTANT const Params params) {
   auto& shared = shared_struct<BandwidthShared>();
-  const int loads = params.value[1], boxes = params.value[3], cluster = arch::cluster_size();
+  const int blocks = params.value[0], loads = params.value[1], boxes = params.value[3];
   const bool multicast = params.value[2] != 0;
-  const int group = arch::block_index().x / cluster, groups = arch::grid_size().x / cluster;
+  const int cluster = multicast ? 2 : 1, group = arch::block_index().x / cluster, groups = blocks / cluster;
   if (arch::thread_index() == 0) {
     for (int stage = 0; stage < kLoadStages; ++stage) {
       arch::barrier_init(&shared.full[stage], 1);
@@ -62,8 +62,7 @@ void l2_bandwidth(const Arguments& arguments, const Stream& stream) {
   require_shape("inputs[0]", arguments.inputs[0], {kAnySize, kRowBytes / 4});
   const std::int64_t rows = arguments.inputs[0].size(0);
   require_valid(rows % kBoxRows == 0, "inputs[0]", "a multiple of 256 rows", std::to_string(rows));
-  require_valid(blocks % cluster == 0 && loads >= kLoadStages, "values", "whole clusters, at least 4 loads",
-                std::to_string(blocks) + " blocks, " + std::to_string(loads) + " loads");
+  require_valid(loads >= kLoadStages, "values", "at least 4 loads", std::to_string(loads));
   params.map[0] = make_tensor_map("inputs[0]", arguments.inputs[0], {kBoxRows / cluster, kRowBytes / 4},
                                   Swizzle::kNone, stream.device);
   params.value[3] = to_int("inputs[0]", "boxes", rows / kBoxRows);
@@ -71,55 +70,6 @@ void l2_bandwidth(const Arguments& arguments, const Stream& stream) {
   how.grid.x = static_cast<unsigned>(blocks);
   how.cluster = static_cast<unsigned>(cluster);
   arch::launch(&l2_bandwidth_kernel, how, params);
-}
-
-// ---- shifted_rows: patch [256, 64], B [64, 64] in bfloat16 -> float [64, 64] ----
-// values: shift, pitch, pattern row of the descriptor. Row 8 g + r of A is row shift + g pitch + r of the patch, which
-// lies swizzled in shared memory as one box: A's descriptor starts in the middle of the swizzle's pattern.
-
-struct ShiftedShared {
-  char patch[256 * 128];
-  char b[64 * 128];
-  arch::Barrier barrier;
-};
-
-AAPT_KERNEL void AAPT_LAUNCH_BOUNDS(128, 1) shifted_rows_kernel(AAPT_GRID_CONSTANT const Params params) {
-  auto& shared = shared_struct<ShiftedShared>();
-  const int thread = arch::thread_index();
-  if (thread == 0) {
-    arch::barrier_init(&shared.barrier, 1);
-    arch::barrier_init_fence();
-    arch::barrier_arrive_expect_bytes(&shared.barrier, sizeof shared.patch + sizeof shared.b);
-    arch::tile_load(shared.patch, params.map[0], &shared.barrier, {0, 0});
-    arch::tile_load(shared.b, params.map[1], &shared.barrier, {0, 0});
-  }
-  arch::sync_threads();
-  arch::barrier_wait(&shared.barrier, 0);
-  const auto a = make_matrix_descriptor(arch::shared_address(shared.patch) + 128 * params.value[0], Swizzle::k128Bytes,
-                                        0, 128 * params.value[1], params.value[2]);
-  const auto b = make_matrix_descriptor(arch::shared_address(shared.b), Swizzle::k128Bytes, 0, 1024);
-  float d[32];
-  arch::wgmma_fence(d);
-#pragma unroll
-  for (int step = 0; step < 4; ++step) arch::wgmma<bfloat16>(d, a.moved(32 * step), b.moved(32 * step), step > 0);
-  arch::wgmma_commit();
-  arch::wgmma_wait<0>(d);
-  float* out = static_cast<float*>(params.output[0]);
-  const int row = thread / 32 * 16 + thread % 32 / 4;
-#pragma unroll
-  for (int i = 0; i < 32; ++i) out[(row + i / 2 % 2 * 8) * 64 + i / 4 * 8 + thread % 4 * 2 + i % 2] = d[i];
-}
-
-void shifted_rows(const Arguments& arguments, const Stream& stream) {
-  Params params = make_params(arguments, 2, 1, 3);
-  const int last = params.value[0] + 7 * params.value[1] + 7;
-  require_valid(params.value[0] >= 0 && last < 256, "values", "rows 0 to 255", std::to_string(last));
-  require_shape("inputs[0]", arguments.inputs[0], {256, 64});
-  require_shape("inputs[1]", arguments.inputs[1], {64, 64});
-  for (const Tensor& operand : arguments.inputs) require_dtype("inputs", operand, Dtype::kBFloat16);
-  params.map[0] = make_tensor_map("inputs[0]", arguments.inputs[0], {256, 64}, Swizzle::k128Bytes, stream.device);
-  params.map[1] = make_tensor_map("inputs[1]", arguments.inputs[1], {64, 64}, Swizzle::k128Bytes, stream.device);
-  arch::launch(&shifted_rows_kernel, one_block(128, sizeof(ShiftedShared), stream), params);
 }
 
 }  // namespace aapt::probes
