@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from aapt_fast import limits
-from aapt_fast.limits import available_memory, in_gb, require_disk, require_memory
+from aapt_fast.limits import available_memory, in_gb, require_disk, require_folder, require_memory
 
 GIB = 2**30
 
@@ -62,6 +62,21 @@ def test_disk_that_is_not_free_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=rf"^--frames: expected .* free on the disk of {path}, got one that needs"):
         require_disk("--frames", path, needed)
     assert not path.parent.parent.exists()
+
+
+def test_a_folder_may_be_new_but_not_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for path in (tmp_path, tmp_path / "a" / "b"):
+        require_folder("--out", path)
+    file = tmp_path / "x.mp4"
+    file.touch()
+    for path in (file, file / "inside"):
+        with pytest.raises(ValueError, match=rf"^--out: expected a folder, .* got {path}, where {file} is a file$"):
+            require_folder("--out", path)
+    monkeypatch.setattr(limits.os, "access", lambda *_: False)
+    with pytest.raises(
+        ValueError, match=rf"^--out: expected a folder that can be written to, got {tmp_path / 'new'} in"
+    ):
+        require_folder("--out", tmp_path / "new")
 
 
 def test_sizes_are_in_gigabytes() -> None:

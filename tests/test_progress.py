@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from aapt_fast.progress import progress, say
+from aapt_fast.progress import progress, say, without_messages
 
 
 class Terminal(io.StringIO):
@@ -58,3 +58,11 @@ def test_what_was_done_before_counts(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_messages_go_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
     say("saved")
     assert capsys.readouterr() == ("", "saved\n")
+
+
+@pytest.mark.parametrize("quiet", [True, False])
+def test_messages_can_be_left_out(quiet: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    with without_messages(quiet):
+        say("working")
+        print("result")
+    assert capsys.readouterr() == ("result\n", "" if quiet else "working\n")

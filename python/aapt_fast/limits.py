@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Memory and disk of this machine, and the check that a number fits into them before any work begins."""
+"""Memory and disk of this machine, and checks that a command fits them before any work begins."""
 
 from __future__ import annotations
 
@@ -30,18 +30,28 @@ def require_memory(argument: str, needed: int) -> None:
 
 def require_disk(argument: str, path: Path, needed: int) -> None:
     """Raise ValueError unless `needed` bytes are free on the disk of `path`, which need not exist yet."""
-    place = path.absolute()
-    while not place.exists():
-        place = place.parent
-    free = shutil.disk_usage(place).free
+    free = shutil.disk_usage(_there(path)).free
     fits = f"a value that fits into the {in_gb(free)} that are free on the disk of {path}"
     require(needed <= free, argument, fits, f"one that needs {in_gb(needed)}")
+
+
+def require_folder(argument: str, path: Path) -> None:
+    """Raise ValueError unless `path` is a folder that can be written to, or can become one."""
+    place = _there(path)
+    require(place.is_dir(), argument, "a folder, which may be new", f"{path}, where {place} is a file")
+    require(os.access(place, os.W_OK), argument, "a folder that can be written to", f"{path} in {place}, which cannot")
 
 
 def in_gb(count: int) -> str:
     """Bytes as text in GB (10^9 bytes), with at least three digits."""
     size = Decimal(count) / 10**9  # no float, which may be too small for it
     return f"{size:,.0f} GB" if 1000 <= size < 10**9 else f"{size:.3g} GB"
+
+
+def _there(path: Path) -> Path:
+    """The path itself, or the innermost folder around it, that exists."""
+    path = path.absolute()
+    return next(place for place in (path, *path.parents) if place.exists())
 
 
 def _of_the_system() -> int | None:

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import sys
+from contextlib import AbstractContextManager, nullcontext, redirect_stderr
+from io import StringIO
 from typing import Any, TextIO
 
 from tqdm import tqdm
@@ -26,6 +28,11 @@ def progress(total: int, name: str, unit: str, *, done: int = 0, quiet: bool = F
 def say(text: str) -> None:
     """Write a line to stderr, above a bar if there is one."""
     tqdm.write(text, file=sys.stderr)
+
+
+def without_messages(quiet: bool) -> AbstractContextManager[object]:
+    """Context in which bars and messages go nowhere, if `quiet`; an error that leaves it is reported as ever."""
+    return redirect_stderr(StringIO()) if quiet else nullcontext()
 
 
 class _Lines:

@@ -37,9 +37,12 @@ def call(tmp_path: Path, *arguments: str) -> int:
 
 def test_one_model(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call(tmp_path, model, "--nfe", "2", "--out", str(tmp_path / "out")) == 0
-    printed = capsys.readouterr().out
-    report = json.loads(printed.splitlines()[-1])
-    assert printed.startswith((tmp_path / "out" / "report.md").read_text())
+    printed = capsys.readouterr()
+    assert printed.out.count("\n") == 1  # one line, for programs
+    report = json.loads(printed.out)
+    assert (tmp_path / "out" / "report.md").read_text() in printed.err  # tables, for people
+    assert "train the pose network" in printed.err and f"kept in {tmp_path / 'kept'}" in printed.err
+    assert "evaluate model on 1 clips of 16 video frames (held-out): the steps alone take about" in printed.err
     assert [row["what"] for row in report["summary"]] == ["model", "codec", "still"] and report["summary"][0][
         "nfe"
     ] == 2
@@ -69,10 +72,17 @@ def test_several_rows(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[
         (["MODEL", "--frames", "0"], "frames: expected at least 1, got 0"),
         (["MODEL", "--frames", "8"], "frames: expected more than 12 video frames"),
         (["MODEL", "--clips", "0"], "clips: expected at least 1, got 0"),
+        (["MODEL", "--clips", str(10**12)], "clips: expected a value that fits into"),
+        (["MODEL", "--frames", str(10**12)], "frames: expected a value that fits into"),
+        (["MODEL", "--nfe", str(10**12)], "nfe: expected a value that fits into"),
+        (["MODEL", "--out", "MODEL"], "--out: expected a folder, which may be new, got"),
+        (["MODEL", "--pose-network", "MODEL"], "--pose-network: expected a folder, which may be new, got"),
     ],
 )
 def test_mistakes_are_one_line(
     model: str, tmp_path: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert call(tmp_path, *(argument.replace("MODEL", model) for argument in arguments)) == 2
-    assert message in capsys.readouterr().err.splitlines()[-1]
+    printed = capsys.readouterr()
+    assert message in printed.err.splitlines()[-1] and printed.out == ""
+    assert not (tmp_path / "kept").exists()  # nothing was trained first

@@ -91,3 +91,28 @@ def test_a_thread_has_no_signals():
     thread.start()
     thread.join()
     assert done == [True]
+
+
+@KINDS
+def test_a_first_signal_is_held_where_work_asks_for_it_and_a_second_is_not(kind, capfd):
+    with pytest.raises(Stopped, match="SIGTERM"), HeldSignals() as signals, signals.let_in(), signals.hold() as stopped:
+        assert not stopped()
+        send(kind)
+        assert stopped() and "stopping after this step" in capfd.readouterr().err
+        send(signal.SIGTERM)
+        raise AssertionError("too late")
+
+
+def test_a_held_signal_is_raised_where_the_hold_ends():
+    with pytest.raises(Stopped, match="SIGHUP"), HeldSignals() as signals, signals.let_in():
+        with signals.hold():
+            send(signal.SIGHUP)
+        raise AssertionError("too late")
+
+
+def test_signals_are_let_in_again_after_a_hold():
+    with pytest.raises(Stopped, match="SIGINT"), HeldSignals() as signals, signals.let_in():
+        with signals.hold():
+            pass
+        send(signal.SIGINT)
+        raise AssertionError("too late")

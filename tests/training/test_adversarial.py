@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import dataclasses
-import signal
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ from aapt_fast.training import adversarial
 from aapt_fast.training.adversarial import AdversarialConfig, Segment, draw_t, roll_out, train_adversarial
 from aapt_fast.training.clips import Batch, LatentClips
 from aapt_fast.training.rollout import rollout
-from aapt_fast.training.run import TrainingRun
+from aapt_fast.training.run import UNWATCHED, TrainingRun, Watch
 
 SHORT = AdversarialConfig(
     NANO,
@@ -52,9 +52,9 @@ def batch_of(rows: int = 2, frames: int = 6) -> Batch:
     return Batch(clean, recycled, torch.randn(rows, NANO.control.step_channels, frames, 4, 4))
 
 
-def train(folder, config=SHORT, evaluate=lambda model: {}) -> Generator:
+def train(folder, config=SHORT, evaluate=lambda model: {}, watch=UNWATCHED) -> Generator:
     start = random_generator()
-    return train_adversarial(folder, config, start, start, clips(), torch.ones(16), evaluate)
+    return train_adversarial(folder, config, start, start, clips(), torch.ones(16), evaluate, watch)
 
 
 def checkpoint(folder) -> dict:
@@ -284,13 +284,17 @@ def test_interrupted_and_resumed_equals_straight_on(tmp_path):
     """Generator, discriminator and both optimisers, bit by bit."""
     straight = train(tmp_path / "straight")
 
-    def interrupting(model: Generator) -> dict[str, float]:
-        if not (tmp_path / "resumed" / "checkpoint.pt").exists():
-            signal.raise_signal(signal.SIGTERM)
+    stops = ["stop"]
+    with pytest.raises(KeyboardInterrupt, match="stopped after step 0"):
+        train(tmp_path / "resumed", watch=Watch(stop=lambda: nullcontext(lambda: bool(stops))))
+    stops.clear()
+
+    def stop_soon(model: Generator) -> dict[str, float]:
+        stops.append("stop")
         return {}
 
-    with pytest.raises(KeyboardInterrupt, match="stopped at step 1"):
-        train(tmp_path / "resumed", evaluate=interrupting)
+    with pytest.raises(KeyboardInterrupt, match="stopped after step 1"):
+        train(tmp_path / "resumed", evaluate=stop_soon, watch=Watch(stop=lambda: nullcontext(lambda: bool(stops))))
     resumed = train(tmp_path / "resumed")
     for name, value in straight.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import signal
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from aapt_fast.models.vae.mini import MiniVAEConfig
 from aapt_fast.training import codec
 from aapt_fast.training.codec import CodecConfig, evaluate_codec, train_codec
 from aapt_fast.training.data import ClipSet, ClipSetConfig, held_out_clips, make_clip
+from aapt_fast.training.run import Watch
 from aapt_fast.worlds.person.world import PersonWorld
 
 TINY = MiniVAEConfig(
@@ -62,15 +63,14 @@ def test_interrupted_and_resumed_equals_straight_on(tmp_path, clip_set, held_out
 
     evaluations = []
 
-    def interrupting(*_: object) -> dict[str, float]:
+    def noting(*_: object) -> dict[str, float]:
         evaluations.append(1)
-        if len(evaluations) == 2:  # at step 3
-            signal.raise_signal(signal.SIGTERM)
         return {}
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt, match="stopped at step 4"):
-        patch.setattr(codec, "evaluate_codec", interrupting)
-        train_codec(tmp_path / "resumed", SHORT, [clip_set], held_out)
+    watch = Watch(stop=lambda: nullcontext(lambda: len(evaluations) == 2))  # at step 3
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt, match="stopped after step 4"):
+        patch.setattr(codec, "evaluate_codec", noting)
+        train_codec(tmp_path / "resumed", SHORT, [clip_set], held_out, watch=watch)
     resumed = train_codec(tmp_path / "resumed", SHORT, [clip_set], held_out)
     for name, tensor in straight.state_dict().items():
         assert torch.equal(resumed.state_dict()[name], tensor), name

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import signal
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -14,6 +14,7 @@ from aapt_fast.models.aapt.sampling import timesteps
 from aapt_fast.training.clips import LatentClips
 from aapt_fast.training.consistency import ConsistencyConfig, euler_step, train_consistency
 from aapt_fast.training.losses import consistency_loss
+from aapt_fast.training.run import UNWATCHED, Watch
 from aapt_fast.training.schedule import add_noise
 
 SHORT = ConsistencyConfig(NANO, steps=6, batch=2, clip_frames=4, evaluate_every=3)
@@ -36,8 +37,8 @@ def teacher() -> Generator:
     return model
 
 
-def train(folder, config=SHORT, evaluate=lambda model: {}, start=None) -> Generator:
-    return train_consistency(folder, config, start or teacher(), clips(), torch.ones(16), evaluate)
+def train(folder, config=SHORT, evaluate=lambda model: {}, start=None, watch=UNWATCHED) -> Generator:
+    return train_consistency(folder, config, start or teacher(), clips(), torch.ones(16), evaluate, watch)
 
 
 # ---- the path ----
@@ -131,13 +132,17 @@ def test_the_teacher_does_not_change_and_the_student_does(tmp_path):
 def test_interrupted_and_resumed_equals_straight_on(tmp_path):
     straight = train(tmp_path / "straight")
 
-    def interrupting(model: Generator) -> dict[str, float]:
-        if not (tmp_path / "resumed" / "checkpoint.pt").exists():
-            signal.raise_signal(signal.SIGTERM)
+    stops = ["stop"]
+    with pytest.raises(KeyboardInterrupt, match="stopped after step 0"):
+        train(tmp_path / "resumed", watch=Watch(stop=lambda: nullcontext(lambda: bool(stops))))
+    stops.clear()
+
+    def stop_soon(model: Generator) -> dict[str, float]:
+        stops.append("stop")
         return {}
 
-    with pytest.raises(KeyboardInterrupt, match="stopped at step 1"):
-        train(tmp_path / "resumed", evaluate=interrupting)
+    with pytest.raises(KeyboardInterrupt, match="stopped after step 1"):
+        train(tmp_path / "resumed", evaluate=stop_soon, watch=Watch(stop=lambda: nullcontext(lambda: bool(stops))))
     resumed = train(tmp_path / "resumed")
     for name, value in straight.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import multiprocessing
 import os
 import signal
 import warnings
@@ -15,7 +16,7 @@ import torch
 
 from aapt_fast.testing.compare import assert_near
 from aapt_fast.training import data
-from aapt_fast.training.data import ClipSetConfig, futures, make_clip, render_clips, to_float
+from aapt_fast.training.data import ClipSetConfig, clip_rows, futures, make_clip, render_clips, to_float
 from aapt_fast.worlds.person.company.company import Company
 from aapt_fast.worlds.person.players import FADE
 from aapt_fast.worlds.person.skeleton import pose_points
@@ -43,10 +44,11 @@ def test_processes_render_what_the_clip_numbers_say(tmp_path):
 
 
 class Deadly(PersonWorld):
-    """A world that kills the process that looks at it."""
+    """A world that kills the worker that looks at it."""
 
     def scene(self, seed: int, clip: int) -> int:
-        os.kill(os.getpid(), signal.SIGKILL)
+        if multiprocessing.parent_process() is not None:
+            os.kill(os.getpid(), signal.SIGKILL)
         return 0
 
 
@@ -127,20 +129,53 @@ def test_another_configuration_is_rendered_anew(tmp_path, threads):
 
 
 @pytest.mark.parametrize("earlier", [True, False], ids=["over an older set", "into an empty folder"])
-def test_a_broken_off_rendering_leaves_nothing_valid(tmp_path, threads, monkeypatch, earlier):
+def test_a_stopped_rendering_resumes_with_the_missing_clips(tmp_path, threads, monkeypatch, earlier):
+    """Bit-equal to a set rendered at once."""
     if earlier:
         render_clips(tmp_path, ClipSetConfig("tiny", ALONE, clips=2, frames=5, size=16, seed=1))
+    rendered = []
 
     def breaks(config, clip):
-        if clip == 1:
+        rendered.append(clip)
+        if clip == 1 and rendered.count(1) == 1:
+            raise KeyboardInterrupt
+        return make_clip(config, clip)
+
+    monkeypatch.setattr(data, "make_clip", breaks)
+    with pytest.raises(KeyboardInterrupt):
+        render_clips(tmp_path, CONFIG, workers=1)
+    assert not (tmp_path / "tiny.json").exists()
+    missing = clip_rows(tmp_path, CONFIG).begin()
+    assert 1 in missing and 0 not in missing
+    rendered[:] = [1]
+    resumed = render_clips(tmp_path, CONFIG, workers=1)
+    assert sorted(rendered[1:]) == missing
+    whole = render_clips(tmp_path / "at once", CONFIG, workers=1)
+    assert np.array_equal(resumed.video, whole.video) and torch.equal(resumed.controls, whole.controls)
+    names = ["tiny.json", "tiny.points.npy", "tiny.video.npy"]
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == names
+
+
+def test_the_first_clips_of_another_set_are_not_kept(tmp_path, threads, monkeypatch):
+    def breaks(config, clip):
+        if clip == 2:
             raise RuntimeError("stopped")
         return make_clip(config, clip)
 
     with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="stopped"):
         patch.setattr(data, "make_clip", breaks)
-        render_clips(tmp_path, CONFIG)
-    assert not (tmp_path / "tiny.json").exists()
-    assert torch.equal(render_clips(tmp_path, CONFIG).controls[1], make_clip(CONFIG, 1).controls)
+        render_clips(tmp_path, CONFIG, workers=1)
+    assert clip_rows(tmp_path, CONFIG).there > 0
+    other = dataclasses.replace(CONFIG, seed=8)
+    assert clip_rows(tmp_path, other).there == 0
+    assert torch.equal(render_clips(tmp_path, other, workers=1).controls[0], make_clip(other, 0).controls)
+
+
+def test_a_set_that_fits_no_disk_is_refused_before_it_is_begun(tmp_path, threads):
+    endless = dataclasses.replace(CONFIG, clips=10**12)
+    with pytest.raises(ValueError, match=r"^tiny: count: expected a value that fits into .* got one that needs 4"):
+        render_clips(tmp_path, endless)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_card_appears_whole(tmp_path, threads, monkeypatch):

@@ -4,7 +4,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import functools
-import signal
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,7 @@ from aapt_fast.streaming.controls import clip_controls
 from aapt_fast.training.clips import LatentClips
 from aapt_fast.training.data import ClipSetConfig, held_out_clips
 from aapt_fast.training.diffusion import DiffusionConfig, decoder_sensitivity, flow_matching_loss, train_diffusion
+from aapt_fast.training.run import UNWATCHED, Watch
 from aapt_fast.worlds.person.world import PersonWorld
 
 SHORT = DiffusionConfig(NANO, steps=6, batch=2, clip_frames=4, evaluate_every=3, recycled_noise=0.1, compile=False)
@@ -30,8 +31,10 @@ def random_clips(clips: int = 3, frames: int = 5) -> LatentClips:
     return LatentClips(latents, torch.rand(clips, 4 * frames - 3, 19, 3, generator=generator), NANO)
 
 
-def train(folder: Path, config: DiffusionConfig = SHORT, evaluate=lambda model: {}) -> Generator:
-    return train_diffusion(folder, config, random_clips(), torch.ones(16), evaluate)
+def train(
+    folder: Path, config: DiffusionConfig = SHORT, evaluate=lambda model: {}, watch: Watch = UNWATCHED
+) -> Generator:
+    return train_diffusion(folder, config, random_clips(), torch.ones(16), evaluate, watch=watch)
 
 
 def checkpoint(folder: Path) -> dict:
@@ -60,14 +63,13 @@ def test_interrupted_and_resumed_equals_straight_on(tmp_path):
 
     evaluations = []
 
-    def interrupting(model: Generator) -> dict[str, float]:
+    def noting(model: Generator) -> dict[str, float]:
         evaluations.append(model)
-        if len(evaluations) == 2:
-            signal.raise_signal(signal.SIGTERM)
         return {}
 
-    with pytest.raises(KeyboardInterrupt, match="stopped at step 4"):
-        train(tmp_path / "resumed", evaluate=interrupting)
+    watch = Watch(stop=lambda: nullcontext(lambda: len(evaluations) == 2))
+    with pytest.raises(KeyboardInterrupt, match="stopped after step 4"):
+        train(tmp_path / "resumed", evaluate=noting, watch=watch)
     resumed = train(tmp_path / "resumed")
     assert_same(resumed.state_dict(), straight.state_dict())
     assert_same(checkpoint(tmp_path / "resumed"), checkpoint(tmp_path / "straight"))

@@ -203,3 +203,46 @@ def test_what_cannot_be_evaluated_is_refused(pose: PoseReader) -> None:
     ):
         with pytest.raises(ValueError, match=message):
             evaluate(rows, config, pose)
+
+
+def test_a_stopped_evaluation_resumes_after_the_last_whole_group(
+    pose: PoseReader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, config = [Row("model", nano())], dataclasses.replace(TINY, frames=17)
+    whole = evaluate(rows, config, pose, tmp_path / "at once", group=1)
+    measured: list[int] = []
+    real = module.make_group
+
+    def stopped(config, clips):
+        measured.append(clips.start)
+        if len(measured) == 2:
+            raise KeyboardInterrupt
+        return real(config, clips)
+
+    monkeypatch.setattr(module, "make_group", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(rows, config, pose, tmp_path / "out", group=1)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["measured.pt"]
+    resumed = evaluate(rows, config, pose, tmp_path / "out", group=1)
+    assert measured == [0, 1, 1]
+    for title in ("drift", "control", "frechet", "dynamic degree", "mirror"):
+        assert resumed.tables[title] == whole.tables[title]
+    files = [sorted(path.name for path in (tmp_path / name).iterdir()) for name in ("out", "at once")]
+    assert files[0] == files[1] and "measured.pt" not in files[0]
+
+
+def test_measurements_of_other_weights_are_not_resumed(pose: PoseReader, tmp_path: Path) -> None:
+    rows = [Row("model", nano())]
+    kept = module._Kept(tmp_path / "measured.pt", rows, TINY, pose, 4)
+    kept.save(module.Measurements(nfe={"model": 1}), [], 1)
+    assert module._Kept(tmp_path / "measured.pt", rows, TINY, pose, 4).load()[2] == 1
+    others = (
+        ([dataclasses.replace(rows[0], nfe=2)], TINY, pose, 4),
+        (rows, dataclasses.replace(TINY, seed=9), pose, 4),
+        (rows, TINY, None, 4),
+        (rows, TINY, pose, 2),
+    )
+    assert all(module._Kept(tmp_path / "measured.pt", *other).load()[2] == 0 for other in others)
+    with torch.no_grad():
+        rows[0].model.generator.skip += 1e-6
+    assert module._Kept(tmp_path / "measured.pt", rows, TINY, pose, 4).load()[2] == 0

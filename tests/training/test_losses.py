@@ -6,6 +6,8 @@ import math
 import pytest
 import torch
 
+from aapt_fast.training.consistency import euler_step
+from aapt_fast.training.diffusion import decoder_sensitivity, flow_matching_loss
 from aapt_fast.training.losses import (
     approximate_penalty,
     codec_loss,
@@ -15,6 +17,8 @@ from aapt_fast.training.losses import (
     relativistic_discriminator_loss,
     relativistic_generator_loss,
 )
+from aapt_fast.training.metrics import psnr, sharpness, ssim
+from aapt_fast.training.schedule import add_noise
 
 SHAPE = (2, 3, 5, 8, 8)
 
@@ -126,3 +130,43 @@ def test_losses_edit_nothing():
     for loss in (codec_loss, relativistic_generator_loss, relativistic_discriminator_loss):
         loss(*tensors)
     assert all(torch.equal(tensor, copy) for tensor, copy in zip(tensors, copies, strict=True))
+
+
+VIDEO, FRAMES, LOGITS, WEIGHTS = (
+    torch.zeros(2, 3, 4, 8, 8),
+    torch.zeros(2, 5, 4, 2, 2),
+    torch.zeros(2, 4),
+    torch.ones(5),
+)
+ONE, TWO = torch.ones(1), torch.ones(2)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: exact_penalty(torch.zeros(4), torch.zeros(4, 3)), "logits: expected shape [B, ...] with"),
+        (lambda: exact_penalty(LOGITS, torch.zeros(3, 3)), "frames: expected shape [2, 3], got [3, 3]"),
+        (lambda: exact_penalty(LOGITS, torch.zeros(2, 3)), "frames: expected recorded gradients"),
+        (lambda: approximate_penalty(LOGITS, torch.zeros(2)), "disturbed: expected shape [2, 4], got [2]"),
+        (lambda: logit_centring(LOGITS, torch.zeros(4)), "real: expected shape [2, 4], got [4]"),
+        (lambda: relativistic_generator_loss(LOGITS, torch.zeros(2, 1)), "real: expected shape [2, 4], got [2, 1]"),
+        (lambda: relativistic_discriminator_loss(LOGITS, torch.zeros(())), "real: expected shape [2, 4], got []"),
+        (lambda: codec_loss(VIDEO, VIDEO[:1]), "truth: expected shape [2, 3, 4, 8, 8], got [1, 3, 4, 8, 8]"),
+        (lambda: codec_loss(VIDEO[0], VIDEO[0]), "video: expected shape [B, C, T, H, W], got [3, 4, 8, 8]"),
+        (lambda: consistency_loss(FRAMES, FRAMES[:, :1], WEIGHTS), "target: expected shape [2, 5, 4, 2, 2], got [2, 1"),
+        (lambda: consistency_loss(FRAMES, FRAMES, ONE), "channel_weights: expected shape [5], got [1]"),
+        (lambda: flow_matching_loss(FRAMES, FRAMES, ONE, WEIGHTS, 0.3), "t: expected shape [2], got [1]"),
+        (lambda: flow_matching_loss(FRAMES, FRAMES, TWO, TWO, 0.3), "channel_weights: expected shape [5], got [2]"),
+        (lambda: add_noise(FRAMES, FRAMES[:1], TWO), "noise: expected shape [2, 5, 4, 2, 2], got [1, 5, 4, 2, 2]"),
+        (lambda: euler_step(FRAMES, FRAMES, TWO, ONE), "t_next: expected shape [2], got [1]"),
+        (lambda: decoder_sensitivity(lambda x: x, FRAMES[0]), "latents: expected shape [B, C, F, h, w], got [5, 4, 2"),
+        (lambda: psnr(VIDEO, VIDEO[:1]), "truth: expected shape [2, 3, 4, 8, 8], got [1, 3, 4, 8, 8]"),
+        (lambda: ssim(VIDEO[:, :1], VIDEO[:, :1]), "video: expected shape [2, 3, T, H, W], got [2, 1, 4, 8, 8]"),
+        (lambda: sharpness(VIDEO[0, 0], VIDEO[0, 0]), "video: expected shape [3, T, H, W], got [4, 8, 8]"),
+    ],
+)
+def test_other_shapes_are_refused_by_name(call, message):
+    """Broadcasting would give a number for most of them."""
+    with pytest.raises(ValueError) as caught:
+        call()
+    assert str(caught.value).startswith(message)

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from pathlib import Path
 
 import pytest
@@ -52,8 +51,8 @@ def test_the_distance_is_in_pixels_and_ignores_depth() -> None:
 def test_it_learns_to_see(tmp_path: Path) -> None:
     """Held-out strangers: much closer than the best constant answer, and features that differ between frames."""
     reader = pose_reader(SMALL, tmp_path)
-    frames, points = render_frames(SMALL, SMALL.held_out, seed=8)
-    constant = render_frames(SMALL, SMALL.clips, seed=7)[1].mean(0)
+    frames, points = render_frames(SMALL, SMALL.held_out, 8, tmp_path)
+    constant = render_frames(SMALL, SMALL.clips, 7, tmp_path)[1].mean(0)
     guess = float(joint_distance(constant.expand_as(points), points, SMALL.size).mean())
     assert reader.error < 0.75 * guess
     video = (frames.float() / 127.5 - 1).unflatten(0, (2, -1)).transpose(1, 2)
@@ -64,13 +63,13 @@ def test_it_learns_to_see(tmp_path: Path) -> None:
     assert_near(reader.see(video[1:])[0], joints[1:], 1e-4, "one clip on its own")
 
 
-def test_training_is_deterministic_and_leaves_the_global_generator_alone() -> None:
+def test_training_is_deterministic_and_leaves_the_global_generator_alone(tmp_path: Path) -> None:
     torch.manual_seed(3)
-    first = train_pose_network(TINY)
+    first = train_pose_network(TINY, tmp_path)
     drawn = torch.rand(4)
     torch.manual_seed(3)
     assert torch.equal(drawn, torch.rand(4))
-    again, other = train_pose_network(TINY), train_pose_network(dataclasses.replace(TINY, seed=1))
+    again, other = (train_pose_network(dataclasses.replace(TINY, seed=seed), tmp_path) for seed in (0, 1))
     for a, b in zip(first.network.state_dict().values(), again.network.state_dict().values(), strict=True):
         assert torch.equal(a, b)
     assert first.error == again.error != other.error
@@ -78,7 +77,7 @@ def test_training_is_deterministic_and_leaves_the_global_generator_alone() -> No
 
 def test_it_is_trained_once_per_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trained = pose_reader(TINY, tmp_path / "new")
-    monkeypatch.setattr(pose_network, "train_pose_network", lambda config: pytest.fail("trained again"))
+    monkeypatch.setattr(pose_network, "train_pose_network", lambda *_: pytest.fail("trained again"))
     kept = pose_reader(TINY, tmp_path / "new")
     video = torch.rand(1, 3, 2, 32, 32) * 2 - 1
     assert kept.error == trained.error and torch.equal(kept.see(video)[0], trained.see(video)[0])
@@ -87,13 +86,51 @@ def test_it_is_trained_once_per_configuration(tmp_path: Path, monkeypatch: pytes
     assert len(others | {reader_path(TINY, tmp_path)}) == 4
 
 
-def test_a_failed_write_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(*_: object) -> None:
+def test_a_failed_write_leaves_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next call renders nothing and trains again."""
+
+    def interrupted(path: Path, content: object) -> None:
+        torch.save(content, path.with_name(".pose.partial.pt"))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(os, "replace", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(pose_network, "save_finite", interrupted)
         pose_reader(TINY, tmp_path)
+    assert not reader_path(TINY, tmp_path).exists()
+    monkeypatch.setattr(pose_network, "render", lambda *_: pytest.fail("rendered again"))
+    assert pose_reader(TINY, tmp_path).error > 0
+
+
+def test_a_stopped_rendering_resumes_with_the_missing_clips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = render_frames(TINY, 3, 7, tmp_path / "at once")
+    render, calls = pose_network.render, []
+
+    def stopped(*given: object) -> torch.Tensor:
+        calls.append(given)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return render(*given)
+
+    monkeypatch.setattr(pose_network, "render", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        render_frames(TINY, 3, 7, tmp_path)
+    resumed = render_frames(TINY, 3, 7, tmp_path)
+    assert len(calls) == 4 and all(torch.equal(a, b) for a, b in zip(resumed, whole, strict=True))
+
+
+def test_a_gradient_that_is_not_finite_leaves_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def loss(heat: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
+        return torch.sqrt((heat * 0).square().sum())
+
+    monkeypatch.setattr(pose_network, "_loss", loss)
+    with pytest.raises(FloatingPointError, match=r"the gradient of .* is not finite"):
+        pose_reader(TINY, tmp_path)
+    assert not reader_path(TINY, tmp_path).exists()
+
+
+def test_frames_that_fit_no_memory_are_refused_before_rendering(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"^clips, frames and size: expected a value that fits into"):
+        pose_reader(dataclasses.replace(TINY, clips=10**10), tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 

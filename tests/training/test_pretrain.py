@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import signal
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -21,6 +21,7 @@ from aapt_fast.training.clips import LatentClips
 from aapt_fast.training.data import ClipSetConfig, held_out_clips
 from aapt_fast.training.diffusion import DiffusionConfig, flow_matching_loss, train_diffusion
 from aapt_fast.training.pretrain import HeldOutError, PretrainConfig, train_bidirectional
+from aapt_fast.training.run import UNWATCHED, Watch
 from aapt_fast.worlds.person.world import PersonWorld
 
 SHORT = PretrainConfig(bidirectional(NANO), steps=6, batch=2, clip_frames=4, evaluate_every=3)
@@ -33,8 +34,10 @@ def latents(clips: int = 3, frames: int = 5) -> Tensor:
     return torch.randn(clips, 16, frames, 4, 4, generator=torch.Generator().manual_seed(3))
 
 
-def train(folder: Path, config: PretrainConfig = SHORT, evaluate=lambda model: {}) -> Generator:
-    return train_bidirectional(folder, config, latents(), torch.ones(16), evaluate)
+def train(
+    folder: Path, config: PretrainConfig = SHORT, evaluate=lambda model: {}, watch: Watch = UNWATCHED
+) -> Generator:
+    return train_bidirectional(folder, config, latents(), torch.ones(16), evaluate, watch)
 
 
 def test_interrupted_and_resumed_equals_straight_on(tmp_path):
@@ -42,14 +45,13 @@ def test_interrupted_and_resumed_equals_straight_on(tmp_path):
 
     evaluations = []
 
-    def interrupting(model: Generator) -> dict[str, float]:
+    def noting(model: Generator) -> dict[str, float]:
         evaluations.append(model)
-        if len(evaluations) == 2:
-            signal.raise_signal(signal.SIGTERM)
         return {}
 
-    with pytest.raises(KeyboardInterrupt, match="stopped at step 4"):
-        train(tmp_path / "resumed", evaluate=interrupting)
+    watch = Watch(stop=lambda: nullcontext(lambda: len(evaluations) == 2))
+    with pytest.raises(KeyboardInterrupt, match="stopped after step 4"):
+        train(tmp_path / "resumed", evaluate=noting, watch=watch)
     resumed = train(tmp_path / "resumed")
     assert not resumed.training
     for name, value in straight.state_dict().items():

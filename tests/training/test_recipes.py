@@ -6,7 +6,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,15 +20,28 @@ from aapt_fast.models.aapt.generator import Generator
 from aapt_fast.models.aapt.presets import NANO
 from aapt_fast.models.vae.mini import MiniVAE, MiniVAEConfig
 from aapt_fast.testing.compare import assert_near
-from aapt_fast.training import data, evaluate, recipes, several_futures, stages
+from aapt_fast.training import (
+    adversarial,
+    codec,
+    consistency,
+    data,
+    diffusion,
+    evaluate,
+    pretrain,
+    recipes,
+    several_futures,
+    stages,
+)
 from aapt_fast.training.adversarial import AdversarialConfig
 from aapt_fast.training.codec import CodecConfig
 from aapt_fast.training.consistency import ConsistencyConfig
 from aapt_fast.training.data import ClipSetConfig, make_clip, render_clips
 from aapt_fast.training.diffusion import DiffusionConfig
+from aapt_fast.training.plan import result_path
 from aapt_fast.training.pose_network import PoseNetworkConfig
 from aapt_fast.training.pretrain import PretrainConfig
 from aapt_fast.training.recipes import ANYONE, COMPANY, COMPANY_CLIPS, PERSON, Recipe
+from aapt_fast.training.run import CHECKPOINT
 from aapt_fast.training.step_latency import step_latency
 from aapt_fast.worlds.person.company.company import Company
 from aapt_fast.worlds.person.world import PersonWorld
@@ -131,7 +144,7 @@ def test_stage_1_starts_from_the_conversion_of_the_pretrained_model(
 ) -> None:
     starts = []
 
-    def note_start(folder, config, clips, channel_weights, evaluate, start):
+    def note_start(folder, config, clips, channel_weights, evaluate, start, watch):
         starts.append(start)
         return start or Generator(config.model)
 
@@ -160,7 +173,7 @@ def test_a_stage_1_that_has_begun_does_not_change_its_start(person: Path) -> Non
 
 
 def test_stages_in_the_wrong_order_say_what_is_missing(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"out: expected a folder with a finished codec"):
+    with pytest.raises(ValueError, match=r"out: expected a folder with a finished stage codec"):
         stages.train(PERSON, tmp_path, ("diffusion",))
     with pytest.raises(ValueError, match=r"out: expected a folder with a finished stage diffusion"):
         stages.train(PERSON, tmp_path, ("export",))
@@ -190,11 +203,11 @@ def test_a_recipe_may_start_from_a_model(person: Path, tmp_path: Path, monkeypat
     starts = []
     file = person / PERSON.name / "model.safetensors"
 
-    def note_codec(folder, config, clip_sets, held_out, start):
+    def note_codec(folder, config, clip_sets, held_out, start, watch):
         starts.append(start)
         return start
 
-    def note_diffusion(folder, config, clips, channel_weights, evaluate, start):
+    def note_diffusion(folder, config, clips, channel_weights, evaluate, start, watch):
         starts.append(start)
         return start
 
@@ -245,12 +258,12 @@ def test_latents_are_made_anew_when_codec_or_clips_changed(tmp_path: Path, monke
     torch.manual_seed(0)
     vae = MiniVAE(MiniVAEConfig(encoder_widths=(4, 4, 4), decoder_widths=(4, 4, 4)))
     config = ClipSetConfig("few", PersonWorld(), clips=2, frames=5, size=32)
-    path, encoded = tmp_path / "few.latents.pt", []
+    encoded = []
     encode = MiniVAE.encode
     monkeypatch.setattr(MiniVAE, "encode", lambda vae, video: encoded.append(len(video)) or encode(vae, video))
 
     def latents(config: ClipSetConfig) -> torch.Tensor:
-        return stages.encode_clips(vae, render_clips(tmp_path, config), path)
+        return stages.encode_clips(vae, render_clips(tmp_path, config), tmp_path)
 
     first = latents(config)
     assert torch.equal(latents(config), first) and encoded == [2]
@@ -260,3 +273,82 @@ def test_latents_are_made_anew_when_codec_or_clips_changed(tmp_path: Path, monke
         next(vae.parameters()).view(-1)[0] += 1e-6
     latents(dataclasses.replace(config, seed=1))
     assert encoded == [2, 2, 2]
+
+
+def test_a_stopped_encoding_resumes_with_the_missing_clips_and_the_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vae = MiniVAE(MiniVAEConfig(encoder_widths=(4, 4, 4), decoder_widths=(4, 4, 4)))
+    clip_set = render_clips(tmp_path, ClipSetConfig("few", PersonWorld(), clips=10, frames=5, size=32))
+    whole = stages.encode_clips(vae, clip_set, tmp_path / "at once")
+    encode, batches = MiniVAE.encode, []
+
+    def stopped(vae: MiniVAE, video: torch.Tensor) -> torch.Tensor:
+        batches.append(len(video))
+        if len(batches) == 2:
+            raise KeyboardInterrupt
+        return encode(vae, video)
+
+    monkeypatch.setattr(MiniVAE, "encode", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        stages.encode_clips(vae, clip_set, tmp_path)
+    assert torch.equal(stages.encode_clips(vae, clip_set, tmp_path), whole)
+    assert batches == [8, 2, 2]  # the first eight were kept
+
+
+@pytest.fixture(scope="module")
+def bad_gradient() -> Callable[..., torch.Tensor]:
+    """The identity [...], whose gradient is nan."""
+
+    class Identity(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: object, x: torch.Tensor) -> torch.Tensor:
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: object, gradient: torch.Tensor) -> torch.Tensor:
+            return gradient * torch.nan
+
+    return Identity.apply
+
+
+LOOPS = {
+    "codec": (codec, "codec_loss"),
+    "pretrain": (pretrain, "flow_matching_loss"),
+    "diffusion": (diffusion, "flow_matching_loss"),
+    "consistency": (consistency, "consistency_loss"),
+    "reconstruction": (adversarial, "roll_out"),
+    "adversarial": (adversarial, "discriminator_loss"),
+}
+
+
+@pytest.mark.parametrize("stage", LOOPS)
+def test_every_training_stops_before_a_bad_gradient_moves_anything(
+    stage: str, person: Path, monkeypatch: pytest.MonkeyPatch, bad_gradient: Callable[..., torch.Tensor]
+) -> None:
+    """All losses are finite; only a gradient is not."""
+    module, name = LOOPS[stage]
+    (person / stage / CHECKPOINT).unlink()
+    (person / stage / result_path(person, stage).name).unlink()
+    whole = getattr(module, name)
+
+    def poisoned(*given: object) -> object:
+        result = whole(*given)
+        if name == "roll_out":
+            return (dataclasses.replace(each, fake=bad_gradient(each.fake)) for each in result)
+        return bad_gradient(result)
+
+    monkeypatch.setattr(module, name, poisoned)
+    with pytest.raises(
+        FloatingPointError, match=rf"the gradient of \S+ is not finite at step 0 .*{stage} has no check"
+    ):
+        stages.train(tiny(PERSON), person, (stage,))
+    assert not result_path(person, stage).exists() and not (person / stage / CHECKPOINT).exists()
+
+
+def test_a_folder_in_which_another_process_trains_is_refused(tmp_path: Path) -> None:
+    with (
+        stages._alone_in(tmp_path),
+        pytest.raises(ValueError, match="out: expected a folder in which no other process is training, got"),
+    ):
+        stages.train(tiny(PERSON), tmp_path, ("codec",))

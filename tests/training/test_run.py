@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import textwrap
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +18,9 @@ import torch
 from torch import nn
 
 from aapt_fast.errors import CheckpointError
-from aapt_fast.training.run import TrainingRun
+from aapt_fast.training.ema import WeightAverage
+from aapt_fast.training.optimiser import descend
+from aapt_fast.training.run import TrainingRun, Watch, on_disk, steps_on_disk
 
 
 @dataclass(frozen=True)
@@ -34,18 +38,23 @@ class RenamedSettings:
     rate: float = 0.1
 
 
+def watch(stops: Sequence[object]) -> Watch:
+    """A watch that stops the run once something is in the list `stops`."""
+    return Watch("a run", lambda: nullcontext(lambda: bool(stops)))
+
+
 def walk(folder: Path, total: int, stop_at: int | None = None, settings: Settings = Settings()) -> nn.Linear:
-    """A run whose every step adds random numbers to the weights; asked to stop during step `stop_at`."""
-    model = nn.Linear(settings.width, 2)
+    """A run whose every step adds random numbers to the weights; its watch stops it during step `stop_at`."""
+    model, stops = nn.Linear(settings.width, 2), []
     nn.init.zeros_(model.weight)
-    run = TrainingRun(folder, settings, {"model": model})
+    run = TrainingRun(folder, settings, {"model": model}, watch=watch(stops))
     for step in run.steps(total, seed=5):
         with torch.no_grad():
             model.weight += torch.randn_like(model.weight)
         run.track(loss=model.weight.sum())
         run.log(position=float(model.weight.detach()[0, 0]))
         if step == stop_at:
-            signal.raise_signal(signal.SIGTERM)
+            stops.append("stop")
     return model
 
 
@@ -60,7 +69,9 @@ def without_time(table: list[dict[str, str]]) -> list[dict[str, str]]:
 
 def test_interrupted_and_resumed_equals_straight_on(tmp_path):
     straight = walk(tmp_path / "straight", 8)
-    with pytest.raises(KeyboardInterrupt, match="stopped at step 4, saved in"):
+    with pytest.raises(
+        KeyboardInterrupt, match=r"stopped after step 4 of 8; .*checkpoint\.pt holds the state after step 4, all finite"
+    ):
         walk(tmp_path / "resumed", 8, stop_at=3)
     resumed = walk(tmp_path / "resumed", 8)
     assert torch.equal(straight.weight, resumed.weight)
@@ -81,44 +92,38 @@ def test_a_finished_run_takes_no_step_and_keeps_its_result(tmp_path):
     assert len(rows(tmp_path)) == 3
 
 
-@pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGINT])
-def test_signals_are_ours_during_steps_only(tmp_path, kind):
-    before = signal.getsignal(kind)
-    run = TrainingRun(tmp_path, Settings(), {})
-    with pytest.raises(KeyboardInterrupt, match="stopped at step 1"):
-        for _ in run.steps(5, seed=0):
-            assert signal.getsignal(kind) != before
-            signal.raise_signal(kind)
-    assert signal.getsignal(kind) == before
-    assert TrainingRun(tmp_path, Settings(), {}).step == 1
+def test_a_run_installs_no_signal_handlers(tmp_path):
+    before = {kind: signal.getsignal(kind) for kind in signal.valid_signals()}
+    for _ in TrainingRun(tmp_path, Settings(), {}).steps(1, seed=0):
+        assert {kind: signal.getsignal(kind) for kind in signal.valid_signals()} == before
 
 
-def test_a_second_signal_is_obeyed_at_once(tmp_path):
-    """In the middle of a step, which may take minutes; the checkpoint is that of the step before."""
+def test_an_interruption_in_the_middle_of_a_step_keeps_the_last_checkpoint(tmp_path):
     run = TrainingRun(tmp_path, Settings(), {})
-    with pytest.raises(KeyboardInterrupt, match=r"stopped in step 2; .* holds the last checkpoint"):
+    with pytest.raises(KeyboardInterrupt):
         for step in run.steps(5, seed=0):
             if step == 1:
                 run.save()
             if step == 2:
-                signal.raise_signal(signal.SIGINT)
-                signal.raise_signal(signal.SIGINT)
-                pytest.fail("the step went on")
+                raise KeyboardInterrupt
     assert TrainingRun(tmp_path, Settings(), {}).step == 1
 
 
 ENDLESS = """
     import sys
     from pathlib import Path
-    from aapt_fast.training.run import TrainingRun
+    from aapt_fast.cli.signals import HeldSignals
+    from aapt_fast.training.run import TrainingRun, Watch
     from test_settings import Settings
     import torch, time
 
     model = torch.nn.Linear(3, 2)
-    run = TrainingRun(Path(sys.argv[1]), Settings(), {"model": model})
-    for step in run.steps(10**9, seed=0):
-        print("step", flush=True)
-        time.sleep(0.01)
+    with HeldSignals() as signals, signals.let_in():
+        watch = Watch("endless", signals.hold)
+        run = TrainingRun(Path(sys.argv[1]), Settings(), {"model": model}, watch=watch)
+        for step in run.steps(10**9, seed=0):
+            print("step", flush=True)
+            time.sleep(0.01)
 """
 SETTINGS = """
     from dataclasses import dataclass
@@ -140,7 +145,7 @@ def test_sigterm_to_a_process_saves_and_ends_it(tmp_path):
         assert process.stdout.readline() == "step\n"
         process.terminate()
         _, errors = process.communicate(timeout=240)
-    assert process.returncode != 0 and "stopped at step" in errors
+    assert process.returncode != 0 and "stopped after step" in errors and "stopping after this step" in errors
     model = nn.Linear(3, 2)
     assert TrainingRun(tmp_path / "run", Settings(), {"model": model}).step >= 1
 
@@ -204,10 +209,97 @@ def test_training_time_adds_up_over_sessions(tmp_path):
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(tmp_path, value):
     run = TrainingRun(tmp_path, Settings(), {}, checkpoint_seconds=0)
-    with pytest.raises(FloatingPointError, match=rf"critic is {value} at step 2 .*intact"):
+    expected = rf"critic is {value} at step 2 .*checkpoint\.pt holds the state after step 2, all finite"
+    with pytest.raises(FloatingPointError, match=expected):
         for step in run.steps(5, seed=0):
             run.track(loss=torch.tensor(1.0), critic=torch.tensor(value if step == 2 else 1.0))
     assert TrainingRun(tmp_path, Settings(), {}).step == 2  # the step that failed is taken again
+
+
+def poisoned(run: TrainingRun, model: nn.Module, checked: bool) -> None:
+    """Three steps; the loss of the second is finite and its gradient is not: the root has none at 0."""
+    optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
+    for step in run.steps(3, seed=0):
+        y = model(torch.ones(1, 3)).square().sum()
+        if step == 1:
+            y = y * 0 + torch.sqrt((model(torch.ones(1, 3)) * 0).square().sum())
+        run.track(loss=y)
+        y.backward()
+        if checked:
+            descend(model, optimiser, 1.0)
+        else:
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimiser.step()
+            optimiser.zero_grad()
+
+
+def test_a_gradient_that_is_not_finite_moves_nothing(tmp_path):
+    model = nn.Linear(3, 2)
+    run = TrainingRun(tmp_path, Settings(), {"model": model}, checkpoint_seconds=0)
+    with pytest.raises(FloatingPointError, match="the gradient of weight is not finite"):
+        poisoned(run, model, checked=True)
+    kept = nn.Linear(3, 2)
+    assert TrainingRun(tmp_path, Settings(), {"model": kept}).step == 1
+    assert torch.equal(kept.weight, model.weight) and bool(model.weight.isfinite().all())
+
+
+@pytest.mark.parametrize("seconds", [0, 60], ids=["saved in between", "not saved in between"])
+def test_bad_weights_never_replace_a_checkpoint(tmp_path, seconds):
+    """By a loop that checks no gradient itself; the message says what is on the disk, which was read."""
+    model = nn.Linear(3, 2)
+    run = TrainingRun(tmp_path, Settings(), {"model": model}, checkpoint_seconds=seconds)
+    run.save()
+    where = 1 if seconds == 0 else 0
+    with pytest.raises(FloatingPointError, match=rf"holds the state after step {where}, all finite"):
+        poisoned(run, model, checked=False)
+    assert steps_on_disk(tmp_path) == where
+    assert bool(torch.load(tmp_path / "checkpoint.pt", weights_only=True)["state"]["model"]["weight"].isfinite().all())
+
+
+@pytest.mark.parametrize("part", ["weight", "average", "optimiser"])
+def test_a_save_names_what_is_not_finite(tmp_path, part):
+    model = nn.Linear(3, 2)
+    average, optimiser = WeightAverage(model), torch.optim.AdamW(model.parameters())
+    model(torch.ones(1, 3)).sum().backward()
+    optimiser.step()
+    state = {"model": model, "average": average, "optimiser": optimiser}
+    run = TrainingRun(tmp_path, Settings(), state)
+    run.save()
+    kept = (tmp_path / "checkpoint.pt").read_bytes()
+    bad = {
+        "weight": ("state.model.weight", model.weight),
+        "average": ("state.average.weight", average.average["weight"]),
+        "optimiser": ("state.optimiser.state.0.exp_avg_sq", optimiser.state[model.weight]["exp_avg_sq"]),
+    }
+    name, tensor = bad[part]
+    tensor.data[0, 0] = torch.inf
+    with pytest.raises(
+        FloatingPointError, match=rf"^{name} is not finite, so it was not saved in .* after step 0, all"
+    ):
+        run.save()
+    assert (tmp_path / "checkpoint.pt").read_bytes() == kept
+
+
+@pytest.mark.parametrize("last", [True, False], ids=["at the last step", "when stopped"])
+def test_a_bad_last_step_is_an_error_and_not_a_success(tmp_path, last):
+    model, stops = nn.Linear(3, 2), []
+    run = TrainingRun(tmp_path, Settings(), {"model": model}, watch=watch(stops))
+    with pytest.raises(FloatingPointError, match=r"state.model.bias is not finite, .* has no checkpoint"):
+        for step in run.steps(1 if last else 9, seed=0):
+            model.bias.data[0] = torch.nan
+            stops.append(step)
+    assert not (tmp_path / "checkpoint.pt").exists()
+
+
+def test_a_checkpoint_of_an_older_version_may_be_bad_and_is_refused(tmp_path):
+    walk(tmp_path, 2)
+    content = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    content["state"]["model"]["weight"][1, 1] = torch.nan
+    torch.save(content, tmp_path / "checkpoint.pt")
+    message = r"checkpoint\.pt: state\.model\.weight: expected finite values, got nan or inf"
+    with pytest.raises(CheckpointError, match=message):
+        TrainingRun(tmp_path, Settings(), {"model": nn.Linear(3, 2)})
+    assert "expected finite values" in on_disk(tmp_path)
 
 
 def test_losses_are_averaged_and_the_average_is_resumed(tmp_path):
@@ -274,5 +366,5 @@ def test_a_checkpoint_that_does_not_fit_is_named(tmp_path, damage):
     parts = {"model": nn.Linear(3, 5 if damage == "of another shape" else 2)}
     if damage == "without a part":
         parts["critic"] = nn.Linear(1, 1)
-    with pytest.raises(CheckpointError, match=r"checkpoint\.pt: expected a readable checkpoint of this training"):
+    with pytest.raises(CheckpointError, match=r"checkpoint\.pt: expected a (whole file|checkpoint) of this training"):
         TrainingRun(tmp_path, Settings(), parts)

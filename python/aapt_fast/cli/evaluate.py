@@ -7,23 +7,32 @@ import argparse
 import dataclasses
 import json
 
+from aapt_fast.cli.signals import HeldSignals
 from aapt_fast.errors import require
+from aapt_fast.limits import require_folder
 from aapt_fast.models.stream_model import StreamModel
+from aapt_fast.progress import say, without_messages
 from aapt_fast.training.data import ClipSetConfig
-from aapt_fast.training.evaluate import Row, evaluate
+from aapt_fast.training.evaluate import Row, evaluate, require_measurable
 from aapt_fast.training.recipes import HELD_OUT_SETS, control_reader
 
 
 def run(arguments: argparse.Namespace) -> None:
     require(arguments.frames >= 1, "frames", "at least 1", arguments.frames)
     require(not (arguments.model and arguments.row), "row", "either a model or --row", "both")
+    networks = arguments.pose_network.expanduser()
+    require_folder("--pose-network", networks)
+    if arguments.out is not None:
+        require_folder("--out", arguments.out)
     rows = _rows(arguments.row or [f"model={arguments.model or 'mini-person'}"], arguments.nfe)
     size = rows[0].model.video_size[0]
     config: ClipSetConfig = dataclasses.replace(
         HELD_OUT_SETS[arguments.held_out], clips=arguments.clips, frames=1 + 4 * -(-arguments.frames // 4), size=size
     )
-    report = evaluate(rows, config, control_reader(config, arguments.pose_network.expanduser()), arguments.out)
-    print(report.to_markdown())
+    require_measurable(rows, config)
+    with HeldSignals() as signals, signals.let_in(), without_messages(arguments.quiet):
+        report = evaluate(rows, config, control_reader(config, networks), arguments.out)
+    say(report.to_markdown())
     print(json.dumps(report.as_dict()))
 
 

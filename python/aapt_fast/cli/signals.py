@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -34,7 +35,7 @@ class HeldSignals:
     def __init__(self) -> None:
         self._before: dict[signal.Signals, Callable[[int, FrameType | None], Any] | int | None] = {}
         self._waiting: signal.Signals | None = None
-        self._open = False
+        self._open = self._holding = False
 
     def __enter__(self) -> HeldSignals:
         if threading.current_thread() is threading.main_thread():
@@ -60,10 +61,27 @@ class HeldSignals:
         finally:
             self._open = False
 
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        self._waiting = signal.Signals(number)
-        if self._open:
+    @contextmanager
+    def hold(self) -> Iterator[Callable[[], bool]]:
+        """Hold a first signal back inside of `let_in`, for the function that this gives; a second one is let in.
+
+        Work asks the function where it can stop without a loss.
+        """
+        was_open, self._open, self._holding = self._open, False, True
+        try:
+            yield lambda: self._waiting is not None
+        finally:
+            self._open, self._holding = was_open, False
+        if was_open:
             self._raise_waiting()
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        second = self._holding and self._waiting is not None
+        self._waiting = signal.Signals(number)
+        if self._open or second:
+            self._raise_waiting()
+        elif self._holding:
+            os.write(2, b"\nstopping after this step; another signal stops at once\n")  # a print may be interrupted
 
     def _raise_waiting(self) -> None:
         waiting, self._waiting = self._waiting, None

@@ -6,7 +6,10 @@ from __future__ import annotations
 import argparse
 import dataclasses
 
+from aapt_fast.cli.signals import HeldSignals
 from aapt_fast.errors import require
+from aapt_fast.limits import require_folder
+from aapt_fast.progress import without_messages
 from aapt_fast.training.recipes import RECIPES
 from aapt_fast.training.stages import MAIN_STAGES, train
 
@@ -16,4 +19,6 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.start is not None:
         require(recipe.start is not None, "--start", "none for a recipe that begins from nothing", arguments.start)
         recipe = dataclasses.replace(recipe, start=arguments.start)
-    train(recipe, arguments.out, tuple(arguments.stage or MAIN_STAGES))
+    require_folder("--out", arguments.out)
+    with HeldSignals() as signals, signals.let_in(), without_messages(arguments.quiet):
+        train(recipe, arguments.out, tuple(arguments.stage or MAIN_STAGES), signals.hold)

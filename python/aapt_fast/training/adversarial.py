@@ -25,7 +25,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from tqdm import tqdm
 
 from aapt_fast.errors import require
 from aapt_fast.models.aapt.config import GeneratorConfig
@@ -33,6 +32,7 @@ from aapt_fast.models.aapt.discriminator import Discriminator
 from aapt_fast.models.aapt.generator import Generator
 from aapt_fast.models.aapt.sampling import sample_frame
 from aapt_fast.ops.cache import GrowingCache
+from aapt_fast.progress import say
 from aapt_fast.training.clips import Batch, LatentClips
 from aapt_fast.training.diffusion import Evaluation
 from aapt_fast.training.losses import (
@@ -42,9 +42,8 @@ from aapt_fast.training.losses import (
     relativistic_discriminator_loss,
     relativistic_generator_loss,
 )
-from aapt_fast.training.run import TrainingRun
-from aapt_fast.training.schedule import warm_cosine
-from aapt_fast.training.trainer import Trainer, matrix_optimiser
+from aapt_fast.training.run import UNWATCHED, TrainingRun, Watch
+from aapt_fast.training.trainer import Trainer
 
 SMALLEST_T = 1e-3  # of the discriminator: at t = 0 the adversarial loss collapses (APT section 3)
 
@@ -102,18 +101,15 @@ def train_adversarial(
     clips: LatentClips,
     channel_weights: Tensor,
     evaluate: Evaluation,
+    watch: Watch = UNWATCHED,
 ) -> Generator:
     """Train from `start` (stage 2's weights); the discriminator starts from `trunk` (stage 1's). Returns the average.
 
     `channel_weights` [C] weigh the latent channels in the reconstruction. Raises ValueError if both the reconstruction
     and the adversarial weight are 0, or if the clips are shorter than a segment.
     """
-    require(
-        config.reconstruction > 0 or config.adversarial > 0,
-        "adversarial",
-        "a weight above 0, as reconstruction is 0",
-        0,
-    )
+    pulled = config.reconstruction > 0 or config.adversarial > 0
+    require(pulled, "adversarial", "a weight above 0, as reconstruction is 0", 0)
     require(not config.balanced or config.reconstruction > 0, "balanced", "False, as reconstruction is 0", True)
     clips.require_frames(config.segment_frames)
     torch.manual_seed(config.seed)
@@ -121,12 +117,11 @@ def train_adversarial(
     generator.load_state_dict(start.state_dict())
     discriminator = Discriminator(config.model, whole_clip=config.whole_clip)
     discriminator.start_from(trunk)
-    optimiser = matrix_optimiser(generator, config)
     # RMSProp with alpha 0.9, which is Adam without momentum (APT appendix)
     judge_optimiser = torch.optim.Adam(discriminator.parameters(), lr=config.discriminator_rate, betas=(0.0, 0.9))
     judged = {"discriminator": discriminator, "judge_optimiser": judge_optimiser}
     decay = config.average_decay
-    trainer = Trainer(folder, config, generator, optimiser, lambda: evaluate(generator), judged, average_decay=decay)
+    trainer = Trainer(folder, config, generator, lambda: evaluate(generator), watch, more=judged, average_decay=decay)
     run = trainer.run
 
     for step in trainer.steps():
@@ -134,7 +129,6 @@ def train_adversarial(
         batch = long_batch(clips, config, step)
 
         # the generator: each segment is rolled out, judged and differentiated
-        optimiser.zero_grad()
         discriminator.requires_grad_(False)
         segments = []
         noise = torch.randn_like(batch.clean)
@@ -144,7 +138,6 @@ def train_adversarial(
                 pull = generator_pull(discriminator, segment, config, channel_weights, run)
                 segment.fake.backward(pull / (batch.clean.shape[2] // config.segment_frames))
         if not frozen:
-            optimiser.set_rate(warm_cosine(step, config.steps))
             trainer.apply_gradients()
         watch_motion(segments, run)
 
@@ -152,10 +145,9 @@ def train_adversarial(
         if config.adversarial > 0:
             discriminator.requires_grad_(True)
             for _ in range(config.discriminator_updates):
-                judge_optimiser.zero_grad()
                 for segment in segments:
                     (discriminator_loss(discriminator, segment, config, run) / len(segments)).backward()
-                judge_optimiser.step()
+                trainer.descend(discriminator, judge_optimiser)
     return generator
 
 
@@ -283,4 +275,4 @@ def watch_motion(segments: list[Segment], run: TrainingRun) -> None:
     degree = made / max(true, 1e-9)
     run.track(dynamic_degree=torch.tensor(degree))
     if not 0.3 < degree < 3 and run.step % 10 == 0:
-        tqdm.write(f"step {run.step}: the generated video moves {degree:.2f} times as much as the true one")
+        say(f"step {run.step}: the generated video moves {degree:.2f} times as much as the true one")

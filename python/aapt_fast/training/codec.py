@@ -18,7 +18,7 @@ from aapt_fast.models.vae.patch_discriminator import PatchDiscriminator
 from aapt_fast.training.data import ClipSet, to_float
 from aapt_fast.training.losses import codec_loss, relativistic_discriminator_loss, relativistic_generator_loss
 from aapt_fast.training.metrics import psnr, sharpness, ssim
-from aapt_fast.training.schedule import warm_cosine
+from aapt_fast.training.run import UNWATCHED, Watch
 from aapt_fast.training.sheet import save_comparison
 from aapt_fast.training.trainer import Trainer
 
@@ -43,7 +43,12 @@ class CodecConfig:
 
 
 def train_codec(
-    folder: Path, config: CodecConfig, clip_sets: list[ClipSet], held_out: Tensor, start: MiniVAE | None = None
+    folder: Path,
+    config: CodecConfig,
+    clip_sets: list[ClipSet],
+    held_out: Tensor,
+    start: MiniVAE | None = None,
+    watch: Watch = UNWATCHED,
 ) -> MiniVAE:
     """Train on `clip_sets`, evaluate on the videos `held_out` [n, 3, 1 + 4 k, H, W]; returns the averaged weights.
 
@@ -58,13 +63,14 @@ def train_codec(
         model.load_state_dict(start.state_dict())
     linear = [p for name, p in model.named_parameters() if name.startswith("linear")]
     convolutional = [p for name, p in model.named_parameters() if not name.startswith("linear")]
-    optimiser = torch.optim.AdamW(
-        [{"params": convolutional}, {"params": linear}], betas=(0.9, 0.95), weight_decay=1e-4, fused=True
-    )
+    rate, slow = config.learning_rate, config.learning_rate * config.linear_rate
+    groups = [{"params": convolutional, "lr": rate}, {"params": linear, "lr": slow}]
+    optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=1e-4, fused=True)
     critic_optimiser = torch.optim.AdamW(critic.parameters(), lr=4e-4, betas=(0.5, 0.9))
     judged = {"critic": critic, "critic_optimiser": critic_optimiser}
+    sheet = folder / "samples.png"
     trainer = Trainer(
-        folder, config, model, optimiser, lambda: evaluate_codec(model, held_out, folder / "samples.png"), judged
+        folder, config, model, lambda: evaluate_codec(model, held_out, sheet), watch, optimiser, more=judged
     )
 
     def reconstruct(truth: Tensor, noise_level: Tensor) -> tuple[Tensor, Tensor]:
@@ -81,9 +87,6 @@ def train_codec(
     for step in trainer.steps():
         # one training step
         adversarial = step >= config.gan_from * config.steps
-        rate = config.learning_rate * warm_cosine(step, config.steps)
-        for group, share in zip(optimiser.param_groups, (1.0, config.linear_rate), strict=True):
-            group["lr"] = rate * share
         truth = _random_crops(clip_sets, config)
         noise_level = config.latent_noise * torch.rand(len(truth), 1, 1, 1, 1)
         video, loss = reconstruct(truth, noise_level)
@@ -101,9 +104,8 @@ def train_codec(
                 fake, real = critic(video.detach()).float(), critic(truth).float()
             critic_loss = relativistic_discriminator_loss(fake, real)
             trainer.run.track(critic=critic_loss)
-            critic_optimiser.zero_grad()
             critic_loss.backward()
-            critic_optimiser.step()
+            trainer.descend(critic, critic_optimiser)
 
     return model
 

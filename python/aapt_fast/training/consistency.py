@@ -17,14 +17,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from aapt_fast.errors import require_shape
 from aapt_fast.models.aapt.config import GeneratorConfig
 from aapt_fast.models.aapt.generator import Generator
 from aapt_fast.models.aapt.sampling import timesteps
 from aapt_fast.training.clips import LatentClips, disturb_recycled
 from aapt_fast.training.diffusion import Evaluation
 from aapt_fast.training.losses import consistency_loss
-from aapt_fast.training.schedule import add_noise, warm_cosine, wide
-from aapt_fast.training.trainer import Trainer, matrix_optimiser
+from aapt_fast.training.run import UNWATCHED, Watch
+from aapt_fast.training.schedule import add_noise, wide
+from aapt_fast.training.trainer import Trainer
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,7 @@ def train_consistency(
     clips: LatentClips,
     channel_weights: Tensor,
     evaluate: Evaluation,
+    watch: Watch = UNWATCHED,
 ) -> Generator:
     """Distil the frozen `teacher`, whose weights the student starts from; returns the averaged weights.
 
@@ -61,11 +64,10 @@ def train_consistency(
     teacher = teacher.eval().requires_grad_(False)
     student = Generator(config.model)
     student.load_state_dict(teacher.state_dict())
-    optimiser = matrix_optimiser(student, config)
-    trainer = Trainer(folder, config, student, optimiser, lambda: evaluate(student))
+    trainer = Trainer(folder, config, student, lambda: evaluate(student), watch)
     levels = timesteps(config.levels, config.model.shift)
 
-    for step in trainer.steps():
+    for _ in trainer.steps():
         # a point on the path of each clip, and the teacher's next point
         batch = disturb_recycled(
             clips.sample(config.batch, config.clip_frames, config.share_at_start), config.recycled_noise
@@ -83,12 +85,18 @@ def train_consistency(
         loss = consistency_loss(predicted, target, channel_weights)
 
         # one training step
-        optimiser.set_rate(warm_cosine(step, config.steps))
         trainer.run.track(loss=loss)
         trainer.update(loss)
     return student
 
 
 def euler_step(x: Tensor, end: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
-    """The point at t_next [B] on the straight line from x [B, C, F, h, w] at t [B] to `end` at 0."""
+    """The point at t_next [B] on the straight line from x [B, C, F, h, w] at t [B] to `end` at 0.
+
+    Raises ValueError for other shapes.
+    """
+    require_shape("x", x, "B", "C", "F", "h", "w")
+    require_shape("end", end, *x.shape)
+    for name, times in (("t", t), ("t_next", t_next)):
+        require_shape(name, times, len(x))
     return end + wide(t_next / t) * (x - end)

@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
-from collections.abc import Sequence
+import signal
+import threading
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +16,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from aapt_fast.errors import require
-from aapt_fast.models.files.atomic import replacing
+from aapt_fast.limits import require_memory
+from aapt_fast.progress import progress
+from aapt_fast.training.rows import Rows
 from aapt_fast.worlds.world import Clip, World
 
 
@@ -58,7 +60,9 @@ def stack_clips(clips: Sequence[Clip]) -> tuple[Tensor, Tensor]:
 
 
 def held_out_clips(config: ClipSetConfig) -> tuple[Tensor, Tensor]:
-    """All clips of a small set, as `stack_clips` gives them."""
+    """All clips of a small set, as `stack_clips` gives them. Raises ValueError if they do not fit into the memory."""
+    needed = 12 * config.clips * config.frames * config.size**2  # float32
+    require_memory(f"clips, frames and size of {config.name}", needed)
     return stack_clips([make_clip(config, clip) for clip in range(config.clips)])
 
 
@@ -78,7 +82,7 @@ class ClipSet:
     def __init__(self, folder: Path, config: ClipSetConfig) -> None:
         self.config = config
         self.video = np.load(folder / f"{config.name}.video.npy", mmap_mode="r")
-        self.controls = torch.from_numpy(np.load(_controls_path(folder, config)))
+        self.controls = torch.from_numpy(np.load(folder / f"{config.name}.points.npy"))
 
     def __len__(self) -> int:
         return self.config.clips
@@ -93,39 +97,67 @@ def to_float(video: Tensor) -> Tensor:
     return video.movedim(-1, -4).float() / 127.5 - 1
 
 
+def clip_rows(folder: Path, config: ClipSetConfig) -> Rows:
+    """The set as rows in `folder`: `video` uint8 [clips, T, H, W, 3], and `points` float32 [clips, T, ...].
+
+    The controls are called as they were when all of them were points, so that older sets stay valid.
+    """
+    controls = config.world.clip(config.seed, 0, 1, config.size).controls.shape[1:]
+    arrays = {
+        "video": ("uint8", (config.frames, config.size, config.size, 3)),
+        "points": ("float32", (config.frames, *controls)),
+    }
+    return Rows(folder, config.name, config.card(), config.clips, arrays)
+
+
 def render_clips(folder: Path, config: ClipSetConfig, workers: int = 0) -> ClipSet:
-    """Render the set into `folder` unless it is there already; a broken-off rendering leaves nothing valid behind."""
-    folder.mkdir(parents=True, exist_ok=True)
-    card = folder / f"{config.name}.json"
-    if not card.exists() or json.loads(card.read_text()) != config.card():
-        card.unlink(missing_ok=True)
-        _render_all(folder, config, workers or os.cpu_count() or 1)
-        with replacing(card) as partial:
-            partial.write_text(json.dumps(config.card()))
+    """Render the clips of the set that are not in `folder` yet; when stopped, all that are finished stay there.
+
+    Raises ValueError naming the set if the disk has no room for it.
+    """
+    rows = clip_rows(folder, config)
+    if not rows.complete:
+        missing = rows.begin()
+        with progress(
+            config.clips, f"render the clips of {config.name}", "clip", done=config.clips - len(missing)
+        ) as bar:
+            _render_all(rows, config, missing, workers or os.cpu_count() or 1, bar.update)
+        rows.finish()
     return ClipSet(folder, config)
 
 
-def _controls_path(folder: Path, config: ClipSetConfig) -> Path:
-    """The file of the controls, called as it was when all controls were points, so that older sets stay valid."""
-    return folder / f"{config.name}.points.npy"
-
-
-def _render_all(folder: Path, config: ClipSetConfig, workers: int) -> None:
-    video_path = folder / f"{config.name}.video.npy"
-    shape = (config.clips, config.frames, config.size, config.size, 3)
-    np.lib.format.open_memmap(video_path, mode="w+", dtype=np.uint8, shape=shape).flush()
-    jobs = [(video_path, config, clip) for clip in range(config.clips)]
+def _render_all(
+    rows: Rows, config: ClipSetConfig, missing: list[int], workers: int, rendered: Callable[[], object]
+) -> None:
     spawn = multiprocessing.get_context("spawn")
     # an executor notices a killed worker, which multiprocessing.Pool waits for forever
-    with ProcessPoolExecutor(workers, spawn, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        progress = tqdm(pool.map(_render_one, jobs, chunksize=4), total=len(jobs), desc=f"render {config.name}")
-        controls = np.stack(list(progress))
-    np.save(_controls_path(folder, config), controls)
+    with ProcessPoolExecutor(workers, spawn, initializer=_begin_worker) as pool:
+        try:
+            for _ in pool.map(_render_one, [(rows, config, clip) for clip in missing]):
+                rendered()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
 
 
-def _render_one(job: tuple[Path, ClipSetConfig, int]) -> np.ndarray:
-    """Write the video of one clip into the set; return its controls [T, ...]."""
-    video_path, config, number = job
+def _render_one(job: tuple[Rows, ClipSetConfig, int]) -> None:
+    """Put one clip into the set."""
+    rows, config, number = job
     clip = make_clip(config, number)
-    np.load(video_path, mmap_mode="r+")[number] = clip.video.numpy()
-    return clip.controls.numpy()
+    rows.write(number, video=clip.video.numpy(), points=clip.controls.numpy())
+
+
+def _begin_worker() -> None:
+    """Compute with one thread; leave Ctrl-C and the end of the terminal to the parent, and end when it has ended."""
+    torch.set_num_threads(1)
+    for kind in ("SIGINT", "SIGHUP"):
+        if hasattr(signal, kind):
+            signal.signal(getattr(signal, kind), signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)  # a thread can end its process in no other way

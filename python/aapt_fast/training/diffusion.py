@@ -26,12 +26,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from aapt_fast.errors import require
+from aapt_fast.errors import require, require_shape
 from aapt_fast.models.aapt.config import GeneratorConfig
 from aapt_fast.models.aapt.generator import Generator
 from aapt_fast.training.clips import LatentClips, disturb_recycled
-from aapt_fast.training.schedule import add_noise, sample_timesteps, warm_cosine
-from aapt_fast.training.trainer import Trainer, matrix_optimiser
+from aapt_fast.training.run import UNWATCHED, Watch
+from aapt_fast.training.schedule import add_noise, sample_timesteps
+from aapt_fast.training.trainer import Trainer
 
 Evaluation = Callable[[Generator], dict[str, float]]
 
@@ -63,6 +64,7 @@ def train_diffusion(
     channel_weights: Tensor,
     evaluate: Evaluation,
     start: Generator | None = None,
+    watch: Watch = UNWATCHED,
 ) -> Generator:
     """Train on `clips`; returns the averaged weights.
 
@@ -79,8 +81,7 @@ def train_diffusion(
     model = Generator(config.model)
     if start is not None:
         model.load_state_dict(start.state_dict())
-    optimiser = matrix_optimiser(model, config)
-    trainer = Trainer(folder, config, model, optimiser, lambda: evaluate(model))
+    trainer = Trainer(folder, config, model, lambda: evaluate(model), watch)
 
     def predict(noised: Tensor, recycled: Tensor, control: Tensor, t: Tensor) -> Tensor:
         with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -89,7 +90,7 @@ def train_diffusion(
     if config.compile:
         predict = torch.compile(predict)
 
-    for step in trainer.steps():
+    for _ in trainer.steps():
         # a batch of clips, each at its own t
         batch = disturb_recycled(
             clips.sample(config.batch, config.clip_frames, config.share_at_start), config.recycled_noise
@@ -98,7 +99,6 @@ def train_diffusion(
         noised = add_noise(batch.clean, torch.randn_like(batch.clean), t)
 
         # one training step
-        optimiser.set_rate(warm_cosine(step, config.steps))
         predicted = predict(noised, batch.recycled, batch.control, t)
         loss = flow_matching_loss(predicted, batch.clean, t, channel_weights, config.smallest_t)
         trainer.run.track(loss=loss)
@@ -112,7 +112,12 @@ def flow_matching_loss(
     """Mean weighted squared error of frames [B, C, F, h, w], equal to the error of v = eps - x0 where t > smallest_t.
 
     x0 = x_t - t v, so |v - v'|^2 = |x0 - x0'|^2 / t^2; below `smallest_t` the weight stays constant.
+    channel_weights [C]. Raises ValueError for other shapes.
     """
+    require_shape("predicted", predicted, "B", "C", "F", "h", "w")
+    require_shape("clean", clean, *predicted.shape)
+    require_shape("t", t, len(predicted))
+    require_shape("channel_weights", channel_weights, predicted.shape[1])
     weight = t.clamp_min(smallest_t).square().reciprocal().view(-1, 1, 1, 1, 1)
     return (weight * channel_weights.view(1, -1, 1, 1, 1) * (predicted - clean).square()).mean()
 
@@ -121,12 +126,13 @@ def flow_matching_loss(
 def decoder_sensitivity(decode: Callable[[Tensor], Tensor], latents: Tensor, size: float = 0.2) -> Tensor:
     """Weights [C], mean 1: the square root of how much a disturbance of each channel changes the video.
 
-    latents [B, C, F, h, w] of unit standard deviation.
+    latents [B, C, F, h, w] of unit standard deviation. Raises ValueError for another shape.
     """
-    video, changes = decode(latents), []
+    require_shape("latents", latents, "B", "C", "F", "h", "w")
+    video, changes, same = decode(latents), [], torch.Generator().manual_seed(0)  # a resumed run has the same weights
     for channel in range(latents.shape[1]):
         disturbed = latents.clone()
-        disturbed[:, channel] += size * torch.randn_like(disturbed[:, channel])
+        disturbed[:, channel] += size * torch.randn(disturbed[:, channel].shape, generator=same)
         changes.append((decode(disturbed) - video).square().mean())
     weights = torch.stack(changes).sqrt()
     return weights / weights.mean()

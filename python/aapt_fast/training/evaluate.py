@@ -20,13 +20,17 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from aapt_fast.errors import require
+from aapt_fast.limits import require_memory
+from aapt_fast.models.aapt.generator import Generator
+from aapt_fast.models.files.atomic import replacing
 from aapt_fast.models.stream_model import StreamModel
 from aapt_fast.models.vae.video_stream import VideoVAE
+from aapt_fast.progress import progress, say
 from aapt_fast.streaming.controls import entry_shape
-from aapt_fast.training.data import ClipSetConfig, make_clip, stack_clips
+from aapt_fast.training.data import ClipSetConfig, make_clip, stack_clips, to_float
+from aapt_fast.training.files import fingerprint
 from aapt_fast.training.metrics import frame_change, psnr, sharpness, ssim
 from aapt_fast.training.report import (
     BASELINES,
@@ -106,18 +110,27 @@ def evaluate(
     """Measure all `rows` on the held-out clips of `config`, which are rendered once, `group` clips at a time.
 
     Without a `reader` the report has no error of the controls and no Frechet distance. Writes the report's files and a
-    contact sheet into `out`. Raises ValueError for a model that is not driven by the controls of this world or has
-    another size, for names that are not distinct, and for clips that are too short for the mirror test.
+    contact sheet into `out`; a stopped evaluation resumes there. Raises ValueError for a model that is not driven by
+    the controls of this world or has another size, for names that are not distinct, for clips that are too short for
+    the mirror test, and for numbers that do not fit into the memory.
     """
-    _check(rows, reader, config)
+    require_measurable(rows, config, group)
+    if reader is not None:
+        require(reader.size == config.size, "reader", f"a network for {config.size} pixels", reader.size)
     codecs = _distinct_codecs(rows)
-    measured = Measurements(nfe={row.name: row.nfe for row in rows})
-    sheet: list[Tensor] = []
-    for start in tqdm(range(0, config.clips, group), desc="evaluate"):
+    kept = None if out is None else _Kept(out / "measured.pt", rows, config, reader, group)
+    measured, sheet, done = kept.load() if kept else (Measurements(), [], 0)
+    if not done:
+        measured.nfe, measured.latency = {row.name: row.nfe for row in rows}, _latencies(rows, config)
+    bar = progress(config.clips * len(rows), f"evaluate on {config.name}", "video", done=done * len(rows))
+    for start in range(done, config.clips, group):
         clips = range(start, min(start + group, config.clips))
         truth = make_group(config, clips)
         image, seeds = truth.video[:, :, :1], torch.tensor([1000 + clip for clip in clips])
-        videos = {row.name: generate_video(row.model, image, truth.controls, seeds, row.nfe) for row in rows}
+        videos = {}
+        for row in rows:
+            videos[row.name] = generate_video(row.model, image, truth.controls, seeds, row.nfe)
+            bar.update(len(clips))
         baselines = {name: _codec(vae, truth.video) for name, vae in codecs.items()}
         baselines[STILL] = image.expand_as(truth.video)
         for name, video in (videos | baselines).items():
@@ -131,20 +144,49 @@ def evaluate(
         if config.world.has_chance:
             measure_futures(measured, {row.name: (row.model, row.nfe) for row in rows}, config, clips)
         if start == 0:
-            for row in rows:
-                measured.latency[row.name] = step_latency(row.model, truth.video[0, :, 0], truth.controls[0], row.nfe)
             sheet = _sheet_rows(config.world, truth.controls, [truth.video, *videos.values()], clips=4)
             if truth.mirrored is not None:
                 video, controls = truth.mirrored
                 sheet += _sheet_rows(config.world, controls, [video, *mirrored_videos], clips=2)
+        if kept is not None:
+            kept.save(measured, sheet, clips.stop)
+    bar.close()
     report = make_report(measured, {} if reader is None else reader.notes())
     if out is not None:
         write_report(out, report, measured)
         save_sheet(out / "drift.png", sheet)
+    if kept is not None:
+        kept.path.unlink()
     return report
 
 
-def _check(rows: Sequence[Row], reader: ControlReader | None, config: ClipSetConfig) -> None:
+class _Kept:
+    """File of the measurements of an evaluation that is not finished, so that a stopped one resumes."""
+
+    def __init__(
+        self, path: Path, rows: Sequence[Row], config: ClipSetConfig, reader: ControlReader | None, group: int
+    ) -> None:
+        names = [(row.name, row.nfe, str(row.model.dtype), str(row.model.token_dtype)) for row in rows]
+        card = [config.card(), names, group, reader.notes() if reader else None]
+        modules = [module for row in rows for module in (row.model.generator, row.model.vae)]
+        self.path, self._card = path, fingerprint(card, *modules)
+
+    def load(self) -> tuple[Measurements, list[Tensor], int]:
+        """The measurements so far, the rows [n, 3, H, W] of the sheet, and the number of clips that are measured."""
+        content = torch.load(self.path, weights_only=True) if self.path.exists() else {}
+        if content.get("card") != self._card:
+            return Measurements(), [], 0
+        return Measurements(**content["measured"]), content["sheet"], content["done"]
+
+    def save(self, measured: Measurements, sheet: list[Tensor], done: int) -> None:
+        """Keep them after `done` clips."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(self.path) as partial:
+            torch.save({"card": self._card, "measured": vars(measured), "sheet": sheet, "done": done}, partial)
+
+
+def require_measurable(rows: Sequence[Row], config: ClipSetConfig, group: int = 4) -> None:
+    """Raise ValueError, before any work, for rows and clips that `evaluate` cannot measure, or not in this memory."""
     names = [row.name for row in rows]
     reserved = [each for name in (*names, *BASELINES) for each in (name, mirrored(name), f"{CODEC} of {name}")]
     require(bool(rows), "rows", "at least one", "none")
@@ -157,10 +199,28 @@ def _check(rows: Sequence[Row], reader: ControlReader | None, config: ClipSetCon
         require(takes == given, "model", f"a control of shape {given}, as in world {config.world.name}", takes)
         require(row.model.video_size == size, "model", f"video of {size} pixels", row.model.video_size)
         require(row.nfe >= 1, "nfe", "at least 1 evaluation per step", row.nfe)
-    if reader is not None:
-        require(reader.size == config.size, "reader", f"a network for {config.size} pixels", reader.size)
     enough = config.frames > MIRROR_FROM
     require(enough, "frames", f"more than {MIRROR_FROM} video frames, for the mirror test", config.frames)
+    together = min(group, config.clips)
+    require_memory("frames", 12 * together * config.frames * config.size**2 * (len(rows) + 3))  # float32 videos
+    require_memory("clips", 20 * config.clips * config.frames * (len(rows) + 3))  # five curves
+    for row in rows:
+        assert isinstance(row.model.generator, Generator)
+        model = row.model.generator.config  # float32 keys and values of one frame take 8 bytes per channel
+        require_memory("nfe", 8 * row.nfe * together * model.layers * model.width * model.tokens * (model.window + 1))
+
+
+def _latencies(rows: Sequence[Row], config: ClipSetConfig) -> dict[str, dict[str, dict[str, float | None]]]:
+    """Latency by row; says on stderr how long the steps of the evaluation will take at this speed."""
+    clip = config.world.clip(config.seed, 0, min(config.frames, 49), config.size)
+    image = to_float(clip.video[:1])[:, 0]
+    times = {row.name: step_latency(row.model, image, clip.controls, row.nfe) for row in rows}
+    seconds = config.clips * (config.frames // 4) * sum(each["step"]["p50"] or 0 for each in times.values()) / 1000
+    say(
+        f"evaluate {', '.join(times)} on {config.clips} clips of {config.frames - 1} video frames ({config.name}): the "
+        f"steps alone take about {seconds / 60:.1f} min, as just timed"
+    )
+    return times
 
 
 def _read(

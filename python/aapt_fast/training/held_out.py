@@ -21,11 +21,14 @@ from aapt_fast.training.sheet import save_comparison
 class HeldOutRollout:
     """One-evaluation rollouts of held-out clips, with PSNR at a few video frames.
 
-    Every call writes the sample sheet `sheet`: rows of truth and generated video.
+    Every call writes the sample sheet `sheet`: rows of truth and generated video. The names of the numbers begin with
+    `prefix`.
     """
 
-    def __init__(self, vae: MiniVAE, model: GeneratorConfig, config: ClipSetConfig, sheet: Path) -> None:
-        self._vae, self._sheet = vae, sheet
+    def __init__(
+        self, vae: MiniVAE, model: GeneratorConfig, config: ClipSetConfig, sheet: Path, prefix: str = ""
+    ) -> None:
+        self._vae, self._sheet, self._prefix = vae, sheet, prefix
         self._truth, controls = held_out_clips(config)
         self._controls = clip_controls(controls, require_control(model), model.grid)
         self._image = vae.encode(self._truth[:, :, :1]).detach()
@@ -38,15 +41,5 @@ class HeldOutRollout:
         curve = psnr(video, self._truth).mean(0)
         sharp = sharpness(video, self._truth)[:, len(curve) * 2 // 3 :].mean()
         marks = [mark for mark in (4, 12, 40, 60, 120, 240) if mark < len(curve)]
-        return {**{f"psnr_{mark}": float(curve[mark]) for mark in marks}, "sharpness": float(sharp)}
-
-
-class Evaluations:
-    """Evaluations on the gallery and, under "strangers_...", on scenes that the model does not know."""
-
-    def __init__(self, gallery: HeldOutRollout, strangers: HeldOutRollout) -> None:
-        self._gallery, self._strangers = gallery, strangers
-
-    def __call__(self, generator: Generator) -> dict[str, float]:
-        strangers = self._strangers(generator)
-        return {**self._gallery(generator), **{f"strangers_{name}": value for name, value in strangers.items()}}
+        numbers = {f"psnr_{mark}": float(curve[mark]) for mark in marks} | {"sharpness": float(sharp)}
+        return {f"{self._prefix}{name}": value for name, value in numbers.items()}

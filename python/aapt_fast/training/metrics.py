@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Metrics: the distance of a video from the truth.
 
-All but Frechet distance and diversity take video [..., 3, T, H, W] in -1..1 and return one value per video frame.
+All but Frechet distance and diversity take video [..., 3, T, H, W] in -1..1 and return one value per video frame; they
+raise ValueError for other shapes.
 Where chance has a part there are many truths, `futures`: then a video should be one of them, and not their average.
 """
 
@@ -18,12 +19,14 @@ LUMA = (0.299, 0.587, 0.114)
 
 def psnr(video: Tensor, truth: Tensor) -> Tensor:
     """Peak signal-to-noise ratio [..., T] in dB; the peak is the full range of 2."""
+    _require_videos(video, truth)
     error = ((video - truth) / 2).square().mean(dim=(-4, -2, -1))
     return -10 * error.clamp_min(1e-10).log10()
 
 
 def ssim(video: Tensor, truth: Tensor) -> Tensor:
     """Structural similarity [..., T] of the luma in 7x7 uniform windows (Wang et al. 2004)."""
+    _require_videos(video, truth)
     a, b = _luma(video), _luma(truth)
     mean_a, mean_b = F.avg_pool2d(a, 7, 1), F.avg_pool2d(b, 7, 1)
     var_a = F.avg_pool2d(a * a, 7, 1) - mean_a**2
@@ -37,6 +40,7 @@ def ssim(video: Tensor, truth: Tensor) -> Tensor:
 
 def sharpness(video: Tensor, truth: Tensor) -> Tensor:
     """Gradient energy [..., T] relative to the truth's: 1 is as sharp as the truth, less is blur, more is noise."""
+    _require_videos(video, truth)
     return _gradient_energy(video) / _gradient_energy(truth).clamp_min(1e-12)
 
 
@@ -94,6 +98,11 @@ def diversity(samples: Tensor, futures: Tensor) -> Tensor:
     require(samples.shape[1] > 1, "samples", "at least 2 per clip", samples.shape[1])
     require(futures.shape[1] > 1, "futures", "at least 2 per clip", futures.shape[1])
     return samples.var(1).sum(dim=(1, 2, 3, 4)) / futures.var(1).sum(dim=(1, 2, 3, 4))
+
+
+def _require_videos(video: Tensor, truth: Tensor) -> None:
+    require_shape("video", video, *video.shape[:-4], 3, "T", "H", "W")
+    require_shape("truth", truth, *video.shape)
 
 
 def _luma(video: Tensor) -> Tensor:

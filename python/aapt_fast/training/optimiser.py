@@ -1,12 +1,52 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Muon for the matrices inside the network, AdamW for everything else, behind one step()."""
+"""Steps down a gradient that is checked first; Muon for matrices inside a network and AdamW for all else, as one."""
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+
+
+class Stateful(Protocol):
+    """A part of a checkpoint: a module, an optimiser, an average."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state, as torch saves it."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> Any:
+        """Take over a state of `state_dict`."""
+
+
+class Optimiser(Stateful, Protocol):
+    """The parts of a torch optimiser that a training needs."""
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """Settings of each group, among them its learning rate "lr"."""
+
+    def zero_grad(self) -> None:
+        """Forget the gradients."""
+
+    def step(self) -> Any:
+        """Move the parameters down their gradients."""
+
+
+def descend(model: nn.Module, optimiser: Optimiser, largest_norm: float = math.inf) -> None:
+    """Take one step with the gradients of `model`, scaled down together to a norm of `largest_norm`, and forget them.
+
+    Raises FloatingPointError, before any weight moves, naming the first parameter whose gradient is not finite.
+    """
+    gradients = {name: each.grad for name, each in model.named_parameters() if each.grad is not None}
+    norm = nn.utils.get_total_norm(gradients.values())
+    if not norm.isfinite():
+        bad = [name for name, gradient in gradients.items() if not gradient.norm().isfinite()]
+        raise FloatingPointError(f"the gradient of {bad[0] if bad else 'all weights together'} is not finite")
+    nn.utils.clip_grads_with_norm_(model.parameters(), largest_norm, norm)
+    optimiser.step()
+    optimiser.zero_grad()
 
 
 class MatrixOptimiser:
@@ -28,7 +68,6 @@ class MatrixOptimiser:
                     self._views.append((nn.Parameter(parameter.data[span].flatten(1)), parameter, span))
             else:
                 self._rest.append(parameter)
-        self._rates = (matrix_rate, rate)
         self._muon = torch.optim.Muon([view for view, _, _ in self._views], lr=matrix_rate, weight_decay=weight_decay)
         self._adam = torch.optim.AdamW(self._rest, lr=rate, betas=(0.9, 0.95), weight_decay=weight_decay, fused=True)
 
@@ -37,11 +76,9 @@ class MatrixOptimiser:
         inner = name.startswith(("blocks.", "head.", "control_stem."))
         return inner and name.endswith("weight") and parameter.ndim in (2, 4)
 
-    def set_rate(self, factor: float) -> None:
-        """Scale both learning rates."""
-        for optimiser, rate in zip((self._muon, self._adam), self._rates, strict=True):
-            for group in optimiser.param_groups:
-                group["lr"] = rate * factor
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        return [*self._muon.param_groups, *self._adam.param_groups]
 
     def zero_grad(self) -> None:
         for parameter in self._rest:

@@ -10,6 +10,8 @@ from typing import Any
 
 from torch import Tensor
 
+from aapt_fast.models.files.atomic import replacing
+
 UNITS = {
     "psnr": "PSNR in dB",
     "ssim": "SSIM",
@@ -49,7 +51,8 @@ def save_plots(folder: Path, curves: Mapping[tuple[str, str], Tensor], names: li
         axes.grid(alpha=0.3)
         axes.legend()
         paths.append(folder / f"{metric}.png")
-        figure.savefig(paths[-1])
+        with replacing(paths[-1]) as partial:
+            figure.savefig(partial)
     return paths
 
 

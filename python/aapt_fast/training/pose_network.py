@@ -14,15 +14,17 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from aapt_fast.errors import require, require_shape
-from aapt_fast.models.files.atomic import replacing
+from aapt_fast.limits import require_memory
+from aapt_fast.progress import progress, say
+from aapt_fast.training.files import load_finite, save_finite
+from aapt_fast.training.optimiser import descend
+from aapt_fast.training.rows import Rows
 from aapt_fast.training.schedule import warm_cosine
 from aapt_fast.worlds.person.identity import make_identity
 from aapt_fast.worlds.person.players import random_motion
@@ -156,65 +158,75 @@ def pose_reader(config: PoseNetworkConfig, folder: Path) -> PoseReader:
     """The network of `config` from its file in `folder`; trained and put there if there is none."""
     path = reader_path(config, folder)
     if not path.exists():
+        say("train the pose network, which reads joints for the report: two or three minutes of two quiet CPU cores,")
+        say(f"once, as it is kept in {path}")
         folder.mkdir(parents=True, exist_ok=True)
-        _save(path, train_pose_network(config))
-    with safe_open(path, framework="pt") as file:
-        error = float(file.metadata()["error"])
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    network = PoseNetwork(config.widths)
-    network.load_state_dict(tensors)
-    return PoseReader(network.eval().requires_grad_(False), config, error)
+        trained = train_pose_network(config, folder)
+        save_finite(path, {"error": trained.error, "network": trained.network.state_dict()})
+        for rendered in folder.glob(f"{path.stem}-*"):
+            rendered.unlink()
+    kept, network = load_finite(path), PoseNetwork(config.widths)
+    network.load_state_dict(kept["network"])
+    return PoseReader(network.eval().requires_grad_(False), config, kept["error"])
 
 
 def reader_path(config: PoseNetworkConfig, folder: Path) -> Path:
     """The file of this configuration's network in `folder`."""
     content = json.dumps([FORMAT, dataclasses.asdict(config)], sort_keys=True)
-    return folder / f"pose-{hashlib.sha256(content.encode()).hexdigest()[:16]}.safetensors"
+    return folder / f"pose-{hashlib.sha256(content.encode()).hexdigest()[:16]}.pt"
 
 
-def _save(path: Path, reader: PoseReader) -> None:
-    config = json.dumps(dataclasses.asdict(reader.config))
-    metadata = {"format": FORMAT, "config": config, "error": repr(reader.error)}
-    tensors = {name: value.contiguous() for name, value in reader.network.state_dict().items()}
-    with replacing(path) as partial:
-        save_file(tensors, partial, metadata)
+@torch.inference_mode(False)
+def train_pose_network(config: PoseNetworkConfig, folder: Path) -> PoseReader:
+    """Train from nothing and measure on held-out strangers; the same seed gives the same network on one machine.
 
-
-def train_pose_network(config: PoseNetworkConfig) -> PoseReader:
-    """Train from nothing and measure on held-out strangers; the same seed gives the same network on one machine."""
-    frames, points = render_frames(config, config.clips, seed=7)
+    Rendered clips are kept in `folder`. Raises ValueError if the frames do not fit into the memory, FloatingPointError
+    for a gradient that is not finite.
+    """
+    require_memory("clips, frames and size", 3 * config.clips * config.frames * config.size**2)
+    frames, points = render_frames(config, config.clips, 7, folder)
     generator = torch.Generator().manual_seed(config.seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         network = PoseNetwork(config.widths).to(memory_format=torch.channels_last)
     optimiser = torch.optim.AdamW(network.parameters(), lr=config.rate, weight_decay=0.01)
-    for step in tqdm(range(config.steps), desc="pose network", mininterval=2):
-        for group in optimiser.param_groups:
-            group["lr"] = config.rate * warm_cosine(step, config.steps)
-        picks = torch.randint(len(frames), (config.batch,), generator=generator)
-        loss = _loss(network(_disturbed(frames[picks], generator))[0], points[picks])
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
+    with progress(config.steps, "train the pose network", "step") as bar:
+        for step in range(config.steps):
+            for group in optimiser.param_groups:
+                group["lr"] = config.rate * warm_cosine(step, config.steps)
+            picks = torch.randint(len(frames), (config.batch,), generator=generator)
+            _loss(network(_disturbed(frames[picks], generator))[0], points[picks]).backward()
+            descend(network, optimiser)
+            bar.update()
     network.eval().requires_grad_(False)
     reader = PoseReader(network, config, float("nan"))
-    frames, points = render_frames(config, config.held_out, seed=8)
+    frames, points = render_frames(config, config.held_out, 8, folder)
     joints, _ = reader.see((frames.float() / 127.5 - 1).transpose(0, 1)[None])
     return dataclasses.replace(reader, error=float(joint_distance(joints[0], points, config.size).mean()))
 
 
-def render_frames(config: PoseNetworkConfig, clips: int, seed: int) -> tuple[Tensor, Tensor]:
+def render_frames(config: PoseNetworkConfig, clips: int, seed: int, folder: Path) -> tuple[Tensor, Tensor]:
     """True frames uint8 [N, 3, S, S] and joints [N, 19, 2] as fractions of the frame, of strangers in random motions.
 
     `seed` names the set of clips, as in `ClipSetConfig`; the evaluation and the training of models use other ones.
+    Clips are kept in `folder`, and only the missing ones are rendered.
     """
-    frames, points = [], []
-    for clip in tqdm(range(clips), desc="render for the pose network", mininterval=2):
-        angles = random_motion(config.frames * config.stride, clip_seed(seed, clip))[:: config.stride]
-        identity = make_identity(PersonWorld().scene(seed, clip))
-        frames.append((render(forward_kinematics(angles), identity, config.size) * 255 + 0.5).byte())
-        points.append(pose_points(angles)[..., :2])
-    return torch.cat(frames), torch.cat(points)
+    frame, joints = (config.frames, 3, config.size, config.size), (config.frames, len(JOINTS), 2)
+    card = {"seed": seed, **dataclasses.asdict(config)}
+    name = f"{reader_path(config, folder).stem}-{seed}"
+    rows = Rows(folder, name, card, clips, {"frames": ("uint8", frame), "points": ("float32", joints)})
+    if not rows.complete:
+        missing = rows.begin()
+        with progress(clips, "render for the pose network", "clip", done=clips - len(missing)) as bar:
+            for clip in missing:
+                angles = random_motion(config.frames * config.stride, clip_seed(seed, clip))[:: config.stride]
+                identity = make_identity(PersonWorld().scene(seed, clip))
+                shown = (render(forward_kinematics(angles), identity, config.size) * 255 + 0.5).byte()
+                rows.write(clip, frames=shown.numpy(), points=pose_points(angles)[..., :2].numpy())
+                bar.update()
+        rows.finish()
+    frames, points = (torch.from_numpy(np.load(rows.path(f"{key}.npy"))) for key in rows.arrays)
+    return frames.flatten(0, 1), points.flatten(0, 1)
 
 
 def _disturbed(frames: Tensor, generator: torch.Generator) -> Tensor:

@@ -21,8 +21,9 @@ from aapt_fast.errors import require
 from aapt_fast.models.aapt.config import GeneratorConfig
 from aapt_fast.models.aapt.generator import Generator
 from aapt_fast.training.diffusion import Evaluation, flow_matching_loss
-from aapt_fast.training.schedule import add_noise, sample_timesteps, warm_cosine
-from aapt_fast.training.trainer import Trainer, matrix_optimiser
+from aapt_fast.training.run import UNWATCHED, Watch
+from aapt_fast.training.schedule import add_noise, sample_timesteps
+from aapt_fast.training.trainer import Trainer
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ def train_bidirectional(
     latents: Tensor,
     channel_weights: Tensor,
     evaluate: Evaluation,
+    watch: Watch = UNWATCHED,
 ) -> Generator:
     """Train on spans of the clips `latents` [clips, C, frames, h, w]; returns the averaged weights.
 
@@ -58,10 +60,9 @@ def train_bidirectional(
     require(1 <= config.clip_frames <= frames, "clip_frames", f"1..{frames}, the frames of a clip", config.clip_frames)
     torch.manual_seed(config.seed)
     model = Generator(config.model)
-    optimiser = matrix_optimiser(model, config)
-    trainer = Trainer(folder, config, model, optimiser, lambda: evaluate(model))
+    trainer = Trainer(folder, config, model, lambda: evaluate(model), watch)
 
-    for step in trainer.steps():
+    for _ in trainer.steps():
         # a batch of clips, each at its own t
         first = int(torch.randint(frames - config.clip_frames + 1, ()))
         picks = torch.randint(clips, (config.batch,))
@@ -70,7 +71,6 @@ def train_bidirectional(
         noised = add_noise(clean, torch.randn_like(clean), t)
 
         # one training step
-        optimiser.set_rate(warm_cosine(step, config.steps))
         with torch.autocast("cpu", dtype=torch.bfloat16):
             predicted = model(noised, None, None, t, model.whole_clip_cache())
         loss = flow_matching_loss(predicted, clean, t, channel_weights, config.smallest_t)

@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from aapt_fast.errors import require
@@ -40,6 +40,8 @@ class Recipe:
     consistency: ConsistencyConfig
     adversarial: AdversarialConfig
     start: str | None = None  # a bundled model or a file, whose weights the codec and stage 1 start from
+    minutes: Mapping[str, float] = field(default_factory=dict)  # by stage and "render", of the run that was `measured`
+    measured: str = ""
 
     def __post_init__(self) -> None:
         nothing = self.start is None
@@ -88,6 +90,8 @@ PERSON = Recipe(
         average_decay=0.99,
         evaluate_every=50,
     ),
+    minutes=dict(render=12, codec=47, pretrain=7, diffusion=72, consistency=6, adversarial=23, evaluate=48),
+    measured="on one thread of an AMD EPYC (docs/results/stages.md)",
 )
 
 # The gallery's model, trained further on strangers. No recipe trains on the persons of its first frames.
@@ -99,6 +103,7 @@ ANYONE = dataclasses.replace(
     codec=None,
     pretrain=None,
     diffusion=dataclasses.replace(PERSON.diffusion, steps=2400, matrix_rate=0.01, rate=7e-4),
+    minutes=dict(render=12, diffusion=41, consistency=6, reconstruction=16, adversarial=20),
 )
 
 COMPANY_CLIPS = ClipSetConfig("company", dataclasses.replace(IN_COMPANY, fade_in=0.3), clips=640, seed=2)
@@ -133,6 +138,7 @@ COMPANY = dataclasses.replace(
         balanced=True,
         penalty=100.0,
     ),
+    minutes={},  # never measured as a whole
 )
 
 RECIPES = {"person": PERSON, "anyone": ANYONE, "company": COMPANY}

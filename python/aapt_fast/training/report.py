@@ -12,7 +12,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from aapt_fast.training.csv_file import write_csv
+from aapt_fast.training.files import write_csv, write_text
 from aapt_fast.training.metrics import frechet_distance
 from aapt_fast.training.plots import UNITS, can_plot, save_plots
 
@@ -258,7 +258,7 @@ def _shown(value: float | None, digits: int) -> float | str:
 def write_report(folder: Path, report: Report, measured: Measurements) -> None:
     """Write `report.md`, `drift.csv` with all curves, a CSV per table and, with matplotlib, a PNG per metric."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "report.md").write_text(report.to_markdown())
+    write_text(folder / "report.md", report.to_markdown())
     curves = measured.means()
     lines = zip_longest(*(curve.tolist() for curve in curves.values()))
     names = [f"{name} {metric}" for name, metric in curves]

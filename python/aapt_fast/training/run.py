@@ -11,47 +11,69 @@ import csv
 import dataclasses
 import json
 import math
-import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NoReturn, TypeAlias
 
 import torch
-from tqdm import tqdm
 
 from aapt_fast.errors import CheckpointError
-from aapt_fast.models.files.atomic import replacing
-from aapt_fast.training.csv_file import write_csv
+from aapt_fast.progress import progress, say
+from aapt_fast.training.files import load_finite, save_finite, write_csv, write_text
+from aapt_fast.training.optimiser import Stateful
+
+CHECKPOINT = "checkpoint.pt"
 
 
-class Stateful(Protocol):
-    """A part of a checkpoint: a module, an optimiser, an average."""
+Stop: TypeAlias = Callable[[], AbstractContextManager[Callable[[], bool]]]
 
-    def state_dict(self) -> dict[str, Any]:
-        """The state, as torch saves it."""
 
-    def load_state_dict(self, state: dict[str, Any]) -> Any:
-        """Take over a state of `state_dict`."""
+def never_stop() -> AbstractContextManager[Callable[[], bool]]:
+    """The `stop` of a run that takes all its steps."""
+    return nullcontext(lambda: False)
+
+
+@dataclass(frozen=True)
+class Watch:
+    """A person's view of a run, and the way to stop it.
+
+    Args:
+        title: of the progress bar; empty: the name of the folder.
+        stop: makes the context in which steps are taken; it gives a function that is true if no more are to follow.
+    """
+
+    title: str = ""
+    stop: Stop = never_stop
+
+
+UNWATCHED = Watch()
 
 
 class TrainingRun:
     """A run in a folder of its own: `config.json`, `log.csv`, `checkpoint.pt`, sample sheets.
 
     Raises ValueError when the folder holds a run with another configuration, CheckpointError when its checkpoint
-    cannot be read or does not fit `state`.
+    cannot be read, is not finite or does not fit `state`.
     """
 
     def __init__(
-        self, folder: Path, config: Any, state: dict[str, Stateful], *, checkpoint_seconds: float = 60
+        self,
+        folder: Path,
+        config: Any,
+        state: dict[str, Stateful],
+        *,
+        watch: Watch = UNWATCHED,
+        checkpoint_seconds: float = 60,
     ) -> None:
         self.folder = folder
         self.step = 0
-        self._state = state
+        self._state, self._watch = state, watch
         self._seconds_before = 0.0
         self._started = self._saved = time.monotonic()
         self._checkpoint_seconds = checkpoint_seconds
-        self._stop = False
         self._averages: dict[str, float] = {}
         folder.mkdir(parents=True, exist_ok=True)
         self._check_config(config)
@@ -63,39 +85,36 @@ class TrainingRun:
         return self._seconds_before + time.monotonic() - self._started
 
     def steps(self, total: int, seed: int) -> Iterator[int]:
-        """Yield the remaining steps, torch seeded for each; saves every minute, on SIGTERM, Ctrl-C and at the end.
+        """Yield the remaining steps, torch seeded for each; saves every minute, when the watch stops it, at the end.
 
-        The first signal is obeyed after the step, a second one at once, with the last checkpoint intact.
+        Raises KeyboardInterrupt once it has been stopped and saved.
         """
-        handlers = {kind: signal.signal(kind, self._ask_to_stop) for kind in (signal.SIGTERM, signal.SIGINT)}
-        try:
-            with tqdm(total=total, initial=self.step, desc=self.folder.name, mininterval=2) as progress:
-                while self.step < total and not self._stop:
-                    torch.manual_seed(seed * 1_000_003 + self.step)
-                    yield self.step
-                    self.step += 1
-                    progress.update()
-                    shown = {name: f"{value:.4g}" for name, value in self._averages.items()}
-                    progress.set_postfix(shown, refresh=False)
-                    if time.monotonic() - self._saved > self._checkpoint_seconds:
-                        self.save()
+        title = self._watch.title or self.folder.name
+        with self._watch.stop() as stopped, progress(total, title, "step", done=self.step) as bar:
+            while self.step < total and not stopped():
+                torch.manual_seed(seed * 1_000_003 + self.step)
+                yield self.step
+                self.step += 1
+                bar.update()
+                shown = {name: f"{value:.4g}" for name, value in self._averages.items()}
+                bar.set_postfix(shown, refresh=False)
+                if time.monotonic() - self._saved > self._checkpoint_seconds:
+                    self.save()
             self.save()
-        finally:
-            for kind, handler in handlers.items():
-                signal.signal(kind, handler)
-        if self._stop:
-            raise KeyboardInterrupt(f"stopped at step {self.step}, saved in {self.folder}")
+            if stopped():
+                raise KeyboardInterrupt(f"stopped after step {self.step} of {total}; {on_disk(self.folder)}")
 
     def track(self, **values: torch.Tensor) -> None:
         """Note the losses of this step; raises FloatingPointError naming loss and step if one is not finite."""
         for name, value in values.items():
             number = float(value.detach())
             if not math.isfinite(number):
-                raise FloatingPointError(
-                    f"{name} is {number} at step {self.step} (batch seed {self.step}); "
-                    f"the last checkpoint in {self.folder} is intact"
-                )
+                self.fail(f"{name} is {number}")
             self._averages[name] = 0.97 * self._averages.get(name, number) + 0.03 * number
+
+    def fail(self, reason: str) -> NoReturn:
+        """Raise FloatingPointError with the reason, the step, and the state on disk."""
+        raise FloatingPointError(f"{reason} at step {self.step} (batch seed {self.step}); {on_disk(self.folder)}")
 
     def log(self, **values: float) -> None:
         """Append one row to log.csv: step, seconds, averaged losses and `values`.
@@ -107,26 +126,30 @@ class TrainingRun:
         old: list[dict[str, Any]] = list(csv.DictReader(path.read_text().splitlines())) if path.exists() else []
         rows = [*(each for each in old if int(each["step"]) < self.step), row]
         write_csv(path, rows)
-        tqdm.write("  ".join(f"{key} {value:.4g}" for key, value in row.items()))
+        say("  ".join(f"{key} {value:.4g}" for key, value in row.items()))
 
     def save(self) -> None:
-        """Write checkpoint.pt; a run killed while saving keeps the previous one."""
+        """Write checkpoint.pt; a run killed while saving keeps the previous one.
+
+        Raises FloatingPointError naming the first value that is not finite; the previous one is kept then, too.
+        """
         content = {
             "step": self.step,
             "seconds": self.seconds,
             "averages": self._averages,
             "state": {name: part.state_dict() for name, part in self._state.items()},
         }
-        with replacing(self.folder / "checkpoint.pt") as partial:
-            torch.save(content, partial)
+        try:
+            save_finite(self.folder / CHECKPOINT, content)
+        except FloatingPointError as error:
+            self.fail(str(error))
         self._saved = time.monotonic()
 
     def _check_config(self, config: Any) -> None:
         path = self.folder / "config.json"
         text = json.dumps(dataclasses.asdict(config), indent=1)
         if not path.exists():
-            with replacing(path) as partial:
-                partial.write_text(text)
+            write_text(path, text)
             return
         before, now = _with_newer_fields(json.loads(path.read_text()), config), json.loads(text)
         names = [key for key in before | now if key not in before or key not in now or before[key] != now[key]]
@@ -134,23 +157,34 @@ class TrainingRun:
             raise ValueError(f"{', '.join(names)}: expected the values in {path}, got others; use a new folder")
 
     def _resume(self) -> None:
-        path = self.folder / "checkpoint.pt"
+        path = self.folder / CHECKPOINT
         if not path.exists():
             return
+        content = load_finite(path)
         try:
-            content = torch.load(path, weights_only=True)
             for name, part in self._state.items():
                 part.load_state_dict(content["state"][name])
             self.step, self._seconds_before = content["step"], content["seconds"]
             self._averages = content["averages"]
-        except Exception as error:
+        except Exception as error:  # every part has its own kinds
             got = f"{type(error).__name__}: {error}"
-            raise CheckpointError(f"{path}: expected a readable checkpoint of this training, got {got}") from error
+            raise CheckpointError(f"{path}: expected a checkpoint of this training, got {got}") from error
 
-    def _ask_to_stop(self, *_: object) -> None:
-        if self._stop:
-            raise KeyboardInterrupt(f"stopped in step {self.step}; {self.folder} holds the last checkpoint")
-        self._stop = True
+
+def steps_on_disk(folder: Path) -> int:
+    """The number of steps taken in the checkpoint of a run, 0 without one. Raises CheckpointError for a bad one."""
+    path = folder / CHECKPOINT
+    return int(load_finite(path)["step"]) if path.exists() else 0
+
+
+def on_disk(folder: Path) -> str:
+    """The state of a run that a later one resumes from, in words; it is read from the file."""
+    path = folder / CHECKPOINT
+    try:
+        steps = steps_on_disk(folder)
+    except CheckpointError as error:
+        return str(error)
+    return f"{path} holds the state after step {steps}, all finite" if path.exists() else f"{folder} has no checkpoint"
 
 
 def _with_newer_fields(written: Any, config: Any) -> Any:

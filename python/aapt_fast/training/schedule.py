@@ -8,6 +8,7 @@ import math
 import torch
 from torch import Tensor
 
+from aapt_fast.errors import require_shape
 from aapt_fast.models.aapt.sampling import shift_time
 
 
@@ -32,5 +33,8 @@ def wide(t: Tensor) -> Tensor:
 
 
 def add_noise(clean: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-    """x_t = (1 - t) x0 + t eps for frames [B, C, F, h, w] and t [B]."""
+    """x_t = (1 - t) x0 + t eps for frames [B, C, F, h, w] and t [B]. Raises ValueError for other shapes."""
+    require_shape("clean", clean, "B", "C", "F", "h", "w")
+    require_shape("noise", noise, *clean.shape)
+    require_shape("t", t, len(clean))
     return (1 - wide(t)) * clean + wide(t) * noise

@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from aapt_fast.models.files.atomic import replacing
+
 
 def save_comparison(path: Path, truth: Tensor, video: Tensor) -> None:
     """Write nine frames of up to four clips [n, 3, T, H, W] in -1..1, each true row above that of `video`."""
@@ -31,4 +33,5 @@ def save_sheet(path: Path, rows: Sequence[Tensor], zoom: int = 1) -> None:
     image = Image.fromarray(pixels)
     if zoom > 1:
         image = image.resize((image.width * zoom, image.height * zoom), Image.Resampling.NEAREST)
-    image.save(path, quality=95)
+    with replacing(path) as partial:
+        image.save(partial, quality=95)

@@ -14,11 +14,14 @@ finished.
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -26,20 +29,27 @@ from torch import Tensor
 from aapt_fast.errors import require, require_type
 from aapt_fast.models.aapt.convert import bidirectional, to_autoregressive
 from aapt_fast.models.aapt.generator import Generator
+from aapt_fast.models.files.atomic import replacing
 from aapt_fast.models.stream_model import StreamModel
 from aapt_fast.models.vae.mini import MiniVAE
+from aapt_fast.progress import progress, say
 from aapt_fast.training.adversarial import train_adversarial
 from aapt_fast.training.clips import LatentClips
 from aapt_fast.training.codec import train_codec
 from aapt_fast.training.consistency import train_consistency
-from aapt_fast.training.data import ClipSet, ClipSetConfig, held_out_clips, render_clips
-from aapt_fast.training.diffusion import decoder_sensitivity, train_diffusion
+from aapt_fast.training.data import ClipSet, held_out_clips, render_clips
+from aapt_fast.training.diffusion import Evaluation, decoder_sensitivity, train_diffusion
 from aapt_fast.training.evaluate import Row, evaluate
-from aapt_fast.training.held_out import Evaluations, HeldOutRollout
+from aapt_fast.training.files import fingerprint, load_finite, save_finite, write_text
+from aapt_fast.training.held_out import HeldOutRollout
+from aapt_fast.training.plan import STAGES, describe_plan, describe_state, require_room, result_path, stage_config
 from aapt_fast.training.pretrain import HeldOutError, train_bidirectional
 from aapt_fast.training.recipes import Recipe, control_reader
+from aapt_fast.training.rows import Rows
+from aapt_fast.training.run import CHECKPOINT, Stop, Watch, never_stop
 
-STAGES = ("codec", "pretrain", "diffusion", "consistency", "reconstruction", "adversarial", "export", "evaluate")
+Model = TypeVar("Model", Generator, MiniVAE)
+
 MAIN_STAGES = tuple(stage for stage in STAGES if stage != "reconstruction")
 GENERATOR_STAGES = ("diffusion", "consistency", "adversarial")
 COMPARED = (
@@ -53,27 +63,42 @@ COMPARED = (
 """Rows of the evaluation: name, stage, evaluations per step."""
 
 
-def train(recipe: Recipe, out: Path, stages: tuple[str, ...] = MAIN_STAGES) -> None:
+@torch.inference_mode(False)
+def train(recipe: Recipe, out: Path, stages: tuple[str, ...] = MAIN_STAGES, stop: Stop = never_stop) -> None:
     """Run the stages in order; each starts from the results of those before in `out`, or resumes its own.
 
-    Raises ValueError for an unknown stage or one whose predecessor has not finished.
+    The plan is written to stderr first. `stop` is that of `Watch`; a KeyboardInterrupt says what is on disk.
+    Raises ValueError for an unknown stage, one whose predecessor has not finished, a folder in which another process is
+    training, and a recipe that does not fit into the memory or onto the disk.
     """
     for stage in stages:
         require(stage in STAGES, "stage", " | ".join(STAGES), stage)
+    chosen = [stage for stage in STAGES if stage in stages]
+    require_room(recipe, out, chosen)
     run = RecipeRun(recipe, out)
-    actions = {
-        "codec": run.train_codec,
-        "pretrain": run.pretrain,
-        "diffusion": run.train_diffusion,
-        "consistency": run.train_consistency,
-        "reconstruction": lambda: run.train_adversarial("reconstruction"),
-        "adversarial": lambda: run.train_adversarial("adversarial"),
-        "export": run.export,
-        "evaluate": run.evaluate,
-    }
-    for stage in STAGES:
-        if stage in stages:
-            actions[stage]()
+    with _alone_in(out):
+        say(describe_plan(recipe, out, chosen))
+        for number, stage in enumerate(chosen, 1):
+            try:
+                run.take(stage, Watch(f"stage {number} of {len(chosen)}: {stage}", stop))
+            except KeyboardInterrupt:
+                state = describe_state(recipe, out, stage)
+                raise KeyboardInterrupt(f"stopped in stage {stage}; {state}. The same command resumes.") from None
+
+
+@contextmanager
+def _alone_in(out: Path) -> Iterator[None]:
+    """Keep every other process from training in this folder; a process that is killed keeps nobody."""
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / ".lock").open("w") as file:
+        if os.name == "posix":
+            import fcntl
+
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                require(False, "out", "a folder in which no other process is training", out)
+        yield
 
 
 class RecipeRun:
@@ -89,68 +114,68 @@ class RecipeRun:
             assert isinstance(start.generator, Generator) and isinstance(start.vae, MiniVAE)
             self._start = (start.generator, start.vae)
 
-    def train_codec(self) -> None:
+    def take(self, stage: str, watch: Watch) -> None:
+        """Run a stage of `STAGES`, or take over what is there of it."""
+        if stage == "export":
+            self._export()
+        elif stage == "evaluate":
+            self._evaluate()
+        elif stage != "pretrain" or self._recipe.pretrain is not None:
+            trainings: dict[str, Callable[[str, Path, Watch], Generator | MiniVAE]] = {
+                "codec": self._train_codec,
+                "pretrain": self._pretrain,
+                "diffusion": self._train_diffusion,
+                "consistency": self._train_consistency,
+            }
+            model = trainings.get(stage, self._train_adversarial)(stage, self._out / stage, watch)
+            (self._out / stage).mkdir(parents=True, exist_ok=True)
+            save_finite(result_path(self._out, stage), model.state_dict())
+
+    def _train_codec(self, stage: str, folder: Path, watch: Watch) -> MiniVAE:
         """Stage 0: the VAE, on the gallery and on strangers; or that of the recipe's `start`, as it is."""
-        recipe, folder = self._recipe, self._out / "codec"
-        vae = self._start[1] if self._start else None
+        recipe, vae = self._recipe, self._start[1] if self._start else None
         if recipe.codec is not None:
             sets = [render_clips(self._out / "data", config) for config in (recipe.strangers, recipe.gallery)]
-            vae = train_codec(folder, recipe.codec, sets, held_out_clips(recipe.held_out_strangers)[0], vae)
+            vae = train_codec(folder, recipe.codec, sets, held_out_clips(recipe.held_out_strangers)[0], vae, watch)
             calibrate(vae, sets)
         assert vae is not None  # as Recipe checks
-        folder.mkdir(parents=True, exist_ok=True)
-        torch.save(vae.state_dict(), folder / "vae.pt")
+        return vae
 
-    def pretrain(self) -> None:
-        """Before stage 1: flow matching of a bidirectional model on the gallery's latents, if the recipe has it."""
-        config = self._recipe.pretrain
-        if config is None:
-            return
-        data = GeneratorData(self._recipe, self._out, "pretrain", self._codec())
+    def _pretrain(self, stage: str, folder: Path, watch: Watch) -> Generator:
+        """Before stage 1: flow matching of a bidirectional model on the gallery's latents."""
+        config, (clips, channel_weights, _) = self._recipe.pretrain, self._data(stage)
+        assert config is not None  # as `take` checks
         with torch.no_grad():
             held_out = self._codec().encode(held_out_clips(self._recipe.held_out_gallery)[0])
         evaluation = HeldOutError(held_out[:, :, : config.clip_frames])
-        folder, latents = self._out / "pretrain", data.clips.latents
-        self._save("pretrain", train_bidirectional(folder, config, latents, data.channel_weights, evaluation))
+        return train_bidirectional(folder, config, clips.latents, channel_weights, evaluation, watch)
 
-    def train_diffusion(self) -> None:
+    def _train_diffusion(self, stage: str, folder: Path, watch: Watch) -> Generator:
         """Stage 1 of AAPT: teacher-forced flow matching on the gallery's latents.
 
         A new run starts from the recipe's `start`, else from the conversion of the stage pretrain if that has finished,
         else from random weights. Raises ValueError for a run that has begun from something else.
         """
-        recipe, folder = self._recipe, self._out / "diffusion"
+        recipe = self._recipe
         start = self._start[0] if self._start else self._pretrained()
         _note_start(folder, recipe.start or ("stage pretrain" if start else "random weights"))
-        data = GeneratorData(recipe, self._out, "diffusion", self._codec())
-        generator = train_diffusion(folder, recipe.diffusion, data.clips, data.channel_weights, data.evaluation, start)
-        self._save("diffusion", generator)
+        return train_diffusion(folder, recipe.diffusion, *self._data(stage), start, watch)
 
-    def train_consistency(self) -> None:
+    def _train_consistency(self, stage: str, folder: Path, watch: Watch) -> Generator:
         """Stage 2 of AAPT: consistency distillation of stage 1."""
-        teacher, folder = self._generator("diffusion"), self._out / "consistency"
-        data = GeneratorData(self._recipe, self._out, "consistency", self._codec())
-        generator = train_consistency(
-            folder, self._recipe.consistency, teacher, data.clips, data.channel_weights, data.evaluation
-        )
-        self._save("consistency", generator)
+        teacher = self._generator("diffusion")
+        return train_consistency(folder, self._recipe.consistency, teacher, *self._data(stage), watch)
 
-    def train_adversarial(self, stage: str) -> None:
+    def _train_adversarial(self, stage: str, folder: Path, watch: Watch) -> Generator:
         """Stage 3 of AAPT: student forcing. Starts from stage 2 if it has finished, the discriminator from stage 1.
 
-        `stage` "reconstruction" is the same without the adversarial loss, for as many updates of the generator.
+        The stage "reconstruction" is the same without the adversarial loss, for as many updates of the generator.
         """
         trunk = self._generator("diffusion")
         start = self._generator(last_stage(self._out, before="adversarial"))
-        config, data = self._recipe.adversarial, GeneratorData(self._recipe, self._out, stage, self._codec())
-        if stage == "reconstruction":
-            steps = config.steps - config.discriminator_alone
-            config = dataclasses.replace(config, adversarial=0.0, balanced=False, steps=steps)
-        folder = self._out / stage
-        generator = train_adversarial(folder, config, start, trunk, data.clips, data.channel_weights, data.evaluation)
-        self._save(stage, generator)
+        return train_adversarial(folder, stage_config(self._recipe, stage), start, trunk, *self._data(stage), watch)
 
-    def export(self) -> None:
+    def _export(self) -> None:
         """Write the bundle `out`/NAME: weights in float16, first frames, and the states of the world in them."""
         recipe, bundle = self._recipe, self._out / self._recipe.name
         model = StreamModel(self._generator(last_stage(self._out)), self._codec(), name=recipe.name)
@@ -159,76 +184,68 @@ class RecipeRun:
         entries, config = [], recipe.first_frames
         for number in range(config.clips):
             frame, name = config.world.first_frame(config.seed, number, config.size), f"{number:02d}.png"
-            Image.fromarray(frame.image).save(bundle / name)
+            with replacing(bundle / name) as partial:
+                Image.fromarray(frame.image).save(partial)
             entries.append({"image": name, "identity": frame.scene, "pose": frame.pose})
         gallery = {"world": config.world.name, "first_frames": entries}
-        (bundle / "gallery.json").write_text(json.dumps(gallery, indent=1))
+        write_text(bundle / "gallery.json", json.dumps(gallery, indent=1))
 
-    def evaluate(self) -> None:
+    def _evaluate(self) -> None:
         """Compare all finished stages on every held-out set; the reports go to `out`/evaluation/SET."""
         self._generator(last_stage(self._out))  # a missing stage is named before the reader takes its time
         vae = self._codec()
         rows = [
             Row(name, StreamModel(self._generator(stage), vae, name=name), nfe)
             for name, stage, nfe in COMPARED
-            if (self._out / stage / "generator.pt").exists()
+            if result_path(self._out, stage).exists()
         ]
         for config in self._recipe.held_out:
             reader = control_reader(config, self._out / "pose_network")
             evaluate(rows, config, reader, self._out / "evaluation" / config.name)
 
-    def _save(self, stage: str, generator: Generator) -> None:
-        torch.save(generator.state_dict(), self._out / stage / "generator.pt")
+    def _data(self, stage: str) -> tuple[LatentClips, Tensor, Evaluation]:
+        """Training data of a generator: clips of gallery and strangers in latents, and weights [C] of their channels.
+
+        The evaluation during training comes with them; its sample sheets go to the stage's folder.
+        """
+        recipe, vae, folder = self._recipe, self._codec(), self._out / "data"
+        model, configs = recipe.diffusion.model, (recipe.gallery, recipe.strangers)
+        sets = [render_clips(folder, config) for config in configs]
+        latents = torch.cat([encode_clips(vae, each, folder) for each in sets])
+        scenes = torch.tensor([config.scene(clip) for config in configs for clip in range(config.clips)])
+        clips = LatentClips(latents, torch.cat([each.controls for each in sets]), model, scenes)
+        gallery = HeldOutRollout(vae, model, recipe.held_out_gallery, self._out / stage / "samples.png")
+        strangers = HeldOutRollout(
+            vae, model, recipe.held_out_strangers, self._out / stage / "strangers.png", "strangers_"
+        )
+        weights = decoder_sensitivity(vae.decode, latents[:4, :, :6])
+        return clips, weights, lambda generator: gallery(generator) | strangers(generator)
 
     def _codec(self) -> MiniVAE:
         """The finished codec, frozen."""
-        path, config = self._out / "codec" / "vae.pt", self._recipe.codec
-        require(path.exists(), "out", f"a folder with a finished codec ({path})", "none; run stage codec first")
-        if config is None:
-            assert self._start is not None  # as Recipe checks
-            vae = MiniVAE(self._start[1].config)
-        else:
-            vae = MiniVAE(config.model)
-        vae.load_state_dict(torch.load(path, weights_only=True))
-        return vae.eval().requires_grad_(False)
+        config = self._recipe.codec.model if self._recipe.codec else self._start and self._start[1].config
+        assert config  # as Recipe checks
+        return self._load(MiniVAE(config), "codec")
 
     def _generator(self, stage: str) -> Generator:
         """The generator of a finished stage, frozen."""
-        path = self._out / stage / "generator.pt"
-        found = f"none; run stage {stage} first"
-        require(path.exists(), "out", f"a folder with a finished stage {stage} ({path})", found)
-        generator = Generator(self._recipe.diffusion.model)
-        generator.load_state_dict(torch.load(path, weights_only=True))
-        return generator.eval().requires_grad_(False)
+        return self._load(Generator(self._recipe.diffusion.model), stage)
 
     def _pretrained(self) -> Generator | None:
         """The start of stage 1 from the stage pretrain; None if that has not finished."""
-        path, model = self._out / "pretrain" / "generator.pt", self._recipe.diffusion.model
-        if not path.exists():
+        model = self._recipe.diffusion.model
+        if not result_path(self._out, "pretrain").exists():
             return None
-        generator = Generator(bidirectional(model))
-        generator.load_state_dict(torch.load(path, weights_only=True))
+        generator = self._load(Generator(bidirectional(model)), "pretrain")
         torch.manual_seed(self._recipe.diffusion.seed)
         return to_autoregressive(generator, model.control, window=model.window, control_width=model.control_width)
 
-
-class GeneratorData:
-    """Training data of a generator: clips of gallery and strangers in the latents of the finished codec `vae`.
-
-    `clips`; `channel_weights` [C] of the loss; `evaluation`, whose sample sheets go to the stage's folder.
-    """
-
-    def __init__(self, recipe: Recipe, out: Path, stage: str, vae: MiniVAE) -> None:
-        model, configs = recipe.diffusion.model, (recipe.gallery, recipe.strangers)
-        sets = [render_clips(out / "data", config) for config in configs]
-        latents = torch.cat([encode_clips(vae, each, out / "data" / f"{each.config.name}.latents.pt") for each in sets])
-        scenes = torch.tensor([config.scene(clip) for config in configs for clip in range(config.clips)])
-        self.clips = LatentClips(latents, torch.cat([each.controls for each in sets]), model, scenes)
-        self.channel_weights = decoder_sensitivity(vae.decode, latents[:4, :, :6])
-        self.evaluation = Evaluations(
-            HeldOutRollout(vae, model, recipe.held_out_gallery, out / stage / "samples.png"),
-            HeldOutRollout(vae, model, recipe.held_out_strangers, out / stage / "strangers.png"),
-        )
+    def _load(self, model: Model, stage: str) -> Model:
+        path = result_path(self._out, stage)
+        found = f"none; run stage {stage} first"
+        require(path.exists(), "out", f"a folder with a finished stage {stage} ({path})", found)
+        model.load_state_dict(load_finite(path))
+        return model.eval().requires_grad_(False)
 
 
 @torch.no_grad()
@@ -241,39 +258,41 @@ def calibrate(vae: MiniVAE, clip_sets: list[ClipSet], clips: int = 16) -> None:
 
 
 @torch.no_grad()
-def encode_clips(vae: MiniVAE, clip_set: ClipSet, path: Path) -> Tensor:
-    """Latents [clips, C, 1 + n, h, w] of all clips; kept in `path`, made anew when codec or clips changed."""
-    source = _fingerprint(vae, clip_set.config)
-    if path.exists():
-        kept = torch.load(path, weights_only=True)
-        if kept.get("source") == source:
-            return kept["latents"]
-    batches = torch.arange(len(clip_set)).split(8)
-    latents = torch.cat([vae.encode(torch.stack([clip_set.clip(int(i)) for i in batch])) for batch in batches])
-    torch.save({"source": source, "latents": latents}, path)
-    return latents
-
-
-def _fingerprint(vae: MiniVAE, clips: ClipSetConfig) -> str:
-    """Hash of the weights of the codec, bit by bit, and of the card of the clips: latents are made from both."""
-    digest = hashlib.sha256(json.dumps(clips.card(), sort_keys=True).encode())
-    for weight in vae.state_dict().values():
-        digest.update(weight.contiguous().numpy().tobytes())
-    return digest.hexdigest()
+def encode_clips(vae: MiniVAE, clip_set: ClipSet, folder: Path) -> Tensor:
+    """Latents [clips, C, 1 + n, h, w] of all clips; kept in `folder`, made anew when codec or clips changed."""
+    config, frames = clip_set.config, 1 + (clip_set.config.frames - 1) // 4
+    grid = config.size // vae.spatial_factor
+    shape = (vae.latent_channels, frames, grid, grid)
+    card = {"source": fingerprint(config.card(), vae)}
+    rows = Rows(folder, f"{config.name}.latents", card, config.clips, {"values": ("float32", shape)})
+    if not rows.complete:
+        missing = set(rows.begin())
+        with progress(
+            config.clips, f"encode the clips of {config.name}", "clip", done=config.clips - len(missing)
+        ) as bar:
+            for batch in torch.arange(config.clips).split(8):  # always the same batches, for the same bits
+                again = [int(clip) for clip in batch if int(clip) in missing]
+                if again:
+                    latents = vae.encode(torch.stack([clip_set.clip(int(clip)) for clip in batch]))
+                    for clip in again:
+                        rows.write(clip, values=latents[clip - int(batch[0])].numpy())
+                    bar.update(len(again))
+        rows.finish()
+    return torch.from_numpy(np.load(rows.path("values.npy")))
 
 
 def _note_start(folder: Path, start: str) -> None:
     """Keep the start of a run in `folder`/start.txt; refuse to resume a run that started from something else."""
     note = folder / "start.txt"
-    if (folder / "checkpoint.pt").exists():
+    if (folder / CHECKPOINT).exists():
         began = note.read_text() if note.exists() else "random weights"
         require(began == start, "out", f"a run of stage 1 that started from {start} ({folder})", f"one from {began}")
     folder.mkdir(parents=True, exist_ok=True)
-    note.write_text(start)
+    write_text(note, start)
 
 
 def last_stage(out: Path, before: str | None = None) -> str:
     """The last stage of the generator that has finished in `out`, of those before `before`; "diffusion" if none has."""
     stages = GENERATOR_STAGES[: GENERATOR_STAGES.index(before)] if before else GENERATOR_STAGES
-    finished = [stage for stage in stages if (out / stage / "generator.pt").exists()]
+    finished = [stage for stage in stages if result_path(out, stage).exists()]
     return finished[-1] if finished else "diffusion"

@@ -3,26 +3,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from aapt_fast.training.ema import WeightAverage
-from aapt_fast.training.optimiser import MatrixOptimiser
-from aapt_fast.training.run import Stateful, TrainingRun
-
-
-class Optimiser(Stateful, Protocol):
-    """The part of a torch optimiser that a step needs."""
-
-    def zero_grad(self) -> None:
-        """Forget the gradients."""
-
-    def step(self) -> Any:
-        """Move the parameters down their gradients."""
+from aapt_fast.training.optimiser import MatrixOptimiser, Optimiser, Stateful, descend
+from aapt_fast.training.run import TrainingRun, Watch
+from aapt_fast.training.schedule import warm_cosine
 
 
 class Trainer:
@@ -30,11 +21,13 @@ class Trainer:
 
     Args:
         folder: where the run writes.
-        config: a dataclass with `steps`, `seed` and `evaluate_every`.
+        config: a dataclass with `steps`, `seed` and `evaluate_every`; without an `optimiser` also `matrix_rate`, `rate`
+            and `weight_decay`.
         model: gets its gradients clipped to a norm of 1, and the averaged weights at the end.
-        optimiser: of the model's parameters.
         evaluate: gives numbers for the log; called with averaged weights before every `evaluate_every`-th step, and at
             the end.
+        watch: of the run.
+        optimiser: of the model's parameters, with its full learning rates; None: a `MatrixOptimiser`.
         more: other parts of the run's checkpoints, by name.
         average_decay: of the average.
     """
@@ -44,21 +37,28 @@ class Trainer:
         folder: Path,
         config: Any,
         model: nn.Module,
-        optimiser: Optimiser,
         evaluate: Callable[[], dict[str, float]],
+        watch: Watch,
+        optimiser: Optimiser | None = None,
         more: Mapping[str, Stateful] | None = None,
         average_decay: float = 0.995,
     ) -> None:
+        if optimiser is None:
+            rates = {name: getattr(config, name) for name in ("matrix_rate", "rate", "weight_decay")}
+            optimiser = MatrixOptimiser(model, **rates)
         self._config, self._model, self._optimiser, self._evaluate = config, model, optimiser, evaluate
+        self._rates = [group["lr"] for group in optimiser.param_groups]
         self._average = WeightAverage(model, average_decay)
         state: dict[str, Stateful] = {"model": model, "average": self._average, "optimiser": optimiser}
-        self.run = TrainingRun(folder, config, state | dict(more or {}))
+        self.run = TrainingRun(folder, config, state | dict(more or {}), watch=watch)
 
     def steps(self) -> Iterator[int]:
         """Yield the remaining steps, evaluated in between; after the last one the model holds the averaged weights."""
         for step in self.run.steps(self._config.steps, self._config.seed):
             if step % self._config.evaluate_every == 0:
                 self._log()
+            for group, rate in zip(self._optimiser.param_groups, self._rates, strict=True):
+                group["lr"] = rate * warm_cosine(step, self._config.steps)
             yield step
         self._log()
         self._average.copy_to_model()
@@ -66,21 +66,21 @@ class Trainer:
 
     def update(self, loss: Tensor) -> None:
         """Take one step down the gradient of `loss`, a scalar []."""
-        self._optimiser.zero_grad()
         loss.backward()
         self.apply_gradients()
 
     def apply_gradients(self) -> None:
-        """Take one step with the gradients that have been gathered since the optimiser's `zero_grad`."""
-        torch.nn.utils.clip_grad_norm_(self._model.parameters(), 1.0)
-        self._optimiser.step()
+        """Take one step with the gradients that have been gathered in this step."""
+        self.descend(self._model, self._optimiser, largest_norm=1.0)
         self._average.update(self.run.step)
+
+    def descend(self, model: nn.Module, optimiser: Optimiser, largest_norm: float = math.inf) -> None:
+        """Take one step of any network of this run; raises as `descend` does, with the step and the state on disk."""
+        try:
+            descend(model, optimiser, largest_norm)
+        except FloatingPointError as error:
+            self.run.fail(str(error))
 
     def _log(self) -> None:
         with self._average.applied():
             self.run.log(**self._evaluate())
-
-
-def matrix_optimiser(model: nn.Module, config: Any) -> MatrixOptimiser:
-    """The optimiser of a generator, with `matrix_rate`, `rate` and `weight_decay` of a stage's configuration."""
-    return MatrixOptimiser(model, matrix_rate=config.matrix_rate, rate=config.rate, weight_decay=config.weight_decay)

@@ -20,6 +20,7 @@ from aapt_fast.models.files.named_weights import NamedWeights, read_part
 from aapt_fast.models.files.placement import WAN_DTYPES, checked_placement
 from aapt_fast.models.files.read import read_config, weight_file
 from aapt_fast.models.files.recognise import TRANSFORMER
+from aapt_fast.models.files.trainable import outside_inference_mode
 from aapt_fast.models.wan.config import WanConfig
 from aapt_fast.models.wan.infer_config import wan_config
 from aapt_fast.models.wan.keys import (
@@ -38,6 +39,7 @@ EXPERTS = (("transformer", "transformer_2"), ("high_noise_model", "low_noise_mod
 GROUPS = ("generator_ema", "generator")
 
 
+@outside_inference_mode
 def load_generator(
     path: str | Path,
     *,

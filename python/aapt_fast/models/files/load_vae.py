@@ -21,6 +21,7 @@ from aapt_fast.models.files.named_weights import NamedWeights, read_part
 from aapt_fast.models.files.placement import checked_placement
 from aapt_fast.models.files.read import computing_dtype, read_config, weight_file
 from aapt_fast.models.files.recognise import VAE, WEIGHT_SUFFIXES
+from aapt_fast.models.files.trainable import outside_inference_mode
 from aapt_fast.models.vae.infer_wan_config import (
     DIFFUSERS_NAMES,
     RELEVANT,
@@ -39,6 +40,7 @@ WRAPPERS = ("model.", "vae.", "first_stage_model.")
 """Put before every name by a module around the original one, or in an all-in-one checkpoint."""
 
 
+@outside_inference_mode
 def load_vae(
     path: str | Path,
     *,

@@ -27,6 +27,7 @@ from aapt_fast.models.files.bundled import bundled_models
 from aapt_fast.models.files.placement import DTYPES, WAN_DTYPES, require_path, require_usable_dtype
 from aapt_fast.models.files.read import computing_dtype, fill, open_safetensors, read_metadata, weight_file
 from aapt_fast.models.files.recognise import OWN, recognise, recognise_tensors
+from aapt_fast.models.files.trainable import outside_inference_mode
 from aapt_fast.models.vae.mini import MiniVAE, MiniVAEConfig
 from aapt_fast.worlds import WORLDS
 from aapt_fast.worlds.world import FirstFrame
@@ -56,6 +57,7 @@ def write_model(path: Path, generator: nn.Module, vae: nn.Module, name: str, dty
         save_file(tensors, partial, metadata)
 
 
+@outside_inference_mode
 def read_model(path: str | Path, *, device: torch.device | str, dtype: torch.dtype) -> tuple[Generator, MiniVAE, str]:
     """Generator, VAE and name of a bundled model or of a file of `write_model`, in any floating `dtype`.
 
