@@ -147,3 +147,14 @@ def test_representations() -> None:
     model = StreamModel(Generator(NANO).eval(), MiniVAE(TINY_VAE).eval().bfloat16(), name="nano")
     said = "Generator in torch.float32, MiniVAE in torch.bfloat16, on cpu, video 32x32"
     assert repr(model) == f"StreamModel(nano: {said})"
+
+
+def test_a_weight_that_is_not_finite_in_the_files_dtype_is_refused(tmp_path: Path) -> None:
+    generator = Generator(NANO)
+    with torch.no_grad():
+        generator.unpatch.bias[0] = 1e5  # finite in float32 only
+    model = StreamModel(generator, MiniVAE(TINY_VAE), name="nano")
+    with pytest.raises(CheckpointError, match=r"generator\.unpatch\.bias: expected finite values in torch\.float16"):
+        model.save_pretrained(tmp_path / "x.safetensors", dtype=torch.float16)
+    assert list(tmp_path.iterdir()) == []
+    model.save_pretrained(tmp_path / "x.safetensors", dtype=torch.bfloat16)

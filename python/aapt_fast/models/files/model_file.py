@@ -25,7 +25,14 @@ from aapt_fast.models.aapt.generator import Generator
 from aapt_fast.models.files.atomic import replacing
 from aapt_fast.models.files.bundled import bundled_models
 from aapt_fast.models.files.placement import DTYPES, WAN_DTYPES, require_path, require_usable_dtype
-from aapt_fast.models.files.read import computing_dtype, fill, open_safetensors, read_metadata, weight_file
+from aapt_fast.models.files.read import (
+    computing_dtype,
+    fill,
+    open_safetensors,
+    read_metadata,
+    require_finite,
+    weight_file,
+)
 from aapt_fast.models.files.recognise import OWN, recognise, recognise_tensors
 from aapt_fast.models.files.trainable import outside_inference_mode
 from aapt_fast.models.vae.mini import MiniVAE, MiniVAEConfig
@@ -40,7 +47,8 @@ Module = TypeVar("Module", bound=nn.Module)
 def write_model(path: Path, generator: nn.Module, vae: nn.Module, name: str, dtype: torch.dtype | str) -> None:
     """Write generator and VAE to `path`, weights in `dtype`; a failed write leaves no file behind.
 
-    Raises TypeError for parts other than a `Generator` and a `MiniVAE`, ValueError for a dtype that is not of floats.
+    Raises TypeError for parts other than a `Generator` and a `MiniVAE`, ValueError for a dtype that is not of floats,
+    CheckpointError for a weight that is not finite, or not in `dtype`.
     """
     dtype = require_usable_dtype(dtype, WAN_DTYPES)
     require_type("model.generator", generator, Generator)
@@ -51,6 +59,8 @@ def write_model(path: Path, generator: nn.Module, vae: nn.Module, name: str, dty
         for part, module in parts.items()
         for key, value in module.state_dict().items()
     }
+    for key, tensor in tensors.items():
+        require_finite(tensor, key, path)
     configs = {part: dataclasses.asdict(module.config) for part, module in parts.items()}
     metadata = {"format": FORMAT, "name": name, "config": json.dumps(configs)}
     with replacing(path) as partial:
