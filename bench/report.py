@@ -25,7 +25,7 @@ README = ROOT / "README.md"
 
 BEGIN = "<!-- gpu results: written by `python -m bench.report --write` -->"
 END = "<!-- end of gpu results -->"
-NOTHING = "No GPU result exists yet: no GPU has run this version."
+NOTHING = "No GPU result exists: nothing has run on one."
 
 
 def load(folder: Path) -> dict[str, dict[str, Any]]:
