@@ -15,6 +15,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 import random
 import shutil
+import signal
 
 import numpy
 import pytest
@@ -23,6 +24,10 @@ import torch
 from aapt_fast.testing.targets import EMULATED_BUILD
 
 torch.set_num_threads(min(2, torch.get_num_threads()))
+# A shell starts a background job with signals ignored, and what a process ignores, its children ignore.
+for kind, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(kind) is signal.SIG_IGN:
+        signal.signal(kind, handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -65,14 +65,14 @@ def test_without_a_gpu_the_programs_say_so(module, tmp_path):
 
 def test_every_measurement_gives_a_number_or_a_reason(tmp_path):
     path = tmp_path / "x.json"
-    only = [word for number in (0, 1, 2, 3, 4, 6, 7) for word in ("--only", str(number))]
+    only = [word for number in (0, 1, 2, 3, 4, 6) for word in ("--only", str(number))]
     ended = program("bench.measure_ceilings", "--out", str(path), "--tiny", *only)
     assert ended.returncode == 0, ended.stderr
     content = json.loads(path.read_text())
     assert problems(content) == []
     assert content["ceilings"]["matmul_tflops"] > 0
     done = {entry["name"][0] for entry in content["measurements"] + content["failures"]}
-    assert done == set("123467")
+    assert done == set("12346")
     assert {"2", "3", "4"} <= {entry["name"][0] for entry in content["measurements"]}
 
 

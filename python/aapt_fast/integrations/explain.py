@@ -51,7 +51,7 @@ def _own_ops(obj: Any) -> Iterator[Finding]:
     )
     for where, part in parts.items():
         ops = next((ops for kind, ops in OWN.items() if isinstance(part, kind)), ())
-        if isinstance(part, Generator) and part.ends_in_clean_frame:
+        if isinstance(part, Generator) and part.config.prediction == "velocity" and part.head is None:
             ops = (*ops, "clean_frame")
         for op in ops:
             device = next(part.parameters()).device
