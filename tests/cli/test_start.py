@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import argparse
+import errno
+import io
 import os
 import subprocess
 import sys
@@ -65,13 +67,23 @@ def test_help_tells_every_default(command: str) -> None:
         assert not takes_a_value or "default" in option.help, option.option_strings
 
 
-def test_a_reader_that_goes_away_is_no_error() -> None:
+@pytest.mark.parametrize(("arguments", "status"), [(["doctor", "--json"], OUTPUT_CLOSED), (["--help"], 0)])
+def test_a_reader_that_goes_away_is_no_error(arguments: list[str], status: int) -> None:
     reader, writer = os.pipe()
     os.close(reader)
-    command = [sys.executable, "-m", "aapt_fast.cli", "doctor", "--json"]
+    command = [sys.executable, "-m", "aapt_fast.cli", *arguments]
     done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True)
     os.close(writer)
-    assert (done.returncode, done.stderr) == (OUTPUT_CLOSED, "")
+    assert (done.returncode, done.stderr) == (status, "")
+
+
+def test_a_terminal_that_goes_away_changes_no_status(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Gone(io.StringIO):
+        def write(self, text: str) -> int:
+            raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(sys, "stderr", Gone())
+    assert main(["convert", "no-such-model", "--out", "x"]) == 2
 
 
 SPINS = """

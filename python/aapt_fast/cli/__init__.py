@@ -6,6 +6,8 @@ options.py has the options of all commands; each command has a file of its own, 
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import os
 import sys
 from collections.abc import Sequence
@@ -22,27 +24,40 @@ OUTPUT_CLOSED = 141
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; a user's mistake becomes one line on stderr and exit status 2, Ctrl-C status 130.
+    """Run one command; a user's mistake becomes one line on stderr and exit status 2, a signal status 130.
 
     A command that returns a number has that as its status, the others 0.
     """
-    arguments = make_parser().parse_args(argv)
-    if arguments.command in STREAMING_COMMANDS:
-        _let_idle_threads_sleep()
     try:
-        status = import_module(f"aapt_fast.cli.{arguments.command}").run(arguments)
-        sys.stdout.flush()
+        try:
+            return _run(make_parser().parse_args(argv))
+        finally:
+            sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more at its end
         return OUTPUT_CLOSED
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    if arguments.command in STREAMING_COMMANDS:
+        _let_idle_threads_sleep()
+    try:
+        return import_module(f"aapt_fast.cli.{arguments.command}").run(arguments) or 0
+    except BrokenPipeError:
+        raise
     except USER_ERRORS as error:
         without_torch = isinstance(error, ModuleNotFoundError) and error.name == "torch"
-        print(f"aapt-fast {arguments.command}: {NO_TORCH if without_torch else error}", file=sys.stderr)
+        _report(arguments.command, NO_TORCH if without_torch else str(error))
         return 2
     except KeyboardInterrupt as stop:
-        print(f"aapt-fast {arguments.command}: {str(stop) or 'stopped'}", file=sys.stderr)
+        _report(arguments.command, str(stop) or "stopped")
         return 130
-    return status or 0
+
+
+def _report(command: str, message: str) -> None:
+    """Print a line on stderr, if that still has a reader: a terminal may have gone."""
+    with contextlib.suppress(OSError):
+        print(f"aapt-fast {command}: {message}", file=sys.stderr)
 
 
 def _let_idle_threads_sleep() -> None:
