@@ -67,14 +67,17 @@ def test_help_tells_every_default(command: str) -> None:
         assert not takes_a_value or "default" in option.help, option.option_strings
 
 
-@pytest.mark.parametrize(("arguments", "status"), [(["doctor", "--json"], OUTPUT_CLOSED), (["--help"], 0)])
-def test_a_reader_that_goes_away_is_no_error(arguments: list[str], status: int) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "statuses"),
+    [(["doctor", "--json"], {OUTPUT_CLOSED}), (["--help"], {0, OUTPUT_CLOSED})],  # argparse hides that it cannot write
+)
+def test_a_reader_that_goes_away_is_no_error(arguments: list[str], statuses: set[int]) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     command = [sys.executable, "-m", "aapt_fast.cli", *arguments]
     done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True)
     os.close(writer)
-    assert (done.returncode, done.stderr) == (status, "")
+    assert done.returncode in statuses and done.stderr == ""
 
 
 def test_a_terminal_that_goes_away_changes_no_status(monkeypatch: pytest.MonkeyPatch) -> None:
