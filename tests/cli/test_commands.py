@@ -6,6 +6,7 @@ from __future__ import annotations
 import ctypes
 import json
 import math
+import os
 import weakref
 from pathlib import Path
 from types import ModuleType
@@ -15,8 +16,8 @@ import pytest
 import torch
 from PIL import Image
 
-from aapt_fast import cli
 from aapt_fast.cli import doctor, main
+from aapt_fast.cli import generate as generating
 from aapt_fast.models.stream_model import StreamModel
 from aapt_fast.ops._load import extension
 from aapt_fast.ops.kernels import KERNELS, use_kernels
@@ -228,7 +229,7 @@ def test_a_file_that_is_no_model_is_not_blamed_on_the_picture(
 def test_poses_are_checked_before_the_first_step(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(cli.generate, "StreamSession", None)
+    monkeypatch.setattr(generating, "StreamSession", None)
     np.save(tmp_path / "few.npy", np.zeros((8, 5, 3), np.float32))
     assert generate(model, tmp_path / "x.gif", "--controls", str(tmp_path / "few.npy")) == 2
     assert "expected shape [frames, 19, 3]" in capsys.readouterr().err
@@ -243,6 +244,28 @@ def test_what_cannot_be_written_is_known_before_the_model_is_read(
 
     monkeypatch.setattr(StreamModel, "from_pretrained", read)
     assert generate(model, tmp_path / "x.gif", *arguments) == 2
+
+
+@pytest.mark.parametrize(
+    ("load", "why"), [(0.1, "nano is too large for this cpu in real time"), (99.0, "99.0 processes compete for")]
+)
+def test_a_stream_behind_real_time_says_why(
+    load: float,
+    why: str,
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(os, "getloadavg", lambda: (load, load, load))
+    monkeypatch.setattr(generating, "REAL_TIME", 1e9)
+    assert generate(model, tmp_path / "x.gif") == 0
+    assert why in capsys.readouterr().err
+    assert generate(model, tmp_path / "quiet.gif", "--quiet") == 0
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(generating, "REAL_TIME", 0.0)
+    assert generate(model, tmp_path / "fast.gif") == 0
+    assert "real time" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("seed", [-(2**63), 2**63 - 1])

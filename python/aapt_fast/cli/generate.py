@@ -32,6 +32,7 @@ from aapt_fast.worlds.script import read_script, script_frames
 from aapt_fast.worlds.world import FPS, MEDLEY, FirstFrame, Player
 
 FRAMES_PER_STEP = 4
+REAL_TIME = FPS  # video frames per second
 MOST_EVALUATIONS = 1000  # per step: as many as models of this kind are trained with
 
 STARTED = time.perf_counter()  # after the imports, which take about a second more
@@ -128,8 +129,8 @@ def _write(stream: _Stream, arguments: argparse.Namespace, signals: HeldSignals)
             say(f"{writer.frames} video frames are in {writer.kept}")
         raise
     fps = FRAMES_PER_STEP * stream.steps / streaming_s
-    if fps < FPS and not arguments.quiet:
-        say(f"{fps:.1f} video frames per second, real time is {FPS:.0f}: {_why_slow(stream.model)}")
+    if fps < REAL_TIME and not arguments.quiet:
+        say(f"{fps:.1f} video frames per second, real time is {REAL_TIME:.0f}: {_why_slow(stream.model)}")
     report = _report(arguments, stream.model, writer.frames, fps, step_ms, first_frame_s, calls.what_ran())
     return report if stream.sheet is None else report | stream.sheet.write()
 

@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The verdict of `aapt-fast doctor`, in numbers and in words."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import pytest
+import torch
+
+from aapt_fast.cli.doctor import in_words, verdict
+
+CPU = {"ready": True, "device": "CPU", "dtype": "float32", "threads": 2, "video_fps": 98.4, "busy": 0.1, "mp4": True}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="about a machine without a GPU")
+def test_the_verdict_is_measured() -> None:
+    found = verdict()
+    assert set(found) == set(CPU) and found["device"] == "CPU" and found["threads"] == torch.get_num_threads()
+    assert found["video_fps"] > 0 and found["ready"] == (found["video_fps"] >= 24)
+
+
+@pytest.mark.parametrize(
+    ("changes", "first"),
+    [
+        ({}, "Ready on this CPU: mini-person makes about 98 video frames per second in float32 (real time is 24)"),
+        ({"ready": False, "video_fps": 9.0}, "Slower than real time on this CPU: mini-person makes about 9 video"),
+        ({"mp4": False}, "mp4: no (pip install 'aapt_fast[video]')"),
+        ({"device": "NVIDIA H200", "dtype": "bfloat16"}, "Ready on this NVIDIA H200: mini-person makes about 98"),
+    ],
+)
+def test_it_begins_with_the_verdict(changes: dict[str, Any], first: str) -> None:
+    assert first in in_words({**CPU, **changes})[0]
+
+
+def test_it_says_when_others_use_the_cores() -> None:
+    busy = float((os.cpu_count() or 1) + 3)
+    assert not any("compete" in line for line in in_words(CPU))
+    assert any(f"compete for the {os.cpu_count()} cores: {busy}" in line for line in in_words({**CPU, "busy": busy}))
+
+
+def test_it_advises_by_the_device() -> None:
+    assert "GOMP_SPINCOUNT=1000" in in_words(CPU)[-1]
+    assert "AAPT_KERNELS=all" in in_words({**CPU, "device": "NVIDIA H200"})[-1]
