@@ -62,7 +62,7 @@ def verdict() -> dict[str, Any]:
             times.append(time.perf_counter() - begun)
     fps = len(frames) / statistics.median(times[WARM_UP:])
     return {
-        "ready": fps >= REAL_TIME,
+        "ready": round(fps) >= REAL_TIME,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
         "dtype": str(dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
@@ -85,8 +85,8 @@ def in_words(found: dict[str, Any]) -> list[str]:
         if found["busy"] is not None and found["busy"] > cores:
             lines.append(f"Other processes compete for the {cores} cores: {found['busy']} of them ran or waited.")
         lines.append(
-            "Your own programs stay fast beside other processes with GOMP_SPINCOUNT=1000, or one thread "
-            "(OMP_NUM_THREADS=1), set before torch is imported."
+            "Your own programs stay fast beside other processes with GOMP_SPINCOUNT=1000 in their environment; "
+            "aapt-fast sets it for itself."
         )
     else:
         lines.append(

@@ -129,7 +129,7 @@ def _write(stream: _Stream, arguments: argparse.Namespace, signals: HeldSignals)
             say(f"{writer.frames} video frames are in {writer.kept}")
         raise
     fps = FRAMES_PER_STEP * stream.steps / streaming_s
-    if fps < REAL_TIME and not arguments.quiet:
+    if round(fps) < REAL_TIME and not arguments.quiet:
         say(f"{fps:.1f} video frames per second, real time is {REAL_TIME:.0f}: {_why_slow(stream.model)}")
     report = _report(arguments, stream.model, writer.frames, fps, step_ms, first_frame_s, calls.what_ran())
     return report if stream.sheet is None else report | stream.sheet.write()
@@ -184,5 +184,5 @@ def _why_slow(model: StreamModel) -> str:
     cores = os.cpu_count() or 1
     busy = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     if model.device.type == "cpu" and busy > cores:
-        return f"{busy:.1f} processes compete for {cores} cores; OMP_NUM_THREADS=1 may help, fewer of them will"
+        return f"{busy:.1f} processes compete for {cores} cores"
     return f"{model.name} is too large for this {model.device.type} in real time"
