@@ -44,6 +44,7 @@ from aapt_fast.training.files import fingerprint, load_finite, save_finite, writ
 from aapt_fast.training.held_out import HeldOutRollout
 from aapt_fast.training.plan import STAGES, describe_plan, describe_state, require_room, result_path, stage_config
 from aapt_fast.training.pretrain import HeldOutError, train_bidirectional
+from aapt_fast.training.recipe_folder import note_recipe, require_same_recipe
 from aapt_fast.training.recipes import Recipe, control_reader
 from aapt_fast.training.rows import Rows
 from aapt_fast.training.run import CHECKPOINT, Stop, Watch, never_stop
@@ -69,14 +70,17 @@ def train(recipe: Recipe, out: Path, stages: tuple[str, ...] = MAIN_STAGES, stop
 
     The plan is written to stderr first. `stop` is that of `Watch`; a KeyboardInterrupt says what is on disk.
     Raises ValueError for an unknown stage, one whose predecessor has not finished, a folder in which another process is
-    training, and a recipe that does not fit into the memory or onto the disk.
+    training or that belongs to another recipe, and a recipe that does not fit into the memory or onto the disk.
     """
     for stage in stages:
         require(stage in STAGES, "stage", " | ".join(STAGES), stage)
     chosen = [stage for stage in STAGES if stage in stages]
     require_room(recipe, out, chosen)
     run = RecipeRun(recipe, out)
+    run.require_own_folder()
     with _alone_in(out):
+        run.require_own_folder()  # again, as a process that has just ended may have taken the folder
+        note_recipe(recipe, out)
         say(describe_plan(recipe, out, chosen))
         for number, stage in enumerate(chosen, 1):
             try:
@@ -113,6 +117,10 @@ class RecipeRun:
             require_type("start", start.vae, MiniVAE)
             assert isinstance(start.generator, Generator) and isinstance(start.vae, MiniVAE)
             self._start = (start.generator, start.vae)
+
+    def require_own_folder(self) -> None:
+        """Raise ValueError if the folder belongs to another recipe."""
+        require_same_recipe(self._recipe, self._out, self._start[1] if self._start else None)
 
     def take(self, stage: str, watch: Watch) -> None:
         """Run a stage of `STAGES`, or take over what is there of it."""
