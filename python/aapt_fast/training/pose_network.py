@@ -165,7 +165,7 @@ def pose_reader(config: PoseNetworkConfig, folder: Path) -> PoseReader:
         save_finite(path, {"error": trained.error, "network": trained.network.state_dict()})
         for rendered in folder.glob(f"{path.stem}-*"):
             rendered.unlink()
-    kept, network = load_finite(path), PoseNetwork(config.widths)
+    kept, network = load_finite(path, "the network is trained again"), PoseNetwork(config.widths)
     network.load_state_dict(kept["network"])
     return PoseReader(network.eval().requires_grad_(False), config, kept["error"])
 
