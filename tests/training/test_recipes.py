@@ -172,7 +172,7 @@ def test_a_stage_1_that_has_begun_does_not_change_its_start(person: Path) -> Non
     assert (person / "diffusion" / "start.txt").read_text() == "stage pretrain"
 
 
-def test_stages_in_the_wrong_order_say_what_is_missing(tmp_path: Path) -> None:
+def test_stages_in_the_wrong_order_say_what_is_missing_and_leave_nothing(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"out: expected a folder with a finished stage codec"):
         stages.train(PERSON, tmp_path, ("diffusion",))
     with pytest.raises(ValueError, match=r"out: expected a folder with a finished stage diffusion"):
@@ -181,6 +181,7 @@ def test_stages_in_the_wrong_order_say_what_is_missing(tmp_path: Path) -> None:
         stages.train(PERSON, tmp_path, ("adversarial",))
     with pytest.raises(ValueError, match=r"stage: expected codec \| pretrain \| diffusion \| .*, got sing"):
         stages.train(PERSON, tmp_path, ("sing",))
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("recipe", recipes.RECIPES.values(), ids=recipes.RECIPES)
