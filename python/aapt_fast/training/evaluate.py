@@ -185,6 +185,13 @@ class _Kept:
             torch.save({"card": self._card, "measured": vars(measured), "sheet": sheet, "done": done}, partial)
 
 
+def clips_kept(
+    rows: Sequence[Row], config: ClipSetConfig, reader: ControlReader | None, out: Path, group: int = 4
+) -> int:
+    """The number of clips from which on `evaluate`, called with the same arguments, resumes; 0 if it begins anew."""
+    return _Kept(out / "measured.pt", rows, config, reader, group).load()[2]
+
+
 def require_measurable(rows: Sequence[Row], config: ClipSetConfig, group: int = 4) -> None:
     """Raise ValueError, before any work, for rows and clips that `evaluate` cannot measure, or not in this memory."""
     names = [row.name for row in rows]
