@@ -6,6 +6,8 @@ from __future__ import annotations
 import csv
 import functools
 import json
+import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,7 @@ from aapt_fast.models.aapt.generator import Generator
 from aapt_fast.models.aapt.presets import NANO
 from aapt_fast.models.stream_model import StreamModel
 from aapt_fast.models.vae.mini import MiniVAE, MiniVAEConfig
-from aapt_fast.training import recipes
+from aapt_fast.training import evaluate, pose_network, recipes
 from aapt_fast.training.pose_network import PoseNetworkConfig
 
 TINY_VAE = MiniVAEConfig(encoder_widths=(4, 4, 4), decoder_widths=(4, 4, 4))
@@ -41,7 +43,9 @@ def test_one_model(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert printed.out.count("\n") == 1  # one line, for programs
     report = json.loads(printed.out)
     assert (tmp_path / "out" / "report.md").read_text() in printed.err  # tables, for people
-    assert "train the pose network" in printed.err and f"kept in {tmp_path / 'kept'}" in printed.err
+    plan = "to measure, with evaluations: model (2 per step); 1 clips (held-out) of 16 video frames"
+    assert printed.err.index(plan) < printed.err.index("train the pose network")
+    assert f"kept in {tmp_path / 'kept'}" in printed.err
     assert "evaluate model on 1 clips of 16 video frames (held-out): the steps alone take about" in printed.err
     assert [row["what"] for row in report["summary"]] == ["model", "codec", "still"] and report["summary"][0][
         "nfe"
@@ -69,8 +73,8 @@ def test_several_rows(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[
         (["--row", "a=MODEL:0"], "nfe: expected at least 1"),
         (["--row", "codec=MODEL"], "rows: expected distinct names other than"),
         (["nothing"], "path: expected a bundled model"),
-        (["MODEL", "--frames", "0"], "frames: expected at least 1, got 0"),
-        (["MODEL", "--frames", "8"], "frames: expected more than 12 video frames"),
+        (["MODEL", "--frames", "0"], "--frames: expected at least 9, for the mirror test, got 0"),
+        (["MODEL", "--frames", "8"], "--frames: expected at least 9, for the mirror test, got 8"),
         (["MODEL", "--clips", "0"], "clips: expected at least 1, got 0"),
         (["MODEL", "--clips", str(10**12)], "clips: expected a value that fits into"),
         (["MODEL", "--frames", str(10**12)], "frames: expected a value that fits into"),
@@ -86,3 +90,37 @@ def test_mistakes_are_one_line(
     printed = capsys.readouterr()
     assert message in printed.err.splitlines()[-1] and printed.out == ""
     assert not (tmp_path / "kept").exists()  # nothing was trained first
+
+
+def test_the_least_frames_are_enough(model: str, tmp_path: Path) -> None:
+    assert call(tmp_path, model, "--frames", "9") == 0
+
+
+def stop_at(number: int, function: Callable[..., object]) -> Callable[..., object]:
+    """The function, whose call of this number sends SIGINT first."""
+    calls = []
+
+    def stopping(*arguments: object) -> object:
+        calls.append(arguments)
+        if len(calls) == number:
+            signal.raise_signal(signal.SIGINT)
+        return function(*arguments)
+
+    return stopping
+
+
+def test_a_stopped_command_tells_what_is_kept(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, kept = tmp_path / "out", tmp_path / "kept"
+    with monkeypatch.context() as patch:
+        patch.setattr(pose_network, "random_motion", stop_at(2, pose_network.random_motion))
+        assert call(tmp_path, model) == 130
+    said = capsys.readouterr().err.splitlines()[-1]
+    rendered = f"1 of 3 clips for the pose network are rendered and kept in {kept}"
+    assert f"stopped by SIGINT; {rendered}; measurements are only kept with --out. The same command resumes" in said
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluate, "make_group", stop_at(2, evaluate.make_group))
+        assert call(tmp_path, model, "--clips", "5", "--out", str(out)) == 130
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert f"the pose network is kept in {kept}" in said and f"4 of 5 clips are measured and kept in {out}" in said

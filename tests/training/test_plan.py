@@ -47,6 +47,14 @@ def test_the_plan_tells_what_is_done_and_how_long_the_rest_took_once(tmp_path: P
     ]
 
 
+def test_more_steps_than_the_recipe_has_leave_no_time(tmp_path: Path) -> None:
+    begin(tmp_path)
+    save_finite(tmp_path / "diffusion" / "checkpoint.pt", {"step": 2 * PERSON.diffusion.steps})
+    lines = describe_plan(SHORT, tmp_path, ("diffusion",)).splitlines()
+    assert lines[2] == "  stage 1 of 1: diffusion: 10000 of 5000 steps are done"
+    assert lines[3].startswith("* 6 min in all")
+
+
 def test_a_plan_invents_no_times_and_asks_for_no_clips_in_vain(tmp_path: Path) -> None:
     assert " min" not in describe_plan(dataclasses.replace(SHORT, name="x", minutes={}), tmp_path, ("codec",))
     assert "clips" not in describe_plan(SHORT, tmp_path, ("export", "evaluate"))

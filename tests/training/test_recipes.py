@@ -172,7 +172,7 @@ def test_a_stage_1_that_has_begun_does_not_change_its_start(person: Path) -> Non
     assert (person / "diffusion" / "start.txt").read_text() == "stage pretrain"
 
 
-def test_stages_in_the_wrong_order_say_what_is_missing(tmp_path: Path) -> None:
+def test_stages_in_the_wrong_order_say_what_is_missing_and_leave_nothing(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"out: expected a folder with a finished stage codec"):
         stages.train(PERSON, tmp_path, ("diffusion",))
     with pytest.raises(ValueError, match=r"out: expected a folder with a finished stage diffusion"):
@@ -181,6 +181,7 @@ def test_stages_in_the_wrong_order_say_what_is_missing(tmp_path: Path) -> None:
         stages.train(PERSON, tmp_path, ("adversarial",))
     with pytest.raises(ValueError, match=r"stage: expected codec \| pretrain \| diffusion \| .*, got sing"):
         stages.train(PERSON, tmp_path, ("sing",))
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("recipe", recipes.RECIPES.values(), ids=recipes.RECIPES)
@@ -352,3 +353,54 @@ def test_a_folder_in_which_another_process_trains_is_refused(tmp_path: Path) -> 
         pytest.raises(ValueError, match="out: expected a folder in which no other process is training, got"),
     ):
         stages.train(tiny(PERSON), tmp_path, ("codec",))
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    """The bytes of all files in a folder."""
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def onwards(person: Path, tmp_path: Path) -> Recipe:
+    """A recipe that takes its codec from another one than that of `person`."""
+    start = aapt_fast.StreamModel.from_pretrained(person / PERSON.name / "model.safetensors")
+    with torch.no_grad():
+        start.vae.linear_encoder.weight.add_(0.5)
+    start.save_pretrained(tmp_path / "start.safetensors")
+    return dataclasses.replace(tiny(ANYONE), start=str(tmp_path / "start.safetensors"), pretrain=None, codec=None)
+
+
+def test_a_folder_of_another_recipe_is_refused_and_keeps_every_byte(person: Path, onwards: Recipe) -> None:
+    before = contents(person)
+    asked, there = rf"recipe mini-anyone from {onwards.start}", r"recipe mini-person from nothing"
+    with pytest.raises(
+        ValueError, match=rf"^out: expected a new folder or one of {asked}, got .*, which holds {there}"
+    ):
+        stages.train(onwards, person)
+    assert contents(person) == before
+    with pytest.raises(ValueError, match=r"one of recipe mini-person from nothing, got .* recipe mini-company from no"):
+        (person / "recipe.json").write_text('{"name": "mini-company", "start": null}')
+        stages.train(tiny(PERSON), person)
+
+
+def test_a_folder_of_an_older_version_is_taken_by_its_own_recipe_only(person: Path, onwards: Recipe) -> None:
+    note = person / "recipe.json"
+    note.unlink()
+    before = contents(person)
+    shorter = dataclasses.replace(tiny(PERSON), codec=dataclasses.replace(tiny(PERSON).codec, steps=2))
+    with pytest.raises(ValueError, match=r"steps: expected the values in .*codec/config.json, got others"):
+        stages.train(shorter, person)
+    with pytest.raises(ValueError, match=r"where \S+vae\.pt is the codec of another recipe"):
+        stages.train(onwards, person)
+    assert contents(person) == before
+    stages.train(tiny(PERSON), person, ("export",))
+    assert note.exists()
+
+
+def test_a_codec_that_was_taken_over_is_not_trained_over(person: Path, onwards: Recipe, tmp_path: Path) -> None:
+    folder = tmp_path / "onwards"
+    stages.train(onwards, folder, ("codec",))
+    (folder / "recipe.json").unlink()
+    with pytest.raises(ValueError, match=r"where \S+vae\.pt is the codec of another recipe"):
+        stages.train(tiny(PERSON), folder, ("codec",))
+    stages.train(onwards, folder, ("codec",))

@@ -366,5 +366,11 @@ def test_a_checkpoint_that_does_not_fit_is_named(tmp_path, damage):
     parts = {"model": nn.Linear(3, 5 if damage == "of another shape" else 2)}
     if damage == "without a part":
         parts["critic"] = nn.Linear(1, 1)
-    with pytest.raises(CheckpointError, match=r"checkpoint\.pt: expected a (whole file|checkpoint) of this training"):
+    whole = r"a whole file of this training, got a damaged one \(\w+\)"
+    own = r"a checkpoint of this training, got another one \(\w+\)"
+    message = rf"^\S+checkpoint\.pt: expected ({whole}|{own}); remove it, and the stage begins again$"
+    with pytest.raises(CheckpointError, match=message):
         TrainingRun(tmp_path, Settings(), parts)
+    if damage in ("cut short", "empty", "not a checkpoint"):
+        with pytest.raises(CheckpointError, match=message):
+            steps_on_disk(tmp_path)

@@ -13,12 +13,16 @@ from aapt_fast.limits import require_folder
 from aapt_fast.models.stream_model import StreamModel
 from aapt_fast.progress import say, without_messages
 from aapt_fast.training.data import ClipSetConfig
-from aapt_fast.training.evaluate import Row, evaluate, require_measurable
-from aapt_fast.training.recipes import HELD_OUT_SETS, control_reader
+from aapt_fast.training.evaluate import MIRROR_FROM, Row, clips_kept, evaluate, require_measurable
+from aapt_fast.training.recipes import HELD_OUT_SETS, control_reader, describe_reader
+
+LEAST_FRAMES = 4 * -(-MIRROR_FROM // 4) - 3
+"""With these the video frames of whole steps, and the first frame, reach beyond MIRROR_FROM."""
 
 
 def run(arguments: argparse.Namespace) -> None:
-    require(arguments.frames >= 1, "frames", "at least 1", arguments.frames)
+    enough = f"at least {LEAST_FRAMES}, for the mirror test"
+    require(arguments.frames >= LEAST_FRAMES, "--frames", enough, arguments.frames)
     require(not (arguments.model and arguments.row), "row", "either a model or --row", "both")
     networks = arguments.pose_network.expanduser()
     require_folder("--pose-network", networks)
@@ -31,7 +35,20 @@ def run(arguments: argparse.Namespace) -> None:
     )
     require_measurable(rows, config)
     with HeldSignals() as signals, signals.let_in(), without_messages(arguments.quiet):
-        report = evaluate(rows, config, control_reader(config, networks), arguments.out)
+        what = ", ".join(f"{row.name} ({row.nfe} per step)" for row in rows)
+        clips = f"{config.clips} clips ({config.name}) of {config.frames - 1} video frames"
+        say(f"to measure, with evaluations: {what}; {clips}")
+        reader = None
+        try:
+            reader = control_reader(config, networks)
+            report = evaluate(rows, config, reader, arguments.out)
+        except KeyboardInterrupt as stop:
+            measured = "measurements are only kept with --out"
+            if arguments.out is not None:
+                done = clips_kept(rows, config, reader, arguments.out)
+                measured = f"{done} of {config.clips} clips are measured and kept in {arguments.out}"
+            state = f"{describe_reader(config, networks)}; {measured}"
+            raise KeyboardInterrupt(f"{stop}; {state}. The same command resumes from what is kept.") from None
     say(report.to_markdown())
     print(json.dumps(report.as_dict()))
 

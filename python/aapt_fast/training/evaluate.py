@@ -30,7 +30,7 @@ from aapt_fast.models.vae.video_stream import VideoVAE
 from aapt_fast.progress import progress, say
 from aapt_fast.streaming.controls import entry_shape
 from aapt_fast.training.data import ClipSetConfig, make_clip, stack_clips, to_float
-from aapt_fast.training.files import fingerprint
+from aapt_fast.training.files import fingerprint, load_whole
 from aapt_fast.training.metrics import frame_change, psnr, sharpness, ssim
 from aapt_fast.training.report import (
     BASELINES,
@@ -173,7 +173,7 @@ class _Kept:
 
     def load(self) -> tuple[Measurements, list[Tensor], int]:
         """The measurements so far, the rows [n, 3, H, W] of the sheet, and the number of clips that are measured."""
-        content = torch.load(self.path, weights_only=True) if self.path.exists() else {}
+        content = load_whole(self.path, "the evaluation begins again") if self.path.exists() else {}
         if content.get("card") != self._card:
             return Measurements(), [], 0
         return Measurements(**content["measured"]), content["sheet"], content["done"]
@@ -183,6 +183,13 @@ class _Kept:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(self.path) as partial:
             torch.save({"card": self._card, "measured": vars(measured), "sheet": sheet, "done": done}, partial)
+
+
+def clips_kept(
+    rows: Sequence[Row], config: ClipSetConfig, reader: ControlReader | None, out: Path, group: int = 4
+) -> int:
+    """The number of clips from which on `evaluate`, called with the same arguments, resumes; 0 if it begins anew."""
+    return _Kept(out / "measured.pt", rows, config, reader, group).load()[2]
 
 
 def require_measurable(rows: Sequence[Row], config: ClipSetConfig, group: int = 4) -> None:

@@ -45,17 +45,29 @@ def save_finite(path: Path, content: Mapping[str, Any]) -> None:
         torch.save(content, partial)
 
 
-def load_finite(path: Path) -> Any:
-    """The content of a file of `save_finite`. Raises CheckpointError for a damaged file and values not finite."""
-    try:
-        content = torch.load(path, weights_only=True)
-    except Exception as error:  # torch.load raises many kinds
-        got = f"{type(error).__name__}: {error}"
-        raise CheckpointError(f"{path}: expected a whole file of this training, got {got}") from error
+def load_finite(path: Path, then: str = "the stage begins again") -> Any:
+    """The content of a file of `save_finite`. Raises CheckpointError for a damaged file and values not finite.
+
+    `then` is what happens once the file has been removed, for the message.
+    """
+    content = load_whole(path, then)
     name = _first_not_finite(content)
     if name:
-        raise CheckpointError(f"{path}: {name}: expected finite values, got nan or inf; remove the file to begin anew")
+        raise CheckpointError(f"{path}: {name}: expected finite values, got nan or inf; remove it, and {then}")
     return content
+
+
+def load_whole(path: Path, then: str) -> Any:
+    """The content of a file of torch.save. Raises CheckpointError for a damaged file, OSError for one out of reach."""
+    try:
+        return torch.load(path, weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # torch.load raises many kinds, whose texts are long
+        got = f"a damaged one ({type(error).__name__})"
+        raise CheckpointError(
+            f"{path}: expected a whole file of this training, got {got}; remove it, and {then}"
+        ) from error
 
 
 def fingerprint(card: object, *modules: nn.Module) -> str:

@@ -67,7 +67,7 @@ def _progress(recipe: Recipe, out: Path, stage: str) -> tuple[str, float]:
         instead = {"codec": f"taken from {recipe.start}", "pretrain": "not part of this recipe"}
         return instead.get(stage, "made anew"), float(stage in WITHOUT_CLIPS)
     steps = steps_on_disk(out / stage)
-    return f"{steps} of {config.steps} steps are done", 1 - steps / max(1, config.steps)
+    return f"{steps} of {config.steps} steps are done", max(0.0, 1 - steps / max(1, config.steps))
 
 
 def require_room(recipe: Recipe, out: Path, stages: Sequence[str]) -> None:

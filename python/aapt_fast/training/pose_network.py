@@ -165,9 +165,19 @@ def pose_reader(config: PoseNetworkConfig, folder: Path) -> PoseReader:
         save_finite(path, {"error": trained.error, "network": trained.network.state_dict()})
         for rendered in folder.glob(f"{path.stem}-*"):
             rendered.unlink()
-    kept, network = load_finite(path), PoseNetwork(config.widths)
+    kept, network = load_finite(path, "the network is trained again"), PoseNetwork(config.widths)
     network.load_state_dict(kept["network"])
     return PoseReader(network.eval().requires_grad_(False), config, kept["error"])
+
+
+def describe_kept(config: PoseNetworkConfig, folder: Path) -> str:
+    """What `pose_reader` finds in `folder`, in words: the network, or clips that were rendered for it."""
+    path = reader_path(config, folder)
+    if path.exists():
+        return f"the pose network is kept in {path}"
+    clips = config.clips + config.held_out
+    there = _frame_rows(config, config.clips, 7, folder).there + _frame_rows(config, config.held_out, 8, folder).there
+    return f"{there} of {clips} clips for the pose network are rendered and kept in {folder}"
 
 
 def reader_path(config: PoseNetworkConfig, folder: Path) -> Path:
@@ -211,10 +221,7 @@ def render_frames(config: PoseNetworkConfig, clips: int, seed: int, folder: Path
     `seed` names the set of clips, as in `ClipSetConfig`; the evaluation and the training of models use other ones.
     Clips are kept in `folder`, and only the missing ones are rendered.
     """
-    frame, joints = (config.frames, 3, config.size, config.size), (config.frames, len(JOINTS), 2)
-    card = {"seed": seed, **dataclasses.asdict(config)}
-    name = f"{reader_path(config, folder).stem}-{seed}"
-    rows = Rows(folder, name, card, clips, {"frames": ("uint8", frame), "points": ("float32", joints)})
+    rows = _frame_rows(config, clips, seed, folder)
     if not rows.complete:
         missing = rows.begin()
         with progress(clips, "render for the pose network", "clip", done=clips - len(missing)) as bar:
@@ -227,6 +234,14 @@ def render_frames(config: PoseNetworkConfig, clips: int, seed: int, folder: Path
         rows.finish()
     frames, points = (torch.from_numpy(np.load(rows.path(f"{key}.npy"))) for key in rows.arrays)
     return frames.flatten(0, 1), points.flatten(0, 1)
+
+
+def _frame_rows(config: PoseNetworkConfig, clips: int, seed: int, folder: Path) -> Rows:
+    """The files of a set of clips in `folder`."""
+    frame, joints = (config.frames, 3, config.size, config.size), (config.frames, len(JOINTS), 2)
+    card = {"seed": seed, **dataclasses.asdict(config)}
+    name = f"{reader_path(config, folder).stem}-{seed}"
+    return Rows(folder, name, card, clips, {"frames": ("uint8", frame), "points": ("float32", joints)})
 
 
 def _disturbed(frames: Tensor, generator: torch.Generator) -> Tensor:

@@ -17,7 +17,7 @@ from aapt_fast.training.consistency import ConsistencyConfig
 from aapt_fast.training.data import ClipSetConfig
 from aapt_fast.training.diffusion import DiffusionConfig
 from aapt_fast.training.evaluate import ControlReader
-from aapt_fast.training.pose_network import PoseNetworkConfig, pose_reader
+from aapt_fast.training.pose_network import PoseNetworkConfig, describe_kept, pose_reader
 from aapt_fast.training.pretrain import PretrainConfig
 from aapt_fast.worlds.person.company.company import Company
 from aapt_fast.worlds.person.world import PersonWorld
@@ -155,3 +155,10 @@ READERS: dict[str, Callable[[int, Path], ControlReader]] = {"person": _read_pose
 def control_reader(config: ClipSetConfig, folder: Path) -> ControlReader | None:
     """The reader of the controls in a set's videos, kept in `folder`; None where its world has none."""
     return READERS[config.world.name](config.size, folder) if config.world.name in READERS else None
+
+
+def describe_reader(config: ClipSetConfig, folder: Path) -> str:
+    """The parts of the set's control reader that are in `folder`, in words."""
+    if config.world.name not in READERS:
+        return "this world needs no pose network"
+    return describe_kept(PoseNetworkConfig(size=config.size), folder)

@@ -146,15 +146,10 @@ class TrainingRun:
         self._saved = time.monotonic()
 
     def _check_config(self, config: Any) -> None:
+        require_same_config(self.folder, config)
         path = self.folder / "config.json"
-        text = json.dumps(dataclasses.asdict(config), indent=1)
         if not path.exists():
-            write_text(path, text)
-            return
-        before, now = _with_newer_fields(json.loads(path.read_text()), config), json.loads(text)
-        names = [key for key in before | now if key not in before or key not in now or before[key] != now[key]]
-        if names:
-            raise ValueError(f"{', '.join(names)}: expected the values in {path}, got others; use a new folder")
+            write_text(path, json.dumps(dataclasses.asdict(config), indent=1))
 
     def _resume(self) -> None:
         path = self.folder / CHECKPOINT
@@ -167,14 +162,36 @@ class TrainingRun:
             self.step, self._seconds_before = content["step"], content["seconds"]
             self._averages = content["averages"]
         except Exception as error:  # every part has its own kinds
-            got = f"{type(error).__name__}: {error}"
-            raise CheckpointError(f"{path}: expected a checkpoint of this training, got {got}") from error
+            raise _other_checkpoint(path, error) from error
+
+
+def require_same_config(folder: Path, config: Any) -> None:
+    """Raise ValueError naming the settings if `folder` holds a run with another configuration than `config`."""
+    path = folder / "config.json"
+    if not path.exists():
+        return
+    before = _with_newer_fields(json.loads(path.read_text()), config)
+    now = json.loads(json.dumps(dataclasses.asdict(config)))
+    names = [key for key in before | now if key not in before or key not in now or before[key] != now[key]]
+    if names:
+        raise ValueError(f"{', '.join(names)}: expected the values in {path}, got others; use a new folder")
 
 
 def steps_on_disk(folder: Path) -> int:
     """The number of steps taken in the checkpoint of a run, 0 without one. Raises CheckpointError for a bad one."""
     path = folder / CHECKPOINT
-    return int(load_finite(path)["step"]) if path.exists() else 0
+    if not path.exists():
+        return 0
+    content = load_finite(path)
+    try:
+        return int(content["step"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise _other_checkpoint(path, error) from error
+
+
+def _other_checkpoint(path: Path, error: Exception) -> CheckpointError:
+    got = f"another one ({type(error).__name__}); remove it, and the stage begins again"
+    return CheckpointError(f"{path}: expected a checkpoint of this training, got {got}")
 
 
 def on_disk(folder: Path) -> str:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -42,8 +42,17 @@ from aapt_fast.training.diffusion import Evaluation, decoder_sensitivity, train_
 from aapt_fast.training.evaluate import Row, evaluate
 from aapt_fast.training.files import fingerprint, load_finite, save_finite, write_text
 from aapt_fast.training.held_out import HeldOutRollout
-from aapt_fast.training.plan import STAGES, describe_plan, describe_state, require_room, result_path, stage_config
+from aapt_fast.training.plan import (
+    STAGES,
+    WITHOUT_CLIPS,
+    describe_plan,
+    describe_state,
+    require_room,
+    result_path,
+    stage_config,
+)
 from aapt_fast.training.pretrain import HeldOutError, train_bidirectional
+from aapt_fast.training.recipe_folder import note_recipe, require_same_recipe
 from aapt_fast.training.recipes import Recipe, control_reader
 from aapt_fast.training.rows import Rows
 from aapt_fast.training.run import CHECKPOINT, Stop, Watch, never_stop
@@ -69,14 +78,18 @@ def train(recipe: Recipe, out: Path, stages: tuple[str, ...] = MAIN_STAGES, stop
 
     The plan is written to stderr first. `stop` is that of `Watch`; a KeyboardInterrupt says what is on disk.
     Raises ValueError for an unknown stage, one whose predecessor has not finished, a folder in which another process is
-    training, and a recipe that does not fit into the memory or onto the disk.
+    training or that belongs to another recipe, and a recipe that does not fit into the memory or onto the disk.
     """
     for stage in stages:
         require(stage in STAGES, "stage", " | ".join(STAGES), stage)
     chosen = [stage for stage in STAGES if stage in stages]
     require_room(recipe, out, chosen)
     run = RecipeRun(recipe, out)
+    run.require_own_folder()
+    run.require_predecessors(chosen)
     with _alone_in(out):
+        run.require_own_folder()  # again, as a process that has just ended may have taken the folder
+        note_recipe(recipe, out)
         say(describe_plan(recipe, out, chosen))
         for number, stage in enumerate(chosen, 1):
             try:
@@ -113,6 +126,27 @@ class RecipeRun:
             require_type("start", start.vae, MiniVAE)
             assert isinstance(start.generator, Generator) and isinstance(start.vae, MiniVAE)
             self._start = (start.generator, start.vae)
+
+    def require_own_folder(self) -> None:
+        """Raise ValueError if the folder belongs to another recipe."""
+        require_same_recipe(self._recipe, self._out, self._start[1] if self._start else None)
+
+    def require_predecessors(self, stages: Sequence[str]) -> None:
+        """Raise ValueError if one of `stages` needs another that has not finished and is not among them.
+
+        All but the codec need the codec; the stages after stage 1 need stage 1, export and evaluation any generator.
+        """
+        for stage in stages:
+            if stage == "codec" or (stage == "pretrain" and self._recipe.pretrain is None):
+                continue
+            needed = ["codec"]
+            if stage in WITHOUT_CLIPS:
+                needed.insert(0, last_stage(self._out))
+            elif stage not in ("pretrain", "diffusion"):
+                needed.insert(0, "diffusion")
+            for name in needed:
+                if name not in stages:
+                    self._require_finished(name)
 
     def take(self, stage: str, watch: Watch) -> None:
         """Run a stage of `STAGES`, or take over what is there of it."""
@@ -241,11 +275,14 @@ class RecipeRun:
         return to_autoregressive(generator, model.control, window=model.window, control_width=model.control_width)
 
     def _load(self, model: Model, stage: str) -> Model:
+        self._require_finished(stage)
+        model.load_state_dict(load_finite(result_path(self._out, stage)))
+        return model.eval().requires_grad_(False)
+
+    def _require_finished(self, stage: str) -> None:
         path = result_path(self._out, stage)
         found = f"none; run stage {stage} first"
         require(path.exists(), "out", f"a folder with a finished stage {stage} ({path})", found)
-        model.load_state_dict(load_finite(path))
-        return model.eval().requires_grad_(False)
 
 
 @torch.no_grad()

@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The folder of a run belongs to one recipe: its name and its start stand in `recipe.json`, and others are refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+
+from aapt_fast.errors import require
+from aapt_fast.models.vae.mini import MiniVAE
+from aapt_fast.training.files import load_finite, write_text
+from aapt_fast.training.plan import STAGES, result_path, stage_config
+from aapt_fast.training.recipes import Recipe
+from aapt_fast.training.run import require_same_config
+
+NOTE = "recipe.json"
+
+
+def note_recipe(recipe: Recipe, out: Path) -> None:
+    """Write name and start of the recipe to `out`/recipe.json."""
+    write_text(out / NOTE, json.dumps({"name": recipe.name, "start": recipe.start}, indent=1))
+
+
+def require_same_recipe(recipe: Recipe, out: Path, start: MiniVAE | None) -> None:
+    """Raise ValueError, before anything is written, if the folder `out` belongs to another recipe.
+
+    `start` is the codec of the recipe's start, None without one. A folder of an older version, which has stages but no
+    recipe.json, is taken unless the settings of a stage or the origin of the codec contradict the recipe.
+    """
+    note, asked = out / NOTE, _in_words(recipe.name, recipe.start)
+    if note.exists():
+        began = json.loads(note.read_text())
+        there = _in_words(began["name"], began["start"])
+        require(there == asked, "out", f"a new folder or one of {asked}", f"{out}, which holds {there}")
+        return
+    for stage in STAGES:
+        config = stage_config(recipe, stage)
+        if config is not None:
+            require_same_config(out / stage, config)
+    path = result_path(out, "codec")
+    if path.exists():
+        trained = (out / "codec" / "config.json").exists()
+        same = trained if recipe.codec is not None else start is not None and _holds(path, start)
+        require(same, "out", f"a new folder or one of {asked}", f"{out}, where {path} is the codec of another recipe")
+
+
+def _in_words(name: str, start: str | None) -> str:
+    return f"recipe {name} from {start or 'nothing'}"
+
+
+def _holds(path: Path, vae: MiniVAE) -> bool:
+    """True if the file holds the weights of `vae`, bit by bit."""
+    kept, own = load_finite(path), vae.state_dict()
+    return kept.keys() == own.keys() and all(torch.equal(kept[name], own[name]) for name in own)
