@@ -129,7 +129,10 @@ def test_neither_motion_nor_video_is_in_memory_as_a_whole(
 
 BAD = {
     "motion": (["--motion", "fly"], "| bow | medley, or a script like walk:48,wave:72, got fly"),
-    "script": (["--motion", "walk:x"], "motion: expected name:video frames, got walk:x"),
+    "script": (
+        ["--motion", "walk:x"],
+        "motion: expected a number of video frames from 1 to 999999999 after walk:, got x",
+    ),
     "comma": (["--motion", "walk:4,"], "--motion: expected a motion before and after every comma, got 'walk:4,'"),
     "no motion": (["--motion", ""], "--motion: expected idle | walk"),
     "frames": (["--frames", "0"], "--frames: expected at least 1, got 0"),
