@@ -184,6 +184,7 @@ BAD = {
     ),
     "sheet's folder": (["--sheet", "/no/such/place/x.png"], "--sheet: expected a writable folder"),
     "model": (["--model", "nothing"], "path: expected a bundled model"),
+    "no model": (["--model", "text.txt"], "text.txt: expected a model, got text beginning with 'words'"),
 }
 
 
