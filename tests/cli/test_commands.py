@@ -177,7 +177,7 @@ BAD = {
     ),
     "two sources": (["--controls", "NAN", "--motion", "walk"], "either --motion or --controls"),
     "suffix": (["--out", "x.avi"], "out: expected a name ending in .mp4 or .gif"),
-    "folder": (["--out", "/no/such/place/x.gif"], "out: expected a writable folder"),
+    "folder": (["--out", "/no/such/place/x.gif"], "out: expected a folder that exists, got /no/such/place"),
     "sheet's ending": (
         ["--sheet", "x.txt"],
         "--sheet: expected a name ending in .png, .jpg, .jpeg or .webp, got x.txt",

@@ -62,7 +62,11 @@ def check_video_target(path: Path, argument: str = "path") -> None:
     """Raise the errors of `VideoWriter` for this path, named `argument`, without writing anything."""
     ending = path.suffix.lower()
     require(ending in LARGEST_SIDE, argument, "a name ending in .mp4 or .gif, or a folder", path.name)
-    if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+    stem_is_missing = path.name.lower() in LARGEST_SIDE and path.name != ""
+    require(not stem_is_missing, argument, f"a name before the ending, such as video{path.name}", path)
+    if not path.parent.is_dir():
+        raise OSError(f"{argument}: expected a folder that exists, got {path.parent}")
+    if not os.access(path.parent, os.W_OK):
         raise OSError(f"{argument}: expected a writable folder, got {path.parent}")
     if ending:
         require(not path.is_dir(), argument, "a file", f"the folder {path}")
