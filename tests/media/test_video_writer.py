@@ -293,6 +293,14 @@ def test_bad_targets(tmp_path: Path) -> None:
         VideoWriter(tmp_path / "x.mp4", scale=0)
 
 
+def test_arguments_of_another_type(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="path: expected str or PathLike, got ndarray"):
+        save_video(FRAMES, str(tmp_path / "x.mp4"))
+    with pytest.raises(TypeError, match="frames: expected Tensor or ndarray or Iterable, got NoneType"):
+        save_video(tmp_path / "x.mp4", None)
+    assert not list(tmp_path.iterdir())
+
+
 def test_mp4_without_the_package_is_said_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"path: writing .mp4 needs the package av"):

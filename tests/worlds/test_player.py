@@ -81,6 +81,14 @@ def test_mistakes():
         WORLD.player(first().image, "walk")
     with pytest.raises(TypeError, match="script: expected str, got int"):
         WORLD.player(first(), 3)
+    with pytest.raises(ValueError, match="seed: expected a signed 64-bit integer, got 1180591620717411303424"):
+        WORLD.player(first(), "walk", seed=2**70)
+    with pytest.raises(TypeError, match="seed: expected an integer, got str"):
+        WORLD.player(first(), "walk", seed="a")
+    for frames in ("4", 1.5):
+        with pytest.raises(TypeError, match=f"frames: expected an integer, got {type(frames).__name__}"):
+            WORLD.player(first(), "walk").next(frames)
+    assert repr(FirstFrame("x")) == "FirstFrame(no picture: str)"
 
 
 def test_the_names_of_motions_are_public():

@@ -43,7 +43,8 @@ def save_video(path: str | Path, frames: Iterable[Tensor | np.ndarray], fps: int
         fps: video frames per second.
 
     Raises:
-        TypeError, ValueError: frames of another shape, dtype or size, no frames at all; another ending or rate.
+        TypeError, ValueError: frames of another shape, dtype or size, no frames at all; another ending or rate; a path
+            that is none.
         OSError: the file cannot be written.
         ImportError: .mp4 without the `av` package.
 
@@ -51,6 +52,8 @@ def save_video(path: str | Path, frames: Iterable[Tensor | np.ndarray], fps: int
 
         aapt_fast.save_video("walk.mp4", session.frames(player, steps=60))
     """
+    require_type("path", path, str, os.PathLike)
+    require_type("frames", frames, Tensor, np.ndarray, Iterable)
     pieces = [frames] if isinstance(frames, Tensor | np.ndarray) else frames
     with VideoWriter(Path(path), fps=fps) as writer:
         for piece in pieces:

@@ -16,7 +16,7 @@ from types import TracebackType
 
 from torch import Tensor
 
-from aapt_fast.errors import SessionClosed, require, require_type
+from aapt_fast.errors import SessionClosed, require, require_integer, require_type
 from aapt_fast.models.sampling import Sampler
 from aapt_fast.models.stream_model import ImageLike, StreamModel
 from aapt_fast.streaming.boundary import check_pool, check_start, checked_seed, computing, separate, wait_for
@@ -160,7 +160,9 @@ class StreamSession:
                 if key_pressed():
                     player.play("wave")
         """
-        require(steps is None or steps >= 0, "steps", "0 or more", steps)
+        if steps is not None:
+            require_integer("steps", steps)
+            require(steps >= 0, "steps", "0 or more", steps)
         config = self.model.control
         entries = 1 if config is None else config.entries
         controls = controls_of(source, entries)
