@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # the command line answers --help without torch
@@ -34,6 +35,18 @@ def require_type(argument: str, value: object, *types: type) -> None:
     if not isinstance(value, types):
         names = " or ".join(kind.__name__ for kind in types)
         raise TypeError(f"{argument}: expected {names}, got {type(value).__name__}")
+
+
+def require_integer(argument: str, value: object) -> None:
+    """Raise `TypeError` unless `value` is an integer, Python's or NumPy's; a bool is none."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"{argument}: expected an integer, got {type(value).__name__}")
+
+
+def require_seed(seed: int) -> None:
+    """Raise `TypeError` for no integer, `ValueError` beyond 64 bits."""
+    require_integer("seed", seed)
+    require(-(2**63) <= seed < 2**63, "seed", "a signed 64-bit integer", seed)
 
 
 def require_shape(argument: str, tensor: torch.Tensor, *shape: int | str) -> None:

@@ -129,7 +129,10 @@ def test_neither_motion_nor_video_is_in_memory_as_a_whole(
 
 BAD = {
     "motion": (["--motion", "fly"], "| bow | medley, or a script like walk:48,wave:72, got fly"),
-    "script": (["--motion", "walk:x"], "motion: expected name:video frames, got walk:x"),
+    "script": (
+        ["--motion", "walk:x"],
+        "motion: expected a number of video frames from 1 to 999999999 after walk:, got x",
+    ),
     "comma": (["--motion", "walk:4,"], "--motion: expected a motion before and after every comma, got 'walk:4,'"),
     "no motion": (["--motion", ""], "--motion: expected idle | walk"),
     "frames": (["--frames", "0"], "--frames: expected at least 1, got 0"),
@@ -174,13 +177,14 @@ BAD = {
     ),
     "two sources": (["--controls", "NAN", "--motion", "walk"], "either --motion or --controls"),
     "suffix": (["--out", "x.avi"], "out: expected a name ending in .mp4 or .gif"),
-    "folder": (["--out", "/no/such/place/x.gif"], "out: expected a writable folder"),
+    "folder": (["--out", "/no/such/place/x.gif"], "out: expected a folder that exists, got /no/such/place"),
     "sheet's ending": (
         ["--sheet", "x.txt"],
         "--sheet: expected a name ending in .png, .jpg, .jpeg or .webp, got x.txt",
     ),
     "sheet's folder": (["--sheet", "/no/such/place/x.png"], "--sheet: expected a writable folder"),
     "model": (["--model", "nothing"], "path: expected a bundled model"),
+    "no model": (["--model", "text.txt"], "text.txt: expected a model, got text beginning with 'words'"),
 }
 
 

@@ -281,10 +281,24 @@ def test_bad_targets(tmp_path: Path) -> None:
         VideoWriter(tmp_path / "full.mp4")
     with pytest.raises(ValueError, match="path: expected a new or empty folder"):
         VideoWriter(tmp_path / "full")
-    with pytest.raises(OSError, match="path: expected a writable folder"):
+    for name in (".mp4", ".GIF"):
+        with pytest.raises(
+            ValueError, match=rf"path: expected a name before the ending, such as video{name}, got .*{name}"
+        ):
+            save_video(tmp_path / name, FRAMES)
+        assert not (tmp_path / name).exists()
+    with pytest.raises(OSError, match=r"path: expected a folder that exists, got .*missing"):
         VideoWriter(tmp_path / "missing" / "x.mp4")
     with pytest.raises(ValueError, match="scale: expected at least 1, got 0"):
         VideoWriter(tmp_path / "x.mp4", scale=0)
+
+
+def test_arguments_of_another_type(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="path: expected str or PathLike, got ndarray"):
+        save_video(FRAMES, str(tmp_path / "x.mp4"))
+    with pytest.raises(TypeError, match="frames: expected Tensor or ndarray or Iterable, got NoneType"):
+        save_video(tmp_path / "x.mp4", None)
+    assert not list(tmp_path.iterdir())
 
 
 def test_mp4_without_the_package_is_said_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -105,6 +105,10 @@ def test_a_number_of_steps(model, first):
     assert list(session.frames(Player(), steps=0)) == [] and session.steps == 3
     with pytest.raises(ValueError, match="steps: expected 0 or more, got -1"):
         session.frames(Player(), steps=-1)
+    for steps in ("3", 1.5, True):
+        with pytest.raises(TypeError, match=f"steps: expected an integer, got {type(steps).__name__}"):
+            session.frames(Player(), steps=steps)
+    assert len(list(session.frames(Player(), steps=np.int64(1)))) == 1
 
 
 def test_no_control_for_a_model_without(text_model):

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from threading import Barrier
+from threading import Barrier, Event
 
 import pytest
 import torch
@@ -56,3 +56,43 @@ def test_a_session_goes_on_in_another_thread():
     for control, wanted in zip(controls, expected, strict=True):
         with ThreadPoolExecutor(1) as thread:
             assert torch.equal(thread.submit(session.step, control).result(), wanted)
+
+
+def test_a_step_in_a_second_thread_is_refused_and_harms_neither():
+    model = random_model(STREAMS["pose"])
+    controls = random_controls(model, 2)
+    session, alone = random_session(model), random_session(model)
+    inside, refused = Event(), Event()
+
+    def wait_inside(stage: str) -> None:
+        inside.set()
+        assert refused.wait(60)
+
+    session.on_stage = wait_inside
+    with ThreadPoolExecutor(1) as thread:
+        first = thread.submit(session.step, controls[0])
+        try:
+            assert inside.wait(60)
+            with pytest.raises(RuntimeError, match="session: a step is being taken in another thread"):
+                session.step(controls[1])
+        finally:
+            refused.set()
+        videos = [first.result(60), session.step(controls[1])]
+    assert torch.equal(torch.cat(videos), torch.cat([alone.step(control) for control in controls]))
+    assert session.steps == 2
+
+
+def test_a_fork_made_in_the_middle_of_a_step_can_step():
+    """A fork has a lock of its own: it is free, whatever its original is doing."""
+    model = random_model(STREAMS["pose"])
+    [control] = random_controls(model, 1)
+    session, videos = random_session(model), []
+
+    def fork_at_its_beginning(stage: str) -> None:
+        if stage == "generator":
+            session.on_stage = None
+            videos.append(session.fork().step(control))
+
+    session.on_stage = fork_at_its_beginning
+    videos.append(session.step(control))
+    assert torch.equal(*videos)

@@ -72,17 +72,32 @@ def test_mistakes():
         WORLD.player(first(), "fly")
     with pytest.raises(ValueError, match=r"expected .*walk.*got fly"):
         WORLD.player(first(), "walk").play("fly")
+    for script in ("medley", "walk:4,wave"):
+        with pytest.raises(ValueError, match=r'a script is for model.world.player\(first, "medley"\)'):
+            WORLD.player(first(), "walk").play(script)
+    with pytest.raises(TypeError, match="motion: expected str, got list"):
+        WORLD.player(first(), "walk").play(["walk"])
     with pytest.raises(TypeError, match="first: expected FirstFrame, got ndarray"):
         WORLD.player(first().image, "walk")
     with pytest.raises(TypeError, match="script: expected str, got int"):
         WORLD.player(first(), 3)
+    with pytest.raises(ValueError, match="seed: expected a signed 64-bit integer, got 1180591620717411303424"):
+        WORLD.player(first(), "walk", seed=2**70)
+    with pytest.raises(TypeError, match="seed: expected an integer, got str"):
+        WORLD.player(first(), "walk", seed="a")
+    for frames in ("4", 1.5):
+        with pytest.raises(TypeError, match=f"frames: expected an integer, got {type(frames).__name__}"):
+            WORLD.player(first(), "walk").next(frames)
+    assert repr(FirstFrame("x")) == "FirstFrame(no picture: str)"
 
 
 def test_the_names_of_motions_are_public():
     names = aapt_fast.list_motions()
-    assert names[-1] == "medley" and {"walk", "wave"} < set(names)
+    assert len(names) == 8 and {"walk", "wave"} < set(names)
+    player = WORLD.player(first())
     for name in names:
-        assert WORLD.player(first(), name).next(4).shape == (4, 19, 3)
+        player.play(name)
+        assert player.next(4).shape == (4, 19, 3)
     with pytest.raises(ValueError, match="world: expected person, got rooms"):
         aapt_fast.list_motions("rooms")
 

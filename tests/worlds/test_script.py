@@ -31,6 +31,7 @@ def test_reading(text: str, parts: list[tuple[str, int | None]], frames: int | N
 
 ALONE = r"script: expected idle \| walk .* \| bow \| medley, or a script like walk:48,wave:72, got "
 WITHIN = r"script: expected idle \| walk .* \| bow in a script \(medley stands alone\), got "
+LENGTH = "script: expected a number of video frames from 1 to 999999999 after walk:, got "
 
 
 @pytest.mark.parametrize(
@@ -46,12 +47,17 @@ WITHIN = r"script: expected idle \| walk .* \| bow in a script \(medley stands a
         (",walk", r"script: expected a motion before and after every comma, got ',walk'"),
         ("walk,,wave", r"script: expected a motion before and after every comma, got 'walk,,wave'"),
         (":3", WITHIN + ":3"),
-        ("walk:", r"script: expected name:video frames, got walk:"),
-        ("walk:0", r"script: expected name:video frames, got walk:0"),
-        ("walk:-3", r"script: expected name:video frames, got walk:-3"),
-        ("walk:²", r"script: expected name:video frames, got walk:²"),
-        ("walk:1.5", r"script: expected name:video frames, got walk:1.5"),
-        ("walk:" + "9" * 5000, r"script: expected name:video frames, got walk:999"),
+        ("walk:", LENGTH + "nothing$"),
+        ("walk:0", LENGTH + "0$"),
+        ("walk:-3", LENGTH + "-3$"),
+        ("walk:²", LENGTH + "²$"),
+        ("walk:1.5", LENGTH + "1.5$"),
+        ("walk:" + "9" * 5000, LENGTH + "999"),
+        ("walk:9999999999", LENGTH + "9999999999$"),
+        ("wave:3,walk:5:6", LENGTH + "5:6$"),
+        ("WALK", ALONE + r"WALK; did you mean walk\?"),
+        ("medly", ALONE + r"medly; did you mean medley\?"),
+        ("walk:48,Wve:3", WITHIN + r"Wve:3; did you mean wave\?"),
     ],
 )
 def test_mistakes(text: str, message: str):

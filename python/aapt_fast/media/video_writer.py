@@ -43,7 +43,8 @@ def save_video(path: str | Path, frames: Iterable[Tensor | np.ndarray], fps: int
         fps: video frames per second.
 
     Raises:
-        TypeError, ValueError: frames of another shape, dtype or size, no frames at all; another ending or rate.
+        TypeError, ValueError: frames of another shape, dtype or size, no frames at all; another ending or rate; a path
+            that is none.
         OSError: the file cannot be written.
         ImportError: .mp4 without the `av` package.
 
@@ -51,6 +52,8 @@ def save_video(path: str | Path, frames: Iterable[Tensor | np.ndarray], fps: int
 
         aapt_fast.save_video("walk.mp4", session.frames(player, steps=60))
     """
+    require_type("path", path, str, os.PathLike)
+    require_type("frames", frames, Tensor, np.ndarray, Iterable)
     pieces = [frames] if isinstance(frames, Tensor | np.ndarray) else frames
     with VideoWriter(Path(path), fps=fps) as writer:
         for piece in pieces:
@@ -62,7 +65,11 @@ def check_video_target(path: Path, argument: str = "path") -> None:
     """Raise the errors of `VideoWriter` for this path, named `argument`, without writing anything."""
     ending = path.suffix.lower()
     require(ending in LARGEST_SIDE, argument, "a name ending in .mp4 or .gif, or a folder", path.name)
-    if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+    stem_is_missing = path.name.lower() in LARGEST_SIDE and path.name != ""
+    require(not stem_is_missing, argument, f"a name before the ending, such as video{path.name}", path)
+    if not path.parent.is_dir():
+        raise OSError(f"{argument}: expected a folder that exists, got {path.parent}")
+    if not os.access(path.parent, os.W_OK):
         raise OSError(f"{argument}: expected a writable folder, got {path.parent}")
     if ending:
         require(not path.is_dir(), argument, "a file", f"the folder {path}")

@@ -5,13 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from numbers import Integral
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from aapt_fast.errors import require
+from aapt_fast.errors import require, require_seed
 from aapt_fast.models.autocast import without_autocast
 from aapt_fast.models.stream_model import ImageLike, StreamModel
 from aapt_fast.streaming.pages import PagePool
@@ -54,9 +53,7 @@ def check_pool(pool: PagePool, model: StreamModel) -> None:
 
 def checked_seed(seed: int) -> int:
     """`seed` as an int; raises TypeError for no integer, ValueError beyond 64 bits."""
-    if isinstance(seed, bool) or not isinstance(seed, Integral):  # numpy's are welcome
-        raise TypeError(f"seed: expected an integer, got {type(seed).__name__}")
-    require(-(2**63) <= seed < 2**63, "seed", "a signed 64-bit integer", seed)
+    require_seed(seed)
     return int(seed)
 
 

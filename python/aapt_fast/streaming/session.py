@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import copy
 import itertools
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 
 from torch import Tensor
 
-from aapt_fast.errors import SessionClosed, require, require_type
+from aapt_fast.errors import SessionClosed, require, require_integer, require_type
 from aapt_fast.models.sampling import Sampler
 from aapt_fast.models.stream_model import ImageLike, StreamModel
 from aapt_fast.streaming.boundary import check_pool, check_start, checked_seed, computing, separate, wait_for
@@ -26,6 +27,11 @@ from aapt_fast.streaming.pages import PagePool
 from aapt_fast.streaming.run import Run, Start, open_run
 from aapt_fast.streaming.step import Step
 from aapt_fast.worlds.world import FirstFrame
+
+IN_TWO_THREADS = (
+    "session: a step is being taken in another thread; a session serves one thread at a time, "
+    "see docs/reference/threads.md"
+)
 
 
 class StreamSession:
@@ -87,6 +93,7 @@ class StreamSession:
         self._pool, self._owns_pool = pool, pool is None
         self._closed: str | None = None  # why
         self._step: Step | None = None
+        self._stepping = threading.Lock()
         with computing(model):
             check_start(model, image, prompt)
             image, image_control = separate(model, image, image_control)
@@ -112,19 +119,25 @@ class StreamSession:
         Raises:
             TypeError, ValueError: a bad control. Nothing has changed, the session can go on.
             PoolExhausted: somebody has taken pages of the pool without a reservation. Likewise.
+            RuntimeError: another thread takes a step of this session now. Likewise.
             SessionClosed: the session is closed. Any other error in the middle of a step closes it.
         """
-        one = self._require_open()
-        begun = time.perf_counter()
-        with computing(self.model):
-            entries = one.prepare([control])
-            try:
-                [video] = one.take(entries, self.on_stage)
-            except BaseException as error:
-                self._close(f"by {type(error).__name__} in step {self.steps + 1}")
-                raise
-        self.latency.record_step(time.perf_counter() - begun)
-        return video
+        if not self._stepping.acquire(blocking=False):
+            raise RuntimeError(IN_TWO_THREADS)
+        try:
+            one = self._require_open()
+            begun = time.perf_counter()
+            with computing(self.model):
+                entries = one.prepare([control])
+                try:
+                    [video] = one.take(entries, self.on_stage)
+                except BaseException as error:
+                    self._close(f"by {type(error).__name__} in step {self.steps + 1}")
+                    raise
+            self.latency.record_step(time.perf_counter() - begun)
+            return video
+        finally:
+            self._stepping.release()
 
     def frames(
         self, source: ControlSource | Iterable[object] | None = None, steps: int | None = None
@@ -147,7 +160,9 @@ class StreamSession:
                 if key_pressed():
                     player.play("wave")
         """
-        require(steps is None or steps >= 0, "steps", "0 or more", steps)
+        if steps is not None:
+            require_integer("steps", steps)
+            require(steps >= 0, "steps", "0 or more", steps)
         config = self.model.control
         entries = 1 if config is None else config.entries
         controls = controls_of(source, entries)
@@ -165,6 +180,7 @@ class StreamSession:
         assert self._pool is not None
         pool = PagePool.for_model(self.model, self._pool.pages) if self._owns_pool else self._pool
         other = copy.copy(self)
+        other._stepping = threading.Lock()
         with computing(self.model):
             other._take(self._run.fork(pool))
         other._pool = pool

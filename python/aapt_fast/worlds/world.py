@@ -41,9 +41,11 @@ class FirstFrame:
     scene: int | None = None  # None: pose and scene do not say the whole picture
 
     def __repr__(self) -> str:
-        height, width = np.shape(self.image)[:2]
+        shape = np.shape(self.image)
+        if len(shape) < 2:
+            return f"FirstFrame(no picture: {type(self.image).__name__})"
         known = "a picture from elsewhere" if self.pose is None else f"scene {self.scene}, with pose"
-        return f"FirstFrame({width} x {height}, {known})"
+        return f"FirstFrame({shape[1]} x {shape[0]}, {known})"
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,7 @@ class World(Protocol):
     def player(self, first: FirstFrame, script: str = MEDLEY, seed: int = 0) -> Player:
         """Live control from the picture `first` on, by a script such as "walk:48,wave" (see `read_script`).
 
-        Raises ValueError for another script.
+        Raises ValueError for another script, or a seed beyond 64 bits; TypeError for arguments of another type.
         """
 
 

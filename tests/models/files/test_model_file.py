@@ -158,3 +158,20 @@ def test_a_weight_that_is_not_finite_in_the_files_dtype_is_refused(tmp_path: Pat
         model.save_pretrained(tmp_path / "x.safetensors", dtype=torch.float16)
     assert list(tmp_path.iterdir()) == []
     model.save_pretrained(tmp_path / "x.safetensors", dtype=torch.bfloat16)
+
+
+def test_a_gallery_of_what_is_no_model_is_refused(file: Path) -> None:
+    (file.parent / "notes.txt").write_text("words")
+    (file.parent / "picture.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    save_file({"blocks.0.lora_A.weight": torch.zeros(1)}, file.parent / "lora.safetensors")
+    for name, got in (("notes.txt", "text beginning"), ("picture.png", "a picture"), ("lora.safetensors", "a LoRA")):
+        with pytest.raises(CheckpointError, match=rf"{name}: expected a model, got {got}"):
+            aapt_fast.load_gallery(file.parent / name)
+
+
+def test_models_without_a_gallery_have_an_empty_one(file: Path) -> None:
+    wan = {"patch_embedding.weight": torch.zeros(1)}
+    save_file(wan, file.parent / "wan.safetensors")
+    torch.save(wan, file.parent / "wan.pt")
+    for path in (file, file.parent / "wan.safetensors", file.parent / "wan.pt"):
+        assert aapt_fast.load_gallery(path) == []

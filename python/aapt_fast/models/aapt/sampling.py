@@ -56,7 +56,8 @@ class EulerSampler(Sampler):
     def check(self, generator: Any) -> None:
         """Raise ValueError for a generator that is not AAPT's, or not autoregressive."""
         fits = hasattr(generator.config, "autoregressive")
-        require(fits, "sampler", "one for this generator", f"EulerSampler, {type(generator.config).__name__}")
+        expected = f"{type(generator.default_sampler()).__name__}, or another for this generator"
+        require(fits, "sampler", expected, f"EulerSampler, {type(generator.config).__name__}")
         expected = "an autoregressive generator; to_autoregressive makes one"
         require(generator.config.autoregressive, "model", expected, "a bidirectional one")
 

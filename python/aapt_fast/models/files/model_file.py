@@ -33,7 +33,7 @@ from aapt_fast.models.files.read import (
     require_finite,
     weight_file,
 )
-from aapt_fast.models.files.recognise import OWN, recognise, recognise_tensors
+from aapt_fast.models.files.recognise import MODELS, OWN, recognise, recognise_tensors, refusal
 from aapt_fast.models.files.trainable import outside_inference_mode
 from aapt_fast.models.vae.mini import MiniVAE, MiniVAEConfig
 from aapt_fast.worlds import WORLDS
@@ -114,9 +114,9 @@ def model_path(path: str | Path) -> Path:
 def load_gallery(path: str | Path) -> list[FirstFrame]:
     """First frames that come with a model, with their controls if this package has their world; empty without any.
 
-    Raises CheckpointError for a damaged gallery.
+    Raises CheckpointError for a damaged gallery, and for a file that is no model.
     """
-    index = model_path(path).with_name("gallery.json")
+    index = _gallery_index(path)
     if not index.is_file():
         return []
     try:
@@ -134,13 +134,21 @@ def load_gallery(path: str | Path) -> list[FirstFrame]:
 
 def gallery_world(path: str | Path) -> str | None:
     """Name of the world that the gallery of a model is from; None without a gallery. Raises as `load_gallery`."""
-    index = model_path(path).with_name("gallery.json")
+    index = _gallery_index(path)
     if not index.is_file():
         return None
     try:
         return str(json.loads(index.read_text())["world"])
     except (KeyError, TypeError, ValueError, OSError) as error:
         raise CheckpointError(f"{index}: expected a gallery with a world, got {error!r}") from error
+
+
+def _gallery_index(path: str | Path) -> Path:
+    """Where the gallery of a model is, if it has one. Raises CheckpointError for what is no model."""
+    file = model_path(path)
+    if recognise(file).kind not in MODELS:
+        raise refusal(file, "a model")
+    return file.with_name("gallery.json")
 
 
 class _OwnFile:

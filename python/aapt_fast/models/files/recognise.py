@@ -22,7 +22,9 @@ from aapt_fast.models.files.bundled import bundled_models
 
 TRANSFORMER, VAE, TEXT_ENCODER = "Wan transformer", "video VAE", "text encoder"
 LORA, ALL_IN_ONE, OWN, PICKLE = "LoRA", "all-in-one checkpoint", "model of this package", "pickle"
-UNKNOWN = "unknown"
+UNKNOWN, SHARDS = "unknown", "shards"
+MODELS = (OWN, TRANSFORMER, ALL_IN_ONE, PICKLE, SHARDS)
+"""Kinds that a stream can be made from, with a VAE beside some of them."""
 WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 LARGEST_HEADER = 100_000_000
 """Bytes of the longest header that safetensors reads."""
@@ -157,7 +159,7 @@ def _loose_shards(shards: list[str]) -> Recognised:
     wanted = [f"{stem}-{number:05d}-of-{total}.{suffix}" for number in range(1, int(total) + 1)]
     lost = [name for name in wanted if name not in shards]
     what = f"{len(wanted) - len(lost)} of {len(wanted)} shards of one model"
-    return Recognised("shards", what, f"download {_some([*lost, f'{stem}.{suffix}.index.json'])} as well")
+    return Recognised(SHARDS, what, f"download {_some([*lost, f'{stem}.{suffix}.index.json'])} as well")
 
 
 # ---- files ----
@@ -206,7 +208,7 @@ def _file(path: Path) -> Recognised:
         return Recognised("zeros", "a file that begins with zeros: an interrupted download or copy", _AGAIN)
     if path.name.endswith(".index.json"):
         advice = "load_generator and load_vae read it, StreamModel.from_pretrained with the VAE in vae="
-        return Recognised("shards", "the index of a model's shards", advice)
+        return Recognised(SHARDS, "the index of a model's shards", advice)
     start = head.lstrip()
     if start.startswith(b"<"):
         return Recognised("web page", "a web page, saved under this name", "download the file itself (its raw link)")

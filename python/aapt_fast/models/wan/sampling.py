@@ -92,7 +92,8 @@ class FewStepSampler(Sampler):
     def check(self, generator: Any) -> None:
         """Raise ValueError for a generator that is no Wan transformer, or takes more than the frames."""
         fits = hasattr(generator, "velocity")
-        require(fits, "sampler", "one for this generator", f"FewStepSampler, {type(generator.config).__name__}")
+        expected = f"{type(generator.default_sampler()).__name__}, or another for this generator"
+        require(fits, "sampler", expected, f"FewStepSampler, {type(generator.config).__name__}")
         channels, got = generator.config.out_channels, generator.config.in_channels
         require(got == channels, "model", f"a generator with {channels} channels in and out", f"{got} in")
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from aapt_fast.errors import require
+from aapt_fast.errors import require, require_type
 from aapt_fast.worlds.person.skeleton import ANGLE, ANGLES
 
 Motion = Callable[[Tensor], Tensor]
@@ -196,9 +196,11 @@ MOTIONS: dict[str, Callable[[Dice], Motion]] = {
 def make_motion(name: str, generator: torch.Generator) -> Motion:
     """One instance of a named motion, its tempo, size and heading drawn from `generator`.
 
-    Raises ValueError for an unknown name.
+    Raises TypeError for a name that is no str, ValueError for an unknown one.
     """
-    require(name in MOTIONS, "motion", f"{' | '.join(MOTIONS)} (a medley of them is MedleyPlayer's)", name)
+    require_type("motion", name, str)
+    expected = f'{" | ".join(MOTIONS)} (a medley or a script is for model.world.player(first, "medley"))'
+    require(name in MOTIONS, "motion", expected, name)
     return MOTIONS[name](Dice(generator))
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from aapt_fast.errors import require
+from aapt_fast.errors import require, require_integer
 from aapt_fast.worlds.person.identity import make_identity
 from aapt_fast.worlds.person.motions import MOTIONS, Dice, drift, make_motion
 from aapt_fast.worlds.person.renderer import draw_room, render
@@ -163,7 +163,11 @@ class PersonPlayer:
         self._player.play(action)
 
     def next(self, frames: int) -> Tensor:
-        """Image points [frames, 19, 3] of the next video frames."""
+        """Image points [frames, 19, 3] of the next video frames.
+
+        Raises TypeError for a number that is no integer, ValueError for fewer than 0.
+        """
+        require_integer("frames", frames)
         self._angles = self._player.next(frames)
         return pose_points(self._angles)
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from aapt_fast.errors import require, require_type
+from aapt_fast.errors import require, require_seed, require_type
 from aapt_fast.worlds.chance import Chance
 from aapt_fast.worlds.person.capsules import Capsules
 from aapt_fast.worlds.person.company.company import Company, gather
@@ -103,6 +103,7 @@ class PersonWorld:
         A model sees the first picture in its first step only, and the person stays in its pose for that step.
         """
         require_type("first", first, FirstFrame)
+        require_seed(seed)
         return PersonPlayer(read_script(script, self.actions), seed, first)
 
     def _film(self, seed: int, clip: int, angles: Tensor, size: int, future: int = 0) -> Clip:
