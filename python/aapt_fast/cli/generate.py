@@ -180,9 +180,9 @@ def _check_joints(poses: Tensor, model: StreamModel) -> None:
 
 
 def _why_slow(model: StreamModel) -> str:
-    """What most likely keeps a stream from real time, and what to do about it."""
+    """Name the likely reason why a stream is slower than real time; the load is an average, and may not show it yet."""
     cores = os.cpu_count() or 1
     busy = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     if model.device.type == "cpu" and busy > cores:
         return f"{busy:.1f} processes compete for {cores} cores"
-    return f"{model.name} is too large for this {model.device.type} in real time"
+    return f"this {model.device.type} is too slow for {model.name}, or has other work"

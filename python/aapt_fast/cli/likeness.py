@@ -12,8 +12,9 @@ from aapt_fast.models.stream_model import StreamModel
 from aapt_fast.worlds.world import FirstFrame
 
 ABOVE, BELOW = 1.3, 0.5
-"""How far an error may lie outside of those of the gallery. The bundled codec's are 3.6 to 5.8 of 255 grey levels;
-other renderings of its world have 3.1 to 6.2, photos 9 and more, noise 72, a single colour less than 1.2."""
+"""Factors by which an error may lie outside of those of the gallery. The bundled codec's errors there are 3.6 to 5.8 of
+255 grey levels; other renderings of its world have 3.1 to 6.2, photos 9 and more, noise 72, a single colour less than
+1.2."""
 
 
 def unlike_gallery(picture: np.ndarray, model: StreamModel, gallery: Sequence[FirstFrame]) -> str | None:

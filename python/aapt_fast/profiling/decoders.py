@@ -22,7 +22,7 @@ from aapt_fast.models.vae.wan_layers import FrameAttention
 
 VAEConfig = WanVAEConfig | MiniVAEConfig
 LIGHT_WIDTHS, LIGHT_BLOCKS, LIGHT_LATENTS = (512, 256, 128, 64), 2, 16
-"""Of the paper's light decoder, from the latents up."""
+"""Channels of the paper's light decoder, from the latents up."""
 
 
 @dataclass(frozen=True)

@@ -171,7 +171,7 @@ def pose_reader(config: PoseNetworkConfig, folder: Path) -> PoseReader:
 
 
 def describe_kept(config: PoseNetworkConfig, folder: Path) -> str:
-    """What `pose_reader` finds in `folder`, in words: the network, or clips that were rendered for it."""
+    """Describe in words what `pose_reader` finds in `folder`: the network, or clips that were rendered for it."""
     path = reader_path(config, folder)
     if path.exists():
         return f"the pose network is kept in {path}"

@@ -43,6 +43,6 @@ def _read_part(text: str, actions: Sequence[str], argument: str) -> Part:
 
 
 def _unknown(text: str, names: Sequence[str]) -> str:
-    """What came instead of a motion or its part of a script, with the name that it resembles, if any."""
+    """Quote an unknown motion or part of a script for a message, with the name that it resembles, if any."""
     near = difflib.get_close_matches(text.partition(":")[0].strip().lower(), names, 1)
     return f"{text}; did you mean {near[0]}?" if near else text or "nothing"

@@ -144,7 +144,7 @@ def gallery_world(path: str | Path) -> str | None:
 
 
 def _gallery_index(path: str | Path) -> Path:
-    """Where the gallery of a model is, if it has one. Raises CheckpointError for what is no model."""
+    """Return the path of a model's gallery, which may not exist. Raises CheckpointError for what is no model."""
     file = model_path(path)
     if recognise(file).kind not in MODELS:
         raise refusal(file, "a model")
