@@ -25,7 +25,7 @@ def computing(model: StreamModel) -> Iterator[None]:
 
 
 def check_start(model: StreamModel, image: object, prompt: object) -> None:
-    """Raise ValueError without an image or a prompt that the generator cannot begin without."""
+    """Raise ValueError if the image or the prompt is None and the generator needs one."""
     generator = model.generator
     fits = image is not None or not generator.needs_image
     require(fits, "image", "an image: it is the recycled frame of the first step", None)

@@ -52,7 +52,7 @@ class CacheRow:
         tokens: N, tokens per frame.
         text: prompt in pages of the same pool; the row becomes one more holder.
         eps: of the RMSNorm.
-        unrotated: those keys of another row with the same first frames, to share.
+        unrotated: such keys of a row with the same first frames, which this row shares; None to make its own.
 
     Raises:
         ValueError: tokens < 1, a rule without a window, or text in another pool.
@@ -120,8 +120,8 @@ class CacheRow:
         """A row that continues from here on its own, bit for bit like this one.
 
         In the same pool it shares pages until one of the two would write to them; to another `pool` they are copied.
-        A planned step stays this row's. Raises RuntimeError after `release`, PoolExhausted if too few pages are
-        available.
+        A step that is planned already stays with this row. Raises RuntimeError after `release`, PoolExhausted if too
+        few pages are available.
         """
         if self._released:
             raise RuntimeError("cache: it has been released")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Video of a step from the device to the host, while the next step is computed."""
+"""Copies of each step's video from the device to the host, made while the next step is computed."""
 
 from __future__ import annotations
 
