@@ -179,8 +179,9 @@ class StreamSession(NotCopied):
         """An independent session that continues from here, bit for bit like this one under the same controls.
 
         In a given pool the fork reserves pages like any session, and shares those of the past until one side writes
-        to them. A session with a pool of its own gives the fork another such pool, a copy: that always works.
-        Raises PoolExhausted if the given pool has too few pages, SessionClosed after `close`.
+        to them. A session with a pool of its own gives the fork another such pool, with a copy of the past.
+        Raises PoolExhausted if the given pool has too few pages, or the device too little memory for another pool;
+        SessionClosed after `close`.
         """
         self._require_open()
         begun = time.perf_counter()
@@ -210,7 +211,7 @@ class StreamSession(NotCopied):
         [L, text_width].
         The control of the image goes with it: a new image without one has none.
         Raises TypeError and ValueError, having changed nothing, as the constructor does. PoolExhausted if a longer
-        prompt does not fit the given pool; the session is closed then.
+        prompt does not fit the given pool or the memory; the session is closed then.
         """
         self._require_open()
         begun, old = time.perf_counter(), self._run.start
