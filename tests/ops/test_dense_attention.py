@@ -4,7 +4,6 @@ from __future__ import annotations
 import pytest
 import torch
 
-from aapt_fast.ops import dense_attention as module
 from aapt_fast.ops.dense_attention import as_pages, dense_attention, running_kernel, table_attention
 from aapt_fast.ops.kernels import use_kernels
 from aapt_fast.testing.attention import random_qkv, rows_of_attention
@@ -106,16 +105,6 @@ def test_pages_of_any_size(size, device):
     out, lse = table_attention(*arguments, with_lse=True)
     assert_near(out, expected, 1e-5)
     assert_near(lse, expected_lse, 1e-5)
-
-
-def test_queries_in_pieces(monkeypatch):
-    q, k, v = random_qkv(2, 13, 70)
-    expected = dense_attention(q, k, v, with_lse=True)
-    monkeypatch.setattr(module, "_SCORES_AT_ONCE", 2 * 4 * 128 * 5)
-    pieces = [dense_attention(piece, k, v, with_lse=True) for piece in module._query_pieces(q, 2)]
-    assert [piece.shape[1] for piece, _ in pieces] == [5, 5, 3]
-    assert_near(torch.cat([out for out, _ in pieces], 1), expected[0], 1e-6)
-    assert_near(torch.cat([lse for _, lse in pieces], 2), expected[1], 1e-6)
 
 
 def test_gradients_flow_through_torch():

@@ -24,9 +24,6 @@ from aapt_fast.ops._checks import PAGE_DTYPES, PAGE_SLOTS, records_gradients
 from aapt_fast.ops.kernels import KERNELS, running_kernel, selection
 from aapt_fast.ops.paged_attention import paged_attention
 
-# Most scores of one piece of queries where the float32 reference computes the log-sum-exp.
-_SCORES_AT_ONCE = 2**26
-
 
 def through_pages(q: Tensor, k: Tensor, v: Tensor) -> bool:
     """True if `dense_attention` takes the pages for q [B, Nq, H, D], k and v [B, L, Hkv, D], without a log-sum-exp."""
@@ -68,7 +65,7 @@ def dense_attention(
     _check(q, k, v, lengths)
     if not with_lse and not through_pages(q, k, v):
         return _torch_attention(q, k, v, scale, lengths), None
-    out, lse = _paged(q, *as_pages(k, v, lengths), scale)
+    out, lse = paged_attention(q, *as_pages(k, v, lengths), scale)
     return out, lse if with_lse else None
 
 
@@ -111,7 +108,7 @@ def table_attention(
         cache.unflatten(1, (ours, PAGE_SLOTS)).flatten(0, 1) for cache in (k_cache, v_cache)
     )  # views of contiguous caches
     ids = (table[:, :, None] * ours + torch.arange(ours, device=table.device)).flatten(1)
-    out, lse = _paged(q, k_pages, v_pages, ids.int(), valid_counts(lengths, ids.shape[1]), scale)
+    out, lse = paged_attention(q, k_pages, v_pages, ids.int(), valid_counts(lengths, ids.shape[1]), scale)
     return out, lse if with_lse else None
 
 
@@ -163,21 +160,6 @@ def pages_per_row(x: Tensor) -> int | None:
     last = last_token * x.stride(1) + (heads - 1) * x.stride(2) + (width - 1) * x.stride(3)
     elements = x.untyped_storage().nbytes() // x.element_size()
     return per_row if rest == 0 and per_row >= pages and x.storage_offset() + last < elements else None
-
-
-def _paged(
-    q: Tensor, k_pages: Tensor, v_pages: Tensor, ids: Tensor, valid: Tensor, scale: float | None
-) -> tuple[Tensor, Tensor]:
-    """`paged_attention` for q [B, Nq, H, D]; in pieces where all scores are made at once."""
-    if q.is_cpu or _kernel_takes(q):
-        return paged_attention(q, k_pages, v_pages, ids, valid, scale)
-    pieces = [paged_attention(piece, k_pages, v_pages, ids, valid, scale) for piece in _query_pieces(q, valid.shape[1])]
-    return torch.cat([out for out, _ in pieces], 1), torch.cat([lse for _, lse in pieces], 2)
-
-
-def _query_pieces(q: Tensor, pages: int) -> tuple[Tensor, ...]:
-    per_query = max(q.shape[0] * q.shape[2] * pages * PAGE_SLOTS, 1)
-    return q.split(max(_SCORES_AT_ONCE // per_query, 1), 1)
 
 
 def _torch_attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None, lengths: Tensor | None) -> Tensor:

@@ -21,10 +21,10 @@ import torch
 from torch import Tensor
 
 from aapt_fast.errors import require_shape
-from aapt_fast.ops import reference
+from aapt_fast.ops import fused_attention
 from aapt_fast.ops._checks import PAGE_SLOTS, check_inference, check_page_id, check_pages, check_queries, check_tensor
 from aapt_fast.ops.kernels import Kernel
-from aapt_fast.ops.registry import REFERENCE, register
+from aapt_fast.ops.registry import FUSED, register
 from aapt_fast.ops.split_schedule import Schedule, slots_of, split_schedule
 
 
@@ -53,8 +53,8 @@ def paged_attention(
         out: [B, Nq, H, D] in q.dtype, contiguous.
         lse: float32 [B, H, Nq], natural logarithm. A row without any valid slot has out 0 and lse -inf.
 
-    A page id outside the pool or a valid count outside 0..64 is an error on the CPU; on a GPU, where looking at the
-    values would mean waiting for them, a kernel reads nothing outside the pool and makes the row's results NaN.
+    A page id outside the pool or a valid count outside 0..64 is an error on the CPU. On a GPU, where looking at the
+    values would mean waiting for them, nothing outside the pool is read and the row's results are NaN.
 
     Raises:
         ValueError: wrong shape, dtype or device of an argument; on the CPU also wrong values in the page table.
@@ -160,7 +160,7 @@ _call = register(
     "paged_attention(Tensor q, Tensor k_pages, Tensor v_pages, Tensor page_ids, Tensor page_valid, float scale,"
     " Tensor? page_bias) -> (Tensor, Tensor)",
     _cpu,
-    cuda=(reference.paged_attention, REFERENCE),
+    cuda=(fused_attention.paged_attention, FUSED),
     allocate=_allocate,
     bind=_bind,
 )

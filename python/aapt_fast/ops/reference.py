@@ -35,8 +35,7 @@ def paged_attention(
     q [B, Nq, H, D], pages [P, S, Hkv, D], page_ids and page_valid int32 [B, M], page_bias float32 [B, M]
     -> out [B, Nq, H, D], lse [B, H, Nq].
     """
-    batch, _, heads, _ = q.shape
-    slots, kv_heads = k_pages.shape[1:3]
+    heads, (slots, kv_heads) = q.shape[2], k_pages.shape[1:3]
     valid = torch.arange(slots, device=q.device) < page_valid[..., None]  # [B, M, S]
     used_ids = torch.where(page_valid > 0, page_ids, 0)
 
@@ -47,7 +46,7 @@ def paged_attention(
     scores = wide(q).transpose(1, 2) @ gather(k_pages).transpose(2, 3) * scale
     if page_bias is not None:
         scores = scores + wide(page_bias).repeat_interleave(slots, 1)[:, None, None]
-    scores = scores.masked_fill(~valid.view(batch, 1, 1, -1), -torch.inf)
+    scores = scores.masked_fill(~valid.flatten(1)[:, None, None], -torch.inf)
     lse = scores.logsumexp(-1)
     weights = torch.where(lse[..., None] == -torch.inf, 0, (scores - lse[..., None]).exp())
     out = weights @ gather(v_pages)

@@ -17,7 +17,7 @@ from aapt_fast.ops.calls import observers
 from aapt_fast.ops.kernels import Bind, run_kernel, running_kernel
 
 COMPOSITION = "torch composition"
-REFERENCE = "torch reference in float32"
+FUSED = "torch's fused attention"
 
 _library = torch.library.Library("aapt", "DEF")
 
