@@ -93,8 +93,8 @@ def pack(page_ids: Tensor, page_valid: Tensor, pages: int, page_bias: Tensor | N
         pages: P.
         page_bias: float32 [B, M] or None; slots of pages with a bias of -inf do not count.
     """
-    out_of_range = (page_valid < 0) | (page_valid > PAGE_SLOTS) | (page_ids < 0) | (page_ids >= pages)
-    broken = (out_of_range & (page_valid != 0)).any(1)
+    bad = (page_valid != page_valid.clamp(0, PAGE_SLOTS)) | (page_ids != page_ids.clamp(0, pages - 1))
+    broken = (bad & (page_valid != 0)).any(1)
     left_out = broken[:, None] if page_bias is None else broken[:, None] | (page_bias == -torch.inf)
     counts = page_valid.masked_fill(left_out, 0)
     starts = F.pad(counts.sum(1).cumsum(0), (1, 0)).int()
@@ -113,14 +113,16 @@ def _with_bias(queries: Tensor, keys: Tensor, scale: float, bias: Tensor) -> tup
     """
     if scale == 0:
         queries, scale = torch.zeros_like(queries), 1.0
-    limit = torch.finfo(keys.dtype).max
-    rest, parts = (bias / scale).clamp(-limit, limit), []
-    for _ in range(1 if keys.dtype == torch.float32 else 3):
-        parts.append(rest.to(keys.dtype))
-        rest = rest - parts[-1].float()
-    elements = torch.stack(parts, -1)[:, None].expand(-1, keys.shape[1], -1)
-    ones = queries.new_ones(()).expand(*queries.shape[:2], len(parts))
-    return torch.cat((queries, ones), -1), torch.cat((keys, elements), -1), scale
+    count, limit = 1 if keys.dtype == torch.float32 else 3, torch.finfo(keys.dtype).max
+    added = count + -(keys.shape[-1] + count) % ALIGNMENT  # the last ones stay zero
+    rest, elements = (bias / scale).clamp(-limit, limit), keys.new_zeros(len(keys), 1, added)
+    for part in elements[:, 0, :count].unbind(-1):
+        part.copy_(rest)
+        rest = rest - part
+    ones = queries.new_zeros(added)
+    ones[:count] = 1
+    queries = torch.cat((queries, ones.expand(*queries.shape[:2], -1)), -1)
+    return queries, torch.cat((keys, elements.expand(-1, keys.shape[1], -1)), -1), scale
 
 
 def _same_width(*tensors: Tensor) -> tuple[Tensor, ...]:

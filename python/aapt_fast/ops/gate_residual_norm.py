@@ -79,9 +79,8 @@ def _composition(
 ) -> tuple[Tensor, Tensor]:
     wide = torch.promote_types(x.dtype, torch.float32)
     residual = x.to(wide)
-    if y is not None:
-        y = y.to(wide)
-        residual = residual + y if gate is None else torch.addcmul(residual, gate.to(wide), y)
+    if y is not None:  # which torch widens element by element, as it does the modulation
+        residual = residual + y if gate is None else torch.addcmul(residual, gate, y)
     normed = torch.nn.functional.rms_norm(residual, x.shape[-1:], None, eps)
     if scale is not None:
         factor = 1 + scale.to(wide)

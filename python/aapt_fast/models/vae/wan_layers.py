@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from aapt_fast.models.vae.feature_cache import FeatureCache
 from aapt_fast.models.vae.layers import CausalConv3d
+from aapt_fast.ops._checks import records_gradients
 
 HALVES = (torch.bfloat16, torch.float16)
 
@@ -32,11 +33,19 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, T, H, W] -> the same shape and dtype."""
         if x.dtype in HALVES:
-            return F.normalize(x.float(), dim=1).to(x.dtype) * x.shape[1] ** 0.5 * self.gamma.view(-1, 1, 1, 1)
+            return self._in_halves(x)
         wide = x if x.dtype == torch.float64 else x.float()
         gain = self.gamma.to(wide.dtype).view(-1, 1, 1, 1) * x.shape[1] ** 0.5
         norm = torch.linalg.vector_norm(wide, dim=1, keepdim=True).clamp_min(1e-12)
         return (wide * gain).div_(norm).to(x.dtype)
+
+    def _in_halves(self, x: Tensor) -> Tensor:
+        """`forward` for [B, C, T, H, W] in half precision; without gradients it makes no copy of x in float32."""
+        scale, gamma = x.shape[1] ** 0.5, self.gamma.view(-1, 1, 1, 1)
+        if records_gradients(x, gamma):
+            return F.normalize(x.float(), dim=1).to(x.dtype) * scale * gamma
+        norm = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=torch.float32).clamp_min_(1e-12)
+        return torch.div(x, norm, out=torch.empty_like(x)).mul_(scale).mul_(gamma)
 
 
 class ResidualBlock(nn.Module):

@@ -1,0 +1,17 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from aapt_fast.testing.fake_cuda import FakeGPU, fake_cuda
+
+
+@pytest.fixture
+def gpu() -> Iterator[FakeGPU]:
+    if torch.cuda.is_available():
+        pytest.skip("a machine with a GPU runs the code itself")
+    with fake_cuda() as fake:
+        yield fake
