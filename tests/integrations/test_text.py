@@ -25,6 +25,7 @@ from aapt_fast.errors import CheckpointError
 from aapt_fast.integrations import text as module
 from aapt_fast.integrations.text import TextEncoder, clean_prompt
 from aapt_fast.testing.compare import assert_near
+from aapt_fast.testing.fake_cuda import FAKE_GPU, fake_cuda
 from aapt_fast.testing.wan import TINY, diffusers_config
 
 WORDS = ("<pad>", "</s>", "<unk>", "a", "cat", "runs")
@@ -33,7 +34,7 @@ KEY = "encoder.block.1.layer.1.DenseReluDense.wo.weight"
 
 PAGE = Path(__file__).parents[2] / "docs/how-to/stream-a-wan-checkpoint.md"
 SMALL = {
-    '"Wan2.1-T2V-1.3B-Diffusers", device="cuda"': "path",
+    '"Wan2.1-T2V-1.3B-Diffusers", device="cuda", dtype=torch.bfloat16': "path",
     '"self_forcing_dmd.pt"': "path",
     '"Wan2.1_VAE.pth"': "path",
     'device="cuda",': "",
@@ -76,6 +77,20 @@ def test_embeddings_are_those_of_the_pipeline_of_diffusers(saved, prompt):
     assert embeddings.shape == (int(expected.any(-1).sum()), encoder.text_width) and not embeddings.requires_grad
     assert_near(embeddings, expected[: len(embeddings)], 1e-5)
     assert (encoder("cat a") - encoder("a cat")).abs().max() > 1e-2
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a machine with a GPU has no fake one")
+def test_weights_visit_a_gpu_and_rest_in_host_memory(saved):
+    encoder = TextEncoder(saved)
+    before = encoder(PROMPT)
+    with fake_cuda() as gpu, gpu.counting() as counts:
+        encoder._device = FAKE_GPU
+        embeddings = encoder(PROMPT)
+        assert embeddings.device == FAKE_GPU and embeddings.shape == before.shape
+        weights = sum(parameter.nbytes for parameter in encoder._encoder.parameters())
+        assert counts.peak_bytes > weights > gpu.live_bytes
+    encoder._device = torch.device("cpu")
+    assert torch.equal(encoder(PROMPT), before)
 
 
 def test_a_long_prompt_is_cut_before_its_end_mark(saved):

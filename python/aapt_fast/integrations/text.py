@@ -9,11 +9,13 @@ from __future__ import annotations
 import html
 from collections.abc import Callable
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.func import functional_call
 
 from aapt_fast.errors import CheckpointError, require, require_type
 from aapt_fast.models.files.placement import checked_placement
@@ -33,7 +35,8 @@ class TextEncoder:
     Args:
         path: folder of a diffusers pipeline with `text_encoder` and `tokenizer`, or a folder with the files of both.
         tokenizer: folder of the tokenizer; None: in `path`.
-        device: device of the encoder and of the embeddings.
+        device: device of the embeddings, on which they are computed. The weights, 11 GB in bfloat16 for Wan's encoder,
+            rest in host memory and are copied there for each prompt, so that a GPU has room for a stream afterwards.
         dtype: of the weights, or torch's name of it; None: as in the files.
         length: most tokens of a prompt; of a longer one the first are kept, and the end mark.
 
@@ -66,7 +69,7 @@ class TextEncoder:
             words, "a tokenizer", lambda: AutoTokenizer.from_pretrained(words, local_files_only=True)
         )
         self._encoder = _loaded(weights, "a UMT5 encoder", lambda: _encoder(UMT5EncoderModel, weights, dtype))
-        self._encoder = self._encoder.to(device).eval().requires_grad_(False)
+        self._device, self._encoder = device, self._encoder.eval().requires_grad_(False)
         rows, tokens = self._encoder.config.vocab_size, len(self._tokenizer)
         if tokens > rows:
             raise CheckpointError(f"{words}: expected at most {rows} tokens, as {weights} embeds, got {tokens}")
@@ -82,9 +85,11 @@ class TextEncoder:
         tokens = self._tokenizer(
             clean_prompt(prompt), truncation=True, max_length=self.length, add_special_tokens=True, return_tensors="pt"
         )
-        ids, mask = tokens.input_ids.to(self._encoder.device), tokens.attention_mask.to(self._encoder.device)
+        ids, mask = tokens.input_ids.to(self._device), tokens.attention_mask.to(self._device)
+        tensors = chain(self._encoder.named_parameters(), self._encoder.named_buffers())
         with torch.no_grad():
-            return self._encoder(ids, mask).last_hidden_state[0]
+            weights = {name: tensor.to(self._device) for name, tensor in tensors}
+            return functional_call(self._encoder, weights, (ids, mask)).last_hidden_state[0]
 
 
 def clean_prompt(prompt: str) -> str:

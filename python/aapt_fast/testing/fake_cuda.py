@@ -14,8 +14,8 @@ waits of the host, operators, and bytes in use. What torch would refuse on a GPU
 tensors of both devices, and a copy or a wait while a CUDA graph is recorded.
 
 Limits: memory that a kernel of torch takes for itself is not seen, and temporary tensors of operators that the fake GPU
-takes apart are, though a real one has none. A value read from the fake GPU is 0, a truth True. An operator whose result has
-a size that depends on values, such as `nonzero`, fails; on a real GPU it waits.
+takes apart are, though a real one has none. A value read from the fake GPU is 0, a truth True. An operator whose result
+has a size that depends on values, such as `nonzero`, fails; on a real GPU it waits.
 """
 
 from __future__ import annotations
