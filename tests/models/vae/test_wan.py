@@ -17,7 +17,7 @@ from aapt_fast.models.vae.feature_cache import FeatureCache
 from aapt_fast.models.vae.infer_wan_config import keys_of
 from aapt_fast.models.vae.wan import WAN_2_2, WanVAE, WanVAEConfig
 from aapt_fast.models.vae.wan_keys import WanVAEKeys
-from aapt_fast.models.vae.wan_layers import Upsample, upsample_and_convolve
+from aapt_fast.models.vae.wan_layers import RMSNorm, Upsample, upsample_and_convolve
 from aapt_fast.testing.compare import assert_near
 
 # The second has odd channel counts, another number of levels and blocks, and doubles time at other places. The third
@@ -260,6 +260,18 @@ def test_upsampling_without_the_large_image(size):
     expected = F.conv2d(F.interpolate(frames, scale_factor=2, mode="nearest-exact"), weight, bias, padding=1)
     assert_near(upsample_and_convolve(frames, weight, bias), expected, 1e-6)
     assert_near(layer(frames[:, :, None], FeatureCache())[:, :, 0], expected, 1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_the_norm_in_half_precision_has_the_same_bits_with_and_without_gradients(dtype):
+    x = torch.randn(1, 96, 2, 6, 7).to(dtype).contiguous(memory_format=torch.channels_last_3d)
+    x[0, :, 0, 0, 0] = 0
+    norm = RMSNorm(96).to(dtype)
+    expected = F.normalize(x.float(), dim=1).to(dtype) * 96**0.5 * norm.gamma
+    assert torch.equal(norm(x), expected)
+    with torch.no_grad():
+        found = norm(x)
+    assert torch.equal(found, expected) and found.stride() == x.stride()
 
 
 def test_bfloat16(narrow):
