@@ -41,8 +41,3 @@ def on_meta(make: Callable[[], nn.Module], dtype: torch.dtype) -> nn.Module:
     """A module without memory for its weights."""
     with torch.device("meta"), default_dtype(dtype):
         return make().eval().requires_grad_(False).to(dtype)
-
-
-def weight_bytes(make: Callable[[], nn.Module], dtype: torch.dtype = torch.bfloat16) -> int:
-    """Bytes of the weights."""
-    return sum(parameter.nbytes for parameter in on_meta(make, dtype).parameters())
