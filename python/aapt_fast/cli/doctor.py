@@ -14,8 +14,9 @@ from typing import Any
 
 import torch
 
-from aapt_fast.cli.device import fast_dtype, usable_device
+from aapt_fast.cli.device import usable_device
 from aapt_fast.models.files.bundled import bundled_models
+from aapt_fast.models.files.placement import fast_dtype
 from aapt_fast.models.stream_model import StreamModel
 from aapt_fast.ops._load import extension_or_none
 from aapt_fast.ops.kernels import KERNELS, Kernel, obstacle, selection

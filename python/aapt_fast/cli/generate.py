@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from aapt_fast.cli.contact_sheet import ContactSheet, check_sheet_target
-from aapt_fast.cli.device import fast_dtype, usable_device
+from aapt_fast.cli.device import usable_device
 from aapt_fast.cli.first_picture import fit_picture, read_first_picture, world_of
 from aapt_fast.cli.likeness import unlike_gallery
 from aapt_fast.cli.options import GENERATED_FRAMES
@@ -23,6 +23,7 @@ from aapt_fast.errors import require
 from aapt_fast.media.video_writer import VideoWriter, check_video_target, require_room
 from aapt_fast.models.aapt.sampling import EulerSampler
 from aapt_fast.models.files.model_file import load_gallery
+from aapt_fast.models.files.placement import fast_dtype
 from aapt_fast.models.stream_model import StreamModel
 from aapt_fast.ops import observe_ops
 from aapt_fast.progress import progress, say

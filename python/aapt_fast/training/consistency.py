@@ -24,6 +24,7 @@ from aapt_fast.models.aapt.sampling import timesteps
 from aapt_fast.training.clips import LatentClips, disturb_recycled
 from aapt_fast.training.diffusion import Evaluation
 from aapt_fast.training.losses import consistency_loss
+from aapt_fast.training.precision import mixed_precision
 from aapt_fast.training.run import UNWATCHED, Watch
 from aapt_fast.training.schedule import add_noise, wide
 from aapt_fast.training.trainer import Trainer
@@ -75,7 +76,7 @@ def train_consistency(
         drawn = torch.randint(config.levels, (config.batch,))
         t, t_next = levels[drawn], levels[drawn + 1]
         x = add_noise(batch.clean, torch.randn_like(batch.clean), t)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with mixed_precision():
             with torch.no_grad():
                 end = teacher(x, batch.recycled, batch.control, t, teacher.new_cache())
                 x_next = euler_step(x, end, t, t_next)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks of the arguments for source, device and dtype of weights, made before a file is touched."""
+"""Source, device and dtype of weights: checks of these arguments before a file is touched, and the best dtype."""
 
 from __future__ import annotations
 
@@ -64,3 +64,9 @@ def require_usable_dtype(
     require(found in dtypes, argument, expected, dtype or "nothing")
     assert isinstance(found, torch.dtype)
     return found
+
+
+def fast_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16 where the device computes in it (GPUs, and CPUs with AVX-512 bf16 instructions), else float32."""
+    fast = device.type == "cuda" or torch.cpu._is_avx512_bf16_supported()
+    return torch.bfloat16 if fast else torch.float32
