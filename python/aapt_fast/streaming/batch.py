@@ -12,7 +12,6 @@ from torch import Tensor
 from aapt_fast.errors import require, require_type
 from aapt_fast.streaming.boundary import computing
 from aapt_fast.streaming.graph import RECORDERS
-from aapt_fast.streaming.interrupts import interrupted_at_the_end
 from aapt_fast.streaming.not_copied import NotCopied
 from aapt_fast.streaming.run import Run
 from aapt_fast.streaming.session import StreamSession
@@ -69,7 +68,6 @@ class SessionBatch(NotCopied):
             SessionClosed: one of the sessions is closed; nothing has changed, the others need a batch of their own.
             RuntimeError: recording anew after a reset failed; nothing has changed. Any other error in the middle of a
                 step closes all sessions.
-            KeyboardInterrupt: as in `StreamSession.step`.
         """
         begun = time.perf_counter()
         for session in self._sessions:
@@ -78,7 +76,7 @@ class SessionBatch(NotCopied):
         require(len(given) == len(self._sessions), "controls", f"{len(self._sessions)}, one per session", len(given))
         if any(run is not session._run for run, session in zip(self._step.runs, self._sessions, strict=True)):
             self._step = self._make_step()
-        with interrupted_at_the_end(), computing(self._sessions[0].model):
+        with computing(self._sessions[0].model):
             prepared = [(step, step.prepare(part)) for step, part in self._parts(given)]
             try:
                 videos = [video for step, entries in prepared for video in step.take(entries)]

@@ -22,7 +22,6 @@ from aapt_fast.models.stream_model import ImageLike, StreamModel
 from aapt_fast.streaming.boundary import check_pool, check_start, checked_seed, computing, separate, wait_for
 from aapt_fast.streaming.controls import ControlSource, controls_of, image_entries
 from aapt_fast.streaming.graph import RECORDERS
-from aapt_fast.streaming.interrupts import interrupted_at_the_end
 from aapt_fast.streaming.latency import LatencyCounter
 from aapt_fast.streaming.not_copied import NotCopied
 from aapt_fast.streaming.pages import PagePool
@@ -127,11 +126,9 @@ class StreamSession(NotCopied):
             TypeError, ValueError: a bad control. Nothing has changed; the session can take another step.
             PoolExhausted: pages of the pool were taken without a reservation. Nothing has changed.
             RuntimeError: another thread takes a step of this session now. Nothing has changed.
-            SessionClosed: the session is closed. Any other error in the middle of a step closes it.
-            KeyboardInterrupt: Ctrl-C, once the step is complete. Its video is lost; the session can take another step.
-                A second Ctrl-C does not wait for the end of the step, and closes the session.
+            SessionClosed: the session is closed. Any other error in the middle of a step, Ctrl-C included, closes it.
         """
-        with interrupted_at_the_end(), self._in_one_thread(), computing(self.model):
+        with self._in_one_thread(), computing(self.model):
             one, begun = self._require_open(), time.perf_counter()
             entries = one.prepare([control])
             try:
@@ -148,8 +145,9 @@ class StreamSession(NotCopied):
         """Take one step after the other: yields the video of each, uint8 [4, H, W, 3], as `step` returns it.
 
         Each control is taken from the source just before its step, so a change of the source shows in the next one. The
-        session stays open when the loop ends by `break`, an exception in its body or Ctrl-C: another call of `frames`
-        or `step` continues from the last step taken. Only an error in the middle of a step closes it, see `step`.
+        session stays open when the loop ends by `break` or by an exception in its body: another call of `frames` or
+        `step` continues from the last step taken. Only an error in the middle of a step, Ctrl-C included, closes it. A
+        program that wants to go on after Ctrl-C notes it in a signal handler of its own and breaks out of the loop.
 
         Args:
             source: a player, whose `next(4)` gives the control of a step (`model.world.player(first, "walk")`); or an
@@ -224,13 +222,12 @@ class StreamSession(NotCopied):
                 self.model.embed(prompt) if prompt is not None else old.prompt,
                 checked_seed(seed) if seed is not None else old.seed,
             )
-            with interrupted_at_the_end():
-                self._drop()
-                try:
-                    self._begin(start, begun)
-                except BaseException as error:
-                    self._close(f"by {type(error).__name__} in reset")
-                    raise
+            self._drop()
+            try:
+                self._begin(start, begun)
+            except BaseException as error:
+                self._close(f"by {type(error).__name__} in reset")
+                raise
 
     def close(self) -> None:
         """Give the pages back. A second call does nothing."""
