@@ -30,7 +30,7 @@ ARROWS = {
     "ops": {"errors", "_C"},
     "media": {"errors", "limits"},  # pictures and videos in files
     "models": {"errors", "ops", "media", "worlds"},
-    "streaming": {"errors", "ops", "models", "worlds"},
+    "streaming": {"errors", "limits", "ops", "models", "worlds"},
     "training": {"errors", "limits", "progress", "ops", "models", "streaming", "worlds"},
     "integrations": {"errors", "ops", "models", "streaming"},
     "compat": {"errors", "ops", "models", "streaming"},

@@ -69,5 +69,9 @@ def _of_the_container() -> int | None:
     limit, used, details = (CONTAINER / f"memory.{name}" for name in ("max", "current", "stat"))
     if not (limit.exists() and used.exists() and details.exists()) or limit.read_text().strip() == "max":
         return None
-    files = [int(line.split()[1]) for line in details.read_text().splitlines() if line.startswith("inactive_file ")]
+    files = [
+        int(line.split()[1])
+        for line in details.read_text().splitlines()
+        if line.startswith(("inactive_file ", "active_file "))
+    ]
     return int(limit.read_text()) - int(used.read_text()) + sum(files)

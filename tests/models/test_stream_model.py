@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from pathlib import Path
 
 import numpy
@@ -10,7 +11,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from aapt_fast import load_vae
+from aapt_fast import FirstFrame, StreamSession, load_vae
 from aapt_fast.errors import CheckpointError
 from aapt_fast.models.aapt.generator import Generator
 from aapt_fast.models.aapt.presets import NANO, NANO_TEXT
@@ -68,8 +69,8 @@ def test_every_kind_of_image():
         (torch.zeros(3, 32, 40), ValueError, r"image: expected shape \[3, 32, 32\], got \[3, 32, 40\]"),
         (numpy.zeros((8, 32, 3), numpy.uint8), ValueError, r"image: expected shape \[32, 32, 3\], got \[8, 32, 3\]"),
         (Image.new("RGB", (40, 32)), ValueError, r"image: expected shape \[32, 32, 3\], got \[32, 40, 3\]"),
-        (torch.full((3, 32, 32), 255.0), ValueError, r"image: expected values in -1..1"),
-        (torch.full((3, 32, 32), torch.nan), ValueError, r"image: expected values in -1..1"),
+        (torch.full((3, 32, 32), 255.0), ValueError, r"image: expected values in -1..1 \(.*\), got 255 to 255"),
+        (torch.full((3, 32, 32), torch.nan), ValueError, r"image: expected values in -1..1 \(.*\), got nan to nan"),
         (torch.zeros(3, 32, 32).long(), ValueError, r"image: expected uint8 \[H, W, 3\] or float"),
         ("a.png", TypeError, r"image: expected a PIL image, uint8 \[H, W, 3\] or float \[3, H, W\], got str"),
     ],
@@ -79,11 +80,23 @@ def test_bad_images(image, error, message):
         make_model().encode_image(image)
 
 
+def test_a_float_picture_that_is_probably_in_0_to_1_is_warned_of():
+    model, picture = make_model(), torch.linspace(0, 1, 3 * 32 * 32).view(3, 32, 32)
+    expected = r"image: expected values in -1..1, got 0 to 1; .* \(for values in 0..1 pass 2 \* image - 1"
+    for image in (picture, picture.numpy(), FirstFrame(picture)):
+        with pytest.warns(UserWarning, match=expected) as caught:
+            StreamSession(model, image)
+        assert caught[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        StreamSession(model, 2 * picture - 1)
+
+
 @torch.inference_mode()
 def test_dtypes_meet_at_the_edges():
     """Latent frames are float32 outside, whatever the dtype of the VAE; embeddings follow the generator."""
     model = make_model(NANO_TEXT, torch.bfloat16, vae_dtype=torch.bfloat16)
-    frame = model.encode_image(torch.zeros(3, 32, 48))
+    frame = model.encode_image(-torch.ones(3, 32, 48))
     assert frame.dtype == torch.float32 and frame.shape == (1, 16, 1, 4, 6)
     assert model.embed(torch.zeros(5, 12)).dtype == torch.bfloat16
     assert model.decode(model.vae.stream(), frame).shape == (1, 32, 48, 3)

@@ -18,9 +18,7 @@ from aapt_fast.streaming.cache import PagedCache
 from aapt_fast.streaming.pages import session_pages
 from aapt_fast.streaming.session import StreamSession
 from aapt_fast.testing.compare import assert_near
-from aapt_fast.testing.recorder import record_on_cpu
 from aapt_fast.testing.streams import (
-    STREAMS,
     play,
     random_controls,
     random_model,
@@ -30,23 +28,9 @@ from aapt_fast.testing.streams import (
 )
 from aapt_fast.testing.wan import TINY, random_wan
 
+pytestmark = pytest.mark.usefixtures("recorded_on_the_cpu")
 CONTROL = torch.zeros(19, 3)
 TOLERANCE = 1e-5
-
-
-@pytest.fixture(autouse=True)
-def recorded_on_the_cpu(monkeypatch) -> None:
-    monkeypatch.setitem(graph.RECORDERS, "cpu", record_on_cpu)
-
-
-@pytest.fixture(params=STREAMS.values(), ids=STREAMS)
-def model(request) -> StreamModel:
-    return random_model(request.param)
-
-
-@pytest.fixture
-def pose_model() -> StreamModel:
-    return random_model(NANO)
 
 
 recorded_or_not = pytest.mark.parametrize("recorded", [False, True], ids=["plain", "recorded"])

@@ -21,20 +21,11 @@ from aapt_fast.streaming.graph import RecordedDecoder, Recording, record
 from aapt_fast.streaming.pages import PagePool, cache_pages, session_pages
 from aapt_fast.streaming.session import StreamSession
 from aapt_fast.testing.recorder import record_on_cpu
-from aapt_fast.testing.streams import STREAMS, play, random_controls, random_model, random_session, shuffled_pool
+from aapt_fast.testing.streams import play, random_controls, random_model, random_session, shuffled_pool
 
 STEPS = 7  # frame 1 leaves the window of 2 after step 3
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(autouse=True)
-def recorded_on_the_cpu(monkeypatch) -> None:
-    monkeypatch.setitem(graph.RECORDERS, "cpu", record_on_cpu)
-
-
-@pytest.fixture(params=STREAMS.values(), ids=STREAMS)
-def model(request) -> StreamModel:
-    return random_model(request.param)
+pytestmark = pytest.mark.usefixtures("recorded_on_the_cpu")
 
 
 def assert_same_stream(session: StreamSession, expected: StreamSession, controls: list) -> None:

@@ -5,6 +5,8 @@ import pytest
 import torch
 
 from aapt_fast.errors import PoolExhausted
+from aapt_fast.limits import in_gb
+from aapt_fast.streaming import pages
 from aapt_fast.streaming.pages import PagePool, pages_for, pool_bytes
 
 
@@ -139,6 +141,23 @@ def test_a_gpu_without_room_is_found_out_before_anything_is_allocated(monkeypatc
     )
     fitting = 4 * gib // pool_bytes(32, 1, 24, 128, torch.bfloat16)
     assert PagePool(32, fitting, 24, 128, torch.bfloat16, "cuda").pages == fitting
-    expected = rf"pool: {fitting + 1} pages need 4\.0 GiB, 4\.0 of 80\.0 GiB are free on cuda"
+    expected = (
+        rf"^pages: expected a number whose pages fit into the 4\.29 GB of memory left on cuda, got {fitting + 1}, "
+        r"whose pages need 4\.30 GB$"
+    )
     with pytest.raises(PoolExhausted, match=expected):
         PagePool(32, fitting + 1, 24, 128, torch.bfloat16, "cuda")
+
+
+@pytest.mark.parametrize("argument", ["pages", "sessions"])
+def test_a_cpu_without_room_is_found_out_before_anything_is_allocated(pose_model, monkeypatch, argument):
+    """The number that fits exactly is taken, one more is not, nor one that is beyond any memory."""
+    make = {"pages": PagePool.for_model, "sessions": PagePool.for_sessions}[argument]
+    least = make(pose_model, 1).bytes
+    monkeypatch.setattr(pages, "available_memory", lambda: 5 * least)
+    assert make(pose_model, 5).bytes == 5 * least
+    expected = f"{argument}: expected a number whose pages fit into the {in_gb(5 * least)} of memory left on cpu, "
+    for count in (6, 10**30):
+        with pytest.raises(PoolExhausted) as caught:
+            make(pose_model, count)
+        assert str(caught.value) == f"{expected}got {count}, whose pages need {in_gb(count * least)}"

@@ -11,12 +11,10 @@ import torch
 
 from aapt_fast import EulerSampler
 from aapt_fast.errors import PoolExhausted, SessionClosed
-from aapt_fast.models.aapt.presets import NANO, NANO_TEXT
-from aapt_fast.models.stream_model import StreamModel
+from aapt_fast.models.aapt.presets import NANO_TEXT
 from aapt_fast.streaming.pages import PagePool, session_pages
 from aapt_fast.streaming.session import StreamSession
 from aapt_fast.testing.streams import (
-    STREAMS,
     play,
     random_controls,
     random_image,
@@ -27,17 +25,7 @@ from aapt_fast.testing.streams import (
 )
 
 STEPS = 6  # frame 1 leaves the window of 2 after step 3
-IMAGE, CONTROL = torch.zeros(3, 32, 32), torch.zeros(19, 3)
-
-
-@pytest.fixture(params=STREAMS.values(), ids=STREAMS)
-def model(request) -> StreamModel:
-    return random_model(request.param)
-
-
-@pytest.fixture
-def pose_model() -> StreamModel:
-    return random_model(NANO)
+IMAGE, CONTROL = -torch.ones(3, 32, 32), torch.zeros(19, 3)
 
 
 def test_a_pool_for_sessions_holds_exactly_so_many(model):
@@ -170,7 +158,7 @@ def test_a_closed_session_is_closed(model):
         assert pool.free < pool.pages and not session.closed
     session.close()
     assert session.closed and pool.free == pool.available == pool.pages
-    for use in (lambda: session.step(control), session.fork, session.reset):
+    for use in (lambda: session.step(control), session.fork, session.reset, session.frames, session.__enter__):
         with pytest.raises(SessionClosed, match=r"closed by close\(\)"):
             use()
     random_session(model, sampler=EulerSampler(2), pool=pool)

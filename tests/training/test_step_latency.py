@@ -40,7 +40,7 @@ def test_the_generator_is_the_step_without_the_decoder(monkeypatch) -> None:
     monkeypatch.setattr(model.generator, "forward", slow_forward)
     monkeypatch.setattr(StreamModel, "decode", slow_decode)
     monkeypatch.setattr(module, "time", clock)
-    times = step_latency(model, torch.zeros(3, 32, 32), torch.rand(9, 19, 3), nfe=2, steps=5, warm=2)
+    times = step_latency(model, -torch.ones(3, 32, 32), torch.rand(9, 19, 3), nfe=2, steps=5, warm=2)
     assert len(calls) == 2 * (2 + 5)
     assert times["generator"]["p50"] == times["generator"]["p95"] == 6000
     assert times["step"]["p50"] == times["step"]["p95"] == 8000

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeAlias
@@ -28,6 +29,7 @@ from aapt_fast.worlds import WORLDS
 from aapt_fast.worlds.world import World
 
 ImageLike: TypeAlias = Image.Image | numpy.ndarray | Tensor
+FROM_0_TO_1 = "for values in 0..1 pass 2 * image - 1, for 0..255 uint8 [H, W, 3]"
 
 
 class StreamModel:
@@ -184,7 +186,9 @@ class StreamModel:
 
         Args:
             image: a PIL image of any mode, as a viewer shows it: upright, 16 bits scaled, transparent parts white.
-                Or uint8 [H, W, 3], or float [3, H, W] in -1..1. Of exactly `video_size`.
+                Or uint8 [H, W, 3], 0 black and 255 white; or float [3, H, W], -1 black and 1 white. Tensors and
+                arrays alike, of exactly `video_size`. A float picture without a value below 0 is taken in -1..1, too,
+                with a UserWarning: it was probably meant in 0..1.
 
         Raises:
             TypeError: something else.
@@ -235,5 +239,10 @@ def _pixels(image: object, size: tuple[int, int]) -> Tensor:
         return image.permute(2, 0, 1).float() / 127.5 - 1
     require(image.is_floating_point(), "image", "uint8 [H, W, 3] or float [3, H, W]", image.dtype)
     require_shape("image", image, 3, *size)
-    require(bool((image.abs() <= 1).all()), "image", "values in -1..1", "others, or nan")
-    return image.float()
+    pixels = image.float()
+    low, high = (float(value) for value in pixels.aminmax())
+    require(low >= -1 and high <= 1, "image", f"values in -1..1 ({FROM_0_TO_1})", f"{low:g} to {high:g}")
+    if low >= 0:
+        got = f"{low:g} to {high:g}; the picture is used as it is"
+        warnings.warn(f"image: expected values in -1..1, got {got} ({FROM_0_TO_1})", stacklevel=4)  # at the session's
+    return pixels

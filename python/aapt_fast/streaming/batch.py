@@ -12,19 +12,20 @@ from torch import Tensor
 from aapt_fast.errors import require, require_type
 from aapt_fast.streaming.boundary import computing
 from aapt_fast.streaming.graph import RECORDERS
+from aapt_fast.streaming.not_copied import NotCopied
 from aapt_fast.streaming.run import Run
 from aapt_fast.streaming.session import StreamSession
 from aapt_fast.streaming.step import Step
 
 
-class SessionBatch:
+class SessionBatch(NotCopied):
     """Sessions of one model that step together. Not safe to use from several threads at a time.
 
     The weights are read once for all of them, so this takes less time than one step after the other. Every session may
     be at another step of its run, of another seed and prompt. Frames are those of `StreamSession.step` up to rounding.
 
     The sessions stay the caller's: each may step alone, fork and be reset between two steps of the batch, and belong to
-    several batches. When a session comes or goes, make another batch. A reset is noticed: the next step prepares the
+    several batches. To add or remove a session, make another batch. After a reset of one the next step prepares the
     batch anew, and records it anew.
 
     Args:
@@ -39,6 +40,8 @@ class SessionBatch:
         RuntimeError: recording failed. In all cases the sessions are as they were.
     """
 
+    no_copy = "batch: it cannot be copied or pickled, as its sessions cannot; SessionBatch(...) makes another"
+
     def __init__(self, sessions: Sequence[StreamSession], *, cuda_graph: bool = False) -> None:
         self._sessions: list[StreamSession] = _items("sessions", sessions)
         _check(self._sessions)
@@ -50,7 +53,7 @@ class SessionBatch:
 
     @property
     def sessions(self) -> tuple[StreamSession, ...]:
-        """In the order of the controls and videos of `step`."""
+        """The sessions, in the order of the controls and videos of `step`."""
         return tuple(self._sessions)
 
     def step(self, controls: Sequence[object] | None = None) -> list[Tensor]:
@@ -81,9 +84,9 @@ class SessionBatch:
                 for session in self._sessions:
                     session._close(f"by {type(error).__name__} in a step together with others")
                 raise
-        for session in self._sessions:
-            session.latency.record_step(time.perf_counter() - begun)
-        return videos
+            for session in self._sessions:
+                session.latency.record_step(time.perf_counter() - begun)
+            return videos
 
     def _parts(self, controls: list[object]) -> list[tuple[Step, list[object]]]:
         """The whole batch, or each session alone where some begin their run and a first step is another computation."""
@@ -115,7 +118,7 @@ def _check(sessions: list[StreamSession]) -> None:
 
 
 def _items(name: str, values: Any) -> list[Any]:
-    """`values` as a list; raises TypeError, naming the argument, if they are not several."""
+    """List `values`. Raises TypeError, with the `name` of the argument, for an object that is no sequence."""
     try:
         return list(values)
     except TypeError as error:

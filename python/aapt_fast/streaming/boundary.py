@@ -19,13 +19,13 @@ from aapt_fast.worlds.world import FirstFrame
 
 @contextmanager
 def computing(model: StreamModel) -> Iterator[None]:
-    """Without gradients, and in the dtypes of the model whatever autocast the caller is in."""
+    """Run the `with` block without gradients, and in the dtypes of the model whatever autocast the caller is in."""
     with torch.inference_mode(), without_autocast(model.device):
         yield
 
 
 def check_start(model: StreamModel, image: object, prompt: object) -> None:
-    """Raise ValueError without an image or a prompt that the generator cannot begin without."""
+    """Raise ValueError if the image or the prompt is None and the generator needs one."""
     generator = model.generator
     fits = image is not None or not generator.needs_image
     require(fits, "image", "an image: it is the recycled frame of the first step", None)
@@ -34,7 +34,10 @@ def check_start(model: StreamModel, image: object, prompt: object) -> None:
 
 
 def separate(model: StreamModel, image: ImageLike | FirstFrame | None, image_control: object) -> tuple[Any, object]:
-    """The picture and its control; those of a `FirstFrame`, unless `image_control` is given or the model takes none."""
+    """Split a `FirstFrame` into its picture and its control; `image_control`, where given, replaces the latter.
+
+    A picture alone is returned as it is. The control is None for a model whose steps take no control of the image.
+    """
     if not isinstance(image, FirstFrame):
         return image, image_control
     takes_one = model.control is not None and model.control.with_previous
@@ -58,7 +61,7 @@ def checked_seed(seed: int) -> int:
 
 
 def ordinary(tensor: Tensor) -> Tensor:
-    """A copy [...] that is not of inference mode: for users to write to, and to learn from."""
+    """A copy [...] outside of inference mode, which users may write to and use in training."""
     with torch.inference_mode(False):
         return tensor.clone()
 

@@ -52,7 +52,7 @@ class CacheRow:
         tokens: N, tokens per frame.
         text: prompt in pages of the same pool; the row becomes one more holder.
         eps: of the RMSNorm.
-        unrotated: those keys of another row with the same first frames, to share.
+        unrotated: such keys of a row with the same first frames, which this row shares; None to make its own.
 
     Raises:
         ValueError: tokens < 1, a rule without a window, or text in another pool.
@@ -120,14 +120,14 @@ class CacheRow:
         """A row that continues from here on its own, bit for bit like this one.
 
         In the same pool it shares pages until one of the two would write to them; to another `pool` they are copied.
-        A planned step stays this row's. Raises RuntimeError after `release`, PoolExhausted if too few pages are
-        available.
+        A step that is planned already stays with this row. Raises RuntimeError after `release`, PoolExhausted if too
+        few pages are available.
         """
         if self._released:
             raise RuntimeError("cache: it has been released")
         pool = self.pool if pool is None else pool
         text = self.text.copy_to(pool) if self.text is not None and pool is not self.pool else self.text
-        complete = self.next_frame > self.rule.moved  # so that nobody writes to the keys that move
+        complete = self.next_frame > self.rule.moved  # no later step writes to the keys that move
         kept = self.unrotated if complete else self.unrotated.clone()
         try:
             other = CacheRow(pool, self.rule, self.rope, self.tokens, text, eps=self.eps, unrotated=kept)
@@ -160,7 +160,7 @@ class CacheRow:
             self.text.release()
 
     def _forget(self, newest: int) -> dict[int, int]:
-        """Give back the frames that a step ending in `newest` does not see; positions of those that it does."""
+        """Give back frames that a step ending in `newest` does not see. Returns the positions of those that it sees."""
         seen = dict(self.rule.seen(newest))
         for frame in [frame for frame in self._past if frame not in seen]:
             self.pool.release(self._past.pop(frame))
@@ -213,7 +213,8 @@ class PagedCache:
             require(row.rule == first.rule, "rows", f"one rule, {first.rule}", row.rule)
         self.rows, self.pool, self._tokens = list(rows), first.pool, first.tokens
         self.recording = False
-        """While a step is recorded: it runs as in the steady state, with frames past the sink, and moves no row on."""
+        """True while a step is recorded: it runs as in the steady state, with frames past the sink, and `advance` moves
+        no row on."""
         device, rule, width = self.pool.k.device, first.rule, self.pool.k.shape[-1]
         frame_pages = pages_for(first.tokens)
         entries = max(row.entries for row in rows)
@@ -259,7 +260,9 @@ class PagedCache:
     def attend(
         self, layer: int, q: Tensor, k: Tensor, v: Tensor, q_weight: Tensor | None, k_weight: Tensor | None
     ) -> Tensor:
-        """See `Cache.attend`; q, k, v and the result are [B, n, N, H or Hkv, D].
+        """Write the keys and values of a layer to the pages and attend to all pages of the step, as `Cache.attend`.
+
+        q, k, v and the result are [B, n, N, H or Hkv, D].
 
         Raises ValueError for another shape or dtype, PoolExhausted as `CacheRow.plan` does.
         """
@@ -285,7 +288,7 @@ class PagedCache:
         return out.view(q.shape)
 
     def advance(self, frames: int) -> None:
-        """See `Cache.advance`. Raises RuntimeError unless every layer has attended with this many frames."""
+        """End the step, as `Cache.advance`. Raises RuntimeError unless every layer has attended with so many frames."""
         layers, attended = len(self.pool.by_layer), len(self._attended)
         planned = self._frames if self._plans else 0
         if planned != frames or attended != layers:
@@ -301,7 +304,7 @@ class PagedCache:
         self._plans = []
 
     def _move_sinks(self, layer: int, k: Tensor, k_weight: Tensor | None, k_pages: Tensor) -> None:
-        """Keep new keys of frames that will move, and write the keys of those that have, at their present position."""
+        """Keep the unrotated keys of new sink frames, and write those of moving sink frames at their new position."""
         rule = self.rows[0].rule
         if not rule.moved:
             return

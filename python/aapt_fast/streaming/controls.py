@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From what a user sends (poses or maps, one entry per video frame) to the control tensor of a step.
+"""Conversion of a user's control (poses or maps, one entry per video frame) to the control tensor of a step.
 
 A pose becomes limb maps at latent resolution: around each limb a Gaussian weight w, and w times the offset to the
 nearest point of the limb, the place along it and its depth. Five smooth channels per limb say where it is to a
@@ -35,7 +35,7 @@ class ControlSource(Protocol):
 
 
 def controls_of(source: ControlSource | Iterable[object] | None, entries: int) -> Iterator[object]:
-    """Controls of one step after the other, [entries, J, 3] or [entries, C, h, w] each; None without end for None.
+    """Controls of one step after the other, [entries, J, 3] or [entries, C, h, w] each; None, without end, for None.
 
     Raises TypeError for a source of another kind.
     """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Video of a step from the device to the host, while the next step is computed."""
+"""Copies of each step's video from the device to the host, made while the next step is computed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from aapt_fast.errors import require, require_dtype, require_shape, require_type
 
 
 class PendingFrames:
-    """Video uint8 [F, H, W, 3] on its way to one of `buffers` buffers. `FrameDownloader.send` makes it."""
+    """Video uint8 [F, H, W, 3] on its way to one of `buffers` buffers, made by `FrameDownloader.submit`."""
 
     def __init__(self, frames: Tensor, arrived: torch.cuda.Event | None, buffers: int) -> None:
         self._frames, self._arrived, self._buffers = frames, arrived, buffers
@@ -45,7 +45,7 @@ class FrameDownloader:
     GPU the copies go to pinned memory, on a stream of their own. On a CPU they are done when `submit` returns.
 
     Args:
-        buffers: how many videos are there at a time, at least 2. They are allocated when they are needed first.
+        buffers: number of videos in host memory at a time, at least 2. Each buffer is allocated when it is first used.
 
     Raises:
         TypeError, ValueError: another number of buffers.
@@ -64,7 +64,7 @@ class FrameDownloader:
         """Begin to copy a video uint8 [F, H, W, 3], whose `result` is there when it has arrived.
 
         Sizes may change from call to call, the device may not. The tensor may be dropped after this, but on a GPU not
-        changed before the result is there. The video sent as many calls ago as there are buffers can no longer be had.
+        changed before the result is there. The video submitted as many calls ago as there are buffers is overwritten.
 
         Raises:
             TypeError, ValueError: something else, or a video on another device than before. Nothing has changed.

@@ -33,7 +33,7 @@ class Recording:
 
 
 def record(function: Callable[[], Tensor], device: torch.device, state: Sequence[Tensor] = ()) -> Recording:
-    """Record what `function` launches; it runs a few times before.
+    """Record what `function` launches, after running it a few times.
 
     Args:
         function: computes a tensor [...] from tensors that stay where they are.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How long a session's user waits."""
+"""Times that a session's user waits: for the first frame and for every step."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class LatencyCounter:
         return f"LatencyCounter(count={self.count}, first_frame_s={self.first_frame_s:.3f}{steps and ', ' + steps})"
 
     def record_step(self, seconds: float) -> None:
-        """Add a step."""
+        """Add a step that took `seconds`."""
         self.count += 1
         self._seconds.append(seconds)
 

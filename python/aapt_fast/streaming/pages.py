@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The memory of all sessions on a device: pages of 64 slots, counted by holders.
 
-There are two ledgers. The holders of each page say when it is free again: a fork holds the pages of its origin
-instead of copying them. Reservations say who may come in: whoever declares the most pages it will ever hold, and
-stays below, finds a free page whenever it allocates one, because
+There are two ledgers. Each page counts its holders and is free again without any: a fork holds the pages of its
+origin instead of copying them. Each session reserves the most pages that it will ever hold. As long as it holds no
+more than that, it finds a free page whenever it allocates one, because
 
     pages in use <= holds <= reserved <= pages
 
@@ -21,11 +21,13 @@ from typing import Protocol
 import torch
 
 from aapt_fast.errors import PoolExhausted, require, require_type
+from aapt_fast.limits import available_memory, in_gb
 from aapt_fast.models.protocols import VideoGenerator
 from aapt_fast.models.sampling import Sampler
 from aapt_fast.models.stream_model import StreamModel
 from aapt_fast.ops._checks import PAGE_DTYPES, PAGE_SLOTS
 from aapt_fast.ops.window import WindowRule
+from aapt_fast.streaming.not_copied import NotCopied
 
 
 def pages_for(tokens: int) -> int:
@@ -91,7 +93,7 @@ def released_on_failure(holder: Holder) -> Iterator[None]:
         raise
 
 
-class PagePool:
+class PagePool(NotCopied):
     """Keys and values in pages, allocated once. Not safe to use from several threads at a time.
 
     `k` and `v` are [layers, pages, 64, heads, head_dim], zero at first.
@@ -107,8 +109,10 @@ class PagePool:
     Raises:
         TypeError: a size that is no int.
         ValueError: a size below 1, or another dtype.
-        PoolExhausted: a GPU has less memory left than that; nothing has been allocated.
+        PoolExhausted: the device has less memory left than that; nothing has been allocated.
     """
+
+    no_copy = "pool: it cannot be copied or pickled, as sessions hold its pages; PagePool(...) makes another one"
 
     def __init__(
         self,
@@ -123,7 +127,7 @@ class PagePool:
             require_type(name, size, int)
             require(size >= 1, name, "at least 1", size)
         require(dtype in PAGE_DTYPES, "dtype", " or ".join(map(str, PAGE_DTYPES)), dtype)
-        _require_room(pool_bytes(layers, pages, heads, head_dim, dtype), pages, torch.device(device))
+        _require_room("pages", pages, pool_bytes(layers, pages, heads, head_dim, dtype), torch.device(device))
         self.k = torch.zeros(layers, pages, PAGE_SLOTS, heads, head_dim, dtype=dtype, device=device)
         self.v = torch.zeros_like(self.k)
         self.by_layer = list(zip(self.k.unbind(0), self.v.unbind(0), strict=True))
@@ -134,7 +138,7 @@ class PagePool:
 
     @classmethod
     def for_model(cls, model: StreamModel, pages: int) -> PagePool:
-        """A pool of `pages` pages with the layers, heads, dtype and device of `model`."""
+        """A pool of `pages` pages with the layers, heads, dtype and device of `model`. Raises as the constructor."""
         config = model.config
         return cls(config.layers, pages, config.heads, config.head_dim, model.dtype, model.device)
 
@@ -142,7 +146,7 @@ class PagePool:
     def for_sessions(
         cls, model: StreamModel, sessions: int, *, sampler: Sampler | None = None, text_length: int = 0
     ) -> PagePool:
-        """A pool for so many sessions of `model` at a time.
+        """A pool with the pages of `sessions` sessions of `model` at a time.
 
         Args:
             model: of all sessions.
@@ -150,12 +154,17 @@ class PagePool:
             sampler: of all sessions; None for the generator's own choice.
             text_length: most tokens of a prompt, for generators whose frames attend to it through the cache.
 
-        Raises TypeError and ValueError for other arguments, PoolExhausted as the constructor.
+        Raises TypeError and ValueError for other arguments, PoolExhausted for more sessions than the device has memory
+        left for; nothing has been allocated then.
         """
         require_type("model", model, StreamModel)
         require_type("sessions", sessions, int)
         require(sessions >= 1, "sessions", "at least 1", sessions)
-        return cls.for_model(model, sessions * session_pages(model.generator, model.grid, sampler, text_length))
+        pages = sessions * session_pages(model.generator, model.grid, sampler, text_length)
+        config = model.config
+        needed = pool_bytes(config.layers, pages, config.heads, config.head_dim, model.dtype)
+        _require_room("sessions", sessions, needed, model.device)
+        return cls.for_model(model, pages)
 
     @property
     def pages(self) -> int:
@@ -164,12 +173,12 @@ class PagePool:
 
     @property
     def free(self) -> int:
-        """Pages that nobody holds."""
+        """Number of pages without a holder."""
         return len(self._free)
 
     @property
     def available(self) -> int:
-        """Pages that can still be reserved."""
+        """Number of pages that can still be reserved."""
         return min(self.pages - self._reserved, self.free)
 
     @property
@@ -178,20 +187,20 @@ class PagePool:
         return self.k.nbytes + self.v.nbytes
 
     def reserve(self, count: int) -> None:
-        """Promise that the caller can hold up to `count` pages at a time. Raises PoolExhausted if there are fewer."""
+        """Reserve the `count` pages that the caller will hold at most. Raises PoolExhausted if fewer are available."""
         if count > self.available:
             raise PoolExhausted(f"reserve: asked for {count} pages, {self.available} of {self.pages} are available")
         self._reserved += count
 
     def unreserve(self, count: int) -> None:
-        """Take back a promise of `count` pages. Raises ValueError if fewer are reserved."""
+        """End the reservation of `count` pages. Raises ValueError if fewer are reserved."""
         require(count <= self._reserved, "count", f"at most the {self._reserved} reserved pages", count)
         self._reserved -= count
 
     def allocate(self, count: int) -> list[int]:
-        """Ids of `count` free pages, which the caller now holds; they contain anything.
+        """Take `count` free pages, and return their ids. The caller is their holder; their contents are undefined.
 
-        All or nothing: raises PoolExhausted, having changed nothing, if there are fewer.
+        Raises PoolExhausted, having changed nothing, if fewer are free.
         """
         if count > self.free:
             raise PoolExhausted(f"allocate: asked for {count} pages, {self.free} of {self.pages} are free")
@@ -207,11 +216,11 @@ class PagePool:
             self._holders[page] += 1
 
     def is_shared(self, page: int) -> bool:
-        """Whether `page` has several holders, so that none of them may write to it."""
+        """True if `page` has several holders, so that none of them may write to it."""
         return self._holders[page] > 1
 
     def release(self, ids: Sequence[int]) -> None:
-        """Take one hold off each of these pages; without any, a page is free.
+        """Take one holder away from each of these pages; a page without any is free.
 
         Raises ValueError, having changed nothing, for a page that is not held that often: it was released before.
         """
@@ -236,12 +245,19 @@ class PagePool:
             )
 
 
-def _require_room(needed: int, pages: int, device: torch.device) -> None:
-    """Raise PoolExhausted if a GPU lacks `needed` bytes, counting what torch holds there without using it."""
-    if device.type != "cuda":
-        return
-    free, total = torch.cuda.mem_get_info(device)
-    free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    if needed > free:
-        amounts = f"{needed / 2**30:.1f} GiB, {free / 2**30:.1f} of {total / 2**30:.1f} GiB are free"
-        raise PoolExhausted(f"pool: {pages} pages need {amounts} on {device}")
+def _require_room(argument: str, count: int, needed: int, device: torch.device) -> None:
+    """Raise PoolExhausted if `device` has less than `needed` bytes left for the `count` in `argument`."""
+    left = _memory_left(device)
+    if left is not None and needed > left:
+        expected = f"a number whose pages fit into the {in_gb(left)} of memory left on {device}"
+        raise PoolExhausted(f"{argument}: expected {expected}, got {count}, whose pages need {in_gb(needed)}")
+
+
+def _memory_left(device: torch.device) -> int | None:
+    """Bytes that can still be taken, on a GPU with those that torch holds there without using them; None if unknown."""
+    if device.type == "cpu":
+        return available_memory()
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
+    return None

@@ -24,7 +24,7 @@ from aapt_fast.streaming.text_pages import TextPages
 
 @dataclass(frozen=True)
 class Start:
-    """The beginning of a run."""
+    """The inputs that a run starts from."""
 
     image: Tensor | None  # float32 [1, C, 1, h, w]
     control: Tensor | None  # of the image, float32 [entries * entry_channels, h, w]
@@ -34,7 +34,7 @@ class Start:
 
 @dataclass
 class Run:
-    """Made by `open_run` and `fork`. A step changes it."""
+    """State of a session, made by `open_run` and `fork`, and changed by each step."""
 
     start: Start
     rows: list[CacheRow]  # one per cache of the sampler
@@ -72,8 +72,8 @@ def open_run(
     """Begin a run: compute the prompt's keys, take pages, and prime the decoder with the image.
 
     `pool_of` gives the pool for a number of pages. `cuda_graph` records the decoder, if the run begins with an image.
-    Raises PoolExhausted if the pool
-    has too few pages, RuntimeError if recording fails; everything taken has been given back then.
+    Raises PoolExhausted if the pool has too few pages, RuntimeError if recording fails; everything taken has been given
+    back then.
     """
     decoder = model.vae.stream()
     first_frame = None if start.image is None else model.decode(decoder, start.image)[0]
@@ -107,7 +107,7 @@ def open_run(
 
 
 def _all_or_none(rows: Iterable[CacheRow]) -> list[CacheRow]:
-    """The rows as a list; if making one fails, those before it are released."""
+    """List the rows as they are made; if making one fails, release those before it."""
     made: list[CacheRow] = []
     try:
         for row in rows:

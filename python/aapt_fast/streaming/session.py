@@ -7,11 +7,11 @@ whole state of a session is in its object, so it can be forked, started over and
 
 from __future__ import annotations
 
-import copy
 import itertools
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 
 from torch import Tensor
@@ -23,6 +23,7 @@ from aapt_fast.streaming.boundary import check_pool, check_start, checked_seed, 
 from aapt_fast.streaming.controls import ControlSource, controls_of, image_entries
 from aapt_fast.streaming.graph import RECORDERS
 from aapt_fast.streaming.latency import LatencyCounter
+from aapt_fast.streaming.not_copied import NotCopied
 from aapt_fast.streaming.pages import PagePool
 from aapt_fast.streaming.run import Run, Start, open_run
 from aapt_fast.streaming.step import Step
@@ -34,14 +35,15 @@ IN_TWO_THREADS = (
 )
 
 
-class StreamSession:
+class StreamSession(NotCopied):
     """A stream of video under live control. Not safe to use from several threads at a time.
 
     Args:
         model: shared by any number of sessions.
         image: the first video frame: a `FirstFrame` (of `load_gallery`, for example), with its control if it has one;
-            or a picture alone: a PIL image, uint8 [H, W, 3], or float [3, H, W] in -1..1. Of exactly
-            `model.video_size`. None for a run without, which a Wan transformer allows.
+            or a picture alone: a PIL image, uint8 [H, W, 3], or float [3, H, W] in -1..1, not in 0..1 (see
+            `StreamModel.encode_image`). Of exactly `model.video_size`. None for a run without, which a Wan transformer
+            allows.
         prompt: embeddings [L, text_width], or a str if the model has a text encoder; None for no text, which a Wan
             transformer does not allow.
         seed: of the noise, a 64-bit integer.
@@ -57,9 +59,13 @@ class StreamSession:
     Raises:
         TypeError: an argument of another type.
         ValueError: an argument with another size, shape, dtype or range, or one that the model has no use for.
-        PoolExhausted: the pool has too few pages; it stays as it was.
+        PoolExhausted: the pool has too few pages, or the device too little memory; the pool stays as it was.
     """
 
+    no_copy = (
+        "session: it cannot be copied or pickled; fork() continues it, and another session made from its first frame, "
+        "seed and controls repeats it"
+    )
     latency: LatencyCounter
     """Times since the start or the last reset."""
     on_stage: Callable[[str], None] | None = None
@@ -117,34 +123,31 @@ class StreamSession:
                 the third number is the depth in metres.
 
         Raises:
-            TypeError, ValueError: a bad control. Nothing has changed, the session can go on.
-            PoolExhausted: somebody has taken pages of the pool without a reservation. Likewise.
-            RuntimeError: another thread takes a step of this session now. Likewise.
-            SessionClosed: the session is closed. Any other error in the middle of a step closes it.
+            TypeError, ValueError: a bad control. Nothing has changed; the session can take another step.
+            PoolExhausted: pages of the pool were taken without a reservation. Nothing has changed.
+            RuntimeError: another thread takes a step of this session now. Nothing has changed.
+            SessionClosed: the session is closed. Any other error in the middle of a step, Ctrl-C included, closes it.
         """
-        if not self._stepping.acquire(blocking=False):
-            raise RuntimeError(IN_TWO_THREADS)
-        try:
-            one = self._require_open()
-            begun = time.perf_counter()
-            with computing(self.model):
-                entries = one.prepare([control])
-                try:
-                    [video] = one.take(entries, self.on_stage)
-                except BaseException as error:
-                    self._close(f"by {type(error).__name__} in step {self.steps + 1}")
-                    raise
+        with self._in_one_thread(), computing(self.model):
+            one, begun = self._require_open(), time.perf_counter()
+            entries = one.prepare([control])
+            try:
+                [video] = one.take(entries, self.on_stage)
+            except BaseException as error:
+                self._close(f"by {type(error).__name__} in step {self.steps + 1}")
+                raise
             self.latency.record_step(time.perf_counter() - begun)
             return video
-        finally:
-            self._stepping.release()
 
     def frames(
         self, source: ControlSource | Iterable[object] | None = None, steps: int | None = None
     ) -> Iterator[Tensor]:
         """Take one step after the other: yields the video of each, uint8 [4, H, W, 3], as `step` returns it.
 
-        A control is fetched just before its step, so that a change of the source counts from the next step on.
+        Each control is taken from the source just before its step, so a change of the source shows in the next one. The
+        session stays open when the loop ends by `break` or by an exception in its body: another call of `frames` or
+        `step` continues from the last step taken. Only an error in the middle of a step, Ctrl-C included, closes it. A
+        program that wants to go on after Ctrl-C notes it in a signal handler of its own and breaks out of the loop.
 
         Args:
             source: a player, whose `next(4)` gives the control of a step (`model.world.player(first, "walk")`); or an
@@ -153,13 +156,15 @@ class StreamSession:
 
         Raises:
             TypeError, ValueError: a source or a number of another kind; at once, before the first step.
-            What `step` raises, in that step.
+            SessionClosed: the session is closed; at once, too.
+            The errors of `step`, in that step.
 
             for frames in session.frames(player):
                 show(frames)
                 if key_pressed():
                     player.play("wave")
         """
+        self._require_open()
         if steps is not None:
             require_integer("steps", steps)
             require(steps >= 0, "steps", "0 or more", steps)
@@ -169,17 +174,19 @@ class StreamSession:
         return (self.step(control) for control in itertools.islice(controls, steps))
 
     def fork(self) -> StreamSession:
-        """An independent session that goes on from here, bit for bit like this one under the same controls.
+        """An independent session that continues from here, bit for bit like this one under the same controls.
 
         In a given pool the fork reserves pages like any session, and shares those of the past until one side writes
-        to them. A session with a pool of its own gives the fork another such pool, a copy: that always works.
-        Raises PoolExhausted if the given pool has too few pages, SessionClosed after `close`.
+        to them. A session with a pool of its own gives the fork another such pool, with a copy of the past.
+        Raises PoolExhausted if the given pool has too few pages, or the device too little memory for another pool;
+        SessionClosed after `close`.
         """
         self._require_open()
         begun = time.perf_counter()
         assert self._pool is not None
         pool = PagePool.for_model(self.model, self._pool.pages) if self._owns_pool else self._pool
-        other = copy.copy(self)
+        other = object.__new__(type(self))
+        vars(other).update(vars(self))
         other._stepping = threading.Lock()
         with computing(self.model):
             other._take(self._run.fork(pool))
@@ -196,13 +203,13 @@ class StreamSession:
         seed: int | None = None,
         image_control: object = None,
     ) -> None:
-        """Start over, with the arguments of the constructor; what is not given stays as it was.
+        """Start over, with the arguments of the constructor; those that are not given stay as they were.
 
-        So image is a `FirstFrame`, a PIL image, uint8 [H, W, 3] or float [3, H, W], and prompt a str or embeddings
+        image is a `FirstFrame`, a PIL image, uint8 [H, W, 3] or float [3, H, W], and prompt a str or embeddings
         [L, text_width].
         The control of the image goes with it: a new image without one has none.
         Raises TypeError and ValueError, having changed nothing, as the constructor does. PoolExhausted if a longer
-        prompt does not fit the given pool; the session is closed then.
+        prompt does not fit the given pool or the memory; the session is closed then.
         """
         self._require_open()
         begun, old = time.perf_counter(), self._run.start
@@ -227,6 +234,7 @@ class StreamSession:
         self._close("by close()")
 
     def __enter__(self) -> StreamSession:
+        self._require_open()
         return self
 
     def __exit__(
@@ -257,13 +265,23 @@ class StreamSession:
 
     @property
     def seed(self) -> int:
-        """Of the noise."""
+        """Seed of the noise."""
         return self._run.start.seed
 
     @property
     def closed(self) -> bool:
         """True once the session has given its pages back and can no longer be used."""
         return self._closed is not None
+
+    @contextmanager
+    def _in_one_thread(self) -> Iterator[None]:
+        """Raise RuntimeError if another thread takes a step of this session now."""
+        if not self._stepping.acquire(blocking=False):
+            raise RuntimeError(IN_TWO_THREADS)
+        try:
+            yield
+        finally:
+            self._stepping.release()
 
     def _begin(self, start: Start, begun: float) -> None:
         run = open_run(self.model, self.sampler, start, self._pool_of, self._cuda_graph)
@@ -283,7 +301,7 @@ class StreamSession:
         self._run = run
 
     def _pool_of(self, pages: int) -> PagePool:
-        """The given pool, or one of its own with so many pages."""
+        """The given pool, or one of this session's own with `pages` pages."""
         if self._owns_pool and (self._pool is None or self._pool.pages != pages):
             self._pool = None  # its memory goes first
             self._pool = PagePool.for_model(self.model, pages)
@@ -304,7 +322,7 @@ class StreamSession:
         self._step = None
 
     def _require_open(self) -> Step:
-        """The step of this session alone. Raises SessionClosed after `close`."""
+        """The `Step` of this session alone. Raises SessionClosed after `close`."""
         if self._closed is not None or self._step is None:
             raise SessionClosed(f"session: it was closed {self._closed}")
         return self._step

@@ -17,7 +17,7 @@ from aapt_fast.streaming.pages import PagePool, pages_for, released_on_failure, 
 class TextPages:
     """Keys and values of a prompt at one timestep, written once, for any number of caches in one pool.
 
-    The pages are given back when the last holder has called `release`; who makes the object is its first holder.
+    The pages are given back when the last holder has called `release`; the creator of the object is its first holder.
 
     Args:
         pool: where to write.

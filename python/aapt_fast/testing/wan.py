@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from aapt_fast.models.wan.config import WanConfig
+from aapt_fast.models.wan.keys import diffusers_to_wan_key, is_unused
 from aapt_fast.models.wan.transformer import WanTransformer
 from aapt_fast.ops.window import WindowRule
 
@@ -42,6 +45,11 @@ def diffusers_config(config: WanConfig) -> dict[str, Any]:
         "image_dim": config.image_width or None,
         "added_kv_proj_dim": config.width if config.image_width else None,
     }
+
+
+def from_diffusers_state_dict(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict of diffusers' `WanTransformer3DModel`, tensors [...], under the original names of Wan."""
+    return {diffusers_to_wan_key(key): value for key, value in state.items() if not is_unused(key)}
 
 
 def random_wan(config: WanConfig = TINY, seed: int = 1) -> WanTransformer:

@@ -35,7 +35,7 @@ class FirstFrame:
     example) a model keeps more of it.
     """
 
-    image: np.ndarray  # uint8 [H, W, 3], or another picture that StreamSession takes
+    image: np.ndarray  # uint8 [H, W, 3], or another picture that StreamSession takes, such as float [3, H, W] in -1..1
     control: Tensor | None = None  # [J, 3] or [C, h, w]
     pose: tuple[float, ...] | None = None  # numbers that only the world reads, to make a player go on from here
     scene: int | None = None  # None: pose and scene do not say the whole picture

@@ -157,9 +157,9 @@ def test_files_hold_bidirectional_models_and_sessions_refuse_them(tmp_path: Path
         assert torch.equal(model.generator.state_dict()[name], value), name
     expected = "model: expected an autoregressive generator; to_autoregressive makes one, got a bidirectional one"
     with pytest.raises(ValueError, match=expected):
-        StreamSession(model, torch.zeros(3, 32, 32))
+        StreamSession(model, -torch.ones(3, 32, 32))
     streams = StreamModel(to_autoregressive(model.generator, window=2), model.vae)
-    with StreamSession(streams, torch.zeros(3, 32, 32)) as session:
+    with StreamSession(streams, -torch.ones(3, 32, 32)) as session:
         assert session.step().shape == (4, 32, 32, 3)
 
 

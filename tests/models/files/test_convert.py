@@ -21,11 +21,10 @@ from aapt_fast.models.files import write as shards
 from aapt_fast.models.files.convert import convert_files
 from aapt_fast.models.vae.wan import WAN_2_2, WanVAEConfig
 from aapt_fast.models.vae.wan_keys import WanVAEKeys
-from aapt_fast.models.wan.keys import from_diffusers_state_dict
 from aapt_fast.ops.window import WindowRule
 from aapt_fast.testing.compare import assert_near
 from aapt_fast.testing.streams import STREAMS, random_model
-from aapt_fast.testing.wan import WAN_KINDS, diffusers_config
+from aapt_fast.testing.wan import WAN_KINDS, diffusers_config, from_diffusers_state_dict
 
 VAES = {"2.1": WanVAEConfig(base_dim=8), "2.2": dataclasses.replace(WAN_2_2, base_dim=8, decoder_base_dim=12)}
 HEADS = {"num_heads": 2, "num_frame_per_block": 2, "local_attn_size": 6, "sink_size": 1}

@@ -22,12 +22,11 @@ from aapt_fast.models.aapt.presets import NANO
 from aapt_fast.models.vae.wan import WanVAE, WanVAEConfig
 from aapt_fast.models.wan.config import WanConfig
 from aapt_fast.models.wan.infer_config import wan_config
-from aapt_fast.models.wan.keys import from_diffusers_state_dict
 from aapt_fast.models.wan.transformer import WanTransformer
 from aapt_fast.ops.window import WindowRule
 from aapt_fast.testing.compare import assert_near, relative_l2
 from aapt_fast.testing.streams import random_model
-from aapt_fast.testing.wan import WAN_KINDS, diffusers_config, random_wan
+from aapt_fast.testing.wan import WAN_KINDS, diffusers_config, from_diffusers_state_dict, random_wan
 
 State = dict[str, Tensor]
 KINDS = ["t2v", "i2v", "ti2v", "plain"]

@@ -10,7 +10,6 @@ from diffusers import WanTransformer3DModel
 from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 from torch import Tensor
 
-from aapt_fast.models.wan.keys import from_diffusers_state_dict
 from aapt_fast.models.wan.sampling import FewStepSampler
 from aapt_fast.models.wan.transformer import WanTransformer
 from aapt_fast.ops.cache import Cache
@@ -18,7 +17,7 @@ from aapt_fast.ops.window import WindowRule
 from aapt_fast.streaming.cache import CacheRow, PagedCache
 from aapt_fast.streaming.pages import PagePool, cache_pages
 from aapt_fast.testing.compare import assert_near, relative_l2
-from aapt_fast.testing.wan import TINY, diffusers_config
+from aapt_fast.testing.wan import TINY, diffusers_config, from_diffusers_state_dict
 
 HEIGHT, WIDTH, TOKENS, FRAMES = 4, 6, 6, 9
 RULES = [

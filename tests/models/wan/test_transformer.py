@@ -12,13 +12,13 @@ from torch import Tensor
 
 from aapt_fast.errors import CheckpointError
 from aapt_fast.models.wan.config import WanConfig
-from aapt_fast.models.wan.keys import diffusers_to_wan_key, from_diffusers_state_dict, without_wrappers
+from aapt_fast.models.wan.keys import diffusers_to_wan_key, without_wrappers
 from aapt_fast.models.wan.transformer import WanTransformer
 from aapt_fast.ops.window import WindowRule
 from aapt_fast.streaming.cache import CacheRow, PagedCache
 from aapt_fast.streaming.pages import PagePool, cache_pages
 from aapt_fast.testing.compare import assert_near, relative_l2
-from aapt_fast.testing.wan import TINY, WAN_KINDS, diffusers_config, random_wan
+from aapt_fast.testing.wan import TINY, WAN_KINDS, diffusers_config, from_diffusers_state_dict, random_wan
 
 TOLERANCE = 5e-6
 BATCH, FRAMES, HEIGHT, WIDTH = 2, 3, 4, 6

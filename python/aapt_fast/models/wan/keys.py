@@ -8,9 +8,7 @@ no weights.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
-
-from torch import Tensor
+from collections.abc import Iterable
 
 from aapt_fast.errors import CheckpointError
 
@@ -81,14 +79,6 @@ def is_diffusers_layout(keys: Iterable[str]) -> bool:
 def is_unused(key: str) -> bool:
     """True for a parameter that some published files hold and no model uses."""
     return _UNUSED.fullmatch(key) is not None
-
-
-def from_diffusers_state_dict(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict of diffusers, tensors [...], under the original names, without unused ones.
-
-    Raises CheckpointError for a name that diffusers does not have.
-    """
-    return {diffusers_to_wan_key(key): value for key, value in state.items() if not is_unused(key)}
 
 
 def without_wrappers(key: str) -> str:
