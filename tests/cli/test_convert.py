@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from pathlib import Path
 
@@ -77,3 +78,13 @@ def test_files_that_are_no_weights(tmp_path, capsys, content):
     assert "bad.pt: expected" in capsys.readouterr().err
     assert convert(tmp_path / "nothing", tmp_path / "out") == 2
     assert "got nothing there" in capsys.readouterr().err
+
+
+def test_a_stopped_conversion_leaves_no_hidden_folder(source, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(
+        "aapt_fast.models.files.convert.write_shards", lambda *_, **__: signal.raise_signal(signal.SIGTERM)
+    )
+    before = sorted(tmp_path.iterdir())
+    assert convert(source, tmp_path / "out", "--config", '{"heads": 3}') == 130
+    assert capsys.readouterr().err == "aapt-fast convert: stopped by SIGTERM; no file was written\n"
+    assert sorted(tmp_path.iterdir()) == before

@@ -8,23 +8,21 @@ import json
 import time
 
 from aapt_fast.cli.checks import GIB, read_json_option
-from aapt_fast.cli.signals import HeldSignals
 from aapt_fast.models.files.convert import convert_files
 
 
 def run(arguments: argparse.Namespace) -> None:
     begun = time.perf_counter()
     try:
-        with HeldSignals() as signals, signals.let_in():
-            report = convert_files(
-                arguments.source,
-                arguments.out,
-                config=read_json_option(arguments.config, "--config"),
-                dtype=arguments.dtype,
-                verify=arguments.verify,
-                shard_bytes=int(arguments.shard_size * GIB),
-                say=print,
-            )
+        report = convert_files(
+            arguments.source,
+            arguments.out,
+            config=read_json_option(arguments.config, "--config"),
+            dtype=arguments.dtype,
+            verify=arguments.verify,
+            shard_bytes=int(arguments.shard_size * GIB),
+            say=print,
+        )
     except KeyboardInterrupt as stop:
         raise KeyboardInterrupt(f"{stop}; no file was written") from None
     print(json.dumps(report | {"seconds": round(time.perf_counter() - begun, 2)}))
