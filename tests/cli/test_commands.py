@@ -131,7 +131,7 @@ BAD = {
     "motion": (["--motion", "fly"], "| bow | medley, or a script like walk:48,wave:72, got fly"),
     "script": (
         ["--motion", "walk:x"],
-        "motion: expected a number of video frames from 1 to 999999999 after walk:, got x",
+        "--motion: expected a number of video frames from 1 to 999999999 after walk:, got x",
     ),
     "comma": (["--motion", "walk:4,"], "--motion: expected a motion before and after every comma, got 'walk:4,'"),
     "no motion": (["--motion", ""], "--motion: expected idle | walk"),
@@ -159,9 +159,12 @@ BAD = {
     "folder as picture": (["--image", "."], "or a picture file, got the folder ."),
     "half a picture": (["--image", "HALF"], "--image: expected an undamaged, readable picture, got half.png: "),
     "not a picture": (["--image", "TEXT"], "or a picture file, got text.txt, which is no picture"),
-    "nan control": (["--controls", "NAN"], "--controls: expected finite values, got nan or inf"),
-    "control shape": (["--controls", "FLAT"], "--controls: expected shape [frames, joints, 3], got [4, 3]"),
-    "control joints": (["--controls", "FEW"], "--controls: expected shape [frames, 19, 3], got [8, 5, 3]"),
+    "nan control": (["--controls", "NAN"], "finite numbers of shape [frames, 19, 3], got nan.npy with nan or inf"),
+    "control shape": (
+        ["--controls", "FLAT"],
+        "finite numbers of shape [frames, 19, 3], got flat.npy with shape [4, 3]",
+    ),
+    "control joints": (["--controls", "FEW"], "--controls: expected shape [frames, 19, 3], got shape [8, 5, 3]"),
     "control file": (["--controls", "TEXT"], "--controls: expected a .npy or .json file"),
     "pixels": (
         ["--controls", "PIXELS"],
@@ -173,18 +176,24 @@ BAD = {
     ),
     "no numbers": (
         ["--controls", "EMPTY"],
-        "--controls: expected numbers [frames, joints, 3] in empty.npy, got No data",
+        "[frames, 19, 3], got empty.npy, which is not written by numpy.save",
     ),
     "two sources": (["--controls", "NAN", "--motion", "walk"], "either --motion or --controls"),
-    "suffix": (["--out", "x.avi"], "out: expected a name ending in .mp4 or .gif"),
-    "folder": (["--out", "/no/such/place/x.gif"], "out: expected a folder that exists, got /no/such/place"),
+    "suffix": (["--out", "x.avi"], "--out: expected a name ending in .mp4 or .gif"),
+    "folder": (["--out", "/no/such/place/x.gif"], "--out: expected a folder that exists, got /no/such/place"),
     "sheet's ending": (
         ["--sheet", "x.txt"],
         "--sheet: expected a name ending in .png, .jpg, .jpeg or .webp, got x.txt",
     ),
-    "sheet's folder": (["--sheet", "/no/such/place/x.png"], "--sheet: expected a writable folder"),
-    "model": (["--model", "nothing"], "path: expected a bundled model"),
-    "no model": (["--model", "text.txt"], "text.txt: expected a model, got text beginning with 'words'"),
+    "sheet's folder": (
+        ["--sheet", "/no/such/place/x.png"],
+        "--sheet: expected a folder that exists, got /no/such/place, which does not exist",
+    ),
+    "model": (["--model", "nothing"], "--model: expected a bundled model"),
+    "no model": (
+        ["--model", "text.txt"],
+        "text.txt: expected a model of this package, as train's stage export writes it, got text beginning",
+    ),
 }
 
 

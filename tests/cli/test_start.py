@@ -7,6 +7,7 @@ import argparse
 import errno
 import io
 import os
+import signal
 import subprocess
 import sys
 
@@ -87,6 +88,17 @@ def test_a_terminal_that_goes_away_changes_no_status(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(sys, "stderr", Gone())
     assert main(["convert", "no-such-model", "--out", "x"]) == 2
+
+
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_before_torch_is_there_ends_the_command(
+    kind: signal.Signals, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = signal.getsignal(kind)
+    monkeypatch.setattr("aapt_fast.cli.check", lambda _: signal.raise_signal(kind))
+    assert main(["doctor"]) == 130
+    assert capsys.readouterr() == ("", f"aapt-fast doctor: stopped by {kind.name}; no file was written\n")
+    assert signal.getsignal(kind) is before
 
 
 SPINS = """

@@ -14,7 +14,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from aapt_fast.cli import generate as generating
 from aapt_fast.cli import main
+from aapt_fast.cli.contact_sheet import ContactSheet
 from aapt_fast.streaming.session import StreamSession
 
 
@@ -79,6 +81,7 @@ def test_a_signal_keeps_the_video_so_far(
     assert generate(model, out / name, "--sheet", str(out / "x.png")) == 130
     printed = capsys.readouterr()
     assert printed.out == "" and f"8 video frames are in {out / name}" in printed.err.splitlines()
+    assert f"the sheet of them is {out / 'x.png'}" in printed.err.splitlines()
     assert sorted(out.iterdir()) == sorted([out / name, out / "x.png"]) and signal.getsignal(kind) is before
 
 
@@ -118,3 +121,38 @@ def test_an_error_in_the_middle_keeps_the_video_so_far(
     *_, kept, error = capsys.readouterr().err.splitlines()
     assert kept == f"8 video frames are in {tmp_path / 'x'}"
     assert error == "aapt-fast generate: No space left on device"
+
+
+@pytest.mark.parametrize("before_the_stream", [True, False])
+def test_a_stop_before_the_first_frame_says_that_nothing_was_kept(
+    model: Path,
+    tmp_path: Path,
+    before_the_stream: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    if before_the_stream:
+        monkeypatch.setattr(generating, "StreamSession", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
+    else:
+        interrupted(monkeypatch, 1, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    assert generate(model, out / "x.gif", "--sheet", str(out / "x.png")) == 130
+    *_, kept, error = capsys.readouterr().err.splitlines()
+    assert kept == "nothing was kept: no video frame was finished"
+    assert error == "aapt-fast generate: stopped by SIGTERM"
+    assert list(out.iterdir()) == []
+
+
+def test_a_sheet_that_cannot_be_written_does_not_hide_the_stop(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(sheet: ContactSheet) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(ContactSheet, "write_unfinished", full)
+    interrupted(monkeypatch, 3, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    assert generate(model, tmp_path / "x", "--sheet", str(tmp_path / "x.png")) == 130
+    *_, kept, sheet, error = capsys.readouterr().err.splitlines()
+    assert (kept, sheet) == (f"8 video frames are in {tmp_path / 'x'}", "no sheet was written: No space left on device")
+    assert error == "aapt-fast generate: stopped by SIGTERM"

@@ -12,15 +12,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from aapt_fast.cli.contact_sheet import ContactSheet, check_sheet_target
+from aapt_fast.cli.contact_sheet import ContactSheet
 from aapt_fast.cli.device import usable_device
+from aapt_fast.cli.file_player import FilePlayer
 from aapt_fast.cli.first_picture import fit_picture, read_first_picture, world_of
 from aapt_fast.cli.likeness import unlike_gallery
 from aapt_fast.cli.options import GENERATED_FRAMES
-from aapt_fast.cli.pose_file import FilePlayer, read_poses
+from aapt_fast.cli.pose_file import read_poses
 from aapt_fast.cli.signals import HeldSignals
 from aapt_fast.errors import require
-from aapt_fast.media.video_writer import VideoWriter, check_video_target, require_room
+from aapt_fast.media.video_target import require_room
+from aapt_fast.media.video_writer import VideoWriter
 from aapt_fast.models.aapt.sampling import EulerSampler
 from aapt_fast.models.files.model_file import load_gallery
 from aapt_fast.models.files.placement import fast_dtype
@@ -33,8 +35,8 @@ from aapt_fast.worlds.script import read_script, script_frames
 from aapt_fast.worlds.world import FPS, MEDLEY, FirstFrame, Player
 
 FRAMES_PER_STEP = 4
+NOTHING_KEPT = "nothing was kept: no video frame was finished"
 REAL_TIME = FPS  # video frames per second
-MOST_EVALUATIONS = 1000  # per step: as many as models of this kind are trained with
 
 STARTED = time.perf_counter()  # after the imports, which take about a second more
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -42,8 +44,12 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 def run(arguments: argparse.Namespace) -> None:
     with HeldSignals() as signals:
-        with signals.let_in():
-            stream = _open_stream(arguments)
+        try:
+            with signals.let_in():
+                stream = _open_stream(arguments)
+        except KeyboardInterrupt:
+            say(NOTHING_KEPT)
+            raise
         report = _write(stream, arguments, signals)
     print(json.dumps(report))
 
@@ -60,25 +66,15 @@ class _Stream:
 
 
 def _open_stream(arguments: argparse.Namespace) -> _Stream:
-    """Check the arguments, cheap ones first; then load the model and open the session."""
-    both = arguments.motion is not None and arguments.controls is not None
-    require(not both, "--controls", "either --motion or --controls", "both")
+    """Check what only torch, the model and its world can tell; then load the model and open the session."""
     world = world_of(arguments.model)
     script = MEDLEY if arguments.motion is None else arguments.motion
     length = script_frames(read_script(script, world.actions, "--motion"))
     frames = (length or GENERATED_FRAMES) if arguments.frames is None else arguments.frames
-    require(frames >= 1, "--frames", "at least 1", frames)
-    require(frames < 2**31, "--frames", "less than 2^31", frames)
-    require(-(2**63) <= arguments.seed < 2**63, "--seed", "a signed 64-bit integer", arguments.seed)
-    expected = f"1 to {MOST_EVALUATIONS} evaluations per step"
-    require(1 <= arguments.nfe <= MOST_EVALUATIONS, "--nfe", expected, arguments.nfe)
-    require(arguments.scale >= 1, "--scale", "at least 1", arguments.scale)
-    if arguments.sheet:
-        check_sheet_target(arguments.sheet)
-    check_video_target(arguments.out, "--out")
+    require(frames < 2**31, "--motion", "less than 2^31 video frames", frames)
     device = usable_device(arguments.device)
     dtype = fast_dtype(device) if arguments.dtype == "auto" else DTYPES[arguments.dtype]
-    poses = None if arguments.controls is None else read_poses(arguments.controls)
+    poses = None if arguments.controls is None else torch.from_numpy(read_poses(arguments.controls))
     if poses is not None and arguments.frames is None:
         frames = len(poses)
     model = StreamModel.from_pretrained(arguments.model, device=device, dtype=dtype)
@@ -124,16 +120,26 @@ def _write(stream: _Stream, arguments: argparse.Namespace, signals: HeldSignals)
                 bar.update()
             step_ms = session.latency.step_ms
     except BaseException:
-        if writer.kept is not None:
-            if stream.sheet is not None:
-                stream.sheet.write_unfinished()
-            say(f"{writer.frames} video frames are in {writer.kept}")
+        _say_kept(writer, stream.sheet)
         raise
     fps = FRAMES_PER_STEP * stream.steps / streaming_s
     if round(fps) < REAL_TIME and not arguments.quiet:
         say(f"{fps:.1f} video frames per second, real time is {REAL_TIME:.0f}: {_why_slow(stream.model)}")
     report = _report(arguments, stream.model, writer.frames, fps, step_ms, first_frame_s, calls.what_ran())
     return report if stream.sheet is None else report | stream.sheet.write()
+
+
+def _say_kept(writer: VideoWriter, sheet: ContactSheet | None) -> None:
+    """Say on stderr what there is of a video that has stopped; writes its sheet as well."""
+    if writer.kept is None:
+        say(NOTHING_KEPT)
+        return
+    say(f"{writer.frames} video frames are in {writer.kept}")
+    if sheet is not None:
+        try:
+            say(f"the sheet of them is {sheet.write_unfinished()}")
+        except OSError as error:  # a full disk: the first error is the one to report
+            say(f"no sheet was written: {error}")
 
 
 def _advise(first: FirstFrame, model: StreamModel, name: str) -> None:
@@ -174,7 +180,8 @@ def _check_joints(poses: Tensor, model: StreamModel) -> None:
     require(takes_poses, "--controls", "left out: no poses drive this model", f"{len(poses)} poses")
     assert control is not None
     expected = f"shape [frames, {control.joints}, 3]"
-    require(poses.shape[1] == control.joints, "--controls", expected, list(poses.shape))
+    require(poses.shape[1] == control.joints, "--controls", expected, f"shape {list(poses.shape)}")
+    require_fractions("--controls", poses[..., :2])
     player = FilePlayer(poses)
     for first in range(0, len(poses), FRAMES_PER_STEP):  # as the session will check them, but before the first step
         require_fractions(f"--controls, from video frame {first} on", player.next(FRAMES_PER_STEP)[..., :2])

@@ -18,10 +18,11 @@ from torch import Tensor
 from aapt_fast.errors import require, require_shape, require_type
 from aapt_fast.media.pictures import show
 from aapt_fast.models.aapt.config import ControlConfig
+from aapt_fast.models.files.gallery import read_gallery
 from aapt_fast.models.files.load_generator import load_generator
 from aapt_fast.models.files.load_vae import load_vae
 from aapt_fast.models.files.lora import LoraFiles
-from aapt_fast.models.files.model_file import gallery_world, read_model, write_model
+from aapt_fast.models.files.model_file import read_model, write_model
 from aapt_fast.models.files.placement import DTYPES, checked_placement, require_usable_dtype
 from aapt_fast.models.protocols import GeneratorShape, VideoGenerator
 from aapt_fast.models.vae.video_stream import VideoDecoder, VideoVAE, frames_to_uint8
@@ -119,7 +120,8 @@ class StreamModel:
         if vae is None:
             require(not lora, "lora", "None: LoRA files are merged into Wan transformers, with vae=, only", lora)
             generator, own_vae, name = read_model(path, device=device, dtype=dtype)
-            world = WORLDS.get(gallery_world(path) or "")
+            gallery = read_gallery(path)
+            world = None if gallery is None else WORLDS.get(gallery.world)
             return cls(generator, own_vae, name, text_encoder, grid=grid, world=world)
         if isinstance(vae, str | os.PathLike):
             vae = load_vae(vae, device=device, dtype=dtype)

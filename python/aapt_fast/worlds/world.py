@@ -9,10 +9,12 @@ of the latent frames. docs/how-to/add-a-world.md says which files a new world ne
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-from torch import Tensor
+
+if TYPE_CHECKING:  # the command line reads scripts of motions without torch
+    from torch import Tensor
 
 FPS = 24.0  # video frames per second of every world
 PART_FRAMES = 48  # video frames of a part of a script that gives none and is not the last

@@ -3,11 +3,10 @@
 
 from __future__ import annotations
 
-import os
-
 import torch
 
 from aapt_fast.errors import require, require_type
+from aapt_fast.models.files.find import require_path
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 """The dtypes that every model computes in."""
@@ -24,12 +23,6 @@ def checked_placement(
     """
     require_path("path", path)
     return require_usable_device(device), None if dtype is None else require_usable_dtype(dtype, dtypes)
-
-
-def require_path(argument: str, path: object) -> None:
-    """Raise TypeError unless `path` is a str or a path, ValueError if it is empty."""
-    require_type(argument, path, str, os.PathLike)
-    require(path != "", argument, "a name, a file or a folder", "an empty text")
 
 
 def require_usable_device(device: object, argument: str = "device") -> torch.device:
