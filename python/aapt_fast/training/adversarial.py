@@ -33,7 +33,7 @@ from aapt_fast.models.aapt.generator import Generator
 from aapt_fast.models.aapt.sampling import sample_frame
 from aapt_fast.ops.cache import GrowingCache
 from aapt_fast.progress import say
-from aapt_fast.training.clips import Batch, LatentClips
+from aapt_fast.training.clips import Batch, Clips
 from aapt_fast.training.diffusion import Evaluation
 from aapt_fast.training.losses import (
     approximate_penalty,
@@ -99,7 +99,7 @@ def train_adversarial(
     config: AdversarialConfig,
     start: Generator,
     trunk: Generator,
-    clips: LatentClips,
+    clips: Clips,
     channel_weights: Tensor,
     evaluate: Evaluation,
     watch: Watch = UNWATCHED,
@@ -152,7 +152,7 @@ def train_adversarial(
     return generator
 
 
-def long_batch(clips: LatentClips, config: AdversarialConfig, step: int) -> Batch:
+def long_batch(clips: Clips, config: AdversarialConfig, step: int) -> Batch:
     """A batch of 1 .. `segments` whole segments, more of them the longer the run has lasted."""
     most = 1 + min(config.segments - 1, config.segments * step // max(1, config.steps))
     frames = config.segment_frames * int(torch.randint(1, most + 1, ()))

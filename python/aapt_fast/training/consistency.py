@@ -21,7 +21,7 @@ from aapt_fast.errors import require_shape
 from aapt_fast.models.aapt.config import GeneratorConfig
 from aapt_fast.models.aapt.generator import Generator
 from aapt_fast.models.aapt.sampling import timesteps
-from aapt_fast.training.clips import LatentClips, disturb_recycled
+from aapt_fast.training.clips import Clips, disturb_recycled
 from aapt_fast.training.diffusion import Evaluation
 from aapt_fast.training.losses import consistency_loss
 from aapt_fast.training.precision import mixed_precision
@@ -52,7 +52,7 @@ def train_consistency(
     folder: Path,
     config: ConsistencyConfig,
     teacher: Generator,
-    clips: LatentClips,
+    clips: Clips,
     channel_weights: Tensor,
     evaluate: Evaluation,
     watch: Watch = UNWATCHED,

@@ -29,7 +29,7 @@ from torch import Tensor
 from aapt_fast.errors import require, require_shape
 from aapt_fast.models.aapt.config import GeneratorConfig
 from aapt_fast.models.aapt.generator import Generator
-from aapt_fast.training.clips import LatentClips, disturb_recycled
+from aapt_fast.training.clips import Clips, disturb_recycled
 from aapt_fast.training.precision import mixed_precision
 from aapt_fast.training.run import UNWATCHED, Watch
 from aapt_fast.training.schedule import add_noise, sample_timesteps
@@ -61,7 +61,7 @@ class DiffusionConfig:
 def train_diffusion(
     folder: Path,
     config: DiffusionConfig,
-    clips: LatentClips,
+    clips: Clips,
     channel_weights: Tensor,
     evaluate: Evaluation,
     start: Generator | None = None,
