@@ -51,8 +51,8 @@ class StreamSession(NotCopied):
             or another subclass of `Sampler`. None for the generator's own choice.
         cuda_graph: record the step and the decoder as CUDA graphs when a run begins, and replay them from the second
             step on. For sessions on a GPU, with the kernels that are on at that time. A fork records its own.
-        image_control: one control entry that describes the image, for models whose steps also take the control of the
-            step before; None for that of the `FirstFrame`, or zeros for a picture alone.
+        image_control: one control entry, [J, 3] or [C, h, w], that describes the image, for models whose steps also
+            take the control of the step before; None for that of the `FirstFrame`, or zeros for a picture alone.
         pool: home of the session's past (`PagePool.for_sessions`). The session reserves its pages here and now, so that
             no later step can run out of memory. Without a pool it makes one of exactly that size for itself.
 
@@ -151,11 +151,13 @@ class StreamSession(NotCopied):
 
         Args:
             source: a player, whose `next(4)` gives the control of a step (`model.world.player(first, "walk")`); or an
-                iterable of controls, one per step, with which the video ends; None for a model without control.
+                iterable of controls, one per step, with which the video ends; None for a model without control. A
+                tensor or an array holds the controls of n steps, [n, 4, J, 3] or [n, 4, C, h, w]; `track.split(4)` cuts
+                a track [T, J, 3] of T video frames into steps.
             steps: end after so many; None for no limit.
 
         Raises:
-            TypeError, ValueError: a source or a number of another kind; at once, before the first step.
+            TypeError, ValueError: a source or a number of another kind or shape; at once, before the first step.
             SessionClosed: the session is closed; at once, too.
             The errors of `step`, in that step.
 
@@ -168,9 +170,7 @@ class StreamSession(NotCopied):
         if steps is not None:
             require_integer("steps", steps)
             require(steps >= 0, "steps", "0 or more", steps)
-        config = self.model.control
-        entries = 1 if config is None else config.entries
-        controls = controls_of(source, entries)
+        controls = controls_of(source, self.model)
         return (self.step(control) for control in itertools.islice(controls, steps))
 
     def fork(self) -> StreamSession:
