@@ -26,15 +26,16 @@ MAX_ENVIRONMENT_VARIABLES = 6
 ARROWS = {
     "errors": set(),
     "limits": {"errors"},  # memory and disk
+    "not_copied": set(),  # refuses copy and pickle
     "progress": set(),  # bars and messages on stderr
     "ops": {"errors", "_C"},
     "media": {"errors", "limits"},  # pictures and videos in files
-    "models": {"errors", "ops", "media", "worlds"},
-    "streaming": {"errors", "limits", "ops", "models", "worlds"},
+    "models": {"errors", "limits", "ops", "media", "worlds"},
+    "streaming": {"errors", "limits", "not_copied", "ops", "models", "worlds"},
     "training": {"errors", "limits", "progress", "ops", "models", "streaming", "worlds"},
     "integrations": {"errors", "ops", "models", "streaming"},
     "compat": {"errors", "ops", "models", "streaming"},
-    "worlds": {"errors"},
+    "worlds": {"errors", "not_copied"},
     "verification": {"errors", "ops", "models", "streaming"},  # holds kernels against torch
     "profiling": {"errors", "ops", "models", "streaming"},  # measures them; `aapt-fast bench` and bench/ share it
 }
@@ -43,6 +44,7 @@ MAY_IMPORT = {
     **ARROWS,
     "__init__": LIBRARY,
     "cli": LIBRARY | {"__init__"},
+    "__main__": {"cli"},
     "testing": LIBRARY | {"__init__"},
 }
 DOCUMENTED_ROOMS = {"ops", "models", "streaming", "worlds", "media"}

@@ -14,15 +14,15 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from aapt_fast.errors import CheckpointError, require_type
+from aapt_fast.errors import CheckpointError, require, require_type
+from aapt_fast.limits import require_writable
 from aapt_fast.media.pictures import read_picture
 from aapt_fast.models.aapt.config import GeneratorConfig
 from aapt_fast.models.aapt.generator import Generator
 from aapt_fast.models.files.atomic import replacing
-from aapt_fast.models.files.find import model_path
+from aapt_fast.models.files.find import model_path, require_path
 from aapt_fast.models.files.gallery import read_gallery
 from aapt_fast.models.files.placement import DTYPES, WAN_DTYPES, require_usable_dtype
 from aapt_fast.models.files.read import (
@@ -34,6 +34,7 @@ from aapt_fast.models.files.read import (
 )
 from aapt_fast.models.files.recognise import OWN, recognise_tensors
 from aapt_fast.models.files.trainable import outside_inference_mode
+from aapt_fast.models.files.write import write_safetensors
 from aapt_fast.models.vae.mini import MiniVAE, MiniVAEConfig
 from aapt_fast.worlds import WORLDS
 from aapt_fast.worlds.world import FirstFrame
@@ -43,12 +44,17 @@ FORMAT = "aapt_fast-1"
 Module = TypeVar("Module", bound=nn.Module)
 
 
-def write_model(path: Path, generator: nn.Module, vae: nn.Module, name: str, dtype: torch.dtype | str) -> None:
+def write_model(path: str | Path, generator: nn.Module, vae: nn.Module, name: str, dtype: torch.dtype | str) -> None:
     """Write generator and VAE to `path`, weights in `dtype`; a failed write leaves no file behind.
 
-    Raises TypeError for parts other than a `Generator` and a `MiniVAE`, ValueError for a dtype that is not of floats,
-    CheckpointError for a weight that is not finite, or not in `dtype`.
+    Raises TypeError for parts other than a `Generator` and a `MiniVAE`, ValueError for a dtype that is not of floats
+    and for a path that is a folder, OSError for one in a folder that cannot be written to, CheckpointError for a weight
+    that is not finite, or not in `dtype`.
     """
+    require_path("path", path)
+    path = Path(path)
+    require(not path.is_dir(), "path", "a file", f"the folder {path}")
+    require_writable("path", path.parent)
     dtype = require_usable_dtype(dtype, WAN_DTYPES)
     require_type("model.generator", generator, Generator)
     require_type("model.vae", vae, MiniVAE)
@@ -63,7 +69,7 @@ def write_model(path: Path, generator: nn.Module, vae: nn.Module, name: str, dty
     configs = {part: dataclasses.asdict(module.config) for part, module in parts.items()}
     metadata = {"format": FORMAT, "name": name, "config": json.dumps(configs)}
     with replacing(path) as partial:
-        save_file(tensors, partial, metadata)
+        write_safetensors(partial, tensors, metadata)
 
 
 @outside_inference_mode

@@ -38,7 +38,7 @@ def require_usable_device(device: object, argument: str = "device") -> torch.dev
         found = torch.device("meta")
     fits = found.type == "cpu" or (found.type == "cuda" and (found.index or 0) < count)
     there = ", ".join(["cpu", *(f"cuda:{index}" for index in range(count))])
-    require(fits, argument, f"cpu or cuda[:n] that this torch can use ({there})", device or "nothing")
+    require(fits, argument, f"cpu or cuda[:n] that this torch can use ({there})", "nothing" if device == "" else device)
     return found
 
 
