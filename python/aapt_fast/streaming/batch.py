@@ -10,9 +10,9 @@ from typing import Any
 from torch import Tensor
 
 from aapt_fast.errors import require, require_type
+from aapt_fast.not_copied import NotCopied
 from aapt_fast.streaming.boundary import computing
 from aapt_fast.streaming.graph import RECORDERS
-from aapt_fast.streaming.not_copied import NotCopied
 from aapt_fast.streaming.run import Run
 from aapt_fast.streaming.session import StreamSession
 from aapt_fast.streaming.step import Step

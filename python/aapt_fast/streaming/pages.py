@@ -25,9 +25,9 @@ from aapt_fast.limits import available_memory, in_gb
 from aapt_fast.models.protocols import VideoGenerator
 from aapt_fast.models.sampling import Sampler
 from aapt_fast.models.stream_model import StreamModel
+from aapt_fast.not_copied import NotCopied
 from aapt_fast.ops._checks import PAGE_DTYPES, PAGE_SLOTS
 from aapt_fast.ops.window import WindowRule
-from aapt_fast.streaming.not_copied import NotCopied
 
 
 def pages_for(tokens: int) -> int:

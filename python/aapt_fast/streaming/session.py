@@ -19,11 +19,11 @@ from torch import Tensor
 from aapt_fast.errors import SessionClosed, require, require_integer, require_type
 from aapt_fast.models.sampling import Sampler
 from aapt_fast.models.stream_model import ImageLike, StreamModel
+from aapt_fast.not_copied import NotCopied
 from aapt_fast.streaming.boundary import check_pool, check_start, checked_seed, computing, separate, wait_for
 from aapt_fast.streaming.controls import ControlSource, controls_of, image_entries
 from aapt_fast.streaming.graph import RECORDERS
 from aapt_fast.streaming.latency import LatencyCounter
-from aapt_fast.streaming.not_copied import NotCopied
 from aapt_fast.streaming.pages import PagePool
 from aapt_fast.streaming.run import Run, Start, open_run
 from aapt_fast.streaming.step import Step
