@@ -23,7 +23,7 @@ import torch
 from aapt_fast.errors import PoolExhausted, require, require_type
 from aapt_fast.limits import available_memory, in_gb
 from aapt_fast.models.protocols import VideoGenerator
-from aapt_fast.models.sampling import Sampler
+from aapt_fast.models.sampling import Sampler, require_sampler
 from aapt_fast.models.stream_model import StreamModel
 from aapt_fast.not_copied import NotCopied
 from aapt_fast.ops._checks import PAGE_DTYPES, PAGE_SLOTS
@@ -52,7 +52,7 @@ def session_pages(
     """
     if sampler is None:
         sampler = generator.default_sampler()
-    require_type("sampler", sampler, Sampler)
+    require_sampler(sampler)
     require_type("text_length", text_length, int)
     require(text_length >= 0, "text_length", "at least 0 tokens", text_length)
     text = pages_for(text_length) if generator.text_in_pages else 0

@@ -17,7 +17,7 @@ from types import TracebackType
 from torch import Tensor
 
 from aapt_fast.errors import SessionClosed, require, require_integer, require_type
-from aapt_fast.models.sampling import Sampler
+from aapt_fast.models.sampling import Sampler, require_sampler
 from aapt_fast.models.stream_model import ImageLike, StreamModel
 from aapt_fast.not_copied import NotCopied
 from aapt_fast.streaming.boundary import check_pool, check_start, checked_seed, computing, separate, wait_for
@@ -90,7 +90,7 @@ class StreamSession(NotCopied):
         require(not cuda_graph or kind in RECORDERS, "cuda_graph", f"False: steps on a {kind} are not recorded", True)
         if sampler is None:
             sampler = model.generator.default_sampler()
-        require_type("sampler", sampler, Sampler)
+        require_sampler(sampler)
         sampler.check(model.generator)
         if pool is not None:
             require_type("pool", pool, PagePool)
