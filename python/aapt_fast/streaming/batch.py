@@ -37,7 +37,8 @@ class SessionBatch(NotCopied):
         TypeError, ValueError: sessions that cannot be batched.
         SessionClosed: one of them is closed.
         PoolExhausted: pages of the pool were taken without a reservation.
-        RuntimeError: recording failed. In all cases the sessions are as they were.
+        RuntimeError: recording failed, or the sessions were opened in another process, before `os.fork()`. In all
+            cases the sessions are as they were.
     """
 
     no_copy = "batch: it cannot be copied or pickled, as its sessions cannot; SessionBatch(...) makes another"
@@ -50,6 +51,11 @@ class SessionBatch(NotCopied):
         require(not cuda_graph or kind in RECORDERS, "cuda_graph", f"False: steps on a {kind} are not recorded", True)
         self._cuda_graph = cuda_graph
         self._step = self._make_step()
+
+    def __repr__(self) -> str:
+        first, steps = self._sessions[0], sorted(session.steps for session in self._sessions)
+        taken = str(steps[0]) if steps[0] == steps[-1] else f"{steps[0]} to {steps[-1]}"
+        return f"SessionBatch({len(steps)} sessions of {first.model.name or 'a model'}, steps taken: {taken})"
 
     @property
     def sessions(self) -> tuple[StreamSession, ...]:
@@ -66,8 +72,8 @@ class SessionBatch(NotCopied):
             TypeError, ValueError: a bad control. Nothing has changed.
             PoolExhausted: as in `StreamSession.step`; nothing has changed.
             SessionClosed: one of the sessions is closed; nothing has changed, the others need a batch of their own.
-            RuntimeError: recording anew after a reset failed; nothing has changed. Any other error in the middle of a
-                step closes all sessions.
+            RuntimeError: recording anew after a reset failed, or the sessions were opened in another process; nothing
+                has changed. Any other error in the middle of a step closes all sessions.
         """
         begun = time.perf_counter()
         for session in self._sessions:

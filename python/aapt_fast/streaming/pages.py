@@ -166,6 +166,9 @@ class PagePool(NotCopied):
         _require_room("sessions", sessions, needed, model.device)
         return cls.for_model(model, pages)
 
+    def __repr__(self) -> str:
+        return f"PagePool({self.free} of {self.pages} pages free, {self.k.dtype}, on {self.k.device})"
+
     @property
     def pages(self) -> int:
         """Number of pages."""

@@ -8,6 +8,7 @@ whole state of a session is in its object, so it can be forked, started over and
 from __future__ import annotations
 
 import itertools
+import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -33,10 +34,17 @@ IN_TWO_THREADS = (
     "session: a step is being taken in another thread; a session serves one thread at a time, "
     "see docs/reference/threads.md"
 )
+IN_ANOTHER_PROCESS = (
+    "session: it was opened in another process, before os.fork(), and torch's threads are not in this one; start "
+    "processes with spawn and open sessions there, see docs/reference/threads.md"
+)
 
 
 class StreamSession(NotCopied):
     """A stream of video under live control. Not safe to use from several threads at a time.
+
+    It serves the process that opened it: after `os.fork()` its calls raise RuntimeError in the child, where torch's
+    threads do not exist.
 
     Args:
         model: shared by any number of sessions.
@@ -100,6 +108,7 @@ class StreamSession(NotCopied):
         self._closed: str | None = None  # why
         self._step: Step | None = None
         self._stepping = threading.Lock()
+        self._process = os.getpid()
         with computing(model):
             check_start(model, image, prompt)
             image, image_control = separate(model, image, image_control)
@@ -110,6 +119,10 @@ class StreamSession(NotCopied):
                 checked_seed(seed),
             )
             self._begin(start, begun)
+
+    def __repr__(self) -> str:
+        state = "open" if self._closed is None else f"closed {self._closed}"
+        return f"StreamSession({self.model.name or 'a model without a name'}, steps taken: {self.steps}, {state})"
 
     def step(self, control: object = None) -> Tensor:
         """The next four video frames, uint8 [4, H, W, 3] on the device of the model, complete when this returns.
@@ -125,7 +138,8 @@ class StreamSession(NotCopied):
         Raises:
             TypeError, ValueError: a bad control. Nothing has changed; the session can take another step.
             PoolExhausted: pages of the pool were taken without a reservation. Nothing has changed.
-            RuntimeError: another thread takes a step of this session now. Nothing has changed.
+            RuntimeError: another thread takes a step of this session now, or it was opened in another process. Nothing
+                has changed.
             SessionClosed: the session is closed. Any other error in the middle of a step, Ctrl-C included, closes it.
         """
         with self._in_one_thread(), computing(self.model):
@@ -322,7 +336,9 @@ class StreamSession(NotCopied):
         self._step = None
 
     def _require_open(self) -> Step:
-        """The `Step` of this session alone. Raises SessionClosed after `close`."""
+        """The `Step` of this session alone. Raises SessionClosed after `close`, RuntimeError in another process."""
+        if self._process != os.getpid():
+            raise RuntimeError(IN_ANOTHER_PROCESS)
         if self._closed is not None or self._step is None:
             raise SessionClosed(f"session: it was closed {self._closed}")
         return self._step
