@@ -88,9 +88,19 @@ def test_a_kernel_that_is_named_has_to_be_there_on_a_gpu():
     module = fake_module()
     del module.paged_attention_portable
     with use_kernels(KERNEL, extension=module):
-        assert run() is None  # the CPU never needs a kernel
+        with pytest.warns(UserWarning, match=f"{KERNEL} does not run: the compiled module does not have it; paged_att"):
+            assert run() is None  # the CPU never needs a kernel
         with pytest.raises(RuntimeError, match=f"{KERNEL}: expected a kernel that can run on cuda, got none: the mach"):
             run(GPU)
+
+
+def test_a_build_without_kernels_for_the_cpu_warns_once_that_a_named_one_does_not_run():
+    expected = f"{KERNEL} does not run: the compiled module was built without CUDA; paged_attention runs as a torch"
+    with use_kernels(KERNEL, extension=fake_module(False, False)), warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(3):
+            assert run() is None
+    assert [str(warning.message)[: len(expected)] for warning in caught] == [expected]
 
 
 def test_all_says_that_a_build_without_cuda_has_no_kernel_for_the_gpu():

@@ -129,6 +129,7 @@ def use_kernels(*names: str, extension: ModuleType | None = None) -> Iterator[No
     Args:
         names: kernels such as "paged_attention/portable", or "auto", "all" or "none". A kernel that is named raises
             ValueError for arguments that it does not take; with "all" torch operators compute those, with a warning.
+            A named kernel that cannot run at all is an error on a GPU and a warning on a CPU.
         extension: the compiled module to use; None means `aapt_fast._C`.
 
     Raises:
@@ -187,6 +188,8 @@ def _kernels_on(op: str, device: torch.device, selected: Selection) -> tuple[Ker
             raise RuntimeError(f"{kernel.name}: expected a kernel that can run on {device}, got none: {why}")
         else:
             off.append(f"{kernel.name} does not run: {why}")
+            if kernel.name in selected.names:  # on a CPU, which never needs a kernel
+                _warn(op, off[-1])
     if off and not found and device.type == "cuda" and "all" in selected.names:
         _warn(op, off[0])
     return tuple(found)
