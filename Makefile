@@ -59,7 +59,7 @@ wheel: $(TOOLS) ## build a wheel in dist/
 	  $(if $(filter OFF,$(AAPT_CUDA)),--config-settings=wheel.build-tag=0cpu) .
 
 train-person: $(VENV)/.installed-video ## train a person model from nothing to one evaluation per frame, in runs/person
-	$(BIN)/python -m aapt_fast.cli train person --out runs/person
+	$(BIN)/python -m aapt_fast train person --out runs/person
 
 clean: ## remove what was built; .venv keeps its packages
 	rm -rf build dist .pytest_cache .ruff_cache .mypy_cache .benchmarks

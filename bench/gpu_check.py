@@ -98,7 +98,7 @@ def ended(outcome: Outcome) -> tuple[str, str]:
 
 def environment(run: Run, limit_s: float) -> tuple[str, str]:
     """The report of `aapt-fast doctor`."""
-    outcome = run.command([sys.executable, "-m", "aapt_fast.cli", "doctor", "--json"], limit_s)
+    outcome = run.command([sys.executable, "-m", "aapt_fast", "doctor", "--json"], limit_s)
     try:
         report = json.loads(outcome.output.splitlines()[-1])
     except (ValueError, IndexError):

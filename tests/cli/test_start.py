@@ -75,7 +75,7 @@ def test_help_tells_every_default(command: str) -> None:
 def test_a_reader_that_goes_away_is_no_error(arguments: list[str], statuses: set[int]) -> None:
     reader, writer = os.pipe()
     os.close(reader)
-    command = [sys.executable, "-m", "aapt_fast.cli", *arguments]
+    command = [sys.executable, "-m", "aapt_fast", *arguments]
     done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True)
     os.close(writer)
     assert done.returncode in statuses and done.stderr == ""

@@ -27,7 +27,7 @@ def generate(model: Path, out: Path, *arguments: str) -> int:
 def test_ctrl_c_keeps_the_video_so_far(model: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
-    command = [sys.executable, "-m", "aapt_fast.cli", "generate", "--model", str(model), "--frames", "400000"]
+    command = [sys.executable, "-m", "aapt_fast", "generate", "--model", str(model), "--frames", "400000"]
     process = subprocess.Popen(
         [*command, "--motion", "walk", "--out", str(out / "frames")],
         stderr=subprocess.PIPE,

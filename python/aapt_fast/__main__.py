@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m aapt_fast.cli` is `aapt-fast`."""
+"""`python -m aapt_fast` is `aapt-fast`."""
 
 import sys
 
