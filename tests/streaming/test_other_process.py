@@ -13,7 +13,7 @@ from aapt_fast.testing.streams import play, random_controls, random_session
 
 
 def told_by_a_child(calls: list[Callable[[], object]]) -> list[str]:
-    """Messages of the RuntimeErrors that `calls` raise in a forked process."""
+    """Messages of the RuntimeErrors that `calls` raise in a forked process, or "no error"."""
     context = multiprocessing.get_context("fork")
     messages = context.SimpleQueue()
 
@@ -21,6 +21,7 @@ def told_by_a_child(calls: list[Callable[[], object]]) -> list[str]:
         for call in calls:
             try:
                 call()
+                messages.put("no error")
             except RuntimeError as error:
                 messages.put(str(error))
 
