@@ -67,7 +67,7 @@ def test_commands_exist():
 
 def test_the_torch_that_it_installs_is_the_pinned_one():
     """With another version, `make` would install torch once more, from PyPI and with CUDA."""
-    (version,) = re.findall(r"pip install torch==(\S+) --index-url", README)
+    (version,) = re.findall(r"pip install torch==(\S+)\s+--index-url", README)
     assert f"torch=={version}" in (ROOT / "constraints.txt").read_text().splitlines()
 
 
