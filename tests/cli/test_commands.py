@@ -43,7 +43,7 @@ def test_generate_reports_what_it_did(model: Path, tmp_path: Path, capsys: pytes
     assert set(report["step_ms"]) == {"p50", "p95", "p99"} and report["fps"] > 0 and report["first_frame_s"] > 0
     assert "paged_attention" in report["what_ran"] and report["model"] == "nano"
     with Image.open(sheet) as picture:
-        assert picture.size == (2 * 12 * 32, 2 * 3 * 32)  # skeleton, truth, video
+        assert picture.size == (2 * 8 * 32, 2 * 3 * 32)  # skeleton, truth, video
 
 
 def test_frames_round_up_to_steps_and_seeds_reproduce(model: Path, tmp_path: Path) -> None:

@@ -70,4 +70,4 @@ def test_a_sheet_without_a_truth(tmp_path: Path):
     sheet.add(torch.zeros(4, 32, 32, 3, dtype=torch.uint8), torch.rand(4, 19, 3), None)
     assert sheet.write() == {"sheet": str(tmp_path / "x.png")}
     with Image.open(tmp_path / "x.png") as picture:
-        assert picture.size == (2 * 12 * 32, 2 * 2 * 32)
+        assert picture.size == (2 * 4 * 32, 2 * 2 * 32)  # no frame twice

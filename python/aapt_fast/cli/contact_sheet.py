@@ -22,7 +22,7 @@ class ContactSheet:
 
     def __init__(self, path: Path, frames: int, world: World) -> None:
         self._path, self._world, self._seen = path, world, 0
-        self._shown = torch.linspace(0, frames - 1, COLUMNS, dtype=torch.float64).long()
+        self._shown = torch.linspace(0, frames - 1, min(COLUMNS, frames), dtype=torch.float64).long()
         self._rows: dict[str, list[Tensor]] = {"controls": [], "truth": [], "video": []}
         self._psnr: list[float] = []
 
