@@ -307,7 +307,10 @@ def test_an_existing_video_is_replaced_only_at_the_end(tmp_path: Path) -> None:
 def test_bad_targets(tmp_path: Path) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
-    with pytest.raises(ValueError, match=r"path: expected a name ending in .mp4 or .gif, or a folder, got x.avi"):
+    with pytest.raises(
+        ValueError,
+        match=r"path: expected a name ending in .mp4 or .gif, or a folder without a dot in its name, got .*/x.avi",
+    ):
         VideoWriter(tmp_path / "x.avi")
     (tmp_path / "full.mp4").mkdir()
     with pytest.raises(ValueError, match="path: expected a file, got the folder"):
