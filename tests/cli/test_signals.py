@@ -60,9 +60,9 @@ def test_more_signals_do_not_disturb_the_end():
 def test_after_a_stop_signals_are_ignored_until_the_handlers_are_restored():
     before = [signal.getsignal(kind) for kind in SIGNALS]
     with handlers_restored():
-        with pytest.raises(Stopped, match="SIGTERM"), HeldSignals() as outer, outer.let_in():
-            with HeldSignals() as inner, inner.let_in():
-                send(signal.SIGTERM)
+        outer, inner = HeldSignals(), HeldSignals()
+        with pytest.raises(Stopped, match="SIGTERM"), outer, outer.let_in(), inner, inner.let_in():
+            send(signal.SIGTERM)
         assert all(signal.getsignal(kind) == signal.SIG_IGN for kind in SIGNALS)
         with pytest.raises(OSError, match="full"), HeldSignals() as outer, outer.let_in():
             raise OSError("full")

@@ -36,8 +36,8 @@ from aapt_fast.worlds.world import FPS, MEDLEY, FirstFrame, Player
 FRAMES_PER_STEP = 4
 NOTHING_KEPT = "nothing was kept: no video frame was finished"
 UNKNOWN_POSE = (
-    "--image: the pose in a picture from elsewhere is unknown, so the first second may show the ghost of a second body; "
-    "a gallery number avoids that, or --controls that begin in the pose of the picture"
+    "--image: the pose in a picture from elsewhere is unknown, so the first second may show a second, faint "
+    "body; a gallery number avoids that, or --controls that begin in the pose of the picture"
 )
 REAL_TIME = FPS  # video frames per second
 
@@ -128,7 +128,9 @@ def _write(stream: _Stream, arguments: argparse.Namespace, signals: HeldSignals)
     fps = FRAMES_PER_STEP * stream.steps / streaming_s
     if round(fps) < REAL_TIME and not arguments.quiet:
         say(f"{fps:.1f} video frames per second, real time is {REAL_TIME:.0f}: {_why_slow(stream.model)}")
-    report = _report(arguments, stream.model, writer.frames, fps, step_ms, first_frame_s, calls.what_ran())
+    if writer.kept != writer.path:
+        say(f"--out: another program has made {writer.path} meanwhile; the video is in {writer.kept}")
+    report = _report(arguments, stream.model, writer, fps, step_ms, first_frame_s, calls.what_ran())
     return report if stream.sheet is None else report | stream.sheet.write()
 
 
@@ -163,7 +165,7 @@ def _advise(first: FirstFrame, model: StreamModel, arguments: argparse.Namespace
 def _report(
     arguments: argparse.Namespace,
     model: StreamModel,
-    frames: int,
+    writer: VideoWriter,
     fps: float,
     step_ms: dict[str, float | None],
     first_frame_s: float,
@@ -171,7 +173,7 @@ def _report(
 ) -> dict[str, object]:
     return {
         "model": model.name,
-        "frames": frames,
+        "frames": writer.frames,
         "fps": round(fps, 1),
         "first_frame_s": round(first_frame_s, 3),
         "step_ms": {name: round(value or 0.0, 2) for name, value in step_ms.items()},
@@ -179,7 +181,7 @@ def _report(
         "device": str(model.device),
         "dtype": str(model.generator.weight.dtype).removeprefix("torch."),
         "what_ran": what_ran,
-        "out": str(arguments.out),
+        "out": str(writer.kept),
     }
 
 

@@ -99,7 +99,7 @@ def add_generate(parser: argparse.ArgumentParser) -> None:
         "--sheet",
         type=_path,
         metavar="FILE",
-        help="also write a picture (.png, .jpg, .webp) of up to twelve frames: controls, true video where known, and video",
+        help="also write a picture (.png, .jpg, .webp) of up to twelve frames: controls, truth where known, and video",
     )
     parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
 
