@@ -3,6 +3,6 @@
 
 import sys
 
-from aapt_fast.cli import main
+from aapt_fast.cli import program
 
-sys.exit(main())
+sys.exit(program())

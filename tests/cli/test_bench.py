@@ -27,7 +27,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, dict,
 
 
 def test_a_target_that_is_met(capsys, tmp_path: Path):
-    path = tmp_path / "folder" / "frame.json"
+    path = tmp_path / "frame.json"
     status, document, above = run(capsys, *NANO, "--target", "1000", "--json", str(path))
     assert status == 0 and "target 1e+06 ms met" in above
     assert json.loads(path.read_text()) == document and problems(document) == []

@@ -27,6 +27,8 @@ MISTAKES = [
     "generate --out x.gif --sheet x.txt",
     "generate --out x.gif --sheet nowhere/x.png",
     "generate --out x.avi",
+    "generate --out x --image https://example.org/x.png",
+    "generate --out x --controls ~/no.npy",
     "generate --out nowhere/x.gif",
     "train person --out x --start mini-person",
     "train anyone --out x --start nothing",
@@ -42,6 +44,8 @@ MISTAKES = [
     "bench frame --steps 1",
     "bench frame --target 0",
     "bench frame --json text.npy/x.json",
+    "bench frame --json no/x.json",
+    "bench frame --preset aapt-8b --limit nan",
     "convert nothing --out x",
     "convert nano --out x",
     "convert mini-person --out text.npy",
@@ -89,6 +93,39 @@ def test_a_preset_is_told_from_a_model(reports: dict[str, tuple[int, str, bool]]
     said = reports[line][1]
     assert "expected a model with trained weights (mini-anyone, mini-person, or a file), got " in said
     assert "a preset with random weights for `aapt-fast bench frame` only" in said
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (
+            "generate --out x --image https://example.org/x.png",
+            "got https://example.org/x.png: a URL, and nothing is downloaded here; download the file and give its path",
+        ),
+        ("generate --out x --controls ~/no.npy", "got ~/no.npy: nothing there; ~ is not expanded here; give /"),
+        ("generate --out x.avi", "or a folder without a dot in its name, got x.avi"),
+        ("bench frame --json no/x.json", "expected a folder that exists, got no, which does not exist"),
+    ],
+)
+def test_what_is_not_there_is_recognised(reports: dict[str, tuple[int, str, bool]], line: str, said: str) -> None:
+    assert said in reports[line][1]
+
+
+def test_an_empty_path_is_called_empty(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from aapt_fast.cli import main
+
+    for option in ("--out", "--sheet", "--controls"):
+        with pytest.raises(SystemExit, match="2"):
+            main(["generate", "--out", str(tmp_path / "x"), option, ""])
+        said = capsys.readouterr().err.splitlines()[-1]
+        assert said.endswith(f"argument {option}: expected a file or folder, got an empty text")
+    for line in (
+        ["convert", "", "--out", "x"],
+        ["convert", "mini-person", "--config", "", "--out", "x"],
+        ["evaluate", ""],
+    ):
+        assert main(line) == 2
+        assert capsys.readouterr().err.endswith(", got an empty text\n")
 
 
 def test_advice_for_python_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

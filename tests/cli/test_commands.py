@@ -43,7 +43,7 @@ def test_generate_reports_what_it_did(model: Path, tmp_path: Path, capsys: pytes
     assert set(report["step_ms"]) == {"p50", "p95", "p99"} and report["fps"] > 0 and report["first_frame_s"] > 0
     assert "paged_attention" in report["what_ran"] and report["model"] == "nano"
     with Image.open(sheet) as picture:
-        assert picture.size == (2 * 12 * 32, 2 * 3 * 32)  # skeleton, truth, video
+        assert picture.size == (2 * 8 * 32, 2 * 3 * 32)  # skeleton, truth, video
 
 
 def test_frames_round_up_to_steps_and_seeds_reproduce(model: Path, tmp_path: Path) -> None:
@@ -83,7 +83,17 @@ def test_a_picture_of_another_size(model: Path, tmp_path: Path, capsys: pytest.C
     Image.new("RGB", (64, 48)).save(tmp_path / "photo.jpg")
     assert generate(model, tmp_path / "x.gif", "--image", str(tmp_path / "photo.jpg")) == 0
     said = "--image: 64 x 48 cropped to the middle 48 x 48 and resized to 32 x 32"
-    assert said in capsys.readouterr().err.splitlines()
+    lines = capsys.readouterr().err.splitlines()
+    assert said in lines and generating.UNKNOWN_POSE in lines
+
+
+def test_a_copy_of_a_gallery_picture_is_recognised(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert generate(model, tmp_path / "x.gif", "--image", str(model.with_name("00.png"))) == 0
+    said = capsys.readouterr().err
+    assert "--image: a copy of number 0 in the gallery; with --image 0 the motion begins in its pose" in said
+    assert generating.UNKNOWN_POSE not in said
 
 
 def test_a_picture_and_poses_from_elsewhere_are_commented_on(
@@ -98,6 +108,7 @@ def test_a_picture_and_poses_from_elsewhere_are_commented_on(
         said = capsys.readouterr().err
         assert f"--image: the picture is unlike those that {model} was trained on" in said
         assert ("for others there is --model mini-anyone" in said) is named
+        assert generating.UNKNOWN_POSE not in said
         assert "--controls: 4 of 4 poses have longer bones than a body of this world" in said
 
 
@@ -154,7 +165,7 @@ BAD = {
     "huge number": (["--image", "9" * 5000], "--image: expected a gallery number 0..0 or a picture file, got 999"),
     "negative number": (["--image", "-1"], "--image: expected a gallery number 0..0 or a picture file, got -1"),
     "superscript": (["--image", "²"], "--image: expected a gallery number 0..0 or a picture file, got ²"),
-    "empty picture": (["--image", ""], "--image: expected a gallery number 0..0 or a picture file, got nothing"),
+    "empty picture": (["--image", ""], "--image: expected a gallery number 0..0 or a picture file, got an empty text"),
     "missing picture": (["--image", "no.png"], "or a picture file, got no.png, which does not exist"),
     "folder as picture": (["--image", "."], "or a picture file, got the folder ."),
     "half a picture": (["--image", "HALF"], "--image: expected an undamaged, readable picture, got half.png: "),

@@ -35,7 +35,7 @@ def test_the_ending_says_the_format(tmp_path: Path, name: str, kind: str):
 
 def test_bad_targets(tmp_path: Path):
     (tmp_path / "folder.png").mkdir()
-    with pytest.raises(ValueError, match=r"--sheet: expected a name ending in .png, .jpg, .jpeg or .webp, got x.txt"):
+    with pytest.raises(ValueError, match=r"--sheet: expected a name ending in .png, .jpg, .jpeg or .webp, got .*x.txt"):
         check_sheet_target(tmp_path / "x.txt")
     with pytest.raises(ValueError, match=r"--sheet: expected a file, got the folder .*folder.png"):
         check_sheet_target(tmp_path / "folder.png")
@@ -70,4 +70,4 @@ def test_a_sheet_without_a_truth(tmp_path: Path):
     sheet.add(torch.zeros(4, 32, 32, 3, dtype=torch.uint8), torch.rand(4, 19, 3), None)
     assert sheet.write() == {"sheet": str(tmp_path / "x.png")}
     with Image.open(tmp_path / "x.png") as picture:
-        assert picture.size == (2 * 12 * 32, 2 * 2 * 32)
+        assert picture.size == (2 * 4 * 32, 2 * 2 * 32)  # no frame twice

@@ -53,7 +53,7 @@ def test_verification_can_be_left_out(source, tmp_path, capsys):
             ("--config", "{heads"),
             "--config: expected a JSON object or a file with one, got this text, which is no JSON",
         ),
-        (("--config", "nowhere.json"), "got the file nowhere.json, which cannot be read: No such file"),
+        (("--config", "nowhere.json"), "got nowhere.json, which does not exist"),
         (("--config", "."), "got the file ., which cannot be read: Is a directory"),
         (("--config", sys.executable), "which is no JSON: 'utf-8' codec can't decode"),
         (("--config", '{"horns": 2}'), "--config: expected names out of"),

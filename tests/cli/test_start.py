@@ -101,6 +101,31 @@ def test_a_signal_before_torch_is_there_ends_the_command(
     assert signal.getsignal(kind) is before
 
 
+SECOND_SIGNALS = """
+import atexit, os, signal, sys, types
+def send(*kinds):
+    for kind in kinds:
+        os.kill(os.getpid(), kind)
+def run(_):
+    try:
+        send(signal.SIGINT)
+    finally:
+        send(signal.SIGTERM, signal.SIGINT)
+        print("finished", file=sys.stderr)
+atexit.register(send, signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.modules["aapt_fast.cli.doctor"] = types.SimpleNamespace(run=run)
+sys.argv[1:] = ["doctor"]
+from aapt_fast.cli import program
+sys.exit(program())
+"""
+
+
+def test_more_signals_change_neither_the_status_nor_the_message() -> None:
+    done = subprocess.run([sys.executable, "-c", SECOND_SIGNALS], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (130, "finished\naapt-fast doctor: stopped by SIGINT\n")
+
+
 SPINS = """
 import os, sys, types
 sys.modules["aapt_fast.cli.generate"] = types.SimpleNamespace(run=lambda _: print(os.environ.get("GOMP_SPINCOUNT")))

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -97,6 +98,26 @@ def test_a_stopped_run_replaces_nothing(
     assert f"8 video frames are in {out / 'x.stopped.gif'}" in capsys.readouterr().err.splitlines()
     assert sorted(path.name for path in out.iterdir()) == ["x.gif", "x.png", "x.stopped.gif", "x.stopped.png"]
     assert (out / "x.gif").read_text() == (out / "x.png").read_text() == "old"
+
+
+def test_two_runs_to_one_new_name_keep_both_results(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+
+    def other() -> None:
+        for name in ("x.gif", "x.png"):
+            (out / name).write_text("of the other run")
+
+    interrupted(monkeypatch, 3, other)
+    assert generate(model, out / "x.gif", "--sheet", str(out / "x.png")) == 0
+    printed = capsys.readouterr()
+    report = json.loads(printed.out)
+    assert (report["out"], report["sheet"]) == (str(out / "x-2.gif"), str(out / "x-2.png"))
+    said = f"--out: another program has made {out / 'x.gif'} meanwhile; the video is in {out / 'x-2.gif'}"
+    assert said in printed.err.splitlines()
+    assert (out / "x.gif").read_text() == (out / "x.png").read_text() == "of the other run"
 
 
 def test_an_ignored_hangup_stays_ignored(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

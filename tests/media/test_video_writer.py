@@ -243,11 +243,31 @@ def test_a_video_that_is_cut_short_replaces_nothing(tmp_path: Path, ending: str)
     assert target.read_bytes() == before
 
 
-def test_a_folder_that_was_filled_meanwhile_is_not_replaced(tmp_path: Path) -> None:
-    with VideoWriter(tmp_path / "frames") as writer:
-        writer.write(FRAMES[:2])
-        save_video(tmp_path / "frames", FRAMES)
-    assert len(frames_of(tmp_path / "frames")) == 5 and len(frames_of(tmp_path / "frames.stopped")) == 2
+@pytest.mark.parametrize("existed", [False, True])
+@pytest.mark.parametrize("name", NAMES)
+def test_what_was_made_meanwhile_is_not_replaced(tmp_path: Path, name: str, existed: bool) -> None:
+    target = tmp_path / name
+    if existed and target.suffix:
+        save_video(target, FRAMES[:1])
+    for number in (2, 3):
+        with VideoWriter(target) as writer:
+            writer.write(FRAMES[:number])
+            shutil.rmtree(target, ignore_errors=True)
+            save_video(target, FRAMES)
+        assert writer.kept == target.with_stem(f"{target.stem}-{number}")
+        assert len(frames_of(target)) == 5 and len(frames_of(writer.kept)) == number
+        if not target.suffix:
+            break  # a full folder is refused at the start
+
+
+def test_a_video_under_another_name_is_warned_of(tmp_path: Path) -> None:
+    def pieces() -> Iterator[np.ndarray]:
+        yield FRAMES
+        (tmp_path / "x.gif").write_text("other")
+
+    with pytest.warns(UserWarning, match=r"another program has made .*x.gif meanwhile; the video is in .*x-2.gif"):
+        save_video(tmp_path / "x.gif", pieces())
+    assert (tmp_path / "x.gif").read_text() == "other"
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -307,7 +327,10 @@ def test_an_existing_video_is_replaced_only_at_the_end(tmp_path: Path) -> None:
 def test_bad_targets(tmp_path: Path) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
-    with pytest.raises(ValueError, match=r"path: expected a name ending in .mp4 or .gif, or a folder, got x.avi"):
+    with pytest.raises(
+        ValueError,
+        match=r"path: expected a name ending in .mp4 or .gif, or a folder without a dot in its name, got .*/x.avi",
+    ):
         VideoWriter(tmp_path / "x.avi")
     (tmp_path / "full.mp4").mkdir()
     with pytest.raises(ValueError, match="path: expected a file, got the folder"):

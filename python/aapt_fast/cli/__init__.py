@@ -18,7 +18,7 @@ from types import ModuleType
 from aapt_fast.cli.checks import check
 from aapt_fast.cli.option_names import name_options
 from aapt_fast.cli.options import make_parser
-from aapt_fast.cli.signals import HeldSignals
+from aapt_fast.cli.signals import HeldSignals, handlers_restored, ignore_signals
 from aapt_fast.errors import NO_TORCH, PoolExhausted
 
 USER_ERRORS = (ValueError, TypeError, OSError, ImportError, FloatingPointError, PoolExhausted)
@@ -33,6 +33,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     A command that returns a number has that as its status, the others 0.
     """
+    with handlers_restored():
+        return _status(argv)
+
+
+def program() -> int:
+    """Run the command of this process, which ends after it: from then on signals change neither status nor output."""
+    status = _status(None)
+    ignore_signals()
+    return status
+
+
+def _status(argv: Sequence[str] | None) -> int:
     try:
         try:
             return _run(make_parser().parse_args(argv))

@@ -14,12 +14,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from aapt_fast.cli.absent import require_there
 from aapt_fast.cli.choices import ACTIONS, FEWEST_STEPS, LEAST_FRAMES, PRESETS, STARTED_RECIPES, WORLD
 from aapt_fast.errors import require, require_seed
 from aapt_fast.limits import require_folder, require_writable
 from aapt_fast.media.video_target import check_video_target
 from aapt_fast.models.files.bundled import bundled_models
-from aapt_fast.models.files.find import model_path
+from aapt_fast.models.files.find import model_path, require_path
 from aapt_fast.models.files.gallery import Gallery, read_gallery
 from aapt_fast.models.files.recognise import OWN, recognise, refusal
 
@@ -79,8 +80,8 @@ def _check_evaluate(arguments: argparse.Namespace) -> None:
     require(arguments.frames >= LEAST_FRAMES, "--frames", enough, arguments.frames)
     require(arguments.clips >= 1, "--clips", "at least 1", arguments.clips)
     require(arguments.nfe >= 1, "--nfe", "at least 1 evaluation per step", arguments.nfe)
-    require(not (arguments.model and arguments.row), "--row", "either a model or --row", "both")
-    if arguments.model:
+    require(arguments.model is None or not arguments.row, "--row", "either a model or --row", "both")
+    if arguments.model is not None:
         require_model(arguments.model, "model")
     for text in arguments.row:
         _, source, nfe = parse_row(text, arguments.nfe)
@@ -102,13 +103,14 @@ def _check_bench(arguments: argparse.Namespace) -> None:
     parse_size(arguments.resolution)
     if arguments.json is not None:
         require(not arguments.json.is_dir(), "--json", "a file", f"the folder {arguments.json}")
-        require_folder("--json", arguments.json.parent)
+        require_writable("--json", arguments.json.parent)
 
 
 def _check_convert(arguments: argparse.Namespace) -> None:
     fits = 1 <= arguments.shard_size * GIB < float("inf")
     require(fits, "--shard-size", "a positive number of GiB", arguments.shard_size)
     read_json_option(arguments.config, "--config")
+    require_path("source", arguments.source)
     if not os.path.exists(arguments.source) and arguments.source not in bundled_models():
         require_no_preset(arguments.source, "source")
         raise refusal(arguments.source, "a file or folder of weights")
@@ -137,7 +139,7 @@ def require_no_preset(name: str, argument: str) -> None:
 def check_sheet_target(path: Path) -> None:
     """Raise ValueError for another ending or a folder, OSError if files cannot be made in the file's folder."""
     expected = f"a name ending in {', '.join(SHEET_ENDINGS[:-1])} or {SHEET_ENDINGS[-1]}"
-    require(path.suffix.lower() in SHEET_ENDINGS, "--sheet", expected, path.name or path)
+    require(path.suffix.lower() in SHEET_ENDINGS, "--sheet", expected, path)
     require(not path.is_dir(), "--sheet", "a file", f"the folder {path}")
     require_writable("--sheet", path.parent)
 
@@ -152,6 +154,7 @@ def check_image(image: str, gallery: Gallery | None) -> None:
     if is_number(image):
         require(len(image) < 10 and int(image) < count, "--image", expected, image)
     else:
+        require_there("--image", expected, image)
         read_picture(image, "--image", expected)
 
 
@@ -184,6 +187,8 @@ def read_json_option(text: str | None, argument: str) -> Mapping[str, Any] | Non
     if text is None:
         return None
     is_file = not text.lstrip().startswith("{")
+    if is_file:
+        require_there(argument, "a JSON object or a file with one", text)
     where = f"the file {text}" if is_file else "this text"
     try:
         content = json.loads(Path(text).read_text(encoding="utf-8") if is_file else text)

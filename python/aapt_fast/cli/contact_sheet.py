@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from aapt_fast.media.video_writer import unused_name
+from aapt_fast.media.destination import Destination
 from aapt_fast.training.data import to_float
 from aapt_fast.training.metrics import psnr
 from aapt_fast.training.sheet import save_sheet
@@ -21,8 +21,8 @@ class ContactSheet:
     """Takes a video of `frames` frames as it comes; keeps the shown ones: drawn controls, truth if known, and video."""
 
     def __init__(self, path: Path, frames: int, world: World) -> None:
-        self._path, self._world, self._seen = path, world, 0
-        self._shown = torch.linspace(0, frames - 1, COLUMNS, dtype=torch.float64).long()
+        self._destination, self._world, self._seen = Destination(path), world, 0
+        self._shown = torch.linspace(0, frames - 1, min(COLUMNS, frames), dtype=torch.float64).long()
         self._rows: dict[str, list[Tensor]] = {"controls": [], "truth": [], "video": []}
         self._psnr: list[float] = []
 
@@ -40,8 +40,9 @@ class ContactSheet:
 
     def write(self) -> dict[str, object]:
         """Save the sheet; returns its entries of a report, with a known truth also the PSNR of the video."""
-        self._save(self._path)
-        extra: dict[str, object] = {"sheet": str(self._path)}
+        path = self._destination.name()
+        self._save(path)
+        extra: dict[str, object] = {"sheet": str(path)}
         if self._psnr:
             extra["psnr_to_truth"] = round(sum(self._psnr) / len(self._psnr), 2)
         return extra
@@ -50,7 +51,7 @@ class ContactSheet:
         """Save what a stopped video has shown, beside an existing file; returns its path, None without frames."""
         if not self._rows["video"]:
             return None
-        path = unused_name(self._path)
+        path = self._destination.name_if_stopped()
         self._save(path)
         return path
 

@@ -15,6 +15,9 @@ from aapt_fast.progress import say
 from aapt_fast.worlds import WORLDS
 from aapt_fast.worlds.world import FirstFrame, World
 
+FEW_PIXELS = 0.5
+"""Share of the model's size, in either direction, below which a picture is said to be enlarged."""
+
 
 def read_first_picture(image: str, model: str) -> FirstFrame:
     """Number `image` of the model's gallery, or a picture file of any size, as `check_image` has found it."""
@@ -42,7 +45,9 @@ def fit_picture(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     done = []
     if (crop_tall, crop_wide) != (tall, wide):
         done.append(f"cropped to the middle {crop_wide} x {crop_tall}")
-    if (crop_tall, crop_wide) != size:
+    if min(crop_tall / height, crop_wide / width) < FEW_PIXELS:
+        done.append(f"enlarged to {width} x {height}, which stays blurred: so few pixels hold no details")
+    elif (crop_tall, crop_wide) != size:
         done.append(f"resized to {width} x {height}")
     say(f"--image: {wide} x {tall} {' and '.join(done)}")
     left, top = (wide - crop_wide) // 2, (tall - crop_tall) // 2

@@ -16,7 +16,7 @@ from aapt_fast.cli.contact_sheet import ContactSheet
 from aapt_fast.cli.device import usable_device
 from aapt_fast.cli.file_player import FilePlayer
 from aapt_fast.cli.first_picture import fit_picture, read_first_picture, world_of
-from aapt_fast.cli.likeness import unlike_gallery
+from aapt_fast.cli.likeness import number_in_gallery, unlike_gallery
 from aapt_fast.cli.options import GENERATED_FRAMES
 from aapt_fast.cli.pose_file import read_poses
 from aapt_fast.cli.signals import HeldSignals
@@ -36,6 +36,10 @@ from aapt_fast.worlds.world import FPS, MEDLEY, FirstFrame, Player
 
 FRAMES_PER_STEP = 4
 NOTHING_KEPT = "nothing was kept: no video frame was finished"
+UNKNOWN_POSE = (
+    "--image: the pose in a picture from elsewhere is unknown, so the first second may show a second, faint "
+    "body; a gallery number avoids that, or --controls that begin in the pose of the picture"
+)
 REAL_TIME = FPS  # video frames per second
 
 STARTED = time.perf_counter()  # after the imports, which take about a second more
@@ -81,7 +85,7 @@ def _open_stream(arguments: argparse.Namespace) -> _Stream:
     start = read_first_picture(arguments.image, arguments.model)
     if start.pose is None:
         start = FirstFrame(fit_picture(start.image, model.video_size))
-        _advise(start, model, arguments.model)
+        _advise(start, model, arguments)
     steps = -(-frames // FRAMES_PER_STEP)
     require_room(arguments.out, FRAMES_PER_STEP * steps, model.video_size, arguments.scale)
     player: Player | FilePlayer = world.player(start, script, arguments.seed)
@@ -125,7 +129,9 @@ def _write(stream: _Stream, arguments: argparse.Namespace, signals: HeldSignals)
     fps = FRAMES_PER_STEP * stream.steps / streaming_s
     if round(fps) < REAL_TIME and not arguments.quiet:
         say(f"{fps:.1f} video frames per second, real time is {REAL_TIME:.0f}: {_why_slow(stream.model)}")
-    report = _report(arguments, stream.model, writer.frames, fps, step_ms, first_frame_s, calls.what_ran())
+    if writer.kept != writer.path:
+        say(f"--out: another program has made {writer.path} meanwhile; the video is in {writer.kept}")
+    report = _report(arguments, stream.model, writer, fps, step_ms, first_frame_s, calls.what_ran())
     return report if stream.sheet is None else report | stream.sheet.write()
 
 
@@ -142,18 +148,25 @@ def _say_kept(writer: VideoWriter, sheet: ContactSheet | None) -> None:
             say(f"no sheet was written: {error}")
 
 
-def _advise(first: FirstFrame, model: StreamModel, name: str) -> None:
-    """Say on stderr what a user's own picture does to this model."""
-    if odd := unlike_gallery(first.image, model, load_gallery(name)):
+def _advise(first: FirstFrame, model: StreamModel, arguments: argparse.Namespace) -> None:
+    """Say on stderr what a user's own picture does to this model and its first frames."""
+    gallery = load_gallery(arguments.model)
+    number = number_in_gallery(first.image, gallery)
+    if number is not None:
+        say(f"--image: a copy of number {number} in the gallery; with --image {number} the motion begins in its pose")
+        return
+    if odd := unlike_gallery(first.image, model, gallery):
         say(f"--image: {odd}")
-    if name == "mini-person":
+    if arguments.controls is None:
+        say(UNKNOWN_POSE)
+    if arguments.model == "mini-person":
         say("--image: mini-person keeps the looks of its 16 persons only; for others there is --model mini-anyone")
 
 
 def _report(
     arguments: argparse.Namespace,
     model: StreamModel,
-    frames: int,
+    writer: VideoWriter,
     fps: float,
     step_ms: dict[str, float | None],
     first_frame_s: float,
@@ -161,7 +174,7 @@ def _report(
 ) -> dict[str, object]:
     return {
         "model": model.name,
-        "frames": frames,
+        "frames": writer.frames,
         "fps": round(fps, 1),
         "first_frame_s": round(first_frame_s, 3),
         "step_ms": {name: round(value or 0.0, 2) for name, value in step_ms.items()},
@@ -169,7 +182,7 @@ def _report(
         "device": str(model.device),
         "dtype": str(model.generator.weight.dtype).removeprefix("torch."),
         "what_ran": what_ran,
-        "out": str(arguments.out),
+        "out": str(writer.kept),
     }
 
 

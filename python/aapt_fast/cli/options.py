@@ -29,6 +29,13 @@ CACHE = Path("~/.cache/aapt_fast")
 Options = Callable[[argparse.ArgumentParser], None]
 
 
+def _path(text: str) -> Path:
+    """Make a path of an option's text; `Path("")` would be the folder in which the command runs."""
+    if not text:
+        raise argparse.ArgumentTypeError("expected a file or folder, got an empty text")
+    return Path(text)
+
+
 def add_generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
@@ -49,7 +56,7 @@ def add_generate(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--controls",
-        type=Path,
+        type=_path,
         metavar="FILE",
         help=f"instead of --motion: .npy or .json with numbers [frames, {JOINTS}, 3]: x and y as fractions 0..1 of "
         "width and height, then the depth in metres (0 at the stage's middle, more is farther away); joints in the "
@@ -80,7 +87,7 @@ def add_generate(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--out",
-        type=Path,
+        type=_path,
         required=True,
         help="x.mp4, x.gif or a folder of pictures, written as it goes. After Ctrl-C, SIGTERM or SIGHUP the video so "
         "far is kept, beside a file of that name if there is one; the exit status is 130 then",
@@ -90,9 +97,9 @@ def add_generate(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--sheet",
-        type=Path,
+        type=_path,
         metavar="FILE",
-        help="also write a picture (.png, .jpg, .webp) of twelve frames: controls, true video where known, and video",
+        help="also write a picture (.png, .jpg, .webp) of up to twelve frames: controls, truth where known, and video",
     )
     parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
 
@@ -109,7 +116,7 @@ def add_train(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--out",
-        type=Path,
+        type=_path,
         required=True,
         help="folder of the run, new or begun before: data, checkpoints, logs, samples",
     )
@@ -153,12 +160,12 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--out",
-        type=Path,
+        type=_path,
         help="folder for report, CSV, plots and contact sheet; a stopped evaluation resumes there",
     )
     parser.add_argument(
         "--pose-network",
-        type=Path,
+        type=_path,
         default=CACHE,
         help="folder of the network that reads poses off a video; it is trained once (default: %(default)s)",
     )
@@ -180,7 +187,7 @@ instead. A mistake in the arguments is 2 as well, with one line on stderr and no
     frame.add_argument("--window", type=int, help="past frames that a step sees (default: the preset's)")
     frame.add_argument("--target", type=float, default=0.16, help="seconds per latent frame (default: %(default)s)")
     frame.add_argument(
-        "--json", type=Path, metavar="FILE", help="file for the document, which is also the last line printed"
+        "--json", type=_path, metavar="FILE", help="file for the document, which is also the last line printed"
     )
     frame.add_argument("--device", help="cuda | cpu (default: a GPU where there is one)")
     frame.add_argument("--dtype", choices=DTYPES, help="of the weights (default: bfloat16 on a GPU, else float32)")
@@ -204,7 +211,7 @@ def add_convert(parser: argparse.ArgumentParser) -> None:
         "source", help="a file of weights, its folder, the folder of a diffusers pipeline, or a bundled model"
     )
     parser.add_argument(
-        "--out", type=Path, required=True, help="a new or empty folder, which appears once all is written and verified"
+        "--out", type=_path, required=True, help="a new or empty folder, which appears once all is written and verified"
     )
     parser.add_argument(
         "--config",

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from aapt_fast.cli.absent import require_there
 from aapt_fast.cli.choices import JOINTS
 from aapt_fast.errors import require
 
@@ -22,8 +23,8 @@ def read_poses(path: Path) -> np.ndarray:
 
     Raises ValueError for any other content, naming the file and what it holds.
     """
-    require(path.suffix.lower() in ENDINGS, "--controls", EXPECTED, path.name or path)
-    require(path.exists(), "--controls", EXPECTED, f"{path}, which does not exist")
+    require(path.suffix.lower() in ENDINGS, "--controls", EXPECTED, path)
+    require_there("--controls", EXPECTED, path)
     require(not path.is_dir(), "--controls", EXPECTED, f"the folder {path}")
     try:
         data = path.read_bytes()

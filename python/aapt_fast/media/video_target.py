@@ -21,7 +21,8 @@ LARGEST_SIDE = {".mp4": 16384, ".gif": 65535, "": 65535}  # pixels: of H.264, of
 def check_video_target(path: Path, argument: str = "path") -> None:
     """Raise the errors of `VideoWriter` for this path, named `argument`; no file stays."""
     ending = path.suffix.lower()
-    require(ending in LARGEST_SIDE, argument, "a name ending in .mp4 or .gif, or a folder", path.name)
+    expected = "a name ending in .mp4 or .gif, or a folder without a dot in its name"
+    require(ending in LARGEST_SIDE, argument, expected, path)
     stem_is_missing = path.name.lower() in LARGEST_SIDE and path.name != ""
     require(not stem_is_missing, argument, f"a name before the ending, such as video{path.name}", path)
     require_writable(argument, path.parent)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import warnings
 from collections.abc import Iterable
 from fractions import Fraction
 from numbers import Rational, Real
@@ -18,6 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from aapt_fast.errors import require, require_type
+from aapt_fast.media.destination import Destination
 from aapt_fast.media.gif import GifFile
 from aapt_fast.media.mp4 import Mp4File
 from aapt_fast.media.png_folder import PngFolder
@@ -46,7 +48,8 @@ def save_video(path: str | Path, frames: Iterable[Tensor | np.ndarray], fps: flo
         OSError: the file cannot be written.
         ImportError: .mp4 without the `av` package.
 
-    After an error in the middle the frames so far are kept, beside an existing file: see `VideoWriter`.
+    After an error in the middle the frames so far are kept, beside an existing file. A file that another program makes
+    under that name meanwhile is not replaced: a warning gives the other name. See `VideoWriter`.
 
         aapt_fast.save_video("walk.mp4", session.frames(player, steps=60))
     """
@@ -57,12 +60,15 @@ def save_video(path: str | Path, frames: Iterable[Tensor | np.ndarray], fps: flo
         for piece in pieces:
             writer.write(piece)
         require(writer.frames > 0, "frames", "at least one video frame", "none")
+    if writer.kept != writer.path:
+        warnings.warn(f"path: another program has made {path} meanwhile; the video is in {writer.kept}", stacklevel=2)
 
 
 class VideoWriter:
     """Context manager that writes a video to `path`, which it replaces only if the block ends without an error.
 
-    After an error the frames so far are kept: in `path` if there was nothing, else beside it, in x.stopped.mp4,
+    What another program has made under that name meanwhile stays, and the video is beside it, in x-2.mp4, x-3.mp4 and
+    so on. After an error the frames so far are kept: in `path` if there was nothing, else beside it, in x.stopped.mp4,
     x.stopped-2.mp4 and so on. `kept` says where. Nothing is kept of a video without frames, and no other file stays.
 
     Raises ValueError for another suffix, rate or scale, OSError if the target's folder cannot be written, ImportError
@@ -79,7 +85,7 @@ class VideoWriter:
         ending = path.suffix.lower()
         self._fps = _exact_rate(fps, ending)
         require(scale >= 1, "scale", "at least 1", scale)
-        self.path = path
+        self.path, self._destination = path, Destination(path)
         self._partial = path.with_name(f".{path.stem}.partial-{secrets.token_hex(4)}{ending}")
         self._scale = scale
         self._size: tuple[int, int] | None = None
@@ -120,7 +126,7 @@ class VideoWriter:
             if self._file is not None:
                 self.frames = self._file.close()
             if self.frames > 0:
-                target = self.path if complete and not self.path.is_dir() else unused_name(self.path)
+                target = self._destination.name() if complete else self._destination.name_if_stopped()
                 if target.is_dir():
                     target.rmdir()  # it is empty
                 os.replace(self._partial, target)
@@ -143,17 +149,6 @@ class VideoWriter:
         expected = f"{self._size[1]} x {self._size[0]} pixels as before"
         require((height, width) == self._size, "frames", expected, f"{width} x {height}")
         return array
-
-
-def unused_name(path: Path) -> Path:
-    """`path` if nothing is there, or an empty folder for a folder; else x.stopped.mp4, x.stopped-2.mp4, ..."""
-    if not path.exists() or (not path.suffix and path.is_dir() and not any(path.iterdir())):
-        return path
-    number, name = 1, path.with_name(f"{path.stem}.stopped{path.suffix}")
-    while name.exists():
-        number += 1
-        name = path.with_name(f"{path.stem}.stopped-{number}{path.suffix}")
-    return name
 
 
 def _exact_rate(fps: float | Fraction, ending: str) -> Fraction:
