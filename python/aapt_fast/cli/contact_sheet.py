@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from aapt_fast.atomic import replacing
 from aapt_fast.errors import require
 from aapt_fast.media.video_writer import unused_name
-from aapt_fast.models.files.atomic import replacing
 from aapt_fast.training.data import to_float
 from aapt_fast.training.metrics import psnr
 from aapt_fast.training.sheet import save_sheet

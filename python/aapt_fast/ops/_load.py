@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import functools
 import importlib
+import importlib.util
+from pathlib import Path
 from types import ModuleType
 
 _NAME = "aapt_fast._C"
@@ -28,6 +30,15 @@ def extension_or_none() -> ModuleType | None:
             f"{_NAME}: expected a module built for this machine, got {error}. "
             "Rebuild it here: run `pip install .` in a checkout of aapt_fast."
         ) from error
+
+
+def load_file(name: str, file: Path) -> ModuleType:
+    """Load a module from a file, under a name of its own: pybind11 takes two modules of one name for the same."""
+    spec = importlib.util.spec_from_file_location(name, file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def extension() -> ModuleType:

@@ -18,11 +18,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from aapt_fast.atomic import replacing
 from aapt_fast.errors import CheckpointError, require_type
 from aapt_fast.media.pictures import read_picture
 from aapt_fast.models.aapt.config import GeneratorConfig
 from aapt_fast.models.aapt.generator import Generator
-from aapt_fast.models.files.atomic import replacing
 from aapt_fast.models.files.bundled import bundled_models
 from aapt_fast.models.files.placement import DTYPES, WAN_DTYPES, require_path, require_usable_dtype
 from aapt_fast.models.files.read import (
