@@ -32,9 +32,13 @@ def extension_or_none() -> ModuleType | None:
         ) from error
 
 
-def load_file(name: str, file: Path) -> ModuleType:
-    """Load a module from a file, under a name of its own: pybind11 takes two modules of one name for the same."""
-    spec = importlib.util.spec_from_file_location(name, file)
+def load_file(file: Path) -> ModuleType:
+    """Load a module from a file, outside of any package.
+
+    The folder is in its name, as pybind11 takes two modules of one name for the same. The last part of the name is that
+    of the file, by which Python finds the start of compiled code.
+    """
+    spec = importlib.util.spec_from_file_location(f"{file.parent}.{file.name.partition('.')[0]}", file)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -74,8 +74,8 @@ def emulated(folder: Path = EMULATED_BUILD) -> Target:
     found = {name: sorted(folder.glob(f"{name}.*.so")) for name in ("_C", "_probes")}
     if not found["_C"]:
         raise RuntimeError(f"expected the emulated kernels in {folder}, got none: run `make emulated`")
-    module = load_file(f"emulated in {folder}._C", found["_C"][0])
-    probes = load_file(f"emulated in {folder}._probes", found["_probes"][0]) if found["_probes"] else None
+    module = load_file(found["_C"][0])
+    probes = load_file(found["_probes"][0]) if found["_probes"] else None
     return Target("emulated", torch.device("cpu"), module, probes)
 
 
@@ -85,5 +85,5 @@ def cuda() -> Target:
         raise RuntimeError("expected a GPU and a torch with CUDA, got none")
     module = extension()
     built = sorted(Path(str(module.__file__)).parent.glob("_probes.*.so"))
-    probes = load_file("aapt_fast._probes", built[0]) if built else None
+    probes = load_file(built[0]) if built else None
     return Target("cuda", torch.device("cuda", torch.cuda.current_device()), module, probes)

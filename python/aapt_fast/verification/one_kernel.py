@@ -111,7 +111,7 @@ def examine(job: Job, tell: Tell = print, clock: Clock | None = None) -> Finding
     try:
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        module = _module(job)
+        module = extension() if job.module is None else load_file(Path(job.module))
         for what in _edge_cases(kernel, device, module):
             tell(what.name)
             _check(kernel, what, module)
@@ -125,13 +125,6 @@ def examine(job: Job, tell: Tell = print, clock: Clock | None = None) -> Finding
     except Exception as error:
         fault, details = f"{type(error).__name__}: {' '.join(str(error).split())}"[:500], traceback.format_exc()
     return Finding(job.kernel, time.monotonic() - begun, checks, fault, details, tuple(timings), untimed)
-
-
-def _module(job: Job) -> ModuleType:
-    if job.module is None:
-        return extension()
-    file = Path(job.module)
-    return load_file(f"verified in {file.parent}.{file.name.partition('.')[0]}", file)
 
 
 # ---- results ----
@@ -188,12 +181,12 @@ def _check(kernel: Kernel, what: _Check, module: ModuleType) -> None:
 @contextmanager
 def _poisoned_memory() -> Iterator[None]:
     """Make torch.empty give NaN: memory that a kernel does not write cannot pass for a result."""
-    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    before = torch.get_deterministic_debug_mode()
+    torch.set_deterministic_debug_mode("warn")  # torch.use_deterministic_algorithms would import the compiler
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        torch.set_deterministic_debug_mode(before)
 
 
 def _wait(results: tuple[Tensor, ...]) -> None:

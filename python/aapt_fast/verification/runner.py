@@ -8,6 +8,7 @@ that it has not reached stay as they were.
 from __future__ import annotations
 
 import json
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -143,5 +144,5 @@ def _end(job: Job, outcome: Outcome, limit_s: float) -> str:
     if outcome.returncode is None:
         return f"it did not end within {limit_s:g} s, in {step}"
     if outcome.returncode < 0:
-        return f"signal {-outcome.returncode} ended its process, in {step}"
+        return f"{signal.Signals(-outcome.returncode).name} ended its process, in {step}"
     return f"its process ended with status {outcome.returncode}, in {step}"
