@@ -29,7 +29,7 @@ def test_the_words_say_what_is_on_and_what_is_off_and_why() -> None:
     assert report(FAST, SLOW, FASTER, REFUSED, WRONG).in_words().splitlines() == [
         "On for this Emulated GPU from now on: a/faster, a/fast.",
         "Off: a/slow: it is right on this GPU, but takes 2.00 times as long as torch's best.",
-        "Off: b/picky: it is right on this GPU, but takes none of the shapes that were timed.",
+        "Off: b/picky: it is right on this GPU, but could be timed at none of the shapes.",
         "Off: c/wrong: it failed on this GPU: output 0: expected 1, got 2.",
         "Off: d/new: compiled for sm_90a, this GPU has 8.0.",
         "Recorded in /cache/record.json.",

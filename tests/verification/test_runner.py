@@ -129,6 +129,11 @@ def test_unknown_kernels_are_refused(names):
         aapt_fast.verify(names)
 
 
+def test_one_name_is_no_list():
+    with pytest.raises(ValueError, match=f"kernels: expected a list of names, got {NOISE}"):
+        aapt_fast.verify(NOISE)
+
+
 def test_an_unknown_preset_is_refused():
     with pytest.raises(ValueError, match=r"preset: expected aapt-8b \| .*, got huge"):
         aapt_fast.verify(shapes="huge")

@@ -25,6 +25,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Verify and report; returns the exit status."""
     if arguments.json is not None:
         require_folder("--json", arguments.json.absolute().parent)
+    chosen = selection().names
     names = None if arguments.kernels is None else arguments.kernels.split(",")
     with HeldSignals() as signals:
         try:
@@ -35,7 +36,6 @@ def run(arguments: argparse.Namespace) -> int:
         print(report.table())
         print()
         print(report.in_words())
-        chosen = selection().names
         if chosen != ("auto",):
             print(f"AAPT_KERNELS={','.join(chosen)} decides now; the record counts without it.")
         if arguments.json is not None:

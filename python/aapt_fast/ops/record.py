@@ -70,7 +70,7 @@ class Verified:
         if self.fault is not None:
             return f"it failed on this GPU: {self.fault}"
         if self.speed is None:
-            return "it is right on this GPU, but takes none of the shapes that were timed"
+            return "it is right on this GPU, but could be timed at none of the shapes"
         if self.speed < 1:
             return f"it is right on this GPU, but takes {1 / self.speed:.2f} times as long as torch's best"
         return None

@@ -67,6 +67,7 @@ def verify(
             be written to.
         OSError: the record cannot be written.
     """
+    require(not isinstance(kernels, str), "kernels", "a list of names", kernels)
     names = tuple(KERNELS) if kernels is None else tuple(kernels)
     unknown = [name for name in names if name not in KERNELS]
     require(not unknown and bool(names), "kernels", f"some of {', '.join(KERNELS)}", ", ".join(unknown) or "none")
