@@ -85,7 +85,7 @@ def test_it_says_when_the_user_has_chosen_otherwise(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "verify: expected a GPU, on which the kernels are to run, and a torch with CUDA, got none"),
+        ([], "this machine: expected a GPU, on which the kernels are to run, and a torch with CUDA, got none"),
         (["--kernels", "kv_write"], "kernels: expected some of channel_concat/portable, "),
         (["--kernels", ""], "kernels: expected some of channel_concat/portable, "),
         (["--json", "FILE/verify.json"], "--json: expected a folder, which may be new, got "),

@@ -130,6 +130,30 @@ def test_a_record_that_cannot_be_read_says_so() -> None:
     assert record.read(file_of(), HERE).problem == f"the record {file_of()} cannot be read (Is a directory)"
 
 
+@pytest.mark.parametrize(
+    ("error", "problem"),
+    [(PermissionError(13, "Permission denied"), "cannot be read (Permission denied)"), (None, "there is no record of")],
+)
+def test_looking_for_a_record_never_stops_a_stream(
+    error: OSError | None, problem: str, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(module: types.ModuleType) -> str:
+        assert error is not None
+        raise error
+
+    monkeypatch.setattr(record, "name_and_capability", lambda device: (HERE.gpu, HERE.capability))
+    monkeypatch.setattr(record, "driver_version", lambda: HERE.driver)
+    monkeypatch.setattr(record, "fingerprint", refuse)
+    if error is None:
+        cache.write_text("a file in the place of the folder")
+    else:
+        record.add(HERE, {"a/b": FAST})
+    record.look_up.cache_clear()
+    found = record.look_up(torch.device("cuda"), types)
+    assert found.record is None and problem in found.problem
+    record.look_up.cache_clear()
+
+
 def test_an_error_while_writing_leaves_the_old_record(monkeypatch: pytest.MonkeyPatch) -> None:
     before = record.add(HERE, {"a/b": FAST})
 

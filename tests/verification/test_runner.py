@@ -117,7 +117,7 @@ def test_a_record_counts_in_the_process_that_has_written_it(cache, monkeypatch):
 
 @WITHOUT_GPU
 def test_without_a_gpu_one_sentence_says_so():
-    with pytest.raises(ValueError, match=r"verify: expected a GPU, on which the kernels are to run, .* got none"):
+    with pytest.raises(ValueError, match=r"this machine: expected a GPU, on which the kernels are to run, .* got none"):
         aapt_fast.verify()
 
 

@@ -129,9 +129,12 @@ def look_up(device: torch.device, module: ModuleType) -> Found:
     """Find the record for a GPU and a compiled module. Read once per process; `look_up.cache_clear` forgets it."""
     gpu, capability = name_and_capability(device)
     path = path_of(gpu, capability)
-    if not path.exists():  # then the module need not be read
-        return _no_record(path, gpu)
-    return read(path, identity_of(device, module))
+    try:
+        path.stat()  # without a record the module need not be read
+        identity = identity_of(device, module)
+    except OSError as error:
+        return _unreadable(path, gpu, error)
+    return read(path, identity)
 
 
 def identity_of(device: torch.device, module: ModuleType) -> Identity:
@@ -174,10 +177,8 @@ def read(path: Path, identity: Identity) -> Found:
     """Read the record in `path`, which counts if it is about `identity`."""
     try:
         record = _from_json(json.loads(path.read_text()))
-    except FileNotFoundError:
-        return _no_record(path, identity.gpu)
     except OSError as error:
-        return Found(path, identity.gpu, problem=f"the record {path} cannot be read ({error.strerror})")
+        return _unreadable(path, identity.gpu, error)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         why = f"{type(error).__name__}: {error}"
         return Found(path, identity.gpu, problem=f"the record {path} is damaged ({why})")
@@ -193,8 +194,10 @@ def read(path: Path, identity: Identity) -> Found:
     return Found(path, here.gpu, problem=problem)
 
 
-def _no_record(path: Path, gpu: str) -> Found:
-    return Found(path, gpu, problem=f"there is no record of this {gpu} ({path})")
+def _unreadable(path: Path, gpu: str, error: OSError) -> Found:
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
+        return Found(path, gpu, problem=f"there is no record of this {gpu} ({path})")
+    return Found(path, gpu, problem=f"the record {path} cannot be read ({error.strerror})")
 
 
 def add(identity: Identity, kernels: Mapping[str, Verified]) -> Record:

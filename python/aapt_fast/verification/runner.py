@@ -73,7 +73,7 @@ def verify(
     require(not unknown and bool(names), "kernels", f"some of {', '.join(KERNELS)}", ", ".join(unknown) or "none")
     timed = timed_shapes(shapes)
     expected = "a GPU, on which the kernels are to run, and a torch with CUDA"
-    require(torch.cuda.is_available(), "verify", expected, "none")
+    require(torch.cuda.is_available(), "this machine", expected, "none")
     device = torch.device("cuda", torch.cuda.current_device())
     cannot_run = _obstacles(device)
     refused = [name for name in names if name in cannot_run]
