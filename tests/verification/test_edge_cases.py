@@ -68,7 +68,7 @@ def test_entries_that_must_not_be_read_are_absurd_and_other_slots_are_nan() -> N
         assert pages[~readable].isnan().all() and pages[readable].isfinite().all()
 
 
-def test_a_write_to_a_slot_that_is_nobodys_is_found() -> None:
+def test_a_write_to_a_slot_of_no_token_is_found() -> None:
     case = next(case for case in edge_cases("kv_write") if case.name == "65 tokens")
     with use_kernels("none"):
         queries, k_pages, v_pages = case.call()

@@ -51,9 +51,9 @@ def test_a_whole_run_keeps_faults_in_their_processes(planted, cache):
 def test_a_kernel_that_hangs_is_ended_by_its_limit(planted):
     sleepy = "def philox_normal_portable(*arguments): time.sleep(600)"
     job = Job(NOISE, "cpu", TINY["philox_normal"], str(planted(sleepy)), compiled=False)
-    for limit_s in (8, 40):
+    for limit_s in (10, 60):
         finding = in_own_process(job, limit_s)
-        if "the start of its process" not in finding.fault:  # which takes longer than 8 s on a busy machine
+        if "the start of its process" not in finding.fault:  # which may take longer on a busy machine
             break
     assert finding.fault == f"it did not end within {limit_s} s, in {NOISE}, torch.float32: 1x1x1 numbers"
     assert "philox_normal_portable" in finding.details
@@ -68,7 +68,7 @@ def test_the_clock_decides_which_right_kernel_is_on(times_of_kernel, on, module_
 
     report = run(place, [CLEAN, NOISE], TINY, examine=here)
     assert report.passed and report.on() == ([CLEAN, NOISE] if on else [])
-    assert set(report.off()) == (set() if on else {CLEAN, NOISE})
+    assert set(report.off()) == set(KERNELS) - set(report.on())
     assert found().record == report.record
 
 

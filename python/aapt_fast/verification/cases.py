@@ -47,7 +47,7 @@ def attention_case(shape: Shape, setting: Setting) -> Case:
     """Attention of one frame's tokens over a paged window; shape: query tokens, keys, heads, head width.
 
     Keys and values lie as the cache keeps them: every frame starts on a page, pages lie anywhere in the pool. Baselines
-    get plain contiguous tensors, or gather them from the pages first, as anyone without a kernel has to.
+    get plain contiguous tensors, or gather them from the pages first, as torch code has to.
     """
     tokens, keys, heads, width = shape
     flops = 4.0 * tokens * keys * heads * width

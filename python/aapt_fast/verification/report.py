@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from aapt_fast.ops import KERNELS
 from aapt_fast.ops.record import Record
 from aapt_fast.verification.one_kernel import Finding
 
@@ -33,13 +34,13 @@ class Report:
 
     def on(self) -> list[str]:
         """The kernels that run by themselves from now on; of one op the fastest first."""
-        known = [name for name in self.record.kernels if self.record.obstacle(name) is None]
-        return sorted(known, key=lambda name: (name.partition("/")[0], -self.record.speed(name)))
+        on = [name for name in KERNELS if name not in self.off()]
+        return sorted(on, key=lambda name: (KERNELS[name].op, -self.record.speed(name)))
 
     def off(self) -> dict[str, str]:
         """The kernels that do not, with the reason."""
-        reasons = {name: self.record.obstacle(name) for name in self.record.kernels}
-        return {**{name: why for name, why in reasons.items() if why is not None}, **self.cannot_run}
+        reasons = {name: self.cannot_run.get(name) or self.record.obstacle(name) for name in KERNELS}
+        return {name: why for name, why in reasons.items() if why is not None}
 
     def table(self) -> str:
         """A line per kernel and shape."""

@@ -12,7 +12,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -81,7 +81,7 @@ def verify(
         raise ValueError(f"kernels: expected kernels that can run here, got {refused[0]}: {cannot_run[refused[0]]}")
     identity = record.identity_of(device, extension())
     report = run(Place(str(device), identity), [name for name in names if name not in refused], timed, tell=tell)
-    return Report(report.findings, report.record, report.path, cannot_run)
+    return replace(report, cannot_run=cannot_run)
 
 
 def _obstacles(device: torch.device) -> dict[str, str]:
