@@ -26,7 +26,8 @@ from pathlib import Path
 
 from aapt_fast.profiling.document import Document, commit
 from aapt_fast.verification.cases import SUITES
-from bench.harness.processes import WRONG_KERNEL, Counts, Outcome, counted, end_all, run_limited
+from aapt_fast.verification.processes import Outcome, end_all, run_limited
+from bench.harness.processes import WRONG_KERNEL, Counts, counted
 from bench.harness.program import ROOT
 
 TOTAL_S, QUICK_TOTAL_S = 525, 225

@@ -108,6 +108,27 @@ def add_doctor(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="one JSON document instead of text")
 
 
+def add_verify(parser: argparse.ArgumentParser) -> None:
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.description = """Try the kernels on this GPU, time them against torch, remember the right and fast ones.
+
+Every kernel runs in a process of its own with a time limit. From then on a kernel runs by itself on this GPU if its
+results are right and it is at least as fast as torch. AAPT_KERNELS still chooses otherwise.
+
+Exit status: 0 every kernel that was tried is right, 1 one is not, 2 a mistake in the arguments, or no GPU."""
+    parser.add_argument(
+        "--kernels", metavar="NAMES", help="with commas between them (default: all that this GPU can run)"
+    )
+    parser.add_argument(
+        "--shapes",
+        choices=PRESETS,
+        help="preset at whose shapes the kernels are timed (default: shapes of several models)",
+    )
+    parser.add_argument(
+        "--json", type=Path, metavar="F", help="file for everything that a maintainer needs: machine, build, findings"
+    )
+
+
 def add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "recipe",
@@ -237,6 +258,7 @@ def add_convert(parser: argparse.ArgumentParser) -> None:
 COMMANDS: dict[str, tuple[str, Options]] = {
     "generate": ("Stream a video from a first image and a motion, one latent frame at a time.", add_generate),
     "doctor": ("Say whether this machine is ready, what is installed and which kernels are on.", add_doctor),
+    "verify": ("Try the kernels on this GPU, and remember which ones are right and fast.", add_verify),
     "train": ("Train a model by one of the recipes; a stopped run resumes.", add_train),
     "evaluate": ("Measure models against the exact truth: drift, control, sharpness, latency.", add_evaluate),
     "bench": ("Measure one latent frame of a preset on this machine, stage by stage, against a target.", add_bench),

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from aapt_fast.atomic import replacing
 from aapt_fast.errors import CheckpointError
-from aapt_fast.models.files.atomic import replacing
 from aapt_fast.models.files.read import fill
 
 

@@ -26,10 +26,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from aapt_fast.atomic import replacing
 from aapt_fast.errors import require, require_type
 from aapt_fast.models.aapt.convert import bidirectional, to_autoregressive
 from aapt_fast.models.aapt.generator import Generator
-from aapt_fast.models.files.atomic import replacing
 from aapt_fast.models.stream_model import StreamModel
 from aapt_fast.models.vae.mini import MiniVAE
 from aapt_fast.progress import progress, say

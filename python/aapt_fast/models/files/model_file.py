@@ -16,12 +16,12 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from aapt_fast.atomic import replacing
 from aapt_fast.errors import CheckpointError, require, require_type
 from aapt_fast.limits import require_writable
 from aapt_fast.media.pictures import read_picture
 from aapt_fast.models.aapt.config import GeneratorConfig
 from aapt_fast.models.aapt.generator import Generator
-from aapt_fast.models.files.atomic import replacing
 from aapt_fast.models.files.find import model_path, require_path
 from aapt_fast.models.files.gallery import read_gallery
 from aapt_fast.models.files.placement import DTYPES, WAN_DTYPES, require_usable_dtype
