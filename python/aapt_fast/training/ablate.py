@@ -112,7 +112,8 @@ def run_row(row: Row, seed: int, out: Path, streams: int = 256) -> dict[str, Coi
         return {"hit": result.hit, "off_blob_8": result.off_blob[8]}
 
     teacher = stage("diffusion", [row.diffusion], lambda to, c: train_diffusion(to, c, clips, WEIGHTS, watch), 1, 4, 8)
-    student, before = teacher, [row.diffusion]
+    student = teacher
+    before: list[Any] = [row.diffusion]
     if row.consistency is not None:
         before.append(row.consistency)
         student = stage(
