@@ -24,7 +24,7 @@ export AAPT_CUDA CUTLASS_DIR
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test emulated stubs lint bench wheel train-person clean FORCE
+.PHONY: help demo test emulated stubs lint bench wheel train-person train-coin clean FORCE
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -59,7 +59,10 @@ wheel: $(TOOLS) ## build a wheel in dist/
 	  $(if $(filter OFF,$(AAPT_CUDA)),--config-settings=wheel.build-tag=0cpu) .
 
 train-person: $(VENV)/.installed-video ## train a person model from nothing to one evaluation per frame, in runs/person
-	$(BIN)/python -m aapt_fast.cli train person --out runs/person
+	$(BIN)/python -m aapt_fast train person --out runs/person
+
+train-coin: $(VENV)/.installed-video ## train on the world with a known answer, in runs/coin
+	$(BIN)/python -m aapt_fast.training.ablate recipe --seeds 1
 
 clean: ## remove what was built; .venv keeps its packages
 	rm -rf build dist .pytest_cache .ruff_cache .mypy_cache .benchmarks

@@ -58,7 +58,7 @@ def video_fps(way: str, frames: int) -> float:
         command = [
             sys.executable,
             "-m",
-            "aapt_fast.cli",
+            "aapt_fast",
             "generate",
             "--quiet",
             "--frames",
@@ -100,7 +100,7 @@ def help_seconds(repetitions: int = 5) -> float:
     times = []
     for _ in range(repetitions):
         start = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "aapt_fast.cli", "--help"], check=True, capture_output=True)
+        subprocess.run([sys.executable, "-m", "aapt_fast", "--help"], check=True, capture_output=True)
         times.append(time.perf_counter() - start)
     return statistics.median(times)
 

@@ -22,7 +22,8 @@ from typing import Any
 import pytest
 import torch
 
-from aapt_fast.profiling.document import DTYPE_NAMES, Document, result
+from aapt_fast.profiling.document import Document, result
+from aapt_fast.profiling.interleaved import Call, Clock, captured, clock_for, time_interleaved
 from aapt_fast.profiling.timing import Sample
 from aapt_fast.testing import targets
 from aapt_fast.verification.case import Case, Setting, check
@@ -31,7 +32,6 @@ from bench.harness import ceilings
 from bench.harness.ceilings import Ceilings
 from bench.harness.processes import WRONG_KERNEL
 from bench.harness.program import current_device, finish, open_document, parser
-from bench.harness.timing import Call, Clock, captured, clock_for, time_interleaved
 
 GRAPH = "CUDA graph"
 
@@ -48,7 +48,7 @@ class Timing:
 
 def case_name(case: Case) -> str:
     """Name it like kernel/paged_attention/1196x35880x24x128/bf16."""
-    return f"kernel/{case.op}/{'x'.join(map(str, case.shape))}/{DTYPE_NAMES[case.dtype]}"
+    return f"kernel/{case.op}/{case.label}"
 
 
 def run(case: Case, document: Document, best: Ceilings | None, timing: Timing) -> list[str]:

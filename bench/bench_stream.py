@@ -81,7 +81,7 @@ def measure(dtype: str, steps: int) -> list[dict[str, Any]]:
 def first_frame_seconds() -> float:
     """Time a whole `aapt-fast generate --frames 4`, process start and file included."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "aapt_fast.cli", "generate", "--frames", "4", "--out", f"{folder}/x"]
+        command = [sys.executable, "-m", "aapt_fast", "generate", "--frames", "4", "--out", f"{folder}/x"]
         start = time.perf_counter()
         subprocess.run(command, check=True, capture_output=True)
         return time.perf_counter() - start

@@ -26,7 +26,8 @@ from pathlib import Path
 
 from aapt_fast.profiling.document import Document, commit
 from aapt_fast.verification.cases import SUITES
-from bench.harness.processes import WRONG_KERNEL, Counts, Outcome, counted, end_all, run_limited
+from aapt_fast.verification.processes import Outcome, end_all, run_limited
+from bench.harness.processes import WRONG_KERNEL, Counts, counted
 from bench.harness.program import ROOT
 
 TOTAL_S, QUICK_TOTAL_S = 525, 225
@@ -98,7 +99,7 @@ def ended(outcome: Outcome) -> tuple[str, str]:
 
 def environment(run: Run, limit_s: float) -> tuple[str, str]:
     """The report of `aapt-fast doctor`."""
-    outcome = run.command([sys.executable, "-m", "aapt_fast.cli", "doctor", "--json"], limit_s)
+    outcome = run.command([sys.executable, "-m", "aapt_fast", "doctor", "--json"], limit_s)
     try:
         report = json.loads(outcome.output.splitlines()[-1])
     except (ValueError, IndexError):

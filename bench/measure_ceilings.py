@@ -26,13 +26,13 @@ from torch import Tensor
 
 from aapt_fast.models.vae.feature_cache import FeatureCache
 from aapt_fast.models.vae.wan import WanVAE, WanVAEConfig
+from aapt_fast.profiling.interleaved import captured, clock_for, time_interleaved
 from aapt_fast.testing import targets
 from aapt_fast.verification.baselines import BACKENDS, attention
 from bench import measure_hardware
 from bench.harness import ceilings
 from bench.harness.predictions import Range, measurement
 from bench.harness.program import current_device, finish, open_document, parser
-from bench.harness.timing import captured, clock_for, time_interleaved
 
 Entries = Iterator[dict[str, Any]]
 Failed = Callable[[str, str, object], None]

@@ -25,24 +25,28 @@ MAX_ENVIRONMENT_VARIABLES = 6
 # `testing` is in no list but its own: only tests/ and bench/ use it. The compiled module `_C` belongs to ops.
 ARROWS = {
     "errors": set(),
+    "atomic": set(),  # files that appear whole or not at all
     "limits": {"errors"},  # memory and disk
+    "not_copied": set(),  # refuses copy and pickle
     "progress": set(),  # bars and messages on stderr
-    "ops": {"errors", "_C"},
+    "ops": {"errors", "atomic", "_C"},
     "media": {"errors", "limits"},  # pictures and videos in files
-    "models": {"errors", "ops", "media", "worlds"},
-    "streaming": {"errors", "limits", "ops", "models", "worlds"},
-    "training": {"errors", "limits", "progress", "ops", "models", "streaming", "worlds"},
+    "models": {"errors", "atomic", "limits", "ops", "media", "worlds"},
+    "streaming": {"errors", "limits", "not_copied", "ops", "models", "worlds"},
+    "training": {"errors", "atomic", "limits", "progress", "ops", "models", "streaming", "worlds"},
     "integrations": {"errors", "ops", "models", "streaming"},
     "compat": {"errors", "ops", "models", "streaming"},
-    "worlds": {"errors"},
-    "verification": {"errors", "ops", "models", "streaming"},  # holds kernels against torch
-    "profiling": {"errors", "ops", "models", "streaming"},  # measures them; `aapt-fast bench` and bench/ share it
+    "worlds": {"errors", "not_copied"},
+    "verification": {"errors", "limits", "ops", "models", "streaming", "profiling"},  # holds kernels against torch
+    # measures them; `aapt-fast bench` and bench/ share it
+    "profiling": {"errors", "atomic", "ops", "models", "streaming"},
 }
 LIBRARY = set(ARROWS)
 MAY_IMPORT = {
     **ARROWS,
     "__init__": LIBRARY,
     "cli": LIBRARY | {"__init__"},
+    "__main__": {"cli"},
     "testing": LIBRARY | {"__init__"},
 }
 DOCUMENTED_ROOMS = {"ops", "models", "streaming", "worlds", "media"}

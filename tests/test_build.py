@@ -71,7 +71,7 @@ def test_device_count_without_a_visible_device():
 def test_no_kernel_is_on_without_a_visible_device():
     hidden = {name: value for name, value in os.environ.items() if name != "AAPT_KERNELS"}
     hidden["CUDA_VISIBLE_DEVICES"] = ""
-    command = [sys.executable, "-m", "aapt_fast.cli", "doctor", "--json"]
+    command = [sys.executable, "-m", "aapt_fast", "doctor", "--json"]
     result = subprocess.run(command, capture_output=True, text=True, env=hidden)
     assert result.returncode == 0, result.stderr
     kernels = json.loads(result.stdout)["kernels"]

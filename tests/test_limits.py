@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from aapt_fast import limits
-from aapt_fast.limits import available_memory, in_gb, require_disk, require_folder, require_memory
+from aapt_fast.limits import available_memory, in_gb, require_disk, require_folder, require_memory, require_writable
 
 GIB = 2**30
 
@@ -64,7 +64,7 @@ def test_disk_that_is_not_free_is_refused(tmp_path: Path) -> None:
     assert not path.parent.parent.exists()
 
 
-def test_a_folder_may_be_new_but_not_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_may_be_new_but_not_a_file(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "a" / "b"):
         require_folder("--out", path)
     file = tmp_path / "x.mp4"
@@ -72,11 +72,23 @@ def test_a_folder_may_be_new_but_not_a_file(tmp_path: Path, monkeypatch: pytest.
     for path in (file, file / "inside"):
         with pytest.raises(ValueError, match=rf"^--out: expected a folder, .* got {path}, where {file} is a file$"):
             require_folder("--out", path)
-    monkeypatch.setattr(limits.os, "access", lambda *_: False)
-    with pytest.raises(
-        ValueError, match=rf"^--out: expected a folder that can be written to, got {tmp_path / 'new'} in"
-    ):
-        require_folder("--out", tmp_path / "new")
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="a folder that nobody can write to")
+def test_a_folder_in_which_no_file_can_be_made_is_named(tmp_path: Path) -> None:
+    """The superuser may write everywhere by right, and still not in /proc."""
+    for check in (require_writable, lambda argument, folder: require_folder(argument, folder / "new")):
+        with pytest.raises(OSError, match=r"^--out: expected a folder that can be written to, got /proc: no file can"):
+            check("--out", Path("/proc"))
+    require_writable("--out", tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_is_missing_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for name, why in (("nowhere", "which does not exist"), ("file", "which is a file")):
+        with pytest.raises(OSError, match=rf"^--sheet: expected a folder that exists, got {tmp_path / name}, {why}$"):
+            require_writable("--sheet", tmp_path / name)
 
 
 def test_sizes_are_in_gigabytes() -> None:

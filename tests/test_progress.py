@@ -42,6 +42,19 @@ def test_a_file_gets_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch, capsys
     assert 5 < len([line for line in lines if line.startswith("stage 1 of 3: diffusion")]) < 60
 
 
+def test_the_first_line_in_a_file_comes_before_the_first_minute(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("tqdm.std.time", lambda: clock[0])
+    with progress(100, "stream", "step") as bar:
+        shown = []
+        for clock[0] in (9.0, 11.0, 30.0, 70.0, 72.0):
+            bar.update()
+            shown.append(capsys.readouterr().err.count("stream"))
+    assert shown == [0, 1, 0, 0, 1]
+
+
 def test_quiet_writes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", Terminal())
     run(quiet=True)

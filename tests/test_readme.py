@@ -65,6 +65,12 @@ def test_commands_exist():
     assert commands and commands <= set(COMMANDS)
 
 
+def test_the_torch_that_it_installs_is_the_pinned_one():
+    """With another version, `make` would install torch once more, from PyPI and with CUDA."""
+    (version,) = re.findall(r"pip install torch==(\S+)\s+--index-url", README)
+    assert f"torch=={version}" in (ROOT / "constraints.txt").read_text().splitlines()
+
+
 def test_make_targets_exist():
     makefile = (ROOT / "Makefile").read_text()
     targets = set(re.findall(r"\bmake ([a-z-]+)", re.sub(r"```py.*?```", "", README, flags=re.DOTALL)))

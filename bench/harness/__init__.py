@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Shared parts of the scripts in bench/: the command line, timers, ceilings, processes with a time limit."""
+"""Shared parts of the scripts in bench/: the command line, times of streams, ceilings, counts of tests."""

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 import torch
 
 from aapt_fast.profiling.document import Document
-from bench.harness.timing import clock_for, time_interleaved
+from aapt_fast.profiling.interleaved import clock_for, time_interleaved
 
 
 @dataclass(frozen=True)

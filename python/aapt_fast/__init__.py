@@ -40,6 +40,7 @@ Models of other packages
 
 Kernels
     use_kernels         chooses compiled kernels for a with block, as AAPT_KERNELS does for a process
+    verify              tries the kernels on this GPU and records which ones are right and fast
 
 Errors
     CheckpointError     a file of weights that is damaged or does not fit
@@ -82,6 +83,7 @@ if TYPE_CHECKING:
     from aapt_fast.streaming.downloads import FrameDownloader as FrameDownloader
     from aapt_fast.streaming.pages import PagePool as PagePool
     from aapt_fast.streaming.session import StreamSession as StreamSession
+    from aapt_fast.verification.runner import verify as verify
     from aapt_fast.worlds import list_motions as list_motions
     from aapt_fast.worlds.world import FirstFrame as FirstFrame
 
@@ -113,6 +115,7 @@ _MODULES = {
     "save_video": "aapt_fast.media.video_writer",
     "unpatch": "aapt_fast.integrations.patch",
     "use_kernels": "aapt_fast.ops.kernels",
+    "verify": "aapt_fast.verification.runner",
 }
 __all__ = ["__version__", *_MODULES]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from decimal import Decimal
 from pathlib import Path
 
@@ -36,10 +37,23 @@ def require_disk(argument: str, path: Path, needed: int) -> None:
 
 
 def require_folder(argument: str, path: Path) -> None:
-    """Raise ValueError unless `path` is a folder that can be written to, or can become one."""
+    """Raise ValueError unless `path` is a folder or can become one, OSError unless files can be made in it."""
     place = _there(path)
     require(place.is_dir(), argument, "a folder, which may be new", f"{path}, where {place} is a file")
-    require(os.access(place, os.W_OK), argument, "a folder that can be written to", f"{path} in {place}, which cannot")
+    require_writable(argument, place)
+
+
+def require_writable(argument: str, folder: Path) -> None:
+    """Raise OSError unless `folder` exists and files can be made in it; a file without a name is made to find out."""
+    if not folder.is_dir():
+        why = "which is a file" if folder.exists() else "which does not exist"
+        raise OSError(f"{argument}: expected a folder that exists, got {folder}, {why}")
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return
+    except OSError as error:  # rights say nothing about a read-only disk, nor about the superuser in /proc
+        reason = "no file can be made in it" if isinstance(error, FileNotFoundError) else error.strerror
+        raise OSError(f"{argument}: expected a folder that can be written to, got {folder}: {reason}") from error
 
 
 def in_gb(count: int) -> str:

@@ -10,19 +10,21 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
-LOG_SECONDS = 60.0  # between two lines of a bar in a file
+FIRST_LOG_SECONDS = 10.0  # before the first line of a bar in a file
+LOG_SECONDS = 60.0  # between two lines
 
 
 def progress(total: int, name: str, unit: str, *, done: int = 0, quiet: bool = False) -> Any:
     """Make a bar of tqdm, a context manager with `update`: `name`, then `total` of `unit`, `done` of them before.
 
-    On a terminal it moves in place. Where stderr is a file it writes a line per minute, and none in the first minute.
-    With `quiet` it writes nothing.
+    On a terminal it moves in place. Where stderr is a file it writes a line after ten seconds, then one per minute, and
+    none if all is done before. With `quiet` it writes nothing.
     """
-    in_place = sys.stderr.isatty()
-    pace = {"mininterval": 0.5} if in_place else dict.fromkeys(("mininterval", "maxinterval", "delay"), LOG_SECONDS)
-    file = sys.stderr if in_place else _Lines(sys.stderr)
-    return tqdm(total=total, initial=done, desc=name, unit=unit, file=file, disable=quiet, dynamic_ncols=True, **pace)
+    options = {"total": total, "initial": done, "desc": name, "unit": unit, "disable": quiet, "dynamic_ncols": True}
+    if sys.stderr.isatty():
+        return tqdm(file=sys.stderr, mininterval=0.5, **options)
+    first = FIRST_LOG_SECONDS
+    return _LogBar(file=_Lines(sys.stderr), miniters=1, mininterval=first, delay=first, **options)
 
 
 def say(text: str) -> None:
@@ -33,6 +35,14 @@ def say(text: str) -> None:
 def without_messages(quiet: bool) -> AbstractContextManager[object]:
     """Context in which bars and messages go nowhere, if `quiet`; an error that leaves it is reported as ever."""
     return redirect_stderr(StringIO()) if quiet else nullcontext()
+
+
+class _LogBar(tqdm):  # type: ignore[type-arg]
+    """A bar that takes its time after its first line."""
+
+    def display(self, *arguments: Any, **options: Any) -> None:
+        super().display(*arguments, **options)
+        self.mininterval = LOG_SECONDS
 
 
 class _Lines:

@@ -13,12 +13,13 @@ import pytest
 import torch
 from bench import gpu_check
 from bench.gpu_check import BUILD_S, STAGES, Run, Stage, run_stages
-from bench.harness.processes import WRONG_KERNEL, Outcome
+from bench.harness.processes import WRONG_KERNEL
 from bench.harness.program import ROOT
 
 from aapt_fast.profiling.document import Document
 from aapt_fast.testing.documents import problems
 from aapt_fast.verification.cases import SUITES
+from aapt_fast.verification.processes import Outcome
 
 OPS = list(SUITES)
 WITHOUT_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")

@@ -7,9 +7,9 @@ import pytest
 import torch
 from bench.bench_kernels import Timing, results, run
 from bench.harness.ceilings import Ceilings
-from bench.harness.timing import WallClock
 
 from aapt_fast.profiling.document import Document
+from aapt_fast.profiling.interleaved import WallClock
 from aapt_fast.profiling.timing import Sample
 from aapt_fast.testing.documents import problems
 from aapt_fast.verification.case import Case, Setting

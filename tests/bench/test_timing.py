@@ -6,8 +6,8 @@ import types
 import pytest
 import torch
 from bench.harness.ceilings import Ceilings, measure
-from bench.harness.timing import FEWEST_REPETITIONS, EventClock, WallClock, time_interleaved
 
+from aapt_fast.profiling.interleaved import FEWEST_REPETITIONS, EventClock, WallClock, time_interleaved
 from aapt_fast.profiling.timing import Sample
 from aapt_fast.streaming.latency import percentile
 

@@ -27,7 +27,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, dict,
 
 
 def test_a_target_that_is_met(capsys, tmp_path: Path):
-    path = tmp_path / "folder" / "frame.json"
+    path = tmp_path / "frame.json"
     status, document, above = run(capsys, *NANO, "--target", "1000", "--json", str(path))
     assert status == 0 and "target 1e+06 ms met" in above
     assert json.loads(path.read_text()) == document and problems(document) == []
@@ -132,13 +132,15 @@ def test_running_out_of_memory_in_the_middle_is_no_crash(capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--resolution", "40x32"), "resolution width: expected a positive multiple of 16"),
-        (("--resolution", "736"), "resolution: expected WIDTHxHEIGHT like 736x416, got 736"),
-        (("--cuda-graph",), "cuda-graph: expected left out: steps on a cpu are not recorded, got --cuda-graph"),
-        (("--target", "0"), "target: expected a positive number of seconds, got 0.0"),
-        (("--steps", "4"), "steps: expected at least 5, got 4"),
-        (("--token-dtype", "bfloat16"), "token-dtype: expected float32 or the dtype of the weights"),
-        (("--preset", "nope"), "preset: expected"),
+        (("--resolution", "40x32"), "--resolution width: expected a positive multiple of 16"),
+        (("--resolution", "736"), "--resolution: expected WIDTHxHEIGHT like 736x416, got 736"),
+        (("--cuda-graph",), "--cuda-graph: expected a GPU: steps on a cpu are not recorded, got the device cpu"),
+        (("--target", "0"), "--target: expected a positive number of seconds, got 0.0"),
+        (("--steps", "4"), "--steps: expected at least 5, got 4"),
+        (("--token-dtype", "bfloat16"), "--token-dtype: expected float32 or the dtype of the weights"),
+        (("--preset", "nope"), "--preset: expected"),
+        (("--window", "0"), "--window: expected at least 1 past frame, got 0"),
+        (("--limit", "0"), "--limit: expected a positive number of seconds, got 0.0"),
     ],
 )
 def test_mistakes_are_named_and_leave_no_document(capsys, tmp_path, arguments, message):

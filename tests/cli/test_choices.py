@@ -6,15 +6,19 @@ from __future__ import annotations
 from aapt_fast.cli import choices
 from aapt_fast.models.aapt.presets import GENERATORS
 from aapt_fast.models.files.convert import SHARD_BYTES
+from aapt_fast.profiling.frame import FEWEST_STEPS, FRAMES_PER_STEP
+from aapt_fast.training.evaluate import MIRROR_FROM
 from aapt_fast.training.recipes import HELD_OUT, HELD_OUT_SETS, RECIPES
 from aapt_fast.training.stages import STAGES
 from aapt_fast.worlds import WORLDS
+from aapt_fast.worlds.person.skeleton import JOINTS
 from aapt_fast.worlds.world import MEDLEY, PART_FRAMES
 
 
 def test_worlds() -> None:
-    assert tuple(action for world in WORLDS.values() for action in world.actions) == choices.ACTIONS
+    assert WORLDS[choices.WORLD].actions == choices.ACTIONS
     assert (choices.MEDLEY, choices.PART_FRAMES) == (MEDLEY, PART_FRAMES)
+    assert len(JOINTS) == choices.JOINTS
 
 
 def test_models() -> None:
@@ -24,5 +28,12 @@ def test_models() -> None:
 
 def test_training() -> None:
     assert (tuple(RECIPES), STAGES) == (choices.RECIPES, choices.STAGES)
+    assert tuple(name for name, recipe in RECIPES.items() if recipe.start) == choices.STARTED_RECIPES
     assert tuple(HELD_OUT_SETS) == choices.HELD_OUT_SETS
     assert (HELD_OUT.clips, HELD_OUT.frames - 1) == (choices.HELD_OUT_CLIPS, choices.HELD_OUT_FRAMES)
+
+
+def test_measurements() -> None:
+    steps = -(-MIRROR_FROM // FRAMES_PER_STEP)  # the first that reach beyond, with the frame before them
+    assert FRAMES_PER_STEP * (steps - 1) + 1 == choices.LEAST_FRAMES
+    assert choices.FEWEST_STEPS == FEWEST_STEPS

@@ -43,7 +43,7 @@ def test_generate_reports_what_it_did(model: Path, tmp_path: Path, capsys: pytes
     assert set(report["step_ms"]) == {"p50", "p95", "p99"} and report["fps"] > 0 and report["first_frame_s"] > 0
     assert "paged_attention" in report["what_ran"] and report["model"] == "nano"
     with Image.open(sheet) as picture:
-        assert picture.size == (2 * 12 * 32, 2 * 3 * 32)  # skeleton, truth, video
+        assert picture.size == (2 * 8 * 32, 2 * 3 * 32)  # skeleton, truth, video
 
 
 def test_frames_round_up_to_steps_and_seeds_reproduce(model: Path, tmp_path: Path) -> None:
@@ -83,7 +83,17 @@ def test_a_picture_of_another_size(model: Path, tmp_path: Path, capsys: pytest.C
     Image.new("RGB", (64, 48)).save(tmp_path / "photo.jpg")
     assert generate(model, tmp_path / "x.gif", "--image", str(tmp_path / "photo.jpg")) == 0
     said = "--image: 64 x 48 cropped to the middle 48 x 48 and resized to 32 x 32"
-    assert said in capsys.readouterr().err.splitlines()
+    lines = capsys.readouterr().err.splitlines()
+    assert said in lines and generating.UNKNOWN_POSE in lines
+
+
+def test_a_copy_of_a_gallery_picture_is_recognised(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert generate(model, tmp_path / "x.gif", "--image", str(model.with_name("00.png"))) == 0
+    said = capsys.readouterr().err
+    assert "--image: a copy of number 0 in the gallery; with --image 0 the motion begins in its pose" in said
+    assert generating.UNKNOWN_POSE not in said
 
 
 def test_a_picture_and_poses_from_elsewhere_are_commented_on(
@@ -98,6 +108,7 @@ def test_a_picture_and_poses_from_elsewhere_are_commented_on(
         said = capsys.readouterr().err
         assert f"--image: the picture is unlike those that {model} was trained on" in said
         assert ("for others there is --model mini-anyone" in said) is named
+        assert generating.UNKNOWN_POSE not in said
         assert "--controls: 4 of 4 poses have longer bones than a body of this world" in said
 
 
@@ -131,7 +142,7 @@ BAD = {
     "motion": (["--motion", "fly"], "| bow | medley, or a script like walk:48,wave:72, got fly"),
     "script": (
         ["--motion", "walk:x"],
-        "motion: expected a number of video frames from 1 to 999999999 after walk:, got x",
+        "--motion: expected a number of video frames from 1 to 999999999 after walk:, got x",
     ),
     "comma": (["--motion", "walk:4,"], "--motion: expected a motion before and after every comma, got 'walk:4,'"),
     "no motion": (["--motion", ""], "--motion: expected idle | walk"),
@@ -154,14 +165,17 @@ BAD = {
     "huge number": (["--image", "9" * 5000], "--image: expected a gallery number 0..0 or a picture file, got 999"),
     "negative number": (["--image", "-1"], "--image: expected a gallery number 0..0 or a picture file, got -1"),
     "superscript": (["--image", "²"], "--image: expected a gallery number 0..0 or a picture file, got ²"),
-    "empty picture": (["--image", ""], "--image: expected a gallery number 0..0 or a picture file, got nothing"),
+    "empty picture": (["--image", ""], "--image: expected a gallery number 0..0 or a picture file, got an empty text"),
     "missing picture": (["--image", "no.png"], "or a picture file, got no.png, which does not exist"),
     "folder as picture": (["--image", "."], "or a picture file, got the folder ."),
     "half a picture": (["--image", "HALF"], "--image: expected an undamaged, readable picture, got half.png: "),
     "not a picture": (["--image", "TEXT"], "or a picture file, got text.txt, which is no picture"),
-    "nan control": (["--controls", "NAN"], "--controls: expected finite values, got nan or inf"),
-    "control shape": (["--controls", "FLAT"], "--controls: expected shape [frames, joints, 3], got [4, 3]"),
-    "control joints": (["--controls", "FEW"], "--controls: expected shape [frames, 19, 3], got [8, 5, 3]"),
+    "nan control": (["--controls", "NAN"], "finite numbers of shape [frames, 19, 3], got nan.npy with nan or inf"),
+    "control shape": (
+        ["--controls", "FLAT"],
+        "finite numbers of shape [frames, 19, 3], got flat.npy with shape [4, 3]",
+    ),
+    "control joints": (["--controls", "FEW"], "--controls: expected shape [frames, 19, 3], got shape [8, 5, 3]"),
     "control file": (["--controls", "TEXT"], "--controls: expected a .npy or .json file"),
     "pixels": (
         ["--controls", "PIXELS"],
@@ -173,18 +187,24 @@ BAD = {
     ),
     "no numbers": (
         ["--controls", "EMPTY"],
-        "--controls: expected numbers [frames, joints, 3] in empty.npy, got No data",
+        "[frames, 19, 3], got empty.npy, which is not written by numpy.save",
     ),
     "two sources": (["--controls", "NAN", "--motion", "walk"], "either --motion or --controls"),
-    "suffix": (["--out", "x.avi"], "out: expected a name ending in .mp4 or .gif"),
-    "folder": (["--out", "/no/such/place/x.gif"], "out: expected a folder that exists, got /no/such/place"),
+    "suffix": (["--out", "x.avi"], "--out: expected a name ending in .mp4 or .gif"),
+    "folder": (["--out", "/no/such/place/x.gif"], "--out: expected a folder that exists, got /no/such/place"),
     "sheet's ending": (
         ["--sheet", "x.txt"],
         "--sheet: expected a name ending in .png, .jpg, .jpeg or .webp, got x.txt",
     ),
-    "sheet's folder": (["--sheet", "/no/such/place/x.png"], "--sheet: expected a writable folder"),
-    "model": (["--model", "nothing"], "path: expected a bundled model"),
-    "no model": (["--model", "text.txt"], "text.txt: expected a model, got text beginning with 'words'"),
+    "sheet's folder": (
+        ["--sheet", "/no/such/place/x.png"],
+        "--sheet: expected a folder that exists, got /no/such/place, which does not exist",
+    ),
+    "model": (["--model", "nothing"], "--model: expected a bundled model"),
+    "no model": (
+        ["--model", "text.txt"],
+        "text.txt: expected a model of this package, as train's stage export writes it, got text beginning",
+    ),
 }
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from pathlib import Path
 
@@ -47,14 +48,20 @@ def test_verification_can_be_left_out(source, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "width 48, got 128; give the number of heads, as config="),
-        (("--config", "{heads"), "config: expected JSON"),
-        (("--config", "nowhere.json"), "config: nowhere.json: expected JSON, got [Errno 2]"),
-        (("--config", "."), "config: .: expected JSON, got [Errno 21]"),
-        (("--config", sys.executable), "expected JSON, got 'utf-8' codec can't decode"),
-        (("--config", '{"horns": 2}'), "config: expected names out of"),
-        (("--config", '{"heads": 3}', "--shard-size", "-1"), "shard-size: expected a positive number of GiB, got -1"),
-        (("--config", '{"heads": 3}', "--shard-size", "nan"), "shard-size: expected a positive number of GiB, got nan"),
+        ((), "give the number of heads, as --config '{\"num_heads\": 12}'"),
+        (
+            ("--config", "{heads"),
+            "--config: expected a JSON object or a file with one, got this text, which is no JSON",
+        ),
+        (("--config", "nowhere.json"), "got nowhere.json, which does not exist"),
+        (("--config", "."), "got the file ., which cannot be read: Is a directory"),
+        (("--config", sys.executable), "which is no JSON: 'utf-8' codec can't decode"),
+        (("--config", '{"horns": 2}'), "--config: expected names out of"),
+        (("--config", '{"heads": 3}', "--shard-size", "-1"), "--shard-size: expected a positive number of GiB, got -1"),
+        (
+            ("--config", '{"heads": 3}', "--shard-size", "nan"),
+            "--shard-size: expected a positive number of GiB, got nan",
+        ),
     ],
 )
 def test_mistakes_are_one_line(source, tmp_path, capsys, arguments, message):
@@ -71,3 +78,13 @@ def test_files_that_are_no_weights(tmp_path, capsys, content):
     assert "bad.pt: expected" in capsys.readouterr().err
     assert convert(tmp_path / "nothing", tmp_path / "out") == 2
     assert "got nothing there" in capsys.readouterr().err
+
+
+def test_a_stopped_conversion_leaves_no_hidden_folder(source, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(
+        "aapt_fast.models.files.convert.write_shards", lambda *_, **__: signal.raise_signal(signal.SIGTERM)
+    )
+    before = sorted(tmp_path.iterdir())
+    assert convert(source, tmp_path / "out", "--config", '{"heads": 3}') == 130
+    assert capsys.readouterr().err == "aapt-fast convert: stopped by SIGTERM; no file was written\n"
+    assert sorted(tmp_path.iterdir()) == before

@@ -4,14 +4,28 @@
 from __future__ import annotations
 
 import os
+import types
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from aapt_fast.cli.doctor import in_words, verdict
+from aapt_fast.cli import doctor
+from aapt_fast.cli.doctor import in_words, record_in_words, verdict
+from aapt_fast.ops.kernels import use_kernels
+from aapt_fast.ops.record import Found
 
-CPU = {"ready": True, "device": "CPU", "dtype": "float32", "threads": 2, "video_fps": 98.4, "busy": 0.1, "mp4": True}
+CPU = {
+    "ready": True,
+    "device": "CPU",
+    "dtype": "float32",
+    "threads": 2,
+    "video_fps": 98.4,
+    "busy": 0.1,
+    "mp4": True,
+    "kernels": None,
+}
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="about a machine without a GPU")
@@ -42,4 +56,17 @@ def test_it_says_when_others_use_the_cores() -> None:
 
 def test_it_advises_by_the_device() -> None:
     assert "GOMP_SPINCOUNT=1000" in in_words(CPU)[-1]
-    assert "AAPT_KERNELS=all" in in_words({**CPU, "device": "NVIDIA H200"})[-1]
+    on_a_gpu = {**CPU, "device": "NVIDIA H200", "kernels": "there is no record: `aapt-fast verify` finds out"}
+    assert in_words(on_a_gpu)[-1] == "Kernels: there is no record: `aapt-fast verify` finds out."
+
+
+def test_it_names_the_record_of_a_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    gpu = torch.device("cuda")
+    assert record_in_words(torch.device("cpu")) is None
+    module = types.ModuleType("without_cuda")
+    module.build_info = lambda: {"cuda": False, "emulated": True}  # type: ignore[attr-defined]
+    with use_kernels("auto", extension=module):
+        assert record_in_words(gpu) == "this GPU or this build can run none"
+    found = Found(tmp_path / "x.json", "NVIDIA H200", problem=f"the record {tmp_path / 'x.json'} is damaged")
+    monkeypatch.setattr(doctor, "record_for", lambda device, selected: found)
+    assert record_in_words(gpu).startswith(f"the record {tmp_path / 'x.json'} is damaged: torch's own code runs")

@@ -12,6 +12,8 @@ from PIL import Image
 from aapt_fast.cli.first_picture import fit_picture, read_first_picture
 from aapt_fast.worlds.person.skeleton import ANGLE, JOINT
 
+ENLARGED = "enlarged to 96 x 96, which stays blurred: so few pixels hold no details"
+
 
 def picture(width: int, height: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
@@ -25,7 +27,9 @@ def picture(width: int, height: int) -> np.ndarray:
         ((640, 480), (64, 128), "640 x 480 cropped to the middle 640 x 320 and resized to 128 x 64"),
         ((50, 50), (96, 96), "50 x 50 resized to 96 x 96"),
         ((200, 96), (96, 96), "200 x 96 cropped to the middle 96 x 96"),
-        ((1, 500), (96, 96), "1 x 500 cropped to the middle 1 x 1 and resized to 96 x 96"),
+        ((5, 3), (96, 96), f"5 x 3 cropped to the middle 3 x 3 and {ENLARGED}"),
+        ((1, 500), (96, 96), f"1 x 500 cropped to the middle 1 x 1 and {ENLARGED}"),
+        ((47, 47), (96, 96), f"47 x 47 {ENLARGED}"),
     ],
 )
 def test_another_size_is_cropped_to_the_middle_and_resized(given, size, said, capsys):

@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from aapt_fast import FirstFrame, StreamModel, load_gallery
-from aapt_fast.cli.likeness import unlike_gallery
+from aapt_fast.cli.likeness import number_in_gallery, unlike_gallery
 from aapt_fast.worlds.person.world import PersonWorld
 
 
@@ -45,6 +47,15 @@ def test_pictures_from_elsewhere_are_unlike(name, model, gallery):
 @pytest.mark.parametrize("clip", range(3))
 def test_strangers_of_the_same_world_are_like(clip, model, gallery):
     assert unlike_gallery(PersonWorld().first_frame(777, clip, 96).image, model, gallery) is None
+
+
+def test_copies_of_the_gallery_are_found(gallery):
+    for number, first in enumerate(gallery):
+        file = io.BytesIO()
+        Image.fromarray(first.image).save(file, "JPEG", quality=75)
+        assert number_in_gallery(np.asarray(Image.open(file)), gallery) == number
+        assert number_in_gallery(first.image, gallery[:number]) is None
+    assert number_in_gallery(UNLIKE["noise"], gallery) is None
 
 
 def test_nothing_is_said_without_a_gallery(model):

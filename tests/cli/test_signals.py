@@ -9,9 +9,15 @@ import threading
 
 import pytest
 
-from aapt_fast.cli.signals import SIGNALS, HeldSignals, Stopped
+from aapt_fast.cli.signals import SIGNALS, HeldSignals, Stopped, handlers_restored
 
 KINDS = pytest.mark.parametrize("kind", SIGNALS)
+
+
+@pytest.fixture(autouse=True)
+def restored():
+    with handlers_restored():
+        yield
 
 
 def send(kind: int) -> None:
@@ -49,6 +55,18 @@ def test_more_signals_do_not_disturb_the_end():
             send(signal.SIGHUP)
             ended.append("written")
     assert ended == ["written"]
+
+
+def test_after_a_stop_signals_are_ignored_until_the_handlers_are_restored():
+    before = [signal.getsignal(kind) for kind in SIGNALS]
+    with handlers_restored():
+        outer, inner = HeldSignals(), HeldSignals()
+        with pytest.raises(Stopped, match="SIGTERM"), outer, outer.let_in(), inner, inner.let_in():
+            send(signal.SIGTERM)
+        assert all(signal.getsignal(kind) == signal.SIG_IGN for kind in SIGNALS)
+        with pytest.raises(OSError, match="full"), HeldSignals() as outer, outer.let_in():
+            raise OSError("full")
+    assert [signal.getsignal(kind) for kind in SIGNALS] == before
 
 
 def test_a_signal_that_waits_at_the_end_is_raised_there():

@@ -7,6 +7,7 @@ import argparse
 import errno
 import io
 import os
+import signal
 import subprocess
 import sys
 
@@ -74,7 +75,7 @@ def test_help_tells_every_default(command: str) -> None:
 def test_a_reader_that_goes_away_is_no_error(arguments: list[str], statuses: set[int]) -> None:
     reader, writer = os.pipe()
     os.close(reader)
-    command = [sys.executable, "-m", "aapt_fast.cli", *arguments]
+    command = [sys.executable, "-m", "aapt_fast", *arguments]
     done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True)
     os.close(writer)
     assert done.returncode in statuses and done.stderr == ""
@@ -87,6 +88,42 @@ def test_a_terminal_that_goes_away_changes_no_status(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(sys, "stderr", Gone())
     assert main(["convert", "no-such-model", "--out", "x"]) == 2
+
+
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_before_torch_is_there_ends_the_command(
+    kind: signal.Signals, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = signal.getsignal(kind)
+    monkeypatch.setattr("aapt_fast.cli.check", lambda _: signal.raise_signal(kind))
+    assert main(["doctor"]) == 130
+    assert capsys.readouterr() == ("", f"aapt-fast doctor: stopped by {kind.name}; no file was written\n")
+    assert signal.getsignal(kind) is before
+
+
+SECOND_SIGNALS = """
+import atexit, os, signal, sys, types
+def send(*kinds):
+    for kind in kinds:
+        os.kill(os.getpid(), kind)
+def run(_):
+    try:
+        send(signal.SIGINT)
+    finally:
+        send(signal.SIGTERM, signal.SIGINT)
+        print("finished", file=sys.stderr)
+atexit.register(send, signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.modules["aapt_fast.cli.doctor"] = types.SimpleNamespace(run=run)
+sys.argv[1:] = ["doctor"]
+from aapt_fast.cli import program
+sys.exit(program())
+"""
+
+
+def test_more_signals_change_neither_the_status_nor_the_message() -> None:
+    done = subprocess.run([sys.executable, "-c", SECOND_SIGNALS], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (130, "finished\naapt-fast doctor: stopped by SIGINT\n")
 
 
 SPINS = """

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -14,7 +15,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from aapt_fast.cli import generate as generating
 from aapt_fast.cli import main
+from aapt_fast.cli.contact_sheet import ContactSheet
 from aapt_fast.streaming.session import StreamSession
 
 
@@ -25,7 +28,7 @@ def generate(model: Path, out: Path, *arguments: str) -> int:
 def test_ctrl_c_keeps_the_video_so_far(model: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
-    command = [sys.executable, "-m", "aapt_fast.cli", "generate", "--model", str(model), "--frames", "400000"]
+    command = [sys.executable, "-m", "aapt_fast", "generate", "--model", str(model), "--frames", "400000"]
     process = subprocess.Popen(
         [*command, "--motion", "walk", "--out", str(out / "frames")],
         stderr=subprocess.PIPE,
@@ -79,6 +82,7 @@ def test_a_signal_keeps_the_video_so_far(
     assert generate(model, out / name, "--sheet", str(out / "x.png")) == 130
     printed = capsys.readouterr()
     assert printed.out == "" and f"8 video frames are in {out / name}" in printed.err.splitlines()
+    assert f"the sheet of them is {out / 'x.png'}" in printed.err.splitlines()
     assert sorted(out.iterdir()) == sorted([out / name, out / "x.png"]) and signal.getsignal(kind) is before
 
 
@@ -94,6 +98,26 @@ def test_a_stopped_run_replaces_nothing(
     assert f"8 video frames are in {out / 'x.stopped.gif'}" in capsys.readouterr().err.splitlines()
     assert sorted(path.name for path in out.iterdir()) == ["x.gif", "x.png", "x.stopped.gif", "x.stopped.png"]
     assert (out / "x.gif").read_text() == (out / "x.png").read_text() == "old"
+
+
+def test_two_runs_to_one_new_name_keep_both_results(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+
+    def other() -> None:
+        for name in ("x.gif", "x.png"):
+            (out / name).write_text("of the other run")
+
+    interrupted(monkeypatch, 3, other)
+    assert generate(model, out / "x.gif", "--sheet", str(out / "x.png")) == 0
+    printed = capsys.readouterr()
+    report = json.loads(printed.out)
+    assert (report["out"], report["sheet"]) == (str(out / "x-2.gif"), str(out / "x-2.png"))
+    said = f"--out: another program has made {out / 'x.gif'} meanwhile; the video is in {out / 'x-2.gif'}"
+    assert said in printed.err.splitlines()
+    assert (out / "x.gif").read_text() == (out / "x.png").read_text() == "of the other run"
 
 
 def test_an_ignored_hangup_stays_ignored(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,3 +142,38 @@ def test_an_error_in_the_middle_keeps_the_video_so_far(
     *_, kept, error = capsys.readouterr().err.splitlines()
     assert kept == f"8 video frames are in {tmp_path / 'x'}"
     assert error == "aapt-fast generate: No space left on device"
+
+
+@pytest.mark.parametrize("before_the_stream", [True, False])
+def test_a_stop_before_the_first_frame_says_that_nothing_was_kept(
+    model: Path,
+    tmp_path: Path,
+    before_the_stream: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    if before_the_stream:
+        monkeypatch.setattr(generating, "StreamSession", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
+    else:
+        interrupted(monkeypatch, 1, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    assert generate(model, out / "x.gif", "--sheet", str(out / "x.png")) == 130
+    *_, kept, error = capsys.readouterr().err.splitlines()
+    assert kept == "nothing was kept: no video frame was finished"
+    assert error == "aapt-fast generate: stopped by SIGTERM"
+    assert list(out.iterdir()) == []
+
+
+def test_a_sheet_that_cannot_be_written_does_not_hide_the_stop(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(sheet: ContactSheet) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(ContactSheet, "write_unfinished", full)
+    interrupted(monkeypatch, 3, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    assert generate(model, tmp_path / "x", "--sheet", str(tmp_path / "x.png")) == 130
+    *_, kept, sheet, error = capsys.readouterr().err.splitlines()
+    assert (kept, sheet) == (f"8 video frames are in {tmp_path / 'x'}", "no sheet was written: No space left on device")
+    assert error == "aapt-fast generate: stopped by SIGTERM"

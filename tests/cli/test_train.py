@@ -17,9 +17,9 @@ from aapt_fast.training.run import CHECKPOINT, Stop, TrainingRun, Watch
 def test_start_replaces_what_a_recipe_goes_on_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     begun: list[tuple[Recipe, Path, tuple[str, ...], object]] = []
     monkeypatch.setattr(train, "train", lambda *arguments: begun.append(arguments))
-    assert main(["train", "anyone", "--out", str(tmp_path), "--start", "old.safetensors"]) == 0
+    assert main(["train", "anyone", "--out", str(tmp_path), "--start", "mini-anyone"]) == 0
     assert main(["train", "anyone", "--out", str(tmp_path), "--stage", "codec"]) == 0
-    assert begun[0][0].start == "old.safetensors" and begun[0][0].diffusion == ANYONE.diffusion
+    assert begun[0][0].start == "mini-anyone" and begun[0][0].diffusion == ANYONE.diffusion
     assert begun[1][:3] == (ANYONE, tmp_path, ("codec",))
 
 

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 from bench.gpu_check import kernel_tests
-from bench.harness.processes import counted, run_limited
+from bench.harness.processes import counted
+
+from aapt_fast.verification.processes import run_limited
 
 ROOT = Path(__file__).parents[2]
 LIMIT_S = 200

@@ -13,12 +13,14 @@ from diffusers import AutoencoderKLWan
 from torch import nn
 
 import aapt_fast
+from aapt_fast.integrations import explain as explaining
 from aapt_fast.integrations.report import Finding, PatchReport
 from aapt_fast.integrations.swap import is_swapped
 from aapt_fast.models.aapt.presets import NANO
 from aapt_fast.models.stream_model import StreamModel
 from aapt_fast.models.vae.wan import WanVAE, WanVAEConfig
 from aapt_fast.ops.calls import observe_ops
+from aapt_fast.ops.record import Found
 from aapt_fast.profiling.inputs import random_controls
 from aapt_fast.streaming.session import StreamSession
 from aapt_fast.testing.streams import STREAMS, random_model, random_session
@@ -148,6 +150,19 @@ def test_our_own_models_need_no_patch():
         report = str(aapt_fast.explain(ours))
         assert report.startswith(f"{type(ours).__name__}: aapt_fast's own, there is nothing to replace\n  runs: op: ")
     assert str(aapt_fast.explain(wan)).endswith("op: causal_conv3d: nothing on meta")
+
+
+def test_a_report_names_the_record_of_the_gpu_that_a_model_is_on(monkeypatch, tmp_path):
+    class OnGpu(nn.Linear):
+        def parameters(self, recurse=True):
+            yield SimpleNamespace(device=torch.device("cuda", 0))
+
+    found = Found(tmp_path, "NVIDIA H200", problem="there is no record of this NVIDIA H200")
+    monkeypatch.setattr(explaining, "record_for", lambda device, selected: found if device.index == 0 else None)
+    words = explaining._record([nn.Linear(1, 1), OnGpu(1, 1)])
+    assert words == found.in_words() and explaining._record([nn.Linear(1, 1)]) is None
+    assert str(PatchReport("A", kernels=words)).splitlines()[-1] == f"  kernels: {words}"
+    assert "kernels:" not in str(PatchReport("A"))
 
 
 @pytest.mark.parametrize("kind", ["pose", "text", "Wan"])

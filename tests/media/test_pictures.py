@@ -209,5 +209,5 @@ def test_no_picture_is_told_from_a_missing_and_a_damaged_one(tmp_path: Path):
     for name, text in texts.items():
         with pytest.raises(ValueError, match=text):
             read_picture(tmp_path / name, "--image")
-    with pytest.raises(ValueError, match="--image: expected a picture file, got nothing"):
+    with pytest.raises(ValueError, match="--image: expected a picture file, got an empty text"):
         read_picture("", "--image")

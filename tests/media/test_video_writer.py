@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import math
 import resource
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -17,7 +19,8 @@ import pytest
 import torch
 from PIL import Image, ImageSequence
 
-from aapt_fast.media.video_writer import VideoWriter, check_video_target, require_room, save_video
+from aapt_fast.media.video_target import check_video_target, require_room
+from aapt_fast.media.video_writer import VideoWriter, save_video
 
 FRAMES = np.stack([np.full((16, 24, 3), value, np.uint8) for value in (0, 60, 120, 180, 240)])
 
@@ -100,13 +103,33 @@ def test_an_odd_mp4_loses_no_pixel(tmp_path: Path) -> None:
     assert frame[:30, :44].max() < 60
 
 
-@pytest.mark.parametrize("fps", [24, 30, 25, 7, 50])
-def test_a_gif_lasts_as_long_as_the_video(tmp_path: Path, fps: int) -> None:
+@pytest.mark.parametrize(
+    ("fps", "kept"),
+    [
+        (23.976, Fraction(2997, 125)),
+        (29.97, Fraction(2997, 100)),
+        (30000 / 1001, Fraction(30000, 1001)),
+        (Fraction(24000, 1001), Fraction(24000, 1001)),
+        (np.float32(59.94), Fraction(2997, 50)),
+        (np.int64(25), Fraction(25)),
+        (Fraction(999_999_999, 1_000_000), Fraction(999_999_999, 1_000_000)),
+    ],
+)
+def test_an_mp4_keeps_rates_that_are_no_integers(tmp_path: Path, fps: float | Fraction, kept: Fraction) -> None:
+    save_video(tmp_path / "x.mp4", FRAMES, fps=fps)
+    with av.open(str(tmp_path / "x.mp4")) as container:
+        stream = container.streams.video[0]
+        assert stream.average_rate == kept
+        assert float(stream.duration * stream.time_base) == pytest.approx(5 / kept)
+
+
+@pytest.mark.parametrize("fps", [24, 30, 25, 7, 50, 23.976, Fraction(30000, 1001)])
+def test_a_gif_lasts_as_long_as_the_video(tmp_path: Path, fps: float | Fraction) -> None:
     save_video(tmp_path / "x.gif", np.repeat(FRAMES, 20, axis=0), fps=fps)
     with Image.open(tmp_path / "x.gif") as gif:
         ends = np.cumsum([frame.info["duration"] for frame in ImageSequence.Iterator(gif)])
         assert gif.info["loop"] == 0
-    assert np.abs(ends - np.arange(1, 101) * 1000 / fps).max() <= 5.001  # milliseconds; a GIF counts in tens
+    assert np.abs(ends - np.arange(1, 101) * 1000 / float(fps)).max() <= 5.001  # milliseconds; a GIF counts in tens
 
 
 def test_a_gif_has_the_colours_of_every_frame(tmp_path: Path) -> None:
@@ -170,12 +193,22 @@ def test_bad_frames(tmp_path: Path, frames: object, error: type[Exception], mess
         save_video(tmp_path / "x.gif", frames)
 
 
-@pytest.mark.parametrize(("name", "fps"), [("x.gif", 60), ("x.mp4", 0), ("frames", -1)])
-def test_bad_rates(tmp_path: Path, name: str, fps: int) -> None:
+@pytest.mark.parametrize(
+    ("name", "fps"),
+    [("x.gif", 60), ("x.gif", 59.94), ("x.mp4", 0), ("x.mp4", math.nan), ("x.mp4", math.inf), ("frames", -1)],
+)
+def test_bad_rates(tmp_path: Path, name: str, fps: float) -> None:
     with pytest.raises(ValueError, match="fps: expected 1 to "):
         save_video(tmp_path / name, FRAMES, fps=fps)
-    with pytest.raises(TypeError, match="fps: expected int, got float"):
-        save_video(tmp_path / name, FRAMES, fps=24.5)
+    for wrong in ("24", True, None):
+        with pytest.raises(TypeError, match="fps: expected a number or a Fraction, got "):
+            save_video(tmp_path / name, FRAMES, fps=wrong)  # type: ignore[arg-type]
+
+
+def test_a_rate_that_no_clock_of_a_file_can_keep(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="fps: expected a fraction with a denominator of at most 1000000, such as"):
+        save_video(tmp_path / "x.mp4", FRAMES, fps=Fraction(24 * 10**9 + 1, 10**9))
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("name", ["x.MP4", "x.Gif"])
@@ -210,11 +243,31 @@ def test_a_video_that_is_cut_short_replaces_nothing(tmp_path: Path, ending: str)
     assert target.read_bytes() == before
 
 
-def test_a_folder_that_was_filled_meanwhile_is_not_replaced(tmp_path: Path) -> None:
-    with VideoWriter(tmp_path / "frames") as writer:
-        writer.write(FRAMES[:2])
-        save_video(tmp_path / "frames", FRAMES)
-    assert len(frames_of(tmp_path / "frames")) == 5 and len(frames_of(tmp_path / "frames.stopped")) == 2
+@pytest.mark.parametrize("existed", [False, True])
+@pytest.mark.parametrize("name", NAMES)
+def test_what_was_made_meanwhile_is_not_replaced(tmp_path: Path, name: str, existed: bool) -> None:
+    target = tmp_path / name
+    if existed and target.suffix:
+        save_video(target, FRAMES[:1])
+    for number in (2, 3):
+        with VideoWriter(target) as writer:
+            writer.write(FRAMES[:number])
+            shutil.rmtree(target, ignore_errors=True)
+            save_video(target, FRAMES)
+        assert writer.kept == target.with_stem(f"{target.stem}-{number}")
+        assert len(frames_of(target)) == 5 and len(frames_of(writer.kept)) == number
+        if not target.suffix:
+            break  # a full folder is refused at the start
+
+
+def test_a_video_under_another_name_is_warned_of(tmp_path: Path) -> None:
+    def pieces() -> Iterator[np.ndarray]:
+        yield FRAMES
+        (tmp_path / "x.gif").write_text("other")
+
+    with pytest.warns(UserWarning, match=r"another program has made .*x.gif meanwhile; the video is in .*x-2.gif"):
+        save_video(tmp_path / "x.gif", pieces())
+    assert (tmp_path / "x.gif").read_text() == "other"
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -274,7 +327,10 @@ def test_an_existing_video_is_replaced_only_at_the_end(tmp_path: Path) -> None:
 def test_bad_targets(tmp_path: Path) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
-    with pytest.raises(ValueError, match=r"path: expected a name ending in .mp4 or .gif, or a folder, got x.avi"):
+    with pytest.raises(
+        ValueError,
+        match=r"path: expected a name ending in .mp4 or .gif, or a folder without a dot in its name, got .*/x.avi",
+    ):
         VideoWriter(tmp_path / "x.avi")
     (tmp_path / "full.mp4").mkdir()
     with pytest.raises(ValueError, match="path: expected a file, got the folder"):

@@ -21,6 +21,7 @@ from aapt_fast.models.vae.wan import WanVAE, WanVAEConfig
 from aapt_fast.models.wan.transformer import WanTransformer
 from aapt_fast.testing.streams import SMALL_VAE
 from aapt_fast.testing.wan import WAN_KINDS, random_wan
+from aapt_fast.worlds import WORLDS
 
 ONE_HEAD = WAN_KINDS["one head of 128"]
 
@@ -72,6 +73,7 @@ def test_every_kind_of_image():
         (torch.full((3, 32, 32), 255.0), ValueError, r"image: expected values in -1..1 \(.*\), got 255 to 255"),
         (torch.full((3, 32, 32), torch.nan), ValueError, r"image: expected values in -1..1 \(.*\), got nan to nan"),
         (torch.zeros(3, 32, 32).long(), ValueError, r"image: expected uint8 \[H, W, 3\] or float"),
+        (numpy.zeros((32, 32, 3), object), ValueError, r"image: expected uint8 .*, got an array of dtype object"),
         ("a.png", TypeError, r"image: expected a PIL image, uint8 \[H, W, 3\] or float \[3, H, W\], got str"),
     ],
 )
@@ -179,6 +181,27 @@ def test_another_vae_than_that_of_the_file(tmp_path):
     vae = MiniVAE(SMALL_VAE)
     model = StreamModel.from_pretrained(str(tmp_path / "nano.safetensors"), vae)
     assert model.vae is vae and model.config == NANO
+    with pytest.raises(ValueError, match=r"got nano.safetensors without one"):
+        _ = model.world
+
+
+def test_another_vae_leaves_the_world_of_the_gallery(tmp_path):
+    """The name of a bundled model decides nothing: a world comes with the gallery beside the weights."""
+    model = make_model(name="mini-person")
+    model.save_pretrained(tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=r"a model with a gallery, such as mini-person, got mini-person without one"):
+        _ = StreamModel.from_pretrained(tmp_path).world
+    (tmp_path / "gallery.json").write_text('{"world": "person", "first_frames": []}')
+    for options in ({}, {"vae": MiniVAE(SMALL_VAE)}):
+        assert StreamModel.from_pretrained(tmp_path, **options).world is WORLDS["person"]
+
+
+def test_the_native_grid_may_be_named():
+    for grid in (None, NANO.grid, list(NANO.grid)):
+        assert make_model(grid=grid).grid == NANO.grid
+    for grid in ((4, 5), (4,), 4, "44"):
+        with pytest.raises(ValueError, match=r"grid: expected None or \(4, 4\), the native grid of the generator, got"):
+            make_model(grid=grid)
 
 
 def test_parts_that_do_not_fit_are_refused(wan_files, tmp_path):

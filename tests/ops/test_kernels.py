@@ -12,8 +12,19 @@ import warnings
 import pytest
 import torch
 
-from aapt_fast.ops import kernels
-from aapt_fast.ops.kernels import KERNELS, Selection, obstacle, run_kernel, running_kernel, selection, use_kernels
+from aapt_fast.ops import kernels, record
+from aapt_fast.ops.kernels import (
+    KERNELS,
+    Selection,
+    forget_record,
+    obstacle,
+    record_for,
+    run_kernel,
+    running_kernel,
+    selection,
+    use_kernels,
+)
+from aapt_fast.ops.record import Identity, Verified
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 KERNEL = "paged_attention/portable"
@@ -88,9 +99,19 @@ def test_a_kernel_that_is_named_has_to_be_there_on_a_gpu():
     module = fake_module()
     del module.paged_attention_portable
     with use_kernels(KERNEL, extension=module):
-        assert run() is None  # the CPU never needs a kernel
+        with pytest.warns(UserWarning, match=f"{KERNEL} does not run: the compiled module does not have it; paged_att"):
+            assert run() is None  # the CPU never needs a kernel
         with pytest.raises(RuntimeError, match=f"{KERNEL}: expected a kernel that can run on cuda, got none: the mach"):
             run(GPU)
+
+
+def test_a_build_without_kernels_for_the_cpu_warns_once_that_a_named_one_does_not_run():
+    expected = f"{KERNEL} does not run: the compiled module was built without CUDA; paged_attention runs as a torch"
+    with use_kernels(KERNEL, extension=fake_module(False, False)), warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(3):
+            assert run() is None
+    assert [str(warning.message)[: len(expected)] for warning in caught] == [expected]
 
 
 def test_all_says_that_a_build_without_cuda_has_no_kernel_for_the_gpu():
@@ -189,6 +210,100 @@ def test_the_reason_on_a_gpu_names_its_capability(hopper, monkeypatch):
     module = fake_module(cuda=True, paged_attention_sm90=write)
     found = obstacle(KERNELS["paged_attention/sm90"], GPU, Selection(("auto",), module))
     assert found == "compiled for sm_90a, this GPU has 8.9"
+
+
+# ---- the record of `aapt-fast verify` ----
+
+IDENTITY = Identity("NVIDIA H200", "9.0", "580.65.06", "a build")
+
+
+@pytest.fixture
+def cache(hopper, monkeypatch, tmp_path):
+    """An empty cache folder, and a GPU that the module of these tests has been built for."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: IDENTITY.gpu)
+    monkeypatch.setattr(record, "driver_version", lambda: IDENTITY.driver)
+    monkeypatch.setattr(record, "fingerprint", lambda module: IDENTITY.build)
+    forget_record()
+    kernels._warn_once.cache_clear()
+    yield record.path_of(IDENTITY.gpu, IDENTITY.capability)
+    forget_record()
+
+
+def both_variants() -> types.ModuleType:
+    def preferred(word, results, stream) -> None:
+        results.append("preferred")
+
+    return fake_module(cuda=True, paged_attention_sm90=preferred)
+
+
+def test_auto_runs_exactly_the_kernels_that_the_record_has_found_right_and_fast(cache):
+    module = both_variants()
+    wrong, slow = Verified("output 0 is wrong"), Verified(None, {"x": 0.5})
+    record.add(IDENTITY, {"paged_attention/sm90": wrong, KERNEL: Verified(None, {"x": 1.5})})
+    with use_kernels("auto", extension=module):
+        assert run(GPU) == f"{KERNEL} ran"
+        record.add(IDENTITY, {KERNEL: slow})
+        forget_record()
+        assert run(GPU) is None
+        found = [obstacle(KERNELS[name], GPU, selection()) for name in ("paged_attention/sm90", KERNEL)]
+    assert found[0] == "it failed on this GPU: output 0 is wrong" and "2.00 times as long as torch" in found[1]
+    with use_kernels("all", extension=module):
+        assert run(GPU) == "paged_attention/sm90 preferred"
+
+
+@pytest.mark.parametrize(
+    ("speeds", "expected"),
+    [((1.2, 1.5), f"{KERNEL} ran"), ((1.6, 1.5), "paged_attention/sm90 preferred")],
+)
+def test_the_fastest_variant_runs_first(speeds, expected, cache):
+    names = ("paged_attention/sm90", KERNEL)
+    record.add(IDENTITY, {name: Verified(None, {"x": speed}) for name, speed in zip(names, speeds, strict=True)})
+    with use_kernels("auto", extension=both_variants()):
+        assert run(GPU) == expected
+
+
+def test_a_kernel_that_is_named_runs_before_those_of_the_record(cache):
+    record.add(IDENTITY, {"paged_attention/sm90": Verified(None, {"x": 9.0})})
+    with use_kernels("auto", KERNEL, extension=both_variants()):
+        assert run(GPU) == f"{KERNEL} ran"
+
+
+def test_without_a_record_one_line_says_what_to_type(cache):
+    module = fake_module(cuda=True, kv_write_portable=write)
+    with use_kernels("auto", extension=module), warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for op in ("paged_attention", "kv_write", "paged_attention"):
+            assert running_kernel(op, GPU) is None
+    (line,) = (str(warning.message) for warning in caught)
+    assert line.startswith("aapt_fast: there is no record of this NVIDIA H200 (") and "`aapt-fast verify`" in line
+
+
+def test_a_damaged_record_costs_one_line_and_no_kernel_runs(cache):
+    cache.parent.mkdir(parents=True)
+    cache.write_text("{")
+    with use_kernels("auto", extension=both_variants()), pytest.warns(UserWarning, match=f"the record {cache} is dama"):
+        assert run(GPU) is None
+
+
+def test_a_record_is_read_once_and_never_for_the_cpu(cache, monkeypatch):
+    record.add(IDENTITY, {KERNEL: Verified(None, {"x": 1.5})})
+    reads = []
+    monkeypatch.setattr(record, "read", lambda *arguments, read=record.read: reads.append(1) or read(*arguments))
+    with use_kernels("auto", extension=both_variants()):
+        assert run(CPU) is None and reads == []
+        for _ in range(3):
+            assert run(GPU) == f"{KERNEL} ran"
+        assert running_kernel("kv_write", GPU) is None
+    assert reads == [1]
+
+
+def test_no_record_is_looked_for_where_no_kernel_can_run(cache, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    for module in (both_variants(), fake_module(cuda=False)):
+        with use_kernels("auto", extension=module), warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert record_for(GPU, selection()) is None and run(GPU) is None
 
 
 def test_the_choice_ends_with_its_block_and_belongs_to_its_thread():

@@ -130,9 +130,15 @@ def test_clips_hold_the_controls_of_their_steps(with_previous):
     ("control", "error", "message"),
     [
         (None, TypeError, "control: expected a tensor, an array or lists of numbers, got NoneType"),
-        ([[0.0] * 3] * 2 + [[0.0] * 2], TypeError, "control: expected a tensor, an array or lists .*, got list with"),
-        ([["a"] * 3] * 3, TypeError, "control: expected a tensor, an array or lists of numbers, got list with"),
-        ([torch.zeros(3, 3), torch.zeros(2, 3)], TypeError, "control: expected a tensor, an array or lists"),
+        ([[0.0] * 3] * 2 + [[0.0] * 2], TypeError, "lists of numbers, got list with parts of unequal lengths, or"),
+        ([["a"] * 3] * 3, TypeError, "lists of numbers, got list with values of dtype <U1$"),
+        (numpy.zeros((3, 3), object), TypeError, "lists of numbers, got ndarray with values of dtype object$"),
+        (numpy.zeros((3, 3), numpy.longdouble), TypeError, "lists of numbers, got ndarray with values of dtype float"),
+        (
+            [torch.zeros(3, 3), torch.zeros(2, 3)],
+            TypeError,
+            r"lists of numbers, got a list of unequal parts: shape \[3, 3\] on cpu and shape \[2, 3\] on cpu$",
+        ),
         (torch.zeros(3, 3, dtype=torch.bool), TypeError, "lists of numbers, got torch.bool"),
         ("left", TypeError, "control: expected a tensor, an array or lists of numbers, got str"),
         ([[0.0] * 3] * 2, ValueError, r"control: expected shape \[3, 3\], got \[2, 3\]"),

@@ -33,6 +33,44 @@ def page() -> dict[str, Any]:
     return names
 
 
+class Nothing(aapt_fast.Sampler):
+    """A sampler whose author forgot `sample`."""
+
+
+class Misshapen(aapt_fast.Sampler):
+    """A sampler whose frames are half as high as those of the model."""
+
+    def sample(self, generator, noise, recycled, control, context, caches, first):
+        return generator(noise[0], recycled, control, noise.new_ones(noise.shape[1]), caches[0])[..., :2, :]
+
+
+class Lost(aapt_fast.Sampler):
+    """A sampler that returns no frames."""
+
+    def sample(self, generator, noise, recycled, control, context, caches, first):
+        generator(noise[0], recycled, control, noise.new_ones(noise.shape[1]), caches[0])
+
+
+def test_a_sampler_without_sample_is_refused_at_opening():
+    model = random_model(NANO)
+    for sampler in (Nothing(), aapt_fast.Sampler()):
+        named = f"sampler: expected .* Sampler with a method sample, got {type(sampler).__name__}$"
+        with pytest.raises(TypeError, match=named):
+            random_session(model, sampler=sampler)
+        with pytest.raises(TypeError, match=named):
+            aapt_fast.PagePool.for_sessions(model, 1, sampler=sampler)
+
+
+def test_frames_of_another_kind_name_the_sampler():
+    model = random_model(NANO)
+    [control] = random_controls(model, 1)
+    expected = r"frames of Misshapen.sample: expected shape \[1, 16, 1, 4, 4\], got \[1, 16, 1, 2, 4\]"
+    with pytest.raises(ValueError, match=expected):
+        random_session(model, sampler=Misshapen()).step(control)
+    with pytest.raises(TypeError, match=r"frames of Lost.sample: expected Tensor, got NoneType"):
+        random_session(model, sampler=Lost()).step(control)
+
+
 @torch.no_grad()
 def test_the_sampler_streams_what_it_says(page):
     model, sampler = random_model(NANO), page["RenoisingSampler"](level=0.3)

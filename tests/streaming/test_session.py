@@ -205,7 +205,16 @@ BAD_STARTS = {
     "seed of truth": ({"seed": True}, TypeError, "seed: expected an integer, got bool"),
     "pool type": ({"pool": 3}, TypeError, "pool: expected PagePool, got int"),
     "sampler": ({"sampler": 4}, TypeError, "sampler: expected Sampler, got int"),
-    "image_control": ({"image_control": torch.zeros(18, 3)}, ValueError, r"control: expected shape \[19, 3\]"),
+    "image_control": (
+        {"image_control": torch.zeros(18, 3)},
+        ValueError,
+        r"^image_control: expected shape \[19, 3\], got",
+    ),
+    "image_control of a step": (
+        {"image_control": torch.zeros(4, 19, 3)},
+        ValueError,
+        r"^image_control: expected shape \[19, 3\], got \[4, 19, 3\]",
+    ),
     "pool": ({"pool": PagePool(2, 9, 2, 8)}, ValueError, "pool: expected layers, heads, head_dim"),
     "exhausted pool": ({"pool": PagePool(2, 3, 2, 16)}, PoolExhausted, "asked for 4 pages, 3 of 3 are available"),
 }

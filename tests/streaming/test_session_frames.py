@@ -3,13 +3,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
+import re
 
 import numpy as np
 import pytest
 import torch
 
 from aapt_fast import FirstFrame, StreamModel, StreamSession
+from aapt_fast.models.aapt.config import ControlConfig
+from aapt_fast.models.aapt.presets import NANO
 from aapt_fast.profiling.inputs import random_controls
 from aapt_fast.testing.streams import STREAMS, play, random_model
 
@@ -123,6 +127,39 @@ def test_a_source_of_another_kind_is_refused_before_the_first_step(model, first,
     with pytest.raises(TypeError, match=r"source: expected a player with a method next\(frames\), or an iterable of"):
         session.frames(source)
     assert session.steps == 0
+
+
+@pytest.mark.parametrize("as_given", [torch.Tensor, np.asarray], ids=["tensor", "array"])
+def test_a_track_of_video_frames_is_no_list_of_steps(model, first, as_given):
+    """[T, 19, 3] is refused, and the message says how to cut it into steps; read as steps it would be too slow."""
+    track = torch.cat(random_controls(model, 2))
+    expected = play(StreamSession(model, first), list(track.split(4)))[1]
+    session, source = StreamSession(model, first), as_given(track)
+    with pytest.raises(
+        ValueError, match=r"source: expected \[n, 4, 19, 3\], .*, got \[8, 19, 3\]; (.*) makes"
+    ) as caught:
+        session.frames(source)
+    advice = re.search(r"; (source\.\S+.*) makes", str(caught.value))[1]
+    assert torch.equal(torch.cat(list(session.frames(eval(advice)))), expected)
+    with pytest.raises(ValueError, match=r"source: expected \[n, 4, 19, 3\], .*, got \[2, 4, 18, 3\]$"):
+        session.frames(as_given(torch.zeros(2, 4, 18, 3)))
+    with pytest.raises(ValueError, match=r"source: expected \[n, 4, 19, 3\], .*, got \[19, 3\]$"):
+        session.frames(as_given(track[0]))
+
+
+def test_a_track_of_maps_is_no_list_of_steps():
+    maps_model = random_model(dataclasses.replace(NANO, control=ControlConfig(kind="maps", channels=3)))
+    session = StreamSession(maps_model, IMAGE)
+    track = torch.rand(8, 3, 4, 4)
+    with pytest.raises(ValueError, match=r"source: expected \[n, 4, 3, 4, 4\], .*, got \[8, 3, 4, 4\]; source.split"):
+        session.frames(track)
+    assert len(list(session.frames(track.unflatten(0, (2, 4))))) == 2
+
+
+@pytest.mark.parametrize("kind", [Player, list])
+def test_a_class_is_no_source(model, first, kind):
+    with pytest.raises(TypeError, match=f"source: expected a player .*, got the class {kind.__name__} instead of"):
+        StreamSession(model, first).frames(kind)
 
 
 def test_a_step_without_a_control_says_how_to_make_one(model, first):

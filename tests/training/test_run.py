@@ -368,7 +368,10 @@ def test_a_checkpoint_that_does_not_fit_is_named(tmp_path, damage):
         parts["critic"] = nn.Linear(1, 1)
     whole = r"a whole file of this training, got a damaged one \(\w+\)"
     own = r"a checkpoint of this training, got another one \(\w+\)"
-    message = rf"^\S+checkpoint\.pt: expected ({whole}|{own}); remove it, and the stage begins again$"
+    shape = r"shape \[5, 3\], got \[2, 3\] \(and 1 more with other shapes\)"
+    message = (
+        rf"^\S+checkpoint\.pt: (weight: )?expected ({whole}|{own}|{shape}); remove it, and the stage begins again$"
+    )
     with pytest.raises(CheckpointError, match=message):
         TrainingRun(tmp_path, Settings(), parts)
     if damage in ("cut short", "empty", "not a checkpoint"):

@@ -3,6 +3,11 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -88,7 +93,29 @@ def test_mistakes():
     for frames in ("4", 1.5):
         with pytest.raises(TypeError, match=f"frames: expected an integer, got {type(frames).__name__}"):
             WORLD.player(first(), "walk").next(frames)
-    assert repr(FirstFrame("x")) == "FirstFrame(no picture: str)"
+    assert repr(FirstFrame(7)) == "FirstFrame(no picture: int)"
+    for path in ("x.png", Path("x.png")):
+        with pytest.raises(
+            TypeError, match=r"image: expected a picture, such as PIL.Image.open\('x.png'\), got its path"
+        ):
+            FirstFrame(path)
+    with pytest.raises(ValueError, match=r"first.pose: expected 17 numbers, .*, got torch.int64 of shape \[2\]"):
+        WORLD.player(FirstFrame(first().image, pose=(1, 2)), "walk")
+
+
+@pytest.mark.parametrize("script", ["walk", "walk:4,wave", "medley"])
+def test_a_player_shows_where_it_is_and_refuses_a_copy(script):
+    player = WORLD.player(first(), script)
+    player.next(8)
+    now = {"walk": "walk", "walk:4,wave": "wave"}.get(script, r"\w+")
+    assert re.fullmatch(rf"PersonPlayer\(world person: {now} now, 8 video frames so far\)", repr(player))
+    player.play("jump")
+    assert "jump now" in repr(player)
+    for thing in (player, player._player, player._player._player):
+        for way in (copy.copy, copy.deepcopy, pickle.dumps):
+            with pytest.raises(TypeError, match=r"^player: it cannot be copied or pickled, .* plays the same$"):
+                way(thing)
+    assert re.fullmatch(r"\w+Player\(jump, 8 video frames so far\)", repr(player._player))
 
 
 def test_the_names_of_motions_are_public():
@@ -108,6 +135,6 @@ def test_a_model_knows_its_world():
     vae = MiniVAE(MiniVAEConfig(encoder_widths=(4, 4, 4), decoder_widths=(4, 4, 4)))
     of_none = aapt_fast.StreamModel(Generator(NANO), vae, name="nano")
     with pytest.raises(
-        ValueError, match=r"model.world: expected a model with a gallery, such as mini-person, got nano"
+        ValueError, match=r"model.world: expected a model with a gallery, such as mini-person, got nano without one"
     ):
         _ = of_none.world

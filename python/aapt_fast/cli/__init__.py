@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line: `aapt-fast generate | doctor | train | evaluate | bench | convert`.
+"""The command line: `aapt-fast generate | doctor | verify | train | evaluate | bench | convert`.
 
-options.py has the options of all commands; each command has a file of its own, imported when it is called.
+options.py has the options of all commands, checks.py finds the mistakes that need no torch, and each command has a file
+of its own, imported when it is called.
 """
 
 from __future__ import annotations
@@ -12,8 +13,12 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from types import ModuleType
 
+from aapt_fast.cli.checks import check
+from aapt_fast.cli.option_names import name_options
 from aapt_fast.cli.options import make_parser
+from aapt_fast.cli.signals import HeldSignals, handlers_restored, ignore_signals
 from aapt_fast.errors import NO_TORCH, PoolExhausted
 
 USER_ERRORS = (ValueError, TypeError, OSError, ImportError, FloatingPointError, PoolExhausted)
@@ -28,6 +33,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     A command that returns a number has that as its status, the others 0.
     """
+    with handlers_restored():
+        return _status(argv)
+
+
+def program() -> int:
+    """Run the command of this process, which ends after it: from then on signals change neither status nor output."""
+    status = _status(None)
+    ignore_signals()
+    return status
+
+
+def _status(argv: Sequence[str] | None) -> int:
     try:
         try:
             return _run(make_parser().parse_args(argv))
@@ -42,16 +59,26 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.command in STREAMING_COMMANDS:
         _let_idle_threads_sleep()
     try:
-        return import_module(f"aapt_fast.cli.{arguments.command}").run(arguments) or 0
+        with HeldSignals() as signals, signals.let_in():
+            return _import(arguments).run(arguments) or 0
     except BrokenPipeError:
         raise
     except USER_ERRORS as error:
         without_torch = isinstance(error, ModuleNotFoundError) and error.name == "torch"
-        _report(arguments.command, NO_TORCH if without_torch else str(error))
+        _report(arguments.command, NO_TORCH if without_torch else name_options(str(error), arguments))
         return 2
     except KeyboardInterrupt as stop:
         _report(arguments.command, str(stop) or "stopped")
         return 130
+
+
+def _import(arguments: argparse.Namespace) -> ModuleType:
+    """The module of a command whose arguments have passed the checks without torch."""
+    try:
+        check(arguments)
+        return import_module(f"aapt_fast.cli.{arguments.command}")
+    except KeyboardInterrupt as stop:
+        raise KeyboardInterrupt(f"{stop}; no file was written") from None
 
 
 def _report(command: str, message: str) -> None:

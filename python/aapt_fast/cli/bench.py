@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from aapt_fast.cli.checks import parse_size
 from aapt_fast.cli.doctor import examine
 from aapt_fast.errors import require
 from aapt_fast.profiling.document import DTYPE_NAMES, Document
@@ -24,9 +25,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure or predict; returns the exit status."""
-    require(arguments.device in (None, "cuda", "cpu"), "--device", "cuda or cpu", arguments.device)
-    require(arguments.target > 0, "target", "a positive number of seconds", arguments.target)
-    system = find_system(arguments.preset, _size(arguments.resolution), arguments.window)
+    system = find_system(arguments.preset, parse_size(arguments.resolution), arguments.window)
     choice = _choice(arguments)
     document = Document.new(shlex.join(["aapt-fast", *sys.argv[1:]]))
     document.set(doctor=examine(), question=_question(system, choice, arguments.target))
@@ -44,22 +43,15 @@ def run(arguments: argparse.Namespace) -> int:
     return status
 
 
-def _size(text: str | None) -> tuple[int, int] | None:
-    if text is None:
-        return None
-    width, _, height = text.partition("x")
-    require(width.isdecimal() and height.isdecimal(), "resolution", "WIDTHxHEIGHT like 736x416", text)
-    return int(width), int(height)
-
-
 def _choice(arguments: argparse.Namespace) -> Choice:
     device = torch.device(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = DTYPES[arguments.dtype or ("bfloat16" if device.type == "cuda" else "float32")]
     tokens = DTYPES[arguments.token_dtype] if arguments.token_dtype else None
     fits = tokens in (None, torch.float32, dtype)
-    require(fits, "token-dtype", f"float32 or the dtype of the weights, {dtype}", arguments.token_dtype)
-    expected = f"left out: steps on a {device.type} are not recorded"
-    require(not arguments.cuda_graph or device.type in RECORDERS, "cuda-graph", expected, "--cuda-graph")
+    weights = str(dtype).removeprefix("torch.")
+    require(fits, "--token-dtype", f"float32 or the dtype of the weights, {weights}", arguments.token_dtype)
+    expected = f"a GPU: steps on a {device.type} are not recorded"
+    require(not arguments.cuda_graph or device.type in RECORDERS, "--cuda-graph", expected, f"the device {device.type}")
     return Choice(device, dtype, tokens, arguments.cuda_graph)
 
 

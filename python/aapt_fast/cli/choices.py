@@ -4,13 +4,19 @@
 tests/cli/test_choices.py compares them with the tables that they are from.
 """
 
+WORLD = "person"
+"""The world of the bundled models."""
 ACTIONS = ("idle", "walk", "wave", "jump", "squat", "kick", "dance", "bow")
-"""The actions of `aapt_fast.worlds.WORLDS`."""
+"""The actions of that world in `aapt_fast.worlds.WORLDS`."""
 MEDLEY = "medley"
 PART_FRAMES = 48
+JOINTS = 19
+"""Joints of a pose in that world."""
 PRESETS = ("aapt-8b", "mini-person", "nano", "nano-text")
 """The keys of `aapt_fast.models.aapt.presets.GENERATORS`."""
 RECIPES = ("person", "anyone", "company")
+STARTED_RECIPES = ("anyone", "company")
+"""Recipes that begin from another model."""
 STAGES = ("codec", "pretrain", "diffusion", "consistency", "reconstruction", "adversarial", "export", "evaluate")
 HELD_OUT_SETS = ("gallery", "strangers", "company")
 HELD_OUT_CLIPS = 16
@@ -18,3 +24,7 @@ HELD_OUT_FRAMES = 360
 """Clips, and video frames after the first one, of the held-out set of the gallery."""
 SHARD_GIB = 4.0
 """`aapt_fast.models.files.convert.SHARD_BYTES` in GiB."""
+LEAST_FRAMES = 9
+"""With these the video frames of whole steps, and the first frame, reach beyond `training.evaluate.MIRROR_FROM`."""
+FEWEST_STEPS = 5
+"""`aapt_fast.profiling.frame.FEWEST_STEPS`."""

@@ -3,40 +3,26 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from aapt_fast.errors import require
-from aapt_fast.media.video_writer import unused_name
-from aapt_fast.models.files.atomic import replacing
+from aapt_fast.media.destination import Destination
 from aapt_fast.training.data import to_float
 from aapt_fast.training.metrics import psnr
 from aapt_fast.training.sheet import save_sheet
 from aapt_fast.worlds.world import World
 
 COLUMNS = 12
-ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
-
-
-def check_sheet_target(path: Path) -> None:
-    """Raise ValueError for another ending or a folder, OSError if the file's folder cannot be written."""
-    expected = f"a name ending in {', '.join(ENDINGS[:-1])} or {ENDINGS[-1]}"
-    require(path.suffix.lower() in ENDINGS, "--sheet", expected, path.name or path)
-    require(not path.is_dir(), "--sheet", "a file", f"the folder {path}")
-    if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
-        raise OSError(f"--sheet: expected a writable folder, got {path.parent}")
 
 
 class ContactSheet:
     """Takes a video of `frames` frames as it comes; keeps the shown ones: drawn controls, truth if known, and video."""
 
     def __init__(self, path: Path, frames: int, world: World) -> None:
-        self._path, self._world, self._seen = path, world, 0
-        self._shown = torch.linspace(0, frames - 1, COLUMNS, dtype=torch.float64).long()
+        self._destination, self._world, self._seen = Destination(path), world, 0
+        self._shown = torch.linspace(0, frames - 1, min(COLUMNS, frames), dtype=torch.float64).long()
         self._rows: dict[str, list[Tensor]] = {"controls": [], "truth": [], "video": []}
         self._psnr: list[float] = []
 
@@ -54,22 +40,20 @@ class ContactSheet:
 
     def write(self) -> dict[str, object]:
         """Save the sheet; returns its entries of a report, with a known truth also the PSNR of the video."""
-        self._save(self._path)
-        extra: dict[str, object] = {"sheet": str(self._path)}
+        path = self._destination.name()
+        self._save(path)
+        extra: dict[str, object] = {"sheet": str(path)}
         if self._psnr:
             extra["psnr_to_truth"] = round(sum(self._psnr) / len(self._psnr), 2)
         return extra
 
-    def write_unfinished(self) -> None:
-        """Save what a stopped video has shown, beside an existing file; nothing before its first frame."""
-        if self._rows["video"]:
-            self._save(unused_name(self._path))
+    def write_unfinished(self) -> Path | None:
+        """Save what a stopped video has shown, beside an existing file; returns its path, None without frames."""
+        if not self._rows["video"]:
+            return None
+        path = self._destination.name_if_stopped()
+        self._save(path)
+        return path
 
     def _save(self, path: Path) -> None:
-        write_sheet(path, [torch.cat(row) for row in self._rows.values() if row])
-
-
-def write_sheet(path: Path, rows: Sequence[Tensor]) -> None:
-    """Write `rows` of video frames [n, 3, H, W] in -1..1, twice as large; an unfinished file never stays behind."""
-    with replacing(path) as partial:
-        save_sheet(partial, rows, zoom=2)
+        save_sheet(path, [torch.cat(row) for row in self._rows.values() if row], zoom=2)

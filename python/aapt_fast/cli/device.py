@@ -23,9 +23,3 @@ def usable_device(name: str | None) -> torch.device:
         why = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"--device: expected a device that works, got {name}: {why}") from error
     return device
-
-
-def fast_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 where the device computes in it (GPUs, and CPUs with AVX-512 bf16 instructions), else float32."""
-    fast = device.type == "cuda" or torch.cpu._is_avx512_bf16_supported()
-    return torch.bfloat16 if fast else torch.float32

@@ -14,11 +14,12 @@ from typing import Any
 
 import torch
 
-from aapt_fast.cli.device import fast_dtype, usable_device
+from aapt_fast.cli.device import usable_device
 from aapt_fast.models.files.bundled import bundled_models
+from aapt_fast.models.files.placement import fast_dtype
 from aapt_fast.models.stream_model import StreamModel
 from aapt_fast.ops._load import extension_or_none
-from aapt_fast.ops.kernels import KERNELS, Kernel, obstacle, selection
+from aapt_fast.ops.kernels import KERNELS, Kernel, obstacle, record_for, selection
 from aapt_fast.ops.registry import OPS, implementation
 from aapt_fast.profiling.inputs import random_controls, random_image
 from aapt_fast.streaming.session import StreamSession
@@ -48,7 +49,7 @@ def verdict() -> dict[str, Any]:
     """Stream the bundled model for a moment on the best device here; returns JSON-ready values.
 
     `video_fps` is from the median time of a step, `busy` the number of processes that wanted a core in the last minute
-    (None where the system does not say).
+    (None where the system does not say), `kernels` the state of the record of a GPU's kernels in words (None on a CPU).
     """
     device = usable_device(None)
     dtype = fast_dtype(device)
@@ -69,6 +70,7 @@ def verdict() -> dict[str, Any]:
         "video_fps": round(fps, 1),
         "busy": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
         "mp4": importlib.util.find_spec("av") is not None,
+        "kernels": record_in_words(device),
     }
 
 
@@ -89,9 +91,7 @@ def in_words(found: dict[str, Any]) -> list[str]:
             "aapt-fast sets it for itself."
         )
     else:
-        lines.append(
-            "No GPU has verified the kernels of this version: torch's own code runs. AAPT_KERNELS=all tries them."
-        )
+        lines.append(f"Kernels: {found['kernels']}.")
     return lines
 
 
@@ -115,8 +115,17 @@ def examine() -> dict[str, Any]:
         "gpu": gpus or {"found": "none"},
         "ops": {op: implementation(op, device) for op in sorted(OPS)},
         "kernels": {name: examine_kernel(kernel, device) for name, kernel in KERNELS.items()},
+        "record": {"kernels of this GPU": record_in_words(device) or "none: no GPU here"},
         "models": {"bundled": sorted(bundled_models())},
     }
+
+
+def record_in_words(device: torch.device) -> str | None:
+    """One sentence about the record of a GPU's kernels; None on a CPU."""
+    if device.type != "cuda":
+        return None
+    found = record_for(device, selection())
+    return "this GPU or this build can run none" if found is None else found.in_words()
 
 
 def examine_kernel(kernel: Kernel, device: torch.device) -> dict[str, Any]:

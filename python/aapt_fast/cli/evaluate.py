@@ -7,27 +7,17 @@ import argparse
 import dataclasses
 import json
 
+from aapt_fast.cli.checks import parse_row
 from aapt_fast.cli.signals import HeldSignals
-from aapt_fast.errors import require
-from aapt_fast.limits import require_folder
 from aapt_fast.models.stream_model import StreamModel
 from aapt_fast.progress import say, without_messages
 from aapt_fast.training.data import ClipSetConfig
-from aapt_fast.training.evaluate import MIRROR_FROM, Row, clips_kept, evaluate, require_measurable
+from aapt_fast.training.evaluate import Row, clips_kept, evaluate, require_measurable
 from aapt_fast.training.recipes import HELD_OUT_SETS, control_reader, describe_reader
-
-LEAST_FRAMES = 4 * -(-MIRROR_FROM // 4) - 3
-"""With these the video frames of whole steps, and the first frame, reach beyond MIRROR_FROM."""
 
 
 def run(arguments: argparse.Namespace) -> None:
-    enough = f"at least {LEAST_FRAMES}, for the mirror test"
-    require(arguments.frames >= LEAST_FRAMES, "--frames", enough, arguments.frames)
-    require(not (arguments.model and arguments.row), "row", "either a model or --row", "both")
     networks = arguments.pose_network.expanduser()
-    require_folder("--pose-network", networks)
-    if arguments.out is not None:
-        require_folder("--out", arguments.out)
     rows = _rows(arguments.row or [f"model={arguments.model or 'mini-person'}"], arguments.nfe)
     size = rows[0].model.video_size[0]
     config: ClipSetConfig = dataclasses.replace(
@@ -55,17 +45,8 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _rows(texts: list[str], nfe: int) -> list[Row]:
     """Rows of texts `NAME=MODEL[:NFE]`; each model is loaded once."""
-    parsed = [_parse_row(text, nfe) for text in texts]
+    parsed = [parse_row(text, nfe) for text in texts]
     models = {
         source: StreamModel.from_pretrained(source) for source in dict.fromkeys(source for _, source, _ in parsed)
     }
     return [Row(name, models[source], evaluations) for name, source, evaluations in parsed]
-
-
-def _parse_row(text: str, nfe: int) -> tuple[str, str, int]:
-    name, equals, source = text.partition("=")
-    before, colon, last = source.rpartition(":")
-    if colon and last.isdecimal():
-        source, nfe = before, int(last)
-    require(bool(name and equals and source), "row", "NAME=MODEL or NAME=MODEL:NFE", text)
-    return name, source, nfe

@@ -6,27 +6,28 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
+from aapt_fast.cli.checks import is_number
 from aapt_fast.errors import require
 from aapt_fast.media.pictures import read_picture
-from aapt_fast.models.files.model_file import gallery_world, load_gallery
+from aapt_fast.models.files.gallery import read_gallery
+from aapt_fast.models.files.model_file import load_gallery
 from aapt_fast.progress import say
 from aapt_fast.worlds import WORLDS
 from aapt_fast.worlds.world import FirstFrame, World
 
+FEW_PIXELS = 0.5
+"""Share of the model's size, in either direction, below which a picture is said to be enlarged."""
+
 
 def read_first_picture(image: str, model: str) -> FirstFrame:
-    """Number `image` of the model's gallery, or a picture file of any size. Raises ValueError if it is neither."""
-    if not (image.isascii() and image.isdecimal()):
-        return FirstFrame(_read(image, model))
-    gallery = load_gallery(model)
-    number = int(image) if len(image) < 10 else len(gallery)
-    require(number < len(gallery), "--image", _expected(model), image)
-    return gallery[number]
+    """Number `image` of the model's gallery, or a picture file of any size, as `check_image` has found it."""
+    return load_gallery(model)[int(image)] if is_number(image) else FirstFrame(_read(image))
 
 
 def world_of(model: str) -> World:
     """The world that the model's gallery is from; the person world for a model without one."""
-    name = gallery_world(model) or "person"
+    gallery = read_gallery(model)
+    name = "person" if gallery is None else gallery.world
     require(name in WORLDS, "--model", f"a gallery of the world {' | '.join(WORLDS)}", name)
     return WORLDS[name]
 
@@ -44,7 +45,9 @@ def fit_picture(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     done = []
     if (crop_tall, crop_wide) != (tall, wide):
         done.append(f"cropped to the middle {crop_wide} x {crop_tall}")
-    if (crop_tall, crop_wide) != size:
+    if min(crop_tall / height, crop_wide / width) < FEW_PIXELS:
+        done.append(f"enlarged to {width} x {height}, which stays blurred: so few pixels hold no details")
+    elif (crop_tall, crop_wide) != size:
         done.append(f"resized to {width} x {height}")
     say(f"--image: {wide} x {tall} {' and '.join(done)}")
     left, top = (wide - crop_wide) // 2, (tall - crop_tall) // 2
@@ -52,14 +55,9 @@ def fit_picture(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.asarray(middle.resize((width, height), Image.Resampling.LANCZOS))
 
 
-def _read(path: str, model: str) -> np.ndarray:
+def _read(path: str) -> np.ndarray:
     """The picture of a file as a viewer shows it, uint8 [H, W, 3]; reports on stderr what differs from the file."""
-    picture = read_picture(path, "--image", _expected(model))
+    picture = read_picture(path, "--image")
     for note in picture.notes:
         say(f"--image: {note}")
     return picture.pixels
-
-
-def _expected(model: str) -> str:
-    count = len(load_gallery(model))
-    return f"a gallery number 0..{count - 1} or a picture file" if count else "a picture file: the model has no gallery"

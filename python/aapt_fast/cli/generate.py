@@ -12,17 +12,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from aapt_fast.cli.contact_sheet import ContactSheet, check_sheet_target
-from aapt_fast.cli.device import fast_dtype, usable_device
+from aapt_fast.cli.contact_sheet import ContactSheet
+from aapt_fast.cli.device import usable_device
+from aapt_fast.cli.file_player import FilePlayer
 from aapt_fast.cli.first_picture import fit_picture, read_first_picture, world_of
-from aapt_fast.cli.likeness import unlike_gallery
+from aapt_fast.cli.likeness import number_in_gallery, unlike_gallery
 from aapt_fast.cli.options import GENERATED_FRAMES
-from aapt_fast.cli.pose_file import FilePlayer, read_poses
+from aapt_fast.cli.pose_file import read_poses
 from aapt_fast.cli.signals import HeldSignals
 from aapt_fast.errors import require
-from aapt_fast.media.video_writer import VideoWriter, check_video_target, require_room
+from aapt_fast.media.video_target import require_room
+from aapt_fast.media.video_writer import VideoWriter
 from aapt_fast.models.aapt.sampling import EulerSampler
 from aapt_fast.models.files.model_file import load_gallery
+from aapt_fast.models.files.placement import fast_dtype
 from aapt_fast.models.stream_model import StreamModel
 from aapt_fast.ops import observe_ops
 from aapt_fast.progress import progress, say
@@ -32,8 +35,12 @@ from aapt_fast.worlds.script import read_script, script_frames
 from aapt_fast.worlds.world import FPS, MEDLEY, FirstFrame, Player
 
 FRAMES_PER_STEP = 4
+NOTHING_KEPT = "nothing was kept: no video frame was finished"
+UNKNOWN_POSE = (
+    "--image: the pose in a picture from elsewhere is unknown, so the first second may show a second, faint "
+    "body; a gallery number avoids that, or --controls that begin in the pose of the picture"
+)
 REAL_TIME = FPS  # video frames per second
-MOST_EVALUATIONS = 1000  # per step: as many as models of this kind are trained with
 
 STARTED = time.perf_counter()  # after the imports, which take about a second more
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -41,8 +48,12 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 def run(arguments: argparse.Namespace) -> None:
     with HeldSignals() as signals:
-        with signals.let_in():
-            stream = _open_stream(arguments)
+        try:
+            with signals.let_in():
+                stream = _open_stream(arguments)
+        except KeyboardInterrupt:
+            say(NOTHING_KEPT)
+            raise
         report = _write(stream, arguments, signals)
     print(json.dumps(report))
 
@@ -59,32 +70,22 @@ class _Stream:
 
 
 def _open_stream(arguments: argparse.Namespace) -> _Stream:
-    """Check the arguments, cheap ones first; then load the model and open the session."""
-    both = arguments.motion is not None and arguments.controls is not None
-    require(not both, "--controls", "either --motion or --controls", "both")
+    """Check what only torch, the model and its world can tell; then load the model and open the session."""
     world = world_of(arguments.model)
     script = MEDLEY if arguments.motion is None else arguments.motion
     length = script_frames(read_script(script, world.actions, "--motion"))
     frames = (length or GENERATED_FRAMES) if arguments.frames is None else arguments.frames
-    require(frames >= 1, "--frames", "at least 1", frames)
-    require(frames < 2**31, "--frames", "less than 2^31", frames)
-    require(-(2**63) <= arguments.seed < 2**63, "--seed", "a signed 64-bit integer", arguments.seed)
-    expected = f"1 to {MOST_EVALUATIONS} evaluations per step"
-    require(1 <= arguments.nfe <= MOST_EVALUATIONS, "--nfe", expected, arguments.nfe)
-    require(arguments.scale >= 1, "--scale", "at least 1", arguments.scale)
-    if arguments.sheet:
-        check_sheet_target(arguments.sheet)
-    check_video_target(arguments.out, "--out")
+    require(frames < 2**31, "--motion", "less than 2^31 video frames", frames)
     device = usable_device(arguments.device)
     dtype = fast_dtype(device) if arguments.dtype == "auto" else DTYPES[arguments.dtype]
-    poses = None if arguments.controls is None else read_poses(arguments.controls)
+    poses = None if arguments.controls is None else torch.from_numpy(read_poses(arguments.controls))
     if poses is not None and arguments.frames is None:
         frames = len(poses)
     model = StreamModel.from_pretrained(arguments.model, device=device, dtype=dtype)
     start = read_first_picture(arguments.image, arguments.model)
     if start.pose is None:
         start = FirstFrame(fit_picture(start.image, model.video_size))
-        _advise(start, model, arguments.model)
+        _advise(start, model, arguments)
     steps = -(-frames // FRAMES_PER_STEP)
     require_room(arguments.out, FRAMES_PER_STEP * steps, model.video_size, arguments.scale)
     player: Player | FilePlayer = world.player(start, script, arguments.seed)
@@ -123,30 +124,49 @@ def _write(stream: _Stream, arguments: argparse.Namespace, signals: HeldSignals)
                 bar.update()
             step_ms = session.latency.step_ms
     except BaseException:
-        if writer.kept is not None:
-            if stream.sheet is not None:
-                stream.sheet.write_unfinished()
-            say(f"{writer.frames} video frames are in {writer.kept}")
+        _say_kept(writer, stream.sheet)
         raise
     fps = FRAMES_PER_STEP * stream.steps / streaming_s
     if round(fps) < REAL_TIME and not arguments.quiet:
         say(f"{fps:.1f} video frames per second, real time is {REAL_TIME:.0f}: {_why_slow(stream.model)}")
-    report = _report(arguments, stream.model, writer.frames, fps, step_ms, first_frame_s, calls.what_ran())
+    if writer.kept != writer.path:
+        say(f"--out: another program has made {writer.path} meanwhile; the video is in {writer.kept}")
+    report = _report(arguments, stream.model, writer, fps, step_ms, first_frame_s, calls.what_ran())
     return report if stream.sheet is None else report | stream.sheet.write()
 
 
-def _advise(first: FirstFrame, model: StreamModel, name: str) -> None:
-    """Say on stderr what a user's own picture does to this model."""
-    if odd := unlike_gallery(first.image, model, load_gallery(name)):
+def _say_kept(writer: VideoWriter, sheet: ContactSheet | None) -> None:
+    """Say on stderr what there is of a video that has stopped; writes its sheet as well."""
+    if writer.kept is None:
+        say(NOTHING_KEPT)
+        return
+    say(f"{writer.frames} video frames are in {writer.kept}")
+    if sheet is not None:
+        try:
+            say(f"the sheet of them is {sheet.write_unfinished()}")
+        except OSError as error:  # a full disk: the first error is the one to report
+            say(f"no sheet was written: {error}")
+
+
+def _advise(first: FirstFrame, model: StreamModel, arguments: argparse.Namespace) -> None:
+    """Say on stderr what a user's own picture does to this model and its first frames."""
+    gallery = load_gallery(arguments.model)
+    number = number_in_gallery(first.image, gallery)
+    if number is not None:
+        say(f"--image: a copy of number {number} in the gallery; with --image {number} the motion begins in its pose")
+        return
+    if odd := unlike_gallery(first.image, model, gallery):
         say(f"--image: {odd}")
-    if name == "mini-person":
+    if arguments.controls is None:
+        say(UNKNOWN_POSE)
+    if arguments.model == "mini-person":
         say("--image: mini-person keeps the looks of its 16 persons only; for others there is --model mini-anyone")
 
 
 def _report(
     arguments: argparse.Namespace,
     model: StreamModel,
-    frames: int,
+    writer: VideoWriter,
     fps: float,
     step_ms: dict[str, float | None],
     first_frame_s: float,
@@ -154,7 +174,7 @@ def _report(
 ) -> dict[str, object]:
     return {
         "model": model.name,
-        "frames": frames,
+        "frames": writer.frames,
         "fps": round(fps, 1),
         "first_frame_s": round(first_frame_s, 3),
         "step_ms": {name: round(value or 0.0, 2) for name, value in step_ms.items()},
@@ -162,7 +182,7 @@ def _report(
         "device": str(model.device),
         "dtype": str(model.generator.weight.dtype).removeprefix("torch."),
         "what_ran": what_ran,
-        "out": str(arguments.out),
+        "out": str(writer.kept),
     }
 
 
@@ -173,7 +193,8 @@ def _check_joints(poses: Tensor, model: StreamModel) -> None:
     require(takes_poses, "--controls", "left out: no poses drive this model", f"{len(poses)} poses")
     assert control is not None
     expected = f"shape [frames, {control.joints}, 3]"
-    require(poses.shape[1] == control.joints, "--controls", expected, list(poses.shape))
+    require(poses.shape[1] == control.joints, "--controls", expected, f"shape {list(poses.shape)}")
+    require_fractions("--controls", poses[..., :2])
     player = FilePlayer(poses)
     for first in range(0, len(poses), FRAMES_PER_STEP):  # as the session will check them, but before the first step
         require_fractions(f"--controls, from video frame {first} on", player.next(FRAMES_PER_STEP)[..., :2])

@@ -12,6 +12,7 @@ from aapt_fast.cli.choices import (
     HELD_OUT_CLIPS,
     HELD_OUT_FRAMES,
     HELD_OUT_SETS,
+    JOINTS,
     MEDLEY,
     PART_FRAMES,
     PRESETS,
@@ -28,26 +29,39 @@ CACHE = Path("~/.cache/aapt_fast")
 Options = Callable[[argparse.ArgumentParser], None]
 
 
+def _path(text: str) -> Path:
+    """Make a path of an option's text; `Path("")` would be the folder in which the command runs."""
+    if not text:
+        raise argparse.ArgumentTypeError("expected a file or folder, got an empty text")
+    return Path(text)
+
+
 def add_generate(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", default="mini-person", help="a bundled model or a file (default: %(default)s)")
+    parser.add_argument(
+        "--model",
+        default="mini-person",
+        help="mini-person, mini-anyone, or a file that train exported (default: %(default)s)",
+    )
     parser.add_argument(
         "--image",
         default="0",
-        help="number in the model's gallery, or a picture file; another size is cropped to the middle and resized. For "
-        "pictures of other persons than those of the gallery, --model mini-anyone is better (default: %(default)s)",
+        help="first picture: a number in the model's gallery (0 to 15 in mini-person, 0 to 7 in mini-anyone), or a "
+        "picture file, of which the middle is cropped and resized. For other persons than those of the gallery, "
+        "--model mini-anyone is better (default: %(default)s)",
     )
     parser.add_argument(
         "--motion",
         help=f"{' | '.join(ACTIONS)} | {MEDLEY} (the default), or a script like walk:48,wave:72 (video frames each, "
-        f"{PART_FRAMES} where none are given); the last motion continues if --frames is larger",
+        f"{PART_FRAMES} where none are given); the last motion continues if --frames is longer",
     )
     parser.add_argument(
         "--controls",
-        type=Path,
-        help="instead of --motion: .npy or .json with a float array [frames, joints, 3]: x and y as fractions 0..1 of "
+        type=_path,
+        metavar="FILE",
+        help=f"instead of --motion: .npy or .json with numbers [frames, {JOINTS}, 3]: x and y as fractions 0..1 of "
         "width and height, then the depth in metres (0 at the stage's middle, more is farther away); joints in the "
         "order of aapt_fast.worlds.person.skeleton.JOINTS. The first frame should be near the pose of the picture; "
-        "the last is held if --frames is larger",
+        "the last is held if --frames is longer",
     )
     parser.add_argument(
         "--frames",
@@ -55,8 +69,15 @@ def add_generate(parser: argparse.ArgumentParser) -> None:
         help="video frames to make, rounded up to whole steps of 4 (default: those of --controls; the sum of a script "
         f"in which every motion has a length; otherwise {GENERATED_FRAMES})",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of noise and motion, 64 bits (default: %(default)s)")
-    parser.add_argument("--nfe", type=int, default=1, help="network evaluations per step (default: %(default)s)")
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        help="of noise and motion; the same seed gives the same video (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--nfe", type=int, default=1, help="network evaluations per step; more are slower (default: %(default)s)"
+    )
     parser.add_argument("--device", help="cpu | cuda | cuda:1 ... (default: a GPU where there is one)")
     parser.add_argument(
         "--dtype",
@@ -66,7 +87,7 @@ def add_generate(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--out",
-        type=Path,
+        type=_path,
         required=True,
         help="x.mp4, x.gif or a folder of pictures, written as it goes. After Ctrl-C, SIGTERM or SIGHUP the video so "
         "far is kept, beside a file of that name if there is one; the exit status is 130 then",
@@ -75,7 +96,10 @@ def add_generate(parser: argparse.ArgumentParser) -> None:
         "--scale", type=int, default=4, help="enlarge the written video by this factor (default: %(default)s)"
     )
     parser.add_argument(
-        "--sheet", type=Path, help="picture (.png, .jpg, .webp): controls, truth where known, and video"
+        "--sheet",
+        type=_path,
+        metavar="FILE",
+        help="also write a picture (.png, .jpg, .webp) of up to twelve frames: controls, truth where known, and video",
     )
     parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
 
@@ -84,11 +108,43 @@ def add_doctor(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="one JSON document instead of text")
 
 
-def add_train(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("recipe", choices=RECIPES)
-    parser.add_argument("--out", type=Path, required=True, help="folder of the run: data, checkpoints, logs, samples")
+def add_verify(parser: argparse.ArgumentParser) -> None:
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.description = """Try the kernels on this GPU, time them against torch, remember the right and fast ones.
+
+Every kernel runs in a process of its own with a time limit. From then on a kernel runs by itself on this GPU if its
+results are right and it is at least as fast as torch. AAPT_KERNELS still chooses otherwise.
+
+Exit status: 0 every kernel that was tried is right, 1 one is not, 2 a mistake in the arguments, or no GPU."""
     parser.add_argument(
-        "--start", metavar="MODEL", help="start of anyone and company: a bundled model or a file (default: mini-person)"
+        "--kernels", metavar="NAMES", help="with commas between them (default: all that this GPU can run)"
+    )
+    parser.add_argument(
+        "--shapes",
+        choices=PRESETS,
+        help="preset at whose shapes the kernels are timed (default: shapes of several models)",
+    )
+    parser.add_argument(
+        "--json", type=Path, metavar="F", help="file for everything that a maintainer needs: machine, build, findings"
+    )
+
+
+def add_train(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "recipe",
+        choices=RECIPES,
+        help="person: 16 persons, from nothing; anyone: any person, from --start; company: beside passers-by",
+    )
+    parser.add_argument(
+        "--out",
+        type=_path,
+        required=True,
+        help="folder of the run, new or begun before: data, checkpoints, logs, samples",
+    )
+    parser.add_argument(
+        "--start",
+        metavar="MODEL",
+        help="model that anyone and company start from: a bundled one or a file (default: mini-person)",
     )
     parser.add_argument(
         "--stage", choices=STAGES, action="append", help="only this stage, repeatable (default: all but reconstruction)"
@@ -97,7 +153,9 @@ def add_train(parser: argparse.ArgumentParser) -> None:
 
 
 def add_evaluate(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", nargs="?", help="a bundled model or a file (default: mini-person)")
+    parser.add_argument(
+        "model", nargs="?", help="mini-person, mini-anyone, or a file that train exported (default: mini-person)"
+    )
     parser.add_argument(
         "--row",
         action="append",
@@ -109,24 +167,28 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
         "--held-out",
         choices=HELD_OUT_SETS,
         default="gallery",
-        help="persons that the model knows, strangers, or persons in company (default: %(default)s)",
+        help="motions of persons that the model knows, of strangers, or of persons in company (default: %(default)s)",
     )
     parser.add_argument(
         "--nfe", type=int, default=1, help="network evaluations per step, of rows that give none (default: %(default)s)"
     )
-    parser.add_argument("--clips", type=int, default=HELD_OUT_CLIPS, help="held-out motions (default: %(default)s)")
+    parser.add_argument("--clips", type=int, default=HELD_OUT_CLIPS, help="number of motions (default: %(default)s)")
     parser.add_argument(
         "--frames",
         type=int,
         default=HELD_OUT_FRAMES,
         help="video frames per clip after the given first one, rounded up to whole steps (default: %(default)s)",
     )
-    parser.add_argument("--out", type=Path, help="folder for report, CSV, plots and contact sheet")
+    parser.add_argument(
+        "--out",
+        type=_path,
+        help="folder for report, CSV, plots and contact sheet; a stopped evaluation resumes there",
+    )
     parser.add_argument(
         "--pose-network",
-        type=Path,
+        type=_path,
         default=CACHE,
-        help="folder that keeps the trained pose network (default: %(default)s)",
+        help="folder of the network that reads poses off a video; it is trained once (default: %(default)s)",
     )
     parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
 
@@ -142,21 +204,36 @@ instead. A mistake in the arguments is 2 as well, with one line on stderr and no
     questions = parser.add_subparsers(dest="question", required=True)
     frame = questions.add_parser("frame", help="a whole step: condition, generator, decode, to host")
     frame.add_argument("--preset", default="aapt-8b", help=f"{' | '.join(PRESETS)} (default: %(default)s)")
-    frame.add_argument("--resolution", metavar="WIDTHxHEIGHT", help="of the video (default: the preset's)")
-    frame.add_argument("--window", type=int, help="past frames (default: the preset's)")
+    frame.add_argument("--resolution", metavar="WIDTHxHEIGHT", help="size of the video (default: the preset's)")
+    frame.add_argument("--window", type=int, help="past frames that a step sees (default: the preset's)")
     frame.add_argument("--target", type=float, default=0.16, help="seconds per latent frame (default: %(default)s)")
-    frame.add_argument("--json", type=Path, metavar="F", help="file for the document, which is also the last line")
+    frame.add_argument(
+        "--json", type=_path, metavar="FILE", help="file for the document, which is also the last line printed"
+    )
     frame.add_argument("--device", help="cuda | cpu (default: a GPU where there is one)")
     frame.add_argument("--dtype", choices=DTYPES, help="of the weights (default: bfloat16 on a GPU, else float32)")
-    frame.add_argument("--token-dtype", choices=DTYPES, help="of the token stream (default: the model's default)")
-    frame.add_argument("--cuda-graph", action="store_true", help="with the step recorded as CUDA graphs, on a GPU")
+    frame.add_argument(
+        "--token-dtype",
+        choices=DTYPES,
+        help="of the token stream between the layers: float32 or that of the weights (default: float32)",
+    )
+    frame.add_argument("--cuda-graph", action="store_true", help="record the step as CUDA graphs, on a GPU")
     frame.add_argument("--steps", type=int, default=100, help="timed steps with a full window (default: %(default)s)")
-    frame.add_argument("--limit", type=float, default=60.0, help="seconds for those, about (default: %(default)s)")
+    frame.add_argument(
+        "--limit",
+        type=float,
+        default=60.0,
+        help="after about so many seconds fewer steps are timed, at least 5 (default: %(default)s)",
+    )
 
 
 def add_convert(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", help="a file, a folder, a pipeline's folder, or the name of a bundled model")
-    parser.add_argument("--out", type=Path, required=True, help="a new or empty folder")
+    parser.add_argument(
+        "source", help="a file of weights, its folder, the folder of a diffusers pipeline, or a bundled model"
+    )
+    parser.add_argument(
+        "--out", type=_path, required=True, help="a new or empty folder, which appears once all is written and verified"
+    )
     parser.add_argument(
         "--config",
         help='settings that the files lack: JSON like {"num_heads": 12}, or a file with it; '
@@ -181,6 +258,7 @@ def add_convert(parser: argparse.ArgumentParser) -> None:
 COMMANDS: dict[str, tuple[str, Options]] = {
     "generate": ("Stream a video from a first image and a motion, one latent frame at a time.", add_generate),
     "doctor": ("Say whether this machine is ready, what is installed and which kernels are on.", add_doctor),
+    "verify": ("Try the kernels on this GPU, and remember which ones are right and fast.", add_verify),
     "train": ("Train a model by one of the recipes; a stopped run resumes.", add_train),
     "evaluate": ("Measure models against the exact truth: drift, control, sharpness, latency.", add_evaluate),
     "bench": ("Measure one latent frame of a preset on this machine, stage by stage, against a target.", add_bench),

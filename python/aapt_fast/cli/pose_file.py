@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The option `--controls`: the pose of every video frame, in a .npy or .json file, checked as a whole."""
+"""The option `--controls`: the pose of every video frame, in a .npy or .json file. No torch, as for all checks."""
 
 from __future__ import annotations
 
@@ -7,48 +7,66 @@ import json
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch import Tensor
 
+from aapt_fast.cli.absent import require_there
+from aapt_fast.cli.choices import JOINTS
 from aapt_fast.errors import require
-from aapt_fast.streaming.controls import require_fractions
 
 ENDINGS = (".npy", ".json")
-UNREADABLE = (ValueError, TypeError, EOFError, OSError, OverflowError, RecursionError)  # numpy's and json's
-SHAPE = "numbers [frames, joints, 3]"
+EXPECTED = f"a .npy or .json file with finite numbers of shape [frames, {JOINTS}, 3]"
+ARRAY, ARCHIVE = b"\x93NUMPY", b"PK"
+"""The first bytes of what numpy.save and numpy.savez write."""
 
 
-def read_poses(path: Path) -> Tensor:
-    """Image points float32 [frames, joints, 3] of a file. Raises ValueError for any other content."""
-    require(path.suffix.lower() in ENDINGS, "--controls", "a .npy or .json file", path.name or path)
+def read_poses(path: Path) -> np.ndarray:
+    """Image points float32 [frames, joints, 3] of a file: x and y as fractions of the frame, and depth in metres.
+
+    Raises ValueError for any other content, naming the file and what it holds.
+    """
+    require(path.suffix.lower() in ENDINGS, "--controls", EXPECTED, path)
+    require_there("--controls", EXPECTED, path)
+    require(not path.is_dir(), "--controls", EXPECTED, f"the folder {path}")
     try:
-        values = np.load(path) if path.suffix.lower() == ".npy" else np.array(json.loads(path.read_text("utf-8")))
-    except UNREADABLE as error:
-        why = (str(error).splitlines() or ["nothing"])[0]
-        raise ValueError(f"--controls: expected {SHAPE} in {path}, got {why}") from error
-    require(isinstance(values, np.ndarray), "--controls", f"one array in {path}", "an archive of several")
+        data = path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"--controls: expected {EXPECTED}, got {path}, unreadable: {error.strerror}") from error
+    values = _array(path, data) if path.suffix.lower() == ".npy" else _lists(path, data)
     shape = list(values.shape)
-    require(values.size > 0, "--controls", f"{SHAPE} in {path}", f"none: shape {shape}")
-    require(values.dtype.kind in "fiu", "--controls", f"real numbers in {path}", values.dtype)
-    require(values.ndim == 3 and shape[2] == 3, "--controls", "shape [frames, joints, 3]", shape)
+    require(values.dtype.kind in "fiu", "--controls", EXPECTED, f"{path} with values of type {values.dtype}")
+    fits = values.ndim == 3 and values.size > 0 and shape[2] == 3
+    require(fits, "--controls", EXPECTED, f"{path} with shape {shape}")
     with np.errstate(over="ignore"):
-        points = torch.from_numpy(values.astype(np.float32))
-    require(bool(points.isfinite().all()), "--controls", "finite values", "nan or inf")
-    require_fractions("--controls", points[..., :2])
+        points: np.ndarray = values.astype(np.float32)
+    require(bool(np.isfinite(points).all()), "--controls", EXPECTED, f"{path} with nan or inf")
     return points
 
 
-class FilePlayer:
-    """Plays the `poses` [frames, joints, 3] of a file; the last is held."""
+def _array(path: Path, data: bytes) -> np.ndarray:
+    """The array that numpy.save wrote."""
+    require(not data.startswith(ARCHIVE), "--controls", EXPECTED, f"{path}, an archive of several arrays")
+    require(data.startswith(ARRAY), "--controls", EXPECTED, f"{path}, which is not written by numpy.save")
+    try:
+        values: np.ndarray = np.load(path, allow_pickle=False)
+    except (ValueError, TypeError, EOFError, OSError, SyntaxError) as error:
+        got = f"{path}, which is damaged or holds Python objects"
+        raise ValueError(f"--controls: expected {EXPECTED}, got {got}") from error
+    return values
 
-    def __init__(self, poses: Tensor) -> None:
-        self._poses, self._frame = poses, 0
 
-    def next(self, frames: int) -> Tensor:
-        """Poses [frames, joints, 3] of the next video frames."""
-        picks = torch.arange(self._frame, self._frame + frames).clamp_max(len(self._poses) - 1)
-        self._frame += frames
-        return self._poses[picks]
-
-    def truth(self, size: int) -> None:
-        """None: a file of poses has no person and no room."""
+def _lists(path: Path, data: bytes) -> np.ndarray:
+    """The nested lists of JSON as an array."""
+    try:
+        content = json.loads(data)
+    except json.JSONDecodeError as error:
+        got = f"{path}, which is no JSON from line {error.lineno}, column {error.colno} on"
+        raise ValueError(f"--controls: expected {EXPECTED}, got {got}") from error
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"--controls: expected {EXPECTED}, got {path}, which is no JSON") from error
+    require(isinstance(content, list), "--controls", EXPECTED, f"{path} with a {type(content).__name__}, not a list")
+    try:
+        values = np.array(content)
+    except (ValueError, OverflowError) as error:
+        got = f"{path}, whose lists differ in length or hold other things than numbers"
+        raise ValueError(f"--controls: expected {EXPECTED}, got {got}") from error
+    require(values.dtype != object, "--controls", EXPECTED, f"{path}, whose lists hold other things than numbers")
+    return values

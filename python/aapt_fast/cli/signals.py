@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
@@ -18,18 +18,41 @@ class Stopped(KeyboardInterrupt):
     """A signal has ended the command; the message names it. `main` makes exit status 130 of it."""
 
 
+def ignore_signals(kinds: Iterable[signal.Signals] = SIGNALS) -> None:
+    """Ignore such signals from now on, until the process has ended."""
+    for kind in kinds:
+        signal.signal(kind, signal.SIG_IGN)
+
+
+@contextmanager
+def handlers_restored() -> Iterator[None]:
+    """Give the three signals back to the handlers from before the block, also where a command was stopped in it."""
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    before = {kind: signal.getsignal(kind) for kind in SIGNALS if in_main_thread}
+    try:
+        yield
+    finally:
+        for kind, handler in before.items():
+            if handler is not None:  # one that Python has not set, and cannot set again
+                signal.signal(kind, handler)
+
+
 class HeldSignals:
     """Context manager that holds SIGINT, SIGTERM and SIGHUP back, except where `let_in` allows them.
 
     Elsewhere a signal waits for the next `let_in`; one that still waits at the end of the block raises `Stopped` there,
     unless another error does. A signal that the process ignores stays ignored, as SIGHUP after `nohup`. In a thread
-    other than the main one, where Python has no signals, the block changes nothing. At the end the old handlers return.
+    other than the main one, where Python has no signals, the block changes nothing. At the end the old handlers return,
+    unless the command was stopped.
 
         with HeldSignals() as signals:
             for each in work:
                 with signals.let_in():  # Stopped is raised in here
                     result = compute(each)
                 file.write(result)  # but never in here
+
+    From the moment at which `Stopped` leaves a `let_in`, the process ignores the three signals, after the block too, so
+    that no further one disturbs its end. A caller that continues after that has to use `handlers_restored` around it.
     """
 
     def __init__(self) -> None:
@@ -46,8 +69,11 @@ class HeldSignals:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if kind is None and self._waiting is not None:
+            ignore_signals(self._before)
         for each, handler in self._before.items():
-            signal.signal(each, handler)
+            if signal.getsignal(each) == self._receive:  # else they are ignored
+                signal.signal(each, handler)
         if kind is None:
             self._raise_waiting()
 
@@ -58,6 +84,9 @@ class HeldSignals:
         try:
             self._raise_waiting()
             yield
+        except KeyboardInterrupt:
+            ignore_signals(self._before)
+            raise
         finally:
             self._open = False
 
@@ -86,5 +115,5 @@ class HeldSignals:
     def _raise_waiting(self) -> None:
         waiting, self._waiting = self._waiting, None
         if waiting is not None:
-            self._open = False  # a second signal does not disturb the end
+            self._open = False  # a second signal does not disturb the way out of here
             raise Stopped(f"stopped by {waiting.name}")

@@ -7,8 +7,6 @@ import argparse
 import dataclasses
 
 from aapt_fast.cli.signals import HeldSignals
-from aapt_fast.errors import require
-from aapt_fast.limits import require_folder
 from aapt_fast.progress import without_messages
 from aapt_fast.training.recipes import RECIPES
 from aapt_fast.training.stages import MAIN_STAGES, train
@@ -17,8 +15,6 @@ from aapt_fast.training.stages import MAIN_STAGES, train
 def run(arguments: argparse.Namespace) -> None:
     recipe = RECIPES[arguments.recipe]
     if arguments.start is not None:
-        require(recipe.start is not None, "--start", "none for a recipe that begins from nothing", arguments.start)
         recipe = dataclasses.replace(recipe, start=arguments.start)
-    require_folder("--out", arguments.out)
     with HeldSignals() as signals, signals.let_in(), without_messages(arguments.quiet):
         train(recipe, arguments.out, tuple(arguments.stage or MAIN_STAGES), signals.hold)

@@ -21,7 +21,7 @@ def attention_obstacle(device: torch.device, dtype: torch.dtype, head_width: int
         return KERNELS[kernel].refusal(dtype, head_width)
     if device.type == "cpu":
         return "on the CPU nothing here is faster than torch's attention"
-    return "no attention kernel of this build is verified for this GPU (`aapt-fast doctor` says why)"
+    return "no attention kernel of this build is verified for this GPU: `aapt-fast verify` tries them"
 
 
 # torch.compile takes the answer as a constant; torch.compiler.assume_constant_result would import the whole compiler.

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from torch import nn
@@ -16,6 +16,7 @@ from aapt_fast.models.stream_model import StreamModel
 from aapt_fast.models.vae.mini import MiniVAE
 from aapt_fast.models.vae.wan import WanVAE
 from aapt_fast.models.wan.transformer import WanTransformer
+from aapt_fast.ops.kernels import record_for, selection
 from aapt_fast.ops.registry import OPS, implementation
 from aapt_fast.streaming.session import StreamSession
 
@@ -33,23 +34,37 @@ def explain(obj: Any) -> PatchReport:
     """Report on each place that `patch` knows in `obj`: replaced and running where it is now, or the reason why not.
 
     A model or session of this package needs no patch; its report lists its ops and what each would run. Kernels are
-    reported by the choice that calls make; `aapt_fast.ops.observe_ops` records the calls themselves. Nothing is
-    changed. Raises TypeError if nothing in `obj` is known here.
+    reported by the choice that calls make; `aapt_fast.ops.observe_ops` records the calls themselves. On a GPU the
+    report names the record of `aapt-fast verify`. Nothing is changed. Raises TypeError if nothing in `obj` is known
+    here.
     """
     own = tuple(_own_ops(obj))
     if own:
-        return PatchReport(type(obj).__name__, own=own)
-    replaced, left_alone = explain_sites(find_sites(obj))
-    return PatchReport(type(obj).__name__, tuple(replaced), tuple(left_alone))
+        return PatchReport(type(obj).__name__, own=own, kernels=_record(_parts(obj).values()))
+    sites = find_sites(obj)
+    replaced, left_alone = explain_sites(sites)
+    record = _record(site.target for site in sites)
+    return PatchReport(type(obj).__name__, tuple(replaced), tuple(left_alone), kernels=record)
+
+
+def _record(objects: Iterable[Any]) -> str | None:
+    """One sentence about the record of the GPU that holds the first parameters among these objects."""
+    modules = (each for each in objects if isinstance(each, nn.Module))
+    devices = (parameter.device for module in modules for parameter in module.parameters())
+    gpu = next((device for device in devices if device.type == "cuda"), None)
+    found = None if gpu is None else record_for(gpu, selection())
+    return None if found is None else found.in_words()
+
+
+def _parts(obj: Any) -> dict[str, Any]:
+    """The models of this package in `obj` by their places, or `obj` itself."""
+    model = obj.model if isinstance(obj, StreamSession) else obj
+    return {"generator": model.generator, "vae": model.vae} if isinstance(model, StreamModel) else {"": model}
 
 
 def _own_ops(obj: Any) -> Iterator[Finding]:
     """One finding per op of the models of this package in `obj`; none for another object."""
-    model = obj.model if isinstance(obj, StreamSession) else obj
-    parts: dict[str, Any] = (
-        {"generator": model.generator, "vae": model.vae} if isinstance(model, StreamModel) else {"": model}
-    )
-    for where, part in parts.items():
+    for where, part in _parts(obj).items():
         ops = next((ops for kind, ops in OWN.items() if isinstance(part, kind)), ())
         if isinstance(part, Generator) and part.config.prediction == "velocity" and part.head is None:
             ops = (*ops, "clean_frame")

@@ -31,6 +31,8 @@ class PatchReport:
     left_alone: tuple[Finding, ...] = ()
     own: tuple[Finding, ...] = ()
     """Ops of a model of this package, which has nothing to replace."""
+    kernels: str | None = None
+    """State of the record of this GPU's kernels in words; None on a CPU, and where no kernel can run."""
 
     def parts(self) -> set[str]:
         """Names of the parts with a replaced place."""
@@ -41,11 +43,15 @@ class PatchReport:
             return "\n".join(
                 [f"{self.subject}: aapt_fast's own, there is nothing to replace"]
                 + [f"  runs: {line}" for line in _grouped(self.own)]
+                + self._kernels()
             )
         lines = [f"{self.subject}: {len(self.replaced)} replaced, {len(self.left_alone)} left alone"]
         for title, findings in (("replaced", self.replaced), ("left alone", self.left_alone)):
             lines += [f"  {title}: {line}" for line in _grouped(findings)]
-        return "\n".join(lines)
+        return "\n".join(lines + self._kernels())
+
+    def _kernels(self) -> list[str]:
+        return [] if self.kernels is None else [f"  kernels: {self.kernels}"]
 
 
 def _grouped(findings: Iterable[Finding]) -> list[str]:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+from fractions import Fraction
 from pathlib import Path
 
 from PIL import GifImagePlugin, Image
@@ -18,7 +19,7 @@ class GifFile:
     At 24 frames per second they last 4, 4, 4, 5, 4, 4, ... hundredths: each begins at most half of one early or late.
     """
 
-    def __init__(self, path: Path, fps: int) -> None:
+    def __init__(self, path: Path, fps: Fraction) -> None:
         self._file, self._fps = path.open("wb", buffering=0), fps  # no buffer: one that a full disk refuses stays full
         self._frames, self._end = 0, 0  # end of the last whole frame, in bytes
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import os
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,7 @@ class Mp4File:
     the size of the video. 4:2:0 needs even sides: an odd last row or column is repeated.
     """
 
-    def __init__(self, path: Path, fps: int) -> None:
+    def __init__(self, path: Path, fps: Fraction) -> None:
         import av
 
         self._av, self._path, self._fps = av, path, fps
@@ -69,7 +71,7 @@ class Mp4File:
                 return sum(1 for _ in _whole_packets(source))
 
     def _open_stream(self, width: int, height: int) -> Any:
-        options = {"crf": QUALITY, "g": str(self._fps)}
+        options = {"crf": QUALITY, "g": str(math.ceil(self._fps))}
         stream = self._container.add_stream("libx264", rate=self._fps, options=options)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         context = stream.codec_context

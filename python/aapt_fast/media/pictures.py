@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import io
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,8 +32,8 @@ class Picture:
 
 def read_picture(path: str | Path, argument: str, expected: str = "a picture file") -> Picture:
     """Read a file. Raises ValueError, naming `argument`, for one that is missing, no picture, damaged or ambiguous."""
-    if not str(path) or not Path(path).exists():
-        require(False, argument, expected, f"{path}, which does not exist" if str(path) else "nothing")
+    require(str(path) != "", argument, expected, "an empty text")
+    require(os.path.exists(path), argument, expected, f"{path}, which does not exist")
     require(not Path(path).is_dir(), argument, expected, f"the folder {path}")
     try:
         with Image.open(path) as file:

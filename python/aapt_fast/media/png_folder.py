@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import io
+from fractions import Fraction
 from pathlib import Path
 
 from PIL import Image
@@ -12,7 +13,7 @@ from PIL import Image
 class PngFolder:
     """A new folder of whole pictures; a rate of frames is not recorded in them."""
 
-    def __init__(self, path: Path, fps: int) -> None:
+    def __init__(self, path: Path, fps: Fraction) -> None:
         self._path, self._frames = path, 0
         path.mkdir()
 

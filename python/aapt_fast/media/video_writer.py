@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import secrets
 import shutil
+import warnings
 from collections.abc import Iterable
+from fractions import Fraction
+from numbers import Rational, Real
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol
@@ -17,22 +19,18 @@ from PIL import Image
 from torch import Tensor
 
 from aapt_fast.errors import require, require_type
-from aapt_fast.limits import require_disk, require_memory
+from aapt_fast.media.destination import Destination
 from aapt_fast.media.gif import GifFile
 from aapt_fast.media.mp4 import Mp4File
 from aapt_fast.media.png_folder import PngFolder
+from aapt_fast.media.video_target import LARGEST_SIDE, check_video_target
 
-MEMORY_PER_PIXEL = {
-    ".mp4": 250,
-    ".gif": 60,
-    "": 30,
-}  # bytes of memory that writing takes, measured at 1 to 4 megapixels
-DISK_PER_PIXEL = {".mp4": 0.02, ".gif": 0.2, "": 0.2}  # bytes of a file per pixel and video frame of the bundled models
-LARGEST_SIDE = {".mp4": 16384, ".gif": 65535, "": 65535}  # pixels: of H.264, of GIF, and of what viewers open
+LARGEST_FLOAT_DENOMINATOR = 1001  # of the rates of television: 24000/1001, 30000/1001
+LARGEST_DENOMINATOR = 1_000_000  # times FASTEST, a clock that an .mp4 can have: 32 bits
 FASTEST = {".mp4": 1000, ".gif": 50, "": 1000}  # video frames per second; players slow a faster GIF down
 
 
-def save_video(path: str | Path, frames: Iterable[Tensor | np.ndarray], fps: int = 24) -> None:
+def save_video(path: str | Path, frames: Iterable[Tensor | np.ndarray], fps: float | Fraction = 24) -> None:
     """Write a video for people to watch.
 
     Args:
@@ -40,7 +38,9 @@ def save_video(path: str | Path, frames: Iterable[Tensor | np.ndarray], fps: int
         frames: uint8 [T, H, W, 3], or pieces [n, H, W, 3] of it one after the other, as steps of a session give them:
             a list of them, or an iterator such as `session.frames(player, steps=60)`, of which nothing is kept in
             memory.
-        fps: video frames per second.
+        fps: video frames per second: 24, 23.976, or Fraction(24000, 1001). An .mp4 keeps it as a fraction, a float to
+            the nearest one with a denominator of at most 1001; a GIF rounds the time of each frame to 1/100 s, and a
+            folder of PNGs keeps no rate.
 
     Raises:
         TypeError, ValueError: frames of another shape, dtype or size, no frames at all; another ending or rate; a path
@@ -48,7 +48,8 @@ def save_video(path: str | Path, frames: Iterable[Tensor | np.ndarray], fps: int
         OSError: the file cannot be written.
         ImportError: .mp4 without the `av` package.
 
-    After an error in the middle the frames so far are kept, beside an existing file: see `VideoWriter`.
+    After an error in the middle the frames so far are kept, beside an existing file. A file that another program makes
+    under that name meanwhile is not replaced: a warning gives the other name. See `VideoWriter`.
 
         aapt_fast.save_video("walk.mp4", session.frames(player, steps=60))
     """
@@ -59,43 +60,15 @@ def save_video(path: str | Path, frames: Iterable[Tensor | np.ndarray], fps: int
         for piece in pieces:
             writer.write(piece)
         require(writer.frames > 0, "frames", "at least one video frame", "none")
-
-
-def check_video_target(path: Path, argument: str = "path") -> None:
-    """Raise the errors of `VideoWriter` for this path, named `argument`, without writing anything."""
-    ending = path.suffix.lower()
-    require(ending in LARGEST_SIDE, argument, "a name ending in .mp4 or .gif, or a folder", path.name)
-    stem_is_missing = path.name.lower() in LARGEST_SIDE and path.name != ""
-    require(not stem_is_missing, argument, f"a name before the ending, such as video{path.name}", path)
-    if not path.parent.is_dir():
-        raise OSError(f"{argument}: expected a folder that exists, got {path.parent}")
-    if not os.access(path.parent, os.W_OK):
-        raise OSError(f"{argument}: expected a writable folder, got {path.parent}")
-    if ending:
-        require(not path.is_dir(), argument, "a file", f"the folder {path}")
-    elif path.exists():
-        require(path.is_dir() and not any(path.iterdir()), argument, "a new or empty folder", path)
-    if ending == ".mp4" and importlib.util.find_spec("av") is None:
-        raise ImportError(f"{argument}: writing .mp4 needs the package av: pip install 'aapt_fast[video]'")
-
-
-def require_room(path: Path, frames: int, size: tuple[int, int], scale: int) -> None:
-    """Raise ValueError if such a video fits neither its format, nor the memory, nor the disk, as far as can be known.
-
-    `size` is (height, width), before it is enlarged by `scale`; an error names --scale or --frames.
-    """
-    ending = path.suffix.lower()
-    largest = LARGEST_SIDE[ending] // max(size)
-    require(scale <= largest, "--scale", f"1 to {largest} for a video of {size[1]} x {size[0]} pixels", scale)
-    pixels = size[0] * size[1] * scale**2
-    require_memory("--scale", pixels * MEMORY_PER_PIXEL[ending])
-    require_disk("--frames", path, int(frames * pixels * DISK_PER_PIXEL[ending]))
+    if writer.kept != writer.path:
+        warnings.warn(f"path: another program has made {path} meanwhile; the video is in {writer.kept}", stacklevel=2)
 
 
 class VideoWriter:
     """Context manager that writes a video to `path`, which it replaces only if the block ends without an error.
 
-    After an error the frames so far are kept: in `path` if there was nothing, else beside it, in x.stopped.mp4,
+    What another program has made under that name meanwhile stays, and the video is beside it, in x-2.mp4, x-3.mp4 and
+    so on. After an error the frames so far are kept: in `path` if there was nothing, else beside it, in x.stopped.mp4,
     x.stopped-2.mp4 and so on. `kept` says where. Nothing is kept of a video without frames, and no other file stays.
 
     Raises ValueError for another suffix, rate or scale, OSError if the target's folder cannot be written, ImportError
@@ -107,15 +80,14 @@ class VideoWriter:
     kept: Path | None = None
     """File or folder with the video after the block; None if there is none."""
 
-    def __init__(self, path: Path, *, fps: int = 24, scale: int = 1) -> None:
+    def __init__(self, path: Path, *, fps: float | Fraction = 24, scale: int = 1) -> None:
         check_video_target(path)
         ending = path.suffix.lower()
-        require_type("fps", fps, int)
-        require(1 <= fps <= FASTEST[ending], "fps", f"1 to {FASTEST[ending]} for {ending or 'a folder'}", fps)
+        self._fps = _exact_rate(fps, ending)
         require(scale >= 1, "scale", "at least 1", scale)
-        self.path = path
+        self.path, self._destination = path, Destination(path)
         self._partial = path.with_name(f".{path.stem}.partial-{secrets.token_hex(4)}{ending}")
-        self._scale, self._fps = scale, fps
+        self._scale = scale
         self._size: tuple[int, int] | None = None
         self._file: _File | None = None
 
@@ -154,7 +126,7 @@ class VideoWriter:
             if self._file is not None:
                 self.frames = self._file.close()
             if self.frames > 0:
-                target = self.path if complete and not self.path.is_dir() else unused_name(self.path)
+                target = self._destination.name() if complete else self._destination.name_if_stopped()
                 if target.is_dir():
                     target.rmdir()  # it is empty
                 os.replace(self._partial, target)
@@ -179,21 +151,24 @@ class VideoWriter:
         return array
 
 
-def unused_name(path: Path) -> Path:
-    """`path` if nothing is there, or an empty folder for a folder; else x.stopped.mp4, x.stopped-2.mp4, ..."""
-    if not path.exists() or (not path.suffix and path.is_dir() and not any(path.iterdir())):
-        return path
-    number, name = 1, path.with_name(f"{path.stem}.stopped{path.suffix}")
-    while name.exists():
-        number += 1
-        name = path.with_name(f"{path.stem}.stopped-{number}{path.suffix}")
-    return name
+def _exact_rate(fps: float | Fraction, ending: str) -> Fraction:
+    """A rate as a fraction. Raises TypeError for no real number, ValueError for one that the format cannot keep."""
+    if isinstance(fps, bool) or not isinstance(fps, Real):
+        raise TypeError(f"fps: expected a number or a Fraction, got {type(fps).__name__}")
+    fits = 1 <= fps <= FASTEST[ending]  # nan is not, either
+    require(fits, "fps", f"1 to {FASTEST[ending]} for {ending or 'a folder'}", fps)
+    if not isinstance(fps, Rational):
+        return Fraction(float(fps)).limit_denominator(LARGEST_FLOAT_DENOMINATOR)
+    rate = Fraction(fps)
+    expected = f"a fraction with a denominator of at most {LARGEST_DENOMINATOR}, such as 24000/1001"
+    require(rate.denominator <= LARGEST_DENOMINATOR, "fps", expected, rate)
+    return rate
 
 
 class _File(Protocol):
     """A video file or folder that is being written."""
 
-    def __init__(self, path: Path, fps: int) -> None: ...
+    def __init__(self, path: Path, fps: Fraction) -> None: ...
 
     def write(self, image: Image.Image) -> None:
         """Append one RGB picture."""

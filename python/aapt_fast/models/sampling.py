@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aapt_fast.errors import require
+from aapt_fast.errors import require, require_type
 from aapt_fast.ops.cache import Cache, KeysAndValues
 from aapt_fast.ops.window import WindowRule
 
@@ -96,6 +96,15 @@ class Sampler:
             first: True in the first step of a run.
         """
         raise NotImplementedError
+
+
+def require_sampler(sampler: object) -> None:
+    """Raise TypeError unless `sampler` is an object of a subclass of `Sampler` that overrides `sample`."""
+    require_type("sampler", sampler, Sampler)
+    assert isinstance(sampler, Sampler)
+    if type(sampler).sample is Sampler.sample:
+        kind = type(sampler).__name__
+        raise TypeError(f"sampler: expected an object of a subclass of Sampler with a method sample, got {kind}")
 
 
 def noise_numbers(first_frame: int, frames: int, draws: int) -> Tensor:

@@ -18,10 +18,12 @@ from torch import Tensor
 from aapt_fast.errors import require, require_shape, require_type
 from aapt_fast.media.pictures import show
 from aapt_fast.models.aapt.config import ControlConfig
+from aapt_fast.models.aapt.generator import Generator
+from aapt_fast.models.files.gallery import read_gallery
 from aapt_fast.models.files.load_generator import load_generator
 from aapt_fast.models.files.load_vae import load_vae
 from aapt_fast.models.files.lora import LoraFiles
-from aapt_fast.models.files.model_file import gallery_world, read_model, write_model
+from aapt_fast.models.files.model_file import read_model, write_model
 from aapt_fast.models.files.placement import DTYPES, checked_placement, require_usable_dtype
 from aapt_fast.models.protocols import GeneratorShape, VideoGenerator
 from aapt_fast.models.vae.video_stream import VideoDecoder, VideoVAE, frames_to_uint8
@@ -42,11 +44,11 @@ class StreamModel:
 
     Args:
         generator: sessions run at its native grid.
-        vae: with as many latent channels.
+        vae: of the latent space that the generator was trained in. Only its number of channels can be checked.
         name: shown to users.
         text_encoder: str -> embeddings [L, text_width]; for a generator with a text stream.
-        grid: latent height and width, for a Wan transformer, which has no native ones. None is what it was trained
-            at: 60 x 104 with a VAE of 8 pixels per latent cell, 44 x 80 with one of 16.
+        grid: latent height and width. None is what the generator was trained at: an AAPT generator takes no other;
+            for a Wan transformer it is 60 x 104 with a VAE of 8 pixels per latent cell, 44 x 80 with one of 16.
         token_dtype: float32 or the dtype of the generator, or its name.
         world: whose videos the model was trained on, if it is one of `aapt_fast.worlds`.
 
@@ -100,7 +102,9 @@ class StreamModel:
         Args:
             path: a bundled model by name (`mini-person`, `mini-anyone`), a file of `save_pretrained` or the folder with
                 one; with `vae` anything that `load_generator` reads.
-            vae: None for the VAE in the file; else what `load_vae` reads, or a loaded VAE on `device`.
+            vae: None for the VAE in the file; else what `load_vae` reads, or a loaded VAE on `device`. Its latent space
+                has to be that of the generator. Files do not name their space, so only the number of channels is
+                checked: with another space the video is wrong.
             device: where the weights go.
             dtype: of the weights: float32, bfloat16 or float16, or the name of one. A loaded VAE keeps its own.
             grid, text_encoder: as in the constructor; embeddings have the shape [L, text_width].
@@ -119,20 +123,22 @@ class StreamModel:
         if vae is None:
             require(not lora, "lora", "None: LoRA files are merged into Wan transformers, with vae=, only", lora)
             generator, own_vae, name = read_model(path, device=device, dtype=dtype)
-            world = WORLDS.get(gallery_world(path) or "")
-            return cls(generator, own_vae, name, text_encoder, grid=grid, world=world)
+            return cls(generator, own_vae, name, text_encoder, grid=grid, world=_world_of(path))
         if isinstance(vae, str | os.PathLike):
             vae = load_vae(vae, device=device, dtype=dtype)
-        generator = load_generator(path, device=device, dtype=dtype, lora=lora, lora_scale=lora_scale)
-        return cls(generator, vae, Path(path).name, text_encoder, grid=grid)
+        loaded = load_generator(path, device=device, dtype=dtype, lora=lora, lora_scale=lora_scale)
+        world = _world_of(path) if isinstance(loaded, Generator) else None
+        return cls(loaded, vae, Path(path).name, text_encoder, grid=grid, world=world)
 
     def save_pretrained(self, path: str | Path, dtype: torch.dtype | str = torch.float16) -> None:
         """Write generator and VAE into one safetensors file, weights in `dtype`; a failed write leaves no file behind.
 
-        Raises TypeError unless these are a `Generator` and a `MiniVAE`, and ValueError for a dtype that is not of
-        floats.
+        The gallery of the model is not written: `load_gallery` of the new file is empty, and the model loaded from it
+        has no `world`, unless the gallery's folder is copied beside it.
+        Raises TypeError unless these are a `Generator` and a `MiniVAE`, ValueError for a dtype that is not of floats or
+        a path that is a folder, and OSError where no file can be made.
         """
-        write_model(Path(path), self.generator, self.vae, self.name, dtype)
+        write_model(path, self.generator, self.vae, self.name, dtype)
 
     @property
     def config(self) -> GeneratorShape:
@@ -150,7 +156,7 @@ class StreamModel:
 
         Raises ValueError for a model without one, such as a Wan transformer.
         """
-        got = self.name or "one without"
+        got = f"{self.name or 'a model'} without one"
         require(self._world is not None, "model.world", "a model with a gallery, such as mini-person", got)
         assert self._world is not None
         return self._world
@@ -225,11 +231,19 @@ class StreamModel:
         return frames_to_uint8(decoder.decode(frame.to(self._vae_dtype)))[0]
 
 
+def _world_of(path: str | Path) -> World | None:
+    """The world that the gallery of a model is from, if this package has it; None without a gallery."""
+    gallery = read_gallery(path)
+    return None if gallery is None else WORLDS.get(gallery.world)
+
+
 def _pixels(image: object, size: tuple[int, int]) -> Tensor:
     """An image -> float32 [3, H, W] in -1..1."""
     if isinstance(image, Image.Image):
         image = show(image).pixels
     if isinstance(image, numpy.ndarray):
+        numbers = image.dtype.kind in "iuf" and image.dtype.itemsize <= 8
+        require(numbers, "image", "uint8 [H, W, 3] or float [3, H, W]", f"an array of dtype {image.dtype}")
         image = torch.tensor(numpy.ascontiguousarray(image))
     if not isinstance(image, Tensor):
         kind = type(image).__name__

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import functools
 import importlib
+import importlib.util
+from pathlib import Path
 from types import ModuleType
 
 _NAME = "aapt_fast._C"
@@ -28,6 +30,19 @@ def extension_or_none() -> ModuleType | None:
             f"{_NAME}: expected a module built for this machine, got {error}. "
             "Rebuild it here: run `pip install .` in a checkout of aapt_fast."
         ) from error
+
+
+def load_file(file: Path) -> ModuleType:
+    """Load a module from a file, outside of any package.
+
+    The folder is in its name, as pybind11 takes two modules of one name for the same. The last part of the name is that
+    of the file, by which Python finds the start of compiled code.
+    """
+    spec = importlib.util.spec_from_file_location(f"{file.parent}.{file.name.partition('.')[0]}", file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def extension() -> ModuleType:

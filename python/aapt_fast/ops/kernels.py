@@ -5,19 +5,21 @@ A kernel is named `op/variant`, for example "paged_attention/portable". It is on
 
 1. the compiled module has it and runs there: a module with CUDA on GPUs, the emulation on the CPU;
 2. it is compiled for this GPU; and
-3. the user has named it or said `all`.
+3. the user has named it or said `all`, or the record of this GPU (record.py) says that it is right and fast there.
 
-The first kernel that is on and takes the arguments runs, in the order of `KERNELS`; without one, torch operators do.
-A kernel refuses arguments by raising the compiled module's `Unsupported`, a ValueError. The caller sees that error if
-the user named the kernel; otherwise the next kernel is tried, and one warning per reason says what does not run.
+The first kernel that is on and takes the arguments runs; without one, torch operators do. Kernels that the user has
+named or that `all` turns on come in the order of `KERNELS`, those of the record come with the fastest first. A kernel
+refuses arguments by raising the compiled module's `Unsupported`, a ValueError. The caller sees that error if the user
+named the kernel; otherwise the next kernel is tried, and one warning per reason says what does not run.
 
 Users choose with `use_kernels`, or for a whole process with the environment variable AAPT_KERNELS: `auto` (the default:
-kernels that this machine's GPU has verified, none so far), `all`, `none`, or names with commas between them.
+kernels that `aapt-fast verify` has found right and fast on this GPU), `all`, `none`, or names with commas between them.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 import os
 import re
 import warnings
@@ -32,6 +34,7 @@ import torch
 from torch import Tensor
 
 from aapt_fast.ops._load import extension_or_none
+from aapt_fast.ops.record import Found, look_up
 
 FLOATS = (torch.float32,)
 HALVES = (torch.bfloat16, torch.float16)
@@ -129,6 +132,7 @@ def use_kernels(*names: str, extension: ModuleType | None = None) -> Iterator[No
     Args:
         names: kernels such as "paged_attention/portable", or "auto", "all" or "none". A kernel that is named raises
             ValueError for arguments that it does not take; with "all" torch operators compute those, with a warning.
+            A named kernel that cannot run at all is an error on a GPU and a warning on a CPU.
         extension: the compiled module to use; None means `aapt_fast._C`.
 
     Raises:
@@ -153,6 +157,20 @@ def obstacle(kernel: Kernel, device: torch.device, selected: Selection) -> str |
     """The reason why `kernel` is off on `device`, or None where it is on."""
     if selected.names == ("none",):
         return "kernels are switched off"
+    why = _cannot_run(kernel, device, selected)
+    if why is not None or kernel.name in selected.names or "all" in selected.names:
+        return why
+    if "auto" not in selected.names:
+        return f"the choice is {', '.join(selected.names)}"
+    if device.type != "cuda":
+        return "no GPU has verified it; AAPT_KERNELS=all runs it all the same"
+    module = selected.module()
+    assert module is not None
+    return look_up(device, module).obstacle(kernel.name)
+
+
+def _cannot_run(kernel: Kernel, device: torch.device, selected: Selection) -> str | None:
+    """The reason why `kernel` cannot be tried on `device`, or None. A GPU may be tried if the user names the kernel."""
     module = selected.module()
     if module is None:
         return "the compiled module is missing"
@@ -162,23 +180,34 @@ def obstacle(kernel: Kernel, device: torch.device, selected: Selection) -> str |
         return "no GPU here" if _build_info(module)["cuda"] else "the compiled module was built without CUDA"
     if not hasattr(module, kernel.function):
         return "the compiled module does not have it"
-    if kernel.name in selected.names:
-        return None
-    if device.type == "cuda":
+    if device.type == "cuda" and kernel.name not in selected.names:
         capability = torch.cuda.get_device_capability(device)
         if not kernel.runs_on(capability):
             return f"compiled for {kernel.architecture}, this GPU has {'.'.join(map(str, capability))}"
-    if "all" in selected.names:
+    return None
+
+
+def record_for(device: torch.device, selected: Selection) -> Found | None:
+    """The record of a GPU; None on a CPU, and where the GPU or the build can run no kernel."""
+    module = selected.module()
+    if device.type != "cuda" or module is None:
         return None
-    if "auto" in selected.names:
-        return "no GPU has verified it; AAPT_KERNELS=all runs it all the same"
-    return f"the choice is {', '.join(selected.names)}"
+    if all(_cannot_run(kernel, device, selected) is not None for kernel in KERNELS.values()):
+        return None
+    return look_up(device, module)
+
+
+def forget_record() -> None:
+    """Read the record of each GPU again at the next call of an op: `aapt-fast verify` has written it."""
+    look_up.cache_clear()
+    _kernels_on.cache_clear()
 
 
 @functools.lru_cache(256)
 def _kernels_on(op: str, device: torch.device, selected: Selection) -> tuple[Kernel, ...]:
-    """The kernels of `op` that are on, in the order of the table."""
-    found, off = [], []
+    """The kernels of `op` that are on, the preferred one first."""
+    found: list[Kernel] = []
+    off = []
     for kernel in (kernel for kernel in KERNELS.values() if kernel.op == op):
         why = obstacle(kernel, device, selected)
         if why is None:
@@ -187,9 +216,23 @@ def _kernels_on(op: str, device: torch.device, selected: Selection) -> tuple[Ker
             raise RuntimeError(f"{kernel.name}: expected a kernel that can run on {device}, got none: {why}")
         else:
             off.append(f"{kernel.name} does not run: {why}")
+            if kernel.name in selected.names:  # on a CPU, which never needs a kernel
+                _warn(op, off[-1])
     if off and not found and device.type == "cuda" and "all" in selected.names:
         _warn(op, off[0])
-    return tuple(found)
+    if off and "auto" in selected.names and "all" not in selected.names:
+        record = record_for(device, selected)
+        if record is not None and record.record is None:
+            _warn_once(record.in_words())
+    return tuple(sorted(found, key=lambda kernel: _rank(kernel, device, selected)))
+
+
+def _rank(kernel: Kernel, device: torch.device, selected: Selection) -> float:
+    """The place of a kernel that is on, smallest first: by its speed where the record has turned it on."""
+    if kernel.name in selected.names or "all" in selected.names:
+        return -math.inf
+    found = record_for(device, selected)
+    return 0.0 if found is None or found.record is None else -found.record.speed(kernel.name)
 
 
 def running_kernel(op: str, device: torch.device) -> str | None:
@@ -248,6 +291,11 @@ def run_kernel(op: str, device: torch.device, bind: Bind, arguments: tuple[Any, 
 def _warn(op: str, refusal: str) -> None:
     # From this line for every caller, so that Python's own filter shows each reason once.
     warnings.warn(f"{refusal}; {op} runs as a torch composition", stacklevel=1)
+
+
+@functools.cache
+def _warn_once(sentence: str) -> None:
+    warnings.warn(f"aapt_fast: {sentence}", stacklevel=1)
 
 
 def runs_on(module: ModuleType, device: torch.device) -> bool:

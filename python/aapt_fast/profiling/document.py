@@ -18,8 +18,8 @@ from typing import Any
 
 import torch
 
+from aapt_fast.atomic import replacing
 from aapt_fast.errors import require
-from aapt_fast.models.files.atomic import replacing
 from aapt_fast.profiling.timing import Sample
 
 SCHEMA = 1

@@ -10,10 +10,9 @@ from typing import Any
 from torch import Tensor
 
 from aapt_fast.errors import require, require_type
+from aapt_fast.not_copied import NotCopied
 from aapt_fast.streaming.boundary import computing
 from aapt_fast.streaming.graph import RECORDERS
-from aapt_fast.streaming.interrupts import interrupted_at_the_end
-from aapt_fast.streaming.not_copied import NotCopied
 from aapt_fast.streaming.run import Run
 from aapt_fast.streaming.session import StreamSession
 from aapt_fast.streaming.step import Step
@@ -38,7 +37,8 @@ class SessionBatch(NotCopied):
         TypeError, ValueError: sessions that cannot be batched.
         SessionClosed: one of them is closed.
         PoolExhausted: pages of the pool were taken without a reservation.
-        RuntimeError: recording failed. In all cases the sessions are as they were.
+        RuntimeError: recording failed, or the sessions were opened in another process, before `os.fork()`. In all
+            cases the sessions are as they were.
     """
 
     no_copy = "batch: it cannot be copied or pickled, as its sessions cannot; SessionBatch(...) makes another"
@@ -51,6 +51,11 @@ class SessionBatch(NotCopied):
         require(not cuda_graph or kind in RECORDERS, "cuda_graph", f"False: steps on a {kind} are not recorded", True)
         self._cuda_graph = cuda_graph
         self._step = self._make_step()
+
+    def __repr__(self) -> str:
+        first, steps = self._sessions[0], sorted(session.steps for session in self._sessions)
+        taken = str(steps[0]) if steps[0] == steps[-1] else f"{steps[0]} to {steps[-1]}"
+        return f"SessionBatch({len(steps)} sessions of {first.model.name or 'a model'}, steps taken: {taken})"
 
     @property
     def sessions(self) -> tuple[StreamSession, ...]:
@@ -67,9 +72,8 @@ class SessionBatch(NotCopied):
             TypeError, ValueError: a bad control. Nothing has changed.
             PoolExhausted: as in `StreamSession.step`; nothing has changed.
             SessionClosed: one of the sessions is closed; nothing has changed, the others need a batch of their own.
-            RuntimeError: recording anew after a reset failed; nothing has changed. Any other error in the middle of a
-                step closes all sessions.
-            KeyboardInterrupt: as in `StreamSession.step`.
+            RuntimeError: recording anew after a reset failed, or the sessions were opened in another process; nothing
+                has changed. Any other error in the middle of a step closes all sessions.
         """
         begun = time.perf_counter()
         for session in self._sessions:
@@ -78,7 +82,7 @@ class SessionBatch(NotCopied):
         require(len(given) == len(self._sessions), "controls", f"{len(self._sessions)}, one per session", len(given))
         if any(run is not session._run for run, session in zip(self._step.runs, self._sessions, strict=True)):
             self._step = self._make_step()
-        with interrupted_at_the_end(), computing(self._sessions[0].model):
+        with computing(self._sessions[0].model):
             prepared = [(step, step.prepare(part)) for step, part in self._parts(given)]
             try:
                 videos = [video for step, entries in prepared for video in step.take(entries)]

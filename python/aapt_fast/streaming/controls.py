@@ -34,19 +34,37 @@ class ControlSource(Protocol):
         """Controls [frames, J, 3] or [frames, C, h, w] of the next video frames, as `StreamSession.step` takes them."""
 
 
-def controls_of(source: ControlSource | Iterable[object] | None, entries: int) -> Iterator[object]:
+def controls_of(source: ControlSource | Iterable[object] | None, model: StreamModel) -> Iterator[object]:
     """Controls of one step after the other, [entries, J, 3] or [entries, C, h, w] each; None, without end, for None.
 
-    Raises TypeError for a source of another kind.
+    A tensor or an array holds those of n steps, [n, entries, J, 3] or [n, entries, C, h, w]. Raises ValueError for one
+    of another shape, TypeError for a source of another kind.
     """
+    config = model.control
     if source is None:
         return itertools.repeat(None)
-    if hasattr(source, "next"):
-        return (source.next(entries) for _ in itertools.count())
+    expected = "a player with a method next(frames), or an iterable of controls"
+    if isinstance(source, type):
+        raise TypeError(f"source: expected {expected}, got the class {source.__name__} instead of an object of it")
+    take = getattr(source, "next", None)
+    if callable(take):
+        entries = 1 if config is None else config.entries
+        return (take(entries) for _ in itertools.count())
     if isinstance(source, str) or not isinstance(source, Iterable):
-        expected = "a player with a method next(frames), or an iterable of controls"
         raise TypeError(f"source: expected {expected}, got {type(source).__name__}")
+    if config is not None and isinstance(source, Tensor | numpy.ndarray):
+        _require_steps(source, config, model.grid)
     return iter(source)
+
+
+def _require_steps(source: Tensor | numpy.ndarray, config: ControlConfig, grid: tuple[int, int]) -> None:
+    """Raise ValueError unless `source` has the controls of n steps, [n, entries, J, 3] or [n, entries, C, h, w]."""
+    entry, shape = entry_shape(config, grid), list(source.shape)
+    one = [config.entries, *entry]
+    expected = f"[n, {', '.join(map(str, one))}], the controls of n steps of {config.entries} video frames"
+    cut = f"source.split({config.entries})" if isinstance(source, Tensor) else f"source.reshape({[-1, *one]})"
+    got = f"{shape}; {cut} makes steps of video frames" if shape[1:] == list(entry) else shape
+    require(shape[1:] == one, "source", expected, got)
 
 
 def limb_maps(points: Tensor, limbs: tuple[tuple[int, int], ...], grid: tuple[int, int]) -> Tensor:
@@ -92,9 +110,10 @@ def model_entries(control: object, model: StreamModel) -> Tensor | None:
 
 
 def image_entries(control: object, model: StreamModel) -> Tensor | None:
-    """The control of the image, one entry, as the previous control of step 1; zeros for None.
+    """The control of the image, one entry [J, 3] or [C, h, w], as the previous control of step 1; zeros for None.
 
-    None for a model whose steps take no previous control, for which anything but None raises ValueError.
+    None for a model whose steps take no previous control, for which anything but None raises ValueError; else as
+    `step_entries`.
     """
     config = model.control
     if config is None or not config.with_previous:
@@ -104,27 +123,29 @@ def image_entries(control: object, model: StreamModel) -> Tensor | None:
     if control is None:
         channels = config.entries * config.entry_channels
         return torch.zeros(channels, *model.grid, dtype=torch.float32, device=model.device)
-    return model_entries(control, model)
+    values = _numbers(control, "image_control")
+    require_shape("image_control", values, *entry_shape(config, model.grid))
+    return step_entries(values, config, model.grid, "image_control").to(model.device, copy=True)
 
 
-def step_entries(control: object, config: ControlConfig, grid: tuple[int, int]) -> Tensor:
+def step_entries(control: object, config: ControlConfig, grid: tuple[int, int], argument: str = "control") -> Tensor:
     """One step's control as maps [entries * entry_channels, h, w].
 
     `control` is a tensor, an array or lists of numbers with one entry per video frame, or a single entry that is held
     for all of them: [entries, J, 3] or [J, 3] for poses, [entries, C, h, w] or [C, h, w] for maps. A joint of a pose is
     (x, y, depth): x and y are fractions of the width and height of the frame, 0..1 inside of it, from the upper left;
     depth is in metres. Raises TypeError for something else, ValueError for another shape, a value that is not finite,
-    and poses of which more than half of x and y lie outside of -1..2: those are pixels.
+    and poses of which more than half of x and y lie outside of -1..2: those are pixels. Errors name `argument`.
     """
-    values, entry = _numbers(control), entry_shape(config, grid)
+    values, entry = _numbers(control, argument), entry_shape(config, grid)
     if values.ndim == len(entry):
-        require_shape("control", values, *entry)
+        require_shape(argument, values, *entry)
         values = values.expand(config.entries, *values.shape)
-    require_shape("control", values, config.entries, *entry)
+    require_shape(argument, values, config.entries, *entry)
     values = values.float()
-    require(bool(values.isfinite().all()), "control", "finite values", "nan or inf")
+    require(bool(values.isfinite().all()), argument, "finite values", "nan or inf")
     if config.kind == "pose":
-        require_fractions("control", values[..., :2])
+        require_fractions(argument, values[..., :2])
     return _entry_maps(values, config, grid).flatten(0, 1)
 
 
@@ -138,21 +159,45 @@ def _entry_maps(values: Tensor, config: ControlConfig, grid: tuple[int, int]) ->
     return limb_maps(values, config.limbs, grid) if config.kind == "pose" else values
 
 
-def _numbers(control: object) -> Tensor:
-    """A control as a tensor. Numbers in lists are read in float64, whatever torch's default is."""
+def _numbers(control: object, argument: str) -> Tensor:
+    """A control as a tensor. Numbers in lists are read in float64, whatever torch's default is.
+
+    Raises TypeError, naming `argument`, for something else.
+    """
+    kind = type(control).__name__
     if not (hasattr(control, "__array__") or isinstance(control, list | tuple)):
-        raise TypeError(f"control: expected {ALLOWED}, got {type(control).__name__}")
-    try:
-        if isinstance(control, list | tuple) and any(isinstance(part, Tensor) for part in control):
-            values = torch.stack([_numbers(part) for part in control])
-        else:
-            values = control if isinstance(control, Tensor) else torch.as_tensor(numpy.array(control))
-    except (TypeError, ValueError, RuntimeError) as error:
-        got = f"{type(control).__name__} with others: {error}"
-        raise TypeError(f"control: expected {ALLOWED}, got {got}") from error
+        raise TypeError(f"{argument}: expected {ALLOWED}, got {kind}")
+    if isinstance(control, Tensor):
+        values = control
+    elif isinstance(control, list | tuple) and any(isinstance(part, Tensor) for part in control):
+        values = _stacked([_numbers(part, argument) for part in control], argument)
+    else:
+        values = _of_numpy(control, argument)
     if values.is_complex() or values.dtype == torch.bool:
-        raise TypeError(f"control: expected {ALLOWED}, got {values.dtype}")
+        raise TypeError(f"{argument}: expected {ALLOWED}, got {values.dtype}")
     return values
+
+
+def _stacked(parts: list[Tensor], argument: str) -> Tensor:
+    """The parts [...] of a list in one tensor [parts, ...]; raises TypeError for unequal ones."""
+    kinds = dict.fromkeys(f"shape {list(part.shape)} on {part.device}" for part in parts)
+    if len(kinds) > 1:
+        raise TypeError(f"{argument}: expected {ALLOWED}, got a list of unequal parts: {' and '.join(kinds)}")
+    return torch.stack(parts)
+
+
+def _of_numpy(control: object, argument: str) -> Tensor:
+    """A tensor of lists or an array; raises TypeError for ragged lists and for values that are no numbers."""
+    kind = type(control).__name__
+    try:
+        array = numpy.array(control)
+    except (TypeError, ValueError, RuntimeError) as error:
+        got = f"{kind} with parts of unequal lengths, or that are no numbers"
+        raise TypeError(f"{argument}: expected {ALLOWED}, got {got}") from error
+    try:
+        return torch.as_tensor(array)
+    except TypeError as error:  # torch has no such dtype
+        raise TypeError(f"{argument}: expected {ALLOWED}, got {kind} with values of dtype {array.dtype}") from error
 
 
 def require_fractions(argument: str, places: Tensor) -> None:

@@ -23,11 +23,11 @@ import torch
 from aapt_fast.errors import PoolExhausted, require, require_type
 from aapt_fast.limits import available_memory, in_gb
 from aapt_fast.models.protocols import VideoGenerator
-from aapt_fast.models.sampling import Sampler
+from aapt_fast.models.sampling import Sampler, require_sampler
 from aapt_fast.models.stream_model import StreamModel
+from aapt_fast.not_copied import NotCopied
 from aapt_fast.ops._checks import PAGE_DTYPES, PAGE_SLOTS
 from aapt_fast.ops.window import WindowRule
-from aapt_fast.streaming.not_copied import NotCopied
 
 
 def pages_for(tokens: int) -> int:
@@ -52,7 +52,7 @@ def session_pages(
     """
     if sampler is None:
         sampler = generator.default_sampler()
-    require_type("sampler", sampler, Sampler)
+    require_sampler(sampler)
     require_type("text_length", text_length, int)
     require(text_length >= 0, "text_length", "at least 0 tokens", text_length)
     text = pages_for(text_length) if generator.text_in_pages else 0
@@ -165,6 +165,9 @@ class PagePool(NotCopied):
         needed = pool_bytes(config.layers, pages, config.heads, config.head_dim, model.dtype)
         _require_room("sessions", sessions, needed, model.device)
         return cls.for_model(model, pages)
+
+    def __repr__(self) -> str:
+        return f"PagePool({self.free} of {self.pages} pages free, {self.k.dtype}, on {self.k.device})"
 
     @property
     def pages(self) -> int:

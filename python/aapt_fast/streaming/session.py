@@ -8,6 +8,7 @@ whole state of a session is in its object, so it can be forked, started over and
 from __future__ import annotations
 
 import itertools
+import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -17,14 +18,13 @@ from types import TracebackType
 from torch import Tensor
 
 from aapt_fast.errors import SessionClosed, require, require_integer, require_type
-from aapt_fast.models.sampling import Sampler
+from aapt_fast.models.sampling import Sampler, require_sampler
 from aapt_fast.models.stream_model import ImageLike, StreamModel
+from aapt_fast.not_copied import NotCopied
 from aapt_fast.streaming.boundary import check_pool, check_start, checked_seed, computing, separate, wait_for
 from aapt_fast.streaming.controls import ControlSource, controls_of, image_entries
 from aapt_fast.streaming.graph import RECORDERS
-from aapt_fast.streaming.interrupts import interrupted_at_the_end
 from aapt_fast.streaming.latency import LatencyCounter
-from aapt_fast.streaming.not_copied import NotCopied
 from aapt_fast.streaming.pages import PagePool
 from aapt_fast.streaming.run import Run, Start, open_run
 from aapt_fast.streaming.step import Step
@@ -34,10 +34,17 @@ IN_TWO_THREADS = (
     "session: a step is being taken in another thread; a session serves one thread at a time, "
     "see docs/reference/threads.md"
 )
+IN_ANOTHER_PROCESS = (
+    "session: it was opened in another process, before os.fork(), and torch's threads are not in this one; start "
+    "processes with spawn and open sessions there, see docs/reference/threads.md"
+)
 
 
 class StreamSession(NotCopied):
     """A stream of video under live control. Not safe to use from several threads at a time.
+
+    It serves the process that opened it: after `os.fork()` its calls raise RuntimeError in the child, where torch's
+    threads do not exist.
 
     Args:
         model: shared by any number of sessions.
@@ -52,8 +59,8 @@ class StreamSession(NotCopied):
             or another subclass of `Sampler`. None for the generator's own choice.
         cuda_graph: record the step and the decoder as CUDA graphs when a run begins, and replay them from the second
             step on. For sessions on a GPU, with the kernels that are on at that time. A fork records its own.
-        image_control: one control entry that describes the image, for models whose steps also take the control of the
-            step before; None for that of the `FirstFrame`, or zeros for a picture alone.
+        image_control: one control entry, [J, 3] or [C, h, w], that describes the image, for models whose steps also
+            take the control of the step before; None for that of the `FirstFrame`, or zeros for a picture alone.
         pool: home of the session's past (`PagePool.for_sessions`). The session reserves its pages here and now, so that
             no later step can run out of memory. Without a pool it makes one of exactly that size for itself.
 
@@ -91,7 +98,7 @@ class StreamSession(NotCopied):
         require(not cuda_graph or kind in RECORDERS, "cuda_graph", f"False: steps on a {kind} are not recorded", True)
         if sampler is None:
             sampler = model.generator.default_sampler()
-        require_type("sampler", sampler, Sampler)
+        require_sampler(sampler)
         sampler.check(model.generator)
         if pool is not None:
             require_type("pool", pool, PagePool)
@@ -101,6 +108,7 @@ class StreamSession(NotCopied):
         self._closed: str | None = None  # why
         self._step: Step | None = None
         self._stepping = threading.Lock()
+        self._process = os.getpid()
         with computing(model):
             check_start(model, image, prompt)
             image, image_control = separate(model, image, image_control)
@@ -111,6 +119,10 @@ class StreamSession(NotCopied):
                 checked_seed(seed),
             )
             self._begin(start, begun)
+
+    def __repr__(self) -> str:
+        state = "open" if self._closed is None else f"closed {self._closed}"
+        return f"StreamSession({self.model.name or 'a model without a name'}, steps taken: {self.steps}, {state})"
 
     def step(self, control: object = None) -> Tensor:
         """The next four video frames, uint8 [4, H, W, 3] on the device of the model, complete when this returns.
@@ -126,12 +138,11 @@ class StreamSession(NotCopied):
         Raises:
             TypeError, ValueError: a bad control. Nothing has changed; the session can take another step.
             PoolExhausted: pages of the pool were taken without a reservation. Nothing has changed.
-            RuntimeError: another thread takes a step of this session now. Nothing has changed.
-            SessionClosed: the session is closed. Any other error in the middle of a step closes it.
-            KeyboardInterrupt: Ctrl-C, once the step is complete. Its video is lost; the session can take another step.
-                A second Ctrl-C does not wait for the end of the step, and closes the session.
+            RuntimeError: another thread takes a step of this session now, or it was opened in another process. Nothing
+                has changed.
+            SessionClosed: the session is closed. Any other error in the middle of a step, Ctrl-C included, closes it.
         """
-        with interrupted_at_the_end(), self._in_one_thread(), computing(self.model):
+        with self._in_one_thread(), computing(self.model):
             one, begun = self._require_open(), time.perf_counter()
             entries = one.prepare([control])
             try:
@@ -148,16 +159,19 @@ class StreamSession(NotCopied):
         """Take one step after the other: yields the video of each, uint8 [4, H, W, 3], as `step` returns it.
 
         Each control is taken from the source just before its step, so a change of the source shows in the next one. The
-        session stays open when the loop ends by `break`, an exception in its body or Ctrl-C: another call of `frames`
-        or `step` continues from the last step taken. Only an error in the middle of a step closes it, see `step`.
+        session stays open when the loop ends by `break` or by an exception in its body: another call of `frames` or
+        `step` continues from the last step taken. Only an error in the middle of a step, Ctrl-C included, closes it. A
+        program that wants to go on after Ctrl-C notes it in a signal handler of its own and breaks out of the loop.
 
         Args:
             source: a player, whose `next(4)` gives the control of a step (`model.world.player(first, "walk")`); or an
-                iterable of controls, one per step, with which the video ends; None for a model without control.
+                iterable of controls, one per step, with which the video ends; None for a model without control. A
+                tensor or an array holds the controls of n steps, [n, 4, J, 3] or [n, 4, C, h, w]; `track.split(4)` cuts
+                a track [T, J, 3] of T video frames into steps.
             steps: end after so many; None for no limit.
 
         Raises:
-            TypeError, ValueError: a source or a number of another kind; at once, before the first step.
+            TypeError, ValueError: a source or a number of another kind or shape; at once, before the first step.
             SessionClosed: the session is closed; at once, too.
             The errors of `step`, in that step.
 
@@ -170,9 +184,7 @@ class StreamSession(NotCopied):
         if steps is not None:
             require_integer("steps", steps)
             require(steps >= 0, "steps", "0 or more", steps)
-        config = self.model.control
-        entries = 1 if config is None else config.entries
-        controls = controls_of(source, entries)
+        controls = controls_of(source, self.model)
         return (self.step(control) for control in itertools.islice(controls, steps))
 
     def fork(self) -> StreamSession:
@@ -224,13 +236,12 @@ class StreamSession(NotCopied):
                 self.model.embed(prompt) if prompt is not None else old.prompt,
                 checked_seed(seed) if seed is not None else old.seed,
             )
-            with interrupted_at_the_end():
-                self._drop()
-                try:
-                    self._begin(start, begun)
-                except BaseException as error:
-                    self._close(f"by {type(error).__name__} in reset")
-                    raise
+            self._drop()
+            try:
+                self._begin(start, begun)
+            except BaseException as error:
+                self._close(f"by {type(error).__name__} in reset")
+                raise
 
     def close(self) -> None:
         """Give the pages back. A second call does nothing."""
@@ -325,7 +336,9 @@ class StreamSession(NotCopied):
         self._step = None
 
     def _require_open(self) -> Step:
-        """The `Step` of this session alone. Raises SessionClosed after `close`."""
+        """The `Step` of this session alone. Raises SessionClosed after `close`, RuntimeError in another process."""
+        if self._process != os.getpid():
+            raise RuntimeError(IN_ANOTHER_PROCESS)
         if self._closed is not None or self._step is None:
             raise SessionClosed(f"session: it was closed {self._closed}")
         return self._step

@@ -17,6 +17,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from aapt_fast.errors import require_shape
 from aapt_fast.models.sampling import Sampler, noise_numbers
 from aapt_fast.models.stream_model import StreamModel
 from aapt_fast.ops import philox_normal
@@ -56,9 +57,7 @@ class Step:
         self._noise = zeros(sampler.draws, rows, channels, self._frames)
         self._recycled = zeros(rows, channels, 1) if model.generator.needs_image else None
         self._control = None if control is None else zeros(rows, control.step_channels, 1)
-        context = sampler.join([run.context for run in self.runs])
-        inputs = (self._noise, self._recycled, self._control, context, self.caches)
-        self._sample = partial(sampler.sample, model.generator, *inputs)
+        self._context = sampler.join([run.context for run in self.runs])
         self._recording: Recording | None = None
         if cuda_graph:
             self._record()
@@ -98,6 +97,14 @@ class Step:
         for run, made, control in zip(self.runs, frames.split(1), entries, strict=True):
             run.frame, run.control, run.steps = made, control, run.steps + 1
         return videos
+
+    def _sample(self, first: bool) -> Tensor:
+        """The frames of the sampler, float32 [B, C, n, h, w]. Raises TypeError and ValueError for others."""
+        inputs = (self._noise, self._recycled, self._control, self._context, self.caches)
+        frames = self.sampler.sample(self.model.generator, *inputs, first)
+        shape = (len(self.runs), self.model.config.latent_channels, self._frames, *self.model.grid)
+        require_shape(f"frames of {type(self.sampler).__name__}.sample", frames, *shape)
+        return frames
 
     def _write_inputs(self, entries: Sequence[Tensor | None]) -> None:
         draws, device = self.sampler.draws, self.model.device

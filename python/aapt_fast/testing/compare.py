@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import torch
 
+from aapt_fast.verification.compare import error_and_limit
 from aapt_fast.verification.compare import relative_l2 as relative_l2
 
 
@@ -30,6 +31,5 @@ def assert_within_twice_torch(
     actual: torch.Tensor, oracle: torch.Tensor, torch_result: torch.Tensor, floor: float = 1e-6
 ) -> None:
     """max error of `actual` against the fp32 `oracle` is at most twice that of plain torch in the same dtype."""
-    limit = 2 * (torch_result.double() - oracle.double()).abs().max().item() + floor
-    error = (actual.double() - oracle.double()).abs().max().item()
+    error, limit = error_and_limit(actual, oracle, torch_result, floor)
     assert error <= limit, f"error {error:.3g} against the fp32 oracle, plain torch has {limit / 2:.3g}"

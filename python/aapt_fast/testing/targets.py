@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from typing import Any
 
 import torch
 
-from aapt_fast.ops._load import extension
+from aapt_fast.ops._load import extension, load_file
 from aapt_fast.ops.kernels import stream_of, use_kernels, view
 
 EMULATED_BUILD = Path(__file__).parents[3] / "build" / "emulated"
@@ -70,22 +69,13 @@ class Target:
         return None if major == 9 else f"needs compute capability 9.0, {name} has {major}.{minor}"
 
 
-def _loaded(name: str, file: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, file)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def emulated(folder: Path = EMULATED_BUILD) -> Target:
     """The emulation that was built in `folder`. Raises RuntimeError if there is none."""
     found = {name: sorted(folder.glob(f"{name}.*.so")) for name in ("_C", "_probes")}
     if not found["_C"]:
         raise RuntimeError(f"expected the emulated kernels in {folder}, got none: run `make emulated`")
-    # The folder is in the names, because pybind11 takes two modules of one name for the same.
-    module = _loaded(f"emulated in {folder}._C", found["_C"][0])
-    probes = _loaded(f"emulated in {folder}._probes", found["_probes"][0]) if found["_probes"] else None
+    module = load_file(found["_C"][0])
+    probes = load_file(found["_probes"][0]) if found["_probes"] else None
     return Target("emulated", torch.device("cpu"), module, probes)
 
 
@@ -95,5 +85,5 @@ def cuda() -> Target:
         raise RuntimeError("expected a GPU and a torch with CUDA, got none")
     module = extension()
     built = sorted(Path(str(module.__file__)).parent.glob("_probes.*.so"))
-    probes = _loaded("aapt_fast._probes", built[0]) if built else None
+    probes = load_file(built[0]) if built else None
     return Target("cuda", torch.device("cuda", torch.cuda.current_device()), module, probes)

@@ -33,7 +33,7 @@ from aapt_fast.models.aapt.generator import Generator
 from aapt_fast.models.aapt.sampling import sample_frame
 from aapt_fast.ops.cache import GrowingCache
 from aapt_fast.progress import say
-from aapt_fast.training.clips import Batch, LatentClips
+from aapt_fast.training.clips import Batch, Clips
 from aapt_fast.training.diffusion import Evaluation
 from aapt_fast.training.losses import (
     approximate_penalty,
@@ -42,6 +42,7 @@ from aapt_fast.training.losses import (
     relativistic_discriminator_loss,
     relativistic_generator_loss,
 )
+from aapt_fast.training.precision import mixed_precision
 from aapt_fast.training.run import UNWATCHED, TrainingRun, Watch
 from aapt_fast.training.trainer import Trainer
 
@@ -98,7 +99,7 @@ def train_adversarial(
     config: AdversarialConfig,
     start: Generator,
     trunk: Generator,
-    clips: LatentClips,
+    clips: Clips,
     channel_weights: Tensor,
     evaluate: Evaluation,
     watch: Watch = UNWATCHED,
@@ -151,7 +152,7 @@ def train_adversarial(
     return generator
 
 
-def long_batch(clips: LatentClips, config: AdversarialConfig, step: int) -> Batch:
+def long_batch(clips: Clips, config: AdversarialConfig, step: int) -> Batch:
     """A batch of 1 .. `segments` whole segments, more of them the longer the run has lasted."""
     most = 1 + min(config.segments - 1, config.segments * step // max(1, config.steps))
     frames = config.segment_frames * int(torch.randint(1, most + 1, ()))
@@ -170,7 +171,7 @@ def roll_out(
     made = [previous]  # every frame so far, without gradient
     for first in range(0, batch.clean.shape[2], segment_frames):
         cache, new = cache.detach(), []
-        with torch.set_grad_enabled(not frozen), torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.set_grad_enabled(not frozen), mixed_precision():
             for frame in range(first, first + segment_frames):
                 here = slice(frame, frame + 1)
                 fake = sample_frame(generator, noise[:, :, here], made[-1], batch.control[:, :, here], [cache])
@@ -254,7 +255,7 @@ def judge(discriminator: Discriminator, segment: Segment, t: Tensor, sees_previo
     """Logits of the generated and of the true frames, [B, F] each, in one pass; the overlap gets none."""
     frames = torch.cat([segment.fake, segment.real])
     previous = torch.cat([segment.fake_previous, segment.real_previous]) if sees_previous else frames
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with mixed_precision():
         logits = discriminator(frames, previous, segment.control.repeat(2, 1, 1, 1, 1), t.repeat(2))
     if not discriminator.whole_clip:
         logits = logits[:, segment.overlap :]

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -25,6 +26,23 @@ class Batch:
     def cut(self, span: slice) -> Batch:
         """The frames of `span` of every row."""
         return Batch(self.clean[:, :, span], self.recycled[:, :, span], self.control[:, :, span])
+
+
+class Clips(Protocol):
+    """A source of batches for the three stages."""
+
+    @property
+    def frames(self) -> int:
+        """Latent frames of a clip."""
+
+    def require_frames(self, frames: int, least: int = 1) -> None:
+        """Raise ValueError unless spans of `frames` frames exist and are at least `least` long."""
+
+    def sample(self, rows: int, frames: int, share_at_start: float) -> Batch:
+        """Rows of `frames` consecutive frames; a share of the batches begins where clips begin."""
+
+    def chain(self, rows: int, clips: int) -> Batch:
+        """Rows as long as `clips` clips together."""
 
 
 def require_control(model: GeneratorConfig) -> ControlConfig:

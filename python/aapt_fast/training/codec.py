@@ -18,6 +18,7 @@ from aapt_fast.models.vae.patch_discriminator import PatchDiscriminator
 from aapt_fast.training.data import ClipSet, to_float
 from aapt_fast.training.losses import codec_loss, relativistic_discriminator_loss, relativistic_generator_loss
 from aapt_fast.training.metrics import psnr, sharpness, ssim
+from aapt_fast.training.precision import mixed_precision
 from aapt_fast.training.run import UNWATCHED, Watch
 from aapt_fast.training.sheet import save_comparison
 from aapt_fast.training.trainer import Trainer
@@ -74,9 +75,8 @@ def train_codec(
     )
 
     def reconstruct(truth: Tensor, noise_level: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            latents = model.encode(truth)
-            video = model.reconstruct(latents + noise_level * torch.randn_like(latents))
+        latents = model.encode(truth)
+        video = model.reconstruct(latents + noise_level * torch.randn_like(latents))
         video = video[:, :, 3:].float()
         excess = (latents.float().square().mean() - 1).clamp_min(0)
         return video, codec_loss(video, truth) + 1e-3 * excess
@@ -89,18 +89,19 @@ def train_codec(
         adversarial = step >= config.gan_from * config.steps
         truth = _random_crops(clip_sets, config)
         noise_level = config.latent_noise * torch.rand(len(truth), 1, 1, 1, 1)
-        video, loss = reconstruct(truth, noise_level)
+        with mixed_precision():
+            video, loss = reconstruct(truth, noise_level)
         trainer.run.track(loss=loss)
         if adversarial:
             critic.requires_grad_(False)
-            with torch.autocast("cpu", dtype=torch.bfloat16):
+            with mixed_precision():
                 fake, real = critic(video).float(), critic(truth).float()
             loss = loss + config.gan_weight * relativistic_generator_loss(fake, real)
             critic.requires_grad_(True)
         trainer.update(loss)
 
         if adversarial:
-            with torch.autocast("cpu", dtype=torch.bfloat16):
+            with mixed_precision():
                 fake, real = critic(video.detach()).float(), critic(truth).float()
             critic_loss = relativistic_discriminator_loss(fake, real)
             trainer.run.track(critic=critic_loss)

@@ -21,9 +21,10 @@ from aapt_fast.errors import require_shape
 from aapt_fast.models.aapt.config import GeneratorConfig
 from aapt_fast.models.aapt.generator import Generator
 from aapt_fast.models.aapt.sampling import timesteps
-from aapt_fast.training.clips import LatentClips, disturb_recycled
+from aapt_fast.training.clips import Clips, disturb_recycled
 from aapt_fast.training.diffusion import Evaluation
 from aapt_fast.training.losses import consistency_loss
+from aapt_fast.training.precision import mixed_precision
 from aapt_fast.training.run import UNWATCHED, Watch
 from aapt_fast.training.schedule import add_noise, wide
 from aapt_fast.training.trainer import Trainer
@@ -51,7 +52,7 @@ def train_consistency(
     folder: Path,
     config: ConsistencyConfig,
     teacher: Generator,
-    clips: LatentClips,
+    clips: Clips,
     channel_weights: Tensor,
     evaluate: Evaluation,
     watch: Watch = UNWATCHED,
@@ -75,7 +76,7 @@ def train_consistency(
         drawn = torch.randint(config.levels, (config.batch,))
         t, t_next = levels[drawn], levels[drawn + 1]
         x = add_noise(batch.clean, torch.randn_like(batch.clean), t)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with mixed_precision():
             with torch.no_grad():
                 end = teacher(x, batch.recycled, batch.control, t, teacher.new_cache())
                 x_next = euler_step(x, end, t, t_next)

@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import signal
-import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -21,6 +19,7 @@ from aapt_fast.errors import require
 from aapt_fast.limits import require_memory
 from aapt_fast.progress import progress
 from aapt_fast.training.rows import Rows
+from aapt_fast.training.workers import begin_worker
 from aapt_fast.worlds.world import Clip, World
 
 
@@ -131,7 +130,7 @@ def _render_all(
 ) -> None:
     spawn = multiprocessing.get_context("spawn")
     # an executor notices a killed worker, which multiprocessing.Pool waits for forever
-    with ProcessPoolExecutor(workers, spawn, initializer=_begin_worker) as pool:
+    with ProcessPoolExecutor(workers, spawn, initializer=begin_worker) as pool:
         try:
             for _ in pool.map(_render_one, [(rows, config, clip) for clip in missing]):
                 rendered()
@@ -145,19 +144,3 @@ def _render_one(job: tuple[Rows, ClipSetConfig, int]) -> None:
     rows, config, number = job
     clip = make_clip(config, number)
     rows.write(number, video=clip.video.numpy(), points=clip.controls.numpy())
-
-
-def _begin_worker() -> None:
-    """Compute with one thread; leave Ctrl-C and the end of the terminal to the parent, and end when it has ended."""
-    torch.set_num_threads(1)
-    for kind in ("SIGINT", "SIGHUP"):
-        if hasattr(signal, kind):
-            signal.signal(getattr(signal, kind), signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)  # a thread can end its process in no other way

@@ -29,7 +29,8 @@ from torch import Tensor
 from aapt_fast.errors import require, require_shape
 from aapt_fast.models.aapt.config import GeneratorConfig
 from aapt_fast.models.aapt.generator import Generator
-from aapt_fast.training.clips import LatentClips, disturb_recycled
+from aapt_fast.training.clips import Clips, disturb_recycled
+from aapt_fast.training.precision import mixed_precision
 from aapt_fast.training.run import UNWATCHED, Watch
 from aapt_fast.training.schedule import add_noise, sample_timesteps
 from aapt_fast.training.trainer import Trainer
@@ -60,7 +61,7 @@ class DiffusionConfig:
 def train_diffusion(
     folder: Path,
     config: DiffusionConfig,
-    clips: LatentClips,
+    clips: Clips,
     channel_weights: Tensor,
     evaluate: Evaluation,
     start: Generator | None = None,
@@ -84,8 +85,7 @@ def train_diffusion(
     trainer = Trainer(folder, config, model, lambda: evaluate(model), watch)
 
     def predict(noised: Tensor, recycled: Tensor, control: Tensor, t: Tensor) -> Tensor:
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            return model(noised, recycled, control, t, model.new_cache())
+        return model(noised, recycled, control, t, model.new_cache())
 
     if config.compile:
         predict = torch.compile(predict)
@@ -99,7 +99,8 @@ def train_diffusion(
         noised = add_noise(batch.clean, torch.randn_like(batch.clean), t)
 
         # one training step
-        predicted = predict(noised, batch.recycled, batch.control, t)
+        with mixed_precision():
+            predicted = predict(noised, batch.recycled, batch.control, t)
         loss = flow_matching_loss(predicted, batch.clean, t, channel_weights, config.smallest_t)
         trainer.run.track(loss=loss)
         trainer.update(loss)

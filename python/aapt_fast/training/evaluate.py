@@ -21,10 +21,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from aapt_fast.atomic import replacing
 from aapt_fast.errors import require
 from aapt_fast.limits import require_memory
 from aapt_fast.models.aapt.generator import Generator
-from aapt_fast.models.files.atomic import replacing
 from aapt_fast.models.stream_model import StreamModel
 from aapt_fast.models.vae.video_stream import VideoVAE
 from aapt_fast.progress import progress, say

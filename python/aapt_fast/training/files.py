@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from aapt_fast.atomic import replacing
 from aapt_fast.errors import CheckpointError
-from aapt_fast.models.files.atomic import replacing
+from aapt_fast.models.files.read import fill
 
 
 def write_text(path: Path, text: str) -> None:
@@ -68,6 +69,21 @@ def load_whole(path: Path, then: str) -> Any:
         raise CheckpointError(
             f"{path}: expected a whole file of this training, got {got}; remove it, and {then}"
         ) from error
+
+
+def load_module(module: nn.Module, state: Any, path: Path, then: str = "the stage begins again") -> None:
+    """Give a module the tensors [...] in `state`, which `load_finite` has read from `path`.
+
+    Raises CheckpointError naming the first tensor that is missing, misshapen or too many; `then` is as for
+    `load_finite`.
+    """
+    try:
+        tensors = isinstance(state, Mapping) and all(isinstance(each, Tensor) for each in state.values())
+        if not tensors:
+            raise CheckpointError(f"{path}: expected tensors by name, got {type(state).__name__}")
+        fill(module, state, path)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; remove it, and {then}") from error
 
 
 def fingerprint(card: object, *modules: nn.Module) -> str:

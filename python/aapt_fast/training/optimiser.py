@@ -9,6 +9,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from aapt_fast.training.muon import Float32Muon
+
 
 class Stateful(Protocol):
     """A part of a checkpoint: a module, an optimiser, an average."""
@@ -50,7 +52,7 @@ def descend(model: nn.Module, optimiser: Optimiser, largest_norm: float = math.i
 
 
 class MatrixOptimiser:
-    """`torch.optim.Muon` on linear maps and convolution kernels of blocks, head and stem; AdamW on the rest.
+    """Muon on linear maps and convolution kernels of blocks, head and stem; AdamW on the rest.
 
     Muon wants plain matrices: kernels are seen as [outputs, inputs * taps], a fused QKV as three matrices, through
     parameters that share memory with the model's own.
@@ -68,7 +70,7 @@ class MatrixOptimiser:
                     self._views.append((nn.Parameter(parameter.data[span].flatten(1)), parameter, span))
             else:
                 self._rest.append(parameter)
-        self._muon = torch.optim.Muon([view for view, _, _ in self._views], lr=matrix_rate, weight_decay=weight_decay)
+        self._muon = Float32Muon([view for view, _, _ in self._views], lr=matrix_rate, weight_decay=weight_decay)
         self._adam = torch.optim.AdamW(self._rest, lr=rate, betas=(0.9, 0.95), weight_decay=weight_decay, fused=True)
 
     @staticmethod

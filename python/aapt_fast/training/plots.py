@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from aapt_fast.models.files.atomic import replacing
+from aapt_fast.atomic import replacing
 
 UNITS = {
     "psnr": "PSNR in dB",

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from aapt_fast.errors import require, require_shape
 from aapt_fast.limits import require_memory
 from aapt_fast.progress import progress, say
-from aapt_fast.training.files import load_finite, save_finite
+from aapt_fast.training.files import load_finite, load_module, save_finite
 from aapt_fast.training.optimiser import descend
 from aapt_fast.training.rows import Rows
 from aapt_fast.training.schedule import warm_cosine
@@ -165,8 +165,9 @@ def pose_reader(config: PoseNetworkConfig, folder: Path) -> PoseReader:
         save_finite(path, {"error": trained.error, "network": trained.network.state_dict()})
         for rendered in folder.glob(f"{path.stem}-*"):
             rendered.unlink()
-    kept, network = load_finite(path, "the network is trained again"), PoseNetwork(config.widths)
-    network.load_state_dict(kept["network"])
+    then = "the network is trained again"
+    kept, network = load_finite(path, then), PoseNetwork(config.widths)
+    load_module(network, kept["network"], path, then)
     return PoseReader(network.eval().requires_grad_(False), config, kept["error"])
 
 

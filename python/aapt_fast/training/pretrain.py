@@ -21,6 +21,7 @@ from aapt_fast.errors import require
 from aapt_fast.models.aapt.config import GeneratorConfig
 from aapt_fast.models.aapt.generator import Generator
 from aapt_fast.training.diffusion import Evaluation, flow_matching_loss
+from aapt_fast.training.precision import mixed_precision
 from aapt_fast.training.run import UNWATCHED, Watch
 from aapt_fast.training.schedule import add_noise, sample_timesteps
 from aapt_fast.training.trainer import Trainer
@@ -71,7 +72,7 @@ def train_bidirectional(
         noised = add_noise(clean, torch.randn_like(clean), t)
 
         # one training step
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with mixed_precision():
             predicted = model(noised, None, None, t, model.whole_clip_cache())
         loss = flow_matching_loss(predicted, clean, t, channel_weights, config.smallest_t)
         trainer.run.track(loss=loss)

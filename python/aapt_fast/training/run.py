@@ -22,7 +22,7 @@ import torch
 
 from aapt_fast.errors import CheckpointError
 from aapt_fast.progress import progress, say
-from aapt_fast.training.files import load_finite, save_finite, write_csv, write_text
+from aapt_fast.training.files import load_finite, load_module, save_finite, write_csv, write_text
 from aapt_fast.training.optimiser import Stateful
 
 CHECKPOINT = "checkpoint.pt"
@@ -158,9 +158,14 @@ class TrainingRun:
         content = load_finite(path)
         try:
             for name, part in self._state.items():
-                part.load_state_dict(content["state"][name])
+                if isinstance(part, torch.nn.Module):
+                    load_module(part, content["state"][name], path)
+                else:
+                    part.load_state_dict(content["state"][name])
             self.step, self._seconds_before = content["step"], content["seconds"]
             self._averages = content["averages"]
+        except CheckpointError:
+            raise
         except Exception as error:  # every part has its own kinds
             raise _other_checkpoint(path, error) from error
 

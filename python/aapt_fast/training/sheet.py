@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from aapt_fast.models.files.atomic import replacing
+from aapt_fast.atomic import replacing
 
 
 def save_comparison(path: Path, truth: Tensor, video: Tensor) -> None:

@@ -26,10 +26,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from aapt_fast.atomic import replacing
 from aapt_fast.errors import require, require_type
 from aapt_fast.models.aapt.convert import bidirectional, to_autoregressive
 from aapt_fast.models.aapt.generator import Generator
-from aapt_fast.models.files.atomic import replacing
 from aapt_fast.models.stream_model import StreamModel
 from aapt_fast.models.vae.mini import MiniVAE
 from aapt_fast.progress import progress, say
@@ -40,7 +40,7 @@ from aapt_fast.training.consistency import train_consistency
 from aapt_fast.training.data import ClipSet, held_out_clips, render_clips
 from aapt_fast.training.diffusion import Evaluation, decoder_sensitivity, train_diffusion
 from aapt_fast.training.evaluate import Row, evaluate
-from aapt_fast.training.files import fingerprint, load_finite, save_finite, write_text
+from aapt_fast.training.files import fingerprint, load_finite, load_module, save_finite, write_text
 from aapt_fast.training.held_out import HeldOutRollout
 from aapt_fast.training.plan import (
     STAGES,
@@ -276,7 +276,8 @@ class RecipeRun:
 
     def _load(self, model: Model, stage: str) -> Model:
         self._require_finished(stage)
-        model.load_state_dict(load_finite(result_path(self._out, stage)))
+        path = result_path(self._out, stage)
+        load_module(model, load_finite(path), path)
         return model.eval().requires_grad_(False)
 
     def _require_finished(self, stage: str) -> None:

@@ -36,6 +36,17 @@ def attention(backend: SDPBackend | None, q: Tensor, k: Tensor, v: Tensor) -> Te
         return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
 
 
+def gathered_attention(
+    backend: SDPBackend | None, q: Tensor, k_pages: Tensor, v_pages: Tensor, slots: Tensor
+) -> Tensor:
+    """Torch's attention over the listed slots of pages: q [1, N, H, D], pages [P, 64, H, D], slots [S] -> q's shape.
+
+    The copy of keys and values is part of the work.
+    """
+    k, v = (pages.flatten(0, 1).index_select(0, slots)[None].transpose(1, 2) for pages in (k_pages, v_pages))
+    return attention(backend, q.transpose(1, 2), k, v)
+
+
 def library_attention(library: str, q: Tensor, k: Tensor, v: Tensor) -> Callable[[], Tensor]:
     """Prepare a call of one of `LIBRARIES` on q [1, N, H, D], k and v [S, H, D] -> [1, N, H, D].
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from aapt_fast.ops.kernels import KERNELS, Selection, obstacle, use_kernels
+from aapt_fast.profiling.document import DTYPE_NAMES
 from aapt_fast.verification.compare import require_agreement, require_finite
 
 Result: TypeAlias = Tensor | tuple[Tensor, ...]
@@ -27,6 +28,7 @@ class Setting:
     dtype: torch.dtype = torch.bfloat16
     compiled: bool = True  # also the baselines through torch.compile
     extension: ModuleType | None = None  # None: aapt_fast._C
+    kernels: tuple[str, ...] = tuple(KERNELS)  # that may be among the systems
 
     def randn(self, *shape: int) -> Tensor:
         """Make random numbers [*shape]."""
@@ -56,8 +58,15 @@ class Case:
     """Systems that are kernels of the package; the others are baselines."""
     other_numbers: set[str] = field(default_factory=set)
     """Systems whose results cannot be compared."""
+    elsewhere: set[str] = field(default_factory=set)
+    """Systems that cannot stand in for the op: other libraries, and those whose inputs lie otherwise."""
     unavailable: dict[str, str] = field(default_factory=dict)
     """Systems that this machine does not have, with the reason."""
+
+    @property
+    def label(self) -> str:
+        """Shape and dtype, such as 1196x35880x24x128/bf16."""
+        return f"{'x'.join(map(str, self.shape))}/{DTYPE_NAMES[self.dtype]}"
 
     def add_op(self, setting: Setting, call: System) -> None:
         """Add the op as torch ops and with each of its kernels; `call` calls the op."""
@@ -71,7 +80,7 @@ class Case:
     def add_kernels(self, setting: Setting, call: System) -> None:
         """Add each kernel of the op, or the reason why it cannot run here; `call` calls the op."""
         for kernel, why in obstacles(setting.extension, setting.device).items():
-            if kernel.split("/")[0] != self.op:
+            if kernel.split("/")[0] != self.op or kernel not in setting.kernels:
                 continue
             if why is not None:
                 self.unavailable[kernel] = why

@@ -27,8 +27,6 @@ from aapt_fast.verification import baselines
 from aapt_fast.verification.case import Case, Setting
 
 LATENT_CHANNELS, PATCH = 16, 2
-LARGEST_COMPOSITION_BYTES = 16 * 2**30
-"""The composition of attention keeps a float32 score per pair; beyond this it is not tried."""
 
 Shape = tuple[int, ...]
 
@@ -46,8 +44,8 @@ class Suite:
 def attention_case(shape: Shape, setting: Setting) -> Case:
     """Attention of one frame's tokens over a paged window; shape: query tokens, keys, heads, head width.
 
-    Keys and values lie as the cache keeps them: every frame starts on a page, pages lie anywhere in the pool. The
-    baselines get plain contiguous tensors.
+    Keys and values lie as the cache keeps them: every frame starts on a page, pages lie anywhere in the pool. Baselines
+    get plain contiguous tensors, or gather them from the pages first, as torch code has to.
     """
     tokens, keys, heads, width = shape
     flops = 4.0 * tokens * keys * heads * width
@@ -56,23 +54,21 @@ def attention_case(shape: Shape, setting: Setting) -> Case:
     q = setting.randn(1, tokens, heads, width)
     k, v = setting.randn(2, keys, heads, width).unbind()
     contiguous = [x.transpose(-3, -2).contiguous() for x in (q, k[None], v[None])]  # [1, H, tokens or keys, D]
-    if setting.device.type == "cuda":
-        for name, backend in baselines.BACKENDS.items():
-            case.systems[f"SDPA {name}, contiguous"] = partial(baselines.attention, backend, *contiguous)
-    else:
-        case.systems["SDPA on a CPU, contiguous"] = partial(baselines.attention, None, *contiguous)
+    table = pages(k, v, tokens)
+    slots = valid_slot_numbers(*table[2:])
+    backends = baselines.BACKENDS if setting.device.type == "cuda" else {"on a CPU": None}
+    for name, backend in backends.items():
+        case.systems[f"SDPA {name}, contiguous"] = partial(baselines.attention, backend, *contiguous)
+        gathered = partial(baselines.gathered_attention, backend, q, *table[:2], slots)
+        case.systems[f"SDPA {name}, gathered from pages"] = gathered
+        case.elsewhere.add(f"SDPA {name}, contiguous")
     for library in baselines.LIBRARIES:
+        case.elsewhere.add(f"{library}, contiguous")
         try:
             case.systems[f"{library}, contiguous"] = baselines.library_attention(library, q, k, v)
         except Exception as error:  # installed, but for another GPU or torch
             case.unavailable[f"{library}, contiguous"] = f"{type(error).__name__}: {error}"
-    table = pages(k, v, tokens)
-    scores = 4 * heads * tokens * keys
-    if scores <= LARGEST_COMPOSITION_BYTES:
-        case.add_op(setting, lambda: paged_attention(q, *table)[0])
-    else:
-        case.unavailable["torch composition of paged_attention, eager"] = f"its scores alone take {scores / 1e9:.0f} GB"
-        case.add_kernels(setting, lambda: paged_attention(q, *table)[0])
+    case.add_op(setting, lambda: paged_attention(q, *table)[0])
     return case
 
 
@@ -93,6 +89,13 @@ def pages(k: Tensor, v: Tensor, tokens: int) -> tuple[Tensor, Tensor, Tensor, Te
         pools.append(flat.index_copy_(0, rows, x).view(len(counts), PAGE_SLOTS, *x.shape[1:]))
     page_ids, page_valid = (x.int()[None].to(k.device) for x in (ids, valid))
     return pools[0], pools[1], page_ids, page_valid
+
+
+def valid_slot_numbers(ids: Tensor, counts: Tensor) -> Tensor:
+    """The slots of a pool, int64 [S], that a page table with ids and counts [1, M] lists, in its order."""
+    slots = torch.arange(PAGE_SLOTS, device=ids.device)
+    numbers = ids[0].long()[:, None] * PAGE_SLOTS + slots  # [M, 64]
+    return numbers[slots < counts[0][:, None]]
 
 
 def kv_write_case(shape: Shape, setting: Setting) -> Case:

@@ -20,6 +20,22 @@ def relative_l2(actual: Tensor, expected: Tensor) -> float:
     return float((actual - expected).norm() / expected.norm().clamp_min(1e-300))
 
 
+def error_and_limit(actual: Tensor, oracle: Tensor, torch_result: Tensor, floor: float = 1e-6) -> tuple[float, float]:
+    """Largest error of `actual` [...] against the float32 `oracle`, and twice that of plain torch in the same dtype.
+
+    `floor` is added to the limit. Equal infinities, and NaN in the same places, are no error; a NaN that only one of
+    the two has makes the error NaN, which no limit allows.
+    """
+    return _largest_error(actual, oracle), 2 * _largest_error(torch_result, oracle) + floor
+
+
+def _largest_error(actual: Tensor, oracle: Tensor) -> float:
+    actual, oracle = actual.detach().double(), oracle.detach().double()
+    same = (actual == oracle) | (actual.isnan() & oracle.isnan())
+    errors = torch.where(same, 0.0, actual - oracle).abs()
+    return float(errors.max()) if errors.numel() else 0.0
+
+
 def require_finite(results: Sequence[Tensor]) -> None:
     """Raise ValueError if one of the tensors [...] has inf or nan."""
     for number, tensor in enumerate(results):

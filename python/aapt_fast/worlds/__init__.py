@@ -1,14 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Procedural worlds with exact ground truth: data for training, truth for evaluation, live control for streams."""
+"""Procedural worlds with exact ground truth: data for training, truth for evaluation, live control for streams.
+
+The worlds are imported when `WORLDS` is first used: the command line reads scripts of motions without torch.
+"""
 
 from __future__ import annotations
 
-from aapt_fast.errors import require
-from aapt_fast.worlds.person.world import PersonWorld
-from aapt_fast.worlds.world import World
+from typing import TYPE_CHECKING, Any
 
-WORLDS: dict[str, World] = {"person": PersonWorld()}
-"""Worlds by the name in a model's gallery.json; a new one is listed here."""
+from aapt_fast.errors import require
+
+if TYPE_CHECKING:
+    from aapt_fast.worlds.world import World
+
+    WORLDS: dict[str, World]
+
+
+def __getattr__(name: str) -> Any:
+    if name != "WORLDS":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = worlds = _make_worlds()
+    return worlds
+
+
+def _make_worlds() -> dict[str, World]:
+    """Worlds by the name in a model's gallery.json; a new one is listed here."""
+    from aapt_fast.worlds.person.world import PersonWorld
+
+    return {"person": PersonWorld()}
 
 
 def list_motions(world: str = "person") -> tuple[str, ...]:
@@ -16,5 +35,7 @@ def list_motions(world: str = "person") -> tuple[str, ...]:
 
     Raises ValueError for an unknown world.
     """
+    from aapt_fast.worlds import WORLDS
+
     require(world in WORLDS, "world", " | ".join(WORLDS), world)
     return WORLDS[world].actions

@@ -8,11 +8,14 @@ of the latent frames. docs/how-to/add-a-world.md says which files a new world ne
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-from torch import Tensor
+
+if TYPE_CHECKING:  # the command line reads scripts of motions without torch
+    from torch import Tensor
 
 FPS = 24.0  # video frames per second of every world
 PART_FRAMES = 48  # video frames of a part of a script that gives none and is not the last
@@ -32,13 +35,18 @@ class FirstFrame:
     """Picture that a stream starts from, with the control and the state of the world that it shows, if they are known.
 
     A picture from elsewhere has neither: `FirstFrame(image)`. With its control (the pose of the person in it, for
-    example) a model keeps more of it.
+    example) a model keeps more of it. Raises TypeError for the path of a picture, which has to be opened first.
     """
 
     image: np.ndarray  # uint8 [H, W, 3], or another picture that StreamSession takes, such as float [3, H, W] in -1..1
     control: Tensor | None = None  # [J, 3] or [C, h, w]
     pose: tuple[float, ...] | None = None  # numbers that only the world reads, to make a player go on from here
     scene: int | None = None  # None: pose and scene do not say the whole picture
+
+    def __post_init__(self) -> None:
+        if isinstance(self.image, str | os.PathLike):
+            path = os.fspath(self.image)
+            raise TypeError(f"image: expected a picture, such as PIL.Image.open({path!r}), got its path")
 
     def __repr__(self) -> str:
         shape = np.shape(self.image)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 import aapt_fast
@@ -58,11 +59,36 @@ def test_a_failed_write_leaves_the_old_file(file: Path, monkeypatch: pytest.Monk
         path.write_bytes(b"half")
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("aapt_fast.models.files.model_file.save_file", fail)
+    monkeypatch.setattr("aapt_fast.models.files.write.save_file", fail)
     with pytest.raises(OSError, match="no space left"):
         model.save_pretrained(file)
     assert file.read_bytes() == before
     assert [path.name for path in file.parent.iterdir()] == [file.name]
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_any_work(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = StreamModel.from_pretrained(file)
+    monkeypatch.setattr(model, "generator", None)  # the first work would be a complaint about it
+    for path, error, message in (
+        (file.parent, ValueError, f"path: expected a file, got the folder {file.parent}"),
+        ("", ValueError, "path: expected a name, a file or a folder, got an empty text"),
+        (3, TypeError, "path: expected str or PathLike, got int"),
+        (file / "x.safetensors", OSError, f"path: expected a folder that exists, got {file}, which is a file"),
+        (file.parent / "no" / "x.safetensors", OSError, "path: expected a folder that exists, got .*which does not"),
+    ):
+        with pytest.raises(error, match=message):
+            model.save_pretrained(path)
+
+
+def test_a_write_that_fails_inside_of_safetensors_names_the_file(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = StreamModel.from_pretrained(file)
+
+    def fail(tensors: object, path: Path, metadata: object) -> None:
+        raise SafetensorError("no space left")
+
+    monkeypatch.setattr("aapt_fast.models.files.write.save_file", fail)
+    with pytest.raises(OSError, match=r"model.partial.safetensors: expected to be written, got no space left"):
+        model.save_pretrained(file)
 
 
 def rewrite(change: Callable[[dict, dict], None]) -> Callable[[Path], None]:

@@ -36,6 +36,13 @@ def test_a_device_that_cannot_be_used(load: Callable, device: object) -> None:
         load("no file", device=device)
 
 
+@pytest.mark.parametrize("device", [0, 7, ""])
+def test_a_refused_device_is_quoted(device: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match=f"got {'nothing' if device == '' else device}$"):
+        require_usable_device(device)
+
+
 @pytest.mark.parametrize("device", [None, 1.5, torch.float32])
 def test_what_is_no_device(load: Callable, device: object) -> None:
     with pytest.raises(TypeError, match=r"^device: expected str or device or int, got"):

@@ -142,7 +142,10 @@ CASES: dict[str, tuple[Callable[[Path], str | Path], str]] = {
     "TorchScript": (torchscript, "a TorchScript program"),
     "NumPy": (array, "a NumPy array"),
     "noise": (holding(bytes(range(200, 256))), "one beginning with"),
-    "text encoder": (named("encoder.block.0.layer.0.SelfAttention.q.weight"), "text or image encoder; TextEncoder"),
+    "text encoder": (
+        named("encoder.block.0.layer.0.SelfAttention.q.weight"),
+        "text or image encoder; in Python, TextEncoder",
+    ),
     "language model": (named("model.layers.0.self_attn.q_proj.weight"), "text or image encoder"),
     "VACE": (named("vace_blocks.0.norm.weight", "patch_embedding.weight"), "VACE transformer, which is not"),
     "another family": (named("double_blocks.0.img_attn.proj.weight"), "diffusion model of another family"),
@@ -161,10 +164,18 @@ def test_every_loader_says_what_it_got(tmp_path: Path, loader: str) -> None:
 
 LORA = "diffusion_model.blocks.0.self_attn.q.lora_A.weight", "diffusion_model.blocks.0.self_attn.q.lora_B.weight"
 MISPLACED = {
-    "LoRA": (named(*LORA), "a LoRA file .*; load the model .* with this file in lora=", ("lora=",)),
-    "VAE": (named("decoder.conv1.weight"), "VAE without a generator; load_vae", ("load_vae", "vae=", "convert")),
-    "transformer": (wan_file, "Wan transformer without a VAE; load_generator", ("load_generator", "convert")),
-    "own": (lambda _: "mini-person", "model of this package; StreamModel", (*tuple(LOADERS)[:5], "convert")),
+    "LoRA": (named(*LORA), "a LoRA file .*; in Python, load_generator merges it .*, as lora=", ("lora=",)),
+    "VAE": (
+        named("decoder.conv1.weight"),
+        "VAE without a generator; in Python, load_vae",
+        ("load_vae", "vae=", "convert"),
+    ),
+    "transformer": (
+        wan_file,
+        "Wan transformer without a VAE; in Python, load_generator",
+        ("load_generator", "convert"),
+    ),
+    "own": (lambda _: "mini-person", "model of this package; in Python, StreamModel", (*tuple(LOADERS)[:5], "convert")),
 }
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from aapt_fast import StreamSession, load_gallery
 from aapt_fast.models.aapt.presets import NANO_TEXT
 from aapt_fast.models.stream_model import StreamModel
 from aapt_fast.streaming import graph
@@ -56,6 +57,14 @@ def test_bad_latents_are_refused(vae):
     stream.decode(torch.zeros(1, 16, 1, 2, 2))
     with pytest.raises(ValueError, match=r"latents: expected batch, height and width \(1, 2, 2\) as before"):
         stream.decode(torch.zeros(1, 16, 1, 2, 3))
+
+
+def test_a_bundled_model_keeps_its_world_with_it(vae):
+    model = StreamModel.from_pretrained("mini-person", vae=vae)
+    first = load_gallery("mini-person")[0]
+    player = model.world.player(first, "walk")
+    session = StreamSession(model, first)
+    assert next(session.frames(player)).shape == (4, 96, 96, 3)
 
 
 def test_sessions_stream_through_it(vae, monkeypatch):

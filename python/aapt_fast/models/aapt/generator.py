@@ -323,9 +323,10 @@ class Generator(nn.Module):
         return self.patch_embed.weight
 
     def fit_grid(self, grid: tuple[int, int] | None, spatial_factor: int) -> tuple[int, int]:
-        """The native grid. Raises ValueError for any `grid` but None: sessions run at the native size."""
+        """The native grid. Raises ValueError for another `grid`: sessions run at the native size."""
         native = self.config.grid
-        require(grid is None, "grid", f"None: the native grid of the generator is {native}", grid)
+        fits = grid is None or (isinstance(grid, tuple | list) and tuple(grid) == native)
+        require(fits, "grid", f"None or {native}, the native grid of the generator", grid)
         return native
 
     def tokens(self, grid: tuple[int, int]) -> int:

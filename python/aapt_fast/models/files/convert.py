@@ -22,17 +22,17 @@ import torch
 from aapt_fast.errors import CheckpointError, require
 from aapt_fast.models.files.bundled import bundled_models
 from aapt_fast.models.files.compare import SMALL, require_equal_models
+from aapt_fast.models.files.find import require_path, weight_file
 from aapt_fast.models.files.load_generator import GROUPS, meta_wan_transformer, open_wan_transformer
 from aapt_fast.models.files.load_vae import open_wan_vae, vae_file
 from aapt_fast.models.files.model_file import is_own_file, read_model
 from aapt_fast.models.files.named_weights import NamedWeights
-from aapt_fast.models.files.placement import WAN_DTYPES, require_path, require_usable_dtype
+from aapt_fast.models.files.placement import WAN_DTYPES, require_usable_dtype
 from aapt_fast.models.files.read import (
     CONFIG_NAME,
     check_tensors,
     read_metadata,
     read_tensors,
-    weight_file,
 )
 from aapt_fast.models.files.recognise import ALL_IN_ONE, TRANSFORMER, part_names, recognise_tensors
 from aapt_fast.models.files.recognise import VAE as VIDEO_VAE

@@ -14,11 +14,12 @@ from torch import Tensor
 from aapt_fast.errors import CheckpointError, require
 from aapt_fast.models.aapt.generator import Generator
 from aapt_fast.models.files.bundled import bundled_models
+from aapt_fast.models.files.find import weight_file
 from aapt_fast.models.files.lora import LoraFiles, merged
 from aapt_fast.models.files.model_file import is_own_file, read_model
 from aapt_fast.models.files.named_weights import NamedWeights, read_part
 from aapt_fast.models.files.placement import WAN_DTYPES, checked_placement
-from aapt_fast.models.files.read import read_config, weight_file
+from aapt_fast.models.files.read import read_config
 from aapt_fast.models.files.recognise import TRANSFORMER
 from aapt_fast.models.files.trainable import outside_inference_mode
 from aapt_fast.models.wan.config import WanConfig
@@ -126,7 +127,7 @@ def meta_wan_transformer(weights: NamedWeights[WanConfig], dtype: torch.dtype | 
     dtype = dtype or weights.tensors[weights.file_key("patch_embedding.weight")].dtype
     if dtype not in WAN_DTYPES:
         expected = " or ".join(map(str, WAN_DTYPES))
-        raise CheckpointError(f"{weights.source}: expected {expected}, got {dtype}; say which in dtype")
+        raise CheckpointError(f"{weights.source}: expected {expected}, got {dtype}; convert it, as dtype=")
     with torch.device("meta"):
         model = WanTransformer(weights.config).to(dtype)
     if dtype.itemsize < torch.float32.itemsize:

@@ -16,10 +16,11 @@ import torch
 
 from aapt_fast.errors import CheckpointError, require
 from aapt_fast.models.files.bundled import bundled_models
+from aapt_fast.models.files.find import weight_file
 from aapt_fast.models.files.model_file import is_own_file, load_own_vae
 from aapt_fast.models.files.named_weights import NamedWeights, read_part
 from aapt_fast.models.files.placement import checked_placement
-from aapt_fast.models.files.read import computing_dtype, read_config, weight_file
+from aapt_fast.models.files.read import computing_dtype, read_config
 from aapt_fast.models.files.recognise import VAE, WEIGHT_SUFFIXES
 from aapt_fast.models.files.trainable import outside_inference_mode
 from aapt_fast.models.vae.infer_wan_config import (

@@ -25,8 +25,9 @@ from typing import Any, TypeAlias
 from torch import Size, Tensor
 
 from aapt_fast.errors import CheckpointError, require, require_type
+from aapt_fast.models.files.find import weight_file
 from aapt_fast.models.files.named_weights import NamedWeights
-from aapt_fast.models.files.read import Change, read_json, read_metadata, read_tensors, require_finite, weight_file
+from aapt_fast.models.files.read import Change, read_json, read_metadata, read_tensors, require_finite
 from aapt_fast.models.files.recognise import LORA, recognise_tensors
 from aapt_fast.models.wan.config import WanConfig
 from aapt_fast.models.wan.keys import wan_to_diffusers_key

@@ -9,32 +9,32 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from aapt_fast.errors import CheckpointError, require_type
+from aapt_fast.atomic import replacing
+from aapt_fast.errors import CheckpointError, require, require_type
+from aapt_fast.limits import require_writable
 from aapt_fast.media.pictures import read_picture
 from aapt_fast.models.aapt.config import GeneratorConfig
 from aapt_fast.models.aapt.generator import Generator
-from aapt_fast.models.files.atomic import replacing
-from aapt_fast.models.files.bundled import bundled_models
-from aapt_fast.models.files.placement import DTYPES, WAN_DTYPES, require_path, require_usable_dtype
+from aapt_fast.models.files.find import model_path, require_path
+from aapt_fast.models.files.gallery import read_gallery
+from aapt_fast.models.files.placement import DTYPES, WAN_DTYPES, require_usable_dtype
 from aapt_fast.models.files.read import (
     computing_dtype,
     fill,
     open_safetensors,
     read_metadata,
     require_finite,
-    weight_file,
 )
-from aapt_fast.models.files.recognise import MODELS, OWN, recognise, recognise_tensors, refusal
+from aapt_fast.models.files.recognise import OWN, recognise_tensors
 from aapt_fast.models.files.trainable import outside_inference_mode
+from aapt_fast.models.files.write import write_safetensors
 from aapt_fast.models.vae.mini import MiniVAE, MiniVAEConfig
 from aapt_fast.worlds import WORLDS
 from aapt_fast.worlds.world import FirstFrame
@@ -44,12 +44,17 @@ FORMAT = "aapt_fast-1"
 Module = TypeVar("Module", bound=nn.Module)
 
 
-def write_model(path: Path, generator: nn.Module, vae: nn.Module, name: str, dtype: torch.dtype | str) -> None:
+def write_model(path: str | Path, generator: nn.Module, vae: nn.Module, name: str, dtype: torch.dtype | str) -> None:
     """Write generator and VAE to `path`, weights in `dtype`; a failed write leaves no file behind.
 
-    Raises TypeError for parts other than a `Generator` and a `MiniVAE`, ValueError for a dtype that is not of floats,
-    CheckpointError for a weight that is not finite, or not in `dtype`.
+    Raises TypeError for parts other than a `Generator` and a `MiniVAE`, ValueError for a dtype that is not of floats
+    and for a path that is a folder, OSError for one in a folder that cannot be written to, CheckpointError for a weight
+    that is not finite, or not in `dtype`.
     """
+    require_path("path", path)
+    path = Path(path)
+    require(not path.is_dir(), "path", "a file", f"the folder {path}")
+    require_writable("path", path.parent)
     dtype = require_usable_dtype(dtype, WAN_DTYPES)
     require_type("model.generator", generator, Generator)
     require_type("model.vae", vae, MiniVAE)
@@ -64,7 +69,7 @@ def write_model(path: Path, generator: nn.Module, vae: nn.Module, name: str, dty
     configs = {part: dataclasses.asdict(module.config) for part, module in parts.items()}
     metadata = {"format": FORMAT, "name": name, "config": json.dumps(configs)}
     with replacing(path) as partial:
-        save_file(tensors, partial, metadata)
+        write_safetensors(partial, tensors, metadata)
 
 
 @outside_inference_mode
@@ -97,58 +102,24 @@ def is_own_file(path: Path) -> bool:
     return read_metadata(path).get("format") == FORMAT
 
 
-def model_path(path: str | Path) -> Path:
-    """The weight file of a bundled model's name, of a file or of a folder.
-
-    Raises ValueError if there is neither, TypeError for an argument of another type.
-    """
-    require_path("path", path)
-    bundled = bundled_models()
-    file = bundled.get(str(path), Path(path))
-    expected = f"a bundled model ({', '.join(bundled) or 'none'}), a file or a folder"
-    if not os.path.exists(file):  # unlike Path.exists, False for a path that cannot be
-        raise ValueError(f"path: expected {expected}, got {path}: {recognise(path)}")
-    return weight_file(file, expected)
-
-
 def load_gallery(path: str | Path) -> list[FirstFrame]:
     """First frames that come with a model, with their controls if this package has their world; empty without any.
 
     Raises CheckpointError for a damaged gallery, and for a file that is no model.
     """
-    index = _gallery_index(path)
-    if not index.is_file():
+    gallery = read_gallery(path)
+    if gallery is None:
         return []
     try:
-        content = json.loads(index.read_text())
-        world, frames = WORLDS.get(content["world"]), []
-        for entry in content["first_frames"]:
-            image = read_picture(index.with_name(entry["image"]), "image").pixels
+        world, frames = WORLDS.get(gallery.world), []
+        for entry in gallery.entries:
+            image = read_picture(gallery.index.with_name(entry["image"]), "image").pixels
             pose, scene = tuple(entry["pose"]), None if entry["identity"] is None else int(entry["identity"])
             known = world.from_gallery(image, pose, scene) if world else FirstFrame(image, pose=pose, scene=scene)
             frames.append(known)
         return frames
     except (KeyError, TypeError, ValueError, OSError) as error:
-        raise CheckpointError(f"{index}: expected a gallery with image, pose and identity, got {error!r}") from error
-
-
-def gallery_world(path: str | Path) -> str | None:
-    """Name of the world that the gallery of a model is from; None without a gallery. Raises as `load_gallery`."""
-    index = _gallery_index(path)
-    if not index.is_file():
-        return None
-    try:
-        return str(json.loads(index.read_text())["world"])
-    except (KeyError, TypeError, ValueError, OSError) as error:
-        raise CheckpointError(f"{index}: expected a gallery with a world, got {error!r}") from error
-
-
-def _gallery_index(path: str | Path) -> Path:
-    """Return the path of a model's gallery, which may not exist. Raises CheckpointError for what is no model."""
-    file = model_path(path)
-    if recognise(file).kind not in MODELS:
-        raise refusal(file, "a model")
-    return file.with_name("gallery.json")
+        raise gallery.damaged(error) from error
 
 
 class _OwnFile:

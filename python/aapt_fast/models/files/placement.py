@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks of the arguments for source, device and dtype of weights, made before a file is touched."""
+"""Source, device and dtype of weights: checks of these arguments before a file is touched, and the best dtype."""
 
 from __future__ import annotations
-
-import os
 
 import torch
 
 from aapt_fast.errors import require, require_type
+from aapt_fast.models.files.find import require_path
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 """The dtypes that every model computes in."""
@@ -26,12 +25,6 @@ def checked_placement(
     return require_usable_device(device), None if dtype is None else require_usable_dtype(dtype, dtypes)
 
 
-def require_path(argument: str, path: object) -> None:
-    """Raise TypeError unless `path` is a str or a path, ValueError if it is empty."""
-    require_type(argument, path, str, os.PathLike)
-    require(path != "", argument, "a name, a file or a folder", "an empty text")
-
-
 def require_usable_device(device: object, argument: str = "device") -> torch.device:
     """The device of this name or number.
 
@@ -45,7 +38,7 @@ def require_usable_device(device: object, argument: str = "device") -> torch.dev
         found = torch.device("meta")
     fits = found.type == "cpu" or (found.type == "cuda" and (found.index or 0) < count)
     there = ", ".join(["cpu", *(f"cuda:{index}" for index in range(count))])
-    require(fits, argument, f"cpu or cuda[:n] that this torch can use ({there})", device or "nothing")
+    require(fits, argument, f"cpu or cuda[:n] that this torch can use ({there})", "nothing" if device == "" else device)
     return found
 
 
@@ -64,3 +57,9 @@ def require_usable_dtype(
     require(found in dtypes, argument, expected, dtype or "nothing")
     assert isinstance(found, torch.dtype)
     return found
+
+
+def fast_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16 where the device computes in it (GPUs, and CPUs with AVX-512 bf16 instructions), else float32."""
+    fast = device.type == "cuda" or torch.cpu._is_avx512_bf16_supported()
+    return torch.bfloat16 if fast else torch.float32

@@ -10,7 +10,6 @@ tensors into a module, all of them or none.
 from __future__ import annotations
 
 import json
-import os
 import pickle
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,10 +22,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from aapt_fast.errors import CheckpointError, require
+from aapt_fast.models.files.find import INDEX_SUFFIX, weight_file
 from aapt_fast.models.files.recognise import (
     PICKLE,
     PICKLES,
-    WEIGHT_SUFFIXES,
     ZIP,
     is_safetensors,
     is_shard,
@@ -34,12 +33,6 @@ from aapt_fast.models.files.recognise import (
     refusal,
 )
 
-INDEX_SUFFIX = ".index.json"
-STANDARD_NAMES = tuple(
-    f"{stem}.{kind}"
-    for stem in ("diffusion_pytorch_model", "model", "pytorch_model")
-    for kind in ("safetensors.index.json", "bin.index.json", "safetensors", "bin")
-)
 CONFIG_NAME = "config.json"
 COMPUTED_IN = (torch.float32, torch.bfloat16, torch.float64)
 """The dtypes that every device computes in without loss of speed or range; a GPU has float16 as well."""
@@ -78,31 +71,6 @@ def _read_file(path: Path, groups: tuple[str, ...]) -> dict[str, Tensor]:
     if head.startswith((ZIP, *PICKLES)) and recognise(path).kind == PICKLE:
         return _state_dict(path, _unpickle(path, mapped=head.startswith(ZIP)), groups)
     raise refusal(path, "a file of weights")
-
-
-def weight_file(path: str | Path, expected: str = "a file or folder of weights") -> Path:
-    """The file of weights that `path` means: itself, or the one in a folder. An index stands for its shards.
-
-    Among several in a folder the one without a variant in its name is meant (`diffusion_pytorch_model.safetensors`
-    beside `diffusion_pytorch_model.fp16.safetensors`). Raises CheckpointError, with the word `expected` for what is
-    missed, if there is none or no one in particular.
-    """
-    folder = Path(path)
-    if os.path.isfile(folder):  # unlike Path.is_file, False for a path that cannot be
-        return folder
-    files = [entry for entry in sorted(folder.iterdir()) if entry.is_file()] if _can_be_listed(folder) else []
-    for suffix in (INDEX_SUFFIX, *WEIGHT_SUFFIXES):
-        found = [file for file in files if file.name.endswith(suffix)]
-        found = [file for file in found if file.name in STANDARD_NAMES] or found
-        if len(found) == 1 and not is_shard(found[0].name):
-            return found[0]
-        if found:
-            break
-    raise refusal(path, expected)
-
-
-def _can_be_listed(folder: Path) -> bool:
-    return os.path.isdir(folder) and os.access(folder, os.R_OK | os.X_OK)
 
 
 def read_config(path: str | Path) -> dict[str, Any] | None:
@@ -216,7 +184,12 @@ def check_tensors(
         if have is None:
             raise CheckpointError(f"{source}: expected key {keys[name]}, got none")
         if have.shape != want.shape:
-            raise CheckpointError(f"{source}: {keys[name]}: expected shape {list(want.shape)}, got {list(have.shape)}")
+            others = (
+                sum(keys[each] in tensors and tensors[keys[each]].shape != expected[each].shape for each in keys) - 1
+            )
+            more = f" (and {others} more with other shapes)" if others else ""
+            got = f"{list(have.shape)}{more}"
+            raise CheckpointError(f"{source}: {keys[name]}: expected shape {list(want.shape)}, got {got}")
         if have.is_floating_point() != want.is_floating_point():
             raise CheckpointError(f"{source}: {keys[name]}: expected a dtype like {want.dtype}, got {have.dtype}")
     wanted = set(keys.values())

@@ -122,7 +122,9 @@ def _folder(folder: Path) -> Recognised:
         return Recognised("folder", "an empty folder")
     parts = [entry.name for entry in entries if entry.is_dir()]
     if "transformer" in parts or "vae" in parts:
-        advice = "load_generator and load_vae read it, StreamModel.from_pretrained with the same folder in vae="
+        advice = (
+            "in Python, load_generator and load_vae read it, StreamModel.from_pretrained with the same folder in vae="
+        )
         return Recognised("pipeline", f"a pipeline's folder with {', '.join(parts)}", advice)
     repositories = [name for name in names if name.startswith("models--")]
     if repositories:
@@ -207,7 +209,7 @@ def _file(path: Path) -> Recognised:
     if not head.strip(b"\0"):
         return Recognised("zeros", "a file that begins with zeros: an interrupted download or copy", _AGAIN)
     if path.name.endswith(".index.json"):
-        advice = "load_generator and load_vae read it, StreamModel.from_pretrained with the VAE in vae="
+        advice = "in Python, load_generator and load_vae read it, StreamModel.from_pretrained with the VAE in vae="
         return Recognised(SHARDS, "the index of a model's shards", advice)
     start = head.lstrip()
     if start.startswith(b"<"):
@@ -271,7 +273,7 @@ def _torch_save(path: Path) -> Recognised:
     """A file of torch.save, or another pickle. It may run code when it is opened without care, and is not opened."""
     if path.suffix == ".safetensors":
         return Recognised(PICKLE, "a pickle under a name of safetensors", "to read tensors from it, name it .pt")
-    advice = "load_generator and load_vae read tensors from it, StreamModel.from_pretrained with the VAE in vae="
+    advice = "in Python, load_generator and load_vae read its tensors, StreamModel.from_pretrained with the VAE in vae="
     return Recognised(PICKLE, "a pickle, as torch.save writes it", advice)
 
 
@@ -282,7 +284,7 @@ _MODELS: tuple[tuple[str, str, str, str], ...] = (
         TEXT_ENCODER,
         r"(encoder\.block\.\d+\.layer\.|blocks\.\d+\.pos_embedding\.|layers\.\d+\.(self_attn|mlp)\.|(text|vision)_model\.|(textual|visual)\.)",
         "a text or image encoder",
-        "TextEncoder reads the folder with it, its config.json and its tokenizer",
+        "in Python, TextEncoder reads the folder with it, its config.json and its tokenizer",
     ),
     (
         "VACE",
@@ -294,13 +296,13 @@ _MODELS: tuple[tuple[str, str, str, str], ...] = (
         TRANSFORMER,
         r"(patch_embedding\.(weight|bias)|condition_embedder\.|blocks\.\d+\.(self_attn|cross_attn|attn1|attn2)\.)",
         "a Wan transformer without a VAE",
-        "load_generator reads it, and StreamModel.from_pretrained with the VAE in vae=",
+        "in Python, load_generator reads it, and StreamModel.from_pretrained with the VAE in vae=",
     ),
     (
         VAE,
         r"(model\.)?(encoder|decoder)\.(conv|mid|middle|head|down|up)",
         "a VAE without a generator",
-        "load_vae reads a Wan VAE, and StreamModel.from_pretrained takes it as vae=",
+        "in Python, load_vae reads a Wan VAE, and StreamModel.from_pretrained takes it as vae=",
     ),
     (
         "other",
@@ -324,14 +326,14 @@ def recognise_tensors(names: Iterable[str]) -> Recognised:
         return Recognised("empty", "one without any tensor", _AGAIN)
     lora = [name for name in names if _LORA.match(name)]
     if lora:
-        advice = "load the model that it was trained for, with this file in lora="
+        advice = "in Python, load_generator merges it into the model that it was trained for, as lora="
         return Recognised(LORA, f"a LoRA file (changes to a model, as {lora[0]})", advice)
     parts = [part for part, prefixes in _PARTS.items() if any(name.startswith(prefixes) for name in names)]
     if TRANSFORMER in parts and len(parts) > 1:
-        advice = "load_generator and load_vae read a Wan model from it"
+        advice = "in Python, load_generator and load_vae read a Wan model from it"
         return Recognised(ALL_IN_ONE, f"an all-in-one checkpoint ({', '.join(parts)})", advice)
     if {name.partition(".")[0] for name in names} == {"generator", "vae"}:
-        return Recognised(OWN, "a model of this package", "StreamModel.from_pretrained reads it")
+        return Recognised(OWN, "a model of this package", "in Python, StreamModel.from_pretrained reads it")
     plain = [_WRAPPER.sub("", name, count=1) for name in names]
     for kind, pattern, what, advice in _MODELS:
         if any(re.match(pattern, name) for name in plain):

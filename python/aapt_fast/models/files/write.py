@@ -51,6 +51,14 @@ class Entry:
         return value
 
 
+def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write tensors [...] by name to `path`. Raises OSError, naming the file, where it cannot be written."""
+    try:
+        save_file(dict(tensors), path, dict(metadata))
+    except SafetensorError as error:
+        raise OSError(f"{path}: expected to be written, got {error}") from error
+
+
 def write_shards(
     folder: Path,
     entries: Sequence[Entry],
@@ -69,10 +77,7 @@ def write_shards(
     for number, shard in enumerate(shards, 1):
         part = f"-{number:05d}-of-{len(shards):05d}" if len(shards) > 1 else ""
         path = folder / f"{NAME}{part}.safetensors"
-        try:
-            save_file({entry.name: entry.value() for entry in shard}, path, dict(metadata))
-        except SafetensorError as error:
-            raise OSError(f"{path}: expected to be written, got {error}") from error
+        write_safetensors(path, {entry.name: entry.value() for entry in shard}, metadata)
         weight_map |= {entry.name: path.name for entry in shard}
         say(f"{number} of {len(shards)} files written: {path.name}")
     if len(shards) > 1:

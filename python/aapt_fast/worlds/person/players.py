@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from aapt_fast.errors import require, require_integer
+from aapt_fast.not_copied import NotCopied
 from aapt_fast.worlds.person.identity import make_identity
 from aapt_fast.worlds.person.motions import MOTIONS, Dice, drift, make_motion
 from aapt_fast.worlds.person.renderer import draw_room, render
@@ -24,8 +25,13 @@ FIRST_STEP = 4  # video frames in which a person stays as in the first picture, 
 Pose: TypeAlias = Sequence[float] | np.ndarray | Tensor
 """17 angles, as `ANGLES` names them."""
 
+NO_COPY = (
+    "player: it cannot be copied or pickled, as its motions come one after the other; another one made with the same "
+    "arguments plays the same"
+)
 
-class MotionPlayer:
+
+class MotionPlayer(NotCopied):
     """Plays one motion at a time and cross-fades to the next one that `play` names: the source of live pose control.
 
     During a fade, `play` fades on from the mixture of that moment, so the body never jumps. `start` [17] is the pose to
@@ -36,30 +42,40 @@ class MotionPlayer:
     Raises ValueError for an unknown name and for a `start` that is not 17 finite numbers.
     """
 
+    no_copy = NO_COPY
+    action: str
+    """The motion that plays now, or fades in."""
+    frames: int
+    """Video frames so far."""
+
     def __init__(self, name: str, seed: int = 0, start: Pose | None = None, hold: int = 0) -> None:
         self._generator = torch.Generator().manual_seed(seed)
-        self._frame = 0
+        self.action, self.frames = name, 0
         self._layers = [(-FADE, make_motion(name, self._generator))]  # (begun at, motion); each covers the last
         self._drift = drift(Dice(self._generator))
-        self._start, self._hold = None if start is None else read_pose(start), hold
+        self._start, self._hold = None if start is None else read_pose(start, "start"), hold
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.action}, {self.frames} video frames so far)"
 
     def play(self, name: str) -> None:
         """Fade to another motion over the next `FADE` video frames."""
         motion = make_motion(name, self._generator)
-        if self._layers[-1][0] == self._frame:  # never shown
+        if self._layers[-1][0] == self.frames:  # never shown
             self._layers.pop()
-        self._layers.append((self._frame, motion))
+        self._layers.append((self.frames, motion))
+        self.action = name
 
     def next(self, frames: int) -> Tensor:
         """Pose angles [frames, 17] of the next video frames, at 24 per second. Raises ValueError for fewer than 0."""
         require(frames >= 0, "frames", "0 or more", frames)
-        index = torch.arange(self._frame, self._frame + frames)
-        self._frame += frames
+        index = torch.arange(self.frames, self.frames + frames)
+        self.frames += frames
         t = index / FPS
         angles = self._layers[0][1](t)
         for begun, motion in self._layers[1:]:
             angles = _blend(angles, motion(t), (index - begun + 1) / FADE)
-        covered = max(number for number, (begun, _) in enumerate(self._layers) if self._frame - begun + 1 >= FADE)
+        covered = max(number for number, (begun, _) in enumerate(self._layers) if self.frames - begun + 1 >= FADE)
         self._layers = self._layers[covered:]
         angles[:, ANGLE["shift"]] = self._drift(t)
         if self._start is not None:
@@ -67,18 +83,18 @@ class MotionPlayer:
         return angles
 
 
-def read_pose(start: Pose) -> Tensor:
-    """A pose of 17 angles as float32 [17] on the CPU; raises ValueError if it is none."""
+def read_pose(pose: Pose, argument: str) -> Tensor:
+    """A pose of 17 angles as float32 [17] on the CPU; raises ValueError, naming `argument`, if it is none."""
     try:
-        values = start.detach().cpu() if isinstance(start, Tensor) else torch.from_numpy(np.array(start))
+        values = pose.detach().cpu() if isinstance(pose, Tensor) else torch.from_numpy(np.array(pose))
     except (TypeError, ValueError):  # ragged, or no numbers
         values = None
     expected = f"{len(ANGLES)} numbers, as skeleton.ANGLES names them"
-    require(values is not None, "start", expected, type(start).__name__)
+    require(values is not None, argument, expected, type(pose).__name__)
     fits = values.shape == (len(ANGLES),) and not values.is_complex() and values.dtype != torch.bool
-    require(fits, "start", expected, f"{values.dtype} of shape {list(values.shape)}")
+    require(fits, argument, expected, f"{values.dtype} of shape {list(values.shape)}")
     values = values.float()
-    require(bool(values.isfinite().all()), "start", "finite numbers", "nan or inf")
+    require(bool(values.isfinite().all()), argument, "finite numbers", "nan or inf")
     return values
 
 
@@ -89,13 +105,28 @@ def _blend(before: Tensor, after: Tensor, share: Tensor) -> Tensor:
     return after * share + before * (1 - share)
 
 
-class _SequencePlayer:
+class _SequencePlayer(NotCopied):
     """Plays motions one after the other, each faded in: `parts` are their names and lengths in video frames."""
+
+    no_copy = NO_COPY
 
     def __init__(self, parts: Iterator[tuple[str, float]], seed: int, start: Pose | None, hold: int) -> None:
         self._parts = parts
         name, self._left = next(parts)
         self._player = MotionPlayer(name, seed, start, hold)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.action}, {self.frames} video frames so far)"
+
+    @property
+    def action(self) -> str:
+        """The motion that plays now, or fades in."""
+        return self._player.action
+
+    @property
+    def frames(self) -> int:
+        """Video frames so far."""
+        return self._player.frames
 
     def play(self, name: str) -> None:
         """Leave the parts for one motion without end. Raises ValueError for an unknown name."""
@@ -146,17 +177,23 @@ def random_motion(frames: int, seed: int, start: Pose | None = None) -> Tensor:
     return MedleyPlayer(seed, start).next(frames)
 
 
-class PersonPlayer:
-    """Live poses for a stream that starts from the picture `start`; see `worlds.world.Player`."""
+class PersonPlayer(NotCopied):
+    """Live poses for a stream that starts from the picture `first`; see `worlds.world.Player`."""
 
-    def __init__(self, script: Sequence[Part], seed: int, start: FirstFrame) -> None:
-        pose = None if start.pose is None else read_pose(start.pose)
+    no_copy = NO_COPY
+
+    def __init__(self, script: Sequence[Part], seed: int, first: FirstFrame) -> None:
+        pose = None if first.pose is None else read_pose(first.pose, "first.pose")
         medley = script[0].action == MEDLEY
         self._player: MedleyPlayer | ScriptPlayer
         self._player = MedleyPlayer(seed, pose, FIRST_STEP) if medley else ScriptPlayer(script, seed, pose, FIRST_STEP)
-        self._identity = None if start.scene is None else make_identity(start.scene)
+        self._identity = None if first.scene is None else make_identity(first.scene)
         self._angles = torch.zeros(0, len(ANGLES))
         self._room: Tensor | None = None  # drawn once
+
+    def __repr__(self) -> str:
+        now = f"{self._player.action} now, {self._player.frames} video frames so far"
+        return f"PersonPlayer(world person: {now})"
 
     def play(self, action: str) -> None:
         """Fade to another motion from the next video frame on; it has no end. Raises ValueError for an unknown name."""

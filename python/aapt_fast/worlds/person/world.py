@@ -87,7 +87,7 @@ class PersonWorld:
 
     def from_gallery(self, image: np.ndarray, pose: tuple[float, ...], scene: int | None) -> FirstFrame:
         """A first frame of the picture uint8 [H, W, 3] and its 17 pose angles; raises ValueError for other poses."""
-        return FirstFrame(image, pose_points(read_pose(pose)[None])[0], pose, scene)
+        return FirstFrame(image, pose_points(read_pose(pose, "pose")[None])[0], pose, scene)
 
     def draw_controls(self, controls: Tensor, size: int) -> Tensor:
         """Stick figures [N, 3, size, size] in 0..1 of the points [N, 19, 3]."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Refusal to copy objects whose pages of memory belong to several of them."""
+"""Refusal to copy objects whose state cannot be in two of them, such as pages of memory."""
 
 from __future__ import annotations
 

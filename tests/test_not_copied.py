@@ -6,8 +6,14 @@ import pickle
 
 import pytest
 
-from aapt_fast import SessionBatch
-from aapt_fast.testing.streams import random_session
+from aapt_fast import SessionBatch, StreamModel
+from aapt_fast.models.aapt.presets import NANO
+from aapt_fast.testing.streams import random_model, random_session
+
+
+@pytest.fixture
+def pose_model() -> StreamModel:
+    return random_model(NANO)
 
 
 @pytest.mark.parametrize("way", [copy.copy, copy.deepcopy, pickle.dumps])

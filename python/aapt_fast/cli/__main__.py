@@ -1,8 +1,0 @@
-# SPDX-License-Identifier: Apache-2.0
-"""`python -m aapt_fast.cli` is `aapt-fast`."""
-
-import sys
-
-from aapt_fast.cli import main
-
-sys.exit(main())

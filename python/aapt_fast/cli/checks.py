@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Mistakes that are found without torch, whose import takes seconds: names, numbers, files and places of results.
+
+Nothing here is written, and what a check reads the command reads again. NumPy and Pillow are imported where they are
+needed, so that `--help` does not wait for them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from aapt_fast.cli.absent import require_there
+from aapt_fast.cli.choices import ACTIONS, FEWEST_STEPS, LEAST_FRAMES, PRESETS, STARTED_RECIPES, WORLD
+from aapt_fast.errors import require, require_seed
+from aapt_fast.limits import require_folder, require_writable
+from aapt_fast.media.video_target import check_video_target
+from aapt_fast.models.files.bundled import bundled_models
+from aapt_fast.models.files.find import model_path, require_path
+from aapt_fast.models.files.gallery import Gallery, read_gallery
+from aapt_fast.models.files.recognise import OWN, recognise, refusal
+
+MOST_EVALUATIONS = 1000  # per step: as many as models of this kind are trained with
+SHEET_ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
+GIB = 1 << 30
+
+
+def check(arguments: argparse.Namespace) -> None:
+    """Raise ValueError or OSError, naming the option, for a mistake in the arguments of a command."""
+    checks: dict[str, Callable[[argparse.Namespace], None]] = {
+        "generate": _check_generate,
+        "train": _check_train,
+        "evaluate": _check_evaluate,
+        "bench": _check_bench,
+        "convert": _check_convert,
+    }
+    if arguments.command in checks:
+        checks[arguments.command](arguments)
+
+
+def _check_generate(arguments: argparse.Namespace) -> None:
+    from aapt_fast.cli.pose_file import read_poses
+    from aapt_fast.worlds.script import read_script
+
+    both = arguments.motion is not None and arguments.controls is not None
+    require(not both, "--controls", "either --motion or --controls", "both")
+    require_model(arguments.model, "--model")
+    gallery = read_gallery(arguments.model)
+    if arguments.motion is not None and (gallery is None or gallery.world == WORLD):
+        read_script(arguments.motion, ACTIONS, "--motion")
+    if arguments.frames is not None:
+        require(arguments.frames >= 1, "--frames", "at least 1", arguments.frames)
+        require(arguments.frames < 2**31, "--frames", "less than 2^31", arguments.frames)
+    require_seed(arguments.seed)
+    expected = f"1 to {MOST_EVALUATIONS} evaluations per step"
+    require(1 <= arguments.nfe <= MOST_EVALUATIONS, "--nfe", expected, arguments.nfe)
+    require(arguments.scale >= 1, "--scale", "at least 1", arguments.scale)
+    if arguments.sheet is not None:
+        check_sheet_target(arguments.sheet)
+    check_video_target(arguments.out, "--out")
+    if arguments.controls is not None:
+        read_poses(arguments.controls)
+    check_image(arguments.image, gallery)
+
+
+def _check_train(arguments: argparse.Namespace) -> None:
+    if arguments.start is not None:
+        starts = arguments.recipe in STARTED_RECIPES
+        require(starts, "--start", "none for a recipe that begins from nothing", arguments.start)
+        require_model(arguments.start, "--start")
+    require_folder("--out", arguments.out)
+
+
+def _check_evaluate(arguments: argparse.Namespace) -> None:
+    enough = f"at least {LEAST_FRAMES}, for the mirror test"
+    require(arguments.frames >= LEAST_FRAMES, "--frames", enough, arguments.frames)
+    require(arguments.clips >= 1, "--clips", "at least 1", arguments.clips)
+    require(arguments.nfe >= 1, "--nfe", "at least 1 evaluation per step", arguments.nfe)
+    require(arguments.model is None or not arguments.row, "--row", "either a model or --row", "both")
+    if arguments.model is not None:
+        require_model(arguments.model, "model")
+    for text in arguments.row:
+        _, source, nfe = parse_row(text, arguments.nfe)
+        require(nfe >= 1, "--row", "at least 1 evaluation per step", text)
+        require_model(source, "--row")
+    require_folder("--pose-network", arguments.pose_network.expanduser())
+    if arguments.out is not None:
+        require_folder("--out", arguments.out)
+
+
+def _check_bench(arguments: argparse.Namespace) -> None:
+    require(arguments.device in (None, "cuda", "cpu"), "--device", "cuda or cpu", arguments.device)
+    require(arguments.target > 0, "--target", "a positive number of seconds", arguments.target)
+    require(arguments.preset in PRESETS, "--preset", " | ".join(PRESETS), arguments.preset)
+    require(arguments.steps >= FEWEST_STEPS, "--steps", f"at least {FEWEST_STEPS}", arguments.steps)
+    require(arguments.limit > 0, "--limit", "a positive number of seconds", arguments.limit)
+    past = arguments.window is None or arguments.window >= 1
+    require(past, "--window", "at least 1 past frame", arguments.window)
+    parse_size(arguments.resolution)
+    if arguments.json is not None:
+        require(not arguments.json.is_dir(), "--json", "a file", f"the folder {arguments.json}")
+        require_writable("--json", arguments.json.parent)
+
+
+def _check_convert(arguments: argparse.Namespace) -> None:
+    fits = 1 <= arguments.shard_size * GIB < float("inf")
+    require(fits, "--shard-size", "a positive number of GiB", arguments.shard_size)
+    read_json_option(arguments.config, "--config")
+    require_path("source", arguments.source)
+    if not os.path.exists(arguments.source) and arguments.source not in bundled_models():
+        require_no_preset(arguments.source, "source")
+        raise refusal(arguments.source, "a file or folder of weights")
+    require_folder("--out", arguments.out)
+
+
+# ---- parts that commands share, or read again ----
+
+
+def require_model(name: str, argument: str) -> None:
+    """Raise ValueError or CheckpointError for a name, file or folder that is no model of this package."""
+    require_no_preset(name, argument)
+    file = model_path(name, argument)
+    if recognise(file).kind != OWN:
+        raise refusal(file, "a model of this package, as train's stage export writes it")
+
+
+def require_no_preset(name: str, argument: str) -> None:
+    """Raise ValueError for the name of a preset, which has random weights, unless it is that of a bundled model."""
+    bundled = bundled_models()
+    preset = name in PRESETS and name not in bundled and not os.path.exists(name)
+    expected = f"a model with trained weights ({', '.join(bundled)}, or a file)"
+    require(not preset, argument, expected, f"{name}, a preset with random weights for `aapt-fast bench frame` only")
+
+
+def check_sheet_target(path: Path) -> None:
+    """Raise ValueError for another ending or a folder, OSError if files cannot be made in the file's folder."""
+    expected = f"a name ending in {', '.join(SHEET_ENDINGS[:-1])} or {SHEET_ENDINGS[-1]}"
+    require(path.suffix.lower() in SHEET_ENDINGS, "--sheet", expected, path)
+    require(not path.is_dir(), "--sheet", "a file", f"the folder {path}")
+    require_writable("--sheet", path.parent)
+
+
+def check_image(image: str, gallery: Gallery | None) -> None:
+    """Raise ValueError unless `image` is a number in the gallery of the model, or a picture file."""
+    from aapt_fast.media.pictures import read_picture
+
+    count = 0 if gallery is None else len(gallery.entries)
+    number = f"a gallery number 0..{count - 1} or a picture file"
+    expected = number if count else "a picture file: the model has no gallery"
+    if is_number(image):
+        require(len(image) < 10 and int(image) < count, "--image", expected, image)
+    else:
+        require_there("--image", expected, image)
+        read_picture(image, "--image", expected)
+
+
+def is_number(image: str) -> bool:
+    """True if `--image` is meant as a number of the gallery."""
+    return image.isascii() and image.isdecimal()
+
+
+def parse_row(text: str, nfe: int) -> tuple[str, str, int]:
+    """Name, model and evaluations per step of a row `NAME=MODEL[:NFE]`, `nfe` where it gives none."""
+    name, equals, source = text.partition("=")
+    before, colon, last = source.rpartition(":")
+    if colon and last.isdecimal():
+        source, nfe = before, int(last)
+    require(bool(name and equals and source), "--row", "NAME=MODEL or NAME=MODEL:NFE", text)
+    return name, source, nfe
+
+
+def parse_size(text: str | None) -> tuple[int, int] | None:
+    """(width, height) in pixels of `--resolution`, None without it."""
+    if text is None:
+        return None
+    width, _, height = text.partition("x")
+    require(width.isdecimal() and height.isdecimal(), "--resolution", "WIDTHxHEIGHT like 736x416", text)
+    return int(width), int(height)
+
+
+def read_json_option(text: str | None, argument: str) -> Mapping[str, Any] | None:
+    """The JSON object in `text`, or in the file of that name; None for None."""
+    if text is None:
+        return None
+    is_file = not text.lstrip().startswith("{")
+    if is_file:
+        require_there(argument, "a JSON object or a file with one", text)
+    where = f"the file {text}" if is_file else "this text"
+    try:
+        content = json.loads(Path(text).read_text(encoding="utf-8") if is_file else text)
+    except OSError as error:
+        got = f"{where}, which cannot be read: {error.strerror}"
+        raise ValueError(f"{argument}: expected a JSON object or a file with one, got {got}") from error
+    except ValueError as error:
+        got = f"{where}, which is no JSON: {error}"
+        raise ValueError(f"{argument}: expected a JSON object or a file with one, got {got}") from error
+    require(isinstance(content, dict), argument, "a JSON object", f"{type(content).__name__} in {where}")
+    return dict(content)

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""After os.fork() a session is refused in the child: torch's threads are not there, and a step would never end."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable
+
+import pytest
+
+from aapt_fast import SessionBatch
+from aapt_fast.testing.streams import play, random_controls, random_session
+
+
+def told_by_a_child(calls: list[Callable[[], object]]) -> list[str]:
+    """Messages of the RuntimeErrors that `calls` raise in a forked process, or "no error"."""
+    context = multiprocessing.get_context("fork")
+    messages = context.SimpleQueue()
+
+    def child() -> None:
+        for call in calls:
+            try:
+                call()
+                messages.put("no error")
+            except RuntimeError as error:
+                messages.put(str(error))
+
+    process = context.Process(target=child)
+    process.start()
+    try:
+        process.join(120)
+        assert process.exitcode == 0, "the child hangs or has failed"
+        return [messages.get() for _ in calls]
+    finally:
+        process.kill()
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+def test_a_session_and_a_batch_are_refused_in_a_child(pose_model):
+    session, controls = random_session(pose_model), random_controls(pose_model, 2)
+    batch, player = SessionBatch([session]), session.frames(controls)
+    next(player)
+    calls = [lambda: session.step(controls[1]), lambda: next(player), session.fork, session.reset]
+    calls.append(lambda: batch.step(controls[1:]))
+    messages = told_by_a_child(calls)
+    assert set(messages) == {messages[0]} and len(messages) == len(calls)
+    assert messages[0].startswith("session: it was opened in another process, before os.fork()")
+    assert play(session, controls[1:])[1].shape == (4, 32, 32, 3), "the parent's session is unharmed"
