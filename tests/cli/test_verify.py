@@ -62,8 +62,8 @@ def test_one_file_has_everything(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(command, "verify", finds(WRONG))
-    assert main(["verify", "--json", str(tmp_path / "new" / "verify.json")]) == 1
-    content = json.loads((tmp_path / "new" / "verify.json").read_text())
+    assert main(["verify", "--json", str(tmp_path / "verify.json")]) == 1
+    content = json.loads((tmp_path / "verify.json").read_text())
     assert {"gpu", "driver", "torch", "commit"} <= set(content) and "build" in content["doctor"]
     assert content["verified"]["kernels"][0]["details"] == "Traceback ..."
     assert content["verified"]["record"]["identity"]["driver"] == GPU.driver
@@ -86,7 +86,7 @@ def test_it_says_when_the_user_has_chosen_otherwise(
         ([], "this machine: expected a GPU, on which the kernels are to run, and a torch with CUDA, got none"),
         (["--kernels", "kv_write"], "kernels: expected some of channel_concat/portable, "),
         (["--kernels", ""], "kernels: expected some of channel_concat/portable, "),
-        (["--json", "FILE/verify.json"], "--json: expected a folder, which may be new, got "),
+        (["--json", "FILE/verify.json"], "--json: expected a folder that exists, got FILE, "),
     ],
 )
 def test_bad_input_is_one_sentence_and_writes_nothing(

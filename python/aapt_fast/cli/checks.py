@@ -37,6 +37,7 @@ def check(arguments: argparse.Namespace) -> None:
         "evaluate": _check_evaluate,
         "bench": _check_bench,
         "convert": _check_convert,
+        "verify": _check_verify,
     }
     if arguments.command in checks:
         checks[arguments.command](arguments)
@@ -101,9 +102,11 @@ def _check_bench(arguments: argparse.Namespace) -> None:
     past = arguments.window is None or arguments.window >= 1
     require(past, "--window", "at least 1 past frame", arguments.window)
     parse_size(arguments.resolution)
-    if arguments.json is not None:
-        require(not arguments.json.is_dir(), "--json", "a file", f"the folder {arguments.json}")
-        require_writable("--json", arguments.json.parent)
+    _check_json_target(arguments.json)
+
+
+def _check_verify(arguments: argparse.Namespace) -> None:
+    _check_json_target(arguments.json)
 
 
 def _check_convert(arguments: argparse.Namespace) -> None:
@@ -134,6 +137,13 @@ def require_no_preset(name: str, argument: str) -> None:
     preset = name in PRESETS and name not in bundled and not os.path.exists(name)
     expected = f"a model with trained weights ({', '.join(bundled)}, or a file)"
     require(not preset, argument, expected, f"{name}, a preset with random weights for `aapt-fast bench frame` only")
+
+
+def _check_json_target(path: Path | None) -> None:
+    """Raise ValueError for a folder, OSError if files cannot be made in the file's folder."""
+    if path is not None:
+        require(not path.is_dir(), "--json", "a file", f"the folder {path}")
+        require_writable("--json", path.parent)
 
 
 def check_sheet_target(path: Path) -> None:

@@ -125,7 +125,10 @@ Exit status: 0 every kernel that was tried is right, 1 one is not, 2 a mistake i
         help="preset at whose shapes the kernels are timed (default: shapes of several models)",
     )
     parser.add_argument(
-        "--json", type=Path, metavar="F", help="file for everything that a maintainer needs: machine, build, findings"
+        "--json",
+        type=_path,
+        metavar="FILE",
+        help="file for all that a maintainer needs: machine, build, findings",
     )
 
 
