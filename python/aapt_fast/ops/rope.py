@@ -56,12 +56,12 @@ class FrameRope:
         temporal_interval: distance between two frames.
         device: where the tables end up.
 
-    Attributes:
-        space: the spatial part, cos and sin of the row and column axes: float32 [2, h * w, pairs] on `device`.
-
     Raises:
         ValueError: odd head_dim, or a size that is not positive.
     """
+
+    space: Tensor
+    """Cos and sin of the row and column axes, the last pairs of a head: float32 [2, h * w, pairs] on `device`."""
 
     def __init__(
         self,
@@ -92,9 +92,9 @@ class FrameRope:
         return cos, sin
 
     def time(self, frame_index: float | Sequence[float]) -> Tensor:
-        """The temporal part for one frame index or F of them: cos and sin, float32 [2, F, pairs] on the host.
+        """Cos and sin of the time axis for one frame index or F of them: float32 [2, F, pairs] on the host.
 
-        It comes before the spatial part, and is the same for all tokens of a frame.
+        The first pairs of a head turn by them, in all tokens of a frame alike.
         """
         positions = torch.tensor(frame_index, dtype=torch.float64).view(-1) * self._interval
         angles = axis_angles(positions, self._pairs, self._theta)

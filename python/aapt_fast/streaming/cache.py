@@ -226,9 +226,9 @@ class PagedCache:
 
         def rotations(*sizes: int) -> Tensor:
             """Cos and sin, float32 [2, *sizes, D / 2], of which only the temporal part is missing."""
-            empty = torch.zeros(2, *sizes, width // 2, dtype=torch.float32, device=device)
-            empty[..., : first.tokens, self._time_pairs :] = space.view(2, *[1] * (len(sizes) - 1), *space.shape[1:])
-            return empty
+            tables = torch.zeros(2, *sizes, width // 2, dtype=torch.float32, device=device)
+            tables[..., : first.tokens, self._time_pairs :] = space.view(2, *[1] * (len(sizes) - 1), *space.shape[1:])
+            return tables
 
         self._rotation = rotations(len(rows), rule.frames, first.tokens)
         moved = len(rows) * rule.moved
@@ -272,7 +272,7 @@ class PagedCache:
         return inputs
 
     def write(self, inputs: Sequence[Tensor]) -> None:
-        """Write `inputs()`, on the device, to the tensors that `attend` reads: the last part of `prepare`."""
+        """Write `inputs()` [...], on the device, to the tensors that `attend` reads: the last part of `prepare`."""
         table, time, *moved = inputs
         frames, pairs, tokens = self._frames, self._time_pairs, self._tokens
         self._table.copy_(table)
@@ -343,7 +343,6 @@ class PagedCache:
                     row.unrotated[layer, start : start + self._tokens] = kept
         if self.recording or any(plan.moves for plan in self._plans):
             kept = [row.unrotated[layer] for row in self.rows]
-            keys = normalise_and_rotate(
-                kept[0] if len(kept) == 1 else torch.cat(kept), None, *self._moved_rotation.flatten(1, 2)
-            )
+            cos, sin = self._moved_rotation.flatten(1, 2)
+            keys = normalise_and_rotate(kept[0] if len(kept) == 1 else torch.cat(kept), None, cos, sin)
             k_pages.index_copy_(0, self._moved_ids, keys.unflatten(0, (-1, PAGE_SLOTS)))

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The host's numbers for a step, taken to the device in one copy.
 
-A copy from the host costs the same few microseconds for one number as for a page list, and one from ordinary memory
-keeps the host waiting. So the parts of a step are packed into one piece of pinned memory, and the device's tensors are
-views of its copy. On the CPU nothing is copied.
+A copy of one number takes as long as that of a page list, and from ordinary memory it keeps the host waiting. So the
+parts of a step are packed into one piece of pinned memory, and the device's tensors are views of its copy. On the CPU
+nothing is copied.
 """
 
 from __future__ import annotations
