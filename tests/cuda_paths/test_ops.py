@@ -102,3 +102,9 @@ def test_dense_attention(gpu):
         table_attention(q, pages, pages, table, table[:, 0], with_lse=True)
     assert lse is not None and lse.shape == (2, HEADS, TOKENS)
     assert counts.operators["_flash_attention_forward"] == 2
+
+
+def test_philox_normal(gpu):
+    seeds = torch.zeros(2, dtype=torch.int64, device=FAKE_GPU)
+    with without_the_host(gpu):
+        assert ops.philox_normal(seeds, seeds, (16, 52, 92)).device == FAKE_GPU

@@ -21,8 +21,8 @@ from aapt_fast.testing.fake_models import aapt_model
 WAITS = 1
 """Of the host in a step: for its frames."""
 
-COPIES = {"mini-person": 11, "nano-text": 10, "first step of a batch": 6, "recorded step of a batch": 12}
-"""From the host in a step."""
+COPIES = 1
+"""From the host in a step: of all numbers that it gives to the device."""
 
 
 def one_layer(preset: str) -> GeneratorConfig:
@@ -46,7 +46,7 @@ def test_a_session(preset, dtype, recorded, gpu):
         video = session.step(second)
     assert video.device == FAKE_GPU and video.dtype == torch.uint8 and video.shape == (4, *model.video_size, 3)
     assert counts.syncs.total() <= WAITS, counts.syncs
-    assert counts.uploads.total() <= COPIES[preset], counts.uploads
+    assert counts.uploads.total() <= COPIES, counts.uploads
     assert counts.operators["replay"] == (2 if recorded else 0)  # step and decoder
     if not recorded:
         with session.fork() as fork:
@@ -64,9 +64,9 @@ def test_a_batch(gpu):
     pool = PagePool.for_sessions(model, 2)
     sessions = [StreamSession(model, random_image(model), seed=seed, pool=pool) for seed in range(2)]
     batch = SessionBatch(sessions, cuda_graph=True)
-    for kind in ("first step of a batch", "recorded step of a batch"):
+    for replays in (0, 1):  # the first step is another computation
         with gpu.counting() as counts:
             batch.step(random_controls(model, 2))
         assert counts.syncs.total() <= WAITS, counts.syncs
-        assert counts.uploads.total() <= COPIES[kind], counts.uploads
-    assert counts.operators["replay"] == 1
+        assert counts.uploads.total() <= COPIES, counts.uploads
+        assert counts.operators["replay"] == replays

@@ -332,7 +332,7 @@ def test_a_closed_session_ends_the_batch_and_not_the_others(pose_model, recorded
 def test_an_error_inside_closes_them_all_and_gives_the_pages_back(pose_model, monkeypatch, recorded):
     sessions = open_sessions(pose_model, (1, 2))
     pool, batch = sessions[0]._pool, SessionBatch(sessions, cuda_graph=recorded)
-    monkeypatch.setattr(step, "philox_normal", lambda *_: (_ for _ in ()).throw(RuntimeError("broken")))
+    monkeypatch.setattr(step, "to_device", lambda *_: (_ for _ in ()).throw(RuntimeError("broken")))
     with pytest.raises(RuntimeError, match="broken"):
         batch.step([CONTROL] * 2)
     assert all(session.closed for session in sessions)

@@ -81,8 +81,8 @@ def philox_words(counter: Tensor, key: Tensor) -> Tensor:
         int64 [4, ...], four random words per counter.
     """
     trailing = [1] * (counter.dim() - 1)
-    factors = counter.new_tensor(MULTIPLIERS).view(2, *trailing) - 2**32
-    key_steps = counter.new_tensor(KEY_STEPS).view(2, *trailing)
+    factors = _pair(MULTIPLIERS, counter.device).view(2, *trailing) - 2**32
+    key_steps = _pair(KEY_STEPS, counter.device).view(2, *trailing)
     rounds = torch.arange(ROUNDS, device=counter.device).view(-1, 1, *trailing)
     round_keys = (key + key_steps * rounds) & WORD
 
@@ -95,6 +95,12 @@ def philox_words(counter: Tensor, key: Tensor) -> Tensor:
         low = product.bitwise_and_(WORD)
         even, odd = high.flip(0).bitwise_xor_(odd).bitwise_xor_(round_key), low.flip(0)
     return torch.stack((even, odd), 1).flatten(0, 1)
+
+
+def _pair(numbers: tuple[int, int], device: torch.device) -> Tensor:
+    """Two numbers as int64 [2], computed on `device`: a copy from the host could not be recorded in a CUDA graph."""
+    first, second = numbers
+    return torch.arange(2, device=device) * (second - first) + first
 
 
 def _composition(seed: Tensor, step: Tensor, shape: list[int]) -> Tensor:

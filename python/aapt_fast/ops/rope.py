@@ -60,6 +60,9 @@ class FrameRope:
         ValueError: odd head_dim, or a size that is not positive.
     """
 
+    space: Tensor
+    """Cos and sin of the row and column axes, the last pairs of a head: float32 [2, h * w, pairs] on `device`."""
+
     def __init__(
         self,
         grid: tuple[int, int],
@@ -78,17 +81,21 @@ class FrameRope:
         require(len(extent) == 2 and min(extent) > 0, "spatial_extent", "two positive sizes (H0, W0)", spatial_extent)
         self._pairs, self._theta, self._interval = time, theta, temporal_interval
         angles = spatial_angles(grid, space, theta, extent)
-        self._cos, self._sin = angles.cos().float().to(device), angles.sin().float().to(device)
+        self.space = torch.stack((angles.cos(), angles.sin())).float().to(device)
 
     def __call__(self, frame_index: float | Sequence[float]) -> tuple[Tensor, Tensor]:
         """cos and sin for one frame index, or for F of them one after the other: float32 [F * h * w, D / 2] each."""
+        time = self.time(frame_index).to(self.space.device)
+        frames, tokens = time.shape[1], self.space.shape[1]
+        parts = (time[:, :, None].expand(-1, -1, tokens, -1), self.space[:, None].expand(-1, frames, -1, -1))
+        cos, sin = torch.cat(parts, -1).flatten(1, 2)
+        return cos, sin
+
+    def time(self, frame_index: float | Sequence[float]) -> Tensor:
+        """Cos and sin of the time axis for one frame index or F of them: float32 [2, F, pairs] on the host.
+
+        The first pairs of a head turn by them, in all tokens of a frame alike.
+        """
         positions = torch.tensor(frame_index, dtype=torch.float64).view(-1) * self._interval
         angles = axis_angles(positions, self._pairs, self._theta)
-        return self._join(angles.cos(), self._cos), self._join(angles.sin(), self._sin)
-
-    @staticmethod
-    def _join(time: Tensor, space: Tensor) -> Tensor:
-        """[F, pairs] and [h * w, pairs] -> [F * h * w, all pairs]."""
-        frames, tokens = time.shape[0], space.shape[0]
-        time = time.float().to(space.device)[:, None].expand(frames, tokens, -1)
-        return torch.cat((time, space.expand(frames, tokens, -1)), -1).flatten(0, 1)
+        return torch.stack((angles.cos(), angles.sin())).float()

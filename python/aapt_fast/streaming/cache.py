@@ -26,6 +26,7 @@ from aapt_fast.ops import PAGE_SLOTS, FrameRope, kv_write, normalise_and_rotate,
 from aapt_fast.ops.window import WindowRule
 from aapt_fast.streaming.pages import PagePool, cache_pages, pages_for, released_on_failure, valid_slots
 from aapt_fast.streaming.text_pages import TextPages
+from aapt_fast.streaming.uploads import to_device
 
 
 @dataclass(frozen=True)
@@ -220,11 +221,19 @@ class PagedCache:
         entries = max(row.entries for row in rows)
         self._table = torch.zeros(2, len(rows), entries, dtype=torch.int32, device=device)  # page ids, valid slots
         self._lists = self._table.unbind()
-        sizes = (2, len(rows), rule.frames, first.tokens, width // 2)
-        self._rotation = torch.zeros(sizes, dtype=torch.float32, device=device)  # cos, sin
-        moved = len(rows) * rule.moved * frame_pages
-        self._moved_ids = torch.zeros(moved, dtype=torch.int64, device=device)
-        self._moved_rotation = torch.zeros(2, moved * PAGE_SLOTS, width // 2, dtype=torch.float32, device=device)
+        space = first.rope.space.to(device)  # the same in every step
+        self._time_pairs = width // 2 - space.shape[-1]
+
+        def rotations(*sizes: int) -> Tensor:
+            """Cos and sin, float32 [2, *sizes, D / 2], of which only the temporal part is missing."""
+            tables = torch.zeros(2, *sizes, width // 2, dtype=torch.float32, device=device)
+            tables[..., : first.tokens, self._time_pairs :] = space.view(2, *[1] * (len(sizes) - 1), *space.shape[1:])
+            return tables
+
+        self._rotation = rotations(len(rows), rule.frames, first.tokens)
+        moved = len(rows) * rule.moved
+        self._moved_ids = torch.zeros(moved * frame_pages, dtype=torch.int64, device=device)
+        self._moved_rotation = rotations(moved, frame_pages * PAGE_SLOTS)
         self._plans: list[RowPlan] = []  # that the tensors hold
         self._attended: set[int] = set()  # layers
 
@@ -233,29 +242,47 @@ class PagedCache:
 
         `attend` does it where it has not been done. Raises as `CacheRow.plan` does.
         """
-        plans = [row.plan(frames) for row in self.rows]
-        if len(plans) == len(self._plans) and all(a is b for a, b in zip(plans, self._plans, strict=True)):
-            return
-        self._plans, self._attended = plans, set()
-        rope, tokens = self.rows[0].rope, self._tokens
-        entries, self._frames = self._table.shape[2], frames
-        table = []
-        for plan in plans:
-            counts = valid_slots(tokens)
+        self.plan(frames)
+        [inputs] = to_device([self.inputs()], self._table.device)
+        self.write(inputs)
+
+    def plan(self, frames: int) -> None:
+        """Plan the next `frames` frames of every row: the first part of `prepare`. Raises as `CacheRow.plan` does."""
+        self._plans = [row.plan(frames) for row in self.rows]
+        self._frames, self._attended = frames, set()
+
+    def inputs(self) -> list[Tensor]:
+        """The numbers of the planned step, on the host: the second part of `prepare`.
+
+        Page ids and valid slots, int32 [2, B, entries]; cos and sin of the new frames in time, float32
+        [2, B n, pairs]; where frames move, their pages, int64 [frames * pages], and their cos and sin in time.
+        """
+        rope, tokens, entries = self.rows[0].rope, self._tokens, self._table.shape[2]
+        table, counts = [], valid_slots(tokens)
+        for plan in self._plans:
             own = [entry for ids in plan.own for entry in zip(ids, counts, strict=True)]
             nothing = [(own[0][0], 0)] * (entries - len(plan.listed) - len(own))
             table.append([*plan.listed, *nothing, *own])
-        self._table.copy_(torch.tensor(table, dtype=torch.int32).permute(2, 0, 1))
+        new = [row.next_frame + i for row in self.rows for i in range(self._frames)]
+        inputs = [torch.tensor(table, dtype=torch.int32).permute(2, 0, 1), rope.time(new)]
+        moved = [entry for plan in self._plans for entry in plan.moved]
+        if moved:
+            pages = torch.tensor([page for ids, _ in moved for page in ids])
+            inputs += [pages, rope.time([position for _, position in moved])]
+        return inputs
+
+    def write(self, inputs: Sequence[Tensor]) -> None:
+        """Write `inputs()` [...], on the device, to the tensors that `attend` reads: the last part of `prepare`."""
+        table, time, *moved = inputs
+        frames, pairs, tokens = self._frames, self._time_pairs, self._tokens
+        self._table.copy_(table)
+        self._rotation[:, :, :frames, :, :pairs] = time.view(2, -1, frames, 1, pairs)
         own_ids = self._table[0, :, -frames * pages_for(tokens) :].chunk(frames, 1)
         self._own = [(*self._rotation[:, :, i].unbind(), own_ids[i]) for i in range(frames)]  # cos, sin, pages
-        own_frames = [row.next_frame + i for row in self.rows for i in range(frames)]
-        for place, angles in zip(self._rotation, rope(own_frames), strict=True):
-            place[:, :frames].copy_(angles.view(len(plans), frames, tokens, -1))
-        moved = [entry for plan in plans for entry in plan.moved]
         if moved:
-            self._moved_ids.copy_(torch.tensor([page for ids, _ in moved for page in ids]))
-            for place, angles in zip(self._moved_rotation, rope([position for _, position in moved]), strict=True):
-                place.view(len(moved), -1, place.shape[-1])[:, :tokens].copy_(angles.view(len(moved), tokens, -1))
+            ids, time = moved
+            self._moved_ids.copy_(ids)
+            self._moved_rotation[:, :, :tokens, :pairs] = time[:, :, None]
 
     def attend(
         self, layer: int, q: Tensor, k: Tensor, v: Tensor, q_weight: Tensor | None, k_weight: Tensor | None
@@ -316,5 +343,6 @@ class PagedCache:
                     row.unrotated[layer, start : start + self._tokens] = kept
         if self.recording or any(plan.moves for plan in self._plans):
             kept = [row.unrotated[layer] for row in self.rows]
-            keys = normalise_and_rotate(kept[0] if len(kept) == 1 else torch.cat(kept), None, *self._moved_rotation)
+            cos, sin = self._moved_rotation.flatten(1, 2)
+            keys = normalise_and_rotate(kept[0] if len(kept) == 1 else torch.cat(kept), None, cos, sin)
             k_pages.index_copy_(0, self._moved_ids, keys.unflatten(0, (-1, PAGE_SLOTS)))

@@ -75,7 +75,8 @@ def limb_maps(points: Tensor, limbs: tuple[tuple[int, int], ...], grid: tuple[in
     height, width = grid
     y = (torch.arange(height, dtype=torch.float32, device=points.device) + 0.5) / height
     x = (torch.arange(width, dtype=torch.float32, device=points.device) + 0.5) / width
-    start, end = points[..., [a for a, _ in limbs], :], points[..., [b for _, b in limbs], :]
+    joints = points.unbind(-2)  # a list of indices would be a copy from the host
+    start, end = (torch.stack([joints[ends[i]] for ends in limbs], -2) for i in range(2))
     along = end - start
     from_x = x - start[..., 0, None]  # [..., L, w]
     from_y = y - start[..., 1, None]  # [..., L, h]
@@ -90,10 +91,10 @@ def limb_maps(points: Tensor, limbs: tuple[tuple[int, int], ...], grid: tuple[in
     return (maps * weight.unsqueeze(-4)).flatten(-4, -3)
 
 
-def model_entries(control: object, model: StreamModel) -> Tensor | None:
-    """A step's control for `model` -> float32 [entries * entry_channels, h, w] on its device, a copy.
+def model_values(control: object, model: StreamModel) -> Tensor | None:
+    """A step's control for `model` -> float32 [entries, J, 3] or [entries, C, h, w] where it lies, maybe no copy.
 
-    None for a model without control, for which anything but None raises ValueError; else as `step_entries`, and
+    None for a model without control, for which anything but None raises ValueError; else as `step_values`, and
     TypeError for None.
     """
     config = model.control
@@ -106,7 +107,7 @@ def model_entries(control: object, model: StreamModel) -> Tensor | None:
         maker = 'model.world.player(first, "walk").next' if config.kind == "pose" else "a player of the model's world"
         one = f"{maker}({config.entries})" if config.kind == "pose" else maker
         raise TypeError(f"control: expected {[config.entries, *entry]} ({named}), as {one} makes it, got None")
-    return step_entries(control, config, model.grid).to(model.device, copy=True)
+    return step_values(control, config, model.grid)
 
 
 def image_entries(control: object, model: StreamModel) -> Tensor | None:
@@ -129,7 +130,12 @@ def image_entries(control: object, model: StreamModel) -> Tensor | None:
 
 
 def step_entries(control: object, config: ControlConfig, grid: tuple[int, int], argument: str = "control") -> Tensor:
-    """One step's control as maps [entries * entry_channels, h, w].
+    """One step's control as maps [entries * entry_channels, h, w]. Takes and raises what `step_values` does."""
+    return entry_maps(step_values(control, config, grid, argument), config, grid).flatten(0, 1)
+
+
+def step_values(control: object, config: ControlConfig, grid: tuple[int, int], argument: str = "control") -> Tensor:
+    """One step's control, checked: float32 [entries, J, 3] or [entries, C, h, w].
 
     `control` is a tensor, an array or lists of numbers with one entry per video frame, or a single entry that is held
     for all of them: [entries, J, 3] or [J, 3] for poses, [entries, C, h, w] or [C, h, w] for maps. A joint of a pose is
@@ -146,7 +152,7 @@ def step_entries(control: object, config: ControlConfig, grid: tuple[int, int], 
     require(bool(values.isfinite().all()), argument, "finite values", "nan or inf")
     if config.kind == "pose":
         require_fractions(argument, values[..., :2])
-    return _entry_maps(values, config, grid).flatten(0, 1)
+    return values
 
 
 def entry_shape(config: ControlConfig, grid: tuple[int, int]) -> tuple[int, ...]:
@@ -154,7 +160,7 @@ def entry_shape(config: ControlConfig, grid: tuple[int, int]) -> tuple[int, ...]
     return (config.joints, 3) if config.kind == "pose" else (config.channels, *grid)
 
 
-def _entry_maps(values: Tensor, config: ControlConfig, grid: tuple[int, int]) -> Tensor:
+def entry_maps(values: Tensor, config: ControlConfig, grid: tuple[int, int]) -> Tensor:
     """Entries [..., J, 3] or [..., C, h, w] -> maps [..., entry_channels, h, w]."""
     return limb_maps(values, config.limbs, grid) if config.kind == "pose" else values
 
@@ -218,6 +224,6 @@ def clip_controls(controls: Tensor, config: ControlConfig, grid: tuple[int, int]
     require(frames % config.entries == 1, "controls", f"1 + {config.entries} n video frames", frames)
     first = controls[:, :1].repeat_interleave(config.entries - 1, 1)  # the image stands in for its whole block
     blocks = torch.cat([first, controls], dim=1).unflatten(1, (-1, config.entries))
-    maps = _entry_maps(blocks, config, grid).flatten(2, 3)  # [B, n + 1, channels, h, w]
+    maps = entry_maps(blocks, config, grid).flatten(2, 3)  # [B, n + 1, channels, h, w]
     steps = torch.cat([maps[:, 1:], maps[:, :-1]], dim=2) if config.with_previous else maps[:, 1:]
     return steps.transpose(1, 2)

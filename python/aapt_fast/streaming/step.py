@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The step of B sessions: their next frames in one evaluation of the sampler. A session alone is a batch of one.
 
-    host      per session: pages and rotations of its next block -> the tensors of the caches
-              noise of (seed, frame), recycled frames, controls -> the step's inputs
-    device    inputs and caches -> frames       launched, or replayed from a CUDA graph
+    host      per session: seed, frame, control, pages and rotations of its next block -> one copy to the device
+    device    that copy, recycled frames -> the step's inputs and the tensors of the caches; limb maps are drawn
+    device    noise, inputs, caches -> frames   launched, or replayed from a CUDA graph
     device    per session: frames -> its decoder -> video
 
 A replayed step runs the same operators on the same tensors, so it gives the same bits.
@@ -23,9 +23,10 @@ from aapt_fast.models.stream_model import StreamModel
 from aapt_fast.ops import philox_normal
 from aapt_fast.streaming.boundary import ordinary, wait_for
 from aapt_fast.streaming.cache import PagedCache
-from aapt_fast.streaming.controls import model_entries
+from aapt_fast.streaming.controls import entry_maps, model_values
 from aapt_fast.streaming.graph import Recording, record
 from aapt_fast.streaming.run import Run
+from aapt_fast.streaming.uploads import to_device
 
 
 class Step:
@@ -54,7 +55,8 @@ class Step:
         def zeros(*sizes: int) -> Tensor:
             return torch.zeros(*sizes, *model.grid, dtype=torch.float32, device=model.device)
 
-        self._noise = zeros(sampler.draws, rows, channels, self._frames)
+        numbers = (2, sampler.draws, rows, self._frames)
+        self._numbers = torch.zeros(numbers, dtype=torch.int64, device=model.device)  # of noises: seed, Philox step
         self._recycled = zeros(rows, channels, 1) if model.generator.needs_image else None
         self._control = None if control is None else zeros(rows, control.step_channels, 1)
         self._context = sampler.join([run.context for run in self.runs])
@@ -62,30 +64,30 @@ class Step:
         if cuda_graph:
             self._record()
 
-    def prepare(self, controls: Sequence[object]) -> list[Tensor | None]:
+    def prepare(self, controls: Sequence[object]) -> list[Tensor]:
         """Check the controls of a step, one per run, and take its pages; until `take`, no step has begun.
 
-        The result is for `take`: float32 [entries * entry_channels, h, w], or None, per run. Raises TypeError and
-        ValueError for a bad control, PoolExhausted if pages of the pool were taken without a reservation.
+        The result is for `take`: the values of the controls, float32 [entries, J, 3] or [entries, C, h, w] per run;
+        nothing for a model without control. Raises TypeError and ValueError for a bad control, PoolExhausted if pages
+        of the pool were taken without a reservation.
         """
-        entries = [model_entries(control, self.model) for control in controls]
+        checked = [model_values(control, self.model) for control in controls]
         for cache in self.caches:
-            cache.prepare(self._frames)
-        return entries
+            cache.plan(self._frames)
+        return [values for values in checked if values is not None]
 
-    def take(self, entries: Sequence[Tensor | None], on_stage: Callable[[str], None] | None = None) -> list[Tensor]:
+    def take(self, controls: Sequence[Tensor], on_stage: Callable[[str], None] | None = None) -> list[Tensor]:
         """The next video of every run, uint8 [F, H, W, 3], complete.
 
-        `entries` are from `prepare`, float32 [entries * entry_channels, h, w] or None. `on_stage` is called with
+        `controls` are from `prepare`, float32 [entries, J, 3] or [entries, C, h, w] per run. `on_stage` is called with
         "generator" before the frames are computed, and with "decode" after.
         """
         first = any(run.steps == 0 for run in self.runs)
-        self._write_inputs(entries)
+        maps = self._write_inputs(controls)
         if on_stage is not None:
             on_stage("generator")
         if self._recording is None or first:
-            with self.model.autocast():
-                frames = self._sample(first)
+            frames = self._compute(first)
         else:
             frames = self._recording.replay().clone()
             for cache in self.caches:
@@ -94,42 +96,54 @@ class Step:
             on_stage("decode")
         videos = [ordinary(run.decode(self.model, made)) for run, made in zip(self.runs, frames.split(1), strict=True)]
         wait_for(videos[-1])
-        for run, made, control in zip(self.runs, frames.split(1), entries, strict=True):
+        for run, made, control in zip(self.runs, frames.split(1), maps, strict=True):
             run.frame, run.control, run.steps = made, control, run.steps + 1
         return videos
 
-    def _sample(self, first: bool) -> Tensor:
-        """The frames of the sampler, float32 [B, C, n, h, w]. Raises TypeError and ValueError for others."""
-        inputs = (self._noise, self._recycled, self._control, self._context, self.caches)
-        frames = self.sampler.sample(self.model.generator, *inputs, first)
-        shape = (len(self.runs), self.model.config.latent_channels, self._frames, *self.model.grid)
+    def _compute(self, first: bool) -> Tensor:
+        """Noise, and the frames of the sampler, float32 [B, C, n, h, w]. Raises TypeError and ValueError for others."""
+        channels, grid = self.model.config.latent_channels, self.model.grid
+        seeds, steps = self._numbers.flatten(1)
+        noise = philox_normal(seeds, steps, (channels, *grid)).unflatten(0, self._numbers.shape[1:])
+        noise = noise.transpose(2, 3).contiguous()  # [draws, B, C, n, h, w]
+        inputs = (noise, self._recycled, self._control, self._context, self.caches)
+        with self.model.autocast():
+            frames = self.sampler.sample(self.model.generator, *inputs, first)
+        shape = (len(self.runs), channels, self._frames, *grid)
         require_shape(f"frames of {type(self.sampler).__name__}.sample", frames, *shape)
         return frames
 
-    def _write_inputs(self, entries: Sequence[Tensor | None]) -> None:
-        draws, device = self.sampler.draws, self.model.device
-        numbers = torch.stack(
-            [noise_numbers(run.steps * self._frames + 1, self._frames, draws) for run in self.runs], 1
-        )
-        seeds = torch.tensor([run.start.seed for run in self.runs])[None, :, None].expand(numbers.shape)
-        shape = (self.model.config.latent_channels, *self.model.grid)
-        noise = philox_normal(seeds.flatten().to(device), numbers.flatten().to(device), shape)
-        self._noise.copy_(noise.unflatten(0, numbers.shape).transpose(2, 3))
-        config = self.model.control
-        for row, (run, own) in enumerate(zip(self.runs, entries, strict=True)):
-            if self._recycled is not None and run.frame is not None:
-                self._recycled[row].copy_(run.frame[0])
-            if config is not None and own is not None and self._control is not None:
+    def _write_inputs(self, controls: Sequence[Tensor]) -> Sequence[Tensor | None]:
+        """Give the device everything that differs from step to step.
+
+        Returns the control of each run, float32 [entries * entry_channels, h, w], or None for a model without.
+        """
+        draws, frames, config = self.sampler.draws, self._frames, self.model.control
+        steps = torch.stack([noise_numbers(run.steps * frames + 1, frames, draws) for run in self.runs], 1)
+        seeds = torch.tensor([run.start.seed for run in self.runs])[:, None].expand(steps.shape)
+        on_host = [[torch.stack((seeds, steps))], controls, *(cache.inputs() for cache in self.caches)]
+        [numbers], controls, *of_caches = to_device(on_host, self.model.device)
+        self._numbers.copy_(numbers)
+        for cache, inputs in zip(self.caches, of_caches, strict=True):
+            cache.write(inputs)
+        if self._recycled is not None:
+            for recycled, run in zip(self._recycled, self.runs, strict=True):
+                if run.frame is not None:
+                    recycled.copy_(run.frame[0])
+        if config is not None and self._control is not None:
+            maps = entry_maps(torch.stack(controls), config, self.model.grid).flatten(1, 2)
+            for shown, own, run in zip(self._control, maps, self.runs, strict=True):
                 before = run.control if config.with_previous else None
-                self._control[row, :, 0].copy_(own if before is None else torch.cat([own, before]))
+                shown[:, 0].copy_(own if before is None else torch.cat((own, before)))
+            return maps.unbind()
+        return [None] * len(self.runs)
 
     def _record(self) -> None:
         for cache in self.caches:
             cache.prepare(self._frames)
             cache.recording = True
         try:
-            with self.model.autocast():
-                self._recording = record(partial(self._sample, False), self.model.device)
+            self._recording = record(partial(self._compute, False), self.model.device)
         finally:
             for cache in self.caches:
                 cache.recording = False

@@ -200,6 +200,7 @@ class _Dispatch(TorchDispatchMode):
                 return func._op_dk(torch._C.DispatchKey.CompositeImplicitAutograd, *args, **kwargs)
         tensors = _tensors(args)
         fakes = [tensor for tensor in tensors if isinstance(tensor, FakeTensor)]
+        kwargs = {name: value for name, value in kwargs.items() if name != "pin_memory"}  # needs a GPU
         device = kwargs.get("device")
         on_gpu = device is not None and torch.device(device).type == "cuda"
         if not fakes and not on_gpu:

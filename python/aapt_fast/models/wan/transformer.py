@@ -187,7 +187,8 @@ class WanTransformer(nn.Module):
 
     def rope(self, height: int, width: int) -> FrameRope:
         """Positions for latents of height x width: integers, in every direction."""
-        return FrameRope((height // PATCH, width // PATCH), self.config.head_dim)
+        device = self.patch_embedding.weight.device
+        return FrameRope((height // PATCH, width // PATCH), self.config.head_dim, device=device)
 
     def new_cache(self, height: int, width: int, rule: WindowRule | None = None) -> GrowingCache:
         """An empty differentiable cache for latents of height x width; `rule` defaults to `config.window_rule`."""
