@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Time of a step by stages: hooks around the generator or its recording, marks around everything else.
 
-condition: from the call until the generator begins: controls, noise, pages; generator: its forward call with all
+condition: from the call until the generator begins: controls, pages; generator: noise, and its forward call with all
 blocks, keys and values; decode: until the frames are complete; to host: the copy that an encoder or a socket reads.
 
 Inside the generator, in steps of their own because so many marks cost time: keys and values written to their pages,
