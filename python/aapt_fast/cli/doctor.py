@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from aapt_fast.cli import plan
 from aapt_fast.cli.device import usable_device
 from aapt_fast.models.files.bundled import bundled_models
 from aapt_fast.models.files.placement import fast_dtype
@@ -31,6 +32,9 @@ BUILD_WITH_CUDA = "where nvcc is installed, `AAPT_CUDA=ON pip install .` in a ch
 
 
 def run(arguments: argparse.Namespace) -> None:
+    if arguments.plan is not None:
+        plan.run(arguments)
+        return
     found = verdict()
     report = {"verdict": found, **examine()}
     if arguments.json:
