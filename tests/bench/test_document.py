@@ -4,8 +4,10 @@ from __future__ import annotations
 import json
 import stat
 import subprocess
+from types import SimpleNamespace
 
 import pytest
+import torch
 from bench.harness.program import open_document
 
 from aapt_fast.profiling import document as module
@@ -144,3 +146,16 @@ def test_nvidia_smi_may_be_broken_or_absent(tmp_path, monkeypatch, script, answe
     assert ask_gpu("driver_version") == answer
     monkeypatch.setenv("PATH", "/nowhere")
     assert ask_gpu("driver_version") is None
+
+
+def test_nvidia_smi_is_asked_about_the_gpu_that_torch_has_chosen(tmp_path, monkeypatch):
+    fake = tmp_path / "nvidia-smi"
+    fake.write_text('#!/bin/sh\necho "$@"\n')
+    fake.chmod(fake.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    uuids = ("first", "0b1e-second")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: SimpleNamespace(uuid=uuids[index]))
+    answer = ask_gpu("driver_version")
+    assert answer is not None and answer.split()[-1] == "--id=GPU-0b1e-second"

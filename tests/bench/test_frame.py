@@ -27,6 +27,7 @@ def test_systems_have_the_size_that_is_asked_for():
     assert large.config.grid == (90, 160) and large.config.window == 15 and large.decoder == "Wan 2.1"
     assert large.prompt == 128 and find_system("nano").prompt == 0
     assert find_system("mini-person").bundled and find_system("mini-person").config == MINI_PERSON
+    assert find_system("mini-anyone").bundled and find_system("mini-anyone").size == (96, 96)
 
 
 @pytest.mark.parametrize(
@@ -59,10 +60,10 @@ def test_a_gpu_that_is_too_small_is_found_out_before_anything_is_allocated(monke
     cuda, system = torch.device("cuda"), find_system("aapt-8b")
     why = obstacle(system, cuda, torch.bfloat16)
     assert "weights 15.4" in why and "30.0 of 80.0 are free" in why
-    parts = system.memory_bytes(torch.bfloat16)
+    plan = system.memory(torch.bfloat16)
     # 36 layers x 24 heads x 128 x 2 bytes x keys and values x 64 slots of (32 frames x 19 pages + 2 of the prompt)
-    assert parts["pages"] == 36 * 24 * 128 * 2 * 2 * 64 * (32 * 19 + 2)
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (sum(parts.values()), 80 * 2**30))
+    assert plan.pages == 36 * 24 * 128 * 2 * 2 * 64 * (32 * 19 + 2)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (plan.total(), 80 * 2**30))
     assert obstacle(system, cuda, torch.bfloat16) is None
 
 

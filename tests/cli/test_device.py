@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from aapt_fast.cli import main
-from aapt_fast.cli.device import usable_device
+from aapt_fast.cli.device import chosen_dtype, usable_device
 
 
 @pytest.fixture
@@ -58,3 +58,14 @@ def test_of_the_benchmark(capsys, name):
     assert main(["bench", "frame", "--preset", "nano", "--device", name]) == 2
     printed = capsys.readouterr()
     assert printed.err == f"aapt-fast bench: --device: expected cuda or cpu, got {name}\n" and printed.out == ""
+
+
+def test_the_dtype_without_an_option_is_that_of_the_device(monkeypatch):
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert chosen_dtype(None, gpu) == torch.bfloat16
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    assert (chosen_dtype(None, cpu), chosen_dtype(None, gpu)) == (torch.float32, torch.float32)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    assert (chosen_dtype(None, gpu), chosen_dtype("float16", gpu)) == (torch.bfloat16, torch.float16)

@@ -60,13 +60,33 @@ def test_it_advises_by_the_device() -> None:
     assert in_words(on_a_gpu)[-1] == "Kernels: there is no record: `aapt-fast verify` finds out."
 
 
-def test_it_names_the_record_of_a_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def compiled(**info: object) -> types.ModuleType:
+    """A compiled module that knows one kernel, and says this of itself."""
+    module = types.ModuleType("compiled")
+    module.build_info = lambda: {"cuda": True, "emulated": False, **info}  # type: ignore[attr-defined]
+    module.kv_write_portable = None  # type: ignore[attr-defined]
+    return module
+
+
+def test_it_says_why_a_gpu_can_run_no_kernel_and_what_to_type(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = torch.device("cuda")
     assert record_in_words(torch.device("cpu")) is None
-    module = types.ModuleType("without_cuda")
-    module.build_info = lambda: {"cuda": False, "emulated": True}  # type: ignore[attr-defined]
-    with use_kernels("auto", extension=module):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    monkeypatch.setattr(torch._C, "_cuda_getDriverVersion", lambda: 12040, raising=False)
+    with use_kernels("auto", extension=compiled(cuda=False)):
+        said = record_in_words(gpu)
+    assert said is not None and "`AAPT_CUDA=ON pip install .`" in said
+    assert said.startswith("none can run: the machine has a GPU, but the compiled module was built without CUDA; where")
+    assert in_words({**CPU, "device": "Tesla T4", "kernels": said})[-1] == f"Kernels: {said}."
+    with use_kernels("auto", extension=compiled(cuda_version="13.0.48")):
+        said = record_in_words(gpu)
+    assert said is not None and said.startswith("none can run: the driver of this GPU is for CUDA up to 12.4, and the ")
+    with use_kernels("auto", extension=compiled(cuda_version="12.8.93")):
         assert record_in_words(gpu) == "this GPU or this build can run none"
+
+
+def test_it_names_the_record_of_a_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     found = Found(tmp_path / "x.json", "NVIDIA H200", problem=f"the record {tmp_path / 'x.json'} is damaged")
     monkeypatch.setattr(doctor, "record_for", lambda device, selected: found)
-    assert record_in_words(gpu).startswith(f"the record {tmp_path / 'x.json'} is damaged: torch's own code runs")
+    said = record_in_words(torch.device("cuda"))
+    assert said is not None and said.startswith(f"the record {tmp_path / 'x.json'} is damaged: torch's own code runs")

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from aapt_fast.cli.checks import parse_size
+from aapt_fast.cli.device import DTYPES, chosen_dtype
 from aapt_fast.cli.doctor import examine
 from aapt_fast.errors import require
 from aapt_fast.profiling.document import DTYPE_NAMES, Document
@@ -20,7 +21,6 @@ from aapt_fast.profiling.systems import LARGE, System, find_system, obstacle
 from aapt_fast.streaming.graph import RECORDERS
 
 MET, MISSED, CANNOT_RUN = 0, 1, 2
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -45,7 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _choice(arguments: argparse.Namespace) -> Choice:
     device = torch.device(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    dtype = DTYPES[arguments.dtype or ("bfloat16" if device.type == "cuda" else "float32")]
+    dtype = chosen_dtype(arguments.dtype, device)
     tokens = DTYPES[arguments.token_dtype] if arguments.token_dtype else None
     fits = tokens in (None, torch.float32, dtype)
     weights = str(dtype).removeprefix("torch.")

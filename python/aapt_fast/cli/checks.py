@@ -33,6 +33,7 @@ def check(arguments: argparse.Namespace) -> None:
     """Raise ValueError or OSError, naming the option, for a mistake in the arguments of a command."""
     checks: dict[str, Callable[[argparse.Namespace], None]] = {
         "generate": _check_generate,
+        "doctor": _check_doctor,
         "train": _check_train,
         "evaluate": _check_evaluate,
         "bench": _check_bench,
@@ -68,6 +69,23 @@ def _check_generate(arguments: argparse.Namespace) -> None:
     check_image(arguments.image, gallery)
 
 
+def _check_doctor(arguments: argparse.Namespace) -> None:
+    for name in ("resolution", "window", "dtype"):
+        given = getattr(arguments, name)
+        require(given is None or arguments.plan is not None, f"--{name}", "--plan PRESET beside it", "none")
+    if arguments.plan is not None:
+        names = tuple(dict.fromkeys([*PRESETS, *bundled_models()]))
+        require(arguments.plan in names, "--plan", " | ".join(names), arguments.plan)
+    _check_system(arguments)
+
+
+def _check_system(arguments: argparse.Namespace) -> None:
+    """Check the options that change a preset."""
+    past = arguments.window is None or arguments.window >= 1
+    require(past, "--window", "at least 1 past frame", arguments.window)
+    parse_size(arguments.resolution)
+
+
 def _check_train(arguments: argparse.Namespace) -> None:
     if arguments.start is not None:
         starts = arguments.recipe in STARTED_RECIPES
@@ -99,9 +117,7 @@ def _check_bench(arguments: argparse.Namespace) -> None:
     require(arguments.preset in PRESETS, "--preset", " | ".join(PRESETS), arguments.preset)
     require(arguments.steps >= FEWEST_STEPS, "--steps", f"at least {FEWEST_STEPS}", arguments.steps)
     require(arguments.limit > 0, "--limit", "a positive number of seconds", arguments.limit)
-    past = arguments.window is None or arguments.window >= 1
-    require(past, "--window", "at least 1 past frame", arguments.window)
-    parse_size(arguments.resolution)
+    _check_system(arguments)
     _check_json_target(arguments.json)
 
 

@@ -14,12 +14,13 @@ from typing import Any
 
 import torch
 
+from aapt_fast.cli import plan
 from aapt_fast.cli.device import usable_device
 from aapt_fast.models.files.bundled import bundled_models
 from aapt_fast.models.files.placement import fast_dtype
 from aapt_fast.models.stream_model import StreamModel
 from aapt_fast.ops._load import extension_or_none
-from aapt_fast.ops.kernels import KERNELS, Kernel, obstacle, record_for, selection
+from aapt_fast.ops.kernels import GPU_WITHOUT_CUDA, KERNELS, Kernel, no_kernel_runs, obstacle, record_for, selection
 from aapt_fast.ops.registry import OPS, implementation
 from aapt_fast.profiling.inputs import random_controls, random_image
 from aapt_fast.streaming.session import StreamSession
@@ -27,9 +28,13 @@ from aapt_fast.streaming.session import StreamSession
 MODEL = "mini-person"
 REAL_TIME = 24.0  # video frames per second
 WARM_UP, TIMED = 6, 12  # steps
+BUILD_WITH_CUDA = "where nvcc is installed, `AAPT_CUDA=ON pip install .` in a checkout of aapt_fast builds it with CUDA"
 
 
 def run(arguments: argparse.Namespace) -> None:
+    if arguments.plan is not None:
+        plan.run(arguments)
+        return
     found = verdict()
     report = {"verdict": found, **examine()}
     if arguments.json:
@@ -121,11 +126,16 @@ def examine() -> dict[str, Any]:
 
 
 def record_in_words(device: torch.device) -> str | None:
-    """One sentence about the record of a GPU's kernels; None on a CPU."""
+    """One sentence about the record of a GPU's kernels, or why none can run and what helps; None on a CPU."""
     if device.type != "cuda":
         return None
     found = record_for(device, selection())
-    return "this GPU or this build can run none" if found is None else found.in_words()
+    if found is not None:
+        return found.in_words()
+    why = no_kernel_runs(device, selection())
+    if why is None:
+        return "this GPU or this build can run none"
+    return f"none can run: {why}" + (f"; {BUILD_WITH_CUDA}" if why == GPU_WITHOUT_CUDA else "")
 
 
 def examine_kernel(kernel: Kernel, device: torch.device) -> dict[str, Any]:

@@ -106,6 +106,24 @@ def add_generate(parser: argparse.ArgumentParser) -> None:
 
 def add_doctor(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="one JSON document instead of text")
+    parser.add_argument(
+        "--plan",
+        metavar="PRESET",
+        help="say how much memory a session needs and whether this machine has it, without loading anything: "
+        f"{' | '.join(PRESETS)}, or a bundled model (default: say what is ready here)",
+    )
+    _add_system(parser.add_argument_group("with --plan"))
+
+
+def _add_system(parser: argparse._ActionsContainer) -> None:
+    """Add the options that change a preset."""
+    parser.add_argument("--resolution", metavar="WIDTHxHEIGHT", help="size of the video (default: the preset's)")
+    parser.add_argument("--window", type=int, help="past frames that a step sees (default: the preset's)")
+    parser.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        help="of the weights (default: bfloat16 on a GPU that computes in it, else float32)",
+    )
 
 
 def add_verify(parser: argparse.ArgumentParser) -> None:
@@ -207,14 +225,12 @@ instead. A mistake in the arguments is 2 as well, with one line on stderr and no
     questions = parser.add_subparsers(dest="question", required=True)
     frame = questions.add_parser("frame", help="a whole step: condition, generator, decode, to host")
     frame.add_argument("--preset", default="aapt-8b", help=f"{' | '.join(PRESETS)} (default: %(default)s)")
-    frame.add_argument("--resolution", metavar="WIDTHxHEIGHT", help="size of the video (default: the preset's)")
-    frame.add_argument("--window", type=int, help="past frames that a step sees (default: the preset's)")
+    _add_system(frame)
     frame.add_argument("--target", type=float, default=0.16, help="seconds per latent frame (default: %(default)s)")
     frame.add_argument(
         "--json", type=_path, metavar="FILE", help="file for the document, which is also the last line printed"
     )
     frame.add_argument("--device", help="cuda | cpu (default: a GPU where there is one)")
-    frame.add_argument("--dtype", choices=DTYPES, help="of the weights (default: bfloat16 on a GPU, else float32)")
     frame.add_argument(
         "--token-dtype",
         choices=DTYPES,

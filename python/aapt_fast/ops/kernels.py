@@ -34,6 +34,7 @@ import torch
 from torch import Tensor
 
 from aapt_fast.ops._load import extension_or_none
+from aapt_fast.ops.driver import driver_obstacle
 from aapt_fast.ops.record import Found, look_up
 
 FLOATS = (torch.float32,)
@@ -97,6 +98,7 @@ KERNELS = {
 compared them."""
 
 WORDS = ("auto", "all", "none")
+GPU_WITHOUT_CUDA = "the machine has a GPU, but the compiled module was built without CUDA"
 
 
 @dataclass(frozen=True)
@@ -176,8 +178,11 @@ def _cannot_run(kernel: Kernel, device: torch.device, selected: Selection) -> st
         return "the compiled module is missing"
     if not runs_on(module, device):
         if device.type == "cuda":
-            return "the machine has a GPU, but the compiled module was built without CUDA"
+            return GPU_WITHOUT_CUDA
         return "no GPU here" if _build_info(module)["cuda"] else "the compiled module was built without CUDA"
+    too_old = driver_obstacle(module) if device.type == "cuda" else None
+    if too_old is not None:
+        return too_old
     if not hasattr(module, kernel.function):
         return "the compiled module does not have it"
     if device.type == "cuda" and kernel.name not in selected.names:
@@ -195,6 +200,12 @@ def record_for(device: torch.device, selected: Selection) -> Found | None:
     if all(_cannot_run(kernel, device, selected) is not None for kernel in KERNELS.values()):
         return None
     return look_up(device, module)
+
+
+def no_kernel_runs(device: torch.device, selected: Selection) -> str | None:
+    """The reason, the same for every kernel, why none can run on `device`; None where kernels differ."""
+    reasons = {_cannot_run(kernel, device, selected) for kernel in KERNELS.values()}
+    return reasons.pop() if len(reasons) == 1 else None
 
 
 def forget_record() -> None:
@@ -218,9 +229,13 @@ def _kernels_on(op: str, device: torch.device, selected: Selection) -> tuple[Ker
             off.append(f"{kernel.name} does not run: {why}")
             if kernel.name in selected.names:  # on a CPU, which never needs a kernel
                 _warn(op, off[-1])
-    if off and not found and device.type == "cuda" and "all" in selected.names:
+    module = selected.module()
+    too_old = driver_obstacle(module) if off and module is not None and device.type == "cuda" else None
+    if too_old is not None and selected.names != ("none",):
+        _warn_once(f"{too_old}: torch's own code runs")
+    elif off and not found and device.type == "cuda" and "all" in selected.names:
         _warn(op, off[0])
-    if off and "auto" in selected.names and "all" not in selected.names:
+    elif off and "auto" in selected.names and "all" not in selected.names:
         record = record_for(device, selected)
         if record is not None and record.record is None:
             _warn_once(record.in_words())

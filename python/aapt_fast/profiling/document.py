@@ -157,8 +157,15 @@ def gpu() -> dict[str, Any] | None:
 
 
 def ask_gpu(query: str) -> str | None:
-    """Ask nvidia-smi about the first GPU; None where it does not answer. No setting is changed."""
-    return _answer(["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader"])
+    """Ask nvidia-smi about torch's current GPU; None where it does not answer. No setting is changed.
+
+    nvidia-smi counts all GPUs of the machine, torch those that CUDA_VISIBLE_DEVICES shows, so the GPU goes by its UUID.
+    Where torch sees none, the answer is about the first one.
+    """
+    command = ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader"]
+    if torch.cuda.is_available():
+        command.append(f"--id=GPU-{torch.cuda.get_device_properties(torch.cuda.current_device()).uuid}")
+    return _answer(command)
 
 
 def commit(checkout: Path = CHECKOUT) -> str:

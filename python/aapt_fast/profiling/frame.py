@@ -117,7 +117,7 @@ def _steady(
 
 def _memory(system: System, choice: Choice) -> dict[str, Any]:
     """Peak memory of this process so far, beside the expected one."""
-    expected = {f"expected_{name}_bytes": n for name, n in system.memory_bytes(choice.dtype).items()}
+    expected = {f"expected_{name}_bytes": n for name, n in system.memory(choice.dtype).parts().items()}
     if choice.device.type == "cuda":
         peak = torch.cuda.max_memory_allocated(choice.device)
         return {**expected, "peak_bytes": peak, "peak_of": "torch's allocations on the GPU"}

@@ -15,14 +15,15 @@ from aapt_fast.errors import require
 from aapt_fast.models.aapt.config import GeneratorConfig
 from aapt_fast.models.aapt.generator import Generator
 from aapt_fast.models.aapt.presets import generator_preset
+from aapt_fast.models.files.bundled import bundled_models
+from aapt_fast.models.files.model_file import read_configs
 from aapt_fast.models.stream_model import StreamModel
 from aapt_fast.models.vae.mini import MiniVAEConfig
 from aapt_fast.models.vae.wan import WanVAEConfig
 from aapt_fast.profiling.decoders import Layer, VAEConfig, decoder_layers, make_vae
+from aapt_fast.profiling.memory import MemoryPlan, plan_memory
 from aapt_fast.profiling.roofline import Step
-from aapt_fast.streaming.pages import pool_bytes, session_pages
 
-BUNDLED = ("mini-person",)
 LARGE = ("aapt-8b",)  # with the decoder of Wan 2.1; the others have the package's small one
 VIDEO_SCALE = 8
 """Pixels per latent cell, down and across, in all of these systems."""
@@ -30,9 +31,6 @@ VIDEO_SCALE = 8
 PROMPT_TOKENS = 128
 CPU_FLOPS = 1e12
 """FLOP of a step that a CPU does in a few seconds; a system with more is not tried on one."""
-
-WORKING_LAYERS = 8
-"""Copies of the decoder's largest activation that are assumed to be in memory at a time."""
 
 
 @dataclass(frozen=True)
@@ -72,28 +70,28 @@ class System:
             return StreamModel.from_pretrained(self.preset, device=device, dtype=dtype)
         return random_model(self.config, self.vae, device, dtype)
 
-    def memory_bytes(self, dtype: torch.dtype) -> dict[str, int]:
-        """Compute the memory of a session by parts, without allocating it. The decoder's part is an estimate."""
+    def memory(self, dtype: torch.dtype) -> MemoryPlan:
+        """Compute the memory of a session, without allocating it."""
         with torch.device("meta"):
             generator, vae = Generator(self.config), make_vae(self.vae)
-        weights = sum(parameter.numel() for module in (generator, vae) for parameter in module.parameters())
-        config = self.config
-        pages = session_pages(generator, config.grid, text_length=self.prompt)
-        largest = max(layer.outputs * layer.size[0] * layer.size[1] * layer.size[2] for layer in self.layers)
-        return {
-            "weights": weights * dtype.itemsize,
-            "pages": pool_bytes(config.layers, pages, config.heads, config.head_dim, dtype),
-            "decoder": WORKING_LAYERS * largest * dtype.itemsize,
-        }
+        return plan_memory(generator.to("meta", dtype), vae.to("meta", dtype), self.config.grid, prompt=self.prompt)
 
 
 def find_system(preset: str, size: tuple[int, int] | None = None, window: int | None = None) -> System:
-    """Find a preset at `size` = (width, height) in pixels and with `window` past frames; None keeps the preset's own.
+    """Find a preset or a bundled model at `size` = (width, height) in pixels, with `window` past frames.
+
+    None keeps its own size or window.
 
     Raises ValueError for an unknown preset, for a size that is not a multiple of what the model needs, and for another
     size or window than those that a bundled model was trained with.
     """
-    config, bundled = generator_preset(preset), preset in BUNDLED
+    bundled, large = preset in bundled_models(), preset in LARGE
+    config: GeneratorConfig
+    vae: VAEConfig
+    if bundled:
+        config, vae = read_configs(preset)
+    else:
+        config, vae = generator_preset(preset), WanVAEConfig() if large else MiniVAEConfig()
     native = (VIDEO_SCALE * config.grid[1], VIDEO_SCALE * config.grid[0])
     width, height = size or native
     multiple = VIDEO_SCALE * config.patch
@@ -106,8 +104,6 @@ def find_system(preset: str, size: tuple[int, int] | None = None, window: int | 
         require(window in (None, config.window), "window", f"{config.window}, that of the bundled {preset}", window)
     grid = (height // VIDEO_SCALE, width // VIDEO_SCALE)
     config = dataclasses.replace(config, grid=grid, window=config.window if window is None else window)
-    large = preset in LARGE
-    vae = WanVAEConfig() if large else MiniVAEConfig()
     return System(preset, config, vae, "Wan 2.1" if large else "the package's small one", bundled)
 
 
@@ -122,11 +118,11 @@ def obstacle(system: System, device: torch.device, dtype: torch.dtype) -> str | 
                 f"it needs a GPU: a step is {flops / 1e12:.1f} TFLOP, a CPU is tried with at most {CPU_FLOPS / 1e12:g}"
             )
         return None
-    parts = system.memory_bytes(dtype)
-    needed, (free, total) = sum(parts.values()), torch.cuda.mem_get_info(device)
+    plan = system.memory(dtype)
+    needed, (free, total) = plan.total(), torch.cuda.mem_get_info(device)
     if needed <= free:
         return None
-    amounts = ", ".join(f"{name} {amount / 2**30:.1f}" for name, amount in parts.items())
+    amounts = ", ".join(f"{name} {amount / 2**30:.1f}" for name, amount in plan.parts().items())
     return f"it needs about {needed / 2**30:.1f} GiB ({amounts}); {free / 2**30:.1f} of {total / 2**30:.1f} are free"
 
 

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 import aapt_fast
 from aapt_fast.models.aapt.presets import NANO
 from aapt_fast.models.files.convert import convert_files
-from aapt_fast.models.files.placement import require_usable_device
+from aapt_fast.models.files.placement import fast_dtype, require_usable_device
 from aapt_fast.models.vae.wan import WanVAE, WanVAEConfig
 from aapt_fast.testing.streams import random_model
 from aapt_fast.testing.wan import TINY, random_wan
@@ -148,3 +148,13 @@ def test_files_are_written_in_floats_only(tmp_path: Path) -> None:
     random_model(NANO).save_pretrained(tmp_path / "nano.safetensors")
     report = convert_files(tmp_path / "nano.safetensors", tmp_path / "c", dtype=torch.float64)
     assert report["parts"]["model of this package"]["dtypes"].keys() == {"float64"}
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype"), [((7, 5), torch.float32), ((8, 0), torch.bfloat16), ((12, 0), torch.bfloat16)]
+)
+def test_a_gpu_without_bfloat16_gets_float32(
+    capability: tuple[int, int], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert fast_dtype(torch.device("cuda")) == dtype

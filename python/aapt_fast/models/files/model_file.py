@@ -83,6 +83,17 @@ def read_model(path: str | Path, *, device: torch.device | str, dtype: torch.dty
     return file.generator(dtype, device), file.vae(dtype, device), file.name
 
 
+def read_configs(path: str | Path) -> tuple[GeneratorConfig, MiniVAEConfig]:
+    """The configurations in a model that `read_model` reads; no weight is read. Raises as `read_model` does."""
+    file = model_path(path)
+    metadata = read_metadata(file)
+    try:
+        configs = json.loads(metadata["config"])
+        return GeneratorConfig.from_json(configs["generator"]), MiniVAEConfig.from_json(configs["vae"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise _unreadable(file, error) from error
+
+
 def load_own_vae(path: str | Path, *, device: torch.device | str, dtype: torch.dtype | None) -> MiniVAE:
     """The VAE of a model that `read_model` reads, without its generator; `dtype` None as in `computing_dtype`.
 
@@ -148,7 +159,7 @@ class _OwnFile:
         try:
             self._configs: dict[str, Any] = json.loads(metadata["config"])
         except (KeyError, TypeError, ValueError) as error:
-            raise self._unreadable(error) from error
+            raise _unreadable(self.path, error) from error
 
     def generator(self, dtype: torch.dtype, device: torch.device | str) -> Generator:
         return self._part("generator", lambda data: Generator(GeneratorConfig.from_json(data)), dtype, device)
@@ -163,9 +174,10 @@ class _OwnFile:
             with torch.device("meta"):
                 module = build(self._configs[part]).to(dtype)
         except (KeyError, TypeError, ValueError) as error:
-            raise self._unreadable(error) from error
+            raise _unreadable(self.path, error) from error
         fill(module, self.tensors[part], self.path, file_key=f"{part}.{{}}".format, device=device)
         return module.eval()
 
-    def _unreadable(self, error: Exception) -> CheckpointError:
-        return CheckpointError(f"{self.path}: expected readable configurations in the metadata, got {error!r}")
+
+def _unreadable(path: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(f"{path}: expected readable configurations in the metadata, got {error!r}")

@@ -60,6 +60,9 @@ def require_usable_dtype(
 
 
 def fast_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 where the device computes in it (GPUs, and CPUs with AVX-512 bf16 instructions), else float32."""
-    fast = device.type == "cuda" or torch.cpu._is_avx512_bf16_supported()
+    """bfloat16 where the device has instructions for it (GPUs from Ampere on, CPUs with AVX-512 bf16), else float32."""
+    if device.type == "cuda":
+        fast = torch.cuda.get_device_capability(device) >= (8, 0)  # an older one emulates it, slower than float32
+    else:
+        fast = torch.cpu._is_avx512_bf16_supported()
     return torch.bfloat16 if fast else torch.float32
