@@ -15,6 +15,7 @@ REQUIRED = {
     "evaluate": [],
     "bench": ["frame"],
     "convert": ["mini-person", "--out", "x"],
+    "verify": [],
 }
 
 

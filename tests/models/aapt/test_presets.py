@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from aapt_fast.cli import main
+from aapt_fast.cli import checks, main
 from aapt_fast.models.aapt.config import ControlConfig, GeneratorConfig
 from aapt_fast.models.aapt.generator import Generator
 from aapt_fast.models.aapt.presets import (
@@ -78,10 +78,11 @@ def test_vae_configuration_survives_json():
     assert MiniVAEConfig.from_json(json.loads(json.dumps(dataclasses.asdict(config)))) == config
 
 
-def test_a_preset_is_one_entry(monkeypatch, capsys):
+def test_a_preset_is_an_entry_and_a_name(monkeypatch, capsys):
     """The entry of docs/how-to/add-a-preset.md has a name, streams, and is measured by the command."""
     (entry,) = re.findall(r"```python\n(.*?)```", HOW_TO.read_text(), re.DOTALL)
     monkeypatch.setitem(GENERATORS, "my-model", NANO)  # so that it goes again after the test
+    monkeypatch.setattr(checks, "PRESETS", (*checks.PRESETS, "my-model"))
     exec(compile(entry, str(HOW_TO), "exec"), {})
     config = generator_preset("my-model")
     assert config != NANO and find_system("my-model").config == config
