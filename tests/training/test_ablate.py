@@ -16,6 +16,11 @@ SECOND = dataclasses.replace(CONSISTENCY, model=TINY, steps=1, batch=2)
 THIRD = dataclasses.replace(STUDENT_FORCED, model=TINY, steps=1, batch=2, adversarial=1.0, discriminator_alone=0)
 
 
+@pytest.fixture(autouse=True)
+def short_rollouts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ablate, "STEPS", (1, 2, 3, 4))
+
+
 def test_rows_share_the_runs_of_equal_stages_and_train_each_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -27,7 +32,7 @@ def test_rows_share_the_runs_of_equal_stages_and_train_each_once(
         "consistency, 1 evaluation",
         "adversarial, 1 evaluation",
     ]
-    assert 240 in scores["adversarial, 1 evaluation"].off_blob
+    assert 4 in scores["adversarial, 1 evaluation"].off_blob
     folders = {path.name for path in tmp_path.iterdir()}
     assert len(folders) == 3
     for stage in ("diffusion", "consistency", "adversarial"):
@@ -45,7 +50,7 @@ def test_other_settings_are_another_run(tmp_path: Path, changed: dict) -> None:
 
 def test_the_table_gives_the_spread_over_seeds() -> None:
     def of(hit: float) -> CoinScore:
-        return CoinScore(hit, 0.2, (0.25, 0.25, 0.2, 0.3), {1: 0.1, 8: 0.2}, {1: 1.0, 8: 0.5})
+        return CoinScore(hit, 0.2, (0.25, 0.25, 0.2, 0.3), {1: 0.1, 2: 0.2}, {1: 1.0, 2: 0.5})
 
     text = table({"recipe": [{"consistency": of(0.71)}, {"consistency": of(0.69)}]})
     assert "| recipe | consistency | 2 | 0.69 to 0.71 | 0.20 | 0.10 | 0.20 |  |  |" in text
