@@ -292,6 +292,15 @@ def test_a_stream_behind_real_time_says_why(
     assert "real time" not in capsys.readouterr().err
 
 
+def test_a_stream_in_a_dtype_that_the_cpu_emulates_says_so(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(generating, "REAL_TIME", 1e9)
+    monkeypatch.setattr(generating, "fast_dtype", lambda device: torch.float32)
+    assert generate(model, tmp_path / "x.gif", "--dtype", "bfloat16") == 0
+    assert "this CPU has no instructions for bfloat16 and emulates it" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("seed", [-(2**63), 2**63 - 1])
 def test_any_seed_of_64_bits(model: Path, tmp_path: Path, seed: int) -> None:
     assert generate(model, tmp_path / "x.gif", "--seed", str(seed)) == 0

@@ -202,6 +202,9 @@ def _check_joints(poses: Tensor, model: StreamModel) -> None:
 
 def _why_slow(model: StreamModel) -> str:
     """Name the likely reason why a stream is slower than real time; the load is an average, and may not show it yet."""
+    if model.device.type == "cpu" and fast_dtype(model.device) is torch.float32 and model.dtype is not torch.float32:
+        name = str(model.dtype).removeprefix("torch.")
+        return f"this CPU has no instructions for {name} and emulates it; --dtype float32 is faster"
     cores = os.cpu_count() or 1
     busy = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     if model.device.type == "cpu" and busy > cores:

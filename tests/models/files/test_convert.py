@@ -120,6 +120,14 @@ def test_statistics_of_a_vae_that_nobody_published(oracle, tmp_path):
     assert aapt_fast.load_vae(tmp_path / "out").config.latents_std == config.latents_std
 
 
+def test_the_gallery_of_a_model_is_named_as_left_behind(tmp_path):
+    source = tmp_path / "model.safetensors"
+    random_model(STREAMS["pose"]).save_pretrained(source, torch.float32)
+    assert convert_files(source, tmp_path / "without")["left_behind"] == []
+    (tmp_path / "gallery.json").write_text("{}")
+    assert convert_files(source, tmp_path / "with")["left_behind"] == ["gallery"]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_pipeline_with_both(transformer, vae, tmp_path, dtype):
     source = tmp_path / "pipeline"

@@ -130,7 +130,7 @@ def convert_files(
 
 
 def find_parts(source: Path) -> tuple[dict[str, Part], list[str]]:
-    """The models in a source, by the folder they go to, and the other folders of a pipeline.
+    """The models in a source, by the folder they go to, and what is not copied: other folders of a pipeline, a gallery.
 
     A model that stands alone goes to the folder "". Raises CheckpointError if there is none.
     """
@@ -144,7 +144,7 @@ def find_parts(source: Path) -> tuple[dict[str, Part], list[str]]:
     if main != vae:
         return {"transformer": Part(GENERATOR, main), "vae": Part(VAE, vae)}, []
     if is_own_file(main):
-        return {"": Part(OWN, main)}, []
+        return {"": Part(OWN, main)}, ["gallery"] if main.with_name("gallery.json").is_file() else []
     names = list(read_tensors(main, GROUPS))
     kind = recognise_tensors(names).kind
     if kind == ALL_IN_ONE:
