@@ -81,6 +81,12 @@ def test_a_reader_that_goes_away_is_no_error(arguments: list[str], statuses: set
     assert done.returncode in statuses and done.stderr == ""
 
 
+def test_a_closed_output_changes_no_status(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "stdout", None)  # as Python has it after `>&-`
+    assert main(["convert", "no-such-model", "--out", "x"]) == 2
+    assert "no-such-model" in capsys.readouterr().err
+
+
 def test_a_terminal_that_goes_away_changes_no_status(monkeypatch: pytest.MonkeyPatch) -> None:
     class Gone(io.StringIO):
         def write(self, text: str) -> int:

@@ -49,7 +49,8 @@ def _status(argv: Sequence[str] | None) -> int:
         try:
             return _run(make_parser().parse_args(argv))
         finally:
-            sys.stdout.flush()
+            if sys.stdout is not None:  # it is None where the caller has closed it
+                sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more at its end
         return OUTPUT_CLOSED
