@@ -16,9 +16,12 @@ import torch
 Version = tuple[int, int]
 
 
-def driver_cuda() -> Version:
-    """The newest CUDA version that the driver of this machine knows; for a torch that has found a GPU."""
-    number = torch._C._cuda_getDriverVersion()  # 12040 for 12.4
+def driver_cuda() -> Version | None:
+    """The newest CUDA version that the driver of this machine knows; None from a torch without CUDA."""
+    ask = getattr(torch._C, "_cuda_getDriverVersion", None)
+    if ask is None:
+        return None
+    number = ask()  # 12040 for 12.4
     return number // 1000, number % 1000 // 10
 
 
@@ -34,7 +37,7 @@ def driver_obstacle(module: ModuleType) -> str | None:
     if runtime is None:
         return None
     driver = driver_cuda()
-    if driver[0] >= runtime[0]:
+    if driver is None or driver[0] >= runtime[0]:
         return None
     return (
         f"the driver of this GPU is for CUDA up to {_text(driver)}, and the compiled module, built with CUDA "
