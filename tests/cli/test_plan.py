@@ -68,11 +68,6 @@ def test_without_a_remedy_more_memory_is_one(free):
     assert verdict(find_system("mini-person"), torch.bfloat16).endswith("a device with more memory")
 
 
-def test_of_a_gpu_the_free_memory_counts(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (5, 8))
-    assert plan.memory_left(GPU) == 5
-
-
 @pytest.mark.parametrize("name", ["mini-anyone", "nano-text"])
 def test_it_is_printed_and_nothing_is_loaded(name, capsys, monkeypatch):
     def load(*arguments: object, **options: object) -> None:

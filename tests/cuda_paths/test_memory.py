@@ -27,7 +27,7 @@ from aapt_fast.testing.fake_models import aapt_model, wan_model
 
 GIB = 2**30
 PLAN_IS_WITHIN = 0.15
-"""Of the peak. What is in memory at a time inside a step is an estimate."""
+"""Tolerance of the planned peak: memory inside a step is an estimate."""
 
 
 @pytest.fixture

@@ -19,10 +19,10 @@ from aapt_fast.testing.fake_cuda import FAKE_GPU
 from aapt_fast.testing.fake_models import aapt_model
 
 WAITS = 1
-"""Of the host in a step: for its frames."""
+"""Waits of the host in a step: one, for its frames."""
 
 COPIES = 1
-"""From the host in a step: of all numbers that it gives to the device."""
+"""Copies from the host in a step: one, of all numbers that it gives to the device."""
 
 
 def one_layer(preset: str) -> GeneratorConfig:

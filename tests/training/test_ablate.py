@@ -61,11 +61,16 @@ def test_a_score_survives_its_file() -> None:
     assert CoinScore.from_json(dataclasses.asdict(score)) == score
 
 
-def test_an_unknown_row_and_no_seed_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"ROW: expected recipe; .*, got nonsense"):
-        ablate.main(["nonsense", "--out", str(tmp_path)])
-    with pytest.raises(ValueError, match="--seeds: expected at least 1"):
-        ablate.main(["recipe", "--seeds", "0", "--out", str(tmp_path)])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(["nonsense"], "got nonsense"), (["recipe", "--seeds", "0"], "--seeds: expected at least 1, got 0")],
+)
+def test_an_unknown_row_and_no_seed_are_refused(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        ablate.main([*arguments, "--out", str(tmp_path)])
+    assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 

@@ -118,11 +118,11 @@ def _check_bench(arguments: argparse.Namespace) -> None:
     require(arguments.steps >= FEWEST_STEPS, "--steps", f"at least {FEWEST_STEPS}", arguments.steps)
     require(arguments.limit > 0, "--limit", "a positive number of seconds", arguments.limit)
     _check_system(arguments)
-    _check_json_target(arguments.json)
+    _check_file_target(arguments.json, "--json")
 
 
 def _check_verify(arguments: argparse.Namespace) -> None:
-    _check_json_target(arguments.json)
+    _check_file_target(arguments.json, "--json")
 
 
 def _check_convert(arguments: argparse.Namespace) -> None:
@@ -155,19 +155,18 @@ def require_no_preset(name: str, argument: str) -> None:
     require(not preset, argument, expected, f"{name}, a preset with random weights for `aapt-fast bench frame` only")
 
 
-def _check_json_target(path: Path | None) -> None:
+def _check_file_target(path: Path | None, argument: str) -> None:
     """Raise ValueError for a folder, OSError if files cannot be made in the file's folder."""
     if path is not None:
-        require(not path.is_dir(), "--json", "a file", f"the folder {path}")
-        require_writable("--json", path.parent)
+        require(not path.is_dir(), argument, "a file", f"the folder {path}")
+        require_writable(argument, path.parent)
 
 
 def check_sheet_target(path: Path) -> None:
     """Raise ValueError for another ending or a folder, OSError if files cannot be made in the file's folder."""
     expected = f"a name ending in {', '.join(SHEET_ENDINGS[:-1])} or {SHEET_ENDINGS[-1]}"
     require(path.suffix.lower() in SHEET_ENDINGS, "--sheet", expected, path)
-    require(not path.is_dir(), "--sheet", "a file", f"the folder {path}")
-    require_writable("--sheet", path.parent)
+    _check_file_target(path, "--sheet")
 
 
 def check_image(image: str, gallery: Gallery | None) -> None:

@@ -11,10 +11,9 @@ import torch
 
 from aapt_fast.cli.checks import parse_size
 from aapt_fast.cli.device import chosen_dtype, usable_device
-from aapt_fast.limits import available_memory
 from aapt_fast.profiling.memory import HIDDEN_COPIES, STREAM_COPIES, MemoryPlan
 from aapt_fast.profiling.systems import System, find_system
-from aapt_fast.streaming.pages import pages_for, pool_bytes
+from aapt_fast.streaming.pages import memory_left, pages_for, pool_bytes
 
 TEXT_ENCODER = "none: prompts come as embeddings, and an encoder of yours adds its weights"
 
@@ -50,11 +49,6 @@ def make_plan(system: System, dtype: torch.dtype, device: torch.device) -> dict[
         "parts": explain(system, plan),
         "text_encoder": TEXT_ENCODER,
     }
-
-
-def memory_left(device: torch.device) -> int | None:
-    """Bytes that are free on a GPU, or available on this machine for the CPU; None if the system does not say."""
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory()
 
 
 def judge(system: System, dtype: torch.dtype, plan: MemoryPlan, device: torch.device, free: int | None) -> str:

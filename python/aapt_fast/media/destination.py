@@ -36,7 +36,7 @@ def _beside(path: Path, word: str) -> Path:
 
 
 def _state(path: Path) -> tuple[int, int, int] | None:
-    """What tells a file or folder from a later one of its name; None where nothing is."""
+    """Numbers that tell a file or folder from a later one of its name; None where nothing is."""
     if not path.exists():
         return None
     found = os.stat(path)

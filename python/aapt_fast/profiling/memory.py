@@ -127,31 +127,23 @@ def decoder_memory(vae: Any, grid: tuple[int, int], frames: int) -> tuple[int, i
         latents = torch.empty(1, vae.latent_channels, count, *grid, dtype=dtype, device="meta")
         frames_to_uint8(stream.decode(latents))
 
-    with without_autocast(torch.device("meta")), torch.no_grad(), _MetaMemory() as memory:
+    with without_autocast(torch.device("meta")), torch.no_grad(), _MetaMemory() as meta:
         decode(1)
         decode(1)  # some layers begin to look back here
-        state = memory.peak = memory.live
+        state = meta.bytes.peak = meta.bytes.live
         decode(frames)
-        return state, memory.peak - state
+        return state, meta.bytes.peak - state
 
 
-class _MetaMemory(TorchDispatchMode):
-    """Counts the bytes of new tensors on the meta device, as long as they live. Views are no new tensors."""
+class LiveBytes:
+    """Bytes of the tensors that were added and still live. Tensors that share memory count once."""
 
     def __init__(self) -> None:
-        super().__init__()
         self.live = self.peak = 0
         self._known: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if not func.is_view:
-            for tensor in result if isinstance(result, tuple | list) else (result,):
-                if isinstance(tensor, Tensor):
-                    self._add(tensor)
-        return result
-
-    def _add(self, tensor: Tensor) -> None:
+    def add(self, tensor: Tensor) -> None:
+        """Add the memory of `tensor` [...] unless it is known already, until it is freed."""
         storage = tensor.untyped_storage()
         if storage._cdata in self._known:
             return
@@ -162,3 +154,19 @@ class _MetaMemory(TorchDispatchMode):
 
     def _freed(self, nbytes: int) -> None:
         self.live -= nbytes
+
+
+class _MetaMemory(TorchDispatchMode):
+    """Counts the bytes of new tensors on the meta device. Views are no new tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = LiveBytes()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if not func.is_view:
+            for tensor in result if isinstance(result, tuple | list) else (result,):
+                if isinstance(tensor, Tensor):
+                    self.bytes.add(tensor)
+        return result

@@ -250,13 +250,13 @@ class PagePool(NotCopied):
 
 def _require_room(argument: str, count: int, needed: int, device: torch.device) -> None:
     """Raise PoolExhausted if `device` has less than `needed` bytes left for the `count` in `argument`."""
-    left = _memory_left(device)
+    left = memory_left(device)
     if left is not None and needed > left:
         expected = f"a number whose pages fit into the {in_gb(left)} of memory left on {device}"
         raise PoolExhausted(f"{argument}: expected {expected}, got {count}, whose pages need {in_gb(needed)}")
 
 
-def _memory_left(device: torch.device) -> int | None:
+def memory_left(device: torch.device) -> int | None:
     """Bytes that can still be taken, on a GPU with those that torch holds there without using them; None if unknown."""
     if device.type == "cpu":
         return available_memory()

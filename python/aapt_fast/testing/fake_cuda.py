@@ -23,7 +23,6 @@ from __future__ import annotations
 import ctypes
 import functools
 import sys
-import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -39,6 +38,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from aapt_fast.ops.registry import OPS
+from aapt_fast.profiling.memory import LiveBytes
 from aapt_fast.streaming import graph
 
 ModuleT = TypeVar("ModuleT", bound=torch.nn.Module)
@@ -90,12 +90,15 @@ class FakeGPU:
 
     def __init__(self, total_bytes: int, capability: tuple[int, int]) -> None:
         self.total_bytes, self.capability = total_bytes, capability
-        self.live_bytes = 0
-        """Bytes of all tensors [...] on it."""
+        self._memory = LiveBytes()
         self.recording = False
         """True while a CUDA graph is recorded."""
         self._counts: list[Counts] = []
-        self._seen: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
+
+    @property
+    def live_bytes(self) -> int:
+        """Bytes of all tensors [...] on it."""
+        return self._memory.live
 
     @contextmanager
     def counting(self) -> Iterator[Counts]:
@@ -125,18 +128,10 @@ class FakeGPU:
             counts.operators[name] += 1
 
     def allocated(self, tensor: Tensor) -> None:
-        """Add the memory of `tensor` [...] unless it is known already, until it is freed."""
-        storage = tensor.untyped_storage()
-        if storage._cdata in self._seen:
-            return
-        self._seen[storage._cdata] = storage
-        self.live_bytes += storage.nbytes()
-        weakref.finalize(storage, self._freed, storage.nbytes())
+        """Add the memory of `tensor` [...], see `LiveBytes.add`."""
+        self._memory.add(tensor)
         for counts in self._counts:
             counts.peak_bytes = max(counts.peak_bytes, self.live_bytes)
-
-    def _freed(self, nbytes: int) -> None:
-        self.live_bytes -= nbytes
 
     def _refuse_in_recording(self, what: str) -> None:
         if self.recording:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,7 +20,6 @@ from typing import Any
 
 import torch
 
-from aapt_fast.errors import require
 from aapt_fast.models.aapt.config import GeneratorConfig
 from aapt_fast.models.aapt.generator import Generator
 from aapt_fast.progress import say
@@ -29,7 +27,7 @@ from aapt_fast.training.adversarial import AdversarialConfig, train_adversarial
 from aapt_fast.training.coin import CHANNELS, CoinClips, CoinScore, coin_model, score
 from aapt_fast.training.consistency import ConsistencyConfig, train_consistency
 from aapt_fast.training.diffusion import DiffusionConfig, train_diffusion
-from aapt_fast.training.files import load_finite, load_module, save_finite, write_text
+from aapt_fast.training.files import fingerprint, load_finite, load_module, save_finite, write_text
 
 MODEL = coin_model()
 FRAMES = 4  # of a clip: window and sink, and one more
@@ -85,7 +83,7 @@ ROWS = {
         adversarial=dataclasses.replace(STUDENT_FORCED, reconstruction=0.0, adversarial=1.0, penalty=1000.0)
     ),
 }
-"""What is compared, by name; a name says how a row differs from the recipe."""
+"""Rows to compare, by name; a name says how a row differs from the recipe."""
 
 
 def run_row(row: Row, seed: int, out: Path, streams: int = 256) -> dict[str, CoinScore]:
@@ -99,7 +97,8 @@ def run_row(row: Row, seed: int, out: Path, streams: int = 256) -> dict[str, Coi
     def stage(name: str, configs: Sequence[Any], train: Callable[[Path, Any], Generator], *nfe: int) -> Generator:
         """The finished stage `name`, which `configs`, its own last, determine; scored with `nfe` evaluations."""
         config = dataclasses.replace(configs[-1], seed=seed)
-        folder = out / f"{name}-{_fingerprint([*configs[:-1], config])}"
+        settings = [dataclasses.asdict(each) for each in (*configs[:-1], config)]
+        folder = out / f"{name}-{fingerprint(settings)[:12]}"
         generator = _finished(folder, model) or _keep(folder, train(folder, config))
         for count in nfe:
             scores[f"{name}, {count} evaluation{'s' if count > 1 else ''}"] = _score(
@@ -128,12 +127,6 @@ def run_row(row: Row, seed: int, out: Path, streams: int = 256) -> dict[str, Coi
             1,
         )
     return scores
-
-
-def _fingerprint(configs: Sequence[Any]) -> str:
-    """Hexadecimal digits that tell these settings from all others."""
-    text = json.dumps([dataclasses.asdict(config) for config in configs], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def _finished(folder: Path, model: GeneratorConfig) -> Generator | None:
@@ -195,8 +188,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     names = arguments.rows or list(ROWS)
     for name in names:
-        require(name in ROWS, "ROW", "; ".join(ROWS), name)
-    require(arguments.seeds >= 1, "--seeds", "at least 1", arguments.seeds)
+        if name not in ROWS:
+            parser.error(f"ROW: expected {'; '.join(ROWS)}, got {name}")
+    if arguments.seeds < 1:
+        parser.error(f"--seeds: expected at least 1, got {arguments.seeds}")
     scores: dict[str, list[dict[str, CoinScore]]] = {}
     for seed in range(arguments.seeds):
         for name in names:
