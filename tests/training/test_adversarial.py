@@ -13,7 +13,7 @@ from aapt_fast.models.aapt.presets import NANO
 from aapt_fast.ops import philox_normal
 from aapt_fast.testing.compare import assert_near
 from aapt_fast.training import adversarial
-from aapt_fast.training.adversarial import AdversarialConfig, Segment, draw_t, roll_out, train_adversarial
+from aapt_fast.training.adversarial import AdversarialConfig, Segment, draw_viewing, roll_out, train_adversarial
 from aapt_fast.training.clips import Batch, LatentClips
 from aapt_fast.training.rollout import rollout
 from aapt_fast.training.run import UNWATCHED, TrainingRun, Watch
@@ -142,15 +142,16 @@ def run(tmp_path) -> TrainingRun:
 
 
 @pytest.mark.parametrize("whole_clip", [False, True])
-@pytest.mark.parametrize("sees_previous", [False, True])
-def test_fakes_and_reals_are_judged_alike(whole_clip, sees_previous):
+@pytest.mark.parametrize("noised", [False, True])
+def test_fakes_and_reals_are_judged_alike(whole_clip, noised):
     """The same frames with the same past get the same logits, and the overlap gets none."""
     frames = torch.randn(2, 16, 5, 4, 4)
     segment = dataclasses.replace(segment_of(frames, frames, overlap=2))
     segment = dataclasses.replace(segment, real_previous=segment.fake_previous)
     torch.manual_seed(0)
     judge = Discriminator(NANO, whole_clip=whole_clip)
-    fake, real = adversarial.judge(judge, segment, torch.rand(2), sees_previous)
+    viewing = draw_viewing(segment, dataclasses.replace(SHORT, noised=noised))
+    fake, real = adversarial.judge(judge, segment, viewing)
     assert fake.shape == (2, 1 if whole_clip else 3)
     assert_near(fake, real, 1e-5)
 
@@ -191,7 +192,7 @@ def test_balanced_pulls_have_the_asked_ratio(share, run):
     assert float((both - reconstruction).norm() / reconstruction.norm()) == pytest.approx(share, rel=1e-4)
 
 
-@pytest.mark.parametrize("field", ["penalty", "centring", "adversarial", "reconstruction"])
+@pytest.mark.parametrize("field", ["penalty", "adversarial", "reconstruction"])
 def test_every_weight_may_be_zero(field, tmp_path):
     train(tmp_path, dataclasses.replace(SHORT, steps=3, **{field: 0.0}))
 
@@ -215,8 +216,8 @@ def test_balance_without_reconstruction_is_refused(tmp_path):
         {"balanced": True},
         {"exact_penalties": True, "penalty": 10.0},
         {"whole_clip": True},
-        {"sees_previous": False},
-        {"centring": 0.01, "discriminator_updates": 2},
+        {"noised": True, "discriminator_shift": 0.5},
+        {"optimiser": "adam"},
     ],
     ids=lambda options: ", ".join(options),
 )
@@ -338,7 +339,35 @@ def test_a_still_and_noise_are_reported(factor, reported, run, capsys):
     assert ("times as much as the true one" in printed.out + printed.err) == reported
 
 
+def segment_of_one_value(rows: int) -> Segment:
+    return Segment(0, *torch.zeros(5, rows, 1, 1, 1, 1))
+
+
 def test_t_of_the_discriminator_is_uniform_and_never_zero():
-    t = draw_t(20_000)
+    t = draw_viewing(segment_of_one_value(20_000), SHORT).t
     assert t.min() >= 1e-3 and t.max() <= 1
     assert t.quantile(torch.tensor([0.1, 0.5, 0.9])).tolist() == pytest.approx([0.1, 0.5, 0.9], abs=0.02)
+
+
+def test_a_shift_below_one_draws_more_small_t():
+    config = dataclasses.replace(SHORT, discriminator_shift=0.5)
+    assert float(draw_viewing(segment_of_one_value(20_000), config).t.median()) == pytest.approx(1 / 3, abs=0.02)
+
+
+def test_frames_are_shown_noised_to_t_with_the_noise_of_their_place():
+    """Between the frames, at t = 0, and noise alone, at t = 1; the frames before have a noise of their own."""
+    segment = segment_of(torch.randn(3, 16, 2, 4, 4), torch.randn(3, 16, 2, 4, 4))
+    viewing = draw_viewing(segment, dataclasses.replace(SHORT, noised=True))
+    viewing = dataclasses.replace(viewing, t=torch.tensor([0.0, 0.25, 1.0]))
+    frames, previous = viewing.show(segment.fake, segment.fake_previous)
+    assert torch.equal(frames[0], segment.fake[0]) and torch.equal(previous[0], segment.fake_previous[0])
+    assert_near(frames[1], 0.75 * segment.fake[1] + 0.25 * viewing.noise[0, 1], 1e-6)
+    assert torch.equal(frames[2], viewing.noise[0, 2]) and torch.equal(previous[2], viewing.noise[1, 2])
+    assert not torch.equal(viewing.noise[0], viewing.noise[1])
+    assert draw_viewing(segment, SHORT).show(segment.fake, segment.fake_previous)[0] is segment.fake
+
+
+def test_an_unknown_optimiser_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="optimiser: expected muon or adam, got sgd"):
+        train(tmp_path / "run", dataclasses.replace(SHORT, optimiser="sgd"))
+    assert not (tmp_path / "run").exists()

@@ -13,7 +13,6 @@ from aapt_fast.training.losses import (
     codec_loss,
     consistency_loss,
     exact_penalty,
-    logit_centring,
     relativistic_discriminator_loss,
     relativistic_generator_loss,
 )
@@ -109,12 +108,6 @@ def test_approximate_penalty_of_a_constant_is_zero():
     assert float(approximate_penalty(logits, logits + 0.5)) == pytest.approx(0.25, rel=1e-5)
 
 
-def test_centring_sees_the_common_part_of_the_logits_only():
-    fake, real = torch.tensor([1.0, -2.0]), torch.tensor([-1.0, 2.0])
-    assert logit_centring(fake, real) == 0
-    assert float(logit_centring(fake + 0.5, real + 0.5)) == pytest.approx(1.0)
-
-
 def test_consistency_loss_pulls_the_prediction_only():
     predicted = torch.zeros(2, 2, 1, 1, 1, requires_grad=True)
     target = torch.ones(2, 2, 1, 1, 1, requires_grad=True)
@@ -148,7 +141,6 @@ ONE, TWO = torch.ones(1), torch.ones(2)
         (lambda: exact_penalty(LOGITS, torch.zeros(3, 3)), "frames: expected shape [2, 3], got [3, 3]"),
         (lambda: exact_penalty(LOGITS, torch.zeros(2, 3)), "frames: expected recorded gradients"),
         (lambda: approximate_penalty(LOGITS, torch.zeros(2)), "disturbed: expected shape [2, 4], got [2]"),
-        (lambda: logit_centring(LOGITS, torch.zeros(4)), "real: expected shape [2, 4], got [4]"),
         (lambda: relativistic_generator_loss(LOGITS, torch.zeros(2, 1)), "real: expected shape [2, 4], got [2, 1]"),
         (lambda: relativistic_discriminator_loss(LOGITS, torch.zeros(())), "real: expected shape [2, 4], got []"),
         (lambda: codec_loss(VIDEO, VIDEO[:1]), "truth: expected shape [2, 3, 4, 8, 8], got [1, 3, 4, 8, 8]"),

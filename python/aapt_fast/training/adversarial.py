@@ -12,6 +12,10 @@ The discriminator compares each generated frame with the true one of the same mo
 is kept by approximate R1 and R2. Our worlds have the truth for every control, so a plain distance to it can be added
 (`reconstruction`): the paper has no such term, and with it alone (`adversarial` = 0) the stage is a student-forced
 regression, the baseline for what the adversarial loss adds.
+
+As published, the discriminator is shown clean frames, and t is a mere input. With `noised` it is shown frames noised to
+t, as its trunk has seen them in stage 1: it cannot win by details that no generator of this size gets right, and both
+networks go on learning (docs/results/coin.md).
 """
 
 from __future__ import annotations
@@ -30,7 +34,7 @@ from aapt_fast.errors import require
 from aapt_fast.models.aapt.config import GeneratorConfig
 from aapt_fast.models.aapt.discriminator import Discriminator
 from aapt_fast.models.aapt.generator import Generator
-from aapt_fast.models.aapt.sampling import sample_frame
+from aapt_fast.models.aapt.sampling import sample_frame, shift_time
 from aapt_fast.ops.cache import GrowingCache
 from aapt_fast.progress import say
 from aapt_fast.training.clips import Batch, Clips
@@ -38,7 +42,6 @@ from aapt_fast.training.diffusion import Evaluation
 from aapt_fast.training.losses import (
     approximate_penalty,
     exact_penalty,
-    logit_centring,
     relativistic_discriminator_loss,
     relativistic_generator_loss,
 )
@@ -65,18 +68,21 @@ class AdversarialConfig:
     penalty: float = 300.0  # lambda of R1 and R2; the paper's is 1000
     sigma: float = 0.1  # of the disturbance in approximate R1 and R2
     exact_penalties: bool = False  # the gradients themselves instead of differences; slow
-    centring: float = 0.0
     whole_clip: bool = False  # a bidirectional discriminator with one logit per segment
-    sees_previous: bool = True  # it is shown the frame before; False: the frame itself once more
+    noised: bool = False  # the discriminator is shown frames noised to t, generated and true ones alike
+    discriminator_shift: float = 1.0  # of its t; below 1 draws more small t
     discriminator_alone: int = 100  # first steps, with the generator frozen
-    discriminator_updates: int = 1  # per update of the generator
     discriminator_rate: float = 3e-4
+    optimiser: str = "muon"  # of the generator: "muon", or "adam", without momentum and at `rate` for all weights
     matrix_rate: float = 0.005
     rate: float = 4e-4
-    weight_decay: float = 0.0
+    weight_decay: float = 0.0  # with "muon"
     average_decay: float = 0.995
     evaluate_every: int = 100
     seed: int = 0
+
+
+OPTIMISERS = ("muon", "adam")
 
 
 @dataclass(frozen=True)
@@ -94,6 +100,25 @@ class Segment:
     control: Tensor
 
 
+@dataclass(frozen=True)
+class Viewing:
+    """The level that the discriminator judges at: t [B], and noise [2, B, C, O + F, h, w] or None.
+
+    The first noise is for the frames, the second for the frames before them. Generated, true and disturbed frames get
+    the same, so that differences of logits measure the frames alone.
+    """
+
+    t: Tensor
+    noise: Tensor | None
+
+    def show(self, frames: Tensor, previous: Tensor) -> tuple[Tensor, Tensor]:
+        """Frames and those before them [B, C, O + F, h, w], noised to t if there is noise."""
+        if self.noise is None:
+            return frames, previous
+        t = self.t.view(-1, 1, 1, 1, 1)
+        return (1 - t) * frames + t * self.noise[0], (1 - t) * previous + t * self.noise[1]
+
+
 def train_adversarial(
     folder: Path,
     config: AdversarialConfig,
@@ -107,11 +132,12 @@ def train_adversarial(
     """Train from `start` (stage 2's weights); the discriminator starts from `trunk` (stage 1's). Returns the average.
 
     `channel_weights` [C] weigh the latent channels in the reconstruction. Raises ValueError if both the reconstruction
-    and the adversarial weight are 0, or if the clips are shorter than a segment.
+    and the adversarial weight are 0, for an unknown optimiser, or if the clips are shorter than a segment.
     """
     pulled = config.reconstruction > 0 or config.adversarial > 0
     require(pulled, "adversarial", "a weight above 0, as reconstruction is 0", 0)
     require(not config.balanced or config.reconstruction > 0, "balanced", "False, as reconstruction is 0", True)
+    require(config.optimiser in OPTIMISERS, "optimiser", " or ".join(OPTIMISERS), config.optimiser)
     clips.require_frames(config.segment_frames)
     torch.manual_seed(config.seed)
     generator = Generator(config.model)
@@ -121,8 +147,16 @@ def train_adversarial(
     # RMSProp with alpha 0.9, which is Adam without momentum (APT appendix)
     judge_optimiser = torch.optim.Adam(discriminator.parameters(), lr=config.discriminator_rate, betas=(0.0, 0.9))
     judged = {"discriminator": discriminator, "judge_optimiser": judge_optimiser}
-    decay = config.average_decay
-    trainer = Trainer(folder, config, generator, lambda: evaluate(generator), watch, more=judged, average_decay=decay)
+    trainer = Trainer(
+        folder,
+        config,
+        generator,
+        lambda: evaluate(generator),
+        watch,
+        optimiser=adam(generator, config.rate) if config.optimiser == "adam" else None,
+        more=judged,
+        average_decay=config.average_decay,
+    )
     run = trainer.run
 
     for step in trainer.steps():
@@ -145,11 +179,15 @@ def train_adversarial(
         # the discriminator, on the same frames
         if config.adversarial > 0:
             discriminator.requires_grad_(True)
-            for _ in range(config.discriminator_updates):
-                for segment in segments:
-                    (discriminator_loss(discriminator, segment, config, run) / len(segments)).backward()
-                trainer.descend(discriminator, judge_optimiser)
+            for segment in segments:
+                (discriminator_loss(discriminator, segment, config, run) / len(segments)).backward()
+            trainer.descend(discriminator, judge_optimiser)
     return generator
+
+
+def adam(generator: Generator, rate: float) -> torch.optim.Optimizer:
+    """Adam without momentum: the gradient of an adversary turns, and what it was before misleads."""
+    return torch.optim.Adam(generator.parameters(), lr=rate, betas=(0.0, 0.99), fused=True)
 
 
 def long_batch(clips: Clips, config: AdversarialConfig, step: int) -> Batch:
@@ -208,7 +246,7 @@ def generator_pull(
         run.track(reconstruction=error)
     if config.adversarial > 0:
         watched = dataclasses.replace(segment, fake=frames)
-        fake, real = judge(discriminator, watched, draw_t(len(segment.real)), config.sees_previous)
+        fake, real = judge(discriminator, watched, draw_viewing(segment, config))
         adversarial = relativistic_generator_loss(fake, real.detach())
         towards_real = torch.autograd.grad(adversarial, frames)[0]
         towards_real[:, :, : segment.overlap] = 0  # these frames are not generated again
@@ -221,15 +259,15 @@ def generator_pull(
 def discriminator_loss(
     discriminator: Discriminator, segment: Segment, config: AdversarialConfig, run: TrainingRun
 ) -> Tensor:
-    """Relativistic loss and R1, R2 of a segment. All passes share t, so that the penalties do not measure its noise."""
-    t = draw_t(len(segment.real))
+    """Relativistic loss and R1, R2 of a segment. All passes share a viewing: penalties do not measure its chance."""
+    viewing = draw_viewing(segment, config)
     recorded = config.penalty > 0 and config.exact_penalties
     fake_frames = segment.fake.detach().requires_grad_(recorded)
     real_frames = segment.real.detach().clone().requires_grad_(recorded)
     watched = dataclasses.replace(segment, fake=fake_frames, real=real_frames)
     # torch's fused attention has no second derivative
     with sdpa_kernel(SDPBackend.MATH) if recorded else nullcontext():
-        fake, real = judge(discriminator, watched, t, config.sees_previous)
+        fake, real = judge(discriminator, watched, viewing)
     loss = relativistic_discriminator_loss(fake, real)
     run.track(discriminator=loss, gap=(real - fake).mean())
     if config.penalty > 0:
@@ -242,30 +280,30 @@ def discriminator_loss(
                 fake=fake_frames + config.sigma * torch.randn_like(fake_frames),
                 real=real_frames + config.sigma * torch.randn_like(real_frames),
             )
-            fake_near, real_near = judge(discriminator, disturbed, t, config.sees_previous)
+            fake_near, real_near = judge(discriminator, disturbed, viewing)
             penalties = approximate_penalty(real, real_near) + approximate_penalty(fake, fake_near)
         run.track(penalties=config.penalty * penalties)
         loss = loss + config.penalty * penalties
-    if config.centring > 0:
-        loss = loss + config.centring * logit_centring(fake, real)
     return loss
 
 
-def judge(discriminator: Discriminator, segment: Segment, t: Tensor, sees_previous: bool) -> tuple[Tensor, Tensor]:
+def judge(discriminator: Discriminator, segment: Segment, viewing: Viewing) -> tuple[Tensor, Tensor]:
     """Logits of the generated and of the true frames, [B, F] each, in one pass; the overlap gets none."""
-    frames = torch.cat([segment.fake, segment.real])
-    previous = torch.cat([segment.fake_previous, segment.real_previous]) if sees_previous else frames
+    fakes = viewing.show(segment.fake, segment.fake_previous)
+    reals = viewing.show(segment.real, segment.real_previous)
+    frames, previous = (torch.cat(pair) for pair in zip(fakes, reals, strict=True))
     with mixed_precision():
-        logits = discriminator(frames, previous, segment.control.repeat(2, 1, 1, 1, 1), t.repeat(2))
+        logits = discriminator(frames, previous, segment.control.repeat(2, 1, 1, 1, 1), viewing.t.repeat(2))
     if not discriminator.whole_clip:
         logits = logits[:, segment.overlap :]
     fake, real = logits.chunk(2)
     return fake, real
 
 
-def draw_t(rows: int) -> Tensor:
-    """t [B] of the discriminator: uniform, not shifted (AAPT section 2.3)."""
-    return torch.rand(rows).clamp_min(SMALLEST_T)
+def draw_viewing(segment: Segment, config: AdversarialConfig) -> Viewing:
+    """A level for every row: t uniform as in AAPT section 2.3, or shifted; noise if frames are shown noised."""
+    t = shift_time(torch.rand(len(segment.real)), config.discriminator_shift).clamp_min(SMALLEST_T)
+    return Viewing(t, torch.randn(2, *segment.real.shape) if config.noised else None)
 
 
 @torch.no_grad()

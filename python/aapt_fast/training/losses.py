@@ -63,9 +63,3 @@ def exact_penalty(logits: Tensor, frames: Tensor) -> Tensor:
         (gradient,) = torch.autograd.grad(column.sum(), frames, create_graph=True)
         total = total + gradient.square().sum() / len(columns)
     return total / columns.shape[1]
-
-
-def logit_centring(fake: Tensor, real: Tensor) -> Tensor:
-    """mean (D_fake + D_real)^2: relativistic logits float, since only their difference counts; this holds them."""
-    require_shape("real", real, *fake.shape)
-    return (fake + real).square().mean()
