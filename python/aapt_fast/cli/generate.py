@@ -29,7 +29,7 @@ from aapt_fast.models.files.placement import fast_dtype
 from aapt_fast.models.stream_model import StreamModel
 from aapt_fast.ops import observe_ops
 from aapt_fast.progress import progress, say
-from aapt_fast.streaming.controls import require_fractions
+from aapt_fast.streaming.fractions import require_fractions
 from aapt_fast.streaming.session import StreamSession
 from aapt_fast.worlds.script import read_script, script_frames
 from aapt_fast.worlds.world import FPS, MEDLEY, FirstFrame, Player
