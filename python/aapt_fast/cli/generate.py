@@ -94,7 +94,7 @@ def _open_stream(arguments: argparse.Namespace) -> _Stream:
         if odd := world.odd_controls(poses):
             say(f"--controls: {odd}")
         player = FilePlayer(poses)
-    sheet = None if arguments.sheet is None else ContactSheet(arguments.sheet, FRAMES_PER_STEP * steps, world)
+    sheet = None if arguments.sheet is None else ContactSheet(arguments.sheet, world)
     sampler = EulerSampler(arguments.nfe)
     session = StreamSession(model, start, seed=arguments.seed, sampler=sampler)
     return _Stream(model, session, player, steps, sheet)
