@@ -30,7 +30,7 @@ ARROWS = {
     "not_copied": set(),  # refuses copy and pickle
     "progress": set(),  # bars and messages on stderr
     "ops": {"errors", "atomic", "_C"},
-    "media": {"errors", "limits"},  # pictures and videos in files
+    "media": {"errors", "atomic", "limits"},  # pictures and videos in files
     "models": {"errors", "atomic", "limits", "ops", "media", "worlds"},
     "streaming": {"errors", "limits", "not_copied", "ops", "models", "worlds"},
     "training": {"errors", "atomic", "limits", "progress", "ops", "models", "streaming", "worlds"},

@@ -1,13 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 
 from aapt_fast import limits
-from aapt_fast.limits import available_memory, in_gb, require_disk, require_folder, require_memory, require_writable
+from aapt_fast.limits import (
+    available_memory,
+    in_gb,
+    require_disk,
+    require_empty_folder,
+    require_file_target,
+    require_folder,
+    require_memory,
+    require_writable,
+)
 
 GIB = 2**30
 
@@ -89,6 +99,26 @@ def test_a_folder_that_is_missing_is_named(tmp_path: Path) -> None:
     for name, why in (("nowhere", "which does not exist"), ("file", "which is a file")):
         with pytest.raises(OSError, match=rf"^--sheet: expected a folder that exists, got {tmp_path / name}, {why}$"):
             require_writable("--sheet", tmp_path / name)
+
+
+def test_a_file_replaces_no_folder_and_no_device(tmp_path: Path) -> None:
+    file, pipe = tmp_path / "file", tmp_path / "pipe"
+    file.touch()
+    os.mkfifo(pipe)
+    for path in (file, tmp_path / "new"):
+        require_file_target("--json", path)
+    for path, got in ((tmp_path, "the folder .*"), (pipe, ".*/pipe, which is a device, a pipe or a socket")):
+        with pytest.raises(ValueError, match=f"^--json: expected a file, got {got}$"):
+            require_file_target("--json", path)
+
+
+def test_an_empty_folder_is_new_or_has_no_entry(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "new"):
+        require_empty_folder("--out", path)
+    (tmp_path / "file").touch()
+    for path, got in ((tmp_path, f"{tmp_path} with file"), (tmp_path / "file", ".*/file, which is no folder")):
+        with pytest.raises(ValueError, match=f"^--out: expected a new or empty folder, got {got}$"):
+            require_empty_folder("--out", path)
 
 
 def test_sizes_are_in_gigabytes() -> None:

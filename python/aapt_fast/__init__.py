@@ -52,11 +52,7 @@ Errors
 
 from __future__ import annotations
 
-from importlib import import_module
-from types import ModuleType
-from typing import TYPE_CHECKING, Any
-
-from aapt_fast.errors import NO_TORCH
+TYPE_CHECKING = False  # as that of typing; this file imports nothing, so that Ctrl-C meets no import before __main__
 
 if TYPE_CHECKING:
     from aapt_fast.errors import CheckpointError as CheckpointError
@@ -120,9 +116,9 @@ _MODULES = {
 __all__ = ["__version__", *_MODULES]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name == "__version__":
-        value: Any = _version()
+        value: object = _version()
     elif name in _MODULES:
         value = getattr(_import(_MODULES[name]), name)
     else:
@@ -135,11 +131,15 @@ def __dir__() -> list[str]:
     return __all__
 
 
-def _import(module: str) -> ModuleType:
+def _import(module: str) -> object:
+    from importlib import import_module
+
     try:
         return import_module(module)
     except ModuleNotFoundError as error:
         if error.name == "torch":
+            from aapt_fast.errors import NO_TORCH
+
             raise ImportError(NO_TORCH) from error
         raise
 

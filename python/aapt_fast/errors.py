@@ -49,6 +49,25 @@ def require_seed(seed: int) -> None:
     require(-(2**63) <= seed < 2**63, "seed", "a signed 64-bit integer", seed)
 
 
+def require_plain(argument: str, tensor: torch.Tensor) -> None:
+    """Raise `TypeError` unless `tensor` holds real numbers one after the other: on meta, sparse, quantised ones do not.
+
+    Torch's own messages for these name an operator, and not the argument.
+    """
+    import torch
+
+    found = {
+        "one on the device meta, which holds none": tensor.device.type == "meta",
+        "a nested one; give a tensor with .to_padded_tensor() or one part": tensor.is_nested,
+        f"a quantised one ({tensor.dtype}); give its .dequantize()": tensor.is_quantized,
+        f"one of layout {tensor.layout}; give its .to_dense()": tensor.layout != torch.strided,
+        f"complex ones ({tensor.dtype}); give its .real": tensor.is_complex(),
+    }
+    for got, is_so in found.items():
+        if is_so:
+            raise TypeError(f"{argument}: expected a tensor with real numbers in memory, got {got}")
+
+
 def require_shape(argument: str, tensor: torch.Tensor, *shape: int | str) -> None:
     """Check the shape of `tensor`: an int must match, a str names a free dimension (shown in the message)."""
     import torch

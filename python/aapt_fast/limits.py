@@ -36,11 +36,27 @@ def require_disk(argument: str, path: Path, needed: int) -> None:
     require(needed <= free, argument, fits, f"one that needs {in_gb(needed)}")
 
 
+def require_file_target(argument: str, path: Path) -> None:
+    """Raise ValueError for a folder or a device, OSError if files cannot be made in the folder of the file `path`."""
+    require(not path.is_dir(), argument, "a file", f"the folder {path}")
+    device = path.exists() and not path.is_file()  # a file of that name would replace it
+    require(not device, argument, "a file", f"{path}, which is a device, a pipe or a socket")
+    require_writable(argument, path.parent)
+
+
 def require_folder(argument: str, path: Path) -> None:
     """Raise ValueError unless `path` is a folder or can become one, OSError unless files can be made in it."""
     place = _there(path)
     require(place.is_dir(), argument, "a folder, which may be new", f"{path}, where {place} is a file")
     require_writable(argument, place)
+
+
+def require_empty_folder(argument: str, path: Path) -> None:
+    """Raise ValueError unless `path` is an empty folder, or nothing yet."""
+    if path.exists():
+        require(path.is_dir(), argument, "a new or empty folder", f"{path}, which is no folder")
+        entries = sorted(entry.name for entry in path.iterdir())
+        require(not entries, argument, "a new or empty folder", f"{path} with {', '.join(entries[:3])}")
 
 
 def require_writable(argument: str, folder: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from aapt_fast.cli import choices
 from aapt_fast.models.aapt.presets import GENERATORS
+from aapt_fast.models.files.bundled import PRESETS
 from aapt_fast.models.files.convert import SHARD_BYTES
 from aapt_fast.profiling.frame import FEWEST_STEPS, FRAMES_PER_STEP
 from aapt_fast.training.evaluate import MIRROR_FROM
@@ -22,7 +23,7 @@ def test_worlds() -> None:
 
 
 def test_models() -> None:
-    assert tuple(GENERATORS) == choices.PRESETS
+    assert tuple(GENERATORS) == PRESETS
     assert choices.SHARD_GIB * 2**30 == SHARD_BYTES
 
 
@@ -36,4 +37,4 @@ def test_training() -> None:
 def test_measurements() -> None:
     steps = -(-MIRROR_FROM // FRAMES_PER_STEP)  # the first that reach beyond, with the frame before them
     assert FRAMES_PER_STEP * (steps - 1) + 1 == choices.LEAST_FRAMES
-    assert choices.FEWEST_STEPS == FEWEST_STEPS
+    assert (choices.FEWEST_STEPS, choices.FRAMES_PER_STEP) == (FEWEST_STEPS, FRAMES_PER_STEP)

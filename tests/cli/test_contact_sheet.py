@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from aapt_fast.cli.checks import check_sheet_target
-from aapt_fast.cli.contact_sheet import ContactSheet
+from aapt_fast.cli.contact_sheet import MOST_KEPT, ContactSheet
 from aapt_fast.training.metrics import psnr
 from aapt_fast.training.sheet import save_sheet
 from aapt_fast.worlds.person.identity import make_identity
@@ -50,7 +50,7 @@ def test_a_sheet_of_a_video_as_it_comes(tmp_path: Path, portion: int):
     points, truth = pose_points(angles), render(forward_kinematics(angles), make_identity(5), 32)
     video = (truth.permute(0, 2, 3, 1) * 255).round().byte()
     video[1::2] = 255 - video[1::2]  # frame 1 is not shown
-    sheet = ContactSheet(tmp_path / "x.png", 40, PersonWorld())
+    sheet = ContactSheet(tmp_path / "x.png", PersonWorld())
     for first in range(0, 40, portion):
         part = slice(first, first + portion)
         sheet.add(video[part], points[part], truth[part])
@@ -65,8 +65,29 @@ def test_a_sheet_of_a_video_as_it_comes(tmp_path: Path, portion: int):
     assert torch.equal(pixels[32:64, :32], video[0])
 
 
+@pytest.mark.parametrize("length", [5, 96, 97, 1000])
+def test_a_video_of_any_length_fills_a_sheet_and_little_memory(tmp_path: Path, length: int):
+    """As for a stopped video, whose planned length says nothing about its columns."""
+    sheet = ContactSheet(tmp_path / "x.png", PersonWorld())
+    numbers = torch.arange(length)
+    video = torch.stack([numbers // 100, numbers % 100, 0 * numbers], dim=1).byte()  # the frame's number is its colour
+    most = 0
+    for part in video[:, None, None].expand(-1, 4, 4, -1).split(4):
+        sheet.add(part, torch.zeros(len(part), 19, 3), None)
+        most = max(most, len(sheet._kept))
+    assert most <= MOST_KEPT and sheet.write_unfinished() == tmp_path / "x.png"
+    with Image.open(tmp_path / "x.png") as picture:
+        pixels = torch.from_numpy(np.array(picture))[::2, ::2].long()
+    shown = pixels[4, ::4]
+    shown = shown[:, 0] * 100 + shown[:, 1]
+    wanted = torch.linspace(0, length - 1, min(12, length), dtype=torch.float64)
+    gap = max(1, (length - 1) / 11)
+    assert len(shown) == len(wanted) and shown[0] == 0 and shown[-1] == length - 1
+    assert ((wanted - shown) / gap).abs().max() < 0.3 or length < 12
+
+
 def test_a_sheet_without_a_truth(tmp_path: Path):
-    sheet = ContactSheet(tmp_path / "x.png", 4, PersonWorld())
+    sheet = ContactSheet(tmp_path / "x.png", PersonWorld())
     sheet.add(torch.zeros(4, 32, 32, 3, dtype=torch.uint8), torch.rand(4, 19, 3), None)
     assert sheet.write() == {"sheet": str(tmp_path / "x.png")}
     with Image.open(tmp_path / "x.png") as picture:

@@ -19,15 +19,18 @@ from aapt_fast.models.stream_model import StreamModel
 from aapt_fast.models.vae.mini import MiniVAE, MiniVAEConfig
 from aapt_fast.training import evaluate, pose_network, recipes
 from aapt_fast.training.pose_network import PoseNetworkConfig
+from aapt_fast.training.step_latency import step_latency
 
 TINY_VAE = MiniVAEConfig(encoder_widths=(4, 4, 4), decoder_widths=(4, 4, 4))
 
 
 @pytest.fixture
 def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The file of a nano model, 32x32; the pose network of the evaluation is as small."""
+    """The file of a nano model, 32x32; its evaluation has a tiny pose network, few timed steps and no plots."""
     tiny = functools.partial(PoseNetworkConfig, widths=(4, 4, 4), clips=2, held_out=1, frames=2, steps=2, batch=2)
     monkeypatch.setattr(recipes, "PoseNetworkConfig", tiny)
+    monkeypatch.setattr("aapt_fast.training.report.can_plot", lambda: False)
+    monkeypatch.setattr(evaluate, "step_latency", functools.partial(step_latency, steps=2, warm=1))
     path = tmp_path / "nano.safetensors"
     StreamModel(Generator(NANO), MiniVAE(TINY_VAE), name="nano").save_pretrained(path)
     return str(path)

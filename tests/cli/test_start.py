@@ -10,12 +10,15 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 import aapt_fast
+from aapt_fast.__main__ import program
 from aapt_fast.cli import OUTPUT_CLOSED, main
 from aapt_fast.cli.options import COMMANDS
+from aapt_fast.cli.signals import handlers_restored
 
 WITHOUT_TORCH = """
 import sys
@@ -41,11 +44,70 @@ def test_help_and_version_need_no_torch(arguments: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["generat"], ["generate"], ["train", "persons"], ["generate", "--frames", "x"]]
+    ("line", "said"),
+    [
+        ("", ": the following arguments are required: command"),
+        ("generat", ": command: invalid choice: 'generat'"),
+        ("generate", " generate: the following arguments are required: --out"),
+        ("train persons --out x", " train: recipe: invalid choice: 'persons'"),
+        ("generate --out x --frames x", " generate: --frames: expected an integer, got x"),
+        ("generate --out x --dtype int8", " generate: --dtype: invalid choice: 'int8'"),
+        ("bench frame --target soon", " bench frame: --target: expected a number, got soon"),
+        ("generate --out x --loud", " generate: expected options of aapt-fast generate, got --loud"),
+        ("convert mini-person --out x more", " convert: expected options of aapt-fast convert, got more"),
+        ("--loud", ": the following arguments are required: command"),
+        ("generate --out -", " generate: --out: expected a file or folder, got -; ./- is a"),
+        ("generate --out x.gif --sheet -", " generate: --sheet: expected a file or folder, got -; ./- is a"),
+        ("train person --out -", " train: --out: expected a file or folder, got -; ./- is a"),
+        ("bench frame --json -", " bench frame: --json: expected a file or folder, got -; ./- is a"),
+    ],
 )
-def test_mistakes_need_no_torch(arguments: list[str]) -> None:
-    done = start(*arguments)
-    assert done.returncode == 2 and done.stderr.startswith("usage: aapt-fast"), done.stderr
+def test_options_that_cannot_be_read_are_one_line(
+    line: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="2"):
+        main(line.split())
+    command = said.partition(":")[0]
+    printed = capsys.readouterr()
+    assert printed.out == "" and printed.err.startswith(f"aapt-fast{said}"), printed.err
+    assert printed.err.endswith(f"; see aapt-fast{command} --help\n") and printed.err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_options_that_cannot_be_read_need_no_torch() -> None:
+    done = start("generate", "--frames", "x")
+    assert done.returncode == 2 and done.stderr.startswith("aapt-fast generate: --frames: expected"), done.stderr
+
+
+EARLY = """
+import os, signal, sys
+class Interrupt:
+    def find_spec(self, name, *_):
+        if name == sys.argv[1]:
+            os.kill(os.getpid(), signal.SIGINT)
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.meta_path.insert(0, Interrupt())
+from aapt_fast.__main__ import program
+sys.exit(program())
+"""
+
+
+@pytest.mark.parametrize("module", ["aapt_fast.cli", "aapt_fast.models.files.recognise"])
+def test_ctrl_c_during_the_imports_says_nothing(module: str) -> None:
+    done = subprocess.run([sys.executable, "-c", EARLY, module], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+def test_ctrl_c_while_the_arguments_are_read_says_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("aapt_fast.cli.make_parser", lambda: signal.raise_signal(signal.SIGINT))
+    with handlers_restored():
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        assert program() == 130
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    assert capsys.readouterr() == ("", "")
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -68,17 +130,36 @@ def test_help_tells_every_default(command: str) -> None:
         assert not takes_a_value or "default" in option.help, option.option_strings
 
 
+FACTS = """
+import sys, types
+sys.modules["aapt_fast.cli.doctor"] = types.SimpleNamespace(run=lambda _: print("facts"))
+from aapt_fast.cli import program
+sys.exit(program())
+"""
+
+
 @pytest.mark.parametrize(
     ("arguments", "statuses"),
-    [(["doctor", "--json"], {OUTPUT_CLOSED}), (["--help"], {0, OUTPUT_CLOSED})],  # argparse hides that it cannot write
+    [(["doctor"], {OUTPUT_CLOSED}), (["--help"], {0, OUTPUT_CLOSED})],  # argparse hides that it cannot write
 )
 def test_a_reader_that_goes_away_is_no_error(arguments: list[str], statuses: set[int]) -> None:
     reader, writer = os.pipe()
     os.close(reader)
-    command = [sys.executable, "-m", "aapt_fast", *arguments]
-    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True)
+    done = subprocess.run([sys.executable, "-c", FACTS, *arguments], stdout=writer, stderr=subprocess.PIPE, text=True)
     os.close(writer)
     assert done.returncode in statuses and done.stderr == ""
+
+
+FULL = Path("/dev/full")
+
+
+@pytest.mark.skipif(not FULL.is_char_device(), reason="no /dev/full on this system")
+@pytest.mark.parametrize("arguments", ["--version", "doctor"])
+def test_an_output_without_room_is_one_line(arguments: str) -> None:
+    with FULL.open("w") as full:
+        command = [sys.executable, "-c", FACTS, arguments]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (2, "aapt-fast: the output cannot be written: No space left on device\n")
 
 
 def test_a_closed_output_changes_no_status(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

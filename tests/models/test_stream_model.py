@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import warnings
 from pathlib import Path
 
@@ -11,6 +12,8 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+import aapt_fast
+import aapt_fast.profiling.systems
 from aapt_fast import FirstFrame, StreamSession, load_vae
 from aapt_fast.errors import CheckpointError
 from aapt_fast.models.aapt.generator import Generator
@@ -74,6 +77,11 @@ def test_every_kind_of_image():
         (torch.full((3, 32, 32), torch.nan), ValueError, r"image: expected values in -1..1 \(.*\), got nan to nan"),
         (torch.zeros(3, 32, 32).long(), ValueError, r"image: expected uint8 \[H, W, 3\] or float"),
         (numpy.zeros((32, 32, 3), object), ValueError, r"image: expected uint8 .*, got an array of dtype object"),
+        (
+            torch.zeros(3, 32, 32, device="meta"),
+            TypeError,
+            "image: expected a tensor with real numbers in memory, got one",
+        ),
         ("a.png", TypeError, r"image: expected a PIL image, uint8 \[H, W, 3\] or float \[3, H, W\], got str"),
     ],
 )
@@ -114,6 +122,14 @@ def test_decoded_pixels_are_rounded_to_bytes(level, byte):
     assert video.dtype == torch.uint8 and video.shape == (4, 2, 2, 3) and video.eq(byte).all()
 
 
+def test_a_preset_has_no_weights_to_load_and_can_be_made_as_the_message_says():
+    with pytest.raises(ValueError, match=r"path: expected a bundled model .*, got nano: a preset without") as caught:
+        StreamModel.from_pretrained("nano")
+    advice = re.search(r"; (aapt_fast\S+\('.*\)) makes one", str(caught.value))[1]
+    scope = {"aapt_fast": aapt_fast, "device": torch.device("cpu"), "dtype": torch.float32}
+    assert isinstance(eval(advice, scope), StreamModel)
+
+
 def test_prompts_in_words_go_through_the_encoder():
     embeddings = torch.randn(5, 12)
     model = make_model(NANO_TEXT, text_encoder={"a cat": embeddings}.__getitem__)
@@ -125,6 +141,11 @@ def test_prompts_in_words_go_through_the_encoder():
     ("prompt", "error", "message"),
     [
         ("a cat", ValueError, "prompt: expected embeddings: this model has no text encoder, got a str"),
+        (
+            torch.zeros(3, 12).to_sparse(),
+            TypeError,
+            "prompt: expected a tensor with real numbers in memory, got one of",
+        ),
         (torch.zeros(3, 11), ValueError, r"prompt: expected shape \[L, 12\], got \[3, 11\]"),
         (torch.zeros(1, 3, 12), ValueError, r"prompt: expected shape \[L, 12\], got \[1, 3, 12\]"),
         (torch.zeros(0, 12), ValueError, "prompt: expected at least one token"),

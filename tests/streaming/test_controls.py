@@ -139,12 +139,27 @@ def test_clips_hold_the_controls_of_their_steps(with_previous):
             TypeError,
             r"lists of numbers, got a list of unequal parts: shape \[3, 3\] on cpu and shape \[2, 3\] on cpu$",
         ),
+        (
+            torch.zeros(3, 3, device="meta"),
+            TypeError,
+            "control: expected a tensor with real numbers in memory, got one on",
+        ),
+        (
+            [torch.zeros(3, 3).to_sparse()] * 4,
+            TypeError,
+            "control: expected a tensor with real numbers in memory, got one",
+        ),
         (torch.zeros(3, 3, dtype=torch.bool), TypeError, "lists of numbers, got torch.bool"),
         ("left", TypeError, "control: expected a tensor, an array or lists of numbers, got str"),
         ([[0.0] * 3] * 2, ValueError, r"control: expected shape \[3, 3\], got \[2, 3\]"),
         (torch.zeros(4, 3), ValueError, r"control: expected shape \[3, 3\], got \[4, 3\]"),
-        (torch.zeros(3, 3, 3), ValueError, r"control: expected shape \[4, 3, 3\], got \[3, 3, 3\]"),
-        (torch.zeros(()), ValueError, r"control: expected shape \[4, 3, 3\], got \[\]"),
+        (torch.zeros(3, 3, 3), ValueError, r"control: expected shape \[4, 3, 3\], .*, got \[3, 3, 3\]; "),
+        (torch.zeros(0, 3, 3), ValueError, r"control: expected shape \[4, 3, 3\], .*, got \[0, 3, 3\]$"),
+        (
+            torch.zeros(()),
+            ValueError,
+            r"control: expected shape \[4, 3, 3\], an entry .* one for all of them, got \[\]$",
+        ),
         (torch.full((3, 3), torch.nan), ValueError, "control: expected finite values"),
         (torch.full((3, 3), -torch.inf), ValueError, "control: expected finite values"),
         (numpy.full((3, 3), 1e300), ValueError, "control: expected finite values"),  # not in float32
@@ -154,6 +169,13 @@ def test_clips_hold_the_controls_of_their_steps(with_previous):
 def test_bad_controls(control, error, message):
     with pytest.raises(error, match=message):
         step_entries(control, POSE, GRID)
+
+
+@pytest.mark.parametrize("as_given", [lambda pose: pose, lambda pose: list(pose), lambda pose: list(map(list, pose))])
+def test_controls_of_a_tracker_that_is_trained_need_no_detach(as_given):
+    pose = torch.rand(4, 3, 3, requires_grad=True)
+    entries = step_entries(as_given(pose), POSE, GRID)
+    assert not entries.requires_grad and torch.equal(entries, step_entries(pose.detach(), POSE, GRID))
 
 
 def test_bad_clips():

@@ -25,11 +25,10 @@ STEPS = 9
 
 @pytest.fixture(scope="module")
 def page() -> dict[str, Any]:
-    """The names that the page's definitions make."""
+    """The names that the page makes, all of which runs, one block after the other."""
     names: dict[str, Any] = {}
-    for block in re.findall(r"```py\n(.*?)```", PAGE.read_text(), flags=re.DOTALL):
-        if "class " in block:
-            exec(compile(block, str(PAGE), "exec"), names)
+    for block in re.findall(r"```python\n(.*?)```", PAGE.read_text(), flags=re.DOTALL):
+        exec(compile(block, str(PAGE), "exec"), names)
     return names
 
 
@@ -69,6 +68,11 @@ def test_frames_of_another_kind_name_the_sampler():
         random_session(model, sampler=Misshapen()).step(control)
     with pytest.raises(TypeError, match=r"frames of Lost.sample: expected Tensor, got NoneType"):
         random_session(model, sampler=Lost()).step(control)
+
+
+def test_the_page_takes_a_step_of_the_bundled_model(page):
+    assert page["frames"].shape == (4, 96, 96, 3) and page["session"].steps == 1
+    assert isinstance(page["sampler"].window, page["SparsePast"])
 
 
 @torch.no_grad()

@@ -103,6 +103,40 @@ def test_controls_from_an_iterable_end_with_it(model, first):
         assert torch.equal(torch.cat(list(StreamSession(model, first).frames(source))), expected)
 
 
+class TwoSteps(Player):
+    """Poses of two steps, and then no more."""
+
+    def next(self, frames: int) -> torch.Tensor:
+        if self.taken == 8:
+            raise StopIteration
+        return super().next(frames)
+
+
+def test_a_player_without_more_controls_ends_the_video(model, first):
+    session, player = StreamSession(model, first), Player()
+    expected = play(StreamSession(model, first), [player.next(4), player.next(4)])[1]
+    assert torch.equal(torch.cat(list(session.frames(TwoSteps()))), expected)
+    assert session.steps == 2 and not session.closed
+
+
+@pytest.mark.parametrize("as_given", [torch.Tensor, np.asarray, torch.Tensor.tolist], ids=["tensor", "array", "lists"])
+def test_the_short_last_piece_of_a_track_says_how_to_fill_it(model, first, as_given):
+    track = torch.cat(random_controls(model, 2))[:7]
+    session = StreamSession(model, first)
+    pieces = [as_given(piece) for piece in track.split(4)]
+    with pytest.raises(
+        ValueError, match=r"control: expected shape \[4, 19, 3\], .*, got \[3, 19, 3\]; (.*) holds"
+    ) as caught:
+        list(session.frames(pieces))
+    assert session.steps == 1 and not session.closed
+    advice = re.search(r"; (\S+\(.*) holds the last one$", str(caught.value))[1]
+    filled = eval(advice, {"control": pieces[1], "torch": torch, "numpy": np})
+    assert torch.equal(torch.as_tensor(filled).float(), torch.cat([track[4:], track[6:]]))
+    session.step(filled)
+    with pytest.raises(ValueError, match=r"got \[7, 19, 3\]; take several steps, of 4 entries each$"):
+        session.step(as_given(track))
+
+
 def test_a_number_of_steps(model, first):
     session = StreamSession(model, first)
     assert [frames.shape for frames in session.frames(Player(), steps=3)] == [(4, 32, 32, 3)] * 3
@@ -154,6 +188,11 @@ def test_a_track_of_maps_is_no_list_of_steps():
     with pytest.raises(ValueError, match=r"source: expected \[n, 4, 3, 4, 4\], .*, got \[8, 3, 4, 4\]; source.split"):
         session.frames(track)
     assert len(list(session.frames(track.unflatten(0, (2, 4))))) == 2
+    with pytest.raises(ValueError, match=r"control: .*, got \[3, 3, 4, 4\]; torch.cat.* holds the last one$") as caught:
+        list(session.frames(track[:7].split(4)))
+    control = track[4:7]
+    advice = re.search(r"; (torch.*) holds", str(caught.value))[1]
+    assert torch.equal(eval(advice), torch.cat([control, track[6:7]]))
 
 
 @pytest.mark.parametrize("kind", [Player, list])

@@ -190,6 +190,10 @@ def test_sessions_in_one_pool_do_not_disturb_each_other(model):
     one, other = random_session(model, pool=pool), random_session(model, pool=pool)
     with pytest.raises(PoolExhausted, match=f"asked for {pages} pages, 0 of {pool.pages} are available"):
         random_session(model, pool=pool)
+    with pytest.raises(
+        PoolExhausted, match=r"^pool: asked for \d+ pages, 0 of .* PagePool.for_sessions.* a fork is a s"
+    ):
+        one.fork()
     for step in range(STEPS):
         assert torch.equal(one.step(controls[step]), expected[4 * step : 4 * step + 4])
         assert torch.equal(other.step(others[step]), expected_other[4 * step : 4 * step + 4])

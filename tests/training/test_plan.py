@@ -12,7 +12,8 @@ from aapt_fast import limits
 from aapt_fast.training import plan
 from aapt_fast.training.data import clip_rows
 from aapt_fast.training.files import save_finite
-from aapt_fast.training.plan import STAGES, describe_plan, describe_state, require_room
+from aapt_fast.training.own_folder import STAGES
+from aapt_fast.training.plan import describe_plan, describe_state, require_room
 from aapt_fast.training.recipes import ANYONE, PERSON, RECIPES, Recipe
 
 SHORT = dataclasses.replace(

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from types import ModuleType
 
+from aapt_fast.atomic import NO_ROOM
 from aapt_fast.cli.checks import check
 from aapt_fast.cli.option_names import name_options
 from aapt_fast.cli.options import make_parser
@@ -52,8 +53,12 @@ def _status(argv: Sequence[str] | None) -> int:
             if sys.stdout is not None:  # it is None where the caller has closed it
                 sys.stdout.flush()
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more at its end
+        _drop_output()
         return OUTPUT_CLOSED
+    except OSError as error:  # of the output: all others have been reported
+        _drop_output()
+        _report("", f"the output cannot be written: {error.strerror}")
+        return 2
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -65,12 +70,24 @@ def _run(arguments: argparse.Namespace) -> int:
     except BrokenPipeError:
         raise
     except USER_ERRORS as error:
+        if _is_of_the_output(error):
+            raise
         without_torch = isinstance(error, ModuleNotFoundError) and error.name == "torch"
         _report(arguments.command, NO_TORCH if without_torch else name_options(str(error), arguments))
         return 2
     except KeyboardInterrupt as stop:
         _report(arguments.command, str(stop) or "stopped")
         return 130
+
+
+def _is_of_the_output(error: BaseException) -> bool:
+    """True for the error of a print: the system's, without a name, which `atomic.naming` gives those of files."""
+    return isinstance(error, OSError) and error.errno in NO_ROOM and bool(error.strerror) and error.filename is None
+
+
+def _drop_output() -> None:
+    """Send the rest of the output nowhere: the interpreter flushes once more at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _import(arguments: argparse.Namespace) -> ModuleType:
@@ -85,7 +102,7 @@ def _import(arguments: argparse.Namespace) -> ModuleType:
 def _report(command: str, message: str) -> None:
     """Print a line on stderr, if that still has a reader: a terminal may have gone."""
     with contextlib.suppress(OSError):
-        print(f"aapt-fast {command}: {message}", file=sys.stderr)
+        print(f"{f'aapt-fast {command}'.rstrip()}: {message}", file=sys.stderr)
 
 
 def _let_idle_threads_sleep() -> None:

@@ -10,19 +10,33 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sized
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aapt_fast.cli.absent import require_there
-from aapt_fast.cli.choices import ACTIONS, FEWEST_STEPS, LEAST_FRAMES, PRESETS, STARTED_RECIPES, WORLD
+from aapt_fast.cli.choices import (
+    ACTIONS,
+    FEWEST_STEPS,
+    FRAMES_PER_STEP,
+    LEAST_FRAMES,
+    MEDLEY,
+    STARTED_RECIPES,
+    WORLD,
+)
+from aapt_fast.cli.options import GENERATED_FRAMES
 from aapt_fast.errors import require, require_seed
-from aapt_fast.limits import require_folder, require_writable
-from aapt_fast.media.video_target import check_video_target
-from aapt_fast.models.files.bundled import bundled_models
-from aapt_fast.models.files.find import model_path, require_path
+from aapt_fast.limits import require_empty_folder, require_file_target, require_folder
+from aapt_fast.media.video_target import check_video_target, require_room
+from aapt_fast.models.files.bundled import PRESETS, bundled_models
+from aapt_fast.models.files.find import model_path, require_path, weight_file
 from aapt_fast.models.files.gallery import Gallery, read_gallery
-from aapt_fast.models.files.recognise import OWN, recognise, refusal
+from aapt_fast.models.files.outline import read_outline
+from aapt_fast.models.files.recognise import CONVERTED, OWN, PIPELINE, PRESET, recognise, refusal
+from aapt_fast.training.own_folder import require_own_folder
+
+if TYPE_CHECKING:
+    from aapt_fast.worlds.world import Part
 
 MOST_EVALUATIONS = 1000  # per step: as many as models of this kind are trained with
 SHEET_ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
@@ -45,15 +59,15 @@ def check(arguments: argparse.Namespace) -> None:
 
 
 def _check_generate(arguments: argparse.Namespace) -> None:
-    from aapt_fast.cli.pose_file import read_poses
     from aapt_fast.worlds.script import read_script
 
     both = arguments.motion is not None and arguments.controls is not None
     require(not both, "--controls", "either --motion or --controls", "both")
     require_model(arguments.model, "--model")
     gallery = read_gallery(arguments.model)
-    if arguments.motion is not None and (gallery is None or gallery.world == WORLD):
-        read_script(arguments.motion, ACTIONS, "--motion")
+    script: tuple[Part, ...] | None = None
+    if gallery is None or gallery.world == WORLD:  # the motions of another world are not known here
+        script = read_script(MEDLEY if arguments.motion is None else arguments.motion, ACTIONS, "--motion")
     if arguments.frames is not None:
         require(arguments.frames >= 1, "--frames", "at least 1", arguments.frames)
         require(arguments.frames < 2**31, "--frames", "less than 2^31", arguments.frames)
@@ -64,9 +78,23 @@ def _check_generate(arguments: argparse.Namespace) -> None:
     if arguments.sheet is not None:
         check_sheet_target(arguments.sheet)
     check_video_target(arguments.out, "--out")
-    if arguments.controls is not None:
-        read_poses(arguments.controls)
+    _check_fit(arguments, script)
     check_image(arguments.image, gallery)
+
+
+def _check_fit(arguments: argparse.Namespace, script: tuple[Part, ...] | None) -> None:
+    """Check the file of `--controls`, and whether it and the video fit the model, this machine and the format."""
+    from aapt_fast.cli.pose_file import read_poses, require_poses_of
+
+    poses = None if arguments.controls is None else read_poses(arguments.controls)
+    outline = read_outline(model_path(arguments.model, "--model"))
+    if outline is None:
+        return
+    if poses is not None:
+        require_poses_of(outline.joints, poses)
+    if script is not None:
+        steps = -(-video_frames(arguments.frames, script, poses) // FRAMES_PER_STEP)
+        require_room(arguments.out, FRAMES_PER_STEP * steps, outline.size, arguments.scale)
 
 
 def _check_doctor(arguments: argparse.Namespace) -> None:
@@ -92,6 +120,7 @@ def _check_train(arguments: argparse.Namespace) -> None:
         require(starts, "--start", "none for a recipe that begins from nothing", arguments.start)
         require_model(arguments.start, "--start")
     require_folder("--out", arguments.out)
+    require_own_folder("--out", arguments.out)
 
 
 def _check_evaluate(arguments: argparse.Namespace) -> None:
@@ -133,10 +162,31 @@ def _check_convert(arguments: argparse.Namespace) -> None:
     if not os.path.exists(arguments.source) and arguments.source not in bundled_models():
         require_no_preset(arguments.source, "source")
         raise refusal(arguments.source, "a file or folder of weights")
+    _check_source(bundled_models().get(arguments.source, Path(arguments.source)))
     require_folder("--out", arguments.out)
+    require_empty_folder("--out", arguments.out)
+
+
+def _check_source(source: Path) -> None:
+    """Raise CheckpointError for a source of `convert` that is recognised as something without weights to convert."""
+    if source.is_dir() and recognise(source).kind == PIPELINE:
+        return
+    file = weight_file(source)
+    if recognise(file).kind not in CONVERTED:
+        raise refusal(file, "weights of a Wan transformer, a Wan VAE or a model of this package")
 
 
 # ---- parts that commands share, or read again ----
+
+
+def video_frames(given: int | None, script: tuple[Part, ...], poses: Sized | None) -> int:
+    """Video frames of `generate`: those of `--frames`, else of the poses, else of the script. Raises for too many."""
+    from aapt_fast.worlds.script import script_frames
+
+    if given is None:
+        given = (script_frames(script) or GENERATED_FRAMES) if poses is None else len(poses)
+    require(given < 2**31, "--motion", "less than 2^31 video frames", given)
+    return given
 
 
 def require_model(name: str, argument: str) -> None:
@@ -149,17 +199,19 @@ def require_model(name: str, argument: str) -> None:
 
 def require_no_preset(name: str, argument: str) -> None:
     """Raise ValueError for the name of a preset, which has random weights, unless it is that of a bundled model."""
-    bundled = bundled_models()
-    preset = name in PRESETS and name not in bundled and not os.path.exists(name)
-    expected = f"a model with trained weights ({', '.join(bundled)}, or a file)"
-    require(not preset, argument, expected, f"{name}, a preset with random weights for `aapt-fast bench frame` only")
+    expected = f"a model with trained weights ({', '.join(bundled_models())}, or a file)"
+    require(
+        recognise(name).kind != PRESET,
+        argument,
+        expected,
+        f"{name}, a preset with random weights for `aapt-fast bench frame` only",
+    )
 
 
 def _check_file_target(path: Path | None, argument: str) -> None:
     """Raise ValueError for a folder, OSError if files cannot be made in the file's folder."""
     if path is not None:
-        require(not path.is_dir(), argument, "a file", f"the folder {path}")
-        require_writable(argument, path.parent)
+        require_file_target(argument, path)
 
 
 def check_sheet_target(path: Path) -> None:

@@ -12,8 +12,6 @@ MEDLEY = "medley"
 PART_FRAMES = 48
 JOINTS = 19
 """Joints of a pose in that world."""
-PRESETS = ("aapt-8b", "mini-person", "nano", "nano-text")
-"""The keys of `aapt_fast.models.aapt.presets.GENERATORS`."""
 RECIPES = ("person", "anyone", "company")
 STARTED_RECIPES = ("anyone", "company")
 """Recipes that begin from another model."""
@@ -22,6 +20,8 @@ HELD_OUT_SETS = ("gallery", "strangers", "company")
 HELD_OUT_CLIPS = 16
 HELD_OUT_FRAMES = 360
 """Clips, and video frames after the first one, of the held-out set of the gallery."""
+FRAMES_PER_STEP = 4
+"""Video frames of a step of the models that `generate` takes."""
 SHARD_GIB = 4.0
 """`aapt_fast.models.files.convert.SHARD_BYTES` in GiB."""
 LEAST_FRAMES = 9

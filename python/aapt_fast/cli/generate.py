@@ -10,17 +10,16 @@ import time
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
+from aapt_fast.cli.checks import video_frames
+from aapt_fast.cli.choices import FRAMES_PER_STEP
 from aapt_fast.cli.contact_sheet import ContactSheet
 from aapt_fast.cli.device import usable_device
 from aapt_fast.cli.file_player import FilePlayer
 from aapt_fast.cli.first_picture import fit_picture, read_first_picture, world_of
 from aapt_fast.cli.likeness import number_in_gallery, unlike_gallery
-from aapt_fast.cli.options import GENERATED_FRAMES
 from aapt_fast.cli.pose_file import read_poses
 from aapt_fast.cli.signals import HeldSignals
-from aapt_fast.errors import require
 from aapt_fast.media.video_target import require_room
 from aapt_fast.media.video_writer import VideoWriter
 from aapt_fast.models.aapt.sampling import EulerSampler
@@ -29,12 +28,10 @@ from aapt_fast.models.files.placement import fast_dtype
 from aapt_fast.models.stream_model import StreamModel
 from aapt_fast.ops import observe_ops
 from aapt_fast.progress import progress, say
-from aapt_fast.streaming.controls import require_fractions
 from aapt_fast.streaming.session import StreamSession
-from aapt_fast.worlds.script import read_script, script_frames
+from aapt_fast.worlds.script import read_script
 from aapt_fast.worlds.world import FPS, MEDLEY, FirstFrame, Player
 
-FRAMES_PER_STEP = 4
 NOTHING_KEPT = "nothing was kept: no video frame was finished"
 UNKNOWN_POSE = (
     "--image: the pose in a picture from elsewhere is unknown, so the first second may show a second, faint "
@@ -73,14 +70,10 @@ def _open_stream(arguments: argparse.Namespace) -> _Stream:
     """Check what only torch, the model and its world can tell; then load the model and open the session."""
     world = world_of(arguments.model)
     script = MEDLEY if arguments.motion is None else arguments.motion
-    length = script_frames(read_script(script, world.actions, "--motion"))
-    frames = (length or GENERATED_FRAMES) if arguments.frames is None else arguments.frames
-    require(frames < 2**31, "--motion", "less than 2^31 video frames", frames)
     device = usable_device(arguments.device)
     dtype = fast_dtype(device) if arguments.dtype == "auto" else DTYPES[arguments.dtype]
     poses = None if arguments.controls is None else torch.from_numpy(read_poses(arguments.controls))
-    if poses is not None and arguments.frames is None:
-        frames = len(poses)
+    frames = video_frames(arguments.frames, read_script(script, world.actions, "--motion"), poses)
     model = StreamModel.from_pretrained(arguments.model, device=device, dtype=dtype)
     start = read_first_picture(arguments.image, arguments.model)
     if start.pose is None:
@@ -90,11 +83,10 @@ def _open_stream(arguments: argparse.Namespace) -> _Stream:
     require_room(arguments.out, FRAMES_PER_STEP * steps, model.video_size, arguments.scale)
     player: Player | FilePlayer = world.player(start, script, arguments.seed)
     if poses is not None:
-        _check_joints(poses, model)
         if odd := world.odd_controls(poses):
             say(f"--controls: {odd}")
         player = FilePlayer(poses)
-    sheet = None if arguments.sheet is None else ContactSheet(arguments.sheet, FRAMES_PER_STEP * steps, world)
+    sheet = None if arguments.sheet is None else ContactSheet(arguments.sheet, world)
     sampler = EulerSampler(arguments.nfe)
     session = StreamSession(model, start, seed=arguments.seed, sampler=sampler)
     return _Stream(model, session, player, steps, sheet)
@@ -184,20 +176,6 @@ def _report(
         "what_ran": what_ran,
         "out": str(writer.kept),
     }
-
-
-def _check_joints(poses: Tensor, model: StreamModel) -> None:
-    """Raise ValueError unless the model takes such poses [frames, joints, 3]."""
-    control = model.control
-    takes_poses = control is not None and control.kind == "pose"
-    require(takes_poses, "--controls", "left out: no poses drive this model", f"{len(poses)} poses")
-    assert control is not None
-    expected = f"shape [frames, {control.joints}, 3]"
-    require(poses.shape[1] == control.joints, "--controls", expected, f"shape {list(poses.shape)}")
-    require_fractions("--controls", poses[..., :2])
-    player = FilePlayer(poses)
-    for first in range(0, len(poses), FRAMES_PER_STEP):  # as the session will check them, but before the first step
-        require_fractions(f"--controls, from video frame {first} on", player.next(FRAMES_PER_STEP)[..., :2])
 
 
 def _why_slow(model: StreamModel) -> str:

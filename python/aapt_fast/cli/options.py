@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NoReturn
 
 from aapt_fast.cli.choices import (
     ACTIONS,
@@ -15,11 +16,11 @@ from aapt_fast.cli.choices import (
     JOINTS,
     MEDLEY,
     PART_FRAMES,
-    PRESETS,
     RECIPES,
     SHARD_GIB,
     STAGES,
 )
+from aapt_fast.models.files.bundled import PRESETS
 
 GENERATED_FRAMES = 240
 """Video frames of `generate` without `--frames` and without lengths in a script."""
@@ -33,7 +34,23 @@ def _path(text: str) -> Path:
     """Make a path of an option's text; `Path("")` would be the folder in which the command runs."""
     if not text:
         raise argparse.ArgumentTypeError("expected a file or folder, got an empty text")
+    if text == "-":  # in other programs standard input or output
+        raise argparse.ArgumentTypeError("expected a file or folder, got -; ./- is a file or folder of that name")
     return Path(text)
+
+
+def _integer(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected an integer, got {text or 'an empty text'}") from None
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a number, got {text or 'an empty text'}") from None
 
 
 def add_generate(parser: argparse.ArgumentParser) -> None:
@@ -65,18 +82,18 @@ def add_generate(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--frames",
-        type=int,
+        type=_integer,
         help="video frames to make, rounded up to whole steps of 4 (default: those of --controls; the sum of a script "
         f"in which every motion has a length; otherwise {GENERATED_FRAMES})",
     )
     parser.add_argument(
         "--seed",
-        type=int,
+        type=_integer,
         default=0,
         help="of noise and motion; the same seed gives the same video (default: %(default)s)",
     )
     parser.add_argument(
-        "--nfe", type=int, default=1, help="network evaluations per step; more are slower (default: %(default)s)"
+        "--nfe", type=_integer, default=1, help="network evaluations per step; more are slower (default: %(default)s)"
     )
     parser.add_argument("--device", help="cpu | cuda | cuda:1 ... (default: a GPU where there is one)")
     parser.add_argument(
@@ -93,7 +110,7 @@ def add_generate(parser: argparse.ArgumentParser) -> None:
         "far is kept, beside a file of that name if there is one; the exit status is 130 then",
     )
     parser.add_argument(
-        "--scale", type=int, default=4, help="enlarge the written video by this factor (default: %(default)s)"
+        "--scale", type=_integer, default=4, help="enlarge the written video by this factor (default: %(default)s)"
     )
     parser.add_argument(
         "--sheet",
@@ -118,7 +135,7 @@ def add_doctor(parser: argparse.ArgumentParser) -> None:
 def _add_system(parser: argparse._ActionsContainer) -> None:
     """Add the options that change a preset."""
     parser.add_argument("--resolution", metavar="WIDTHxHEIGHT", help="size of the video (default: the preset's)")
-    parser.add_argument("--window", type=int, help="past frames that a step sees (default: the preset's)")
+    parser.add_argument("--window", type=_integer, help="past frames that a step sees (default: the preset's)")
     parser.add_argument(
         "--dtype",
         choices=DTYPES,
@@ -191,12 +208,17 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
         help="motions of persons that the model knows, of strangers, or of persons in company (default: %(default)s)",
     )
     parser.add_argument(
-        "--nfe", type=int, default=1, help="network evaluations per step, of rows that give none (default: %(default)s)"
+        "--nfe",
+        type=_integer,
+        default=1,
+        help="network evaluations per step, of rows that give none (default: %(default)s)",
     )
-    parser.add_argument("--clips", type=int, default=HELD_OUT_CLIPS, help="number of motions (default: %(default)s)")
+    parser.add_argument(
+        "--clips", type=_integer, default=HELD_OUT_CLIPS, help="number of motions (default: %(default)s)"
+    )
     parser.add_argument(
         "--frames",
-        type=int,
+        type=_integer,
         default=HELD_OUT_FRAMES,
         help="video frames per clip after the given first one, rounded up to whole steps (default: %(default)s)",
     )
@@ -226,7 +248,7 @@ instead. A mistake in the arguments is 2 as well, with one line on stderr and no
     frame = questions.add_parser("frame", help="a whole step: condition, generator, decode, to host")
     frame.add_argument("--preset", default="aapt-8b", help=f"{' | '.join(PRESETS)} (default: %(default)s)")
     _add_system(frame)
-    frame.add_argument("--target", type=float, default=0.16, help="seconds per latent frame (default: %(default)s)")
+    frame.add_argument("--target", type=_number, default=0.16, help="seconds per latent frame (default: %(default)s)")
     frame.add_argument(
         "--json", type=_path, metavar="FILE", help="file for the document, which is also the last line printed"
     )
@@ -237,10 +259,12 @@ instead. A mistake in the arguments is 2 as well, with one line on stderr and no
         help="of the token stream between the layers: float32 or that of the weights (default: float32)",
     )
     frame.add_argument("--cuda-graph", action="store_true", help="record the step as CUDA graphs, on a GPU")
-    frame.add_argument("--steps", type=int, default=100, help="timed steps with a full window (default: %(default)s)")
+    frame.add_argument(
+        "--steps", type=_integer, default=100, help="timed steps with a full window (default: %(default)s)"
+    )
     frame.add_argument(
         "--limit",
-        type=float,
+        type=_number,
         default=60.0,
         help="after about so many seconds fewer steps are timed, at least 5 (default: %(default)s)",
     )
@@ -267,7 +291,7 @@ def add_convert(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--shard-size",
-        type=float,
+        type=_number,
         default=SHARD_GIB,
         metavar="GIB",
         help="largest file, in GiB (default: %(default)s)",
@@ -296,9 +320,23 @@ class _Version(argparse.Action):
         parser.exit()
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser whose mistakes are one line, as all others are: the command, the option, and where its help is."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message.removeprefix('argument ')}; see {self.prog} --help\n")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Report what is unknown to a command under its name: the parser of all commands would leave it out."""
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"expected options of {self.prog}, got {' '.join(unknown)}")
+        return found, unknown
+
+
 def make_parser() -> argparse.ArgumentParser:
     """Make the parser of the whole command line; it puts the command's name into `command`."""
-    root = argparse.ArgumentParser(prog="aapt-fast", description="Real-time, controllable, streaming video generation.")
+    root = _Parser(prog="aapt-fast", description="Real-time, controllable, streaming video generation.")
     root.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     commands = root.add_subparsers(dest="command", required=True)
     for name, (summary, add_options) in COMMANDS.items():

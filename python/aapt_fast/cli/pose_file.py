@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from aapt_fast.cli.absent import require_there
-from aapt_fast.cli.choices import JOINTS
+from aapt_fast.cli.choices import FRAMES_PER_STEP, JOINTS
 from aapt_fast.errors import require
+from aapt_fast.streaming.fractions import require_fractions
 
 ENDINGS = (".npy", ".json")
 EXPECTED = f"a .npy or .json file with finite numbers of shape [frames, {JOINTS}, 3]"
@@ -39,6 +40,20 @@ def read_poses(path: Path) -> np.ndarray:
         points: np.ndarray = values.astype(np.float32)
     require(bool(np.isfinite(points).all()), "--controls", EXPECTED, f"{path} with nan or inf")
     return points
+
+
+def require_poses_of(joints: int | None, poses: np.ndarray) -> None:
+    """Raise ValueError unless a model of so many joints takes the poses [frames, joints, 3]; None: it takes no poses.
+
+    Every step is checked as the session will check it.
+    """
+    require(joints is not None, "--controls", "left out: no poses drive this model", f"{len(poses)} poses")
+    expected = f"shape [frames, {joints}, 3]"
+    require(poses.shape[1] == joints, "--controls", expected, f"shape {list(poses.shape)}")
+    require_fractions("--controls", poses[..., :2])
+    for first in range(0, len(poses), FRAMES_PER_STEP):
+        step = np.arange(first, first + FRAMES_PER_STEP).clip(max=len(poses) - 1)  # the last pose is held
+        require_fractions(f"--controls, from video frame {first} on", poses[step, :, :2])
 
 
 def _array(path: Path, data: bytes) -> np.ndarray:

@@ -7,7 +7,7 @@ import importlib.util
 from pathlib import Path
 
 from aapt_fast.errors import require
-from aapt_fast.limits import require_disk, require_memory, require_writable
+from aapt_fast.limits import require_disk, require_empty_folder, require_file_target, require_memory, require_writable
 
 MEMORY_PER_PIXEL = {
     ".mp4": 250,
@@ -25,11 +25,11 @@ def check_video_target(path: Path, argument: str = "path") -> None:
     require(ending in LARGEST_SIDE, argument, expected, path)
     stem_is_missing = path.name.lower() in LARGEST_SIDE and path.name != ""
     require(not stem_is_missing, argument, f"a name before the ending, such as video{path.name}", path)
-    require_writable(argument, path.parent)
     if ending:
-        require(not path.is_dir(), argument, "a file", f"the folder {path}")
-    elif path.exists():
-        require(path.is_dir() and not any(path.iterdir()), argument, "a new or empty folder", path)
+        require_file_target(argument, path)
+    else:
+        require_writable(argument, path.parent)
+        require_empty_folder(argument, path)
     if ending == ".mp4" and importlib.util.find_spec("av") is None:
         raise ImportError(f"{argument}: writing .mp4 needs the package av: pip install 'aapt_fast[video]'")
 

@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from aapt_fast.atomic import naming
 from aapt_fast.errors import require, require_type
 from aapt_fast.media.destination import Destination
 from aapt_fast.media.gif import GifFile
@@ -98,9 +99,10 @@ class VideoWriter:
             if self._scale > 1:
                 size = (image.width * self._scale, image.height * self._scale)
                 image = image.resize(size, Image.Resampling.BICUBIC)
-            if self._file is None:
-                self._file = _KINDS[self.path.suffix.lower()](self._partial, self._fps)
-            self._file.write(image)
+            with naming(self.path):
+                if self._file is None:
+                    self._file = _KINDS[self.path.suffix.lower()](self._partial, self._fps)
+                self._file.write(image)
             self.frames += 1
 
     def __enter__(self) -> VideoWriter:
@@ -112,7 +114,8 @@ class VideoWriter:
         complete = kind is None
         try:
             if self._file is not None:
-                self._file.flush()
+                with naming(self.path):
+                    self._file.flush()
         except Exception:
             if complete:
                 complete = False

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from aapt_fast.errors import require, require_shape, require_type
+from aapt_fast.errors import require, require_plain, require_shape, require_type
 from aapt_fast.media.pictures import show
 from aapt_fast.models.aapt.config import ControlConfig
 from aapt_fast.models.aapt.generator import Generator
@@ -219,6 +219,7 @@ class StreamModel:
             assert self.text_encoder is not None
             prompt = self.text_encoder(prompt)
         require_type("prompt", prompt, Tensor)
+        require_plain("prompt", prompt)
         require_shape("prompt", prompt, "L", width)
         require(len(prompt) > 0, "prompt", "at least one token", "none")
         require(prompt.is_floating_point(), "prompt", "a floating-point tensor", prompt.dtype)
@@ -248,6 +249,7 @@ def _pixels(image: object, size: tuple[int, int]) -> Tensor:
     if not isinstance(image, Tensor):
         kind = type(image).__name__
         raise TypeError(f"image: expected a PIL image, uint8 [H, W, 3] or float [3, H, W], got {kind}")
+    require_plain("image", image)
     if image.dtype == torch.uint8:
         require_shape("image", image, *size, 3)
         return image.permute(2, 0, 1).float() / 127.5 - 1

@@ -9,21 +9,21 @@ fraction of a latent cell, and in front of what, without drawing anything at vid
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol
 
 import numpy
 import torch
 from torch import Tensor
 
-from aapt_fast.errors import require, require_shape
+from aapt_fast.errors import require, require_plain, require_shape
 from aapt_fast.models.aapt.config import ControlConfig
 from aapt_fast.models.stream_model import StreamModel
+from aapt_fast.streaming.fractions import require_fractions
 
 SPREAD = 9 / 96  # of the Gaussian around a limb, as a fraction of the frame
 OFFSET_UNIT = 6 / 96  # offsets are given in this unit
 DEPTH_GAIN = 3.0  # per metre
-NEAR = (-1.0, 2.0)  # where most joints of a pose lie, up to a frame's width outside of it
 ALLOWED = "a tensor, an array or lists of numbers"
 
 
@@ -31,7 +31,10 @@ class ControlSource(Protocol):
     """Player of `aapt_fast.worlds`, or an object of your own with this method: a tracker, a game, a keyboard."""
 
     def next(self, frames: int) -> object:
-        """Controls [frames, J, 3] or [frames, C, h, w] of the next video frames, as `StreamSession.step` takes them."""
+        """Controls [frames, J, 3] or [frames, C, h, w] of the next video frames, as `StreamSession.step` takes them.
+
+        Raises StopIteration at the end of the video, as `__next__` of an iterator does.
+        """
 
 
 def controls_of(source: ControlSource | Iterable[object] | None, model: StreamModel) -> Iterator[object]:
@@ -49,12 +52,22 @@ def controls_of(source: ControlSource | Iterable[object] | None, model: StreamMo
     take = getattr(source, "next", None)
     if callable(take):
         entries = 1 if config is None else config.entries
-        return (take(entries) for _ in itertools.count())
+        return _played(take, entries)
     if isinstance(source, str) or not isinstance(source, Iterable):
         raise TypeError(f"source: expected {expected}, got {type(source).__name__}")
     if config is not None and isinstance(source, Tensor | numpy.ndarray):
         _require_steps(source, config, model.grid)
     return iter(source)
+
+
+def _played(take: Callable[[int], object], entries: int) -> Iterator[object]:
+    """Controls of one step after the other from the `next` of a player, until it raises StopIteration."""
+    while True:
+        try:
+            control = take(entries)
+        except StopIteration:
+            return
+        yield control
 
 
 def _require_steps(source: Tensor | numpy.ndarray, config: ControlConfig, grid: tuple[int, int]) -> None:
@@ -147,12 +160,27 @@ def step_values(control: object, config: ControlConfig, grid: tuple[int, int], a
     if values.ndim == len(entry):
         require_shape(argument, values, *entry)
         values = values.expand(config.entries, *values.shape)
-    require_shape(argument, values, config.entries, *entry)
+    _require_entries(argument, values, config.entries, entry, isinstance(control, Tensor))
     values = values.float()
     require(bool(values.isfinite().all()), argument, "finite values", "nan or inf")
     if config.kind == "pose":
         require_fractions(argument, values[..., :2])
     return values
+
+
+def _require_entries(argument: str, values: Tensor, entries: int, entry: tuple[int, ...], is_tensor: bool) -> None:
+    """Raise ValueError unless these are the `entries` entries of a step, saying what fewer or more of them need."""
+    shape, wanted = list(values.shape), [entries, *entry]
+    advice = ""
+    if shape[1:] == list(entry) and 0 < len(values) < entries:  # the last piece of a track
+        missing = [entries - len(values), *[1] * len(entry)]
+        held = f"{argument}[-1:]"
+        repeated = f"{held}.repeat({missing})" if is_tensor else f"numpy.tile({held}, {missing})"
+        advice = f"; {'torch.cat' if is_tensor else 'numpy.concatenate'}([{argument}, {repeated}]) holds the last one"
+    elif shape[1:] == list(entry) and len(values) > entries:
+        advice = f"; take several steps, of {entries} entries each"
+    expected = f"shape {wanted}, an entry for each video frame of a step, or {wanted[1:]}, one for all of them"
+    require(shape == wanted, argument, expected, f"{shape}{advice}")
 
 
 def entry_shape(config: ControlConfig, grid: tuple[int, int]) -> tuple[int, ...]:
@@ -174,14 +202,22 @@ def _numbers(control: object, argument: str) -> Tensor:
     if not (hasattr(control, "__array__") or isinstance(control, list | tuple)):
         raise TypeError(f"{argument}: expected {ALLOWED}, got {kind}")
     if isinstance(control, Tensor):
-        values = control
-    elif isinstance(control, list | tuple) and any(isinstance(part, Tensor) for part in control):
+        values = control.detach() if control.requires_grad else control
+    elif isinstance(control, list | tuple) and _has_tensors(control):
         values = _stacked([_numbers(part, argument) for part in control], argument)
     else:
         values = _of_numpy(control, argument)
-    if values.is_complex() or values.dtype == torch.bool:
+    require_plain(argument, values)
+    if values.dtype == torch.bool:
         raise TypeError(f"{argument}: expected {ALLOWED}, got {values.dtype}")
     return values
+
+
+def _has_tensors(parts: list[object] | tuple[object, ...]) -> bool:
+    """True for lists of tensors, and for lists of such lists."""
+    while parts and isinstance(parts[0], list | tuple):
+        parts = parts[0]
+    return any(isinstance(part, Tensor) for part in parts)
 
 
 def _stacked(parts: list[Tensor], argument: str) -> Tensor:
@@ -204,14 +240,6 @@ def _of_numpy(control: object, argument: str) -> Tensor:
         return torch.as_tensor(array)
     except TypeError as error:  # torch has no such dtype
         raise TypeError(f"{argument}: expected {ALLOWED}, got {kind} with values of dtype {array.dtype}") from error
-
-
-def require_fractions(argument: str, places: Tensor) -> None:
-    """Raise ValueError for x and y [..., 2] that must be pixels: more than half of them outside of -1..2."""
-    if ((places < NEAR[0]) | (places > NEAR[1])).sum() * 2 > places.numel():
-        expected = "x and y as fractions of width and height, mostly in 0..1"
-        got = f"values from {float(places.min()):g} to {float(places.max()):g} (pixels?)"
-        require(False, argument, expected, got)
 
 
 def clip_controls(controls: Tensor, config: ControlConfig, grid: tuple[int, int]) -> Tensor:

@@ -29,6 +29,8 @@ from aapt_fast.not_copied import NotCopied
 from aapt_fast.ops._checks import PAGE_DTYPES, PAGE_SLOTS
 from aapt_fast.ops.window import WindowRule
 
+LARGER = "PagePool.for_sessions(model, sessions) makes one for so many sessions at a time, and a fork is a session"
+
 
 def pages_for(tokens: int) -> int:
     """Pages that `tokens` tokens fill when they start on a page."""
@@ -167,7 +169,7 @@ class PagePool(NotCopied):
         return cls.for_model(model, pages)
 
     def __repr__(self) -> str:
-        return f"PagePool({self.free} of {self.pages} pages free, {self.k.dtype}, on {self.k.device})"
+        return f"PagePool({self.available} of {self.pages} pages available, {self.k.dtype}, on {self.k.device})"
 
     @property
     def pages(self) -> int:
@@ -192,7 +194,8 @@ class PagePool(NotCopied):
     def reserve(self, count: int) -> None:
         """Reserve the `count` pages that the caller will hold at most. Raises PoolExhausted if fewer are available."""
         if count > self.available:
-            raise PoolExhausted(f"reserve: asked for {count} pages, {self.available} of {self.pages} are available")
+            left = f"{self.available} of {self.pages} are available"
+            raise PoolExhausted(f"pool: asked for {count} pages, {left}; {LARGER}")
         self._reserved += count
 
     def unreserve(self, count: int) -> None:
@@ -206,7 +209,7 @@ class PagePool(NotCopied):
         Raises PoolExhausted, having changed nothing, if fewer are free.
         """
         if count > self.free:
-            raise PoolExhausted(f"allocate: asked for {count} pages, {self.free} of {self.pages} are free")
+            raise PoolExhausted(f"pool: asked for {count} pages, {self.free} of {self.pages} are free; {LARGER}")
         ids = [self._free.pop() for _ in range(count)]
         for page in ids:
             self._holders[page] = 1

@@ -164,10 +164,11 @@ class StreamSession(NotCopied):
         program that wants to go on after Ctrl-C notes it in a signal handler of its own and breaks out of the loop.
 
         Args:
-            source: a player, whose `next(4)` gives the control of a step (`model.world.player(first, "walk")`); or an
-                iterable of controls, one per step, with which the video ends; None for a model without control. A
-                tensor or an array holds the controls of n steps, [n, 4, J, 3] or [n, 4, C, h, w]; `track.split(4)` cuts
-                a track [T, J, 3] of T video frames into steps.
+            source: a player, whose `next(4)` gives the control of a step (`model.world.player(first, "walk")`), and
+                ends the video if it raises StopIteration; or an iterable of controls, one per step, with which the
+                video ends; None for a model without control. A tensor or an array holds the controls of n steps,
+                [n, 4, J, 3] or [n, 4, C, h, w]; `track.split(4)` cuts a track [T, J, 3] of T video frames into steps,
+                where T is a multiple of 4.
             steps: end after so many; None for no limit.
 
         Raises:

@@ -21,7 +21,6 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from aapt_fast.atomic import replacing
 from aapt_fast.errors import require
 from aapt_fast.limits import require_memory
 from aapt_fast.models.aapt.generator import Generator
@@ -30,7 +29,7 @@ from aapt_fast.models.vae.video_stream import VideoVAE
 from aapt_fast.progress import progress, say
 from aapt_fast.streaming.controls import entry_shape
 from aapt_fast.training.data import ClipSetConfig, make_clip, stack_clips, to_float
-from aapt_fast.training.files import fingerprint, load_whole
+from aapt_fast.training.files import fingerprint, load_whole, save_whole
 from aapt_fast.training.metrics import frame_change, psnr, sharpness, ssim
 from aapt_fast.training.report import (
     BASELINES,
@@ -181,8 +180,7 @@ class _Kept:
     def save(self, measured: Measurements, sheet: list[Tensor], done: int) -> None:
         """Keep them after `done` clips."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(self.path) as partial:
-            torch.save({"card": self._card, "measured": vars(measured), "sheet": sheet, "done": done}, partial)
+        save_whole(self.path, {"card": self._card, "measured": vars(measured), "sheet": sheet, "done": done})
 
 
 def clips_kept(

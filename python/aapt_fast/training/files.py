@@ -42,8 +42,16 @@ def save_finite(path: Path, content: Mapping[str, Any]) -> None:
     name = _first_not_finite(content)
     if name:
         raise FloatingPointError(f"{name} is not finite, so it was not saved in {path}")
-    with replacing(path) as partial:
-        torch.save(content, partial)
+    save_whole(path, content)
+
+
+def save_whole(path: Path, content: Mapping[str, Any]) -> None:
+    """Write `content` to `path`, as torch.save does. Raises OSError on a full disk, of which torch makes another."""
+    with replacing(path) as partial, partial.open("wb") as file:
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:
+            raise error.__context__ if isinstance(error.__context__, OSError) else error from None
 
 
 def load_finite(path: Path, then: str = "the stage begins again") -> Any:

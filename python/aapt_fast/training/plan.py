@@ -16,7 +16,6 @@ from aapt_fast.training.recipes import Recipe
 from aapt_fast.training.rows import Rows
 from aapt_fast.training.run import on_disk, steps_on_disk
 
-STAGES = ("codec", "pretrain", "diffusion", "consistency", "reconstruction", "adversarial", "export", "evaluate")
 WITHOUT_CLIPS = ("export", "evaluate")  # stages that need no clips of the training
 
 

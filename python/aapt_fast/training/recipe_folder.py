@@ -11,11 +11,10 @@ import torch
 from aapt_fast.errors import require
 from aapt_fast.models.vae.mini import MiniVAE
 from aapt_fast.training.files import load_finite, write_text
-from aapt_fast.training.plan import STAGES, result_path, stage_config
+from aapt_fast.training.own_folder import NOTE, STAGES, require_own_folder
+from aapt_fast.training.plan import result_path, stage_config
 from aapt_fast.training.recipes import Recipe
 from aapt_fast.training.run import require_same_config
-
-NOTE = "recipe.json"
 
 
 def note_recipe(recipe: Recipe, out: Path) -> None:
@@ -24,7 +23,7 @@ def note_recipe(recipe: Recipe, out: Path) -> None:
 
 
 def require_same_recipe(recipe: Recipe, out: Path, start: MiniVAE | None) -> None:
-    """Raise ValueError, before anything is written, if the folder `out` belongs to another recipe.
+    """Raise ValueError, before anything is written, if the folder `out` belongs to another recipe or holds other files.
 
     `start` is the codec of the recipe's start, None without one. A folder of an older version, which has stages but no
     recipe.json, is taken unless the settings of a stage or the origin of the codec contradict the recipe.
@@ -35,6 +34,7 @@ def require_same_recipe(recipe: Recipe, out: Path, start: MiniVAE | None) -> Non
         there = _in_words(began["name"], began["start"])
         require(there == asked, "out", f"a new folder or one of {asked}", f"{out}, which holds {there}")
         return
+    require_own_folder("out", out)
     for stage in STAGES:
         config = stage_config(recipe, stage)
         if config is not None:

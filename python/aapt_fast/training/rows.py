@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from aapt_fast.atomic import naming
 from aapt_fast.limits import require_disk
 from aapt_fast.training.files import write_text
 
@@ -62,7 +63,7 @@ class Rows:
                 path = self.path(f"{key}.npy")
                 np.lib.format.open_memmap(path, "w+", np.dtype(dtype), (self.count, *shape)).flush()
                 if hasattr(os, "posix_fallocate"):  # a full disk is an error here, and a killed process later
-                    with path.open("r+b") as file:
+                    with naming(path), path.open("r+b") as file:
                         os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
             write_text(self.path("begun.json"), json.dumps(self.card))
         return [] if self.complete else np.flatnonzero(~np.load(self.path("there.npy"))).tolist()

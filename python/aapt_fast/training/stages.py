@@ -42,8 +42,8 @@ from aapt_fast.training.diffusion import Evaluation, decoder_sensitivity, train_
 from aapt_fast.training.evaluate import Row, evaluate
 from aapt_fast.training.files import fingerprint, load_finite, load_module, save_finite, write_text
 from aapt_fast.training.held_out import HeldOutRollout
+from aapt_fast.training.own_folder import STAGES
 from aapt_fast.training.plan import (
-    STAGES,
     WITHOUT_CLIPS,
     describe_plan,
     describe_state,
@@ -78,7 +78,7 @@ def train(recipe: Recipe, out: Path, stages: tuple[str, ...] = MAIN_STAGES, stop
 
     The plan is written to stderr first. `stop` is that of `Watch`; a KeyboardInterrupt says what is on disk.
     Raises ValueError for an unknown stage, one whose predecessor has not finished, a folder in which another process is
-    training or that belongs to another recipe, and a recipe that does not fit into the memory or onto the disk.
+    training, that belongs to another recipe or holds other files, and a recipe that fits neither memory nor disk.
     """
     for stage in stages:
         require(stage in STAGES, "stage", " | ".join(STAGES), stage)

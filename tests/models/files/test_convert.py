@@ -199,9 +199,9 @@ def test_a_destination_in_use_is_refused(source, tmp_path):
     (tmp_path / "out").mkdir()
     convert_files(source, tmp_path / "out", config=HEADS)
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(ValueError, match=r"out: expected a folder, new or empty, got .*out with config.json, model"):
+    with pytest.raises(ValueError, match=r"out: expected a new or empty folder, got .*out with config.json, model"):
         convert_files(source, tmp_path / "out", config=HEADS)
-    with pytest.raises(ValueError, match=r"out: expected a folder, new or empty, got .*, which is none"):
+    with pytest.raises(ValueError, match=r"out: expected a new or empty folder, got .*, which is no folder"):
         convert_files(source, source, config=HEADS)
     assert sorted(tmp_path.rglob("*")) == before
 

@@ -201,7 +201,7 @@ def test_bfloat16_gives_their_bfloat16(version: str, oracle, tmp_path: Path) -> 
         torch.manual_seed(seed)
         theirs = oracle(config).bfloat16()
         vae = aapt_fast.load_vae(original_safetensors(theirs, tmp_path))
-        latents = random_latents(vae)
+        latents = random_latents(vae, 2)
         video = their_video(theirs, latents)
         differences.append(relative_l2(vae.decode(latents), video))
         assert differences[-1] < relative_l2(video, their_video(copy.deepcopy(theirs).float(), latents))
@@ -408,19 +408,23 @@ def test_a_bad_file_is_refused(theirs_2_1: AutoencoderKLWan, tmp_path: Path, lay
 
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_any_missing_or_misshapen_tensor_is_named(oracle, tmp_path: Path, kind: str) -> None:
-    """What the file says about itself is a majority of shapes: one bad tensor never makes another model of it."""
+    """What the file says about itself is a majority of shapes: one bad tensor never makes another model of it.
+
+    Every other tensor of those that are tried is missing, the rest are too long.
+    """
     path = original_safetensors(oracle(dataclasses.replace(CONFIGS[kind], num_res_blocks=1)), tmp_path)
     whole = load_file(path)
-    for name, tensor in list(whole.items())[::7]:
+    for number, (name, tensor) in enumerate(list(whole.items())[::7]):
         longer = torch.cat([tensor, tensor])
-        for tensors, message in (
-            ({key: value for key, value in whole.items() if key != name}, f"expected key {name}, got none"),
-            (whole | {name: longer}, f"{name}: expected shape {list(tensor.shape)}, got {list(longer.shape)}"),
-        ):
-            save_file(tensors, path)
-            with pytest.raises(CheckpointError) as caught:
-                aapt_fast.load_vae(path)
-            assert message in str(caught.value), (name, str(caught.value))
+        if number % 2:
+            save_file({key: value for key, value in whole.items() if key != name}, path)
+            message = f"expected key {name}, got none"
+        else:
+            save_file(whole | {name: longer}, path)
+            message = f"{name}: expected shape {list(tensor.shape)}, got {list(longer.shape)}"
+        with pytest.raises(CheckpointError) as caught:
+            aapt_fast.load_vae(path)
+        assert message in str(caught.value), (name, str(caught.value))
 
 
 def test_nothing_there(tmp_path: Path) -> None:

@@ -109,6 +109,10 @@ CASES: dict[str, tuple[Callable[[Path], str | Path], str]] = {
     "file URL": (lambda _: "file:///models/wan.pt", "a URL; give the path without file://: /models/wan.pt"),
     "slip": (lambda _: "mini_person", "nothing there; did you mean mini-person"),
     "slip in a folder": (lambda folder: named("x")(folder).with_name("modle.safetensors"), "you mean model.safeten"),
+    "preset": (
+        lambda _: "aapt-8b",
+        r"a preset without public weights; aapt_fast.list_models\(\) names .*find_system\('aapt-8b'\).build\(",
+    ),
     "nothing": (lambda folder: folder / "no" / "model.pt", "got .*nothing there"),
     "home": (lambda _: "~nobody/wan.pt", "nothing there; ~ is not expanded here; give "),
     "name too long": (lambda _: "x" * 5000, "cannot be opened .File name too long"),

@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The models that come with the package."""
+"""The models that come with the package, and the names of those that come without weights."""
 
 from __future__ import annotations
 
 from pathlib import Path
+
+PRESETS = ("aapt-8b", "mini-person", "nano", "nano-text")
+"""The keys of `aapt_fast.models.aapt.presets.GENERATORS`, for messages without torch; a test compares them."""
 
 
 def assets() -> Path:

@@ -19,7 +19,9 @@ from typing import Any
 
 import torch
 
+from aapt_fast.atomic import naming
 from aapt_fast.errors import CheckpointError, require
+from aapt_fast.limits import require_empty_folder
 from aapt_fast.models.files.bundled import bundled_models
 from aapt_fast.models.files.compare import SMALL, require_equal_models
 from aapt_fast.models.files.find import require_path, weight_file
@@ -102,7 +104,7 @@ def convert_files(
         dtype = require_usable_dtype(dtype, WAN_DTYPES)
     source, out = Path(source), Path(out).resolve()
     require(shard_bytes > 0, "shard_bytes", "a positive number", shard_bytes)
-    _require_free(out)
+    require_empty_folder("out", out)
     parts, left_behind = find_parts(source)
     configs = _configs(config, list(parts))
     plans = {name: _plan(part, configs[name], dtype) for name, part in parts.items()}
@@ -112,17 +114,18 @@ def convert_files(
     report = {}
     partial.mkdir()
     try:
-        for name, part in parts.items():
-            folder, plan = partial / name, plans[name]
-            folder.mkdir(exist_ok=True)
-            size = shard_bytes if part.kind != OWN else max(1, plan.nbytes)
-            write_shards(folder, plan.entries, shard_bytes=size, metadata=plan.metadata, say=say)
-            if plan.config is not None:
-                (folder / CONFIG_NAME).write_text(json.dumps(plan.config, indent=1), encoding="utf-8")
-            report[name or part.kind] = {
-                **_described(part, plan, folder),
-                "verified": _verify(part, plan, folder, configs[name], dtype) if verify else None,
-            }
+        with naming(out):
+            for name, part in parts.items():
+                folder, plan = partial / name, plans[name]
+                folder.mkdir(exist_ok=True)
+                size = shard_bytes if part.kind != OWN else max(1, plan.nbytes)
+                write_shards(folder, plan.entries, shard_bytes=size, metadata=plan.metadata, say=say)
+                if plan.config is not None:
+                    (folder / CONFIG_NAME).write_text(json.dumps(plan.config, indent=1), encoding="utf-8")
+                report[name or part.kind] = {
+                    **_described(part, plan, folder),
+                    "verified": _verify(part, plan, folder, configs[name], dtype) if verify else None,
+                }
         _publish(partial, out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -219,13 +222,6 @@ def _verify(
     forward = "equal" if small else f"not compared: more than {SMALL} parameters"
     return {"tensors": "equal" if largest == 0 else "rounded", "largest_relative_difference": largest,
             "forward": forward}  # fmt: skip
-
-
-def _require_free(out: Path) -> None:
-    if out.exists():
-        require(out.is_dir(), "out", "a folder, new or empty", f"{out}, which is none")
-        entries = sorted(entry.name for entry in out.iterdir())
-        require(not entries, "out", "a folder, new or empty", f"{out} with {', '.join(entries[:3])}")
 
 
 def _require_room(folder: Path, nbytes: int) -> None:

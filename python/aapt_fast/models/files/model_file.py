@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from aapt_fast.atomic import replacing
-from aapt_fast.errors import CheckpointError, require, require_type
-from aapt_fast.limits import require_writable
+from aapt_fast.errors import CheckpointError, require_type
+from aapt_fast.limits import require_file_target
 from aapt_fast.media.pictures import read_picture
 from aapt_fast.models.aapt.config import GeneratorConfig
 from aapt_fast.models.aapt.generator import Generator
@@ -53,8 +53,7 @@ def write_model(path: str | Path, generator: nn.Module, vae: nn.Module, name: st
     """
     require_path("path", path)
     path = Path(path)
-    require(not path.is_dir(), "path", "a file", f"the folder {path}")
-    require_writable("path", path.parent)
+    require_file_target("path", path)
     dtype = require_usable_dtype(dtype, WAN_DTYPES)
     require_type("model.generator", generator, Generator)
     require_type("model.vae", vae, MiniVAE)

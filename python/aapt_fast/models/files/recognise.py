@@ -18,13 +18,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aapt_fast.errors import CheckpointError
-from aapt_fast.models.files.bundled import bundled_models
+from aapt_fast.models.files.bundled import PRESETS, bundled_models
 
 TRANSFORMER, VAE, TEXT_ENCODER = "Wan transformer", "video VAE", "text encoder"
 LORA, ALL_IN_ONE, OWN, PICKLE = "LoRA", "all-in-one checkpoint", "model of this package", "pickle"
-UNKNOWN, SHARDS = "unknown", "shards"
+UNKNOWN, SHARDS, PIPELINE, PRESET = "unknown", "shards", "pipeline", "preset"
 MODELS = (OWN, TRANSFORMER, ALL_IN_ONE, PICKLE, SHARDS)
 """Kinds that a stream can be made from, with a VAE beside some of them."""
+CONVERTED = (*MODELS, VAE, UNKNOWN)
+"""Kinds that `convert` reads; tensors of an unknown model are refused by their names."""
 WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 LARGEST_HEADER = 100_000_000
 """Bytes of the longest header that safetensors reads."""
@@ -100,6 +102,10 @@ def _absent(text: str) -> Recognised:
         return Recognised("URL", "a URL, and nothing is downloaded here", "download the file and give its path")
     if text.startswith("~"):
         return Recognised("nothing", "nothing there", f"~ is not expanded here; give {os.path.expanduser(text)}")
+    if text in PRESETS and text not in bundled_models():
+        what = "a preset without public weights; aapt_fast.list_models() names the trained models"
+        advice = f"aapt_fast.profiling.systems.find_system({text!r}).build(device, dtype) makes one with random weights"
+        return Recognised(PRESET, what, advice)
     near = difflib.get_close_matches(text, bundled_models(), 1, 0.7)
     if not near and path.parent.is_dir():
         near = difflib.get_close_matches(path.name, os.listdir(path.parent), 1, 0.8)
@@ -125,7 +131,7 @@ def _folder(folder: Path) -> Recognised:
         advice = (
             "in Python, load_generator and load_vae read it, StreamModel.from_pretrained with the same folder in vae="
         )
-        return Recognised("pipeline", f"a pipeline's folder with {', '.join(parts)}", advice)
+        return Recognised(PIPELINE, f"a pipeline's folder with {', '.join(parts)}", advice)
     repositories = [name for name in names if name.startswith("models--")]
     if repositories:
         advice = f"give one model's snapshot: {repositories[0]}/snapshots/..."
@@ -219,7 +225,7 @@ def _file(path: Path) -> Recognised:
         return Recognised("JSON", f"JSON beginning with {_words(start)}", advice)
     if _is_text(head):
         return Recognised("text", f"text beginning with {_words(start)}", "give the file with the model's weights")
-    return Recognised(UNKNOWN, f"one beginning with {head[:8]!r}", "safetensors and files of torch.save are read")
+    return Recognised("bytes", f"one beginning with {head[:8]!r}", "safetensors and files of torch.save are read")
 
 
 def is_shard(name: str) -> bool:

@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Size and control of a model of this package, from the header of its file. No torch, as the command line asks first.
+
+`model_file.read_configs` reads everything that the header says, with torch.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from aapt_fast.models.files.recognise import LARGEST_HEADER
+
+SPATIAL_FACTOR = 8
+"""Pixels per latent cell of a `MiniVAE`, in both directions."""
+
+
+@dataclass(frozen=True)
+class Outline:
+    """Video size and number of joints of a model, which a video and its poses have to fit."""
+
+    size: tuple[int, int]
+    """Height and width of a video frame in pixels."""
+    joints: int | None
+    """Joints of a pose; None for a model that no poses drive."""
+
+
+def read_outline(file: Path) -> Outline | None:
+    """The outline of a file of `write_model`; None for a header that `read_model` will refuse."""
+    try:
+        with file.open("rb") as opened:
+            length = int.from_bytes(opened.read(8), "little")
+            header = json.loads(opened.read(min(length, LARGEST_HEADER)))
+        generator = json.loads(header["__metadata__"]["config"])["generator"]
+        height, width = (SPATIAL_FACTOR * int(cells) for cells in generator["grid"])
+        control = generator.get("control")
+        joints = int(control["joints"]) if control is not None and control["kind"] == "pose" else None
+    except (KeyError, TypeError, ValueError):
+        return None
+    return Outline((height, width), joints)
