@@ -56,6 +56,24 @@ CONSISTENCY = ConsistencyConfig(
 STUDENT_FORCED = AdversarialConfig(
     model=MODEL, steps=400, batch=16, segment_frames=FRAMES, segments=2, matrix_rate=0.003, rate=2e-4
 )
+NOISED = AdversarialConfig(
+    model=MODEL,
+    steps=800,
+    batch=48,
+    segment_frames=1,
+    segments=1,
+    overlap=1,
+    reconstruction=0.0,
+    adversarial=1.0,
+    penalty=1.0,
+    noised=True,
+    discriminator_shift=0.5,
+    discriminator_alone=40,
+    discriminator_rate=5e-4,
+    optimiser="adam",
+    rate=1e-4,
+    average_decay=0.99,
+)
 
 
 @dataclass(frozen=True)
@@ -81,6 +99,10 @@ ROWS = {
     "student-forced regression": Row(adversarial=STUDENT_FORCED),
     "stage 3 as published": Row(
         adversarial=dataclasses.replace(STUDENT_FORCED, reconstruction=0.0, adversarial=1.0, penalty=1000.0)
+    ),
+    "stage 3 on noised frames": Row(adversarial=NOISED),
+    "stage 3 on noised frames, rollouts grow to 6 steps": Row(
+        adversarial=dataclasses.replace(NOISED, batch=16, segments=6)
     ),
 }
 """Rows to compare, by name; a name says how a row differs from the recipe."""
