@@ -72,43 +72,27 @@ AAPT_DEVICE void multiply_values(Accumulators<Config::kHeadDim>& out, const Weig
   arch::wgmma_commit();
 }
 
-// Slots that do not count may hold NaN, which a weight of zero does not take away: their values become zero. Each
-// warpgroup does it for itself, so that it need not wait for the other one.
-template <class Config>
-AAPT_DEVICE void clear_values(char* v, const TileFacts& facts, int group) {
-  constexpr int kPieces = 8;  // of 16 bytes in a row of a slab; zeros are the same wherever the swizzle puts them
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    const int valid = facts.valid[i];
-    for (int at = arch::thread_index() % 128; at < (kPageSlots - valid) * kPieces * Config::kSlabs; at += 128) {
-      const int slot = valid + at / (kPieces * Config::kSlabs), slab = at / kPieces % Config::kSlabs;
-      char* row = v + slab * Config::kTileSlabBytes + i * Config::kPageSlabBytes + slot * 128;
-      *reinterpret_cast<Vector16*>(row + at % kPieces * 16) = {};
-    }
-  }
-  // Show the zeros to wgmma, then wait for those of the whole warpgroup.
-  arch::fence_proxy_async();
-  arch::named_barrier_sync(1 + group, 128);
-}
-
-// Scores of slots that do not count become minus infinity; the bias of a page is added in units of raw scores.
+// Adds the bias of each page to its scores; those of slots that do not count become minus infinity.
 template <class Config>
 AAPT_DEVICE void mask_and_bias(Accumulators<Config::kKeys>& scores, const TileFacts& facts,
                                const PagedAttentionParams& params) {
-  if (!facts.partial() && !params.page_bias) return;
 #pragma unroll
-  for (int n = 0; n < Config::kKeys / 8; ++n) {
-    const int valid = facts.valid[n / 8];
-    const float bias = facts.bias_log2[n / 8] / params.scale_log2;
+  for (int page = 0; page < 2; ++page) {
+    const int valid = facts.valid[page];
+    if (valid == kPageSlots && !params.page_bias) continue;
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int slot = n % 8 * 8 + arch::lane_index() % 4 * 2 + i % 2;
-      scores[0][n][i] = slot < valid ? scores[0][n][i] + bias : -INFINITY;
+    for (int n = 0; n < kPageSlots / 8; ++n) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        float& score = scores[0][page * (kPageSlots / 8) + n][i];
+        const int slot = n * 8 + arch::lane_index() % 4 * 2 + i % 2;
+        score = slot < valid ? score + facts.bias[page] : -INFINITY;
+      }
     }
   }
 }
 
-// Tells the loading thread that this warp has read all that it will of a stage: in every block whose copies come here.
+// Tells the loading warp that this one has read all that it will of a stage: in every block whose copies come here.
 template <class Config>
 AAPT_DEVICE void release(arch::Barrier* empty) {
   if constexpr (Config::kCluster == 1) {
@@ -149,6 +133,10 @@ struct Overlapped {
       arch::barrier_wait(&shared.full_k[ahead.stage], ahead.parity);
       return shared.facts[ahead.stage];
     };
+    const auto await_values = [&](const TileFacts& facts) {
+      arch::barrier_wait(&shared.full_v[place.stage], place.parity);
+      if (facts.partial()) arch::barrier_wait(&shared.cleared_v[place.stage], place.parity);
+    };
     Accumulators<Config::kKeys> scores;
     Weights<Config> weights;
     float corrections[2];
@@ -172,8 +160,7 @@ struct Overlapped {
 
       for (;;) {
         // Wait for the values of this tile.
-        arch::barrier_wait(&shared.full_v[place.stage], place.parity);
-        if (facts.partial()) clear_values<Config>(shared.v[place.stage], facts, group);
+        await_values(facts);
         if (!next.any()) break;
 
         // Start both products in this group's turn: scores of the next tile, values of this one.
@@ -203,6 +190,7 @@ struct Overlapped {
       // Multiply the values of the last tile.
       multiply_values<Config>(out, weights, shared.v[place.stage]);
       arch::wgmma_wait<0>(flat<Config::kHeadDim>(out));
+      release<Config>(&shared.empty_v[place.stage]);
     }
     turns.end();
   }
