@@ -53,12 +53,12 @@ EXPECTED = {
     # With patches of 2: two tokens and t; four rows of four pixels, as vectors and one by one.
     "clean_frame_portable": Expected(4, {"LDG": 23, "STG": 19}),
     "paged_attention_sm90": HOPPER_ATTENTION,
-    # Boxes of K and V twice, with the first or the second page; the barrier of the cluster; parts of the result from
-    # registers; a function that combines them.
+    # Boxes of K and V twice, with the first or the second page; the barrier of the cluster; a function that combines
+    # the parts, which may begin early.
     "paged_attention_sm90_split": replace(
         HOPPER_ATTENTION,
         instantiations=8,
-        at_least={**HOPPER_ATTENTION.at_least, "UCGABAR_ARV": 1, "UCGABAR_WAIT": 1, "STG": 16},
+        at_least={**HOPPER_ATTENTION.at_least, "UCGABAR_ARV": 1, "UCGABAR_WAIT": 1, "PREEXIT": 1},
         beside="combine",
     ),
 }

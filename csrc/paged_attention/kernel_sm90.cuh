@@ -107,6 +107,7 @@ void launch_paged_attention_sm90_split(const PagedAttentionSm90Params& params, c
   combine.grid.x = (params.common.tokens + kRows - 1) / kRows;
   combine.grid.y = split;
   combine.threads = paged_attention_sm90_parts::kCombineThreads;
+  combine.early = true;
   combine.stream = stream;
   arch::launch(&paged_attention_sm90_parts::paged_attention_sm90_split::combine<Element, kHeadDim>, combine, params);
 }

@@ -17,26 +17,30 @@ struct Place {
   int first_entry, end_entry;
   int part;  // of all parts there are; negative: these are all keys of the head
 
-  // Along y of a split grid: the whole heads, then those in parts, all parts of a head one after the other.
+  // Along y of a split grid: the whole heads, then the first parts of the others, then their second parts, and so on.
   template <class Config>
   AAPT_DEVICE static Place of_this_block(const PagedAttentionSm90Params& params) {
     const Index3 index = arch::block_index();
     const int first_token = static_cast<int>(index.x) * Config::kRows, entries = params.common.entries;
     if constexpr (Config::kSplit) {
       const SplitKeys& split = params.split;
-      const int part = static_cast<int>(index.y) - split.whole;
-      const int head = part < 0 ? part + split.whole : split.whole + part / split.parts;
-      const int fraction = part < 0 ? 0 : part % split.parts, fractions = part < 0 ? 1 : split.parts;
-      return {first_token, head % params.common.heads, head / params.common.heads, share(entries, fraction, fractions),
-              share(entries, fraction + 1, fractions), part};
+      const int heads = params.common.heads, piece = static_cast<int>(index.y) - split.whole;
+      if (piece < 0) {
+        const int head = static_cast<int>(index.y);
+        return {first_token, head % heads, head / heads, 0, entries, -1};
+      }
+      const int split_heads = params.common.batch * heads - split.whole;
+      const int nth = piece % split_heads, part = piece / split_heads, head = split.whole + nth;
+      return {first_token, head % heads, head / heads, share(entries, split.cuts[part]),
+              share(entries, split.cuts[part + 1]), nth * split.parts + part};
     } else {
       return {first_token, static_cast<int>(index.y), static_cast<int>(index.z), 0, entries, -1};
     }
   }
 
  private:
-  AAPT_DEVICE static int share(int entries, int fraction, int fractions) {
-    return static_cast<int>(std::int64_t{entries} * fraction / fractions);
+  AAPT_DEVICE static int share(int entries, int cut) {
+    return static_cast<int>(std::int64_t{entries} * cut / SplitKeys::kShares);
   }
 };
 
@@ -150,6 +154,8 @@ AAPT_DEVICE void load(typename Config::SharedMemory& shared, const PagedAttentio
         // Announce the end: a tile without pages, and without copies to wait for.
         shared.broken = table.broken();
         arch::barrier_arrive(&shared.full_k[stage]);
+        // The last blocks are at their end soon: the kernel that adds up the parts may begin to wait.
+        if constexpr (Config::kSplit) arch::let_kernel_after_begin();
       }
     }
     // Clear the values of the tile before, whose copies have had their time to come.
