@@ -129,11 +129,12 @@ template <class Config>
 AAPT_DEVICE void load(typename Config::SharedMemory& shared, const PagedAttentionSm90Params& params,
                       const Place& block) {
   const bool chosen = arch::elect_one();
-  // Start the copies of the queries, which are waited for once.
+  // Start the copies of the queries, which are waited for once, and bring the other maps near.
   if (chosen) {
+    load_queries<Config>(shared, params, block);
     arch::prefetch_map(params.k_pages);
     arch::prefetch_map(params.v_pages);
-    load_queries<Config>(shared, params, block);
+    arch::prefetch_map(Config::kSplit && block.part >= 0 ? params.parts : params.out);
   }
   const int kv_head = block.head * params.common.kv_heads / params.common.heads;
   PageTable table(params.common, block.row, block.first_entry, block.end_entry);
