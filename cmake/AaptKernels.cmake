@@ -3,7 +3,7 @@
 
 option(AAPT_STRICT "Spills, local memory and serialised wgmma are errors: for tests and continuous integration" OFF)
 set(AAPT_COMPILE_STRICTLY "${CMAKE_CURRENT_LIST_DIR}/compile_strictly.sh")
-option(AAPT_BOUNDED_WAITS "Waits of kernels for a barrier end after four seconds with a message: for debugging" OFF)
+option(AAPT_BOUNDED_WAITS "Waits of loading warps for a barrier end after four seconds with an error: for debugging" OFF)
 
 # aapt_kernels(<name> ARCHITECTURES <arch>... SOURCES <file>... [CUTLASS] [TARGET <target>])
 # Compiles the sources for these architectures only and links them into <target>, by default _C. CUTLASS: the sources
@@ -34,7 +34,8 @@ function(aapt_compile_cuda name)
     CUDA_STANDARD 17)
   if(AAPT_BOUNDED_WAITS)
     target_compile_definitions(${name} PRIVATE AAPT_BOUNDED_WAITS)
-  elseif(AAPT_STRICT)  # not with messages: what they print lies in local memory
+  endif()
+  if(AAPT_STRICT)
     target_compile_options(${name} PRIVATE
       "-Xptxas=--warn-on-spills,--warn-on-local-memory-usage,--warning-as-error")
     set(launcher sh "${AAPT_COMPILE_STRICTLY}" ${CMAKE_CUDA_COMPILER_LAUNCHER})

@@ -34,6 +34,7 @@ ALIASES = {
     "tuple[int, int]": "Stream",
     "typing.SupportsInt | typing.SupportsIndex": "int",
     "typing.SupportsFloat | typing.SupportsIndex": "float",
+    "collections.abc.Sequence": "Sequence",
 }
 
 

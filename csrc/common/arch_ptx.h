@@ -56,6 +56,9 @@ AAPT_DEVICE T shuffle_xor(T value, int mask) {
   return __shfl_xor_sync(~0u, value, mask);
 }
 
+// True where it is true in all 32 lanes, which all take part.
+AAPT_DEVICE bool all_lanes(bool value) { return __all_sync(~0u, value); }
+
 // ---- arithmetic ----
 
 AAPT_DEVICE float exp2_approx(float x) {
@@ -203,16 +206,23 @@ void launch(void (*kernel)(Params), const Launch& how, const Params& params) {
   cuda_check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                   static_cast<int>(how.shared_bytes)),
              "cudaFuncSetAttribute");
-  cudaLaunchAttribute cluster;
-  cluster.id = cudaLaunchAttributeClusterDimension;
-  cluster.val.clusterDim = {how.cluster, 1, 1};
+  cudaLaunchAttribute attributes[2] = {};
+  unsigned used = 0;
+  if (how.cluster > 1) {
+    attributes[used].id = cudaLaunchAttributeClusterDimension;
+    attributes[used++].val.clusterDim = {how.cluster, 1, 1};
+  }
+  if (how.early) {
+    attributes[used].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes[used++].val.programmaticStreamSerializationAllowed = 1;
+  }
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3(how.grid.x, how.grid.y, how.grid.z);
   config.blockDim = dim3(how.threads);
   config.dynamicSmemBytes = how.shared_bytes;
   config.stream = reinterpret_cast<cudaStream_t>(how.stream.handle);
-  config.attrs = &cluster;
-  config.numAttrs = how.cluster > 1 ? 1 : 0;
+  config.attrs = attributes;
+  config.numAttrs = used;
   cuda_check(cudaLaunchKernelEx(&config, kernel, params), "cudaLaunchKernelEx");
 }
 

@@ -4,9 +4,6 @@
 #pragma once
 
 #include <cstdint>
-#ifdef AAPT_BOUNDED_WAITS
-#include <cstdio>
-#endif
 
 #include "common/arch_ptx.h"
 #include "common/tensor_map.h"
@@ -62,24 +59,28 @@ AAPT_DEVICE bool barrier_phase_ended(std::uint32_t address, int parity) {
   return ended;
 }
 
-// In a build with AAPT_BOUNDED_WAITS, for debugging, a wait of four seconds is reported and ends the kernel.
 AAPT_DEVICE void barrier_wait(Barrier* barrier, int parity) {
   const std::uint32_t address = shared_address(barrier);
-#ifdef AAPT_BOUNDED_WAITS
-  constexpr std::uint64_t kLongestWaitNanoseconds = 4'000'000'000;
-  std::uint64_t start, now;
-  asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(start));
-#endif
   while (!barrier_phase_ended(address, parity)) {
-#ifdef AAPT_BOUNDED_WAITS
-    asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(now));
-    if (now - start < kLongestWaitNanoseconds) continue;
-    printf("aapt_fast: block (%u, %u, %u) thread %u waits in vain for parity %d of the barrier at byte %u of shared "
-           "memory\n",
-           blockIdx.x, blockIdx.y, blockIdx.z, threadIdx.x, parity, address);
-    __trap();
-#endif
   }
+}
+
+// barrier_wait for warps that load. In a build with AAPT_BOUNDED_WAITS, for debugging, a wait of four seconds ends the
+// kernel with an error. Warps that multiply wait without a bound, so that their code is the same in every build; a
+// kernel whose loading warp waits at its end for all others ends when one of them hangs, too.
+AAPT_DEVICE void barrier_wait_bounded(Barrier* barrier, int parity) {
+#ifdef AAPT_BOUNDED_WAITS
+  constexpr std::uint32_t kLongestWaitNanoseconds = 4'000'000'000;  // of 2^32, after which the clock begins anew
+  const std::uint32_t address = shared_address(barrier);
+  std::uint32_t start, now;
+  asm volatile("mov.u32 %0, %%globaltimer_lo;" : "=r"(start));
+  while (!barrier_phase_ended(address, parity)) {
+    asm volatile("mov.u32 %0, %%globaltimer_lo;" : "=r"(now));
+    if (now - start > kLongestWaitNanoseconds) __trap();
+  }
+#else
+  barrier_wait(barrier, parity);
+#endif
 }
 
 // ---- order between ordinary accesses to shared memory and those of the copy engine and of wgmma ----
@@ -89,6 +90,11 @@ AAPT_DEVICE void barrier_wait(Barrier* barrier, int parity) {
 AAPT_DEVICE void fence_proxy_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
 // ---- the copy engine: global to shared memory ----
+
+// Brings a map to the cache of maps, so that the first copy need not wait for it. By one thread.
+AAPT_DEVICE void prefetch_map(const TensorMap& map) {
+  asm volatile("prefetch.tensormap [%0];" ::"l"(reinterpret_cast<std::uint64_t>(&map)) : "memory");
+}
 
 #define AAPT_TMA_LOAD(rank, coordinates, ...)                                                                          \
   asm volatile("cp.async.bulk.tensor." #rank                                                                           \
@@ -204,6 +210,22 @@ AAPT_DEVICE void cluster_sync() {
   asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
   asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
+
+// cluster_sync after barrier_init_fence, which alone has something to show: no thread waits until the GPU sees its
+// other writes.
+AAPT_DEVICE void cluster_sync_after_init() {
+  asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+
+// ---- the kernels before and after in the stream ----
+
+// In a kernel launched with Launch::early: waits until the kernel before it has ended and all its writes are visible.
+// By all threads, before they touch what that kernel or an earlier one reads or writes.
+AAPT_DEVICE void wait_for_kernel_before() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+
+// Lets the kernel after this one begin, if it is an early one, as soon as every block has come here or ended.
+AAPT_DEVICE void let_kernel_after_begin() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
 
 // ---- registers ----
 

@@ -23,6 +23,7 @@ struct Launch {
   std::size_t shared_bytes = 0;
   Stream stream;
   unsigned cluster = 1;  // blocks of a cluster, along x (Hopper)
+  bool early = false;    // may begin before the kernel before it has ended, and waits for that itself (Hopper)
 };
 
 }  // namespace aapt

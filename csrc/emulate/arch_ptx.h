@@ -55,6 +55,12 @@ inline T shuffle_xor(T value, int mask) {
   return result;
 }
 
+inline bool all_lanes(bool value) {
+  const int brought = value;
+  const emulate::Deposit* deposits = machine().collective(&brought, sizeof brought);
+  return std::all_of(deposits, deposits + 32, [](const emulate::Deposit& lane) { return lane.word[0] != 0; });
+}
+
 // ---- arithmetic ----
 
 // The approximate instructions take subnormal numbers as zero and give none.

@@ -33,10 +33,13 @@ inline void barrier_arrive_expect_bytes(Barrier* barrier, int bytes) {
 
 inline void barrier_release_remote(Barrier* barrier, int rank) { emulate::arrive_remote(barrier, rank); }
 inline void barrier_wait(Barrier* barrier, int parity) { emulate::wait_for_phase(barrier, parity); }
+inline void barrier_wait_bounded(Barrier* barrier, int parity) { barrier_wait(barrier, parity); }
 
 inline void fence_proxy_async() { machine().block().fenced = true; }
 
 // ---- the copy engine ----
+
+inline void prefetch_map(const TensorMap&) {}
 
 // The hardware counts dimensions from the dense one.
 template <int kRank>
@@ -78,6 +81,12 @@ inline bool elect_one() {
 
 inline int cluster_rank() { return machine().block().rank; }
 inline void cluster_sync() { machine().cluster_sync(); }
+inline void cluster_sync_after_init() { machine().cluster_sync(); }
+
+// ---- the kernels before and after: one at a time, here ----
+
+inline void wait_for_kernel_before() {}
+inline void let_kernel_after_begin() {}
 
 // ---- registers: nothing to do but to come with the whole warp ----
 

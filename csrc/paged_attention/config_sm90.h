@@ -10,8 +10,8 @@ namespace aapt {
 
 // Facts about a tile of two pages for the warpgroups that multiply.
 struct TileFacts {
-  int valid[2];        // slots 0..valid-1 of a page count; 0: no page, {0, 0} after the last tile
-  float bias_log2[2];  // added to the scores of a page, in powers of two
+  int valid[2];   // slots 0..valid-1 of a page count; 0: no page, {0, 0} after the last tile
+  float bias[2];  // added to the scores of a page before they are scaled
 
   AAPT_DEVICE bool any() const { return valid[0] > 0; }
   AAPT_DEVICE bool partial() const { return valid[0] < kPageSlots || valid[1] < kPageSlots; }
@@ -45,6 +45,7 @@ struct PagedAttentionSm90Config {
     char k[kStages][kSlabs * kTileSlabBytes];
     char v[kStages][kSlabs * kTileSlabBytes];
     arch::Barrier full_q, full_k[kStages], full_v[kStages], empty_k[kStages], empty_v[kStages];
+    arch::Barrier cleared_v[kStages];  // values of slots that do not count are zero
     TileFacts facts[kStages];  // come and go with the keys
     int broken;                // of the page table, known after the last tile
   };

@@ -3,8 +3,8 @@
 // with clusters and split keys.
 //
 // A block owns 128 query rows of one head: 64 for each of two warpgroups that multiply. A third one loads, with one
-// thread, tiles of two pages into a ring of shared memory and runs ahead of them. While one multiplying warpgroup is
-// busy with its softmax, the other one has the tensor cores.
+// warp, tiles of two pages into a ring of shared memory and runs ahead of them. While one multiplying warpgroup is busy
+// with its softmax, the other one has the tensor cores.
 #pragma once
 
 #include "common/arch.h"
@@ -21,7 +21,7 @@ AAPT_DEVICE void sync_blocks() {
   if constexpr (Config::kCluster == 1) {
     arch::sync_threads();
   } else {
-    arch::cluster_sync();
+    arch::cluster_sync_after_init();
   }
 }
 
@@ -38,23 +38,21 @@ AAPT_DEVICE void attend(const PagedAttentionSm90Params& params) {
       arch::barrier_init(&shared.full_v[stage], 1);
       arch::barrier_init(&shared.empty_k[stage], 8 * Config::kCluster);  // warps that multiply
       arch::barrier_init(&shared.empty_v[stage], 8 * Config::kCluster);
+      arch::barrier_init(&shared.cleared_v[stage], 1);
     }
     arch::barrier_init_fence();
   }
   sync_blocks<Config>();
 
-  // Divide the work: warpgroup 0 loads, with one thread and few registers; 1 and 2 multiply.
+  // Divide the work: warpgroup 0 loads, with one warp and few registers; 1 and 2 multiply.
   const int group = arch::warp_index() / 4 - 1;
   if (group < 0) {
-    arch::registers_decrease<40>();
-    if (arch::warp_index() == 0 && arch::elect_one()) load<Config>(shared, params, block);
-    arch::sync_warp();
+    arch::registers_decrease<56>();
+    if (arch::warp_index() == 0) load<Config>(shared, params, block);
   } else {
-    arch::registers_increase<232>();
+    arch::registers_increase<224>();
     multiply<Config, Loop>(shared, params, group, block);
   }
-  // Stay until the other block of the cluster no longer arrives at barriers of this one.
-  if constexpr (Config::kCluster > 1) arch::cluster_sync();
 }
 
 }  // namespace aapt::paged_attention_sm90_parts
@@ -109,6 +107,7 @@ void launch_paged_attention_sm90_split(const PagedAttentionSm90Params& params, c
   combine.grid.x = (params.common.tokens + kRows - 1) / kRows;
   combine.grid.y = split;
   combine.threads = paged_attention_sm90_parts::kCombineThreads;
+  combine.early = true;
   combine.stream = stream;
   arch::launch(&paged_attention_sm90_parts::paged_attention_sm90_split::combine<Element, kHeadDim>, combine, params);
 }

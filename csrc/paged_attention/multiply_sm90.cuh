@@ -72,43 +72,27 @@ AAPT_DEVICE void multiply_values(Accumulators<Config::kHeadDim>& out, const Weig
   arch::wgmma_commit();
 }
 
-// Slots that do not count may hold NaN, which a weight of zero does not take away: their values become zero. Each
-// warpgroup does it for itself, so that it need not wait for the other one.
-template <class Config>
-AAPT_DEVICE void clear_values(char* v, const TileFacts& facts, int group) {
-  constexpr int kPieces = 8;  // of 16 bytes in a row of a slab; zeros are the same wherever the swizzle puts them
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    const int valid = facts.valid[i];
-    for (int at = arch::thread_index() % 128; at < (kPageSlots - valid) * kPieces * Config::kSlabs; at += 128) {
-      const int slot = valid + at / (kPieces * Config::kSlabs), slab = at / kPieces % Config::kSlabs;
-      char* row = v + slab * Config::kTileSlabBytes + i * Config::kPageSlabBytes + slot * 128;
-      *reinterpret_cast<Vector16*>(row + at % kPieces * 16) = {};
-    }
-  }
-  // Show the zeros to wgmma, then wait for those of the whole warpgroup.
-  arch::fence_proxy_async();
-  arch::named_barrier_sync(1 + group, 128);
-}
-
-// Scores of slots that do not count become minus infinity; the bias of a page is added in units of raw scores.
+// Adds the bias of each page to its scores; those of slots that do not count become minus infinity.
 template <class Config>
 AAPT_DEVICE void mask_and_bias(Accumulators<Config::kKeys>& scores, const TileFacts& facts,
                                const PagedAttentionParams& params) {
-  if (!facts.partial() && !params.page_bias) return;
 #pragma unroll
-  for (int n = 0; n < Config::kKeys / 8; ++n) {
-    const int valid = facts.valid[n / 8];
-    const float bias = facts.bias_log2[n / 8] / params.scale_log2;
+  for (int page = 0; page < 2; ++page) {
+    const int valid = facts.valid[page];
+    if (valid == kPageSlots && !params.page_bias) continue;
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int slot = n % 8 * 8 + arch::lane_index() % 4 * 2 + i % 2;
-      scores[0][n][i] = slot < valid ? scores[0][n][i] + bias : -INFINITY;
+    for (int n = 0; n < kPageSlots / 8; ++n) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        float& score = scores[0][page * (kPageSlots / 8) + n][i];
+        const int slot = n * 8 + arch::lane_index() % 4 * 2 + i % 2;
+        score = slot < valid ? score + facts.bias[page] : -INFINITY;
+      }
     }
   }
 }
 
-// Tells the loading thread that this warp has read all that it will of a stage: in every block whose copies come here.
+// Tells the loading warp that this one has read all that it will of a stage: in every block whose copies come here.
 template <class Config>
 AAPT_DEVICE void release(arch::Barrier* empty) {
   if constexpr (Config::kCluster == 1) {
@@ -149,6 +133,10 @@ struct Overlapped {
       arch::barrier_wait(&shared.full_k[ahead.stage], ahead.parity);
       return shared.facts[ahead.stage];
     };
+    const auto await_values = [&](const TileFacts& facts) {
+      arch::barrier_wait(&shared.full_v[place.stage], place.parity);
+      if (facts.partial()) arch::barrier_wait(&shared.cleared_v[place.stage], place.parity);
+    };
     Accumulators<Config::kKeys> scores;
     Weights<Config> weights;
     float corrections[2];
@@ -172,8 +160,7 @@ struct Overlapped {
 
       for (;;) {
         // Wait for the values of this tile.
-        arch::barrier_wait(&shared.full_v[place.stage], place.parity);
-        if (facts.partial()) clear_values<Config>(shared.v[place.stage], facts, group);
+        await_values(facts);
         if (!next.any()) break;
 
         // Start both products in this group's turn: scores of the next tile, values of this one.
@@ -203,16 +190,17 @@ struct Overlapped {
       // Multiply the values of the last tile.
       multiply_values<Config>(out, weights, shared.v[place.stage]);
       arch::wgmma_wait<0>(flat<Config::kHeadDim>(out));
+      release<Config>(&shared.empty_v[place.stage]);
     }
     turns.end();
   }
 };
 
 // Writes the warpgroup's rows: to the place of its queries, from there with the copy engine, which leaves out tokens
-// beyond the last one.
+// beyond the last one. `outer` and `head` are their place in the tensor of the map.
 template <class Config>
-AAPT_DEVICE void store(const Accumulators<Config::kHeadDim>& out, char* rows, const PagedAttentionSm90Params& params,
-                       int group, const Place& block) {
+AAPT_DEVICE void store(const Accumulators<Config::kHeadDim>& out, char* rows, const TensorMap& map, int group, int outer,
+                       int first_token, int head) {
   const int lane = arch::lane_index(), warp = arch::thread_index() % 128 / 32;
   // Wait until no warp of the group has a product that reads the queries.
   arch::named_barrier_sync(1 + group, 128);
@@ -234,36 +222,10 @@ AAPT_DEVICE void store(const Accumulators<Config::kHeadDim>& out, char* rows, co
   arch::named_barrier_sync(1 + group, 128);
   if (arch::thread_index() % 128 == 0) {
     for (int slab = 0; slab < Config::kSlabs; ++slab) {
-      arch::tile_store(params.out, rows + slab * Config::kGroupSlabBytes,
-                       {block.row, block.first_token + 64 * group, block.head, 64 * slab});
+      arch::tile_store(map, rows + slab * Config::kGroupSlabBytes, {outer, first_token, head, 64 * slab});
     }
     arch::store_commit();
     arch::store_wait_read<0>();  // shared memory ends with the block
-  }
-}
-
-// Index of the row of token `token` of a block in an array of [.., tokens] per head, or per part.
-AAPT_DEVICE std::int64_t row_index(const PagedAttentionParams& params, const Place& block, int token) {
-  const int outer = block.part < 0 ? block.row * params.heads + block.head : block.part;
-  return std::int64_t{outer} * params.tokens + token;
-}
-
-// Writes the warpgroup's rows of one part, in float32.
-template <class Config>
-AAPT_DEVICE void store_part(const Accumulators<Config::kHeadDim>& out, const PagedAttentionSm90Params& params,
-                            const Place& block, int first_row) {
-  struct alignas(8) Pair {
-    float x, y;
-  };
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    const int token = first_row + 8 * i;
-    if (token >= params.common.tokens) continue;
-    float* row = params.split.out + row_index(params.common, block, token) * Config::kHeadDim;
-#pragma unroll
-    for (int n = 0; n < Config::kHeadDim / 8; ++n) {
-      *reinterpret_cast<Pair*>(row + 8 * n + arch::lane_index() % 4 * 2) = {out[0][n][2 * i], out[0][n][2 * i + 1]};
-    }
   }
 }
 
@@ -277,24 +239,19 @@ AAPT_DEVICE void multiply(typename Config::SharedMemory& shared, const PagedAtte
   Loop::template run<Config>(shared, params.common, group, out, softmax);
 
   // Divide by the sums, and write the rows: whole ones to the result, those of a part to its place among the parts.
-  const bool broken = shared.broken;
-  const int first_row =
-      block.first_token + 64 * group + arch::thread_index() % 128 / 32 * 16 + arch::lane_index() / 4;
+  const bool broken = shared.broken, part = Config::kSplit && block.part >= 0;
+  const int first_token = block.first_token + 64 * group;
   softmax.finish(out, broken);
-  float* lse = params.common.lse;
-  if (Config::kSplit && block.part >= 0) {
-    store_part<Config>(out, params, block, first_row);
-    lse = params.split.lse;
-  } else {
-    store<Config>(out, shared.q[group], params, group, block);
-  }
+  store<Config>(out, shared.q[group], part ? params.parts : params.out, group, part ? block.part : block.row,
+                first_token, part ? 0 : block.head);
   // Write the log-sum-exp of two rows by one of the four lanes that share them.
+  float* lse = part ? params.split.lse : params.common.lse;
+  const std::int64_t first_row =
+      std::int64_t{part ? block.part : block.row * params.common.heads + block.head} * params.common.tokens;
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
-    const int token = first_row + 8 * i;
-    if (arch::lane_index() % 4 == 0 && token < params.common.tokens) {
-      lse[row_index(params.common, block, token)] = softmax.lse(i, broken);
-    }
+    const int token = first_token + arch::thread_index() % 128 / 32 * 16 + arch::lane_index() / 4 + 8 * i;
+    if (arch::lane_index() % 4 == 0 && token < params.common.tokens) lse[first_row + token] = softmax.lse(i, broken);
   }
 }
 

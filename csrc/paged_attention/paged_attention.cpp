@@ -1,6 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // Choice of the instantiation, and binding of paged_attention.
+#include <algorithm>
+#include <numeric>
 #include <utility>
+#include <vector>
+
+#include <pybind11/stl.h>
 
 #include "bindings.h"
 #include "common/device_info.h"
@@ -34,26 +39,44 @@ void paged_attention_sm90(const PagedAttentionArguments& arguments, const Stream
   launch(*params, stream);
 }
 
-// The heads of all rows from number `whole` on have their keys split into `parts` parts: equal shares of the entries of
-// the page table. part_out float32 [(B * H - whole) * parts, N, D] and part_lse float32 [.., N], dense, are room for
-// them.
+// Where the parts begin and end, from their shares of the entries of the page table.
+SplitKeys split_of(int whole, const std::vector<int>& shares) {
+  const bool positive = std::all_of(shares.begin(), shares.end(), [](int share) { return share > 0; });
+  const std::int64_t sum = std::accumulate(shares.begin(), shares.end(), std::int64_t{0});
+  require_valid(shares.size() <= SplitKeys::kMostParts && positive && sum == SplitKeys::kShares, "shares",
+                "at most " + std::to_string(SplitKeys::kMostParts) + " positive numbers that add up to " +
+                    std::to_string(SplitKeys::kShares),
+                std::to_string(shares.size()) + " that add up to " + std::to_string(sum));
+  SplitKeys split = {whole, static_cast<int>(shares.size()), {}, nullptr, nullptr};
+  std::partial_sum(shares.begin(), shares.end(), split.cuts + 1);
+  return split;
+}
+
+// The heads of all rows from number `whole` on have their keys split into parts with these shares of the entries of the
+// page table. part_out [(B * H - whole) * parts, N, 1, D] in the dtype of q and part_lse float32 [.., N], dense, are
+// room for them.
 void paged_attention_sm90_split(const PagedAttentionArguments& arguments, const Stream& stream, const Tensor& part_out,
-                                const Tensor& part_lse, int whole, int parts) {
+                                const Tensor& part_lse, int whole, const std::vector<int>& shares) {
   auto params = sm90_params_of(arguments, stream);
   const Tensor& q = arguments.q;
   const std::int64_t heads = q.size(0) * q.size(2), split = heads - whole;
   require_valid(whole >= 0 && split >= 0, "whole", "0 to " + std::to_string(heads) + " heads", std::to_string(whole));
-  require_valid(parts >= 1, "parts", "at least 1", std::to_string(parts));
-  require_grid("parts", "parts of all heads", whole + split * parts);
-  require_shape("part_out", part_out, {split * parts, q.size(1), q.size(3)});
-  require_shape("part_lse", part_lse, {split * parts, q.size(1)});
-  for (const auto& [argument, tensor] : {std::pair{"part_out", &part_out}, std::pair{"part_lse", &part_lse}}) {
-    require_dtype(argument, *tensor, Dtype::kFloat32);
-    require_dense(argument, *tensor);
-  }
+  SplitKeys keys = split_of(whole, shares);
+  require_grid("shares", "parts of all heads", whole + split * keys.parts);
+  require_shape("part_out", part_out, {split * keys.parts, q.size(1), 1, q.size(3)});
+  require_shape("part_lse", part_lse, {split * keys.parts, q.size(1)});
+  require_dtype("part_out", part_out, q.dtype);
+  require_dtype("part_lse", part_lse, Dtype::kFloat32);
+  require_dense("part_out", part_out);
+  require_dense("part_lse", part_lse);
   require_16_byte_rows("part_out", part_out);
   if (!params) return;
-  params->split = {whole, parts, part_out.as<float>(), part_lse.as<float>()};
+  if (split > 0) {
+    keys.out = part_out.data;
+    keys.lse = part_lse.as<float>();
+    params->parts = make_tensor_map("part_out", part_out, {1, 64, 1, 64}, Swizzle::k128Bytes, stream.device);
+  }
+  params->split = keys;
   const bool narrow = q.size(3) == 64;
   const auto launch = q.dtype == Dtype::kBFloat16
                           ? (narrow ? launch_paged_attention_sm90_split<bfloat16, 64>
@@ -88,7 +111,7 @@ void register_paged_attention(py::module_& module) {
          "Attention for Hopper with the copy engine and wgmma.");
   define(module, "paged_attention_sm90_split", &paged_attention_sm90_split,
          "Attention for Hopper in clusters of two blocks, with the keys of some heads in parts.", py::arg("part_out"),
-         py::arg("part_lse"), py::arg("whole"), py::arg("parts"));
+         py::arg("part_lse"), py::arg("whole"), py::arg("shares"));
 }
 
 }  // namespace aapt

@@ -32,12 +32,16 @@ struct PagedAttentionParams {
   float scale_log2;  // scale * log2(e): the softmax is computed in powers of two
 };
 
-// Split of the keys. The heads of all rows are counted as one list; those from `whole` on have `parts` parts, each an
-// equal share of the entries of the page table.
+// Split of the keys. The heads of all rows are counted as one list; those from `whole` on have `parts` parts. Part p has
+// the entries cuts[p] to cuts[p + 1] of the page table, in shares of all entries: 0 comes first, kShares last.
 struct SplitKeys {
+  static constexpr int kMostParts = 8;
+  static constexpr int kShares = 840;  // a multiple of 1 to 8
+
   int whole, parts;
-  float* out;  // [(B * H - whole) * parts, N, D], dense
-  float* lse;  // [(B * H - whole) * parts, N], dense
+  int cuts[kMostParts + 1];
+  const void* out;  // [(B * H - whole) * parts, N, 1, D], dense
+  float* lse;       // [(B * H - whole) * parts, N], dense
 };
 
 // The kernel for Hopper reads and writes through the copy engine.
@@ -46,6 +50,7 @@ struct PagedAttentionSm90Params {
   TensorMap q, out;            // [B, N, H, D] in boxes of 64 tokens, one head, 64 columns
   TensorMap k_pages, v_pages;  // [P, 64, Hkv, D] in boxes of a page, one head, 64 columns
   SplitKeys split;             // of paged_attention_sm90_split
+  TensorMap parts;             // split.out in boxes of 64 tokens, 64 columns
 };
 
 // One instantiation per element type and head width D.

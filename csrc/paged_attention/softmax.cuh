@@ -54,8 +54,13 @@ class OnlineSoftmax {
     for (int r = 0; r < kRows; ++r) corrections[r] = weigh_row(scores, r, scale_log2, 0.0f);
   }
 
+  // Second half of absorb; nothing to do where no row of the warp has a new maximum, as in most tiles.
   template <int kOutTiles>
   AAPT_DEVICE void rescale(float (&out)[kRowTiles][kOutTiles][4], const float (&corrections)[2 * kRowTiles]) {
+    bool same = true;
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) same = same && corrections[r] == 1.0f;
+    if (arch::all_lanes(same)) return;
 #pragma unroll
     for (int r = 0; r < kRows; ++r) rescale_row(out, r, corrections[r]);
   }

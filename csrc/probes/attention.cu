@@ -32,7 +32,7 @@ struct InTurn {
       Weights<Config> weights;
       weights.pack(scores);
       arch::barrier_wait(&shared.full_v[stage], place.parity);
-      if (facts.partial()) clear_values<Config>(shared.v[stage], facts, group);
+      if (facts.partial()) arch::barrier_wait(&shared.cleared_v[stage], place.parity);
       multiply_values<Config>(out, weights, shared.v[stage]);
       arch::wgmma_wait<0>(flat<Config::kHeadDim>(out));
       release<Config>(&shared.empty_v[stage]);

@@ -118,7 +118,7 @@ def paged_attention_sm90_split(
     part_out: View,
     part_lse: View,
     whole: int,
-    parts: int,
+    shares: Sequence[int],
     stream: Stream,
 ) -> None:
     """Attention for Hopper in clusters of two blocks, with the keys of some heads in parts."""

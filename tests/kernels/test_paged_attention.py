@@ -31,7 +31,7 @@ TABLES = {
 
 def half_of_the_heads_in_three_parts(q: torch.Tensor, entries: int) -> Schedule:
     """The tables here are too short to be split by themselves."""
-    return Schedule(q.shape[0] * q.shape[2] // 2, 3)
+    return Schedule.even(q.shape[0] * q.shape[2] // 2, 3)
 
 
 @pytest.fixture(params=[PORTABLE, HOPPER, SPLIT])
@@ -243,7 +243,7 @@ def bad_entry(kernel: str, target, ids: list[int], valid: list[int]) -> tuple[to
     page_valid = torch.tensor([[64, 5], valid], dtype=torch.int32, device=target.device)
     q = queries(2, target)
     out, lse = torch.full_like(q, 7), torch.full((2, 2, 3), 7.0, device=target.device)
-    parts = [out.new_empty(6, 3, 64, dtype=torch.float32), lse.new_empty(6, 3), 1, 2] if kernel == SPLIT else []
+    parts = [out.new_empty(6, 3, 1, 64), lse.new_empty(6, 3), 1, [420, 420]] if kernel == SPLIT else []
     target.call(kernel.replace("/", "_"), q, k_pages, v_pages, page_ids, page_valid, None, out, lse, 0.1, *parts)
     assert out[0].isfinite().all() and lse[0].isfinite().all()
     return out[1], lse[1]
@@ -303,33 +303,37 @@ ONLY_SPLIT = pytest.mark.parametrize("kernel", [SPLIT], indirect=True)
 
 @ONLY_SPLIT
 @pytest.mark.parametrize("whole", [0, 1, 2, 3, 4])
-@pytest.mark.parametrize("parts", [1, 2, 4, 9])
-def test_any_split_of_the_keys(whole, parts, check, target, monkeypatch):
+@pytest.mark.parametrize("shares", [(840,), (420, 420), (700, 140), (140, 420, 280), (105,) * 8], ids=str)
+def test_any_split_of_the_keys(whole, shares, check, target, monkeypatch):
     """More parts than entries, too; a row without any key; the second row's last head is the fourth one."""
     op = importlib.import_module("aapt_fast.ops.paged_attention")
-    monkeypatch.setattr(op, "_schedule", lambda q, entries: Schedule(whole, parts))
+    monkeypatch.setattr(op, "_schedule", lambda q, entries: Schedule(whole, shares))
     table = [[64, 36, 64, 5, 0, 64], [0, 0, 0, 0, 0, 0]]
     case = paged_case(table, kv_heads=1, head_dim=64, dtype=torch.bfloat16, device=target.device)
-    check(queries(2, target, tokens=130), case, parts)
+    check(queries(2, target, tokens=130), case, len(shares))
 
 
 @ONLY_SPLIT
 @pytest.mark.parametrize(
-    ("shape", "whole", "parts", "message"),
+    ("shape", "whole", "shares", "message"),
     [
-        ((6, 3, 64), 5, 2, "whole: expected 0 to 4 heads, got 5"),
-        ((6, 3, 64), 1, 0, "parts: expected at least 1, got 0"),
-        ((5, 3, 64), 1, 2, r"part_out: expected .*6, 3, 64.*, got .*5, 3, 64"),
+        ((6, 3, 1, 64), 5, [420, 420], "whole: expected 0 to 4 heads, got 5"),
+        ((6, 3, 1, 64), 1, [], "shares: expected at most 8 positive numbers that add up to 840, got 0 that"),
+        ((6, 3, 1, 64), 1, [420, 421], "shares: expected .*, got 2 that add up to 841"),
+        ((6, 3, 1, 64), 1, [841, -1], "shares: expected .*, got 2 that add up to 840"),
+        ((6, 3, 1, 64), 1, [93] * 8 + [96], "shares: expected .*, got 9 that add up to 840"),
+        ((5, 3, 1, 64), 1, [420, 420], r"part_out: expected .*6, 3, 1, 64.*, got .*5, 3, 1, 64"),
     ],
 )
-def test_a_split_that_means_nothing_is_refused(shape, whole, parts, message, kernel, target):
+def test_a_split_that_means_nothing_is_refused(shape, whole, shares, message, kernel, target):
     case = paged_case([[64], [5]], head_dim=64, dtype=torch.bfloat16, device=target.device)
     q = queries(2, target)
     out, lse = torch.empty_like(q), torch.empty(2, 2, 3, device=target.device)
-    room = [torch.empty(shape, device=target.device), torch.empty(shape[:2], device=target.device)]
+    room = [q.new_empty(shape), torch.empty(shape[:2], device=target.device)]
     with pytest.raises(ValueError, match=message):
         table = (case.page_ids, case.page_valid, None)
-        target.call(kernel.replace("/", "_"), q, case.k_pages, case.v_pages, *table, out, lse, 0.1, *room, whole, parts)
+        split = (*room, whole, shares)
+        target.call(kernel.replace("/", "_"), q, case.k_pages, case.v_pages, *table, out, lse, 0.1, *split)
 
 
 def misaligned(x: torch.Tensor) -> torch.Tensor:

@@ -22,7 +22,7 @@ SM90 = variant("sm90", "sm90 and not sm90_")
 LATE_SM90 = variant("sm90", "broken and sm90 and not sm90_")  # bugs that show in the last tests of the file only
 SPLIT = variant("sm90_split", "sm90_split")
 KERNEL, COMBINE = "paged_attention/kernel_sm90.cuh", "paged_attention/combine_sm90.cuh"
-LOAD, MULTIPLY = "paged_attention/load_sm90.cuh", "paged_attention/multiply_sm90.cuh"
+LOAD, MULTIPLY, SOFTMAX = (f"paged_attention/{name}.cuh" for name in ("load_sm90", "multiply_sm90", "softmax"))
 
 BUGS = [
     Bug(
@@ -36,27 +36,41 @@ BUGS = [
     Bug(
         "keys are loaded while they are in use",
         LOAD,
-        "arch::barrier_wait(&shared.empty_k[stage], place.parity ^ 1);",
+        "arch::barrier_wait_bounded(&shared.empty_k[stage], place.parity ^ 1);",
         "",
         **SM90,
     ),
     Bug(
         "values are loaded while they are in use",
         LOAD,
-        "arch::barrier_wait(&shared.empty_v[stage], place.parity ^ 1);",
+        "arch::barrier_wait_bounded(&shared.empty_v[stage], place.parity ^ 1);",
         "",
         **SM90,
     ),
     Bug("too few bytes are announced", LOAD, "full, present * Config::kSlabs", "full, Config::kSlabs", **SM90),
-    Bug("the end is not announced", LOAD, "arch::barrier_arrive(&shared.full_k[place.stage]);", "", **SM90),
+    Bug("the end is not announced", LOAD, "arch::barrier_arrive(&shared.full_k[stage]);", "", **SM90),
     Bug(
         "a broken page table is kept secret", LOAD, "shared.broken = table.broken();", "shared.broken = 0;", **LATE_SM90
     ),
     Bug(
         "zeros that wgmma does not see",
-        MULTIPLY,
-        "wgmma, then wait for those of the whole warpgroup.\n  arch::fence_proxy_async();",
-        "wgmma, then wait for those of the whole warpgroup.",
+        LOAD,
+        "wgmma, then wait for those of the whole warp.\n  arch::fence_proxy_async();",
+        "wgmma, then wait for those of the whole warp.",
+        **SM90,
+    ),
+    Bug(
+        "zeros that the other lanes have not written yet",
+        LOAD,
+        "arch::fence_proxy_async();\n  arch::sync_warp();",
+        "arch::fence_proxy_async();",
+        **SM90,
+    ),
+    Bug(
+        "zeros that the copies overwrite",
+        LOAD,
+        "arch::barrier_wait_bounded(&shared.full_v[before.stage], before.parity);",
+        "",
         **SM90,
     ),
     Bug(
@@ -97,12 +111,19 @@ BUGS = [
         **SM90,
     ),
     Bug("the output keeps an old scale", MULTIPLY, "softmax.rescale(out, corrections);", "", **SM90),
+    Bug(
+        "a row without a new maximum keeps the other one's scale",
+        SOFTMAX,
+        "same = same && corrections[r] == 1.0f",
+        "same = corrections[r] == 1.0f",
+        **SM90,
+    ),
     Bug("the keys of the tile before", MULTIPLY, "shared.k[ahead.stage]", "shared.k[place.stage]", **SM90),
     Bug("the valid counts of the tile before", MULTIPLY, "(scores, next, params)", "(scores, facts, params)", **SM90),
     Bug(
         "values of unused slots stay",
-        MULTIPLY,
-        "if (facts.partial()) clear_values<Config>(shared.v[place.stage], facts, group);",
+        LOAD,
+        "clear_values<Config>(shared.v[before.stage], facts_before);",
         "",
         **SM90,
     ),
@@ -131,9 +152,9 @@ BUGS = [
     Bug("only the own page is awaited", LOAD, "full, present * Config::kSlabs", "full, Config::kSlabs", **SPLIT),
     Bug(
         "a block ends while the other one reaches into it",
-        KERNEL,
-        "if constexpr (Config::kCluster > 1) arch::cluster_sync();",
-        "",
+        LOAD,
+        "i < Config::kStages; ++i, place.advance()",
+        "false; ++i, place.advance()",
         **SPLIT,
     ),
     Bug(
@@ -150,17 +171,24 @@ BUGS = [
         "(params.common.tokens + Config::kRows - 1) / Config::kRows",
         **SPLIT,
     ),
-    Bug("a part begins too early", LOAD, "share(entries, fraction, fractions)", "0", **SPLIT),
+    Bug("a part begins too early", LOAD, "share(entries, split.cuts[part])", "0", **SPLIT),
     Bug(
         "a part ends too early",
         LOAD,
-        "share(entries, fraction + 1, fractions)",
-        "share(entries, fraction + 1, fractions) - 1",
+        "share(entries, split.cuts[part + 1])",
+        "share(entries, split.cuts[part + 1]) - 1",
         **SPLIT,
     ),
-    Bug("parts of another head", LOAD, "split.whole + part / split.parts", "split.whole + part % split.parts", **SPLIT),
-    Bug("a part goes where a whole head goes", MULTIPLY, "block.part < 0 ? block.row", "true ? block.row", **SPLIT),
-    Bug("the log-sum-exp of a part is not kept", MULTIPLY, "lse = params.split.lse;", "", **SPLIT),
+    Bug("parts of another head", LOAD, "head = split.whole + nth;", "head = split.whole + part;", **SPLIT),
+    Bug("a part goes where a whole head goes", MULTIPLY, "part ? params.parts : params.out", "params.out", **SPLIT),
+    Bug(
+        "the log-sum-exp of a part is not kept",
+        MULTIPLY,
+        "part ? params.split.lse : params.common.lse",
+        "params.common.lse",
+        **SPLIT,
+    ),
+    Bug("parts change places", LOAD, "nth * split.parts + part}", "part * split_heads + nth}", **SPLIT),
     Bug(
         "the last part is left out",
         COMBINE,

@@ -86,8 +86,8 @@ def _bind(kernel: Kernel, *arguments: Any) -> tuple[tuple[Tensor, Tensor], tuple
     parts: tuple[Any, ...] = ()
     if kernel.variant == "sm90_split":
         schedule = _schedule(q, page_ids.shape[1])
-        rows = ((q.shape[0] * q.shape[2] - schedule.whole) * schedule.parts, q.shape[1])
-        part_out = q.new_empty((*rows, q.shape[3]), dtype=torch.float32)
+        rows = ((q.shape[0] * q.shape[2] - schedule.whole) * len(schedule.shares), q.shape[1])
+        part_out = q.new_empty((*rows, 1, q.shape[3]))
         parts = (part_out, q.new_empty(rows, dtype=torch.float32), *schedule)
     return (out, lse), (q, k_pages, v_pages, page_ids, page_valid, page_bias, out, lse, scale, *parts)
 
