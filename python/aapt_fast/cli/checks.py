@@ -20,9 +20,9 @@ from aapt_fast.errors import require, require_seed
 from aapt_fast.limits import require_folder, require_writable
 from aapt_fast.media.video_target import check_video_target
 from aapt_fast.models.files.bundled import bundled_models
-from aapt_fast.models.files.find import model_path, require_path
+from aapt_fast.models.files.find import own_model_path, require_path
 from aapt_fast.models.files.gallery import Gallery, read_gallery
-from aapt_fast.models.files.recognise import OWN, recognise, refusal
+from aapt_fast.models.files.recognise import refusal
 
 MOST_EVALUATIONS = 1000  # per step: as many as models of this kind are trained with
 SHEET_ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
@@ -122,6 +122,8 @@ def _check_bench(arguments: argparse.Namespace) -> None:
 
 
 def _check_verify(arguments: argparse.Namespace) -> None:
+    if arguments.shapes is not None and arguments.shapes not in PRESETS:
+        own_model_path(arguments.shapes, "--shapes", PRESETS)
     _check_file_target(arguments.json, "--json")
 
 
@@ -142,9 +144,7 @@ def _check_convert(arguments: argparse.Namespace) -> None:
 def require_model(name: str, argument: str) -> None:
     """Raise ValueError or CheckpointError for a name, file or folder that is no model of this package."""
     require_no_preset(name, argument)
-    file = model_path(name, argument)
-    if recognise(file).kind != OWN:
-        raise refusal(file, "a model of this package, as train's stage export writes it")
+    own_model_path(name, argument)
 
 
 def require_no_preset(name: str, argument: str) -> None:

@@ -139,8 +139,9 @@ Exit status: 0 every kernel that was tried is right, 1 one is not, 2 a mistake i
     )
     parser.add_argument(
         "--shapes",
-        choices=PRESETS,
-        help="preset at whose shapes the kernels are timed (default: shapes of several models)",
+        metavar="MODEL",
+        help=f"model at whose shapes the kernels are timed: {' | '.join(PRESETS)}, a bundled model, or a file that "
+        "train exported (default: shapes of several models)",
     )
     parser.add_argument(
         "--json",
