@@ -73,6 +73,8 @@ def _check_doctor(arguments: argparse.Namespace) -> None:
     for name in ("resolution", "window", "dtype"):
         given = getattr(arguments, name)
         require(given is None or arguments.plan is not None, f"--{name}", "--plan PRESET beside it", "none")
+    alone = arguments.offload_text and arguments.plan is None
+    require(not alone, "--offload-text", "--plan PRESET beside it", "none")
     if arguments.plan is not None:
         names = tuple(dict.fromkeys([*PRESETS, *bundled_models()]))
         require(arguments.plan in names, "--plan", " | ".join(names), arguments.plan)

@@ -112,7 +112,13 @@ def add_doctor(parser: argparse.ArgumentParser) -> None:
         help="say how much memory a session needs and whether this machine has it, without loading anything: "
         f"{' | '.join(PRESETS)}, or a bundled model (default: say what is ready here)",
     )
-    _add_system(parser.add_argument_group("with --plan"))
+    with_plan = parser.add_argument_group("with --plan")
+    _add_system(with_plan)
+    with_plan.add_argument(
+        "--offload-text",
+        action="store_true",
+        help="count the weights of the text stream in host memory, as StreamModel(..., offload_text=True) keeps them",
+    )
 
 
 def _add_system(parser: argparse._ActionsContainer) -> None:
