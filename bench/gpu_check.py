@@ -25,7 +25,6 @@ from pathlib import Path
 import torch
 
 import aapt_fast
-from aapt_fast.errors import require
 from aapt_fast.profiling.document import Document, commit
 from aapt_fast.verification.cases import SUITES
 from aapt_fast.verification.one_kernel import Job
@@ -96,11 +95,9 @@ def run_stages(document: Document, todo: Sequence[Stage], deadline: float) -> bo
             status, detail = FAILED, "no time left"
         else:
             outcome = run(document, stage.command, limit)
-            status, detail, seconds = outcome.status, last_line(outcome), outcome.seconds
-            # its programs have written to the file
-            document.content = Document.open(document.path, "").content
-            keep(document, stage.name, outcome)
-            status = PASSED if status == PASSED else FAILED
+            document.content = Document.open(document.path, "").content  # the program may have added to it
+            detail, seconds = keep(document, stage.name, outcome), outcome.seconds
+            status = PASSED if outcome.status == PASSED else FAILED
         good = good and status != FAILED
         entry = {"name": stage.name, "status": status, "seconds": round(seconds, 1), "limit_s": round(limit, 1)}
         document.add("stages", {**entry, "detail": detail})
@@ -126,13 +123,19 @@ def last_line(outcome: Outcome) -> str:
     return line if outcome.status == PASSED else f"{outcome.status} after {outcome.seconds:.0f} s: {line}"
 
 
-def keep(document: Document, stage: str, outcome: Outcome) -> None:
-    """Take the report of `doctor` and the findings of `verify` into the document."""
+def keep(document: Document, stage: str, outcome: Outcome) -> str:
+    """Take the report of `doctor` and the findings of `verify` into the document; returns the outcome in words."""
     file = document.path.with_name(VERIFIED)
     if stage == "doctor" and outcome.status == PASSED:
-        document.set(doctor=json.loads(outcome.output.splitlines()[-1]))
-    elif stage == "verify" and file.exists():
-        document.set(verified=json.loads(file.read_text()))
+        report = json.loads(outcome.output.splitlines()[-1])
+        document.set(doctor=report)
+        return ", ".join(f"{name} {value}" for name, value in report["build"].items())[:200]
+    if stage == "verify" and file.exists():
+        content = json.loads(file.read_text())
+        document.set(verified=content.get("verified", content))
+        if "on" in content.get("verified", {}):
+            return f"on from now on: {', '.join(content['verified']['on']) or 'no kernel'}"
+    return last_line(outcome)
 
 
 def end_processes(number: int, _: object) -> None:
@@ -152,7 +155,8 @@ def main() -> None:
     parser.add_argument("--package", type=Path, help="folder that aapt_fast has to come from")
     arguments = parser.parse_args()
     found = Path(aapt_fast.__file__).parents[1]
-    require(arguments.package in (None, found), "aapt_fast", f"the one in {arguments.package}", f"that in {found}")
+    if arguments.package not in (None, found):  # an editable installation comes before PYTHONPATH
+        parser.error(f"--wheel: expected a Python that imports aapt_fast from it, got one that takes {found}")
     if not arguments.rehearse and not torch.cuda.is_available():
         print(f"no GPU: torch {torch.__version__}, built for CUDA {torch.version.cuda}, finds none")
         sys.exit(NO_GPU)

@@ -14,7 +14,6 @@ if [ "${1:-}" = --wheel ]; then
   if [ $# -lt 2 ]; then echo "--wheel: expected a file, got none" >&2; exit 2; fi
   folder=$(mktemp -d)
   trap 'rm -rf "$folder"' EXIT
-  # A finder of an editable installation would come before PYTHONPATH, so the program compares the place.
   "$python" -m pip install --quiet --disable-pip-version-check --no-index --no-deps --no-compile --target "$folder" "$2"
   path=$folder:$root
   set -- --package "$folder" "${@:3}"

@@ -92,11 +92,12 @@ def test_saved_time_goes_to_later_stages_but_not_what_those_behind_them_need(doc
 
 def test_the_document_has_the_report_of_doctor_and_the_findings_of_verify(document):
     findings = document.path.with_name(gpu_check.VERIFIED)
-    doctor = shell("doctor", """echo hello; echo '{"build": 1}'""")
-    verify = shell("verify", f"""echo '{{"passed": false}}' > {findings}; exit 1""")
+    doctor = shell("doctor", """echo hello; echo '{"build": {"cuda": true}}'""")
+    verify = shell("verify", f"""echo '{{"verified": {{"passed": false, "on": ["a/b"]}}}}' > {findings}; exit 1""")
     assert not run(document, doctor, verify)
     content = json.loads(document.path.read_text())
-    assert content["doctor"] == {"build": 1} and content["verified"] == {"passed": False}
+    assert content["doctor"]["build"] == {"cuda": True} and content["verified"] == {"passed": False, "on": ["a/b"]}
+    assert found(document) == {"doctor": ("passed", "cuda True"), "verify": ("failed", "on from now on: a/b")}
 
 
 def test_the_record_of_the_user_stays_as_it_is(document):
@@ -132,6 +133,14 @@ def test_a_rehearsal_verifies_an_emulated_kernel(request, tmp_path, monkeypatch)
     assert ended.value.code == 0, content["stages"]
     assert content["commit"] == "abc" and content["rehearsal"] is True and problems(content) == []
     assert content["verified"]["kernel"] == gpu_check.REHEARSED and content["verified"]["fault"] is None
+
+
+def test_another_package_than_that_of_the_wheel_is_noticed(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["gpu_check", "--package", str(tmp_path), "--out", str(tmp_path)])
+    with pytest.raises(SystemExit) as ended:
+        gpu_check.main()
+    assert ended.value.code == 2 and list(tmp_path.iterdir()) == []
+    assert "--wheel: expected a Python that imports aapt_fast from it, got one that takes " in capsys.readouterr().err
 
 
 # ---- the script ----
