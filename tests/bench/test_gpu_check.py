@@ -1,230 +1,172 @@
 # SPDX-License-Identifier: Apache-2.0
+"""The check of a GPU: its stages with small programs in their place, and the script around it."""
+
 from __future__ import annotations
 
+import json
 import os
 import stat
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from bench import gpu_check
-from bench.gpu_check import BUILD_S, STAGES, Run, Stage, run_stages
-from bench.harness.processes import WRONG_KERNEL
-from bench.harness.program import ROOT
+from bench.gpu_check import Stage, run_stages, stages
+from bench.harness.program import NO_GPU, ROOT
 
 from aapt_fast.profiling.document import Document
 from aapt_fast.testing.documents import problems
-from aapt_fast.verification.cases import SUITES
-from aapt_fast.verification.processes import Outcome
 
-OPS = list(SUITES)
 WITHOUT_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 
 
 @pytest.fixture
-def run(tmp_path):
-    Document.new("pytest", tmp_path / "gpu_check.json")
-    return Run(tmp_path, tmp_path, time.monotonic() + 60)
+def document(tmp_path: Path) -> Document:
+    return Document.new("pytest", tmp_path / gpu_check.DOCUMENT)
 
 
-def with_time(run: Run, seconds: float) -> Run:
-    return replace(run, deadline=time.monotonic() + seconds)
+def shell(name: str, program: str, limit_s: float = 20) -> Stage:
+    return Stage(name, limit_s, ["sh", "-c", program])
 
 
-def stage(name: str, function, limit_s: float = 10, quick_limit_s: float = 10) -> Stage:
-    return Stage(name, limit_s, quick_limit_s, function)
+def run(document: Document, *todo: Stage, seconds: float = 60) -> bool:
+    return run_stages(document, todo, time.monotonic() + seconds)
 
 
-def stages_of(run: Run) -> dict[str, tuple[str, str]]:
-    return {entry["name"]: (entry["status"], entry["detail"]) for entry in run.document.content["stages"]}
+def found(document: Document) -> dict[str, tuple[str, str]]:
+    """Status and detail of each stage, as the file has them."""
+    content = json.loads(document.path.read_text())
+    assert problems(content) == []
+    return {entry["name"]: (entry["status"], entry["detail"]) for entry in content["stages"]}
 
 
-@pytest.mark.parametrize("quick", [False, True])
-def test_the_limits_fit_the_promised_time(quick):
-    install, total = (30, 225) if quick else (40, 525)
-    assert total <= (4 if quick else 9) * 60 - 15  # what starting Python and ending processes takes
-    assert install + sum(s.quick_limit_s if quick else s.limit_s for s in STAGES) <= total
-    assert total > BUILD_S
-    script = (ROOT / "bench" / "gpu_check.sh").read_text()
-    assert f"total={total}\n" in script.replace(" ;;", "") and f"--kill-after 10 {BUILD_S} " in script
+@pytest.mark.parametrize("rehearse", [False, True])
+def test_ten_minutes_are_enough_and_the_first_four_have_what_counts_most(rehearse, tmp_path):
+    todo = stages(tmp_path, rehearse, tmp_path)
+    assert gpu_check.TOTAL_S <= 10 * 60 - 30  # the installation, and the end of the last process
+    assert sum(stage.limit_s for stage in todo) <= gpu_check.TOTAL_S
+    first = todo[:3]
+    assert [stage.name for stage in first] == ["doctor", "verify", "frame"]
+    assert sum(stage.limit_s for stage in first) <= 4 * 60
 
 
-def test_no_stage_stops_the_next(run):
-    def crashes(run, limit_s):
-        raise KeyError("x")
-
-    good = run_stages(
-        run, [stage("a", lambda *_: ("failed", "why")), stage("b", crashes), stage("c", lambda *_: ("passed", ""))]
-    )
-    assert not good
-    assert stages_of(run) == {"a": ("failed", "why"), "b": ("failed", "KeyError: 'x'"), "c": ("passed", "")}
-    assert problems(run.document.content) == []
-
-
-def test_stages_get_no_more_than_what_is_left(run):
-    given = []
-
-    def notes(_, limit_s):
-        given.append(limit_s)
-        return "passed", ""
-
-    run_stages(with_time(run, 5), [stage("a", notes, limit_s=100)])
-    assert 3 < given[0] <= 5
-    assert not run_stages(with_time(run, 1), [stage("late", notes)])
-    assert len(given) == 1 and stages_of(run)["late"] == ("skipped", "no time left")
+def test_no_stage_stops_the_next_and_each_is_in_the_file_when_it_ends(document):
+    seen = document.path.with_name("seen")
+    peek = shell("peek", f"cp {document.path} {seen}; echo done")
+    assert not run(document, shell("bad", "echo why; exit 3"), Stage("absent", 5, "no tool"), peek)
+    status, detail = found(document).pop("bad")
+    assert status == "failed" and detail.startswith("failed after ") and detail.endswith(" s: why")
+    assert found(document)["absent"] == ("skipped", "no tool") and found(document)["peek"] == ("passed", "done")
+    assert [entry["name"] for entry in json.loads(seen.read_text())["stages"]] == ["bad", "absent"]
+    assert "$ sh -c echo why; exit 3\nwhy\n[failed, " in document.path.with_name(gpu_check.LOG).read_text()
 
 
-def test_saved_time_goes_to_later_stages_but_not_what_those_behind_them_need(run):
-    given = []
-
-    def notes(_, limit_s):
-        given.append(round(limit_s))
-        return "passed", ""
-
-    stages = [stage("a", notes, limit_s=30), stage("b", notes, limit_s=20), stage("c", notes, limit_s=30)]
-    run_stages(with_time(run, 100), stages)
-    assert given == [50, 70, 100]  # none of them takes any time
+ADD_A_FAILURE = """
+import json, sys
+content = json.load(open(sys.argv[1]))
+content["failures"].append({"name": "a", "what_ran": "b", "reason": "c"})
+json.dump(content, open(sys.argv[1], "w"))
+"""
 
 
-def test_ops_behind_one_that_ended_its_process_are_tried_again(run, monkeypatch):
-    """Attention and the first other op pass, the second one crashes without a word, the rest must run all the same."""
-    asked = []
-
-    def module(self, name, *arguments, limit_s):
-        ops = [word for word in arguments if word in OPS]
-        asked.append(ops)
-        for op in ops:
-            self.document.fail(f"kernel/{op}/1/bf16", "x", "y")
-            if op == OPS[2]:
-                return Outcome("failed", -6, 1.0, "aborted")
-        return Outcome("passed", 0, 1.0, "")
-
-    monkeypatch.setattr(Run, "module", module)
-    status, detail = gpu_check.kernels(run, 60)
-    assert asked == [[OPS[0]], list(OPS[1:]), list(OPS[3:])]
-    assert status == "failed" and "aborted" in detail
+def test_a_stage_that_hangs_is_ended_and_what_programs_wrote_is_kept(document):
+    writes = Stage("writes", 30, [sys.executable, "-c", ADD_A_FAILURE, str(document.path)])
+    assert not run(document, shell("hangs", "echo begun; sleep 60", 6), writes, seconds=36)
+    status, detail = found(document)["hangs"]
+    assert status == "failed" and detail.startswith("ran out of time after ") and detail.endswith(": begun")
+    assert found(document)["writes"][0] == "passed"
+    assert [entry["name"] for entry in json.loads(document.path.read_text())["failures"]] == ["a"]
 
 
-def test_wrong_results_are_no_reason_to_run_an_op_again(run, monkeypatch):
-    asked = []
-
-    def module(self, name, *arguments, limit_s):
-        asked.append(arguments)
-        return Outcome("failed", WRONG_KERNEL, 1.0, "paged_attention disagrees")
-
-    monkeypatch.setattr(Run, "module", module)
-    assert gpu_check.kernels(run, 60)[0] == "failed" and len(asked) == 2
+def test_saved_time_goes_to_later_stages_but_not_what_those_behind_them_need(document):
+    todo = [shell(name, "true", limit) for name, limit in (("a", 300), ("b", 200), ("c", 300))]
+    assert run(document, *todo, seconds=1000)
+    limits = [entry["limit_s"] for entry in document.content["stages"]]
+    assert limits == pytest.approx([500, 700, 1000], abs=90)  # less what the programs before took
+    assert not run(document, shell("late", "true"), seconds=1)
+    assert found(document)["late"] == ("failed", "no time left")
 
 
-def test_a_quick_run_leaves_out_stages_without_a_quick_limit(run):
-    assert run_stages(replace(run, quick=True), [stage("long", lambda *_: ("failed", ""), quick_limit_s=0)])
-    assert stages_of(run)["long"] == ("skipped", "left out of a quick run")
+def test_the_document_has_the_report_of_doctor_and_the_findings_of_verify(document):
+    findings = document.path.with_name(gpu_check.VERIFIED)
+    doctor = shell("doctor", """echo hello; echo '{"build": {"cuda": true}}'""")
+    verify = shell("verify", f"""echo '{{"verified": {{"passed": false, "on": ["a/b"]}}}}' > {findings}; exit 1""")
+    assert not run(document, doctor, verify)
+    content = json.loads(document.path.read_text())
+    assert content["doctor"]["build"] == {"cuda": True} and content["verified"] == {"passed": False, "on": ["a/b"]}
+    assert found(document) == {"doctor": ("passed", "cuda True"), "verify": ("failed", "on from now on: a/b")}
 
 
-def test_a_stage_that_hangs_is_ended_and_logged(run):
-    def hangs(run, limit_s):
-        return gpu_check.ended(run.command([sys.executable, "-c", "print('begun'); import time; time.sleep(60)"], 2))
-
-    assert not run_stages(run, [stage("a", hangs)])
-    status, detail = stages_of(run)["a"]
-    assert status == "failed" and "ran out of time" in detail and "begun" in detail
-    assert "begun\n[ran out of time" in (run.out / gpu_check.LOG).read_text()
+def test_the_record_of_the_user_stays_as_it_is(document):
+    assert run(document, shell("cache", "echo $XDG_CACHE_HOME"))
+    assert found(document)["cache"] == ("passed", str(document.path.with_name("cache")))
 
 
-def test_test_files_run_apart_and_are_counted(run, monkeypatch):
-    folder = run.scratch / "tests" / "kernels"
-    folder.mkdir(parents=True)
-    (run.scratch / "pyproject.toml").write_text("[tool.pytest.ini_options]\n")
-    option = "import pytest\ndef pytest_addoption(parser): parser.addoption('--target')\n"
-    fixture = "@pytest.fixture\ndef target(request): return request.config.getoption('target')\n"
-    hopper = "@pytest.fixture\ndef hopper(target): return target\n"
-    (run.scratch / "conftest.py").write_text(option + fixture + hopper)
-    (folder / "test_good.py").write_text("def test_a(target):\n    assert target == 'cuda'\n")
-    (folder / "test_bad.py").write_text("def test_a(target): pass\ndef test_b(target): assert False\n")
-    (folder / "test_dies.py").write_text("import os\ndef test_a(hopper): os.abort()\n")
-    (folder / "test_arch.py").write_text("import pytest\ndef test_a(target): pytest.skip('another GPU')\n")
-    (folder / "test_without_gpu.py").write_text("target = 1\ndef test_a(): assert False\n")
-    monkeypatch.setattr(gpu_check, "ROOT", run.scratch)
-    assert gpu_check.probes(run, 60) == ("skipped", "1 files, 0 tests passed, 1 skipped")
-    assert gpu_check.tests(run, 60) == ("failed", "2 of 3 files: test_bad.py, test_dies.py")
-    tests = run.document.content["tests"]
-    assert {Path(name).name: (t["good"], t["passed"], t["failed"]) for name, t in tests.items()} == {
-        "test_arch.py": (True, 0, 0),
-        "test_good.py": (True, 1, 0),
-        "test_bad.py": (False, 1, 1),
-        "test_dies.py": (False, 0, 1),
-    }
-
-
-@pytest.mark.parametrize(
-    ("body", "status", "words"),
-    [
-        ("exit 0", "passed", "memcheck, racecheck"),
-        ('case "$*" in *racecheck*) echo hazard; exit 99;; esac', "failed", "racecheck: failed after"),
-        ('case "$*" in *kernel-regex*) echo "unknown option kernel-regex"; exit 1;; esac', "passed", "memcheck"),
-        (None, "skipped", "not in PATH"),
-    ],
-    ids=["clean", "a race", "an older version", "absent"],
-)
-def test_the_sanitizer_is_taken_at_its_word(run, monkeypatch, body, status, words):
-    if body is not None:
-        fake = run.scratch / "compute-sanitizer"
-        fake.write_text(f"#!/bin/sh\n{body}\n")
-        fake.chmod(fake.stat().st_mode | stat.S_IXUSR)
-    monkeypatch.setenv("PATH", str(run.scratch))
-    found, detail = gpu_check.sanitizer(run, 20)
-    assert found == status and words in detail
-
-
-def script(tmp_path: Path, *arguments: str, path: str | None = None, **environment: str):
-    variables = {**os.environ, "PYTHON": sys.executable, **environment, **({"PATH": path} if path else {})}
-    command = ["bash", str(ROOT / "bench" / "gpu_check.sh"), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env=variables, cwd=tmp_path, timeout=120)
-
-
-@WITHOUT_GPU
-def test_without_a_gpu_the_script_says_so(tmp_path):
-    fake = tmp_path / "nvidia-smi"
-    fake.write_text("#!/bin/sh\necho 580.1\n")
+def test_the_sanitizer_runs_where_it_is_installed(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert gpu_check.sanitizer("memcheck", False) == "compute-sanitizer is not in PATH"
+    fake = tmp_path / "compute-sanitizer"
+    fake.write_text("#!/bin/sh\n")
     fake.chmod(fake.stat().st_mode | stat.S_IXUSR)
-    ended = script(tmp_path, "--out", "out", path=f"{tmp_path}:{os.environ['PATH']}")
-    assert ended.returncode == 3, ended.stderr
-    assert "no GPU: torch" in ended.stdout and "driver 580.1" in ended.stdout
-    assert not (tmp_path / "out").exists()
+    command = gpu_check.sanitizer("racecheck", False)
+    assert command[:3] == [str(fake), "--tool", "racecheck"] and command[-3:] == [
+        "bench.bench_kernels",
+        "--tiny",
+        "--check",
+    ]
+    assert isinstance(gpu_check.sanitizer("racecheck", True), str)
 
 
-def test_the_program_writes_a_document_with_every_stage(tmp_path, monkeypatch):
-    def passes(run, limit_s):
-        """Pass."""
-        return "passed", ""
-
-    monkeypatch.setattr(sys, "argv", ["gpu_check", "--out", str(tmp_path), "--commit", "abc", "--rehearse"])
-    monkeypatch.setattr(gpu_check, "STAGES", (stage("one", passes),))
+def test_a_rehearsal_verifies_an_emulated_kernel(request, tmp_path, monkeypatch):
+    build = Path(request.config.getoption("--emulated-build"))
+    every = stages(tmp_path, True, build)
+    monkeypatch.setattr(gpu_check, "stages", lambda *_: [stage for stage in every if stage.name == "verify"])
+    arguments = ["gpu_check", "--out", str(tmp_path), "--commit", "abc", "--rehearse", "--emulated-build", str(build)]
+    monkeypatch.setattr(sys, "argv", arguments)
     monkeypatch.setattr(gpu_check.signal, "signal", lambda *_: None)
     with pytest.raises(SystemExit) as ended:
         gpu_check.main()
-    document = Document.open(tmp_path / "gpu_check.json", "").content
-    assert ended.value.code == 0 and problems(document) == []
-    assert document["commit"] == "abc" and document["rehearsal"] is True
-    assert [entry["name"] for entry in document["stages"]] == ["one"]
+    content = json.loads((tmp_path / gpu_check.DOCUMENT).read_text())
+    assert ended.value.code == 0, content["stages"]
+    assert content["commit"] == "abc" and content["rehearsal"] is True and problems(content) == []
+    assert content["verified"]["kernel"] == gpu_check.REHEARSED and content["verified"]["fault"] is None
+
+
+def test_another_package_than_that_of_the_wheel_is_noticed(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["gpu_check", "--package", str(tmp_path), "--out", str(tmp_path)])
+    with pytest.raises(SystemExit) as ended:
+        gpu_check.main()
+    assert ended.value.code == 2 and list(tmp_path.iterdir()) == []
+    assert "--wheel: expected a Python that imports aapt_fast from it, got one that takes " in capsys.readouterr().err
+
+
+# ---- the script ----
+
+
+def script(tmp_path: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    variables = {**os.environ, "PYTHON": sys.executable, **environment}
+    command = ["bash", str(ROOT / "bench" / "gpu_check.sh"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=variables, cwd=tmp_path, timeout=240)
+
+
+@WITHOUT_GPU
+def test_without_a_gpu_the_script_says_so_and_writes_nothing(tmp_path):
+    ended = script(tmp_path, "--out", "out")
+    assert ended.returncode == NO_GPU, ended.stderr
+    assert ended.stdout.startswith(f"no GPU: torch {torch.__version__}, built for CUDA ")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
-    ("arguments", "python", "status", "words"),
+    ("arguments", "python", "words"),
     [
-        (["--fast"], None, 2, "unknown argument '--fast'"),
-        (["--out"], None, 2, "--out: expected a value, got none"),
-        ([], "/no/python", 2, "PYTHON: expected a program, got '/no/python'"),
-        ([], "/bin/false", 3, "no torch"),
-        (["--plan", "--quick"], None, 0, "at most 225 s"),
+        (["--wheel"], "/bin/false", "--wheel: expected a file, got none"),
+        ([], "/bin/false", "PYTHON: expected a program that imports torch and aapt_fast, got '/bin/false'"),
     ],
 )
-def test_arguments_of_the_script(tmp_path, arguments, python, status, words):
-    ended = script(tmp_path, *arguments, **({"PYTHON": python} if python else {}))
-    assert ended.returncode == status, ended.stdout + ended.stderr
-    assert words in ended.stdout + ended.stderr
-    assert list(tmp_path.iterdir()) == []
+def test_mistakes_that_the_script_finds(tmp_path, arguments, python, words):
+    ended = script(tmp_path, *arguments, PYTHON=python)
+    assert (ended.returncode, ended.stderr.strip()) == (2, words)

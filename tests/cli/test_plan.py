@@ -62,6 +62,33 @@ def test_kernels_help_where_attention_is_what_does_not_fit(free, monkeypatch):
     assert "verify" not in verdict(system, torch.bfloat16, CPU)
 
 
+def test_the_text_stream_in_host_memory_helps_a_gpu(free):
+    system, half = find_system("nano-text"), torch.bfloat16
+    offloaded = system.memory(half, offload_text=True)
+    free(offloaded.total())
+    needs = f"{offloaded.total() / 2**20:.1f} MiB"
+    advice = f"what helps: --offload-text: {needs}, and {offloaded.on_host / 2**20:.1f} MiB of host memory"
+    assert advice in verdict(system, half, GPU)
+    assert "--offload-text" not in verdict(system, half, CPU) + verdict(find_system("nano"), half, GPU)
+    found = plan.make_plan(system, half, GPU, offload_text=True)
+    assert found["verdict"].startswith(f"Fits: a session of nano-text needs about {needs} of the ")
+    assert found["host_bytes"] == offloaded.on_host > 0 and "in host memory" in found["parts"]["weights"][1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--offload-text"], "--offload-text: expected --plan PRESET beside it, got none"),
+        (["--offload-text", "--plan", "nano"], "--offload-text: expected a preset with a text stream, such as aapt-8b"),
+        (["--offload-text", "--plan", "nano-text"], "--offload-text: expected a GPU: on a CPU all weights are in host"),
+    ],
+)
+def test_where_no_text_stream_can_leave_the_gpu(arguments, message, capsys, monkeypatch):
+    monkeypatch.setattr(plan, "usable_device", lambda device: CPU)
+    assert main(["doctor", *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
 def test_without_a_remedy_more_memory_is_one(free):
     free(1)
     assert verdict(find_system("nano")).endswith("a device with more memory, a smaller --resolution and --window")

@@ -14,6 +14,7 @@ import torch
 
 from aapt_fast.cli import main
 from aapt_fast.cli import verify as command
+from aapt_fast.models.files.bundled import bundled_models
 from aapt_fast.ops.kernels import use_kernels
 from aapt_fast.ops.record import Identity, Record
 from aapt_fast.verification.one_kernel import Finding, Timing
@@ -46,6 +47,15 @@ def test_it_ends_in_words_with_the_progress_on_stderr(
     assert printed.err == f"1/1 {NAME}: kernels ['{NAME}', 'philox_normal/portable'], shapes nano\n"
     assert f"\nOn for this NVIDIA H200 from now on: {NAME}.\n" in printed.out
     assert printed.out.endswith("\nRecorded in /cache/record.json.\n")
+
+
+def test_a_bundled_model_and_a_file_have_shapes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(command, "verify", finds(RIGHT))
+    for name in ("mini-anyone", str(bundled_models()["mini-anyone"])):
+        assert main(["verify", "--shapes", name]) == 0
+        assert capsys.readouterr().err.endswith(f"shapes {name}\n")
 
 
 def test_a_wrong_kernel_is_status_1_and_asks_for_the_file(
@@ -86,6 +96,12 @@ def test_it_says_when_the_user_has_chosen_otherwise(
         ([], "this machine: expected a GPU, on which the kernels are to run, and a torch with CUDA, got none"),
         (["--kernels", "kv_write"], "kernels: expected some of channel_concat/portable, "),
         (["--kernels", ""], "kernels: expected some of channel_concat/portable, "),
+        (
+            ["--shapes", "huge"],
+            "--shapes: expected a preset (aapt-8b, mini-person, nano, nano-text), a bundled model (",
+        ),
+        (["--shapes", "FILE"], "FILE: expected a model of this package, as train's stage export writes it, got "),
+        (["--shapes", ""], "--shapes: expected a name, a file or a folder, got an empty text"),
         (["--json", "FILE/verify.json"], "--json: expected a folder that exists, got FILE, "),
     ],
 )

@@ -3,22 +3,41 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
 import aapt_fast
+from aapt_fast.models.aapt.presets import NANO
+from aapt_fast.models.stream_model import StreamModel
+from aapt_fast.profiling.inputs import random_image
 from aapt_fast.streaming.session import StreamSession
 from aapt_fast.testing.compare import assert_near
+from aapt_fast.testing.streams import random_model
 
-STEPS = 10  # the window of mini-person is 5
+STEPS = 10  # the window of mini-person is 5, of the other model 2
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: recordings were replayed on the CPU")
 
 
+def mini_person() -> tuple[StreamModel, torch.Tensor]:
+    """The bundled model, whose heads no attention kernel takes."""
+    model = StreamModel.from_pretrained("mini-person", device="cuda", dtype=torch.bfloat16)
+    return model, aapt_fast.load_gallery("mini-person")[0].image
+
+
+def heads_of_64() -> tuple[StreamModel, torch.Tensor]:
+    """A small model with random weights, for which every op has a kernel."""
+    on_cpu = random_model(dataclasses.replace(NANO, width=128), torch.bfloat16)
+    model = StreamModel(on_cpu.generator.cuda(), on_cpu.vae.cuda())
+    return model, random_image(model)
+
+
 @pytest.mark.parametrize("kernels", ["none", "auto", "all"])
-def test_a_recorded_stream_is_that_of_eager_launches(kernels):
-    model = aapt_fast.StreamModel.from_pretrained("mini-person", device="cuda", dtype=torch.bfloat16)
-    image, control = aapt_fast.load_gallery("mini-person")[0].image, torch.zeros(19, 3)
+@pytest.mark.parametrize("make", [mini_person, heads_of_64])
+def test_a_recorded_stream_is_that_of_eager_launches(make, kernels):
+    (model, image), control = make(), torch.zeros(19, 3)
     with aapt_fast.use_kernels(kernels):
         recorded, eager = (StreamSession(model, image, seed=3, cuda_graph=graph) for graph in (True, False))
         for step in range(STEPS):

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
+from collections import Counter
 
 import pytest
 import torch
@@ -62,6 +64,21 @@ def test_a_stream_uses_the_kernels_of_its_ops(model, target):
     ran = {kernel.split("/")[0] for kernel in KERNELS if kernel.replace("/", "_") in called}
     expected = {"channel_concat", "gate_residual_norm", "kv_write", "paged_attention", "philox_normal"}
     assert ran == expected | ({"clean_frame"} if model.config.prediction == "velocity" else set())
+
+
+def test_heads_that_no_kernel_takes_are_computed_by_torch_with_one_warning_per_kernel(target):
+    """Heads of 16, as other widths: `all` falls back, a kernel that is named raises an error."""
+    narrow = on_target(streams.random_model(NANO, torch.bfloat16), target)
+    plain = frames_of(narrow)
+    with warnings.catch_warnings(record=True) as caught, target.kernels():
+        warnings.simplefilter("default")
+        assert relative_l2(frames_of(narrow), plain) < 0.05
+    refused = Counter(str(warning.message).partition(" does not run: ")[0] for warning in caught)
+    with_heads = {name for name, kernel in KERNELS.items() if kernel.widths and hasattr(target.module, kernel.function)}
+    assert set(refused) == with_heads and set(refused.values()) == {1}, [str(warning.message) for warning in caught]
+    for name in ("kv_write/portable", "paged_attention/portable"):
+        with target.kernels(name), pytest.raises(target.module.Unsupported, match="16"):
+            frames_of(narrow)
 
 
 def test_a_fork_is_bit_equal(model, target):

@@ -51,6 +51,13 @@ def test_a_later_run_with_another_driver_or_build_begins_anew(other: Identity) -
     assert set(record.add(other, {"c/d": FAST}).kernels) == {"c/d"}
 
 
+def test_a_run_at_shapes_that_a_kernel_does_not_take_keeps_its_times() -> None:
+    untimed, wrong = Verified(None), Verified("output 0: expected 1, got 2")
+    for earlier, later, kept in ((FAST, untimed, FAST), (FAST, wrong, wrong), (wrong, untimed, untimed)):
+        record.add(HERE, {"a/b": earlier})
+        assert record.add(HERE, {"a/b": later}).kernels["a/b"] == kept
+
+
 def test_every_gpu_has_a_file_of_its_own() -> None:
     other = replace(HERE, gpu="NVIDIA GeForce RTX 4090", capability="8.9")
     for identity, kernel in ((HERE, "a/b"), (other, "c/d")):

@@ -29,10 +29,10 @@ from aapt_fast.errors import require, require_seed
 from aapt_fast.limits import require_empty_folder, require_file_target, require_folder
 from aapt_fast.media.video_target import check_video_target, require_room
 from aapt_fast.models.files.bundled import PRESETS, bundled_models
-from aapt_fast.models.files.find import model_path, require_path, weight_file
+from aapt_fast.models.files.find import model_path, own_model_path, require_path, weight_file
 from aapt_fast.models.files.gallery import Gallery, read_gallery
 from aapt_fast.models.files.outline import read_outline
-from aapt_fast.models.files.recognise import CONVERTED, OWN, PIPELINE, PRESET, recognise, refusal
+from aapt_fast.models.files.recognise import CONVERTED, PIPELINE, PRESET, recognise, refusal
 from aapt_fast.training.own_folder import require_own_folder
 
 if TYPE_CHECKING:
@@ -101,6 +101,8 @@ def _check_doctor(arguments: argparse.Namespace) -> None:
     for name in ("resolution", "window", "dtype"):
         given = getattr(arguments, name)
         require(given is None or arguments.plan is not None, f"--{name}", "--plan PRESET beside it", "none")
+    alone = arguments.offload_text and arguments.plan is None
+    require(not alone, "--offload-text", "--plan PRESET beside it", "none")
     if arguments.plan is not None:
         names = tuple(dict.fromkeys([*PRESETS, *bundled_models()]))
         require(arguments.plan in names, "--plan", " | ".join(names), arguments.plan)
@@ -151,6 +153,8 @@ def _check_bench(arguments: argparse.Namespace) -> None:
 
 
 def _check_verify(arguments: argparse.Namespace) -> None:
+    if arguments.shapes is not None and arguments.shapes not in PRESETS:
+        own_model_path(arguments.shapes, "--shapes", PRESETS)
     _check_file_target(arguments.json, "--json")
 
 
@@ -192,9 +196,7 @@ def video_frames(given: int | None, script: tuple[Part, ...], poses: Sized | Non
 def require_model(name: str, argument: str) -> None:
     """Raise ValueError or CheckpointError for a name, file or folder that is no model of this package."""
     require_no_preset(name, argument)
-    file = model_path(name, argument)
-    if recognise(file).kind != OWN:
-        raise refusal(file, "a model of this package, as train's stage export writes it")
+    own_model_path(name, argument)
 
 
 def require_no_preset(name: str, argument: str) -> None:

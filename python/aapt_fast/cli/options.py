@@ -129,7 +129,13 @@ def add_doctor(parser: argparse.ArgumentParser) -> None:
         help="say how much memory a session needs and whether this machine has it, without loading anything: "
         f"{' | '.join(PRESETS)}, or a bundled model (default: say what is ready here)",
     )
-    _add_system(parser.add_argument_group("with --plan"))
+    with_plan = parser.add_argument_group("with --plan")
+    _add_system(with_plan)
+    with_plan.add_argument(
+        "--offload-text",
+        action="store_true",
+        help="count the weights of the text stream in host memory, as StreamModel(..., offload_text=True) keeps them",
+    )
 
 
 def _add_system(parser: argparse._ActionsContainer) -> None:
@@ -156,8 +162,9 @@ Exit status: 0 every kernel that was tried is right, 1 one is not, 2 a mistake i
     )
     parser.add_argument(
         "--shapes",
-        choices=PRESETS,
-        help="preset at whose shapes the kernels are timed (default: shapes of several models)",
+        metavar="MODEL",
+        help=f"model at whose shapes the kernels are timed: {' | '.join(PRESETS)}, a bundled model, or a file that "
+        "train exported (default: shapes of several models)",
     )
     parser.add_argument(
         "--json",

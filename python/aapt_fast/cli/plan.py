@@ -11,8 +11,9 @@ import torch
 
 from aapt_fast.cli.checks import parse_size
 from aapt_fast.cli.device import chosen_dtype, usable_device
+from aapt_fast.errors import require
 from aapt_fast.profiling.memory import HIDDEN_COPIES, STREAM_COPIES, MemoryPlan
-from aapt_fast.profiling.systems import System, find_system
+from aapt_fast.profiling.systems import LARGE, System, find_system
 from aapt_fast.streaming.pages import memory_left, pages_for, pool_bytes
 
 TEXT_ENCODER = "none: prompts come as embeddings, and an encoder of yours adds its weights"
@@ -23,16 +24,19 @@ def run(arguments: argparse.Namespace) -> None:
     device = usable_device(None)
     dtype = chosen_dtype(arguments.dtype, device)
     system = find_system(arguments.plan, parse_size(arguments.resolution), arguments.window)
-    found = make_plan(system, dtype, device)
+    if arguments.offload_text:
+        require(system.prompt > 0, "offload_text", f"a preset with a text stream, such as {LARGE[0]}", system.preset)
+        require(device.type != "cpu", "offload_text", "a GPU: on a CPU all weights are in host memory", "none here")
+    found = make_plan(system, dtype, device, arguments.offload_text)
     print(json.dumps(found) if arguments.json else "\n".join(in_words(found)))
 
 
-def make_plan(system: System, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
+def make_plan(system: System, dtype: torch.dtype, device: torch.device, offload_text: bool = False) -> dict[str, Any]:
     """Plan a session of `system` with weights in `dtype` on `device`; JSON-ready values.
 
     `parts` has [bytes, the rule in words] by name, `available_bytes` is None where the system does not say.
     """
-    plan, free = system.memory(dtype), memory_left(device)
+    plan, free = system.memory(dtype, offload_text), memory_left(device)
     fits = None if free is None else plan.total() <= free
     width, height = system.size
     return {
@@ -46,6 +50,7 @@ def make_plan(system: System, dtype: torch.dtype, device: torch.device) -> dict[
         "available_bytes": free,
         "needed_bytes": plan.total(),
         "needed_bytes_with_kernels": plan.total(kernels=True),
+        "host_bytes": plan.on_host,
         "parts": explain(system, plan),
         "text_encoder": TEXT_ENCODER,
     }
@@ -69,10 +74,14 @@ def _remedies(system: System, dtype: torch.dtype, plan: MemoryPlan, device: torc
     with_kernels = plan.total(kernels=True)
     if device.type == "cuda" and with_kernels <= free:
         found.append(f"kernels that `aapt-fast verify` has found right and fast: {_gib(with_kernels)}")
-    half = system.memory(torch.bfloat16).total() if dtype == torch.float32 else plan.total()
+    config, offloads = system.config, plan.on_host > 0
+    half = system.memory(torch.bfloat16, offloads).total() if dtype == torch.float32 else plan.total()
     if half <= free:
         found.append(f"--dtype bfloat16: {_gib(half)}")
-    config = system.config
+    if device.type == "cuda" and config.text_width and not offloads:
+        offloaded = system.memory(dtype, offload_text=True)
+        if offloaded.total() <= free:
+            found.append(f"--offload-text: {_gib(offloaded.total())}, and {_gib(offloaded.on_host)} of host memory")
     frame = pool_bytes(config.layers, pages_for(config.tokens), config.heads, config.head_dim, dtype)
     window = config.window + (free - plan.total()) // frame  # rounded down: fewer frames than are too many
     if window >= 1 and not system.bundled:
@@ -85,10 +94,11 @@ def explain(system: System, plan: MemoryPlan) -> dict[str, tuple[int, str]]:
     config = system.config
     prompt = f" and a prompt of {system.prompt} tokens" if system.prompt else ""
     rule = config.window_rule
+    on_host = f" (text stream, {_gib(plan.on_host)} in host memory, not counted)" if plan.on_host else ""
     return {
         "weights": (
             plan.generator + plan.vae,
-            f"generator {_gib(plan.generator)}, VAE {_gib(plan.vae)}, decoder: {system.decoder}",
+            f"generator {_gib(plan.generator)}{on_host}, VAE {_gib(plan.vae)}, decoder: {system.decoder}",
         ),
         "pages": (plan.pages, f"keys and values of {rule.capacity} frames{prompt} in {config.layers} layers"),
         "decoder state": (plan.decoder_state, "past features of its causal layers"),

@@ -9,18 +9,17 @@ from __future__ import annotations
 import html
 from collections.abc import Callable
 from importlib.util import find_spec
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.func import functional_call
+from torch import Tensor, nn
 
 from aapt_fast.errors import CheckpointError, require, require_type
 from aapt_fast.models.files.placement import checked_placement
 from aapt_fast.models.files.read import read_config
 from aapt_fast.models.files.recognise import recognise
+from aapt_fast.models.resting import Visitor
 
 ENCODER, TOKENIZER = "text_encoder", "tokenizer"
 LENGTH = 512
@@ -36,7 +35,8 @@ class TextEncoder:
         path: folder of a diffusers pipeline with `text_encoder` and `tokenizer`, or a folder with the files of both.
         tokenizer: folder of the tokenizer; None: in `path`.
         device: device of the embeddings, on which they are computed. The weights, 11 GB in bfloat16 for Wan's encoder,
-            rest in host memory and are copied there for each prompt, so that a GPU has room for a stream afterwards.
+            rest in host memory. For each prompt they are copied there layer by layer, so that a stream has the GPU's
+            memory almost for itself, and words are looked up on the CPU.
         dtype: of the weights, or torch's name of it; None: as in the files.
         length: most tokens of a prompt; of a longer one the first are kept, and the end mark.
 
@@ -70,6 +70,9 @@ class TextEncoder:
         )
         self._encoder = _loaded(weights, "a UMT5 encoder", lambda: _encoder(UMT5EncoderModel, weights, dtype))
         self._device, self._encoder = device, self._encoder.eval().requires_grad_(False)
+        stack = self._encoder.encoder
+        stack.block = nn.ModuleList(map(Visitor, stack.block))
+        stack.final_layer_norm = Visitor(stack.final_layer_norm)
         rows, tokens = self._encoder.config.vocab_size, len(self._tokenizer)
         if tokens > rows:
             raise CheckpointError(f"{words}: expected at most {rows} tokens, as {weights} embeds, got {tokens}")
@@ -85,11 +88,10 @@ class TextEncoder:
         tokens = self._tokenizer(
             clean_prompt(prompt), truncation=True, max_length=self.length, add_special_tokens=True, return_tensors="pt"
         )
-        ids, mask = tokens.input_ids.to(self._device), tokens.attention_mask.to(self._device)
-        tensors = chain(self._encoder.named_parameters(), self._encoder.named_buffers())
         with torch.no_grad():
-            weights = {name: tensor.to(self._device) for name, tensor in tensors}
-            return functional_call(self._encoder, weights, (ids, mask)).last_hidden_state[0]
+            words = self._encoder.get_input_embeddings()(tokens.input_ids).to(self._device)
+            mask = tokens.attention_mask.to(self._device)
+            return self._encoder(inputs_embeds=words, attention_mask=mask).last_hidden_state[0]
 
 
 def clean_prompt(prompt: str) -> str:

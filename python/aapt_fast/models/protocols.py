@@ -6,9 +6,10 @@ vae/video_stream.py has the one of video VAEs.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from aapt_fast.models.aapt.config import ControlConfig
 from aapt_fast.ops import FrameRope
@@ -70,6 +71,10 @@ class VideoGenerator(Protocol):
     @property
     def weight(self) -> Tensor:
         """A parameter [...] that has the device and the dtype of the network."""
+
+    @property
+    def text_modules(self) -> Sequence[nn.Module]:
+        """Modules that only a prompt runs through, when a run begins; none without text. They may rest on the host."""
 
     def fit_grid(self, grid: tuple[int, int] | None, spatial_factor: int) -> tuple[int, int]:
         """Latent height and width of sessions. Raises ValueError for a `grid` that the network cannot have.

@@ -26,6 +26,7 @@ from aapt_fast.models.files.lora import LoraFiles
 from aapt_fast.models.files.model_file import read_model, write_model
 from aapt_fast.models.files.placement import DTYPES, checked_placement, require_usable_dtype
 from aapt_fast.models.protocols import GeneratorShape, VideoGenerator
+from aapt_fast.models.resting import require_own_weights, rest_on_host
 from aapt_fast.models.vae.video_stream import VideoDecoder, VideoVAE, frames_to_uint8
 from aapt_fast.worlds import WORLDS
 from aapt_fast.worlds.world import World
@@ -51,9 +52,13 @@ class StreamModel:
             for a Wan transformer it is 60 x 104 with a VAE of 8 pixels per latent cell, 44 x 80 with one of 16.
         token_dtype: float32 or the dtype of the generator, or its name.
         world: whose videos the model was trained on, if it is one of `aapt_fast.worlds`.
+        offload_text: move the weights that only a prompt runs through from the GPU to pinned host memory. They visit
+            the GPU, layer by layer, whenever a prompt is prepared: when a session opens with one, or is reset to one.
+            Videos stay the same, bit for bit. In `aapt-8b` these are 7.5 of 15.2 GiB in bfloat16.
 
     Raises:
-        ValueError: the parts do not fit together, or lie on different devices; another token_dtype.
+        ValueError: the parts do not fit together, or lie on different devices; another token_dtype; `offload_text` for
+            a model without such weights, or one on a CPU.
     """
 
     def __init__(
@@ -66,6 +71,7 @@ class StreamModel:
         grid: tuple[int, int] | None = None,
         token_dtype: torch.dtype | str = torch.float32,
         world: World | None = None,
+        offload_text: bool = False,
     ) -> None:
         self._world = world
         self.generator, self.vae, self.name, self.text_encoder = generator, vae, name, text_encoder
@@ -78,6 +84,12 @@ class StreamModel:
         self._set_token_dtype(token_dtype)
         fits = text_encoder is None or generator.config.text_width > 0
         require(fits, "text_encoder", "none: the generator has no text stream", "one")
+        _check_offload(offload_text, self.device)
+        if offload_text:
+            modules = generator.text_modules
+            require(len(modules) > 0, "offload_text", "False: this model has no text stream", True)
+            require_own_weights("offload_text", modules, generator)
+            rest_on_host(modules)
 
     def __repr__(self) -> str:
         height, width = self.video_size
@@ -96,6 +108,7 @@ class StreamModel:
         text_encoder: Callable[[str], Tensor] | None = None,
         lora: LoraFiles | None = None,
         lora_scale: float | Sequence[float] = 1.0,
+        offload_text: bool = False,
     ) -> StreamModel:
         """A model from files, ready to stream.
 
@@ -107,7 +120,8 @@ class StreamModel:
                 checked: with another space the video is wrong.
             device: where the weights go.
             dtype: of the weights: float32, bfloat16 or float16, or the name of one. A loaded VAE keeps its own.
-            grid, text_encoder: as in the constructor; embeddings have the shape [L, text_width].
+            grid, text_encoder, offload_text: as in the constructor; embeddings have the shape [L, text_width]. While
+                a model is loaded, all of its weights are on `device`.
             lora, lora_scale: LoRA files for a Wan transformer, and their strength, as in `load_generator`.
 
         Raises:
@@ -120,15 +134,18 @@ class StreamModel:
             model = StreamModel.from_pretrained("self_forcing_dmd.pt", vae="Wan2.1_VAE.pth", dtype=torch.bfloat16)
         """
         device, dtype = checked_placement(path, device, require_usable_dtype(dtype), DTYPES)
+        _check_offload(offload_text, device)
         if vae is None:
             require(not lora, "lora", "None: LoRA files are merged into Wan transformers, with vae=, only", lora)
             generator, own_vae, name = read_model(path, device=device, dtype=dtype)
-            return cls(generator, own_vae, name, text_encoder, grid=grid, world=_world_of(path))
+            world = _world_of(path)
+            return cls(generator, own_vae, name, text_encoder, grid=grid, world=world, offload_text=offload_text)
         if isinstance(vae, str | os.PathLike):
             vae = load_vae(vae, device=device, dtype=dtype)
         loaded = load_generator(path, device=device, dtype=dtype, lora=lora, lora_scale=lora_scale)
         world = _world_of(path) if isinstance(loaded, Generator) else None
-        return cls(loaded, vae, Path(path).name, text_encoder, grid=grid, world=world)
+        name = Path(path).name
+        return cls(loaded, vae, name, text_encoder, grid=grid, world=world, offload_text=offload_text)
 
     def save_pretrained(self, path: str | Path, dtype: torch.dtype | str = torch.float16) -> None:
         """Write generator and VAE into one safetensors file, weights in `dtype`; a failed write leaves no file behind.
@@ -230,6 +247,12 @@ class StreamModel:
     def decode(self, decoder: VideoDecoder, frame: Tensor) -> Tensor:
         """The next latent frame [1, C, 1, h, w] of a stream -> its video frames, uint8 [F, H, W, 3]."""
         return frames_to_uint8(decoder.decode(frame.to(self._vae_dtype)))[0]
+
+
+def _check_offload(offload_text: bool, device: torch.device) -> None:
+    require_type("offload_text", offload_text, bool)
+    expected = "False: a model on a CPU has its weights in host memory"
+    require(not offload_text or device.type != "cpu", "offload_text", expected, True)
 
 
 def _world_of(path: str | Path) -> World | None:

@@ -203,6 +203,7 @@ def _unreadable(path: Path, gpu: str, error: OSError) -> Found:
 def add(identity: Identity, kernels: Mapping[str, Verified]) -> Record:
     """Write findings about kernels into the record of a GPU, instead of older ones about the same kernels.
 
+    A kernel that was right, but takes none of the shapes that were to be timed, keeps the times of an earlier run.
     A record of another driver or build, or a damaged one, is replaced. Returns the record. Raises OSError where it
     cannot be written; the old file is still there then.
     """
@@ -210,7 +211,7 @@ def add(identity: Identity, kernels: Mapping[str, Verified]) -> Record:
     before = read(path, identity).record
     now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
     known = {} if before is None else before.kernels
-    record = Record(identity, {**known, **kernels}, torch.__version__, now)
+    record = Record(identity, {**known, **_with_times(kernels, known)}, torch.__version__, now)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as partial, partial.open("w") as file:
         json.dump({"schema": SCHEMA, **asdict(record)}, file, indent=1, allow_nan=False)
@@ -218,6 +219,16 @@ def add(identity: Identity, kernels: Mapping[str, Verified]) -> Record:
         file.flush()
         os.fsync(file.fileno())
     return record
+
+
+def _with_times(kernels: Mapping[str, Verified], known: Mapping[str, Verified]) -> dict[str, Verified]:
+    """The findings `kernels`; those that are right and without times with times of `known` ones that were right."""
+    found = dict(kernels)
+    for name, finding in kernels.items():
+        untimed = finding.fault is None and finding.speed is None
+        if untimed and name in known and known[name].fault is None:
+            found[name] = known[name]
+    return found
 
 
 def _from_json(content: dict[str, Any]) -> Record:

@@ -38,7 +38,7 @@ class MemoryPlan:
     """Bytes of one session with a full window."""
 
     generator: int
-    """Weights."""
+    """Weights, without those that rest in host memory."""
     vae: int
     """Weights of encoder and decoder."""
     pages: int
@@ -53,6 +53,8 @@ class MemoryPlan:
     """`STREAM_COPIES` of the token stream and `HIDDEN_COPIES` of the output of the widest linear layer."""
     decoding: int
     """Most that the layers of the decoder have in memory at a time."""
+    on_host: int = 0
+    """Weights of the text stream in host memory, with `offload_text`. One layer at a time visits, and not in a step."""
 
     @property
     def held(self) -> int:
@@ -78,7 +80,13 @@ class MemoryPlan:
 
 
 def plan_memory(
-    generator: Any, vae: Any, grid: tuple[int, int], *, prompt: int = 0, sampler: Sampler | None = None
+    generator: Any,
+    vae: Any,
+    grid: tuple[int, int],
+    *,
+    prompt: int = 0,
+    sampler: Sampler | None = None,
+    offload_text: bool = False,
 ) -> MemoryPlan:
     """Compute the memory of a session of a model whose parts are on the meta device, in their final dtype.
 
@@ -88,6 +96,7 @@ def plan_memory(
         grid: latent height and width.
         prompt: tokens of the prompt, as the generator pads them.
         sampler: of the session; None for the generator's own choice.
+        offload_text: as in `StreamModel`.
     """
     sampler = generator.default_sampler() if sampler is None else sampler
     config, dtype = generator.config, generator.weight.dtype
@@ -98,8 +107,9 @@ def plan_memory(
     slots = pages // sampler.caches * PAGE_SLOTS
     widest = max(layer.out_features for layer in generator.modules() if isinstance(layer, nn.Linear))
     state, decoding = decoder_memory(vae, grid, frames)
+    on_host = sum(map(weight_bytes, generator.text_modules)) if offload_text else 0
     return MemoryPlan(
-        generator=weight_bytes(generator),
+        generator=weight_bytes(generator) - on_host,
         vae=weight_bytes(vae),
         pages=pool_bytes(config.layers, pages, config.heads, config.head_dim, dtype),
         prompt=0 if generator.text_in_pages else config.layers * prompt * slot,
@@ -107,6 +117,7 @@ def plan_memory(
         attention=slots * (slot + INDEX_BYTES),
         activations=tokens * (STREAM_COPIES * 4 * width + HIDDEN_COPIES * widest * dtype.itemsize),
         decoding=decoding,
+        on_host=on_host,
     )
 
 

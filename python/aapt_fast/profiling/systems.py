@@ -70,11 +70,12 @@ class System:
             return StreamModel.from_pretrained(self.preset, device=device, dtype=dtype)
         return random_model(self.config, self.vae, device, dtype)
 
-    def memory(self, dtype: torch.dtype) -> MemoryPlan:
+    def memory(self, dtype: torch.dtype, offload_text: bool = False) -> MemoryPlan:
         """Compute the memory of a session, without allocating it."""
         with torch.device("meta"):
             generator, vae = Generator(self.config), make_vae(self.vae)
-        return plan_memory(generator.to("meta", dtype), vae.to("meta", dtype), self.config.grid, prompt=self.prompt)
+        parts = generator.to("meta", dtype), vae.to("meta", dtype)
+        return plan_memory(*parts, self.config.grid, prompt=self.prompt, offload_text=offload_text)
 
 
 def find_system(preset: str, size: tuple[int, int] | None = None, window: int | None = None) -> System:

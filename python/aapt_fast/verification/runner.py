@@ -23,7 +23,7 @@ from aapt_fast.ops import KERNELS, record
 from aapt_fast.ops._load import extension
 from aapt_fast.ops.kernels import Selection, forget_record, obstacle
 from aapt_fast.ops.record import Identity
-from aapt_fast.verification.cases import Shape
+from aapt_fast.verification.cases import SUITES, Shape
 from aapt_fast.verification.one_kernel import Finding, Job, Tell
 from aapt_fast.verification.processes import Outcome, run_limited
 from aapt_fast.verification.report import Report
@@ -48,27 +48,31 @@ class Place:
 
 
 def verify(
-    kernels: Sequence[str] | None = None, *, shapes: str | None = None, tell: Tell = lambda line: None
+    kernels: Sequence[str] | None = None, *, shapes: str | Path | None = None, tell: Tell = lambda line: None
 ) -> Report:
     """Try kernels on the current GPU, time them against torch, and record which ones run by themselves from now on.
 
     Every kernel runs in a process of its own with a time limit. The record counts at once, in this process, too.
 
     Args:
-        kernels: names such as "kv_write/portable"; None means all that this GPU can run.
-        shapes: a preset, such as "aapt-8b", at whose shapes the kernels are timed; None means shapes of several models.
+        kernels: names such as "kv_write/portable"; None means all that this GPU can run, attention first.
+        shapes: a model at whose shapes the kernels are timed: a preset such as "aapt-8b", a bundled model, or a file or
+            folder of `save_pretrained`. None means shapes of several models.
         tell: gets lines about the progress.
 
     Returns:
         A report: `passed`, `on()`, `off()`, `table()`, `in_words()` and `as_dict()`.
 
     Raises:
-        ValueError: no GPU that a kernel can run on, an unknown kernel or preset, or a folder of the record that cannot
-            be written to.
+        ValueError: no GPU that a kernel can run on, an unknown kernel or model, a model that does not stream, or a
+            folder of the record that cannot be written to.
+        CheckpointError: a file that is damaged, or no model of this package.
+        TypeError: `shapes` of another type.
         OSError: the record cannot be written.
     """
     require(not isinstance(kernels, str), "kernels", "a list of names", kernels)
-    names = tuple(KERNELS) if kernels is None else tuple(kernels)
+    in_order = (name for op in SUITES for name, kernel in KERNELS.items() if kernel.op == op)
+    names = tuple(in_order) if kernels is None else tuple(kernels)
     unknown = [name for name in names if name not in KERNELS]
     require(not unknown and bool(names), "kernels", f"some of {', '.join(KERNELS)}", ", ".join(unknown) or "none")
     timed = timed_shapes(shapes)

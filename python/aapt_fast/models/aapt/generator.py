@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from aapt_fast.errors import require, require_shape
 from aapt_fast.models.aapt.config import GeneratorConfig
 from aapt_fast.models.aapt.sampling import EulerSampler
+from aapt_fast.models.resting import visiting
 from aapt_fast.ops import FrameRope, channel_concat, clean_frame, gate_residual_norm, normalise_and_rotate
 from aapt_fast.ops.cache import Cache, GrowingCache, WholeClipCache
 
@@ -107,8 +108,8 @@ class Block(nn.Module):
 
     def encode_text(self, x: Tensor, modulation: Tensor, last: bool) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Text tokens x [B, L, d] -> the next layer's tokens and this layer's (keys, values) [B, L, H, D]."""
-        stream = self.text
-        assert stream is not None
+        assert self.text is not None
+        stream = visiting(self.text, x.device)
         m = stream.modulate(modulation, x.dtype)
         _, normed = gate_residual_norm(x, None, None, m[SCALE1], m[SHIFT1])
         q, k, v = stream.project(normed)
@@ -280,7 +281,7 @@ class Generator(nn.Module):
         require(self.text_in is not None, "prompt", "none: this model has no text stream", "a prompt")
         assert self.text_in is not None
         require_shape("text", text, "B", "L", self.config.text_width)
-        x, modulation, keys_values = self.text_in(text), self.timestep(t), []
+        x, modulation, keys_values = visiting(self.text_in, self.weight.device)(text), self.timestep(t), []
         for layer, block in enumerate(self.blocks):
             x, kv = block.encode_text(x, modulation, last=layer == self.config.layers - 1)
             keys_values.append(kv)
@@ -321,6 +322,11 @@ class Generator(nn.Module):
     def weight(self) -> Tensor:
         """A parameter [...] that has the device and the dtype of the network."""
         return self.patch_embed.weight
+
+    @property
+    def text_modules(self) -> list[nn.Module]:
+        """The text stream, layer by layer: a step does without it. Empty if there is none."""
+        return [] if self.text_in is None else [self.text_in, *(block.text for block in self.blocks)]
 
     def fit_grid(self, grid: tuple[int, int] | None, spatial_factor: int) -> tuple[int, int]:
         """The native grid. Raises ValueError for another `grid`: sessions run at the native size."""

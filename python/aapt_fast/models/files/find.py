@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from aapt_fast.errors import require, require_type
 from aapt_fast.models.files.bundled import bundled_models
-from aapt_fast.models.files.recognise import WEIGHT_SUFFIXES, is_shard, recognise, refusal
+from aapt_fast.models.files.recognise import OWN, WEIGHT_SUFFIXES, is_shard, recognise, refusal
 
 INDEX_SUFFIX = ".index.json"
 STANDARD_NAMES = tuple(
@@ -24,18 +25,29 @@ def require_path(argument: str, path: object) -> None:
     require(path != "", argument, "a name, a file or a folder", "an empty text")
 
 
-def model_path(path: str | Path, argument: str = "path") -> Path:
+def model_path(path: str | Path, argument: str = "path", others: Sequence[str] = ()) -> Path:
     """The weight file of a bundled model's name, of a file or of a folder.
 
-    Raises ValueError, naming `argument`, if there is none of them, TypeError for an argument of another type.
+    Raises ValueError, naming `argument`, if there is none of them, TypeError for an argument of another type. `others`
+    are names that the caller takes as well, for the message.
     """
     require_path(argument, path)
     bundled = bundled_models()
     file = bundled.get(str(path), Path(path))
     expected = f"a bundled model ({', '.join(bundled) or 'none'}), a file or a folder"
+    if others:
+        expected = f"a preset ({', '.join(others)}), {expected}"
     if not os.path.exists(file):  # unlike Path.exists, False for a path that cannot be
         raise ValueError(f"{argument}: expected {expected}, got {path}: {recognise(path)}")
     return weight_file(file, expected)
+
+
+def own_model_path(path: str | Path, argument: str = "path", others: Sequence[str] = ()) -> Path:
+    """The file of a model of this package. Raises CheckpointError for another kind, else as `model_path`."""
+    file = model_path(path, argument, others)
+    if recognise(file).kind != OWN:
+        raise refusal(file, "a model of this package, as train's stage export writes it")
+    return file
 
 
 def weight_file(path: str | Path, expected: str = "a file or folder of weights") -> Path:

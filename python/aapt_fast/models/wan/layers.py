@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from aapt_fast.models.resting import visiting
 from aapt_fast.models.wan.config import WanConfig
 from aapt_fast.ops import normalise_and_rotate
 from aapt_fast.ops.cache import Cache, KeysAndValues, attention
@@ -83,6 +84,12 @@ class CrossAttention(nn.Module):
             self.k_img, self.v_img = (nn.Linear(width, width) for _ in range(2))
             self.norm_k_img = nn.RMSNorm(width, config.eps)
 
+    @property
+    def text_modules(self) -> list[nn.Module]:
+        """The layers that only text and image tokens run through."""
+        of_text: list[nn.Module] = [self.k, self.v, self.norm_k]
+        return [*of_text, self.k_img, self.v_img, self.norm_k_img] if hasattr(self, "k_img") else of_text
+
     def text(self, tokens: Tensor) -> KeysAndValues:
         """Embedded text tokens [B, L, d] -> keys and values [B, L, H, D]."""
         return self._keys_and_values(tokens, self.k, self.v, self.norm_k)
@@ -99,7 +106,8 @@ class CrossAttention(nn.Module):
         return self.o(sum(attended[1:], attended[0]).flatten(-2)).view(x.shape)
 
     def _keys_and_values(self, tokens: Tensor, k: nn.Linear, v: nn.Linear, norm: nn.RMSNorm) -> KeysAndValues:
-        keys, values = (linear(tokens).unflatten(-1, (self.heads, -1)) for linear in (k, v))
+        keys, values = (visiting(linear, tokens.device)(tokens).unflatten(-1, (self.heads, -1)) for linear in (k, v))
+        norm = visiting(norm, tokens.device)
         return normalise_and_rotate(keys, norm.weight, None, None, self.eps), values
 
 

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aapt_fast.errors import require, require_shape
+from aapt_fast.models.resting import visiting
 from aapt_fast.models.wan.config import WanConfig
 from aapt_fast.models.wan.layers import (
     CrossAttention,
@@ -162,16 +163,16 @@ class WanTransformer(nn.Module):
         encoder_hidden_states [B, L, text_width]; encoder_hidden_states_image [B, Li, image_width] or None.
         Raises ValueError for another shape, or image tokens that the model has no use for.
         """
-        config, dtype = self.config, self.patch_embedding.weight.dtype
+        config, dtype, device = self.config, self.weight.dtype, self.weight.device
         require_shape("encoder_hidden_states", encoder_hidden_states, "B", "L", config.text_width)
-        text = self.text_embedding(encoder_hidden_states.to(dtype))
+        text = visiting(self.text_embedding, device)(encoder_hidden_states.to(dtype))
         if encoder_hidden_states_image is None:
             return WanContext([block.cross_attn.text(text) for block in self.blocks])
         name = "encoder_hidden_states_image"
         require(self.img_emb is not None, name, "None: this model has no image tokens", "a tensor")
         assert self.img_emb is not None
         require_shape(name, encoder_hidden_states_image, len(text), "Li", config.image_width)
-        image = self.img_emb(encoder_hidden_states_image.to(dtype))
+        image = visiting(self.img_emb, device)(encoder_hidden_states_image.to(dtype))
         attentions = [block.cross_attn for block in self.blocks]
         return WanContext([layer.text(text) for layer in attentions], [layer.image(image) for layer in attentions])
 
@@ -199,6 +200,12 @@ class WanTransformer(nn.Module):
     def weight(self) -> Tensor:
         """A parameter [...] that has the device and the dtype of the network."""
         return self.patch_embedding.weight
+
+    @property
+    def text_modules(self) -> list[nn.Module]:
+        """Layers that only text and image tokens run through, in cross-attention too: a step does without them."""
+        embeddings = [self.text_embedding] if self.img_emb is None else [self.text_embedding, self.img_emb]
+        return [*embeddings, *(module for block in self.blocks for module in block.cross_attn.text_modules)]
 
     def fit_grid(self, grid: tuple[int, int] | None, spatial_factor: int) -> tuple[int, int]:
         """Latent height and width of sessions; None: of training, for VAEs of 8 or 16 pixels per latent cell.
