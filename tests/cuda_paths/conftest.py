@@ -6,7 +6,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from aapt_fast.testing.fake_cuda import FakeGPU, fake_cuda
+from aapt_fast.testing.fake_cuda import fake_cuda
+from aapt_fast.testing.fake_gpu import FakeGPU
 
 
 @pytest.fixture

@@ -157,6 +157,7 @@ class CacheRow:
         for ids in (*self._past.values(), *self._spare.values(), *own):
             self.pool.release(ids)
         self.pool.unreserve(self._reserved)
+        self.unrotated = self.unrotated.new_empty(0)  # many bytes, and the row may be kept
         if self.text is not None:
             self.text.release()
 
