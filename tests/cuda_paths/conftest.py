@@ -14,5 +14,5 @@ from aapt_fast.testing.fake_gpu import FakeGPU
 def gpu() -> Iterator[FakeGPU]:
     if torch.cuda.is_available():
         pytest.skip("a machine with a GPU runs the code itself")
-    with fake_cuda() as fake:
+    with fake_cuda(devices=2) as fake:
         yield fake

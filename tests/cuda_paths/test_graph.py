@@ -15,7 +15,7 @@ from aapt_fast import FrameDownloader
 from aapt_fast.streaming import graph
 from aapt_fast.streaming.downloads import PendingFrames
 from aapt_fast.streaming.graph import GraphMemory, record
-from aapt_fast.testing.fake_cuda import FAKE_GPU, fake_cuda
+from aapt_fast.testing.fake_cuda import FAKE_GPU
 
 OTHER_GPU = torch.device("cuda:1")
 
@@ -178,28 +178,24 @@ def test_two_recordings_at_a_time_are_refused(gpu):
 # ---- several GPUs ----
 
 
-def test_recording_opens_no_other_gpu():
-    """Also in a fresh thread, where GPU 0 is current until something else is said."""
-    with fake_cuda(devices=2) as gpu:
-        x = torch.zeros(4, device=OTHER_GPU)
-        recording = record(lambda: x + 1, GraphMemory(OTHER_GPU))
-        assert recording.replay().device == OTHER_GPU and torch.cuda.current_device() == 0
-        video = torch.zeros(2, 4, 4, 3, dtype=torch.uint8, device=OTHER_GPU)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(torch.Tensor, "record_stream", lambda *_: None)  # takes torch's own streams only
-            FrameDownloader().submit(video).result()
-        assert gpu.contexts == {1}
+def test_recording_and_downloads_open_no_other_gpu(gpu, monkeypatch):
+    """GPU 0 is current, as it is at the beginning of every thread."""
+    x = torch.zeros(4, device=OTHER_GPU)
+    recording = record(lambda: x + 1, GraphMemory(OTHER_GPU))
+    assert recording.replay().device == OTHER_GPU and torch.cuda.current_device() == 0
+    video = torch.zeros(2, 4, 4, 3, dtype=torch.uint8, device=OTHER_GPU)
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda *_: None)  # takes torch's own streams only
+    FrameDownloader().submit(video).result()
+    assert gpu.contexts == {1}
 
 
-def test_torch_by_itself_opens_the_gpu_that_was_current_before():
-    with fake_cuda(devices=2) as gpu:
-        with torch.cuda.graph(torch.cuda.CUDAGraph(), stream=torch.cuda.Stream(OTHER_GPU)):
-            pass
-        assert gpu.contexts == {0, 1}
+def test_torch_by_itself_opens_the_gpu_that_was_current_before(gpu):
+    with torch.cuda.graph(torch.cuda.CUDAGraph(), stream=torch.cuda.Stream(OTHER_GPU)):
+        pass
+    assert gpu.contexts == {0, 1}
 
 
-def test_a_launch_on_another_gpu_cannot_be_recorded():
-    with fake_cuda(devices=2):
-        x = torch.zeros(4, device=OTHER_GPU)
-        with pytest.raises(RuntimeError, match="CUDA graph"):
-            record(lambda: x + 1, GraphMemory(FAKE_GPU))
+def test_a_launch_on_another_gpu_cannot_be_recorded(gpu):
+    x = torch.zeros(4, device=OTHER_GPU)
+    with pytest.raises(RuntimeError, match="CUDA graph"):
+        record(lambda: x + 1, GraphMemory(FAKE_GPU))

@@ -23,6 +23,8 @@ from torch import Tensor
 
 from aapt_fast.errors import require, require_shape
 from aapt_fast.ops import PAGE_SLOTS, FrameRope, kv_write, normalise_and_rotate, paged_attention
+from aapt_fast.ops.fused_attention import PackedRows
+from aapt_fast.ops.paged_attention import packed_rows
 from aapt_fast.ops.window import WindowRule
 from aapt_fast.streaming.pages import PagePool, cache_pages, pages_for, released_on_failure, valid_slots
 from aapt_fast.streaming.text_pages import TextPages
@@ -237,6 +239,7 @@ class PagedCache:
         self._moved_rotation = rotations(moved, frame_pages * PAGE_SLOTS)
         self._plans: list[RowPlan] = []  # that the tensors hold
         self._attended: set[int] = set()  # layers
+        self._packed: PackedRows | None = None  # from the first layer of a step on
 
     def prepare(self, frames: int) -> None:
         """Plan the next `frames` frames of every row and write the tensors that `attend` reads.
@@ -304,6 +307,8 @@ class PagedCache:
             self.prepare(frames)
         require(frames == self._frames, "q", f"{self._frames} frames, as prepared", frames)
         k_pages, v_pages = self.pool.by_layer[layer]
+        if not self._attended:
+            self._packed = packed_rows(*self._lists, self.pool.pages)
         weights, eps = (q_weight, k_weight), self.rows[0].eps
         rotated = []
         for i, (cos, sin, own_ids) in enumerate(self._own):
@@ -311,7 +316,7 @@ class PagedCache:
             rotated.append(kv_write(*new, *weights, cos, sin, k_pages, v_pages, own_ids, eps))
         self._move_sinks(layer, k, k_weight, k_pages)
         queries = rotated[0] if frames == 1 else torch.cat(rotated, 1)
-        out, _ = paged_attention(queries, k_pages, v_pages, *self._lists)
+        out, _ = paged_attention(queries, k_pages, v_pages, *self._lists, packed=self._packed)
         self._attended.add(layer)
         return out.view(q.shape)
 
@@ -322,6 +327,7 @@ class PagedCache:
         if planned != frames or attended != layers:
             expected = f"advance: expected {frames} frames after {layers} layers"
             raise RuntimeError(f"{expected}, got {planned} after {attended}")
+        self._attended, self._packed = set(), None  # a recording must not read what a warm-up has packed
         if not self.recording:
             self.finish()
 

@@ -93,12 +93,12 @@ def fake_cuda(
         yield gpu
 
 
-def on_fake_gpu(module: ModuleT) -> ModuleT:
-    """Give `module` weights on the fake GPU in the place of its own, which may be on the "meta" device.
+def on_fake_gpu(module: ModuleT, device: torch.device = FAKE_GPU) -> ModuleT:
+    """Give `module` weights on a fake GPU in the place of its own, which may be on the "meta" device.
 
     To be called in a `fake_cuda` block, on a module that has its final dtype.
     """
-    return module._apply(lambda x: torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=FAKE_GPU))
+    return module._apply(lambda x: torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=device))
 
 
 class _FakeMode(FakeTensorMode):
