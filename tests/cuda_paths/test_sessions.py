@@ -15,7 +15,7 @@ from contextlib import ExitStack, contextmanager
 import pytest
 import torch
 
-from aapt_fast import PagePool, SessionBatch, StreamSession
+from aapt_fast import FewStepSampler, PagePool, SessionBatch, StreamSession
 from aapt_fast.models.aapt.presets import generator_preset
 from aapt_fast.models.stream_model import StreamModel
 from aapt_fast.models.wan.config import WanConfig
@@ -66,29 +66,32 @@ def aapt_8b() -> StreamModel:
 
 
 KINDS = {
-    # Limb maps are drawn by some 40 operators on few numbers; autocast casts tokens around every linear layer.
+    # Limb maps are drawn by some 40 operators on few numbers. The layer casts tokens around every linear layer
+    # (autocast). Noise: 100 operators, once per step; so are the 25 that pack the page table.
     "mini-person": Kind(
         lambda: small("mini-person", torch.bfloat16),
-        eager=Launches(0, 0, 0, 0, 0),
-        recorded=Launches(0, 0, 0, 0, 0),
+        eager=Launches(inputs=47, generator=299, layer=45, decoder=148, mib=7),
+        recorded=Launches(inputs=47, generator=2, layer=0, decoder=10, mib=4),
     ),
     # Without control and casts.
     "nano-text": Kind(
         lambda: small("nano-text", torch.float32),
-        eager=Launches(0, 0, 0, 0, 0),
-        recorded=Launches(0, 0, 0, 0, 0),
+        eager=Launches(inputs=7, generator=233, layer=30, decoder=139, mib=2),
+        recorded=Launches(inputs=7, generator=2, layer=0, decoder=8, mib=2),
     ),
-    # Sink frames that move are written in every layer. Decoder: the VAE of Wan 2.1.
+    # At 736x416. 228 MiB of keys and as much of values are gathered per layer; the decoder is the VAE of Wan 2.1, whose
+    # state takes 1.35 GiB. Recorded, the state is written in place, and step and decoder share their memory.
     "aapt-8b": Kind(
         aapt_8b,
-        eager=Launches(0, 0, 0, 0, 0),
-        recorded=Launches(0, 0, 0, 0, 0),
+        eager=Launches(inputs=7, generator=278, layer=47, decoder=395, mib=2637),
+        recorded=Launches(inputs=7, generator=2, layer=0, decoder=10, mib=1821),
     ),
-    # Five evaluations of a block of three frames, whose keys are written frame by frame.
+    # At 832x480, blocks of three frames, two evaluations (each further one adds as much). LayerNorm and modulation in
+    # float32 by single operators. Without an image the decoder is not recorded.
     "wan-1.3b": Kind(
         lambda: wan_model(dataclasses.replace(WanConfig(), layers=LAYERS), device=OTHER_GPU),
-        eager=Launches(0, 0, 0, 0, 0),
-        recorded=Launches(0, 0, 0, 0, 0),
+        eager=Launches(inputs=4, generator=1343, layer=100, decoder=385, mib=6367),
+        recorded=Launches(inputs=4, generator=2, layer=0, decoder=385, mib=6698),
     ),
 }
 
@@ -96,10 +99,11 @@ KINDS = {
 def open_session(model: StreamModel, **options) -> StreamSession:
     if model.generator.needs_image:
         return StreamSession(model, random_image(model), prompt=random_prompt(model), **options)
-    return StreamSession(model, prompt=torch.randn(20, model.config.text_width), **options)
+    sampler, prompt = FewStepSampler(steps=(1000,)), torch.randn(20, model.config.text_width)
+    return StreamSession(model, prompt=prompt, sampler=sampler, **options)
 
 
-def launches(gpu: FakeGPU, session: StreamSession, control: object) -> Launches:
+def launches_of_a_step(gpu: FakeGPU, session: StreamSession, control: object) -> Launches:
     """Take a step that is not the first."""
     with ExitStack() as open_counts:
         stages = [open_counts.enter_context(gpu.counting())]
@@ -151,7 +155,7 @@ def test_a_session(kind, gpu):
             session = open_session(model, cuda_graph=recorded)
             session.step(controls[0])
         assert calls.what_ran()["paged_attention"] == registry.FUSED
-        counted = launches(gpu, session, controls[1])
+        counted = launches_of_a_step(gpu, session, controls[1])
         for name, most in dataclasses.asdict(budget).items():
             assert getattr(counted, name) <= most, f"{name} of {counted}"
         live = gpu.live_bytes
@@ -159,14 +163,14 @@ def test_a_session(kind, gpu):
             session.reset()
             assert gpu.live_bytes <= live  # not two runs, nor two recordings
         session.close()
-        frames = [session._run.frame, session._run.control, session.first_frame]  # which can still be read
-        assert gpu.live_bytes - before <= sum(tensor.nbytes for tensor in frames if tensor is not None) + MIB
+        frames = [session._run.frame, session._run.control, session._run.first_frame]  # which can still be read
+        assert gpu.live_bytes - before <= sum(tensor.nbytes for tensor in frames if tensor is not None) + 2**16
     assert gpu.contexts == {OTHER_GPU.index}
 
 
-@pytest.mark.parametrize("recorded", [False, True], ids=["eager", "recorded"])
-def test_a_batch(recorded, gpu):
-    """Two sessions take fewer launches than two steps."""
+@pytest.mark.parametrize(("recorded", "launches"), [(False, 660), (True, 348)], ids=["eager", "recorded"])
+def test_a_batch(recorded, launches, gpu):
+    """Two sessions of a small model. Their decoders run one after the other."""
     model = small("nano", torch.bfloat16)
     pool = PagePool.for_sessions(model, 2)
     sessions = [StreamSession(model, random_image(model), seed=seed, pool=pool) for seed in range(2)]
@@ -176,7 +180,7 @@ def test_a_batch(recorded, gpu):
         batch.step(random_controls(model, 2))
     assert counts.syncs.total() == 1 and counts.uploads.total() == 1
     assert counts.operators["replay"] == recorded
-    assert counts.operators.total() <= (0 if recorded else 0)
-    live = gpu.live_bytes
+    assert counts.operators.total() <= launches
+    assert len(gpu.pools) == recorded
     sessions[1].close()
-    assert gpu.live_bytes < live - (MIB if recorded else 0)
+    assert not gpu.pools  # the batch is still there, its recording is not

@@ -199,6 +199,20 @@ def test_a_fork_that_cannot_be_recorded_gives_its_pages_back(monkeypatch):
     assert_same_stream(session, plain, random_controls(model, 3))
 
 
+def test_a_reset_that_cannot_be_recorded_closes_the_session(monkeypatch):
+    model = random_model(NANO)
+    pool = shuffled_pool(model, session_pages(model.generator, model.grid))
+    session = random_session(model, cuda_graph=True, pool=pool)
+
+    def recorder(function, memory) -> Recording:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setitem(graph.RECORDERS, "cpu", recorder)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        session.reset()
+    assert session.closed and pool.free == pool.available == pool.pages
+
+
 def test_recordings_go_with_their_run(monkeypatch):
     """At most two recordings of a session are alive, the step's and the decoder's, also during a reset; no garbage
     collection is needed to free them."""

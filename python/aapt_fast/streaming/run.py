@@ -62,12 +62,15 @@ class Run:
         return other
 
     def release(self) -> None:
-        """Give back the pages, and the memory of all recordings that read them. A second call does nothing."""
+        """Give back the pages, and the memory of all recordings that read them. A second call does nothing.
+
+        A closed session keeps its run, for the newest frame; so the run lets go of everything else.
+        """
         for row in self.rows:
             row.release()
         for recording in self.recordings:
             recording.free()
-        self.context = None  # of a Wan transformer many bytes, and a closed session keeps its run
+        self.rows, self.context = [], None
 
     def decode(self, model: StreamModel, frames: Tensor) -> Tensor:
         """New frames [1, C, n, h, w] -> video, uint8 [F, H, W, 3]; a frame that begins a video goes alone."""
