@@ -6,12 +6,13 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from aapt_fast.testing.fake_cuda import FakeGPU, fake_cuda
+from aapt_fast.testing.fake_cuda import fake_cuda
+from aapt_fast.testing.fake_gpu import FakeGPU
 
 
 @pytest.fixture
 def gpu() -> Iterator[FakeGPU]:
     if torch.cuda.is_available():
         pytest.skip("a machine with a GPU runs the code itself")
-    with fake_cuda() as fake:
+    with fake_cuda(devices=2) as fake:
         yield fake

@@ -22,7 +22,7 @@ from aapt_fast.models.wan.transformer import WanTransformer
 from aapt_fast.profiling.inputs import random_image, random_prompt
 from aapt_fast.profiling.memory import plan_memory
 from aapt_fast.profiling.systems import find_system
-from aapt_fast.testing.fake_cuda import Counts, FakeGPU
+from aapt_fast.testing.fake_gpu import Counts, FakeGPU
 from aapt_fast.testing.fake_models import aapt_model, wan_model
 
 GIB = 2**30

@@ -14,7 +14,8 @@ from aapt_fast import ops
 from aapt_fast.ops import registry
 from aapt_fast.ops.calls import observe_ops
 from aapt_fast.ops.dense_attention import dense_attention, table_attention
-from aapt_fast.testing.fake_cuda import FAKE_GPU, Counts, FakeGPU
+from aapt_fast.testing.fake_cuda import FAKE_GPU
+from aapt_fast.testing.fake_gpu import Counts, FakeGPU
 
 MIB = 2**20
 TOKENS, HEADS, WIDTH = 1196, 24, 128  # a frame of aapt-8b

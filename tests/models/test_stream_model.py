@@ -55,6 +55,18 @@ def test_the_token_stream_is_in_float32_or_in_the_dtype_of_the_generator():
         make_model(token_dtype=torch.bfloat16)
 
 
+def test_casts_of_weights_are_made_anew_in_every_evaluation():
+    """A CUDA graph must not read a cast from a warm-up. Torch keeps casts until the outermost autocast ends."""
+    model, layer = make_model(dtype=torch.bfloat16), torch.nn.Linear(4, 4, bias=False)  # in float32
+    x = torch.ones(1, 4)
+    with torch.no_grad(), torch.autocast("cpu", enabled=False):
+        with model.autocast():
+            layer(x)
+        layer.weight.fill_(2.0)
+        with model.autocast():
+            assert layer(x).tolist() == [[8.0] * 4]
+
+
 @torch.inference_mode()
 def test_every_kind_of_image():
     model = make_model()

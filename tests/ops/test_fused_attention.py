@@ -24,7 +24,7 @@ TABLES = {
 
 def attend(q: Tensor, case: PagedCase, scale: float = 0.25, page_bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
     listed = (case.k_pages, case.v_pages, case.page_ids, case.page_valid)
-    return fused_attention.paged_attention(q, *listed, scale, page_bias, packed_attention)
+    return fused_attention.paged_attention(q, *listed, scale, page_bias, attend=packed_attention)
 
 
 def assert_as_reference(
@@ -96,7 +96,7 @@ def test_queries_begin_at_a_multiple_of_16_bytes():
     q = memory[1:].view(1, 3, 2, 16)
     assert q.is_contiguous() and q.data_ptr() % 16
     listed = (case.k_pages, case.v_pages, case.page_ids, case.page_valid)
-    out, _ = fused_attention.paged_attention(q, *listed, 0.25, None, kernel)
+    out, _ = fused_attention.paged_attention(q, *listed, 0.25, attend=kernel)
     assert_near(out, reference.paged_attention(q, *listed, 0.25)[0], 1e-5)
 
 
@@ -112,7 +112,7 @@ def test_a_bad_value_in_the_table_reads_nothing_and_makes_its_row_nan(page, coun
     assert out[1].isnan().all() and lse[1].isnan().all()
     assert torch.equal(out[0], expected[0][0]) and torch.equal(lse[0], expected[1][0])
     rows = pack(case.page_ids, case.page_valid, 6)
-    assert rows.starts.tolist() == [0, 41, 41]
+    assert rows.starts.tolist() == [0, 41, 41] and rows.empty.tolist() == [False, True] and rows.filler[1].isnan()
 
 
 def test_packed_slots_are_those_of_the_table_in_its_order():
@@ -123,7 +123,18 @@ def test_packed_slots_are_those_of_the_table_in_its_order():
     assert rows.slots.tolist() == used + [0] * (6 * 64 - len(used))
     assert rows.entries[: len(used)].tolist() == [0, 0, 2, 2, 2, 3, *[4] * 64]
     assert rows.starts.tolist() == [0, 5, 70] and rows.starts.dtype == torch.int32
-    assert not rows.broken.any()
+    assert rows.filler.tolist() == [0, 0] and not rows.empty.any()
+
+
+def test_rows_that_were_packed_before_give_the_same():
+    case, q = paged_case([[36, 0, 5], [64, 64, 64], [0, 0, 0]]), torch.randn(3, 5, 4, 16)
+    listed = (case.k_pages, case.v_pages, case.page_ids, case.page_valid)
+    expected = attend(q, case)
+    packed = pack(case.page_ids, case.page_valid, len(case.k_pages))
+    case.page_ids.fill_(ABSURD_PAGE)  # not read any more
+    found = fused_attention.paged_attention(q, *listed, 0.25, packed=packed, attend=packed_attention)
+    for actual, wanted in zip(found, expected, strict=True):
+        assert torch.equal(actual, wanted)
 
 
 KERNELS = [

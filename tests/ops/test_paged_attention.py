@@ -147,7 +147,7 @@ def test_opcheck():
         case.k_pages.nan_to_num(),
         strided(case.v_pages.nan_to_num()),
     )  # opcheck compares inputs, NaN differs from NaN
-    arguments = (strided(queries(2)), *pages, case.page_ids, case.page_valid, 0.25, None)
+    arguments = (strided(queries(2)), *pages, case.page_ids, case.page_valid, 0.25, None, None)
     torch.library.opcheck(torch.ops.aapt.paged_attention.default, arguments)
 
 

@@ -50,7 +50,7 @@ ARGUMENTS = {
             *(tokens(), tokens(), tokens(), torch.randn(8), None, ANGLES.cos(), ANGLES.sin()),
             *(pages(), pages(), IDS, 1e-6),
         ),
-        "paged_attention": lambda: (tokens(), pages(), pages(), IDS, VALID, 0.3, None),
+        "paged_attention": lambda: (tokens(), pages(), pages(), IDS, VALID, 0.3, None, None),
         "philox_normal": lambda: (torch.tensor([3]), torch.tensor([1]), (2, 3, 4)),
     }.items()
 }
@@ -108,7 +108,7 @@ def test_ops_that_cast_return_the_dtype_of_autocast(op):
 
 
 def test_autocast_would_show_in_the_reference_of_attention():
-    arguments = ARGUMENTS["paged_attention"]()
+    arguments = ARGUMENTS["paged_attention"]()[:-1]
     with torch.autocast("cpu", torch.bfloat16):
         lower = reference.paged_attention(*arguments)[0]
     with pytest.raises(AssertionError):

@@ -4,11 +4,14 @@
 from __future__ import annotations
 
 import gc
+import threading
+import time
 import weakref
 
 import pytest
 import torch
 
+from aapt_fast import SessionBatch
 from aapt_fast.models.aapt.presets import NANO, NANO_TEXT
 from aapt_fast.models.aapt.sampling import EulerSampler
 from aapt_fast.models.stream_model import StreamModel
@@ -17,14 +20,14 @@ from aapt_fast.ops import FrameRope
 from aapt_fast.ops.window import WindowRule
 from aapt_fast.streaming import graph
 from aapt_fast.streaming.cache import CacheRow, PagedCache
-from aapt_fast.streaming.graph import RecordedDecoder, Recording, record
+from aapt_fast.streaming.graph import GraphMemory, RecordedDecoder, Recording, record
 from aapt_fast.streaming.pages import PagePool, cache_pages, session_pages
 from aapt_fast.streaming.session import StreamSession
 from aapt_fast.testing.recorder import record_on_cpu
 from aapt_fast.testing.streams import play, random_controls, random_model, random_session, shuffled_pool
 
 STEPS = 7  # frame 1 leaves the window of 2 after step 3
-CPU = torch.device("cpu")
+MEMORY = GraphMemory(torch.device("cpu"))
 pytestmark = pytest.mark.usefixtures("recorded_on_the_cpu")
 
 
@@ -146,7 +149,7 @@ def test_a_cache_that_is_recorded_equals_one_that_is_not(window, tokens):
 
 def test_recording_leaves_the_state_as_it_was():
     state = torch.arange(3.0)
-    counter = record(lambda: state.add_(1).clone(), CPU, [state])
+    counter = record(lambda: state.add_(1).clone(), MEMORY, [state])
     assert state.tolist() == [0, 1, 2]
     assert counter.replay().tolist() == [1, 2, 3] and counter.replay().tolist() == [2, 3, 4]
 
@@ -159,7 +162,7 @@ def test_waiting_for_a_result_cannot_be_recorded(read, mode):
     values = torch.ones(3)
     expected = "cuda_graph: recording a step failed, cuda_graph=False does without: .*reads a value back"
     with mode(), pytest.raises(RuntimeError, match=expected):
-        record(lambda: values * read(values.sum()), CPU)
+        record(lambda: values * read(values.sum()), MEMORY)
 
 
 @pytest.mark.parametrize("failing", range(2))
@@ -196,32 +199,90 @@ def test_a_fork_that_cannot_be_recorded_gives_its_pages_back(monkeypatch):
     assert_same_stream(session, plain, random_controls(model, 3))
 
 
+def test_a_reset_that_cannot_be_recorded_closes_the_session(monkeypatch):
+    model = random_model(NANO)
+    pool = shuffled_pool(model, session_pages(model.generator, model.grid))
+    session = random_session(model, cuda_graph=True, pool=pool)
+
+    def recorder(function, memory) -> Recording:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setitem(graph.RECORDERS, "cpu", recorder)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        session.reset()
+    assert session.closed and pool.free == pool.available == pool.pages
+
+
 def test_recordings_go_with_their_run(monkeypatch):
-    """At most two recordings of a session are alive, the step's and the decoder's, also during a reset."""
-    alive: list[weakref.ref] = []
-    most = 0
+    """At most two recordings of a session are alive, the step's and the decoder's, also during a reset; no garbage
+    collection is needed to free them."""
+    alive: set[int] = set()
+    counted: list[int] = []
 
-    def count() -> int:
-        gc.collect()
-        return sum(ref() is not None for ref in alive)
-
-    def recorder(function, device) -> Recording:
-        nonlocal most
-        recording = record_on_cpu(function, device)
-        alive.append(weakref.ref(recording))
-        most = max(most, count())
+    def recorder(function, memory) -> Recording:
+        recording = record_on_cpu(function, memory)
+        alive.add(number := len(counted))
+        counted.append(len(alive))
+        replay = weakref.ref(recording._recorded[0].__self__)  # its tensors; the recording itself may be kept
+        weakref.finalize(replay(), alive.discard, number)
         return recording
 
     monkeypatch.setitem(graph.RECORDERS, "cpu", recorder)
     model = random_model(NANO)
-    session = random_session(model, cuda_graph=True)
-    for _ in range(3):
-        session.step(random_controls(model, 1)[0])
-        session.reset()
-    fork = session.fork()
-    assert len(alive) == 10 and most == 4 and count() == 4
-    fork.close(), session.close()
-    assert count() == 0
+    [control] = random_controls(model, 1)
+    gc.collect()
+    gc.disable()
+    try:
+        session = random_session(model, cuda_graph=True)
+        for _ in range(2):
+            session.step(control)
+            session.reset()
+        fork = session.fork()
+        assert counted == [1, 2, 1, 2, 1, 2, 3, 4]
+        fork.close()
+        assert len(alive) == 2
+        session.close()
+        assert not alive
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("end", [StreamSession.close, StreamSession.reset], ids=["close", "reset"])
+def test_the_recording_of_a_batch_goes_with_any_of_its_sessions(end, pose_model):
+    pool = PagePool.for_sessions(pose_model, 2)
+    sessions = [random_session(pose_model, pool=pool) for _ in range(2)]
+    batch = SessionBatch(sessions, cuda_graph=True)
+    recording = batch._step._recording
+    end(sessions[1])
+    with pytest.raises(ValueError, match="recording: expected one of a run that has not ended, got one that has been"):
+        recording.replay()
+
+
+def test_one_thread_records_at_a_time(monkeypatch):
+    recording, overlaps = threading.Lock(), []
+
+    def recorder(function, memory) -> Recording:
+        overlaps.append(not recording.acquire(blocking=False))
+        made = record_on_cpu(function, memory)
+        time.sleep(0.01)
+        recording.release()
+        return made
+
+    monkeypatch.setitem(graph.RECORDERS, "cpu", recorder)
+    values = torch.ones(3)
+    threads = [threading.Thread(target=record, args=(values.sum, MEMORY)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert overlaps == [False] * 4
+
+
+def test_a_recording_that_fails_leaves_the_state_as_it_was():
+    state = torch.arange(3.0)
+    with pytest.raises(RuntimeError, match="cuda_graph"):
+        record(lambda: state.add_(float(state.sum())), MEMORY, [state])
+    assert state.tolist() == [0, 1, 2]
 
 
 def test_refused_where_nothing_is_recorded(monkeypatch):

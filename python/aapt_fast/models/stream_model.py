@@ -200,9 +200,12 @@ class StreamModel:
         self.token_dtype = require_usable_dtype(token_dtype, dtypes, "token_dtype")
 
     def autocast(self) -> torch.autocast:
-        """The context in which sessions run the generator: autocast, unless its dtype is that of the token stream."""
+        """The context in which sessions run the generator: autocast, unless its dtype is that of the token stream.
+
+        Casts of weights are not kept: a CUDA graph would read a cast that was made, and goes, outside of it.
+        """
         narrower = self.generator.autocasts and self.dtype not in (torch.float32, self.token_dtype)
-        return torch.autocast(self.device.type, self.dtype, enabled=narrower)
+        return torch.autocast(self.device.type, self.dtype, enabled=narrower, cache_enabled=False)
 
     def encode_image(self, image: ImageLike) -> Tensor:
         """The latent frame of an image, float32 [1, C, 1, h, w].

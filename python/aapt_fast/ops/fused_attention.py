@@ -10,17 +10,17 @@ different lengths takes it from there:
     flash attention                  float16 and bfloat16 on GPUs of capability 8.0 and newer, D up to 256
     memory-efficient attention       everything else
 
-Sizes depend on shapes alone and the lengths stay on the device, so nothing waits for the GPU and a CUDA graph can
-record the call. Query heads that share a key head become more queries of that head. A bias of a page becomes further
-elements of its keys, which every query multiplies by one: no tensor of scores or of biases is made.
+The places are the same for all calls with one page table: a step computes them once for all of its layers. Sizes depend
+on shapes alone and the lengths stay on the device, so nothing waits for the GPU and a CUDA graph can record the call.
+Query heads that share a key head become more queries of that head. A bias of a page becomes further elements of its
+keys, which every query multiplies by one: no tensor of scores or of biases is made.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TypeAlias
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -45,16 +45,18 @@ def paged_attention(
     page_valid: Tensor,
     scale: float,
     page_bias: Tensor | None = None,
+    packed: Sequence[Tensor] | None = None,
     attend: Attend | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Compute the op `paged_attention` with `attend`; None chooses one of torch's kernels for the GPU of q.
 
     q [B, Nq, H, D], pages [P, 64, Hkv, D], page_ids and page_valid int32 [B, M], page_bias float32 [B, M]
-    -> out [B, Nq, H, D], lse [B, H, Nq]. Pages whose slots do not lie evenly in memory are copied first.
+    -> out [B, Nq, H, D], lse [B, H, Nq]. `packed`: tensors of the `PackedRows` of this table, if they are known. Pages
+    whose slots do not lie evenly in memory are copied first.
     """
     batch, tokens, heads, width = q.shape
     pages, kv_heads, most_keys = k_pages.shape[0], k_pages.shape[2], page_ids.shape[1] * PAGE_SLOTS
-    row = pack(page_ids, page_valid, pages, page_bias)
+    row = pack(page_ids, page_valid, pages, page_bias) if packed is None else PackedRows(*packed)
     if 0 in (q.numel(), pages, most_keys):
         out, lse = torch.zeros_like(q), q.new_zeros((batch, heads, tokens), dtype=torch.float32)
         return _fill_rows_without_keys(out, lse, row)
@@ -74,14 +76,14 @@ def paged_attention(
     return _fill_rows_without_keys(out, lse, row)
 
 
-@dataclass(frozen=True)
-class PackedRows:
+class PackedRows(NamedTuple):
     """Places of the valid slots of B rows, one row after the other."""
 
     slots: Tensor  # int64 [B * M * 64], in the pool; 0 behind those that count
     entries: Tensor  # int64 [B * M * 64], of the flattened page table
     starts: Tensor  # int32 [B + 1]
-    broken: Tensor  # bool [B], rows with a bad value in the page table; they have no slots
+    empty: Tensor  # bool [B], rows without slots; those with a bad value in the page table are among them
+    filler: Tensor  # float32 [B], what empty rows attend to: 0, NaN for a bad value
 
 
 def pack(page_ids: Tensor, page_valid: Tensor, pages: int, page_bias: Tensor | None = None) -> PackedRows:
@@ -102,7 +104,9 @@ def pack(page_ids: Tensor, page_valid: Tensor, pages: int, page_bias: Tensor | N
     places = torch.arange(counts.numel() * PAGE_SLOTS, device=page_ids.device)
     entries = torch.searchsorted(ends, places, right=True).clamp_(max=counts.numel() - 1)
     slots = places + (first_slots - ends + counts.flatten())[entries]
-    return PackedRows(slots.masked_fill_(places >= ends[-1:], 0), entries, starts, broken)
+    empty = starts[1:] == starts[:-1]
+    filler = torch.zeros_like(empty, dtype=torch.float32).masked_fill_(broken, torch.nan)
+    return PackedRows(slots.masked_fill_(places >= ends[-1:], 0), entries, starts, empty, filler)
 
 
 def _with_bias(queries: Tensor, keys: Tensor, scale: float, bias: Tensor) -> tuple[Tensor, Tensor, float]:
@@ -139,12 +143,10 @@ def _aligned(x: Tensor) -> Tensor:
 
 
 def _fill_rows_without_keys(out: Tensor, lse: Tensor, row: PackedRows) -> tuple[Tensor, Tensor]:
-    """out [B, Nq, H, D] and lse [B, H, Nq], with 0 and -inf in rows without slots, NaN in broken ones."""
-    empty = row.starts[1:] == row.starts[:-1]
-    filler = torch.zeros_like(empty, dtype=torch.float32).masked_fill_(row.broken, torch.nan)
-    out = torch.where(empty.view(-1, 1, 1, 1), filler.to(out.dtype).view(-1, 1, 1, 1), out).contiguous()
-    lse = torch.where(empty.view(-1, 1, 1), (filler - torch.inf).view(-1, 1, 1), lse).contiguous()
-    return out, lse
+    """out [B, Nq, H, D] and lse [B, H, Nq], with 0 and -inf in rows without slots, NaN where the table is bad."""
+    empty, filler = row.empty.view(-1, 1, 1), row.filler.view(-1, 1, 1)
+    out = torch.where(empty[..., None], filler[..., None].to(out.dtype), out).contiguous()
+    return out, torch.where(empty, filler - torch.inf, lse).contiguous()
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -110,7 +110,7 @@ def normalise_and_rotate(
     if weight is not None:
         check_vector("weight", weight, (x.shape[-1], x.shape[-2] * x.shape[-1]), x.device)
     _check_rotation(x, cos, sin)
-    return _normalise_and_rotate(x, weight, cos, sin, eps)
+    return _normalise_and_rotate(x, weight, _rotation(cos, sin), eps)
 
 
 def _check_rotation(x: Tensor, cos: Tensor | None, sin: Tensor | None) -> None:
@@ -128,34 +128,37 @@ def _check_rotation(x: Tensor, cos: Tensor | None, sin: Tensor | None) -> None:
     check_tensor("sin", sin, shape, torch.float32, x.device)
 
 
-def _normalise_and_rotate(
-    x: Tensor, weight: Tensor | None, cos: Tensor | None, sin: Tensor | None, eps: float
-) -> Tensor:
-    if weight is None and cos is None:
+def _rotation(cos: Tensor | None, sin: Tensor | None) -> Tensor | None:
+    """Cos and sin [..., N, D / 2] as complex numbers [..., N, 1, D / 2], the same for all heads."""
+    return None if cos is None or sin is None else torch.complex(cos, sin).unsqueeze(-2)
+
+
+def _normalise_and_rotate(x: Tensor, weight: Tensor | None, rotation: Tensor | None, eps: float) -> Tensor:
+    if weight is None and rotation is None:
         return x
     y = x if x.dtype == torch.float64 else x.float()
     if weight is not None:
         groups = y.flatten(-2) if weight.shape[0] != y.shape[-1] else y
         y = torch.nn.functional.rms_norm(groups, weight.shape, weight.to(y.dtype), eps).view(y.shape)
-    if cos is not None:
+    if rotation is not None:
         pairs = torch.view_as_complex(y.contiguous().unflatten(-1, (-1, 2)))  # [..., N, H, D / 2]
-        y = torch.view_as_real(pairs * torch.complex(cos, sin).unsqueeze(-2)).flatten(-2)
+        y = torch.view_as_real(pairs * rotation).flatten(-2)
     return y.to(x.dtype)
 
 
 def _composition(*arguments: Any) -> Tensor:
     q, k, v, q_weight, k_weight, cos, sin, k_pages, v_pages, page_ids, eps = arguments
     _check_page_ids(page_ids, k_pages.shape[0])
-    _write(_normalise_and_rotate(k, k_weight, cos, sin, eps), k_pages, page_ids)
-    _write(v, v_pages, page_ids)
-    rotated = _normalise_and_rotate(q, q_weight, cos, sin, eps)
+    rotation, ids = _rotation(cos, sin), page_ids.long()
+    _write(_normalise_and_rotate(k, k_weight, rotation, eps), k_pages, ids)
+    _write(v, v_pages, ids)
+    rotated = _normalise_and_rotate(q, q_weight, rotation, eps)
     return rotated.clone() if rotated is q else rotated.contiguous()  # an op may not return its input
 
 
-def _write(tokens: Tensor, pages: Tensor, page_ids: Tensor) -> None:
-    """Copy tokens [B, N, Hkv, D] to the pages: first the full ones, then the part of the last one."""
+def _write(tokens: Tensor, pages: Tensor, ids: Tensor) -> None:
+    """Copy tokens [B, N, Hkv, D] to pages int64 [B, M]: first the full ones, then the part of the last one."""
     full, rest = divmod(tokens.shape[1], PAGE_SLOTS)
-    ids = page_ids.long()
     if full:
         paged = tokens[:, : full * PAGE_SLOTS].unflatten(1, (full, PAGE_SLOTS)).flatten(0, 1)
         pages.index_copy_(0, ids[:, :full].flatten(), paged)

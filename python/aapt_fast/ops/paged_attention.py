@@ -20,10 +20,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aapt_fast.errors import require_shape
+from aapt_fast.errors import require, require_shape
 from aapt_fast.ops import fused_attention
 from aapt_fast.ops._checks import PAGE_SLOTS, check_inference, check_page_id, check_pages, check_queries, check_tensor
-from aapt_fast.ops.kernels import Kernel
+from aapt_fast.ops.fused_attention import PackedRows
+from aapt_fast.ops.kernels import Kernel, running_kernel
 from aapt_fast.ops.registry import FUSED, register
 from aapt_fast.ops.split_schedule import Schedule, slots_of, split_schedule
 
@@ -36,6 +37,7 @@ def paged_attention(
     page_valid: Tensor,
     scale: float | None = None,
     page_bias: Tensor | None = None,
+    packed: PackedRows | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Attend to the valid slots of the listed pages. Inference only.
 
@@ -48,6 +50,7 @@ def paged_attention(
             is not read.
         scale: factor on the scores; None means D ** -0.5.
         page_bias: float32 [B, M], added to the scores of each listed page (natural units), or None.
+        packed: of this table, from `packed_rows`, for calls without a bias; None computes it where it is needed.
 
     Returns:
         out: [B, Nq, H, D] in q.dtype, contiguous.
@@ -67,9 +70,21 @@ def paged_attention(
     check_tensor("page_valid", page_valid, page_ids.shape, torch.int32, q.device)
     if page_bias is not None:
         check_tensor("page_bias", page_bias, page_ids.shape, torch.float32, q.device)
+        require(packed is None, "packed", "None with a page_bias", "packed rows")
     check_inference("paged_attention", q, k_pages, v_pages, page_bias)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    return _call(q, k_pages, v_pages, page_ids, page_valid, scale, page_bias)
+    return _call(q, k_pages, v_pages, page_ids, page_valid, scale, page_bias, None if packed is None else list(packed))
+
+
+def packed_rows(page_ids: Tensor, page_valid: Tensor, pages: int) -> PackedRows | None:
+    """Places of the valid slots, for calls of `paged_attention` with one page table, as in all layers of a step.
+
+    page_ids and page_valid int32 [B, M], for a pool of `pages` pages. None where the calls read the table itself: on
+    the CPU, and where a kernel of this package is on.
+    """
+    if page_ids.is_cpu or running_kernel("paged_attention", page_ids.device) is not None:
+        return None
+    return fused_attention.pack(page_ids, page_valid, pages)
 
 
 def _allocate(q: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
@@ -79,7 +94,7 @@ def _allocate(q: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
 
 
 def _bind(kernel: Kernel, *arguments: Any) -> tuple[tuple[Tensor, Tensor], tuple[Any, ...]]:
-    q, k_pages, v_pages, page_ids, page_valid, scale, page_bias = arguments
+    q, k_pages, v_pages, page_ids, page_valid, scale, page_bias, _ = arguments
     if q.is_cpu:
         _rows_by_layout(page_ids, page_valid, k_pages.shape[0])  # for its checks
     out, lse = _allocate(q)
@@ -100,7 +115,7 @@ def _schedule(q: Tensor, entries: int) -> Schedule:
 
 def _cpu(*arguments: Any) -> tuple[Tensor, Tensor]:
     """Gather the valid slots of the listed pages, then torch's flash attention for the CPU."""
-    q, k_pages, v_pages, page_ids, page_valid, scale, page_bias = arguments
+    q, k_pages, v_pages, page_ids, page_valid, scale, page_bias, _ = arguments
     layouts = _rows_by_layout(page_ids, page_valid, k_pages.shape[0])
     batch, tokens, heads, _ = q.shape
     out = torch.zeros(q.shape, dtype=q.dtype)
@@ -158,7 +173,7 @@ def _gather(pages: Tensor, ids: Tensor, counts: tuple[int, ...]) -> Tensor:
 
 _call = register(
     "paged_attention(Tensor q, Tensor k_pages, Tensor v_pages, Tensor page_ids, Tensor page_valid, float scale,"
-    " Tensor? page_bias) -> (Tensor, Tensor)",
+    " Tensor? page_bias, Tensor[]? packed) -> (Tensor, Tensor)",
     _cpu,
     cuda=(fused_attention.paged_attention, FUSED),
     allocate=_allocate,

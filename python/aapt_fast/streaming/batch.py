@@ -12,7 +12,7 @@ from torch import Tensor
 from aapt_fast.errors import require, require_type
 from aapt_fast.not_copied import NotCopied
 from aapt_fast.streaming.boundary import computing
-from aapt_fast.streaming.graph import RECORDERS
+from aapt_fast.streaming.graph import RECORDERS, GraphMemory
 from aapt_fast.streaming.run import Run
 from aapt_fast.streaming.session import StreamSession
 from aapt_fast.streaming.step import Step
@@ -31,7 +31,8 @@ class SessionBatch(NotCopied):
     Args:
         sessions: at least one, none of them twice; of one model and sampler, in one pool (`PagePool.for_sessions`).
         cuda_graph: record the step of the batch as a CUDA graph, with the kernels that are on now. For sessions on a
-            GPU. A step in which some session begins its run is not replayed.
+            GPU. A step in which some session begins its run is not replayed. The memory of the recording is given back
+            when one of the sessions is closed or reset.
 
     Raises:
         TypeError, ValueError: sessions that cannot be batched.
@@ -106,8 +107,9 @@ class SessionBatch(NotCopied):
     def _make_step(self) -> Step:
         first = self._sessions[0]
         runs: list[Run] = [session._run for session in self._sessions]
+        memory = GraphMemory(first.model.device) if self._cuda_graph else None
         with computing(first.model):
-            return Step(first.model, first.sampler, runs, self._cuda_graph)
+            return Step(first.model, first.sampler, runs, memory)
 
 
 def _check(sessions: list[StreamSession]) -> None:

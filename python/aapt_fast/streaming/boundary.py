@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -19,8 +19,10 @@ from aapt_fast.worlds.world import FirstFrame
 
 @contextmanager
 def computing(model: StreamModel) -> Iterator[None]:
-    """Run the `with` block without gradients, and in the dtypes of the model whatever autocast the caller is in."""
-    with torch.inference_mode(), without_autocast(model.device):
+    """Run the `with` block without gradients, in the dtypes of the model whatever autocast the caller is in, and with
+    its GPU as the current one."""
+    current = torch.cuda.device(model.device) if model.device.type == "cuda" else nullcontext()
+    with current, torch.inference_mode(), without_autocast(model.device):
         yield
 
 

@@ -23,6 +23,8 @@ from torch import Tensor
 
 from aapt_fast.errors import require, require_shape
 from aapt_fast.ops import PAGE_SLOTS, FrameRope, kv_write, normalise_and_rotate, paged_attention
+from aapt_fast.ops.fused_attention import PackedRows
+from aapt_fast.ops.paged_attention import packed_rows
 from aapt_fast.ops.window import WindowRule
 from aapt_fast.streaming.pages import PagePool, cache_pages, pages_for, released_on_failure, valid_slots
 from aapt_fast.streaming.text_pages import TextPages
@@ -220,7 +222,6 @@ class PagedCache:
         frame_pages = pages_for(first.tokens)
         entries = max(row.entries for row in rows)
         self._table = torch.zeros(2, len(rows), entries, dtype=torch.int32, device=device)  # page ids, valid slots
-        self._lists = self._table.unbind()
         space = first.rope.space.to(device)  # the same in every step
         self._time_pairs = width // 2 - space.shape[-1]
 
@@ -236,6 +237,7 @@ class PagedCache:
         self._moved_rotation = rotations(moved, frame_pages * PAGE_SLOTS)
         self._plans: list[RowPlan] = []  # that the tensors hold
         self._attended: set[int] = set()  # layers
+        self._packed: PackedRows | None = None  # from the first layer of a step on
 
     def prepare(self, frames: int) -> None:
         """Plan the next `frames` frames of every row and write the tensors that `attend` reads.
@@ -277,8 +279,8 @@ class PagedCache:
         frames, pairs, tokens = self._frames, self._time_pairs, self._tokens
         self._table.copy_(table)
         self._rotation[:, :, :frames, :, :pairs] = time.view(2, -1, frames, 1, pairs)
-        own_ids = self._table[0, :, -frames * pages_for(tokens) :].chunk(frames, 1)
-        self._own = [(*self._rotation[:, :, i].unbind(), own_ids[i]) for i in range(frames)]  # cos, sin, pages
+        own_ids = self._table[0, :, -frames * pages_for(tokens) :].unflatten(1, (frames, -1))
+        self._own = (*self._rotation[:, :, :frames].unbind(), own_ids)  # cos, sin, pages: [B, n, ...]
         if moved:
             ids, time = moved
             self._moved_ids.copy_(ids)
@@ -303,14 +305,15 @@ class PagedCache:
             self.prepare(frames)
         require(frames == self._frames, "q", f"{self._frames} frames, as prepared", frames)
         k_pages, v_pages = self.pool.by_layer[layer]
-        weights, eps = (q_weight, k_weight), self.rows[0].eps
-        rotated = []
-        for i, (cos, sin, own_ids) in enumerate(self._own):
-            new = (q[:, i], k[:, i], v[:, i])
-            rotated.append(kv_write(*new, *weights, cos, sin, k_pages, v_pages, own_ids, eps))
+        page_ids, page_valid = self._table.unbind()
+        if not self._attended:
+            self._packed = packed_rows(page_ids, page_valid, self.pool.pages)
+        new_q, new_k, new_v, cos, sin, own_ids = (x.flatten(0, 1) for x in (q, k, v, *self._own))  # a frame is a row
+        eps = self.rows[0].eps
+        rotated = kv_write(new_q, new_k, new_v, q_weight, k_weight, cos, sin, k_pages, v_pages, own_ids, eps)
         self._move_sinks(layer, k, k_weight, k_pages)
-        queries = rotated[0] if frames == 1 else torch.cat(rotated, 1)
-        out, _ = paged_attention(queries, k_pages, v_pages, *self._lists)
+        queries = rotated.view(len(q), -1, *q.shape[3:])
+        out, _ = paged_attention(queries, k_pages, v_pages, page_ids, page_valid, packed=self._packed)
         self._attended.add(layer)
         return out.view(q.shape)
 
@@ -321,6 +324,7 @@ class PagedCache:
         if planned != frames or attended != layers:
             expected = f"advance: expected {frames} frames after {layers} layers"
             raise RuntimeError(f"{expected}, got {planned} after {attended}")
+        self._attended, self._packed = set(), None  # a recording must not read what a warm-up has packed
         if not self.recording:
             self.finish()
 

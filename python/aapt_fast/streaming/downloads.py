@@ -95,12 +95,13 @@ class FrameDownloader:
         if not video.is_cuda:
             frames.copy_(video)
             return None
-        if self._stream is None:
-            self._stream = torch.cuda.Stream(video.device)
-        self._stream.wait_stream(torch.cuda.current_stream(video.device))
-        arrived = torch.cuda.Event()
-        with torch.cuda.stream(self._stream):
-            frames.copy_(video, non_blocking=True)
-            arrived.record(self._stream)
+        with torch.cuda.device(video.device):  # else leaving the stream would open the GPU that was current before
+            if self._stream is None:
+                self._stream = torch.cuda.Stream(video.device)
+            self._stream.wait_stream(torch.cuda.current_stream(video.device))
+            arrived = torch.cuda.Event()
+            with torch.cuda.stream(self._stream):
+                frames.copy_(video, non_blocking=True)
+                arrived.record(self._stream)
         video.record_stream(self._stream)  # its memory is not given to others before
         return arrived

@@ -3,12 +3,18 @@
 
 A recording knows the addresses of its tensors and the numbers that Python computed while it was made. So everything
 that differs from step to step must be in tensors that stay where they are, and the host writes to them between steps.
+
+A recording lives as long as the run that it reads: `close` and `reset` free it, and a run after a reset is recorded
+anew. So a session never holds the memory of two.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property, partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,54 +25,116 @@ from aapt_fast.models.vae.video_stream import DecoderStream
 
 WARM_UPS = 2  # libraries load kernels and take work space in the first runs, which a recording must not see
 
+_ONE_RECORDING = threading.Lock()
+"""Held while something is recorded: torch records one CUDA graph at a time in a process."""
+
+
+class GraphMemory:
+    """Memory that the recordings of one session, or of one batch, share.
+
+    Temporary tensors of one recording lie where those of another do. That is right for the two recordings of a session:
+    the decoder replays after the step, on the same stream, and the result of each is copied before the next replay.
+    Sessions may step in threads of their own, so each has its own.
+
+    Args:
+        device: of all tensors of the recordings.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    @cached_property
+    def pool(self) -> Any:
+        """Torch's handle of the memory. Torch gives the memory back when the last recording in it is gone."""
+        return torch.cuda.graph_pool_handle()
+
+    @cached_property
+    def stream(self) -> torch.cuda.Stream:
+        """The stream on which all of them are recorded: torch reuses memory within a stream only."""
+        return torch.cuda.Stream(self.device)
+
 
 class Recording:
-    """A recorded function: `replay` computes it again, into `output` [...], which stays where it is."""
+    """A recorded function: `replay` computes it again, into a tensor [...] that stays where it is."""
 
     def __init__(self, replay: Callable[[], None], output: Tensor) -> None:
-        self._replay, self.output = replay, output
+        self._recorded: tuple[Callable[[], None], Tensor] | None = (replay, output)
 
     def replay(self) -> Tensor:
-        """The output [...], overwritten by the next replay. Launched, not waited for."""
-        self._replay()
-        return self.output
+        """The result [...], overwritten by the next replay. Launched, not waited for.
+
+        Raises ValueError after `free`.
+        """
+        require(self._recorded is not None, "recording", "one of a run that has not ended", "one that has been freed")
+        assert self._recorded is not None
+        launch, output = self._recorded
+        launch()
+        return output
+
+    def free(self) -> None:
+        """Give its memory back. A second call does nothing."""
+        self._recorded = None
 
 
-def record(function: Callable[[], Tensor], device: torch.device, state: Sequence[Tensor] = ()) -> Recording:
-    """Record what `function` launches, after running it a few times.
+def record(function: Callable[[], Tensor], memory: GraphMemory, state: Sequence[Tensor] = ()) -> Recording:
+    """Record what `function` launches, after running it a few times. One thread of the process records at a time.
 
     Args:
         function: computes a tensor [...] from tensors that stay where they are.
-        device: of all of them; its type is one of `RECORDERS`.
-        state: those that it changes and reads; they end up as they were.
+        memory: for everything that it allocates; the type of its device is one of `RECORDERS`.
+        state: tensors that it changes and reads; they end up as they were, also if it cannot be recorded.
 
     Raises:
         RuntimeError: it cannot be recorded, for example because it waits for a result.
     """
     kept = [tensor.clone() for tensor in state]
     try:
-        recording = RECORDERS[device.type](function, device)
+        with _ONE_RECORDING:
+            return RECORDERS[memory.device.type](function, memory)
     except RuntimeError as error:
         raise RuntimeError(f"cuda_graph: recording a step failed, cuda_graph=False does without: {error}") from error
-    for tensor, before in zip(state, kept, strict=True):
-        tensor.copy_(before)
-    return recording
+    finally:
+        for tensor, before in zip(state, kept, strict=True):
+            tensor.copy_(before)
 
 
-def _record_on_cuda(function: Callable[[], Tensor], device: torch.device) -> Recording:
-    stream = torch.cuda.Stream(device)
-    stream.wait_stream(torch.cuda.current_stream(device))
-    with torch.cuda.stream(stream):
+def _record_on_cuda(function: Callable[[], Tensor], memory: GraphMemory) -> Recording:
+    """Warm up, then capture, on the stream of `memory`.
+
+    The device is current throughout: torch's contexts for streams and graphs would otherwise wait for the device that
+    was current before, and open it. The context of the stream is outside of the capture, because torch stays on the
+    capturing stream when a capture fails.
+    """
+    before = torch.cuda.current_stream(memory.device)
+    with torch.cuda.device(memory.device), torch.cuda.stream(memory.stream):
+        memory.stream.wait_stream(before)
         for _ in range(WARM_UPS):
             function()
-    torch.cuda.current_stream(device).wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=stream):  # which is on this device, unless torch's own is
-        output = function()
+        graph = torch.cuda.CUDAGraph()
+        # "thread_local": other threads may copy, wait and allocate meanwhile
+        capture = torch.cuda.graph(graph, memory.pool, memory.stream, capture_error_mode="thread_local")
+        with _own_workspaces(), capture:
+            output = function()
+    before.wait_stream(memory.stream)
     return Recording(graph.replay, output)
 
 
-RECORDERS: dict[str, Callable[[Callable[[], Tensor], torch.device], Recording]] = {"cuda": _record_on_cuda}
+@contextmanager
+def _own_workspaces() -> Iterator[None]:
+    """Let cuBLAS take its work space from the memory of what is recorded inside, and forget it afterwards.
+
+    Torch keeps work space by thread and stream. A recording would use the space of the warm-ups or of an earlier
+    recording on its stream, which torch 2.13 gives back when that one dies (pytorch issue 193402).
+    """
+    forget = getattr(torch._C, "_cuda_clearCublasWorkspaces", lambda: None)  # a private name: it may go
+    forget()
+    try:
+        yield
+    finally:
+        forget()
+
+
+RECORDERS: dict[str, Callable[[Callable[[], Tensor], GraphMemory], Recording]] = {"cuda": _record_on_cuda}
 """How a function is recorded, by type of device."""
 
 
@@ -77,33 +145,37 @@ class RecordedDecoder:
         model: owner of the VAE.
         decoder: has decoded the first frame; it belongs to this object from here on.
         frames: n.
+        memory: for the recording; None for memory of its own.
 
     Raises:
         ValueError: the decoder is at its beginning.
         RuntimeError: recording failed.
     """
 
-    def __init__(self, model: StreamModel, decoder: DecoderStream, frames: int = 1) -> None:
+    def __init__(
+        self, model: StreamModel, decoder: DecoderStream, frames: int = 1, memory: GraphMemory | None = None
+    ) -> None:
         self._model, self._decoder, self._frames = model, decoder, frames
         state = decoder.fix()
         dtype = next(iter(model.vae.parameters())).dtype
         shape = (1, model.vae.latent_channels, frames, *model.grid)
         self._latents = torch.zeros(shape, dtype=dtype, device=model.device)
         decode = partial(decoder.decode, self._latents)
-        self._recording: Recording | None = record(decode, model.device, state)
+        self._recording = record(decode, memory or GraphMemory(model.device), state)
 
     def decode(self, latents: Tensor) -> Tensor:
-        """The next latents [1, C, n, h, w] -> video frames [1, 3, 4 n, H, W], which the next call overwrites."""
+        """The next latents [1, C, n, h, w] -> video frames [1, 3, 4 n, H, W], which the next call overwrites.
+
+        Raises ValueError after `reset`.
+        """
         self._latents.copy_(latents)
-        require(self._recording is not None, "stream", "one that has not been reset", "one that has lost its recording")
-        assert self._recording is not None
         return self._recording.replay()
 
-    def clone(self) -> RecordedDecoder:
-        """A decoder that continues from here on its own, bit for bit, with a recording of its own."""
-        return RecordedDecoder(self._model, self._decoder.clone(), self._frames)
+    def clone(self, memory: GraphMemory | None = None) -> RecordedDecoder:
+        """A decoder that continues from here on its own, bit for bit, with a recording of its own in `memory`."""
+        return RecordedDecoder(self._model, self._decoder.clone(), self._frames, memory)
 
     def reset(self) -> None:
-        """Forget everything decoded so far, and drop the recording: `decode` raises ValueError from here on."""
+        """Forget everything decoded so far, and free the recording: `decode` raises ValueError from here on."""
         self._decoder.reset()
-        self._recording = None
+        self._recording.free()

@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import copy
+import weakref
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from aapt_fast.models.stream_model import StreamModel
 from aapt_fast.models.vae.video_stream import VideoDecoder
 from aapt_fast.ops.cache import KeysAndValues
 from aapt_fast.streaming.cache import CacheRow, PagedCache
-from aapt_fast.streaming.graph import RecordedDecoder
+from aapt_fast.streaming.graph import GraphMemory, RecordedDecoder, Recording
 from aapt_fast.streaming.pages import PagePool, cache_pages, pages_for, released_on_failure
 from aapt_fast.streaming.text_pages import TextPages
 
@@ -43,20 +44,33 @@ class Run:
     first_frame: Tensor | None  # the image as the VAE shows it, uint8 [H, W, 3]
     frame: Tensor | None  # newest, float32 [1, C, n, h, w]
     control: Tensor | None  # of the newest step, float32 [entries * entry_channels, h, w]
+    memory: GraphMemory | None  # of its recordings, if it is recorded
     steps: int = 0
+    recordings: weakref.WeakSet[Recording] = field(default_factory=weakref.WeakSet)  # of steps that read its pages
 
     def fork(self, pool: PagePool) -> Run:
         """A run that continues from here on its own, bit for bit. Raises PoolExhausted if `pool` has too few pages."""
         other = copy.copy(self)
+        other.recordings = weakref.WeakSet()
+        other.memory = None if self.memory is None else GraphMemory(self.memory.device)
         other.rows = _all_or_none(row.fork(pool) for row in self.rows)
         with released_on_failure(other):
-            other.decoder = self.decoder.clone()
+            if isinstance(self.decoder, RecordedDecoder):
+                other.decoder = self.decoder.clone(other.memory)
+            else:
+                other.decoder = self.decoder.clone()
         return other
 
     def release(self) -> None:
-        """Give the pages back. A second call does nothing."""
+        """Give back the pages, and the memory of all recordings that read them. A second call does nothing.
+
+        A closed session keeps its run, for the newest frame; so the run lets go of everything else.
+        """
         for row in self.rows:
             row.release()
+        for recording in self.recordings:
+            recording.free()
+        self.rows, self.context = [], None
 
     def decode(self, model: StreamModel, frames: Tensor) -> Tensor:
         """New frames [1, C, n, h, w] -> video, uint8 [F, H, W, 3]; a frame that begins a video goes alone."""
@@ -67,11 +81,12 @@ class Run:
 
 
 def open_run(
-    model: StreamModel, sampler: Sampler, start: Start, pool_of: Callable[[int], PagePool], cuda_graph: bool
+    model: StreamModel, sampler: Sampler, start: Start, pool_of: Callable[[int], PagePool], memory: GraphMemory | None
 ) -> Run:
     """Begin a run: compute the prompt's keys, take pages, and prime the decoder with the image.
 
-    `pool_of` gives the pool for a number of pages. `cuda_graph` records the decoder, if the run begins with an image.
+    `pool_of` gives the pool for a number of pages. With `memory` for recordings the decoder is recorded, if the run
+    begins with an image.
     Raises PoolExhausted if the pool has too few pages, RuntimeError if recording fails; everything taken has been given
     back then.
     """
@@ -97,12 +112,12 @@ def open_run(
             in_pages.release()  # the row holds it
 
     rows = _all_or_none(row(text) for text in prepared.text)
-    run = Run(start, rows, prepared.context, decoder, first_frame, start.image, start.control)
+    run = Run(start, rows, prepared.context, decoder, first_frame, start.image, start.control, memory)
     with released_on_failure(run):
         if start.image is not None:
             sampler.remember(generator, start.image, run.context, [PagedCache([row]) for row in rows])
-        if cuda_graph and first_frame is not None:
-            run.decoder = RecordedDecoder(model, decoder, rule.frames)
+        if memory is not None and first_frame is not None:
+            run.decoder = RecordedDecoder(model, decoder, rule.frames, memory)
     return run
 
 

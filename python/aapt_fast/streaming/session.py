@@ -23,7 +23,7 @@ from aapt_fast.models.stream_model import ImageLike, StreamModel
 from aapt_fast.not_copied import NotCopied
 from aapt_fast.streaming.boundary import check_pool, check_start, checked_seed, computing, separate, wait_for
 from aapt_fast.streaming.controls import ControlSource, controls_of, image_entries
-from aapt_fast.streaming.graph import RECORDERS
+from aapt_fast.streaming.graph import RECORDERS, GraphMemory
 from aapt_fast.streaming.latency import LatencyCounter
 from aapt_fast.streaming.pages import PagePool
 from aapt_fast.streaming.run import Run, Start, open_run
@@ -58,7 +58,8 @@ class StreamSession(NotCopied):
         sampler: makes the frames of a step: `EulerSampler` for AAPT generators, `FewStepSampler` for Wan transformers,
             or another subclass of `Sampler`. None for the generator's own choice.
         cuda_graph: record the step and the decoder as CUDA graphs when a run begins, and replay them from the second
-            step on. For sessions on a GPU, with the kernels that are on at that time. A fork records its own.
+            step on. For sessions on a GPU, with the kernels that are on at that time. A fork records its own, and a
+            reset records anew.
         image_control: one control entry, [J, 3] or [C, h, w], that describes the image, for models whose steps also
             take the control of the step before; None for that of the `FirstFrame`, or zeros for a picture alone.
         pool: home of the session's past (`PagePool.for_sessions`). The session reserves its pages here and now, so that
@@ -224,7 +225,8 @@ class StreamSession(NotCopied):
         [L, text_width].
         The control of the image goes with it: a new image without one has none.
         Raises TypeError and ValueError, having changed nothing, as the constructor does. PoolExhausted if a longer
-        prompt does not fit the given pool or the memory; the session is closed then.
+        prompt does not fit the given pool or the memory, RuntimeError if recording the new run fails; the session is
+        closed then.
         """
         self._require_open()
         begun, old = time.perf_counter(), self._run.start
@@ -245,7 +247,7 @@ class StreamSession(NotCopied):
                 raise
 
     def close(self) -> None:
-        """Give the pages back. A second call does nothing."""
+        """Give back the pages, and the memory of recordings. A second call does nothing."""
         self._close("by close()")
 
     def __enter__(self) -> StreamSession:
@@ -299,7 +301,8 @@ class StreamSession(NotCopied):
             self._stepping.release()
 
     def _begin(self, start: Start, begun: float) -> None:
-        run = open_run(self.model, self.sampler, start, self._pool_of, self._cuda_graph)
+        memory = GraphMemory(self.model.device) if self._cuda_graph else None
+        run = open_run(self.model, self.sampler, start, self._pool_of, memory)
         self._take(run)
         if run.first_frame is not None:
             wait_for(run.first_frame)
@@ -309,7 +312,7 @@ class StreamSession(NotCopied):
     def _take(self, run: Run) -> None:
         """Continue with `run`; it is released if its step cannot be recorded."""
         try:
-            self._step = Step(self.model, self.sampler, [run], self._cuda_graph)
+            self._step = Step(self.model, self.sampler, [run], run.memory)
         except BaseException:
             run.release()
             raise

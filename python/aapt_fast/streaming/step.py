@@ -24,7 +24,7 @@ from aapt_fast.ops import philox_normal
 from aapt_fast.streaming.boundary import ordinary, wait_for
 from aapt_fast.streaming.cache import PagedCache
 from aapt_fast.streaming.controls import entry_maps, model_values
-from aapt_fast.streaming.graph import Recording, record
+from aapt_fast.streaming.graph import GraphMemory, Recording, record
 from aapt_fast.streaming.run import Run
 from aapt_fast.streaming.uploads import to_device
 
@@ -37,8 +37,8 @@ class Step:
         sampler: likewise.
         runs: one per session, at least one; in one pool. All or none are at their first step when a step is taken, if
             the sampler begins differently.
-        cuda_graph: record the step now, with the kernels that are on now; it takes a few evaluations. The first step of
-            a run is never replayed.
+        memory: record the step now, in this memory, with the kernels that are on now; it takes a few evaluations. The
+            first step of a run is never replayed. The recording lasts until one of the runs is released.
 
     Raises:
         ValueError: runs that do not fit together.
@@ -46,7 +46,9 @@ class Step:
         RuntimeError: recording failed.
     """
 
-    def __init__(self, model: StreamModel, sampler: Sampler, runs: Sequence[Run], cuda_graph: bool = False) -> None:
+    def __init__(
+        self, model: StreamModel, sampler: Sampler, runs: Sequence[Run], memory: GraphMemory | None = None
+    ) -> None:
         self.model, self.sampler, self.runs = model, sampler, list(runs)
         self._frames = sampler.rule(model.generator).frames
         self.caches = [PagedCache(rows) for rows in zip(*(run.rows for run in runs), strict=True)]
@@ -60,9 +62,7 @@ class Step:
         self._recycled = zeros(rows, channels, 1) if model.generator.needs_image else None
         self._control = None if control is None else zeros(rows, control.step_channels, 1)
         self._context = sampler.join([run.context for run in self.runs])
-        self._recording: Recording | None = None
-        if cuda_graph:
-            self._record()
+        self._recording = None if memory is None else self._record(memory)
 
     def prepare(self, controls: Sequence[object]) -> list[Tensor]:
         """Check the controls of a step, one per run, and take its pages; until `take`, no step has begun.
@@ -138,12 +138,15 @@ class Step:
             return maps.unbind()
         return [None] * len(self.runs)
 
-    def _record(self) -> None:
+    def _record(self, memory: GraphMemory) -> Recording:
         for cache in self.caches:
             cache.prepare(self._frames)
             cache.recording = True
         try:
-            self._recording = record(partial(self._compute, False), self.model.device)
+            recording = record(partial(self._compute, False), memory)
         finally:
             for cache in self.caches:
                 cache.recording = False
+        for run in self.runs:
+            run.recordings.add(recording)
+        return recording

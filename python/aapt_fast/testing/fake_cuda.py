@@ -11,7 +11,9 @@
 Tensors on the CPU stay real. Tensors on the fake GPU are FakeTensors of torch: shapes, dtypes and bytes without values,
 so a model of any size fits. Ops of this package run their bodies for GPUs on them. Counted are copies from the host,
 waits of the host, operators, and bytes in use. What torch would refuse on a GPU raises RuntimeError: an operator with
-tensors of both devices, and a copy or a wait while a CUDA graph is recorded.
+tensors of both devices; a copy, a wait or an allocation of pinned memory while a CUDA graph is recorded; the replay of
+one that reads memory which has gone. Torch's own `torch.cuda.graph`, `torch.cuda.stream` and `torch.cuda.device` run on
+it. It may be several GPUs, and knows which of them have been opened.
 
 Limits: memory that a kernel of torch takes for itself is not seen, and temporary tensors of operators that the fake GPU
 takes apart are, though a real one has none. A value read from the fake GPU is 0, a truth True. An operator whose result
@@ -22,12 +24,9 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import sys
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, TypeVar
 from unittest.mock import patch
 
@@ -38,15 +37,15 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from aapt_fast.ops.registry import OPS
-from aapt_fast.profiling.memory import LiveBytes
-from aapt_fast.streaming import graph
+from aapt_fast.testing.fake_gpu import FakeGPU, line
+from aapt_fast.testing.fake_streams import torch_cuda, torch_private
 
 ModuleT = TypeVar("ModuleT", bound=torch.nn.Module)
 
 FAKE_GPU = torch.device("cuda:0")
-PACKAGE = Path(__file__).parents[1]
 _aten, _prims = torch.ops.aten, torch.ops.prim
 _READS = (_aten._local_scalar_dense.default, _aten.item.default, _aten.is_nonzero.default, _aten.equal.default)
+_PINS = (_aten._pin_memory.default, _aten.pin_memory.default)
 
 
 def rms_norm(x: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
@@ -66,107 +65,40 @@ _ONE_KERNEL = {
 """Operators that are one kernel on a GPU, where torch without CUDA knows only their parts."""
 
 
-class Counts:
-    """Work since the counting began. Copies, waits and operators are counted by the line of the package behind them."""
-
-    def __init__(self, live_bytes: int = 0) -> None:
-        self.uploads: Counter[str] = Counter()
-        """Copies from the host to the GPU."""
-        self.syncs: Counter[str] = Counter()
-        """Waits of the host for the GPU: for a stream or an event, or for a value."""
-        self.operators: Counter[str] = Counter()
-        """Operators that are no views, by name."""
-        self.peak_bytes = live_bytes
-        """Most bytes in use at a time."""
-
-
-class FakeGPU:
-    """The fake GPU of a `fake_cuda` block.
-
-    Args:
-        total_bytes: its memory.
-        capability: compute capability.
-    """
-
-    def __init__(self, total_bytes: int, capability: tuple[int, int]) -> None:
-        self.total_bytes, self.capability = total_bytes, capability
-        self._memory = LiveBytes()
-        self.recording = False
-        """True while a CUDA graph is recorded."""
-        self._counts: list[Counts] = []
-
-    @property
-    def live_bytes(self) -> int:
-        """Bytes of all tensors [...] on it."""
-        return self._memory.live
-
-    @contextmanager
-    def counting(self) -> Iterator[Counts]:
-        """Count what happens inside the `with` block."""
-        counts = Counts(self.live_bytes)
-        self._counts.append(counts)
-        try:
-            yield counts
-        finally:
-            self._counts.remove(counts)
-
-    def upload(self) -> None:
-        """Count a copy from the host."""
-        self._refuse_in_recording("a copy from the host")
-        for counts in self._counts:
-            counts.uploads[_line()] += 1
-
-    def sync(self) -> None:
-        """Count a wait of the host."""
-        self._refuse_in_recording("a wait of the host")
-        for counts in self._counts:
-            counts.syncs[_line()] += 1
-
-    def operator(self, name: str) -> None:
-        """Count an operator."""
-        for counts in self._counts:
-            counts.operators[name] += 1
-
-    def allocated(self, tensor: Tensor) -> None:
-        """Add the memory of `tensor` [...], see `LiveBytes.add`."""
-        self._memory.add(tensor)
-        for counts in self._counts:
-            counts.peak_bytes = max(counts.peak_bytes, self.live_bytes)
-
-    def _refuse_in_recording(self, what: str) -> None:
-        if self.recording:
-            raise RuntimeError(f"CUDA graph: {what} while it is recorded, in {_line()}")
-
-
 @contextmanager
-def fake_cuda(total_bytes: int = 80 * 2**30, capability: tuple[int, int] = (9, 0)) -> Iterator[FakeGPU]:
-    """Give torch a fake GPU inside the `with` block; write its device as `FAKE_GPU`, "cuda" alone is none.
+def fake_cuda(
+    total_bytes: int = 80 * 2**30, capability: tuple[int, int] = (9, 0), devices: int = 1
+) -> Iterator[FakeGPU]:
+    """Give torch a fake GPU, or several, inside the `with` block.
+
+    The device of the first is `FAKE_GPU`; "cuda" without a number is none.
 
     Raises RuntimeError on a machine with a GPU, which shall run the code itself.
     """
     if torch.cuda.is_available():
         raise RuntimeError("fake_cuda: expected a machine without a GPU, got one with")
-    gpu = FakeGPU(total_bytes, capability)
+    gpu = FakeGPU(total_bytes, capability, devices)
     with ExitStack() as stack:
         stack.enter_context(_device_guard())
-        for name, value in _torch_cuda(gpu).items():
+        for name, value in torch_cuda(gpu).items():
             stack.enter_context(patch.object(torch.cuda, name, value))
+        for name, value in torch_private(gpu).items():
+            stack.enter_context(patch.object(torch._C, name, value, create=True))
         stack.enter_context(patch.object(torch.backends.cuda, "is_flash_attention_available", lambda: True))
         stack.enter_context(patch.object(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False))
         if hasattr(torch.amp.autocast_mode, "amp_definitely_not_available"):
             stack.enter_context(patch.object(torch.amp.autocast_mode, "amp_definitely_not_available", lambda: False))
-        stack.enter_context(patch.dict(graph.RECORDERS, cuda=_recorder(gpu)))
         stack.enter_context(_FakeMode(allow_non_fake_inputs=True))
         stack.enter_context(_Dispatch(gpu))
         yield gpu
 
 
-def on_fake_gpu(module: ModuleT) -> ModuleT:
-    """Give `module` weights on the fake GPU in the place of its own, which may be on the "meta" device.
+def on_fake_gpu(module: ModuleT, device: torch.device = FAKE_GPU) -> ModuleT:
+    """Give `module` weights on a fake GPU in the place of its own, which may be on the "meta" device.
 
     To be called in a `fake_cuda` block, on a module that has its final dtype.
     """
-    return module._apply(lambda x: torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=FAKE_GPU))
+    return module._apply(lambda x: torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=device))
 
 
 class _FakeMode(FakeTensorMode):
@@ -195,6 +127,10 @@ class _Dispatch(TorchDispatchMode):
                 return func._op_dk(torch._C.DispatchKey.CompositeImplicitAutograd, *args, **kwargs)
         tensors = _tensors(args)
         fakes = [tensor for tensor in tensors if isinstance(tensor, FakeTensor)]
+        if kwargs.get("pin_memory") or func in _PINS:
+            self._gpu.refuse_in_recording("an allocation of pinned memory")
+        if func in _PINS:
+            return args[0]
         kwargs = {name: value for name, value in kwargs.items() if name != "pin_memory"}  # needs a GPU
         device = kwargs.get("device")
         on_gpu = device is not None and torch.device(device).type == "cuda"
@@ -207,6 +143,7 @@ class _Dispatch(TorchDispatchMode):
         return self._on_gpu(func, args, kwargs, tensors)
 
     def _on_gpu(self, func: Any, args: Any, kwargs: Any, tensors: list[Tensor]) -> Any:
+        self._gpu.touch(tensor for tensor in _tensors(args) if tensor.device.type == "cuda")
         if func in _READS:
             self._gpu.sync()
             return True if func is _aten.equal.default or args[0].dtype == torch.bool else 0
@@ -226,7 +163,7 @@ class _Dispatch(TorchDispatchMode):
             return self._download(func, args, kwargs)
         result = func(*args, **kwargs)
         if not getattr(func, "is_view", False):
-            self._gpu.operator(func.__name__.partition(".")[0])
+            self._gpu.launch(func.__name__.partition(".")[0])
         for tensor in _tensors(result if isinstance(result, tuple | list) else (result,)):
             if tensor.device.type == "cuda":
                 self._gpu.allocated(tensor)
@@ -245,7 +182,7 @@ class _Dispatch(TorchDispatchMode):
         """Raise RuntimeError for tensors of both devices; numbers, without dimensions, may come from the CPU."""
         if any(tensor.device.type == "cpu" and tensor.dim() for tensor in tensors):
             shapes = ", ".join(f"{list(tensor.shape)} on {tensor.device.type}" for tensor in tensors)
-            raise RuntimeError(f"{func}: expected tensors of one device, got {shapes}, in {_line()}")
+            raise RuntimeError(f"{func}: expected tensors of one device, got {shapes}, in {line()}")
 
 
 @functools.cache
@@ -263,79 +200,6 @@ def _tensors(arguments: Iterable[Any]) -> list[Tensor]:
         elif isinstance(argument, tuple | list):
             found += [item for item in argument if isinstance(item, Tensor)]
     return found
-
-
-def _line() -> str:
-    """The innermost line of the package, outside of its tests, that is running: `ops/rope.py:93`."""
-    frame = sys._getframe(1)
-    while frame.f_back is not None:
-        path = Path(frame.f_code.co_filename)
-        if path.is_relative_to(PACKAGE) and path.parent.name != "testing":
-            return f"{path.relative_to(PACKAGE)}:{frame.f_lineno}"
-        frame = frame.f_back
-    return "outside of the package"
-
-
-def _recorder(gpu: FakeGPU) -> Callable[[Callable[[], Tensor], torch.device], graph.Recording]:
-    """Record as on CUDA: warm-ups, then once with copies and waits refused. A replay computes nothing."""
-
-    def record(function: Callable[[], Tensor], device: torch.device) -> graph.Recording:
-        for _ in range(graph.WARM_UPS):
-            function()
-        gpu.recording = True
-        try:
-            output = function()
-        finally:
-            gpu.recording = False
-        return graph.Recording(lambda: gpu.operator("replay"), output)
-
-    return record
-
-
-def _torch_cuda(gpu: FakeGPU) -> dict[str, Any]:
-    """Functions of `torch.cuda`, by name, as the fake GPU has them."""
-
-    class Waits:
-        """A stream or an event: whoever waits for it is counted."""
-
-        device, device_index, cuda_stream = FAKE_GPU, 0, 0
-
-        def __init__(self, *_: Any, **__: Any) -> None:
-            pass
-
-        def synchronize(self) -> None:
-            gpu.sync()
-
-        def wait_stream(self, other: Any) -> None:
-            pass
-
-        def record(self, stream: Any = None) -> None:
-            pass
-
-    properties = SimpleNamespace(
-        name="fake GPU",
-        major=gpu.capability[0],
-        minor=gpu.capability[1],
-        multi_processor_count=132,
-        total_memory=gpu.total_bytes,
-    )
-    return {
-        "is_available": lambda: True,
-        "device_count": lambda: 1,
-        "current_device": lambda: 0,
-        "is_bf16_supported": lambda *_, **__: True,
-        "is_current_stream_capturing": lambda: gpu.recording,
-        "get_device_capability": lambda *_: gpu.capability,
-        "get_device_properties": lambda *_: properties,
-        "get_device_name": lambda *_: properties.name,
-        "mem_get_info": lambda *_: (gpu.total_bytes - gpu.live_bytes, gpu.total_bytes),
-        "memory_reserved": lambda *_: gpu.live_bytes,
-        "memory_allocated": lambda *_: gpu.live_bytes,
-        "current_stream": Waits,
-        "Stream": Waits,
-        "Event": Waits,
-        "synchronize": lambda *_: gpu.sync(),
-    }
 
 
 @contextmanager

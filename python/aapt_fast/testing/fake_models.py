@@ -17,24 +17,24 @@ from aapt_fast.models.wan.config import WanConfig
 from aapt_fast.models.wan.transformer import WanTransformer
 from aapt_fast.profiling.decoders import VAEConfig, make_vae
 from aapt_fast.profiling.systems import default_dtype
-from aapt_fast.testing.fake_cuda import on_fake_gpu
+from aapt_fast.testing.fake_cuda import FAKE_GPU, on_fake_gpu
 
 
 def aapt_model(
-    config: GeneratorConfig, dtype: torch.dtype = torch.bfloat16, vae: VAEConfig = MiniVAEConfig()
+    config: GeneratorConfig,
+    dtype: torch.dtype = torch.bfloat16,
+    vae: VAEConfig = MiniVAEConfig(),
+    device: torch.device = FAKE_GPU,
 ) -> StreamModel:
     """An AAPT generator with a decoder."""
-    return StreamModel(
-        on_fake_gpu(on_meta(lambda: Generator(config), dtype)), on_fake_gpu(on_meta(lambda: make_vae(vae), dtype))
-    )
+    parts = on_meta(lambda: Generator(config), dtype), on_meta(lambda: make_vae(vae), dtype)
+    return StreamModel(*(on_fake_gpu(part, device) for part in parts))
 
 
-def wan_model(config: WanConfig, dtype: torch.dtype = torch.bfloat16) -> StreamModel:
+def wan_model(config: WanConfig, dtype: torch.dtype = torch.bfloat16, device: torch.device = FAKE_GPU) -> StreamModel:
     """A Wan transformer with the VAE of Wan 2.1, at 832 x 480."""
-    return StreamModel(
-        on_fake_gpu(on_meta(lambda: WanTransformer(config), dtype)),
-        on_fake_gpu(on_meta(lambda: WanVAE(WanVAEConfig()), dtype)),
-    )
+    parts = on_meta(lambda: WanTransformer(config), dtype), on_meta(lambda: WanVAE(WanVAEConfig()), dtype)
+    return StreamModel(*(on_fake_gpu(part, device) for part in parts))
 
 
 def on_meta(make: Callable[[], nn.Module], dtype: torch.dtype) -> nn.Module:
