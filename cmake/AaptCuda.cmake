@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# Decides whether CUDA is built (sets AAPT_HAVE_CUDA) and says how it is linked.
+# Decides whether CUDA is built (sets AAPT_HAVE_CUDA), for which GPUs, and says how it is linked.
 #
 # AUTO builds CUDA exactly when nvcc is found. An nvcc that is found but does not work is an error, never a quiet
 # CPU-only build; that is why check_language(CUDA), which cannot tell the two apart, is not used.
@@ -11,11 +11,13 @@ if(NOT AAPT_CUDA MATCHES "^(AUTO|ON|OFF)$")
 endif()
 
 option(AAPT_EMULATE "Build the kernels for the CPU, one fiber per CUDA thread: for tests, never for a wheel" OFF)
+if(AAPT_EMULATE AND SKBUILD_STATE STREQUAL "wheel")
+  message(FATAL_ERROR "AAPT_EMULATE: expected a build for tests, got one for a wheel, whose kernels users would run")
+endif()
 
 option(AAPT_PROBES "Build _probes, kernels that test and measure single primitives; never for a wheel" OFF)
 
-# Runs on every GPU from Ampere on: machine code for sm_80 and sm_90, PTX for whatever comes later.
-set(AAPT_PORTABLE_ARCHITECTURES 80-real 90-real 80-virtual)
+include(AaptArchitectures)
 
 # Sets <result> to the nvcc to use, or to a false value. What the user named comes first.
 function(aapt_find_nvcc result)
@@ -45,6 +47,18 @@ function(aapt_require_working_nvcc nvcc)
   endif()
 endfunction()
 
+# Sets <result> to the architectures that the user names, by CMake's own variables, or to nothing.
+function(aapt_user_architectures result nvcc)
+  set(architectures "${CMAKE_CUDA_ARCHITECTURES}")
+  if(NOT architectures)
+    set(architectures "$ENV{CUDAARCHS}")
+  endif()
+  execute_process(COMMAND "${nvcc}" --list-gpu-arch OUTPUT_VARIABLE known COMMAND_ERROR_IS_FATAL ANY)
+  string(REGEX MATCHALL "[0-9]+" known "${known}")
+  aapt_expand_architectures(expanded "${architectures}" "${known}")
+  set(${result} ${expanded} PARENT_SCOPE)
+endfunction()
+
 # Links the CUDA runtime statically: the module imports on a machine without CUDA and shares torch's primary context.
 function(aapt_link_cuda target)
   set_target_properties(${target} PROPERTIES LINKER_LANGUAGE CXX CUDA_RUNTIME_LIBRARY Static)
@@ -63,9 +77,17 @@ if(NOT AAPT_CUDA STREQUAL "OFF" AND NOT AAPT_EMULATE)
   if(nvcc)
     aapt_require_working_nvcc("${nvcc}")
     set(CMAKE_CUDA_COMPILER "${nvcc}" CACHE FILEPATH "CUDA compiler")
+    aapt_user_architectures(AAPT_PORTABLE_ARCHITECTURES "${nvcc}")
     set(CMAKE_CUDA_ARCHITECTURES OFF)  # each target names its own
     enable_language(CUDA)
     find_package(CUDAToolkit REQUIRED)
+    if(NOT AAPT_PORTABLE_ARCHITECTURES)
+      aapt_default_architectures(AAPT_PORTABLE_ARCHITECTURES "${CMAKE_CUDA_COMPILER_VERSION}")
+    endif()
+    # Kernels for Hopper alone use instructions that only its own machine code has.
+    if("90-real" IN_LIST AAPT_PORTABLE_ARCHITECTURES)
+      set(AAPT_HOPPER_ARCHITECTURES 90a-real)
+    endif()
     set(AAPT_HAVE_CUDA true)
   elseif(AAPT_CUDA STREQUAL "ON")
     message(FATAL_ERROR

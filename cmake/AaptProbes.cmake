@@ -18,7 +18,7 @@ if(AAPT_EMULATE)
   target_sources(_probes PRIVATE csrc/common/device_info_no_cuda.cpp)
   aapt_link_emulation(_probes)
 else()
-  target_link_libraries(_probes PRIVATE device_info tensor_map)
+  target_link_libraries(_probes PRIVATE cuda_host)
   aapt_link_cuda(_probes)
 endif()
 

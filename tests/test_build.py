@@ -56,7 +56,9 @@ def test_build_info_is_consistent():
     assert re.fullmatch(r"\w+ \d+[\d.]*", info["compiler"])
     if info["cuda"]:
         assert re.fullmatch(r"\d+\.\d+\.\d+", info["cuda_version"])
-        assert {"80-real", "90-real", "80-virtual"} <= set(info["cuda_archs"].split(","))
+        archs = info["cuda_archs"].split(",")
+        assert all(re.fullmatch(r"\d+a?-(real|virtual)", arch) for arch in archs), archs
+        assert ("90a-real" in archs) == ("90-real" in archs)
     else:
         assert (info["cuda_version"], info["cuda_archs"], info["cutlass_version"]) == ("", "", "")
 
@@ -88,6 +90,11 @@ def test_the_module_needs_no_cuda_library():
     needed = subprocess.run([ldd, str(extension().__file__)], capture_output=True, text=True, check=True).stdout
     assert "libc.so" in needed
     assert not re.search("cuda|nvidia|not found", needed), needed
+
+
+def test_the_module_is_small():
+    """A wheel without the bundled models stays far below 64 MB: most of it is this file, a third as large in there."""
+    assert Path(str(extension().__file__)).stat().st_size < 16e6
 
 
 def test_the_package_brings_its_data():
@@ -175,6 +182,12 @@ def test_probes_need_kernels(tmp_path):
     result = configure(REPOSITORY, tmp_path, "-DAAPT_CUDA=OFF", "-DAAPT_PROBES=ON", f"-Dpybind11_DIR={pybind11}")
     assert result.returncode != 0
     assert "AAPT_PROBES: expected a build with CUDA or AAPT_EMULATE=ON, got neither" in result.stdout
+
+
+def test_a_wheel_has_no_emulated_kernels(tmp_path):
+    result = configure(REPOSITORY, tmp_path, "-DAAPT_EMULATE=ON", "-DSKBUILD_STATE=wheel")  # as scikit-build-core says
+    assert result.returncode != 0
+    assert "AAPT_EMULATE: expected a build for tests, got one for a wheel" in result.stdout
 
 
 @pytest.fixture

@@ -7,8 +7,7 @@
 #include <cmath>
 #include <cstdint>
 
-#include "common/cuda_check.h"
-#include "common/launch.h"
+#include "common/launch_cuda.h"
 #include "common/types.h"
 
 #define AAPT_DEVICE __device__ __forceinline__
@@ -202,28 +201,7 @@ AAPT_DEVICE void mma_16x8x16<float16>(float (&d)[4], const std::uint32_t (&a)[4]
 template <class Params>
 void launch(void (*kernel)(Params), const Launch& how, const Params& params) {
   static_assert(sizeof(Params) <= 4096, "what every driver passes to a kernel");
-  const DeviceGuard guard(how.stream.device);
-  cuda_check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                  static_cast<int>(how.shared_bytes)),
-             "cudaFuncSetAttribute");
-  cudaLaunchAttribute attributes[2] = {};
-  unsigned used = 0;
-  if (how.cluster > 1) {
-    attributes[used].id = cudaLaunchAttributeClusterDimension;
-    attributes[used++].val.clusterDim = {how.cluster, 1, 1};
-  }
-  if (how.early) {
-    attributes[used].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attributes[used++].val.programmaticStreamSerializationAllowed = 1;
-  }
-  cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(how.grid.x, how.grid.y, how.grid.z);
-  config.blockDim = dim3(how.threads);
-  config.dynamicSmemBytes = how.shared_bytes;
-  config.stream = reinterpret_cast<cudaStream_t>(how.stream.handle);
-  config.attrs = attributes;
-  config.numAttrs = used;
-  cuda_check(cudaLaunchKernelEx(&config, kernel, params), "cudaLaunchKernelEx");
+  launch_kernel(reinterpret_cast<const void*>(kernel), how, &params);
 }
 
 }  // namespace aapt::arch

@@ -16,23 +16,4 @@ inline void cuda_check(cudaError_t status, const char* call) {
   throw std::runtime_error(std::string(call) + ": " + cudaGetErrorName(status) + ", " + cudaGetErrorString(status));
 }
 
-// Makes a GPU the current one and goes back to the one before.
-class DeviceGuard {
- public:
-  // Sets the device even where it is the current one already: that is what gives a fresh thread its context.
-  explicit DeviceGuard(int device) : device_(device) {
-    cuda_check(cudaGetDevice(&before_), "cudaGetDevice");
-    cuda_check(cudaSetDevice(device), "cudaSetDevice");
-  }
-  ~DeviceGuard() {
-    if (before_ != device_) (void)cudaSetDevice(before_);
-  }
-  DeviceGuard(const DeviceGuard&) = delete;
-  DeviceGuard& operator=(const DeviceGuard&) = delete;
-
- private:
-  int device_;
-  int before_ = 0;
-};
-
 }  // namespace aapt

@@ -28,6 +28,8 @@ void paged_attention_portable(const PagedAttentionArguments& arguments, const St
   launch(params_of(arguments), stream);
 }
 
+#ifdef AAPT_HOPPER_KERNELS  // compiled for a Hopper GPU or for the emulation
+
 void paged_attention_sm90(const PagedAttentionArguments& arguments, const Stream& stream) {
   const auto params = sm90_params_of(arguments, stream);
   if (!params) return;
@@ -86,6 +88,8 @@ void paged_attention_sm90_split(const PagedAttentionArguments& arguments, const 
   launch(*params, stream);
 }
 
+#endif
+
 // Defines a function of the module with the arguments of every kernel and some more.
 template <class... More, class... Names>
 void define(py::module_& module, const char* name,
@@ -107,11 +111,13 @@ void define(py::module_& module, const char* name,
 
 void register_paged_attention(py::module_& module) {
   define(module, "paged_attention_portable", &paged_attention_portable, "Attention with cp.async and mma.sync.");
+#ifdef AAPT_HOPPER_KERNELS
   define(module, "paged_attention_sm90", &paged_attention_sm90,
          "Attention for Hopper with the copy engine and wgmma.");
   define(module, "paged_attention_sm90_split", &paged_attention_sm90_split,
          "Attention for Hopper in clusters of two blocks, with the keys of some heads in parts.", py::arg("part_out"),
          py::arg("part_lse"), py::arg("whole"), py::arg("shares"));
+#endif
 }
 
 }  // namespace aapt

@@ -1,105 +1,108 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The current GPU around launches and tensor maps, with a CUDA runtime and a driver that only take notes."""
+"""The current GPU around launches and tensor maps, with a CUDA runtime and a driver that only keep a diary.
+
+device_guard.cpp holds the scenarios, fake_cuda_runtime.cpp the runtime.
+"""
 
 from __future__ import annotations
 
 import json
 import shlex
 import subprocess
+from pathlib import Path
+
+import pytest
 
 from aapt_fast.testing.planting import CSRC
 from aapt_fast.testing.targets import EMULATED_BUILD
 
-PROGRAM = """
-#include <cudaTypedefs.h>
-
-#include <cstdio>
-#include <string>
-#include <thread>
-
-#include "common/cuda_check.h"
-#include "common/tensor_map.h"
-
-thread_local int current = 0;
-thread_local bool has_context = false;
-thread_local std::string calls;
-
-CUresult encode(CUtensorMap*, CUtensorMapDataType, cuuint32_t, void*, const cuuint64_t* size, const cuuint64_t* stride,
-                const cuuint32_t*, const cuuint32_t*, CUtensorMapInterleave, CUtensorMapSwizzle,
-                CUtensorMapL2promotion, CUtensorMapFloatOOBfill) {
-  for (int i = 0; i < 3; ++i) calls += " " + std::to_string(size[i]) + (i < 2 ? "/" + std::to_string(stride[i]) : "");
-  calls += " on " + std::to_string(current) + ";";
-  return has_context ? CUDA_SUCCESS : CUDA_ERROR_INVALID_CONTEXT;
-}
-
-extern "C" {
-cudaError_t cudaGetDevice(int* device) { return *device = current, cudaSuccess; }
-cudaError_t cudaSetDevice(int device) {
-  current = device;
-  has_context = true;
-  calls += " set " + std::to_string(device) + ";";
-  return cudaSuccess;
-}
-cudaError_t cudaGetLastError() { return cudaSuccess; }
-const char* cudaGetErrorName(cudaError_t) { return ""; }
-const char* cudaGetErrorString(cudaError_t) { return ""; }
-cudaError_t cudaGetDriverEntryPointByVersion(const char*, void** function, unsigned, unsigned long long,
-                                             cudaDriverEntryPointQueryResult* found) {
-  *function = reinterpret_cast<void*>(&encode);
-  *found = cudaDriverEntryPointSuccess;
-  return cudaSuccess;
-}
-}
-
-void in_a_fresh_thread(const char* name, void (*function)()) {
-  std::thread([=] {
-    calls.clear();
-    function();
-    std::printf("%s:%s then %d\\n", name, calls.c_str(), current);
-  }).join();
-}
-
-aapt::Tensor tensor() { return {nullptr, aapt::Dtype::kFloat32, {2, 1, 8}, {16, 3, 1}}; }
-
-int main() {
-  in_a_fresh_thread("guard of the current GPU", [] { const aapt::DeviceGuard guard(0); });
-  in_a_fresh_thread("guard of another one", [] { const aapt::DeviceGuard guard(1); });
-  in_a_fresh_thread("map", [] { aapt::make_tensor_map("x", tensor(), {1, 1, 8}, aapt::Swizzle::kNone, 0); });
-  in_a_fresh_thread("map elsewhere", [] { aapt::make_tensor_map("x", tensor(), {1, 1, 8}, aapt::Swizzle::kNone, 2); });
-}
-"""
+HERE = Path(__file__).parent
+HOST_CODE = ("device_guard", "device_info_cuda", "launch_cuda", "tensor", "tensor_map", "tensor_map_cuda")
 
 
-def test_a_fresh_thread_has_a_context_and_keeps_its_gpu(tmp_path):
-    (tmp_path / "main.cpp").write_text(PROGRAM)
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The scenarios, compiled with the compiler and the CUDA headers of the emulated build."""
     entries = json.loads((EMULATED_BUILD / "compile_commands.json").read_text())
     command = next(
         shlex.split(e["command"]) for e in entries if e["file"].endswith("channel_concat/instantiations/bf16.cu")
     )
-    includes = [part for i, flag in enumerate(command) if flag == "-isystem" for part in command[i : i + 2]]
-    sources = [
-        tmp_path / "main.cpp",
-        *(CSRC / "common" / name for name in ("tensor_map_cuda.cu", "tensor_map.cpp", "tensor.cpp")),
-    ]
-    program = tmp_path / "program"
-    build = [
-        command[0],
-        "-std=c++17",
-        f"-I{CSRC}",
-        *includes,
-        "-pthread",
-        "-x",
-        "c++",
-        *map(str, sources),
-        "-o",
-        str(program),
-    ]
-    subprocess.run(build, check=True)
-    output = subprocess.run([program], check=True, capture_output=True, text=True).stdout.splitlines()
+    headers = [part for i, flag in enumerate(command) if flag == "-isystem" for part in command[i : i + 2]]
+    sources = [HERE / "device_guard.cpp", HERE / "fake_cuda_runtime.cpp"]
+    sources += [CSRC / "common" / f"{name}.cpp" for name in HOST_CODE]
+    program = tmp_path_factory.mktemp("device_guard") / "program"
+    options = ["-std=c++17", f"-I{CSRC}", *headers, "-pthread"]
+    subprocess.run([command[0], *options, *map(str, sources), "-o", str(program)], check=True)
+    return program
+
+
+def diary(program: Path, scenario: str) -> list[str]:
+    """Run a scenario in a fresh thread of a fresh process."""
+    return subprocess.run([program, scenario], check=True, capture_output=True, text=True).stdout.splitlines()
+
+
+def launched(device: int) -> list[str]:
+    how = "kernel 11 with 5, grid 4x3x2, 128 threads, cluster 2, stream 77"
+    return [f"attribute 1000 on {device}", f"launch of {how} on {device}"]
+
+
+def test_a_fresh_thread_launches_on_the_first_gpu(program):
+    assert diary(program, "launch on the first GPU") == ["context on 0", *launched(0), "current GPU 0"]
+
+
+def test_a_launch_makes_no_context_on_a_gpu_that_is_not_in_use(program):
+    # going back to GPU 0 would make one there
+    expected = ["context on 1", *launched(1), "current GPU 1"]
+    assert diary(program, "launch on a GPU while the first one is unused") == expected
+
+
+@pytest.mark.parametrize("while_", ["on a GPU while another one is current", "where the driver does not tell contexts"])
+def test_a_launch_goes_to_the_gpu_of_its_stream_and_comes_back(program, while_):
+    expected = ["context on 2", "context on 1", *launched(1), "current GPU 2"]
+    assert diary(program, f"launch {while_}") == expected
+
+
+def test_a_launch_that_fails_names_the_error_and_comes_back(program):
+    error = "cudaSetDevice: cudaErrorInvalidDevice, its meaning"
+    assert diary(program, "launch on a GPU that is not there") == ["context on 2", f"error: {error}", "current GPU 2"]
+    error = "cudaFuncSetAttribute: cudaErrorInvalidValue, its meaning"
+    expected = ["context on 2", "context on 1", launched(1)[0], f"error: {error}", "current GPU 2"]
+    assert diary(program, "launch with too much shared memory") == expected
+
+
+def test_an_error_is_not_seen_by_later_launches(program):
+    error = "cudaLaunchKernelExC: cudaErrorLaunchOutOfResources, its meaning"
+    expected = ["context on 2", "context on 1", *launched(1), error, "no error", *launched(1), "current GPU 2"]
+    assert diary(program, "launch that fails, and one after it") == expected
+
+
+def test_a_map_is_made_on_its_gpu(program):
     # Sizes and strides in bytes, the dense dimension first: 8 floats are 32 bytes, the natural stride of the lone row.
-    assert output == [
-        "guard of the current GPU: set 0; then 0",
-        "guard of another one: set 1; set 0; then 0",
-        "map: set 0; 8/32 1/64 2 on 0; then 0",
-        "map elsewhere: set 2; 8/32 1/64 2 on 2; set 0; then 0",
-    ]
+    made = "map 8/32 1/64 2"
+    assert diary(program, "map") == ["context on 0", f"{made} on 0", "current GPU 0"]
+    expected = ["context on 0", "context on 2", f"{made} on 2", "current GPU 0"]
+    assert diary(program, "map on another GPU") == expected
+
+
+@pytest.mark.parametrize(
+    ("scenario", "stride"),
+    [("of an expanded tensor", 0), ("of rows that overlap backwards", -64), ("with rows far apart", 2**40)],
+)
+def test_a_stride_that_the_copy_engine_does_not_take_is_unsupported(program, scenario, stride):
+    refusal = f"x, stride of dimension 0: expected a positive multiple of 16 bytes below 2^40, got {stride}"
+    assert diary(program, f"map {scenario}") == [f"Unsupported: {refusal}", "current GPU 0"]
+
+
+def test_the_longest_stride_is_taken(program):
+    expected = ["context on 0", f"map 8/32 1/{2**40 - 16} 2 on 0", "current GPU 0"]
+    assert diary(program, "map with rows almost that far apart") == expected
+
+
+def test_a_map_needs_a_driver_that_makes_it(program):
+    error = "cuTensorMapEncodeTiled: expected a driver for CUDA 12.0 or later, got an older one"
+    expected = ["context on 1", "context on 2", f"error: {error}", "current GPU 1"]
+    assert diary(program, "map by an old driver") == expected
+
+
+def test_questions_make_no_context(program):
+    assert diary(program, "questions about a GPU") == ["current GPU 0"]

@@ -175,6 +175,19 @@ def test_a_gpu_runs_the_kernels_that_are_compiled_for_it(hopper, monkeypatch, ca
         assert run(GPU) == (name and f"paged_attention/{name} ran")
 
 
+def test_a_launch_goes_to_the_gpu_and_the_stream_of_its_tensors(monkeypatch):
+    """The current GPU does not count, and the stream is the current one of the tensors' GPU."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    streams = [types.SimpleNamespace(device_index=gpu, cuda_stream=70 + gpu) for gpu in range(2)]
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: streams[device.index])
+    launched = []
+    module = fake_module(cuda=True, paged_attention_portable=lambda word, results, stream: launched.append(stream))
+    with use_kernels("all", extension=module):
+        run(torch.device("cuda", 1))
+        run(torch.device("cuda", 0))
+    assert launched == [(1, 71), (0, 70)]
+
+
 def test_the_table_is_the_rule_for_dtypes_and_widths():
     kernel = KERNELS[KERNEL]
     assert kernel.refusal(torch.bfloat16, 64) is None

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import types
 import warnings
 from pathlib import Path
 
@@ -13,7 +14,8 @@ from tests.verification.trials import GPU, TimesAsTold
 
 import aapt_fast
 from aapt_fast.ops import record
-from aapt_fast.ops.kernels import KERNELS, forget_record
+from aapt_fast.ops.kernels import KERNELS, Selection, forget_record
+from aapt_fast.verification import runner
 from aapt_fast.verification.cases import SUITES
 from aapt_fast.verification.one_kernel import Finding, Job, examine
 from aapt_fast.verification.runner import Place, in_own_process, run
@@ -147,6 +149,27 @@ def test_a_gpu_that_no_kernel_is_compiled_for_is_refused(monkeypatch):
         warnings.simplefilter("error")
         with pytest.raises(ValueError, match="kernels: expected kernels that can run here, got paged_attention/sm90: "):
             aapt_fast.verify()
+
+
+@pytest.mark.parametrize(
+    ("capability", "hopper"), [((8, 9), False), ((9, 0), True), ((10, 0), False), ((10, 3), False), ((12, 1), False)]
+)
+def test_a_gpu_is_examined_though_only_ptx_fits_it(monkeypatch, capability, hopper):
+    """Without machine code for 10.x, the driver compiles the PTX; kernels for Hopper alone have none."""
+    module = types.ModuleType("built")
+    module.build_info = lambda: {
+        "cuda": True,
+        "emulated": False,
+        "cuda_version": "13.0.88",
+        "cuda_archs": "80-real,90-real,120-real,80-virtual,90a-real",
+    }
+    for kernel in KERNELS.values():
+        setattr(module, kernel.function, None)
+    monkeypatch.setattr(torch._C, "_cuda_getDriverVersion", lambda: 13000, raising=False)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(Selection, "module", lambda self: module)
+    refused = set(runner._obstacles(torch.device("cuda")))
+    assert refused == (set() if hopper else {name for name in KERNELS if "sm90" in name})
 
 
 def test_every_kernel_has_shapes_to_time() -> None:

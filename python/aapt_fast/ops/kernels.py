@@ -34,7 +34,7 @@ import torch
 from torch import Tensor
 
 from aapt_fast.ops._load import extension_or_none
-from aapt_fast.ops.driver import driver_obstacle
+from aapt_fast.ops.driver import code_obstacle, driver_obstacle
 from aapt_fast.ops.record import Found, look_up
 
 FLOATS = (torch.float32,)
@@ -180,9 +180,9 @@ def _cannot_run(kernel: Kernel, device: torch.device, selected: Selection) -> st
         if device.type == "cuda":
             return GPU_WITHOUT_CUDA
         return "no GPU here" if _build_info(module)["cuda"] else "the compiled module was built without CUDA"
-    too_old = driver_obstacle(module) if device.type == "cuda" else None
-    if too_old is not None:
-        return too_old
+    unfit = driver_obstacle(module, device) or code_obstacle(module, device) if device.type == "cuda" else None
+    if unfit is not None:
+        return unfit
     if not hasattr(module, kernel.function):
         return "the compiled module does not have it"
     if device.type == "cuda" and kernel.name not in selected.names:
@@ -230,7 +230,7 @@ def _kernels_on(op: str, device: torch.device, selected: Selection) -> tuple[Ker
             if kernel.name in selected.names:  # on a CPU, which never needs a kernel
                 _warn(op, off[-1])
     module = selected.module()
-    too_old = driver_obstacle(module) if off and module is not None and device.type == "cuda" else None
+    too_old = driver_obstacle(module, device) if off and module is not None and device.type == "cuda" else None
     if too_old is not None and selected.names != ("none",):
         _warn_once(f"{too_old}: torch's own code runs")
     elif off and not found and device.type == "cuda" and "all" in selected.names:

@@ -1,32 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
-// Tensor maps made by the driver, whose function is looked up while the program runs: nothing links to libcuda.
+// Tensor maps made by the driver.
 #include <cudaTypedefs.h>
 
 #include <cstring>
 #include <stdexcept>
 #include <string>
 
-#include "common/cuda_check.h"
+#include "common/device_guard.h"
+#include "common/driver_function.h"
 #include "common/tensor_map.h"
 
 namespace aapt {
 namespace {
-
-PFN_cuTensorMapEncodeTiled_v12000 find_encoder() {
-  void* function = nullptr;
-  cudaDriverEntryPointQueryResult found = cudaDriverEntryPointSymbolNotFound;
-#if CUDART_VERSION >= 12050
-  cuda_check(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000, cudaEnableDefault, &found),
-             "cudaGetDriverEntryPointByVersion");
-#else
-  cuda_check(cudaGetDriverEntryPoint("cuTensorMapEncodeTiled", &function, cudaEnableDefault, &found),
-             "cudaGetDriverEntryPoint");
-#endif
-  if (found != cudaDriverEntryPointSuccess || function == nullptr) {
-    throw std::runtime_error("cuTensorMapEncodeTiled: expected a driver for CUDA 12.0 or later, got an older one");
-  }
-  return reinterpret_cast<PFN_cuTensorMapEncodeTiled_v12000>(function);
-}
 
 CUtensorMapDataType data_type(Dtype dtype) {
   switch (dtype) {
@@ -52,7 +37,10 @@ CUtensorMapSwizzle swizzle_mode(int bytes) {
 
 TensorMap encode_tensor_map(const MapDescription& description, Dtype dtype, int device) {
   const DeviceGuard guard(device);  // the driver's function needs a context, which a fresh thread does not have
-  static const PFN_cuTensorMapEncodeTiled_v12000 encode = find_encoder();
+  static const auto encode = find_driver_function<PFN_cuTensorMapEncodeTiled_v12000>("cuTensorMapEncodeTiled", 12000);
+  if (encode == nullptr) {
+    throw std::runtime_error("cuTensorMapEncodeTiled: expected a driver for CUDA 12.0 or later, got an older one");
+  }
   cuuint64_t size[kMaxMapRank], stride[kMaxMapRank - 1];
   cuuint32_t box[kMaxMapRank], every[kMaxMapRank];
   for (int i = 0; i < description.rank; ++i) {
