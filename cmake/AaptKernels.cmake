@@ -59,9 +59,13 @@ function(aapt_link_emulation target)
   target_compile_definitions(${target} PRIVATE AAPT_EMULATE)
   target_compile_options(${target} PRIVATE -ffp-contract=off)
   target_sources(${target} PRIVATE
+    csrc/emulate/aligned.cpp
     csrc/emulate/binding.cpp
     csrc/emulate/fiber.cpp
     csrc/emulate/machine.cpp
+    csrc/emulate/shared_memory.cpp
+    csrc/emulate/tensor_map.cpp
     csrc/emulate/tile_copy.cpp
+    csrc/emulate/trace.cpp
     csrc/emulate/wgmma.cpp)
 endfunction()

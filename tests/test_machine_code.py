@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections import Counter
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from types import ModuleType
 
@@ -72,9 +73,14 @@ class Function:
 
     symbol: str
     architecture: str  # "sm_90a"
-    opcodes: tuple[str, ...]  # in their order
+    instructions: tuple[tuple[int, str], ...]  # address and text, in their order
     registers: int
     stack: int  # bytes of local memory per thread
+
+    @cached_property
+    def opcodes(self) -> tuple[str, ...]:
+        """First words of the instructions, without predicates and modifiers."""
+        return tuple(opcode(text) for _, text in self.instructions)
 
     def __str__(self) -> str:
         counts = dict(Counter(self.opcodes))
@@ -93,6 +99,11 @@ class MachineCode:
         return [function for function in self.functions if belongs(function.symbol, kernel)]
 
 
+def opcode(text: str) -> str:
+    """First word of an instruction, without predicate and modifiers."""
+    return re.sub(r"^@!?U?P\w+\s+", "", text).split(None, 1)[0].split(".", 1)[0]
+
+
 def belongs(symbol: str, name: str) -> bool:
     """True if a part of the mangled symbol is this name, as a whole."""
     return re.search(rf"(?<!\d){len(name)}{name}", symbol) is not None
@@ -109,6 +120,12 @@ def dump(file: Path, what: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, "PATH": path}).stdout
 
 
+def instructions(listing: str) -> tuple[tuple[int, str], ...]:
+    """Address and text of each instruction of a listing of cuobjdump."""
+    found = re.findall(r"/\*([0-9a-f]{4,})\*/\s+(@?!?[A-Z][^;]*?)\s*;", listing)
+    return tuple((int(address, 16), text) for address, text in found)
+
+
 def machine_code(file: Path) -> MachineCode:
     """Read the machine code and PTX of a file, compressed or not."""
     functions, usage = [], {}
@@ -120,8 +137,7 @@ def machine_code(file: Path) -> MachineCode:
         architecture = section.split("\n", 1)[0].strip()
         for text in section.split("\t\tFunction : ")[1:]:
             symbol = text.split("\n", 1)[0].strip()
-            opcodes = re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_]*)", text)
-            functions.append(Function(symbol, architecture, tuple(opcodes), *usage[architecture, symbol]))
+            functions.append(Function(symbol, architecture, instructions(text), *usage[architecture, symbol]))
     ptx = []
     for section in dump(file, "-ptx").split("\nFatbin ptx code:\n")[1:]:
         architecture = re.search(r"arch = (\w+)", section)[1]
@@ -207,10 +223,143 @@ def test_softmax_stands_between_the_products_and_the_wait_for_the_second_one(ker
         assert re.search("wp{4,8}wp{8}we{60,}w", order), f"{function.symbol}: {order}"
 
 
+@pytest.mark.parametrize("kernel", ["paged_attention_sm90", "paged_attention_sm90_split"])
+def test_nothing_touches_the_registers_of_a_product_before_its_wait(kernel, installed):
+    for function in installed.of(kernel):
+        assert product_hazards(function.instructions) == [], function.symbol
+
+
+@EVERY_KERNEL
+def test_no_loop_waits_until_the_whole_gpu_sees_its_writes(kernel, installed):
+    for function in installed.of(kernel):
+        assert in_loops(function.instructions, "MEMBAR.ALL.GPU") == [], function.symbol
+
+
 def is_beside(function: Function, kernel: str) -> bool:
     """True for a further function of the kernel."""
     beside = EXPECTED[kernel].beside
     return beside is not None and belongs(function.symbol, beside)
+
+
+# ---- order of instructions ----
+
+
+def in_loops(code: tuple[tuple[int, str], ...], name: str) -> list[str]:
+    """Instructions that begin with `name` and from which a path leads back to them."""
+    place = {at: i for i, (at, _) in enumerate(code)}
+    following: list[list[int]] = []
+    for i, (_, text) in enumerate(code):
+        target = re.search(r"\bBRA\b.*(0x[0-9a-f]+)$", text)
+        ends = opcode(text) in ("BRA", "EXIT") and not re.match(r"@|BRA U?P", text)
+        following.append(
+            ([place[int(target[1], 16)]] if target else []) + ([] if ends or i + 1 == len(code) else [i + 1])
+        )
+
+    def comes_back(start: int) -> bool:
+        seen, ahead = set(), [start]
+        while ahead:
+            new = set(following[ahead.pop()]) - seen
+            seen |= new
+            ahead += new
+        return start in seen
+
+    matches = [i for i, (_, text) in enumerate(code) if re.match(rf"(@!?U?P\w+\s+)?{name}", text)]
+    return [f"{code[i][0]:#x} {code[i][1]}" for i in matches if comes_back(i)]
+
+
+def registers_of(text: str) -> set[int]:
+    """Registers that an instruction names, and those beside them that a wide access means."""
+    width = 4 if ".128" in text else 2 if ".64" in text else 1
+    data = re.sub(r"\[[^]]*\]", "", text)
+    named = {int(number) for number in re.findall(r"\bR(\d+)\b", text)}
+    return named | {int(number) + i for number in re.findall(r"\bR(\d+)\b", data) for i in range(width)}
+
+
+def product_hazards(code: tuple[tuple[int, str], ...]) -> list[str]:
+    """Products without WARPGROUP.ARRIVE before them or without a wait, and accesses to their registers before the wait.
+
+    Goes through the instructions as they stand and follows no branch. A group of products ends with `gsb0`;
+    DEPBAR.LE gsb0, n waits until n groups are on their way.
+    """
+    hazards: list[str] = []
+    groups: list[set[int]] = []  # registers of the groups on their way
+    group: set[int] = set()
+    arrived = False
+    for at, text in code:
+        name, where = opcode(text), f"{at:#x} {text}"
+        if "WARPGROUP.ARRIVE" in text:
+            arrived = True
+        elif name == "HGMMA":
+            columns = int(re.search(r"64x(\d+)x16", text)[1])
+            out, a = re.search(r"\bR(\d+), (?:R(\d+), )?gdesc", text).groups()
+            group |= set(range(int(out), int(out) + columns // 2))
+            group |= set(range(int(a), int(a) + 4)) if a else set()
+            if not arrived:
+                hazards.append(f"no WARPGROUP.ARRIVE before {where}")
+            if "gsb0" in text:
+                groups.append(group)
+                group = set()
+        elif match := re.search(r"WARPGROUP\.DEPBAR\.LE gsb0, (0x[0-9a-f]+)", text):
+            left = int(match[1], 16)
+            groups = groups[len(groups) - left :] if left else []
+            arrived = False
+            if group:
+                hazards.append(f"a group without gsb0 before {where}")
+        elif name == "EXIT" and (group or groups):
+            hazards.append(f"no wait before {where}")
+        elif registers_of(text) & set.union(group, *groups):
+            hazards.append(f"registers of a product in {where}")
+    return hazards
+
+
+def listing(*lines: str) -> tuple[tuple[int, str], ...]:
+    return instructions("".join(f"        /*{16 * i:04x}*/    {line} ;  /* 0x0 */\n" for i, line in enumerate(lines)))
+
+
+FIRST = "HGMMA.64x64x16.F32.BF16 R24, gdesc[UR4], RZ, !UPT, gsb0"
+SECOND = "HGMMA.64x64x16.F32.BF16 R88, R120, gdesc[UR8].tnspB, R88, gsb0"
+ARRIVE, WAIT_FOR_ALL, WAIT_FOR_FIRST = (
+    "WARPGROUP.ARRIVE",
+    "WARPGROUP.DEPBAR.LE gsb0, 0x0",
+    "WARPGROUP.DEPBAR.LE gsb0, 0x1",
+)
+
+
+@pytest.mark.parametrize(
+    ("lines", "hazards"),
+    [
+        ([ARRIVE, FIRST, "FMUL R20, R3, R4", WAIT_FOR_ALL, "FMUL R24, R24, R4", "EXIT"], 0),
+        ([ARRIVE, FIRST, ARRIVE, SECOND, WAIT_FOR_FIRST, "FMUL R24, R55, R4", WAIT_FOR_ALL, "FMUL R88, R120, R4"], 0),
+        ([ARRIVE, FIRST, "@!P0 FMUL R5, R55, R4", WAIT_FOR_ALL], 1),
+        ([ARRIVE, FIRST, "LDS.128 R52, [R2]", WAIT_FOR_ALL], 1),
+        ([ARRIVE, FIRST, "LDS.128 R8, [R56+0x10]", WAIT_FOR_ALL], 0),
+        ([ARRIVE, FIRST, ARRIVE, SECOND, WAIT_FOR_FIRST, "F2FP.BF16.F32.PACK_AB R123, R4, R5", WAIT_FOR_ALL], 1),
+        ([FIRST, WAIT_FOR_ALL], 1),
+        ([ARRIVE, FIRST.replace(", gsb0", ""), WAIT_FOR_ALL], 1),
+        ([ARRIVE, FIRST, "@P0 EXIT", WAIT_FOR_ALL], 1),
+    ],
+    ids=[
+        "right",
+        "right, in two groups",
+        "accumulator read",
+        "accumulator written, four at once",
+        "the register after the last accumulator",
+        "operand written",
+        "no arrive",
+        "no group",
+        "no wait",
+    ],
+)
+def test_hazards_of_products_are_found(lines, hazards):
+    assert len(product_hazards(listing(*lines))) == hazards
+
+
+def test_instructions_in_loops_are_found():
+    fence = "@P1 MEMBAR.ALL.GPU"
+    code = listing(fence, "FADD R1, R2, R3", fence, "MEMBAR.ALL.CTA", "@!P0 BRA 0x10", fence, "@P0 BRA 0x90", "EXIT")
+    code += ((0x80, "BRA 0x80"), (0x90, fence), (0xA0, "BRA P2, 0x70"), (0xB0, "EXIT"))  # a block moved to the end
+    assert in_loops(code, "MEMBAR.ALL.GPU") == [f"0x20 {fence}"]
+    assert [opcode(text) for _, text in code[:3]] == ["MEMBAR", "FADD", "MEMBAR"]
 
 
 # ---- the reader ----

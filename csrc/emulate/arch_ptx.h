@@ -20,6 +20,7 @@
 namespace aapt::arch {
 
 using emulate::machine;
+using Call = emulate::Place;  // of an instruction that all lanes execute together
 
 // ---- who and where ----
 
@@ -29,7 +30,7 @@ inline int lane_index() { return machine().thread().lane(); }
 inline int warp_index() { return machine().thread().warp(); }
 inline Index3 block_index() { return machine().block().index; }
 
-inline char* shared_memory() { return machine().block().shared(); }
+inline char* shared_memory() { return machine().block().shared.data(); }
 
 inline std::uint32_t shared_address(const void* pointer) {
   return static_cast<std::uint32_t>(static_cast<const char*>(pointer) - shared_memory());
@@ -37,27 +38,38 @@ inline std::uint32_t shared_address(const void* pointer) {
 
 // ---- barriers and exchange ----
 
-inline void sync_threads() { machine().arrive(0, machine().block().threads, /*wait_for_others=*/true); }
-
-inline void sync_warp() {
-  const int nothing = 0;
-  machine().collective(&nothing, sizeof nothing);
+inline void sync_threads(Call call = Call::here()) {
+  machine().arrive(0, machine().block().threads, /*wait_for_others=*/true, "sync_threads", call);
 }
 
-inline void named_barrier_sync(int id, int threads) { machine().arrive(id, threads, /*wait_for_others=*/true); }
-inline void named_barrier_arrive(int id, int threads) { machine().arrive(id, threads, /*wait_for_others=*/false); }
+// Not .aligned: lanes may come from different places.
+inline void sync_warp() {
+  const int nothing = 0;
+  machine().collective("sync_warp", &nothing, sizeof nothing);
+}
 
+inline void named_barrier_sync(int id, int threads, Call call = Call::here()) {
+  machine().arrive(id, threads, /*wait_for_others=*/true, "named_barrier_sync", call);
+}
+
+inline void named_barrier_arrive(int id, int threads, Call call = Call::here()) {
+  machine().arrive(id, threads, /*wait_for_others=*/false, "named_barrier_arrive", call);
+}
+
+// PTX lets lanes come from different places; no kernel here has a reason to.
 template <class T>
-inline T shuffle_xor(T value, int mask) {
-  const emulate::Deposit* deposits = machine().collective(&value, sizeof value);
+inline T shuffle_xor(T value, int mask, Call call = Call::here()) {
+  machine().aligned("shuffle_xor", call);
+  const emulate::Deposit* deposits = machine().collective("shuffle_xor", &value, sizeof value);
   T result;
   std::memcpy(&result, deposits[(lane_index() ^ mask) & 31].word, sizeof result);
   return result;
 }
 
-inline bool all_lanes(bool value) {
+inline bool all_lanes(bool value, Call call = Call::here()) {
+  machine().aligned("all_lanes", call);
   const int brought = value;
-  const emulate::Deposit* deposits = machine().collective(&brought, sizeof brought);
+  const emulate::Deposit* deposits = machine().collective("all_lanes", &brought, sizeof brought);
   return std::all_of(deposits, deposits + 32, [](const emulate::Deposit& lane) { return lane.word[0] != 0; });
 }
 
@@ -184,14 +196,15 @@ inline void cp_async_wait() {
   auto& groups = machine().thread().copy_groups;
   while (groups.size() > kPending) {
     for (const emulate::Copy& copy : groups.front()) copy.land();
-    groups.pop_front();
+    groups.erase(groups.begin());
   }
 }
 
 // ---- tensor cores ----
 
-inline void ldmatrix_any(std::uint32_t (&words)[4], const void* row, bool transposed) {
-  const emulate::Deposit* deposits = machine().collective(&row, sizeof row);
+inline void ldmatrix_any(std::uint32_t (&words)[4], const void* row, bool transposed, Call call) {
+  machine().aligned("ldmatrix", call);
+  const emulate::Deposit* deposits = machine().collective("ldmatrix", &row, sizeof row);
   const int lane = lane_index();
   for (int matrix = 0; matrix < 4; ++matrix) {
     std::uint16_t pair[2];
@@ -205,12 +218,19 @@ inline void ldmatrix_any(std::uint32_t (&words)[4], const void* row, bool transp
   }
 }
 
-inline void ldmatrix(std::uint32_t (&words)[4], const void* row) { ldmatrix_any(words, row, false); }
-inline void ldmatrix_transposed(std::uint32_t (&words)[4], const void* row) { ldmatrix_any(words, row, true); }
+inline void ldmatrix(std::uint32_t (&words)[4], const void* row, Call call = Call::here()) {
+  ldmatrix_any(words, row, false, call);
+}
+
+inline void ldmatrix_transposed(std::uint32_t (&words)[4], const void* row, Call call = Call::here()) {
+  ldmatrix_any(words, row, true, call);
+}
 
 // Done once per warp, by its last lane to come. A deposit holds a[4], b0, b1 and d[4].
 template <class T>
-inline void mma_16x8x16(float (&d)[4], const std::uint32_t (&a)[4], std::uint32_t b0, std::uint32_t b1) {
+inline void mma_16x8x16(float (&d)[4], const std::uint32_t (&a)[4], std::uint32_t b0, std::uint32_t b1,
+                        Call call = Call::here()) {
+  machine().aligned("mma", call);
   std::uint32_t words[10] = {a[0], a[1], a[2], a[3], b0, b1};
   std::memcpy(words + 6, d, sizeof d);
   const auto multiply = [](emulate::Deposit* deposits) {
@@ -238,7 +258,8 @@ inline void mma_16x8x16(float (&d)[4], const std::uint32_t (&a)[4], std::uint32_
       }
     }
   };
-  std::memcpy(d, &machine().collective(words, sizeof words, multiply)[lane_index()].word[6], sizeof d);
+  const emulate::Deposit* deposits = machine().collective("mma", words, sizeof words, multiply);
+  std::memcpy(d, &deposits[lane_index()].word[6], sizeof d);
 }
 
 // ---- host side ----

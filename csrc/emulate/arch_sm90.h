@@ -35,7 +35,7 @@ inline void barrier_release_remote(Barrier* barrier, int rank) { emulate::arrive
 inline void barrier_wait(Barrier* barrier, int parity) { emulate::wait_for_phase(barrier, parity); }
 inline void barrier_wait_bounded(Barrier* barrier, int parity) { barrier_wait(barrier, parity); }
 
-inline void fence_proxy_async() { machine().block().fenced = true; }
+inline void fence_proxy_async() { machine().block().shared.fence(machine().thread().index); }
 
 // ---- the copy engine ----
 
@@ -73,65 +73,74 @@ void store_wait_read() {
 // ---- one lane ----
 
 inline bool elect_one() {
-  sync_warp();
+  const int nothing = 0;
+  machine().collective("elect_one", &nothing, sizeof nothing);
   return lane_index() == machine().elected_lane();
 }
 
 // ---- clusters ----
 
 inline int cluster_rank() { return machine().block().rank; }
-inline void cluster_sync() { machine().cluster_sync(); }
-inline void cluster_sync_after_init() { machine().cluster_sync(); }
+inline void cluster_sync(Call call = Call::here()) { machine().cluster_sync(call); }
+inline void cluster_sync_after_init(Call call = Call::here()) { machine().cluster_sync(call); }
 
 // ---- the kernels before and after: one at a time, here ----
 
 inline void wait_for_kernel_before() {}
 inline void let_kernel_after_begin() {}
 
-// ---- registers: nothing to do but to come with the whole warp ----
+// ---- registers: nothing to do but to come with the whole warpgroup ----
 
 template <int kRegisters>
-void registers_increase() {
+void registers_increase(Call call = Call::here()) {
   static_assert(kRegisters % 8 == 0 && kRegisters >= 24 && kRegisters <= 256);
-  sync_warp();
+  machine().group_aligned("registers_increase", call);
 }
 
 template <int kRegisters>
-void registers_decrease() {
+void registers_decrease(Call call = Call::here()) {
   static_assert(kRegisters % 8 == 0 && kRegisters >= 24 && kRegisters <= 256);
-  sync_warp();
+  machine().group_aligned("registers_decrease", call);
 }
 
 // ---- tensor cores, one warp ----
 
 // Done by the last lane to come; lanes bring the address of a row and their words.
-inline void stmatrix(void* row, const std::uint32_t (&words)[4]) {
+inline void stmatrix(void* row, const std::uint32_t (&words)[4], Call call = Call::here()) {
+  machine().aligned("stmatrix", call);
   std::uint32_t brought[6];
   std::memcpy(brought, &row, sizeof row);
   std::memcpy(brought + 2, words, sizeof words);
-  machine().collective(brought, sizeof brought, [](emulate::Deposit* deposits) {
-    for (int lane = 0; lane < 32; ++lane) {
-      for (int matrix = 0; matrix < 4; ++matrix) {
-        char* elements;
-        std::memcpy(&elements, deposits[8 * matrix + lane / 4].word, sizeof elements);
-        std::memcpy(elements + lane % 4 * 4, &deposits[lane].word[2 + matrix], 4);
-      }
-    }
-  });
+  machine().collective("stmatrix", brought, sizeof brought, emulate::store_matrices);
 }
 
-// ---- wgmma ----
+// ---- wgmma. A pack of accumulators cannot be followed by a default argument: up to two are spelt out ----
 
-template <class... Accumulators>
-void wgmma_fence(Accumulators&...) {
-  emulate::fence_products();
+template <class A>
+void wgmma_fence(A&, Call call = Call::here()) {
+  emulate::fence_products(call);
 }
 
-inline void wgmma_commit() { emulate::commit_products(); }
+template <class A, class B>
+void wgmma_fence(A&, B&, Call call = Call::here()) {
+  emulate::fence_products(call);
+}
 
-template <int kPending, class... Accumulators>
-void wgmma_wait(Accumulators&...) {
-  emulate::wait_for_products(kPending);
+inline void wgmma_commit(Call call = Call::here()) { emulate::commit_products(call); }
+
+template <int kPending>
+void wgmma_wait(Call call = Call::here()) {
+  emulate::wait_for_products(kPending, call);
+}
+
+template <int kPending, class A>
+void wgmma_wait(A&, Call call = Call::here()) {
+  emulate::wait_for_products(kPending, call);
+}
+
+template <int kPending, class A, class B>
+void wgmma_wait(A&, B&, Call call = Call::here()) {
+  emulate::wait_for_products(kPending, call);
 }
 
 template <class T>
@@ -142,15 +151,18 @@ constexpr bool is_wgmma_width(int columns) {
 }
 
 template <class T, Major kMajorB = Major::kK, int kCount>
-void wgmma(float (&d)[kCount], MatrixDescriptor a, MatrixDescriptor b, bool accumulate) {
+void wgmma(float (&d)[kCount], MatrixDescriptor a, MatrixDescriptor b, bool accumulate, Call call = Call::here()) {
   static_assert(is_wgmma_width(2 * kCount));
-  emulate::issue_product(kWgmmaDtype<T>, {a.bits, nullptr, b.bits, kMajorB == Major::kMN}, d, 2 * kCount, accumulate);
+  const emulate::Operands operands{a.bits, nullptr, b.bits, kMajorB == Major::kMN};
+  emulate::issue_product(kWgmmaDtype<T>, operands, d, 2 * kCount, accumulate, call);
 }
 
 template <class T, Major kMajorB = Major::kK, int kCount>
-void wgmma(float (&d)[kCount], const std::uint32_t (&a)[4], MatrixDescriptor b, bool accumulate) {
+void wgmma(float (&d)[kCount], const std::uint32_t (&a)[4], MatrixDescriptor b, bool accumulate,
+           Call call = Call::here()) {
   static_assert(is_wgmma_width(2 * kCount));
-  emulate::issue_product(kWgmmaDtype<T>, {0, a, b.bits, kMajorB == Major::kMN}, d, 2 * kCount, accumulate);
+  const emulate::Operands operands{0, a, b.bits, kMajorB == Major::kMN};
+  emulate::issue_product(kWgmmaDtype<T>, operands, d, 2 * kCount, accumulate, call);
 }
 
 }  // namespace aapt::arch

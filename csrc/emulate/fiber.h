@@ -19,6 +19,10 @@ class Fiber {
   void prepare(void (*entry)());
   void resume();   // called by the scheduler
   void suspend();  // called inside the fiber
+  bool has(const void* address) const {  // on its stack
+    const auto* byte = static_cast<const char*>(address);
+    return byte >= stack_.get() && byte < stack_.get() + kStackBytes;
+  }
 
  private:
   std::unique_ptr<char[]> stack_;

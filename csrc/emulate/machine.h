@@ -1,15 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// Runs CUDA kernels as plain C++ on one CPU thread: a fiber per CUDA thread, the blocks of a cluster together, clusters
-// one after the other.
+// Runs CUDA kernels as plain C++ on one CPU thread: a fiber per CUDA thread. README.md says what is modelled, and what
+// is not.
 //
-// A schedule is drawn from a seed. Seed 0 runs threads in order and lands every asynchronous operation as late as it
-// may. Other seeds shuffle the threads, let some warps run far ahead of others and land operations at random moments,
-// so that a missing barrier or wait shows as a wrong result. Shared memory starts as NaN in every format.
-//
-// Tile stores and wgmma read a second copy of shared memory. Copies that the hardware makes by itself write to both;
-// what threads write comes to the second one by fence_proxy_async() and the next barrier, so that a missing fence shows
-// as NaN or as old data. Not seen: a fence that only some of the writing threads call, and a missing fence between an
-// access of a thread and a copy that overwrites the place.
+// A schedule is drawn from a seed. Seed 0 runs clusters and threads in order, and lands every asynchronous operation as
+// late as it may. Other seeds shuffle both, let some warps run far ahead of others and land operations at random
+// moments, so that a missing barrier or wait shows as a wrong result; odd seeds run two clusters at a time. Shared
+// memory starts as NaN in every format.
 #pragma once
 
 #include <cstddef>
@@ -26,7 +22,9 @@
 
 #include "common/launch.h"
 #include "common/types.h"
+#include "emulate/aligned.h"
 #include "emulate/fiber.h"
+#include "emulate/shared_memory.h"
 
 namespace aapt::emulate {
 
@@ -35,11 +33,20 @@ struct Copy {
   void* to;
   const void* from;
   int valid;
-  void land() const;
+  void land() const;  // by the running thread
 };
 
 struct Block;
+struct Cluster;
 struct TileStore;
+
+// Registers that a product works on until the thread has waited for it.
+struct BusyRegisters {
+  const char* begin;
+  const char* end;
+  bool read_only;         // operand A; else accumulators
+  std::uint64_t product;  // number of the last one
+};
 
 struct Thread {
   Fiber fiber;
@@ -52,12 +59,15 @@ struct Thread {
   const char* reason = "";
   std::int64_t awaited_barrier = -1;  // offset of the barrier in shared memory, where that is the reason
   std::vector<Copy> open_copies;      // cp.async: not yet committed
-  std::deque<std::vector<Copy>> copy_groups;
+  std::vector<std::vector<Copy>> copy_groups;
   std::vector<std::shared_ptr<TileStore>> open_stores;  // likewise
-  std::deque<std::vector<std::shared_ptr<TileStore>>> store_groups;
-  bool wgmma_fenced = false;             // since the last wait
-  std::uint64_t products_issued = 0;     // wgmma
-  std::deque<std::uint64_t> product_groups;  // of the groups not yet waited for: products_issued when it was committed
+  std::vector<std::vector<std::shared_ptr<TileStore>>> store_groups;
+  std::uint64_t aligned = 0, group_aligned = 0;  // instructions executed of the warp's and of the warpgroup's log
+  bool wgmma_fenced = false;                     // since the last wait
+  std::uint64_t products_issued = 0;             // wgmma
+  std::uint64_t products_awaited = 0;            // the first ones, that this thread has waited for
+  std::vector<std::uint64_t> product_groups;  // of the groups not yet waited for: products_issued when it was committed
+  std::vector<BusyRegisters> busy_registers;  // in a traced kernel
 
   int lane() const { return index % 32; }
   int warp() const { return index / 32; }
@@ -68,17 +78,23 @@ struct alignas(64) Deposit {
   std::uint32_t word[24];
 };
 
+// stmatrix: writes four matrices from what the lanes have brought, the address of a row (2 words) and 4 words.
+void store_matrices(Deposit* deposits);
+
 struct Warp {
   std::uint64_t generation = 0;
   int arrived = 0;
   int width = 32;
+  const char* operation = nullptr;  // that its lanes meet in
   Deposit deposits[2][32];  // used in turn, so that the next operation does not overwrite what is still read
+  AlignedLog instructions;
 };
 
-// bar.sync and bar.arrive
+// bar.sync and bar.arrive. A generation ends when whole warps with as many threads as they all named have come.
 struct NamedBarrier {
   std::uint64_t generation = 0;
-  int arrived = 0;
+  int threads = 0, arrived = 0;  // in this generation
+  std::uint32_t lanes[32] = {};  // of each warp, a bit each
 };
 
 // mbarrier: a phase ends when all arrivals and all announced bytes have come.
@@ -96,44 +112,48 @@ struct Product {
   int columns = 0;
   Dtype dtype = Dtype::kBFloat16;
   bool a_in_registers = false, b_mn_major = false, accumulate = false;
+  Pieces a_pieces, b_pieces;  // of shared memory that it reads
   int issued = 0;
   float* d[128];
   const std::uint32_t* a_words[128];
 };
 
 struct Warpgroup {
-  std::deque<std::unique_ptr<Product>> products;  // issued by some threads, not yet done
+  std::deque<std::unique_ptr<Product>> products;  // issued by some threads, not yet waited for by all warps
+  std::uint64_t first = 0;                        // number of products.front()
   std::uint64_t done = 0;                         // products
   std::uint64_t awaited[128] = {};                // by each thread
+  std::uint64_t released[4] = {};                 // by each warp, whose wait is over
+  AlignedLog instructions{128};
 };
 
 struct Block {
+  Cluster* cluster = nullptr;
   Index3 index;
-  int rank = 0;  // in its cluster
+  int rank = 0;    // in its cluster
+  int number = 0;  // among those that run at the same time
   int threads = 0;
   int live = 0;
   std::vector<Warp> warps;
-  std::vector<char> memory;
+  SharedMemory shared;
   NamedBarrier barriers[16];
   std::unordered_map<std::uint32_t, TransactionBarrier> transaction_barriers;  // by shared-memory offset
   std::vector<Warpgroup> warpgroups;
-  std::vector<char> asynchronous_memory;  // as tile stores and wgmma see it
-  bool fenced = false;                    // since the last barrier
-
-  char* shared() {
-    constexpr std::uintptr_t alignment = 1024;
-    const auto address = reinterpret_cast<std::uintptr_t>(memory.data());
-    return reinterpret_cast<char*>((address + alignment - 1) & ~(alignment - 1));
-  }
-
-  // Writes of threads become visible to tile stores and wgmma, if there was a fence.
-  void settle_fence() {
-    if (fenced) std::memcpy(asynchronous_memory.data(), shared(), asynchronous_memory.size());
-    fenced = false;
-  }
 
   // The memory at `offset`; misuse where `bytes` do not fit. `what` names the operation.
   char* at(std::uint32_t offset, std::size_t bytes, const char* what);
+};
+
+// Blocks that run together and reach each other's barriers and shared memory.
+struct Cluster {
+  std::vector<Block> blocks;
+  std::uint64_t generation = 0;  // of the barrier of all its threads
+  int arrived = 0;
+  int live = 0;  // threads
+
+  void settle() {
+    for (Block& block : blocks) block.shared.settle();
+  }
 };
 
 class Machine {
@@ -147,18 +167,25 @@ class Machine {
 
   Thread& thread() { return *current_; }
   Block& block() { return *current_->block; }
-  Block& block_of_cluster(int rank) { return blocks_.at(rank); }
+  Block& block_of_cluster(int rank) { return block().cluster->blocks.at(rank); }
   const Launch& launch() const { return launch_; }
+
+  // The running thread executes an .aligned instruction of its warp, or of its warpgroup.
+  void aligned(const char* instruction, Place place) {
+    block().warps[current_->warp()].instructions.enter(current_->aligned++, current_->index, instruction, place);
+  }
+  void group_aligned(const char* instruction, Place place);
 
   // Suspends the thread until `*counter >= target`; `reason` is what a deadlock report says about it, with the state
   // of a barrier where it waits for one.
   void wait(const std::uint64_t* counter, std::uint64_t target, const char* reason, std::int64_t barrier = -1);
 
   // Barrier `id` of the block.
-  void arrive(int id, int threads, bool wait_for_others);
+  void arrive(int id, int threads, bool wait_for_others, const char* what, Place place);
 
   // Each lane brings `size` bytes; the last one to come runs `combine` on all deposits; returns the deposits.
-  Deposit* collective(const void* bytes, std::size_t size, const std::function<void(Deposit*)>& combine = nullptr);
+  Deposit* collective(const char* what, const void* bytes, std::size_t size,
+                      const std::function<void(Deposit*)>& combine = nullptr);
 
   // An operation that completes at a moment of the scheduler's choice.
   void later(std::function<void()> operation) { pending_.push_back(std::move(operation)); }
@@ -167,39 +194,54 @@ class Machine {
   bool coin() { return seed_ != 0 && (random_() & 1); }
 
   // Barrier of the whole cluster.
-  void cluster_sync();
-
-  void settle_fences();
+  void cluster_sync(Place place);
 
   // The lane of a warp that elect_one chooses: 0 in schedule 0, another one in others.
   int elected_lane() const { return static_cast<int>(seed_ * 11 % 32); }
 
+  // ---- for kernels that are compiled for tracing (trace.cpp) ----
+
+  bool traced() const { return traced_; }
+  void trace() { traced_ = true; }
+
+  // The running fiber is about to read or write memory.
+  void access(const void* address, std::size_t bytes, bool write);
+
+  // True inside a fiber, where `stack` is the address of a local variable.
+  bool runs_on(const void* stack) const { return current_ && current_->fiber.has(stack); }
+
  private:
-  void start_cluster(Index3 first);
-  void run_cluster();
+  void allocate(std::size_t clusters);
+  void start(Cluster& cluster, Index3 first, int number);
+  void run_clusters();
   bool run_threads(bool& everyone_has_a_turn);
   [[noreturn]] void report_deadlock() const;
   static void entry();
   void end_of_thread();
-  void release_cluster_barrier();
+  static void end_of_block(const Block& block);
+  static void release_barrier(Cluster& cluster);
 
   Launch launch_;
   const std::function<void()>* kernel_ = nullptr;
-  std::vector<Thread> threads_;
-  std::vector<Block> blocks_;
+  std::vector<Cluster> clusters_;  // that run at the same time
+  std::vector<Thread> threads_;    // of all of them
   std::vector<int> order_;
   std::vector<std::function<void()>> pending_;
   std::exception_ptr failure_;
   Thread* current_ = nullptr;
   int live_ = 0;
-  NamedBarrier cluster_barrier_;
+  bool traced_ = false;
   unsigned seed_ = 0;
   std::uint64_t held_warps_ = 0;
   std::mt19937_64 random_;
+  int held_cluster_ = -1;  // of two that run at the same time; negative: both take turns
 };
 
 // The machine whose fiber runs now.
 Machine& machine();
+
+// The machine that runs now, or null.
+Machine* running_machine();
 
 // The schedule of the next launches of this process.
 void set_schedule(unsigned seed);

@@ -25,14 +25,14 @@ TransactionBarrier& barrier_at(Block& block, std::uint32_t offset, const char* w
   return found->second;
 }
 
-void finish_phase_if_complete(TransactionBarrier& barrier) {
+void finish_phase_if_complete(Block& block, TransactionBarrier& barrier) {
   if (barrier.pending != 0 || barrier.bytes != 0) return;
   ++barrier.phases;
   barrier.pending = barrier.expected;
-  machine().settle_fences();
+  block.cluster->settle();
 }
 
-void arrive_at(TransactionBarrier& barrier, std::uint32_t offset, int bytes, const char* what) {
+void arrive_at(Block& block, TransactionBarrier& barrier, std::uint32_t offset, int bytes, const char* what) {
   barrier.bytes += bytes;
   if (bytes < 0 || barrier.bytes > kMostBytes) {
     misuse(std::string(what) + ": expected 0 to " + std::to_string(kMostBytes) + " bytes in a phase, got " +
@@ -42,14 +42,14 @@ void arrive_at(TransactionBarrier& barrier, std::uint32_t offset, int bytes, con
     misuse(std::string(what) + ": more than the " + std::to_string(barrier.expected) + " arrivals of a phase at " +
            place(offset));
   }
-  finish_phase_if_complete(barrier);
+  finish_phase_if_complete(block, barrier);
 }
 
 void complete_bytes(Block& block, std::uint32_t offset, std::int64_t bytes) {
   TransactionBarrier& barrier = barrier_at(block, offset, "copy");
   barrier.bytes -= bytes;
   if (barrier.bytes < -kMostBytes) misuse("copy: more bytes than announced for " + place(offset));
-  finish_phase_if_complete(barrier);
+  finish_phase_if_complete(block, barrier);
 }
 
 MapDescription describe(const TensorMap& map) {
@@ -111,22 +111,21 @@ std::vector<char> read_box(const MapDescription& map, const std::vector<int>& fi
   return box;
 }
 
-void land(Block& block, std::uint32_t offset, const std::vector<char>& box, Swizzle swizzle) {
-  char* memory = block.at(offset, box.size(), "copy");
-  char* asynchronous = block.asynchronous_memory.data() + offset;
-  for (std::uint32_t piece = 0; piece < box.size(); piece += 16) {
-    const std::uint32_t to = swizzled(swizzle, piece);
-    std::memcpy(memory + to, box.data() + piece, 16);
-    std::memcpy(asynchronous + to, box.data() + piece, 16);
+// The pieces of a box in shared memory, in the order of the box.
+Pieces pieces_of(const MapDescription& map, std::uint32_t offset) {
+  Pieces pieces(box_bytes(map) / kPieceBytes);
+  for (std::uint32_t i = 0; i < pieces.size(); ++i) {
+    pieces[i] = offset + swizzled(static_cast<Swizzle>(map.swizzle_bytes), i * kPieceBytes);
   }
+  return pieces;
 }
 
 }  // namespace
 
 std::uint32_t shared_offset(const void* shared, const char* what) {
   Block& block = machine().block();
-  const std::ptrdiff_t offset = static_cast<const char*>(shared) - block.shared();
-  if (offset < 0 || offset >= static_cast<std::ptrdiff_t>(block.asynchronous_memory.size())) {
+  const std::ptrdiff_t offset = static_cast<const char*>(shared) - block.shared.data();
+  if (offset < 0 || offset >= static_cast<std::ptrdiff_t>(block.shared.size())) {
     misuse(std::string(what) + ": expected a pointer into shared memory");
   }
   return static_cast<std::uint32_t>(offset);
@@ -152,15 +151,16 @@ void fence_barriers() {
 void arrive(const void* barrier, int bytes, const char* what) {
   Block& block = machine().block();
   const std::uint32_t offset = shared_offset(barrier, what);
-  arrive_at(barrier_at(block, offset, what), offset, bytes, what);
+  arrive_at(block, barrier_at(block, offset, what), offset, bytes, what);
 }
 
 void arrive_remote(const void* barrier, int rank) {
   const char* what = "barrier_release_remote";
   const std::uint32_t offset = shared_offset(barrier, what);
-  TransactionBarrier& remote = barrier_at(machine().block_of_cluster(rank), offset, what);
+  Block& other = machine().block_of_cluster(rank);
+  TransactionBarrier& remote = barrier_at(other, offset, what);
   if (!remote.fenced) misuse(std::string(what) + ": no barrier_init_fence for " + place(offset));
-  arrive_at(remote, offset, 0, what);
+  arrive_at(other, remote, offset, 0, what);
 }
 
 void wait_for_phase(const void* barrier, int parity) {
@@ -189,10 +189,16 @@ void start_tile_load(const void* shared, const TensorMap& map, const void* barri
     Block& block = machine().block_of_cluster(static_cast<int>(rank));
     if (!barrier_at(block, done, "tile_load").fenced) misuse("tile_load: no barrier_init_fence for " + place(done));
     block.at(to, box_bytes(description), "tile_load");
+    const Pieces pieces = pieces_of(description, to);
+    block.shared.require_unread(pieces, "tile_load");
+    block.shared.require_visible(pieces, "tile_load");
     // To each block at a moment of its own.
-    machine().later([description, first, &block, to, done] {
+    machine().later([description, first, &block, to, done, pieces] {
       const std::vector<char> box = read_box(description, first);
-      land(block, to, box, static_cast<Swizzle>(description.swizzle_bytes));
+      block.at(to, box.size(), "copy");
+      for (std::size_t i = 0; i < pieces.size(); ++i) {
+        block.shared.write(pieces[i], box.data() + i * kPieceBytes, "copy");
+      }
       complete_bytes(block, done, static_cast<std::int64_t>(box.size()));
     });
   }
@@ -204,11 +210,18 @@ void TileStore::do_read() {
   if (read) return;
   read = true;
   block->at(offset, box_bytes(map), "tile_store");
+  block->shared.require_unchanged(pieces, "tile_store");
   box.resize(box_bytes(map));
-  const char* asynchronous = block->asynchronous_memory.data() + offset;
-  for (std::uint32_t piece = 0; piece < box.size(); piece += 16) {
-    std::memcpy(box.data() + piece, asynchronous + swizzled(static_cast<Swizzle>(map.swizzle_bytes), piece), 16);
+  for (std::size_t i = 0; i < pieces.size(); ++i) {
+    std::memcpy(box.data() + i * kPieceBytes, block->shared.read(pieces[i]), kPieceBytes);
   }
+}
+
+void TileStore::release() {
+  if (released) return;
+  do_read();
+  released = true;
+  block->shared.end_read(pieces);
 }
 
 void TileStore::do_write() {
@@ -233,7 +246,10 @@ void start_tile_store(const TensorMap& map, const void* shared, const std::vecto
   store->offset = shared_offset(shared, "tile_store");
   check_map(store->map, first, store->offset, "tile_store");
   store->block->at(store->offset, box_bytes(store->map), "tile_store");
-  store->block->settle_fence();
+  store->pieces = pieces_of(store->map, store->offset);
+  store->block->shared.settle(machine().thread().index);
+  store->block->shared.require_visible(store->pieces, "tile_store");
+  store->block->shared.begin_read(store->pieces);
   machine().thread().open_stores.push_back(store);
   if (machine().coin()) {
     machine().later([store] { store->do_read(); });
@@ -250,14 +266,14 @@ void commit_stores() {
 void wait_for_stores(std::size_t pending) {
   const auto& groups = machine().thread().store_groups;
   for (std::size_t i = 0; i + pending < groups.size(); ++i) {
-    for (const auto& store : groups[i]) store->do_read();
+    for (const auto& store : groups[i]) store->release();
   }
 }
 
 void end_of_stores(Thread& thread) {
   bool unread = !thread.open_stores.empty();
   for (const auto& group : thread.store_groups) {
-    for (const auto& store : group) unread = unread || !store->read;
+    for (const auto& store : group) unread = unread || !store->released;
   }
   if (unread) misuse("tile_store: a thread ended without store_commit and store_wait_read");
   for (const auto& group : thread.store_groups) {
@@ -266,13 +282,3 @@ void end_of_stores(Thread& thread) {
 }
 
 }  // namespace aapt::emulate
-
-namespace aapt {
-
-TensorMap encode_tensor_map(const MapDescription& description, Dtype, int) {
-  TensorMap map = {};
-  std::memcpy(&map, &description, sizeof description);
-  return map;
-}
-
-}  // namespace aapt

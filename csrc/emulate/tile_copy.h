@@ -27,24 +27,27 @@ void wait_for_phase(const void* barrier, int parity);
 void start_tile_load(const void* shared, const TensorMap& map, const void* barrier, const std::vector<int>& first,
                      unsigned blocks);
 
-// A store on its way: first its box is read, then it is written.
+// A store on its way: first its box is read, then it is written. Its thread may use the place again when it has waited
+// for the reading.
 struct TileStore {
   MapDescription map;
   std::vector<int> first;
   Block* block;
   std::uint32_t offset;
+  Pieces pieces;
   std::vector<char> box;
-  bool read = false, written = false;
+  bool read = false, written = false, released = false;
 
   void do_read();
   void do_write();
+  void release();
 };
 
 void start_tile_store(const TensorMap& map, const void* shared, const std::vector<int>& first);
 void commit_stores();
 void wait_for_stores(std::size_t pending);  // until they have been read
 
-// Misuse if a thread that ends has stores which may still read shared memory; writes the others.
+// Misuse if a thread that ends has not waited for its stores to be read; writes them.
 void end_of_stores(Thread& thread);
 
 }  // namespace aapt::emulate

@@ -2,12 +2,12 @@
 #include "emulate/wgmma.h"
 
 #include <algorithm>
-#include <array>
 #include <memory>
 #include <string>
 #include <vector>
 
 #include "emulate/arch_ptx.h"
+#include "emulate/operand.h"
 
 namespace aapt::emulate {
 namespace {
@@ -31,45 +31,30 @@ float number(Dtype dtype, const char* bytes) {
   return (dtype == Dtype::kFloat16 ? numbers<float16>() : numbers<bfloat16>())[bits];
 }
 
-// An operand as its descriptor describes it.
-struct Matrix {
-  std::uint32_t start, leading, stride, pattern_row, pieces;  // pieces: of 16 bytes in a row of the swizzle, 1 for none
-
-  explicit Matrix(std::uint64_t bits)
-      : start((bits & 0x3fff) << 4),
-        leading((bits >> 16 & 0x3fff) << 4),
-        stride((bits >> 32 & 0x3fff) << 4),
-        pattern_row(bits >> 49 & 7),
-        pieces(std::array<int, 4>{1, 8, 4, 2}[bits >> 62]) {}
-
-  // Place of piece `along` (16 bytes of the dense index) of row `across`.
-  std::uint32_t address(std::uint32_t along, std::uint32_t across, bool mn_major) const {
-    std::uint32_t offset = across % 8 * pieces * 16;
-    if (mn_major && pieces > 1) {
-      offset += along % pieces * 16 + along / pieces * leading + across / 8 * stride;
-    } else if (mn_major) {
-      offset += along * stride + across / 8 * leading;
-    } else {
-      offset += across / 8 * stride + along * (pieces > 1 ? 16 : leading);
-    }
-    const std::uint32_t at = start + offset;
-    return at ^ ((((at >> 7) - pattern_row) & (pieces - 1)) << 4);
-  }
-};
-
-// Reads an operand of shared memory into to[k][row], rows of `rows` numbers.
-void read_operand(Block& block, std::uint64_t bits, bool mn_major, Dtype dtype, int rows, float* to) {
+// The pieces of an operand in shared memory: for each index `across` the dense one those along it.
+Pieces pieces_of(Block& block, std::uint64_t bits, bool mn_major, int rows) {
   const Matrix matrix(bits);
   const int dense = mn_major ? rows : kDepth, other = mn_major ? kDepth : rows;
+  Pieces pieces;
+  pieces.reserve(other * dense / 8);
   for (int across = 0; across < other; ++across) {
     for (int piece = 0; piece < dense / 8; ++piece) {
-      const std::uint32_t address = matrix.address(piece, across, mn_major);
-      block.at(address, 16, "wgmma");
-      const char* bytes = block.asynchronous_memory.data() + address;
-      for (int i = 0; i < 8; ++i) {
-        const int along = piece * 8 + i;
-        to[mn_major ? across * rows + along : along * rows + across] = number(dtype, bytes + 2 * i);
-      }
+      pieces.push_back(matrix.address(piece, across, mn_major));
+      block.at(pieces.back(), kPieceBytes, "wgmma");
+    }
+  }
+  return pieces;
+}
+
+// Reads an operand of shared memory into to[k][row], rows of `rows` numbers.
+void read_operand(Block& block, const Pieces& pieces, bool mn_major, Dtype dtype, int rows, float* to) {
+  const int per_line = (mn_major ? rows : kDepth) / 8;
+  for (int i = 0; i < static_cast<int>(pieces.size()); ++i) {
+    const char* bytes = block.shared.read(pieces[i]);
+    const int across = i / per_line;
+    for (int j = 0; j < 8; ++j) {
+      const int along = i % per_line * 8 + j;
+      to[mn_major ? across * rows + along : along * rows + across] = number(dtype, bytes + 2 * j);
     }
   }
 }
@@ -77,12 +62,12 @@ void read_operand(Block& block, std::uint64_t bits, bool mn_major, Dtype dtype, 
 // Gathers A from the registers of the warpgroup into to[k][row].
 void gather_registers(const Product& product, float* to) {
   for (int thread = 0; thread < 128; ++thread) {
-    const int lane = thread % 32;
     for (int word = 0; word < 4; ++word) {
       const char* bytes = reinterpret_cast<const char*>(product.a_words[thread] + word);
-      const int row = thread / 32 * 16 + lane / 4 + word % 2 * 8;
-      const int column = lane % 4 * 2 + word / 2 * 8;
-      for (int i = 0; i < 2; ++i) to[(column + i) * kRows + row] = number(product.dtype, bytes + 2 * i);
+      for (int half = 0; half < 2; ++half) {
+        const auto [row, column] = a_element(thread, word, half);
+        to[column * kRows + row] = number(product.dtype, bytes + 2 * half);
+      }
     }
   }
 }
@@ -93,9 +78,9 @@ void multiply(Block& block, const Product& product) {
   if (product.a_in_registers) {
     gather_registers(product, a);
   } else {
-    read_operand(block, product.a, /*mn_major=*/false, product.dtype, kRows, a);
+    read_operand(block, product.a_pieces, /*mn_major=*/false, product.dtype, kRows, a);
   }
-  read_operand(block, product.b, product.b_mn_major, product.dtype, columns, b);
+  read_operand(block, product.b_pieces, product.b_mn_major, product.dtype, columns, b);
   std::fill(sums, sums + kRows * columns, 0.0f);
   for (int row = 0; row < kRows; ++row) {
     float* sum = sums + row * columns;
@@ -108,19 +93,50 @@ void multiply(Block& block, const Product& product) {
   for (int thread = 0; thread < 128; ++thread) {
     float* d = product.d[thread];
     for (int i = 0; i < columns / 2; ++i) {
-      const int row = thread / 32 * 16 + thread % 32 / 4 + i / 2 % 2 * 8;
-      const float sum = sums[row * columns + i / 4 * 8 + thread % 4 * 2 + i % 2];
+      const auto [row, column] = accumulator_element(thread, i);
+      const float sum = sums[row * columns + column];
       d[i] = product.accumulate ? d[i] + sum : sum;
     }
   }
 }
 
 void finish(Block& block, Warpgroup& warpgroup, std::uint64_t target) {
-  while (warpgroup.done < target) {
-    multiply(block, *warpgroup.products.front());
-    warpgroup.products.pop_front();
-    ++warpgroup.done;
+  for (; warpgroup.done < target; ++warpgroup.done) {
+    const Product& product = *warpgroup.products[warpgroup.done - warpgroup.first];
+    block.shared.require_unchanged(product.a_pieces, "wgmma");
+    block.shared.require_unchanged(product.b_pieces, "wgmma");
+    multiply(block, product);
   }
+}
+
+// The running thread has waited for the first `target` products. When a thread of each warp has, nothing reads their
+// operands any more: a warp waits as a whole.
+void release(Block& block, Warpgroup& warpgroup, std::uint64_t target) {
+  Thread& thread = machine().thread();
+  thread.products_awaited = std::max(thread.products_awaited, target);
+  auto& busy = thread.busy_registers;
+  busy.erase(std::remove_if(busy.begin(), busy.end(), [&](const auto& each) { return each.product < target; }),
+             busy.end());
+  std::uint64_t& of_warp = warpgroup.released[thread.index % 128 / 32];
+  if (target <= of_warp) return;
+  of_warp = target;
+  const std::uint64_t by_all = *std::min_element(std::begin(warpgroup.released), std::end(warpgroup.released));
+  for (; warpgroup.first < by_all; ++warpgroup.first) {
+    block.shared.end_read(warpgroup.products.front()->a_pieces);
+    block.shared.end_read(warpgroup.products.front()->b_pieces);
+    warpgroup.products.pop_front();
+  }
+}
+
+// Registers that the product of this number works on, in a traced kernel.
+void note_busy_registers(Thread& thread, std::uint64_t number, const void* begin, std::size_t bytes, bool read_only) {
+  const auto* first = static_cast<const char*>(begin);
+  for (BusyRegisters& busy : thread.busy_registers) {
+    if (busy.begin != first) continue;
+    busy.product = number;
+    return;
+  }
+  thread.busy_registers.push_back({first, first + bytes, read_only, number});
 }
 
 Warpgroup& own_warpgroup(const char* what) {
@@ -134,18 +150,22 @@ Warpgroup& own_warpgroup(const char* what) {
 
 }  // namespace
 
-void fence_products() { machine().thread().wgmma_fenced = true; }
+void fence_products(Place place) {
+  machine().group_aligned("wgmma_fence", place);
+  machine().thread().wgmma_fenced = true;
+}
 
-void issue_product(Dtype dtype, const Operands& operands, float* d, int columns, bool accumulate) {
+void issue_product(Dtype dtype, const Operands& operands, float* d, int columns, bool accumulate, Place place) {
   Block& block = machine().block();
   Warpgroup& warpgroup = own_warpgroup("wgmma");
   Thread& thread = machine().thread();
+  machine().group_aligned("wgmma", place);
   if (!thread.wgmma_fenced) misuse("wgmma: expected wgmma_fence before it, and again after wgmma_wait");
   const std::uint64_t number = thread.products_issued++;
-  while (warpgroup.done + warpgroup.products.size() <= number) {
+  while (warpgroup.first + warpgroup.products.size() <= number) {
     warpgroup.products.push_back(std::make_unique<Product>());
   }
-  Product& product = *warpgroup.products[number - warpgroup.done];
+  Product& product = *warpgroup.products[number - warpgroup.first];
   if (product.issued == 0) {
     product.a = operands.a;
     product.b = operands.b;
@@ -154,6 +174,10 @@ void issue_product(Dtype dtype, const Operands& operands, float* d, int columns,
     product.a_in_registers = operands.a_words != nullptr;
     product.b_mn_major = operands.b_mn_major;
     product.accumulate = accumulate;
+    if (!product.a_in_registers) product.a_pieces = pieces_of(block, product.a, /*mn_major=*/false, kRows);
+    product.b_pieces = pieces_of(block, product.b, product.b_mn_major, columns);
+    block.shared.begin_read(product.a_pieces);
+    block.shared.begin_read(product.b_pieces);
   }
   if (product.a != operands.a || product.b != operands.b || product.columns != columns ||
       product.accumulate != accumulate) {
@@ -161,29 +185,45 @@ void issue_product(Dtype dtype, const Operands& operands, float* d, int columns,
   }
   product.d[thread.index % 128] = d;
   product.a_words[thread.index % 128] = operands.a_words;
-  if (++product.issued == 128 && machine().coin()) {
+  if (machine().traced()) {
+    note_busy_registers(thread, number, d, columns / 2 * sizeof *d, /*read_only=*/false);
+    if (operands.a_words) note_busy_registers(thread, number, operands.a_words, 16, /*read_only=*/true);
+  }
+  if (++product.issued < 128) return;
+  block.shared.require_visible(product.a_pieces, "wgmma");
+  block.shared.require_visible(product.b_pieces, "wgmma");
+  if (machine().coin()) {
     machine().later([&block, &warpgroup, number] { finish(block, warpgroup, number + 1); });
   }
 }
 
-void commit_products() { machine().thread().product_groups.push_back(machine().thread().products_issued); }
+void commit_products(Place place) {
+  machine().group_aligned("wgmma_commit", place);
+  machine().thread().product_groups.push_back(machine().thread().products_issued);
+}
 
 // A product without an early warp is done after all 128 threads have come to wait for it.
-void wait_for_products(std::size_t pending) {
+void wait_for_products(std::size_t pending, Place place) {
   Thread& thread = machine().thread();
+  Block& block = machine().block();
   Warpgroup& warpgroup = own_warpgroup("wgmma_wait");
+  machine().group_aligned("wgmma_wait", place);
   thread.wgmma_fenced = false;
   std::uint64_t target = 0;
-  for (; thread.product_groups.size() > pending; thread.product_groups.pop_front()) {
-    target = thread.product_groups.front();
+  auto& groups = thread.product_groups;
+  if (groups.size() > pending) {
+    const auto last = groups.end() - static_cast<std::ptrdiff_t>(pending);
+    target = last[-1];
+    groups.erase(groups.begin(), last);
   }
-  if (target <= warpgroup.done) return;
-  warpgroup.awaited[thread.index % 128] = target;
-  if (*std::min_element(std::begin(warpgroup.awaited), std::end(warpgroup.awaited)) == target) {
-    Block& block = machine().block();
-    machine().later([&block, &warpgroup, target] { finish(block, warpgroup, target); });
+  if (target > warpgroup.done) {
+    warpgroup.awaited[thread.index % 128] = target;
+    if (*std::min_element(std::begin(warpgroup.awaited), std::end(warpgroup.awaited)) == target) {
+      machine().later([&block, &warpgroup, target] { finish(block, warpgroup, target); });
+    }
+    machine().wait(&warpgroup.done, target, "wgmma_wait of its whole warpgroup");
   }
-  machine().wait(&warpgroup.done, target, "wgmma_wait of its whole warpgroup");
+  if (target) release(block, warpgroup, target);
 }
 
 }  // namespace aapt::emulate

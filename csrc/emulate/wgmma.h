@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "common/types.h"
+#include "emulate/aligned.h"
 
 namespace aapt::emulate {
 
@@ -16,9 +17,10 @@ struct Operands {
   bool b_mn_major;
 };
 
-void fence_products();
-void issue_product(Dtype dtype, const Operands& operands, float* d, int columns, bool accumulate);
-void commit_products();
-void wait_for_products(std::size_t pending);
+// Each is an instruction of the whole warpgroup, at `place` in the kernel's source.
+void fence_products(Place place);
+void issue_product(Dtype dtype, const Operands& operands, float* d, int columns, bool accumulate, Place place);
+void commit_products(Place place);
+void wait_for_products(std::size_t pending, Place place);
 
 }  // namespace aapt::emulate

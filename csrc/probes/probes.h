@@ -22,11 +22,12 @@ struct Arguments {
 
 using Probe = void(const Arguments& arguments, const Stream& stream);
 
-Probe named_barrier, cp_async, half_precision;                // portable.cu: for every GPU from Ampere on
-Probe barrier_ring;                                           // barrier_ring.cu, and the others: Hopper
-Probe tile_load, tile_multicast, multicast_ring, tile_store;  // tile.cu
-Probe wgmma, wgmma_written, shifted_rows;                     // wgmma.cu
-Probe paged_attention;                                        // attention.cu
-Probe l2_bandwidth;                                           // l2_bandwidth.cu
+Probe named_barrier, cp_async, block_counter, half_precision;  // portable.cu: for every GPU from Ampere on
+Probe barrier_ring;                                            // barrier_ring.cu, and the others: Hopper
+Probe tile_load, tile_multicast, multicast_ring, tile_store;   // tile.cu
+Probe encode_tensor_map;                                       // tile.cu
+Probe wgmma, wgmma_written, shifted_rows;                      // wgmma.cu
+Probe paged_attention;                                         // attention.cu
+Probe l2_bandwidth;                                            // l2_bandwidth.cu
 
 }  // namespace aapt::probes

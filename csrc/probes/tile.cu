@@ -48,7 +48,8 @@ AAPT_DEVICE void copy_words(void* to, const void* from, int bytes) {
 
 // ---- tile_load: any tensor of rank 1..5 -> the bytes of the box as they lie in shared memory ----
 // values: variant, swizzle, box, first coordinate. Variants: 1 no wait, 2 no bytes announced, 3 no fence after the
-// initialisation, 4 the box 128 bytes further on, 5 the box outside of shared memory, 6 one arrival too many.
+// initialisation, 4 the box 128 bytes further on, 5 the box outside of shared memory, 6 one arrival too many, 7 onto
+// what threads have written without a fence.
 
 template <int kRank>
 AAPT_KERNEL void tile_load_kernel(AAPT_GRID_CONSTANT const Params params) {
@@ -59,6 +60,7 @@ AAPT_KERNEL void tile_load_kernel(AAPT_GRID_CONSTANT const Params params) {
     arch::barrier_init(&shared.barrier, 1);
     if (variant != 3) arch::barrier_init_fence();
   }
+  if (variant == 7) shared.box[arch::thread_index()] = 1;
   arch::sync_threads();
   if (arch::thread_index() == 0) {
     if (variant == 2) {
@@ -207,6 +209,29 @@ void tile_store(const Arguments& arguments, const Stream& stream) {
   constexpr void (*kernels[])(Params) = {&tile_store_kernel<1>, &tile_store_kernel<2>, &tile_store_kernel<3>,
                                          &tile_store_kernel<4>, &tile_store_kernel<5>};
   arch::launch(kernels[tensor.shape.size() - 1], one_block(128, sizeof(TileShared), stream), params);
+}
+
+// ---- encode_tensor_map: any tensor -> nothing; values: swizzle, box ----
+// Makes a map without the checks of make_tensor_map, so that the driver's own answer shows.
+
+void encode_tensor_map(const Arguments& arguments, const Stream& stream) {
+  const Tensor& tensor = arguments.inputs.at(0);
+  const std::size_t rank = tensor.shape.size();
+  make_params(arguments, 1, 0, 1 + rank);
+  MapDescription description = {};
+  description.address = reinterpret_cast<std::uintptr_t>(tensor.data);
+  description.rank = static_cast<std::uint8_t>(rank);
+  description.element_bytes = static_cast<std::uint8_t>(dtype_bytes(tensor.dtype));
+  description.swizzle_bytes = static_cast<std::uint8_t>(arguments.values[0]);
+  for (std::size_t i = 0; i < rank; ++i) {
+    const std::size_t at = rank - 1 - i;
+    if (at >= kMaxMapRank) continue;
+    description.size[at] = static_cast<std::uint64_t>(tensor.shape[i]);
+    description.box[at] = static_cast<std::uint16_t>(arguments.values[1 + i]);
+    if (at == 0) continue;
+    description.stride_bytes[at - 1] = static_cast<std::uint64_t>(tensor.stride[i]) * description.element_bytes;
+  }
+  aapt::encode_tensor_map(description, tensor.dtype, stream.device);
 }
 
 }  // namespace aapt::probes

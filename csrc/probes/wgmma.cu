@@ -28,7 +28,8 @@ AAPT_DEVICE void store_accumulators(const float (&d)[kCount], void* out) {
 // ---- wgmma: A [64, 64], B [N, 64] or [64, N] of 16 bits -> float [64, N]; values: variant, swizzle, major of B (0: K,
 // 1: MN), A in registers ----
 // Variants: 1 the accumulators are read before the wait, 2 no wgmma_fence, 3 B is overwritten before the wait, 4 A in
-// registers is overwritten before the wait; they exist in the emulation only.
+// registers is overwritten before the wait, 5 a copy goes to B before the wait, 6 half of each warp issues wgmma_fence
+// at another place; they exist in the emulation only.
 
 // An operand in slabs as wide as the swizzle (16 bytes without one), each of `lines` rows of the tensor. K-major: the
 // lines are rows M or N and the slabs follow each other along K; MN-major: the other way round.
@@ -102,7 +103,9 @@ AAPT_KERNEL void AAPT_LAUNCH_BOUNDS(128, 1) wgmma_kernel(AAPT_GRID_CONSTANT cons
   }
 #ifdef AAPT_EMULATE  // the planted errors: a compiler for the GPU would see them and serialise every product
   const int variant = params.value[0];
-  if (variant != 2)
+  if (variant == 6 && arch::lane_index() < 16) {
+    arch::wgmma_fence(d);
+  } else if (variant != 2)
 #endif
     arch::wgmma_fence(d);
 #pragma unroll
@@ -122,6 +125,10 @@ AAPT_KERNEL void AAPT_LAUNCH_BOUNDS(128, 1) wgmma_kernel(AAPT_GRID_CONSTANT cons
     arch::sync_threads();
   }
   if (variant == 4) words[kSteps - 1][0] = 0;
+  if (variant == 5 && arch::thread_index() == 0) {
+    arch::barrier_arrive_expect_bytes(&shared.barrier, b.bytes());
+    b.load(shared.b, params.map[1], &shared.barrier, 1);
+  }
 #endif
   arch::wgmma_wait<0>(d);
 #ifdef AAPT_EMULATE

@@ -60,6 +60,33 @@ def test_the_emulation_reports_a_deadlock_and_works_on(emulated, schedule):
     assert (exchanged(emulated, 0, schedule) == 0).all()
 
 
+@pytest.mark.parametrize(
+    ("variant", "message"),
+    [
+        (3, r"named_barrier_\w+: expected 1\d\d threads, as others have named, at barrier 1, got 1\d\d"),
+        (4, "named_barrier_sync: expected whole warps at barrier 3, got a part of warp 0"),
+        (
+            5,
+            r"named_barrier_sync: threads of a warp have diverged: thread \d+ is at portable.cu:\d+, thread \d+ at ",
+        ),
+        (6, "named_barrier_arrive: expected each warp once in a generation at barrier 1, got warp 3 twice"),
+    ],
+    ids=["two numbers of threads", "half warps", "two places", "a warp twice"],
+)
+def test_misused_named_barriers_are_reported(emulated, variant, message):
+    with pytest.raises(RuntimeError, match=f"^emulated {message}"):
+        exchanged(emulated, variant, schedule=0)
+
+
+def test_blocks_run_at_the_same_time_in_random_schedules(emulated):
+    counts = []
+    for schedule in range(4):
+        count = torch.zeros(1, dtype=torch.int32)
+        emulated.probe("block_counter", [], [count], [8], schedule)
+        counts.append(int(count))
+    assert counts[0] == 8 and min(counts) < 8
+
+
 @SCHEDULES
 def test_cp_async_copies_some_bytes_and_clears_the_rest(target, schedule):
     x, out = integers(2, 2, 128, 4, device=target.device)

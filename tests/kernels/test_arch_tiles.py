@@ -144,6 +144,7 @@ def test_a_missing_wait_for_a_load_shows(emulated):
         (4, "tile_load: expected a place in shared memory that is a multiple of 1024, got 128"),
         (5, "tile_load: expected a place within 33800 bytes of shared memory, got 1152 bytes at 32768"),
         (6, "barrier_arrive: more than the 1 arrivals of a phase at the barrier at byte 33792"),
+        (7, "tile_load: it does not see what a thread wrote near byte 0 of shared memory: expected fence_proxy_async"),
     ],
     ids=[
         "no bytes announced",
@@ -151,6 +152,7 @@ def test_a_missing_wait_for_a_load_shows(emulated):
         "misaligned box",
         "outside of shared memory",
         "an arrival too many",
+        "over a write without a fence",
     ],
 )
 def test_misused_loads_are_reported(emulated, variant, message):
@@ -165,14 +167,22 @@ def store(target: Target, variant: int, schedule: int) -> torch.Tensor:
     return (case.tensor - source.tensor)[6:, case.first[1] :]
 
 
-def test_a_missing_fence_before_a_store_shows(emulated):
-    assert all(store(emulated, 1, schedule).isnan().all() for schedule in range(4))
-    assert all((store(emulated, 0, schedule) == 0).all() for schedule in range(4))
+@SCHEDULES
+def test_a_missing_fence_before_a_store_is_reported(emulated, schedule):
+    with pytest.raises(RuntimeError, match="tile_store: it does not see what a thread wrote near byte"):
+        store(emulated, 1, schedule)
+    assert (store(emulated, 0, schedule) == 0).all()
 
 
 def test_a_missing_wait_for_a_store_shows(emulated):
-    wrong = [bool((store(emulated, 2, schedule) != 0).any()) for schedule in range(6)]
-    assert wrong[0] and any(wrong[1:])
+    def shows(schedule: int) -> bool:
+        try:
+            return bool((store(emulated, 2, schedule) != 0).any())
+        except RuntimeError as error:
+            assert "tile_store: a thread wrote near byte" in str(error)
+            return True
+
+    assert shows(0) and any(shows(schedule) for schedule in range(1, 6))
 
 
 def test_an_end_before_a_store_was_read_is_reported(emulated):
@@ -255,6 +265,57 @@ def test_maps_that_break_a_rule_are_refused(target, change, message):
     box, swizzle = change.get("box", (4, 8)), change.get("swizzle", 0)
     with pytest.raises(ValueError, match=f"^inputs\\[0\\][:,] {message}"):
         target.probe("tile_load", [tensor], [tensor], [0, swizzle, *box, 0, 0])
+
+
+def encode(target: Target, tensor: torch.Tensor, box: tuple[int, ...], swizzle: int = 0) -> None:
+    """Make a map with the driver's checks alone; the emulation has its own copy of these."""
+    target.probe("encode_tensor_map", [tensor], [], [swizzle, *box])
+
+
+@pytest.mark.parametrize(
+    ("tensor", "box", "swizzle", "message"),
+    [
+        (torch.zeros(13, 63), (4, 8), 0, r"globalStrides\[0\]: expected a multiple of 16, got 252"),
+        (spread(2**38), (2, 8), 0, rf"globalStrides\[0\]: expected less than 2\^40, got {2**40}"),
+        (torch.zeros(1, 64).expand(13, 64), (4, 8), 0, r"globalStrides\[0\]: expected more than 0, got 0"),
+        (torch.zeros(13, 64)[:, 1:], (4, 8), 0, r"globalAddress: expected a multiple of 16, got \d+"),
+        (torch.zeros(0, 64), (4, 8), 0, r"globalDim\[1\]: expected 1 to 2\^32, got 0"),
+        (torch.zeros(13, 64), (257, 4), 0, r"boxDim\[1\]: expected 1 to 256, got 257"),
+        (torch.zeros(13, 64), (0, 4), 0, r"boxDim\[1\]: expected 1 to 256, got 0"),
+        (torch.zeros(13, 64), (4, 3), 0, "bytes of a row of the box: expected a multiple of 16, got 12"),
+        (
+            torch.zeros(13, 64),
+            (4, 12),
+            32,
+            "bytes of a row of the box: expected at most the width of the swizzle, got 48",
+        ),
+        (torch.zeros(13, 64), (4, 4), 96, "swizzle: expected 0, 32, 64 or 128, got 96"),
+        (torch.zeros(1, 1, 1, 1, 1, 8), (1, 1, 1, 1, 1, 8), 0, "tensorRank: expected 1 to 5, got 6"),
+    ],
+    ids=[
+        "stride",
+        "2^40 bytes",
+        "expanded",
+        "address",
+        "empty",
+        "a large box",
+        "an empty box",
+        "rows of the box",
+        "wider than the swizzle",
+        "swizzle",
+        "rank",
+    ],
+)
+def test_the_emulated_driver_keeps_the_documented_rules(emulated, tensor, box, swizzle, message):
+    with pytest.raises(RuntimeError, match=rf"^cuTensorMapEncodeTiled \(emulated\): {message}"):
+        encode(emulated, tensor, box, swizzle)
+
+
+def test_the_driver_takes_what_the_rules_allow(hopper):
+    tensor = torch.zeros(13, 64, device=hopper.device)
+    encode(hopper, tensor, (4, 8), 32)
+    encode(hopper, tensor, (4, 4), 128)  # narrower than the swizzle
+    encode(hopper, tensor[:1].expand(1, 64), (1, 4))  # one row
 
 
 def test_a_map_has_one_to_five_dimensions(target):

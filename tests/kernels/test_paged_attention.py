@@ -191,6 +191,14 @@ def test_strided_inputs(schedule, width, attend, target):
         assert torch.equal(actual, wanted)
 
 
+def test_a_batch_of_one_may_have_any_stride(attend, target):
+    case = paged_case([[64, 5]], head_dim=64, dtype=torch.bfloat16, device=target.device)
+    q = queries(1, target)
+    moved = q.as_strided(q.shape, (3, *q.stride()[1:]))
+    for actual, wanted in zip(attend(moved, case), attend(q, case), strict=True):
+        assert torch.equal(actual, wanted)
+
+
 def test_head_major_pages(attend, target):
     """[P, Hkv, 64, D] in memory, seen as [P, 64, Hkv, D]: any strides do as long as rows are dense."""
     case = paged_case([[64, 30]], head_dim=128, dtype=torch.bfloat16, device=target.device)

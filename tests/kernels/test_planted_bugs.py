@@ -113,6 +113,14 @@ BUGS = [
         **ATTENTION,
     ),
     Bug(
+        "all blocks keep their first token in one place",
+        KERNEL,
+        "const int first_token = arch::block_index().x * Config::kRows;",
+        "static int kept;\n  kept = arch::block_index().x * Config::kRows;\n  arch::sync_threads();\n"
+        "  const int first_token = kept;",
+        **ATTENTION,
+    ),
+    Bug(
         "query heads share the wrong keys",
         KERNEL,
         "head * params.kv_heads / params.heads",

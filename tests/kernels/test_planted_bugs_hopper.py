@@ -21,6 +21,7 @@ def variant(name: str, select: str) -> dict[str, str]:
 SM90 = variant("sm90", "sm90 and not sm90_")
 LATE_SM90 = variant("sm90", "broken and sm90 and not sm90_")  # bugs that show in the last tests of the file only
 SPLIT = variant("sm90_split", "sm90_split")
+TRACED = {**variant("sm90", "test_equals and sm90 and not sm90_"), "traced": True}  # several times as slow
 KERNEL, COMBINE = "paged_attention/kernel_sm90.cuh", "paged_attention/combine_sm90.cuh"
 LOAD, MULTIPLY, SOFTMAX = (f"paged_attention/{name}.cuh" for name in ("load_sm90", "multiply_sm90", "softmax"))
 
@@ -109,6 +110,85 @@ BUGS = [
         "softmax.weigh(scores, corrections, params.scale_log2);\n softmax.rescale(out, corrections);\n"
         "corrections[0] = corrections[1] = 1.0f;\n",
         **SM90,
+    ),
+    Bug(
+        "lanes of a warp write the result from two places",
+        MULTIPLY,
+        "arch::stmatrix(rows + column / 64 * Config::kGroupSlabBytes + swizzled(Swizzle::k128Bytes, at), words);",
+        "char* row = rows + column / 64 * Config::kGroupSlabBytes + swizzled(Swizzle::k128Bytes, at);\n"
+        "lane < 16 ? arch::stmatrix(row, words)\n : arch::stmatrix(row, words);",
+        **SM90,
+    ),
+    Bug(
+        "lanes of a warp exchange maxima in two places",
+        "paged_attention/softmax.cuh",
+        "largest = fmaxf(largest, arch::shuffle_xor(largest, 2));\n\n",
+        "largest = fmaxf(largest, arch::lane_index() < 16 ? arch::shuffle_xor(largest, 2)\n"
+        ": arch::shuffle_xor(largest, 2));\n",
+        **SM90,
+    ),
+    Bug(
+        "half of each warp opens a product at another place",
+        MULTIPLY,
+        "auto& d = flat<Config::kHeadDim>(out);\n  arch::wgmma_fence(d);",
+        "auto& d = flat<Config::kHeadDim>(out);\n  if (arch::lane_index() < 16) {\n    arch::wgmma_fence(d);\n"
+        "  } else {\n    arch::wgmma_fence(d);\n  }",
+        **SM90,
+    ),
+    Bug(
+        "a barrier of half warps",
+        MULTIPLY,
+        "reads the queries.\n  arch::named_barrier_sync(1 + group, 128);",
+        "reads the queries.\n  if (lane < 16) arch::named_barrier_sync(1 + group, 64);",
+        **SM90,
+    ),
+    Bug(
+        "queries serve as scratch memory while a product reads them",
+        MULTIPLY,
+        "turns.pass();\n\n"
+        "        // Wait for the scores only, and compute their weights while the values are multiplied.\n"
+        "        arch::wgmma_wait<1>(flat<Config::kKeys>(scores));",
+        "turns.pass();\n        if (arch::thread_index() % 128 == 0) shared.q[group][0] ^= 1;\n"
+        "        arch::wgmma_wait<1>(flat<Config::kKeys>(scores));\n"
+        "        if (arch::thread_index() % 128 == 0) shared.q[group][0] ^= 1;",
+        **SM90,
+    ),
+    Bug(
+        "tensor maps keep the stride of a dimension of one element",
+        "common/tensor_map.cpp",
+        "size == 1 ? natural : stride)",
+        "stride)",
+        **{**SM90, "source": "common/tensor_map.cpp", "select": "batch_of_one and sm90 and not sm90_"},
+    ),
+    Bug(
+        "only the thread that stores the result fences",
+        MULTIPLY,
+        "then let one thread start the copies.\n  arch::fence_proxy_async();",
+        "then let one thread start the copies.\n  if (arch::thread_index() % 128 == 0) arch::fence_proxy_async();",
+        **TRACED,
+    ),
+    Bug(
+        "one lane of each warp fences the zeros",
+        MULTIPLY,
+        "wgmma, then wait for those of the whole warpgroup.\n  arch::fence_proxy_async();",
+        "wgmma, then wait for those of the whole warpgroup.\n  if (arch::lane_index() == 0) arch::fence_proxy_async();",
+        **TRACED,
+    ),
+    Bug(
+        "the output is looked at while a product adds to it",
+        MULTIPLY,
+        "softmax.weigh(scores, corrections, params.scale_log2);\n\n",
+        "softmax.weigh(scores, corrections, params.scale_log2);\n"
+        "if (out[0][0][0] != out[0][0][0]) corrections[0] = NAN;\n",
+        **TRACED,
+    ),
+    Bug(
+        "weights are written once more while a product reads them",
+        MULTIPLY,
+        "multiply_values<Config>(out, weights, shared.v[place.stage]);\n        turns.pass();",
+        "multiply_values<Config>(out, weights, shared.v[place.stage]);\n        turns.pass();\n"
+        "const_cast<volatile std::uint32_t&>(weights.words[0][0]) = weights.words[0][0];",
+        **TRACED,
     ),
     Bug("the output keeps an old scale", MULTIPLY, "softmax.rescale(out, corrections);", "", **SM90),
     Bug(
@@ -213,6 +293,11 @@ BUGS = [
 @pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.what)
 def test_bug_is_noticed(bug, planter, runs, tmp_path):
     assert not runs.pass_(planter.plant(bug, tmp_path / "planted"), bug.tests, bug.select)
+
+
+def test_the_traced_kernel_passes_without_a_bug(planter, runs, tmp_path):
+    same = Bug("none", MULTIPLY, "// Starts scores =", "// Starts scores =", **TRACED)
+    assert runs.pass_(planter.plant(same, tmp_path / "traced"), same.tests, same.select, seconds=280)
 
 
 @pytest.mark.parametrize("tests", sorted({(bug.tests, bug.select) for bug in BUGS}), ids=lambda tests: tests[1])

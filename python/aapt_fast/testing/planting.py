@@ -26,6 +26,9 @@ PRECOMPILED = {
     True: '#include <cute/layout.hpp>\n#include <cute/swizzle_layout.hpp>\n#include "common/arch.h"\n',
 }
 
+# Options of a kernel that tells the emulation of its accesses to memory.
+TRACED: dict[bool, list[str]] = {False: [], True: ["-fsanitize=thread"]}
+
 
 @dataclass(frozen=True)
 class Bug:
@@ -38,6 +41,7 @@ class Bug:
     source: str  # the .cu or .cpp file below csrc/ that is compiled with the change
     tests: str  # file below tests/kernels/
     select: str = ""  # pytest -k: tests that use what `source` compiles
+    traced: bool = False  # compiled so that the emulation sees each access to memory (csrc/emulate/trace.cpp)
 
 
 class Planter:
@@ -51,7 +55,7 @@ class Planter:
         self._folder = folder
         entries = json.loads((EMULATED_BUILD / "compile_commands.json").read_text())
         self._entries = {Path(entry["file"]): entry for entry in entries if "probes" not in entry["output"]}
-        self._headers: dict[bool, Path] = {}
+        self._headers: dict[tuple[bool, bool], Path] = {}
 
     def plant(self, bug: Bug, folder: Path) -> Path:
         """Write a module with the bug to `folder` and return the folder.
@@ -70,7 +74,7 @@ class Planter:
         entry = self._entries[CSRC / bug.source]
         compiler, *options = _options(entry)
         if source.suffix == ".cu":
-            options += ["-O1", "-include", str(self._precompiled(entry))]
+            options += ["-O1", *TRACED[bug.traced], "-include", str(self._precompiled(entry, bug.traced))]
         else:
             options += ["-O0"]  # most of its time goes into pybind11
         # Includes find the changed file first, whatever includes it.
@@ -80,15 +84,16 @@ class Planter:
         _run([compiler, "-shared", "-o", str(folder / module), str(folder / "changed.o"), *objects])
         return folder
 
-    def _precompiled(self, entry: dict[str, str]) -> Path:
+    def _precompiled(self, entry: dict[str, str], traced: bool) -> Path:
         """The precompiled header for a kernel; kernels have the same options but for the folders of CUTLASS."""
         cutlass = "-isystem" in entry["command"]
-        if cutlass not in self._headers:
-            header = self._folder / f"precompiled_{cutlass}.h"
+        if (cutlass, traced) not in self._headers:
+            header = self._folder / f"precompiled_{cutlass}_{traced}.h"
             header.write_text(PRECOMPILED[cutlass])
-            _run([*_options(entry), "-O1", "-x", "c++-header", "-o", f"{header}.gch", "-c", str(header)])
-            self._headers[cutlass] = header
-        return self._headers[cutlass]
+            options = [*_options(entry), "-O1", *TRACED[traced]]
+            _run([*options, "-x", "c++-header", "-o", f"{header}.gch", "-c", str(header)])
+            self._headers[cutlass, traced] = header
+        return self._headers[cutlass, traced]
 
 
 def _options(entry: dict[str, str]) -> list[str]:
