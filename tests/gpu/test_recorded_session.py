@@ -45,3 +45,20 @@ def test_a_recorded_stream_is_that_of_eager_launches(make, kernels):
             assert_near(video.float(), expected.float(), 2 / 255)  # two levels of 255
             if step == 3:
                 recorded, eager = recorded.fork(), eager.fork()
+
+
+def test_recordings_that_come_and_go_leave_others_as_they_are():
+    """More of them than torch has streams, whose cuBLAS work space would be shared; and no memory stays behind."""
+    model = aapt_fast.StreamModel.from_pretrained("mini-person", device="cuda", dtype=torch.bfloat16)
+    image, control = aapt_fast.load_gallery("mini-person")[0].image, torch.zeros(19, 3)
+    recorded, eager = (StreamSession(model, image, seed=3, cuda_graph=graph) for graph in (True, False))
+    before = torch.cuda.memory_allocated()
+    for number in range(36):
+        with StreamSession(model, image, seed=number, cuda_graph=True) as other:
+            other.step(control), other.step(control)
+        if number % 12 == 0:
+            other = StreamSession(model, image, seed=number, cuda_graph=True)
+            other.reset(), other.close()
+            assert_near(recorded.step(control).float(), eager.step(control).float(), 2 / 255)
+    del other
+    assert torch.cuda.memory_allocated() < before + 2**24

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from aapt_fast.streaming.graph import Recording
+from aapt_fast.streaming.graph import GraphMemory, Recording
 
 _HOST_READS = (
     torch.ops.aten._local_scalar_dense.default,
@@ -49,7 +49,7 @@ class _Recorder(TorchDispatchMode):
                     result.copy_(value)
 
 
-def record_on_cpu(function: Callable[[], Tensor], device: torch.device) -> Recording:
+def record_on_cpu(function: Callable[[], Tensor], memory: GraphMemory) -> Recording:
     """A recorder for `streaming.graph.RECORDERS`: records `function` -> tensor [...], which it runs once."""
     recorder = _Recorder()
     with recorder:
