@@ -168,10 +168,17 @@ BUGS = [
         **TRACED,
     ),
     Bug(
-        "one lane of each warp fences the zeros",
+        "one lane fences the zeros of its warp",
+        LOAD,
+        "wgmma, then wait for those of the whole warp.\n  arch::fence_proxy_async();",
+        "wgmma, then wait for those of the whole warp.\n  if (arch::lane_index() == 0) arch::fence_proxy_async();",
+        **TRACED,
+    ),
+    Bug(
+        "values are multiplied before they are clear",
         MULTIPLY,
-        "wgmma, then wait for those of the whole warpgroup.\n  arch::fence_proxy_async();",
-        "wgmma, then wait for those of the whole warpgroup.\n  if (arch::lane_index() == 0) arch::fence_proxy_async();",
+        "if (facts.partial()) arch::barrier_wait(&shared.cleared_v[place.stage], place.parity);",
+        "",
         **TRACED,
     ),
     Bug(
