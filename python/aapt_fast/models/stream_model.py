@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import copy
 import os
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeAlias
@@ -16,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from aapt_fast.errors import require, require_plain, require_shape, require_type
-from aapt_fast.media.pictures import show
+from aapt_fast.media.first_picture import as_picture, require_size, warn_of_0_to_1
 from aapt_fast.models.aapt.config import ControlConfig
 from aapt_fast.models.aapt.generator import Generator
 from aapt_fast.models.files.gallery import read_gallery
@@ -31,7 +30,6 @@ from aapt_fast.worlds import WORLDS
 from aapt_fast.worlds.world import World
 
 ImageLike: TypeAlias = Image.Image | numpy.ndarray | Tensor
-FROM_0_TO_1 = "for values in 0..1 pass 2 * image - 1, for 0..255 uint8 [H, W, 3]"
 
 
 class StreamModel:
@@ -240,25 +238,7 @@ def _world_of(path: str | Path) -> World | None:
 
 def _pixels(image: object, size: tuple[int, int]) -> Tensor:
     """An image -> float32 [3, H, W] in -1..1."""
-    if isinstance(image, Image.Image):
-        image = show(image).pixels
-    if isinstance(image, numpy.ndarray):
-        numbers = image.dtype.kind in "iuf" and image.dtype.itemsize <= 8
-        require(numbers, "image", "uint8 [H, W, 3] or float [3, H, W]", f"an array of dtype {image.dtype}")
-        image = torch.tensor(numpy.ascontiguousarray(image))
-    if not isinstance(image, Tensor):
-        kind = type(image).__name__
-        raise TypeError(f"image: expected a PIL image, uint8 [H, W, 3] or float [3, H, W], got {kind}")
-    require_plain("image", image)
-    if image.dtype == torch.uint8:
-        require_shape("image", image, *size, 3)
-        return image.permute(2, 0, 1).float() / 127.5 - 1
-    require(image.is_floating_point(), "image", "uint8 [H, W, 3] or float [3, H, W]", image.dtype)
-    require_shape("image", image, 3, *size)
-    pixels = image.float()
-    low, high = (float(value) for value in pixels.aminmax())
-    require(low >= -1 and high <= 1, "image", f"values in -1..1 ({FROM_0_TO_1})", f"{low:g} to {high:g}")
-    if low >= 0:
-        got = f"{low:g} to {high:g}; the picture is used as it is"
-        warnings.warn(f"image: expected values in -1..1, got {got} ({FROM_0_TO_1})", stacklevel=4)  # at the session's
-    return pixels
+    picture = as_picture(image)
+    require_size(picture, size)
+    warn_of_0_to_1(picture)
+    return picture if picture.is_floating_point() else picture.permute(2, 0, 1).float() / 127.5 - 1

@@ -14,7 +14,7 @@ from aapt_fast.errors import require, require_seed
 from aapt_fast.models.autocast import without_autocast
 from aapt_fast.models.stream_model import ImageLike, StreamModel
 from aapt_fast.streaming.pages import PagePool
-from aapt_fast.worlds.world import FirstFrame
+from aapt_fast.worlds.world import NEEDS_IMAGE, FirstFrame
 
 
 @contextmanager
@@ -28,7 +28,7 @@ def check_start(model: StreamModel, image: object, prompt: object) -> None:
     """Raise ValueError if the image or the prompt is None and the generator needs one."""
     generator = model.generator
     fits = image is not None or not generator.needs_image
-    require(fits, "image", "an image: it is the recycled frame of the first step", None)
+    require(fits, "image", NEEDS_IMAGE, None)
     fits = prompt is not None or not generator.needs_prompt
     require(fits, "prompt", "a prompt: this generator always attends to text", None)
 
