@@ -27,7 +27,7 @@ from aapt_fast.models.files.placement import DTYPES, checked_placement, require_
 from aapt_fast.models.protocols import GeneratorShape, VideoGenerator
 from aapt_fast.models.vae.video_stream import VideoDecoder, VideoVAE, frames_to_uint8
 from aapt_fast.worlds import WORLDS
-from aapt_fast.worlds.world import World
+from aapt_fast.worlds.world import Oddity, World
 
 ImageLike: TypeAlias = Image.Image | numpy.ndarray | Tensor
 
@@ -158,6 +158,13 @@ class StreamModel:
         require(self._world is not None, "model.world", "a model with a gallery, such as mini-person", got)
         assert self._world is not None
         return self._world
+
+    def odd_controls(self, controls: Tensor) -> Oddity | None:
+        """The fault of controls [N, J, 3] or [N, C, h, w] that nothing in the world of the model can have.
+
+        None if they have none, and for a model without a world.
+        """
+        return None if self._world is None else self._world.odd_controls(controls.cpu())
 
     @property
     def tokens(self) -> int:

@@ -84,6 +84,9 @@ class SessionBatch(NotCopied):
             self._step = self._make_step()
         with computing(self._sessions[0].model):
             prepared = [(step, step.prepare(part)) for step, part in self._parts(given)]
+            checked = [values for _, entries in prepared for values in entries]  # none for a model without control
+            for session, values in zip(self._sessions, checked, strict=bool(checked)):
+                session._odd.look_at(values)
             try:
                 videos = [video for step, entries in prepared for video in step.take(entries)]
             except BaseException as error:

@@ -25,6 +25,7 @@ from aapt_fast.streaming.boundary import check_pool, check_start, checked_seed, 
 from aapt_fast.streaming.controls import ControlSource, controls_of, image_entries
 from aapt_fast.streaming.graph import RECORDERS
 from aapt_fast.streaming.latency import LatencyCounter
+from aapt_fast.streaming.odd_controls import OddControls
 from aapt_fast.streaming.pages import PagePool
 from aapt_fast.streaming.run import Run, Start, open_run
 from aapt_fast.streaming.step import Step
@@ -107,17 +108,19 @@ class StreamSession(NotCopied):
         self._pool, self._owns_pool = pool, pool is None
         self._closed: str | None = None  # why
         self._step: Step | None = None
+        self._odd = OddControls(model)
         self._stepping = threading.Lock()
         self._process = os.getpid()
         with computing(model):
-            check_start(model, image, prompt)
             image, image_control = separate(model, image, image_control)
+            check_start(model, image, prompt)
             start = Start(
                 model.encode_image(image) if image is not None else None,
                 image_entries(image_control, model),
                 model.embed(prompt) if prompt is not None else None,
                 checked_seed(seed),
             )
+            self._odd.look_at_image(image_control)
             self._begin(start, begun)
 
     def __repr__(self) -> str:
@@ -133,7 +136,8 @@ class StreamSession(NotCopied):
             control: of this step, one entry per video frame or one for all of them: [entries, J, 3] or [J, 3] for
                 poses, [entries, C, h, w] or [C, h, w] for maps; a tensor, an array or lists of numbers. None for a
                 model without control. Of a joint, x and y are fractions of width and height, from the upper left, and
-                the third number is the depth in metres.
+                the third number is the depth in metres. A control that nothing in the model's world can have, such as
+                the pose of a giant, is used all the same, with one UserWarning per session for each kind.
 
         Raises:
             TypeError, ValueError: a bad control. Nothing has changed; the session can take another step.
@@ -145,6 +149,8 @@ class StreamSession(NotCopied):
         with self._in_one_thread(), computing(self.model):
             one, begun = self._require_open(), time.perf_counter()
             entries = one.prepare([control])
+            for values in entries:
+                self._odd.look_at(values)
             try:
                 [video] = one.take(entries, self.on_stage)
             except BaseException as error:
@@ -237,6 +243,7 @@ class StreamSession(NotCopied):
                 self.model.embed(prompt) if prompt is not None else old.prompt,
                 checked_seed(seed) if seed is not None else old.seed,
             )
+            self._odd.look_at_image(image_control)
             self._drop()
             try:
                 self._begin(start, begun)

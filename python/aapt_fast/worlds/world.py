@@ -71,6 +71,18 @@ class FirstFrame:
 
 
 @dataclass(frozen=True)
+class Oddity:
+    """A fault of controls that nothing in a world can have."""
+
+    kind: str
+    """The same for all controls with this fault, so that a stream of them is reported once."""
+    sentence: str
+
+    def __str__(self) -> str:
+        return self.sentence
+
+
+@dataclass(frozen=True)
 class Part:
     """One action of a script, for `frames` video frames (None: `PART_FRAMES`, and without end for the last part)."""
 
@@ -127,8 +139,11 @@ class World(Protocol):
     def draw_controls(self, controls: Tensor, size: int) -> Tensor:
         """Pictures [N, 3, size, size] in 0..1, for people, of the controls [N, J, 3] or [N, C, h, w]."""
 
-    def odd_controls(self, controls: Tensor) -> str | None:
-        """A sentence about controls [N, J, 3] or [N, C, h, w] that nothing in this world can have; None without any."""
+    def odd_controls(self, controls: Tensor) -> Oddity | None:
+        """The fault of controls [N, J, 3] or [N, C, h, w] that nothing in this world can have; None without any.
+
+        Sessions call it in every step, so it has to be fast. The controls lie on the CPU.
+        """
 
     def player(self, first: FirstFrame, script: str = MEDLEY, seed: int = 0) -> Player:
         """Live control from the picture `first` on, by a script such as "walk:48,wave" (see `read_script`).
