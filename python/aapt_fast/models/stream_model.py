@@ -24,6 +24,7 @@ from aapt_fast.models.files.load_vae import load_vae
 from aapt_fast.models.files.lora import LoraFiles
 from aapt_fast.models.files.model_file import read_model, write_model
 from aapt_fast.models.files.placement import DTYPES, checked_placement, require_usable_dtype
+from aapt_fast.models.own_process import OwnProcess
 from aapt_fast.models.protocols import GeneratorShape, VideoGenerator
 from aapt_fast.models.vae.video_stream import VideoDecoder, VideoVAE, frames_to_uint8
 from aapt_fast.worlds import WORLDS
@@ -36,6 +37,9 @@ class StreamModel:
     """Generator and VAE that fit together, ready for `StreamSession`.
 
     Any number of sessions share one, also from threads of their own (docs/reference/threads.md): they change nothing.
+    It serves the process that made it: after `os.fork()` all that computes with it raises RuntimeError in the child,
+    where torch's threads do not exist. One that is unpickled in a process is made there.
+
     Frames, noise and controls are in float32, whatever the dtype of the generator. Inside of one in bfloat16 or
     float16, linear layers and attention compute in that dtype, and `token_dtype` says what the stream of tokens between
     them is kept in: in float32 (by autocast), or in the generator's own dtype, with half the traffic and more rounding.
@@ -65,7 +69,7 @@ class StreamModel:
         token_dtype: torch.dtype | str = torch.float32,
         world: World | None = None,
     ) -> None:
-        self._world = world
+        self._world, self._own_process = world, OwnProcess("model: it was made")
         self.generator, self.vae, self.name, self.text_encoder = generator, vae, name, text_encoder
         weight, self.grid = generator.weight, generator.fit_grid(grid, vae.spatial_factor)
         vae_weight = next(iter(vae.parameters()))
@@ -136,6 +140,7 @@ class StreamModel:
         Raises TypeError unless these are a `Generator` and a `MiniVAE`, ValueError for a dtype that is not of floats or
         a path that is a folder, and OSError where no file can be made.
         """
+        self.require_own_process()
         write_model(path, self.generator, self.vae, self.name, dtype)
 
     @property
@@ -192,6 +197,10 @@ class StreamModel:
         narrower = self.generator.autocasts and self.dtype not in (torch.float32, self.token_dtype)
         return torch.autocast(self.device.type, self.dtype, enabled=narrower)
 
+    def require_own_process(self) -> None:
+        """Raise RuntimeError in a child of the process that made the model: torch would never return there."""
+        self._own_process.require()
+
     def encode_image(self, image: ImageLike) -> Tensor:
         """The latent frame of an image, float32 [1, C, 1, h, w].
 
@@ -205,6 +214,7 @@ class StreamModel:
             TypeError: something else.
             ValueError: another shape, dtype or size, or values that are not in -1..1.
         """
+        self.require_own_process()
         pixels = _pixels(image, self.video_size).to(self.device, self._vae_dtype)
         latents = self.vae.encode(pixels[None, :, None]).float()
         require_shape("latents of the image", latents, 1, self.config.latent_channels, 1, *self.grid)
@@ -217,6 +227,7 @@ class StreamModel:
         Raises ValueError without a text stream or, for a str, without a text encoder, and for another shape or values
         that are not finite; TypeError for something else.
         """
+        self.require_own_process()
         width = self.config.text_width
         require(width > 0, "prompt", "none: this model has no text stream", type(prompt).__name__)
         if isinstance(prompt, str):
@@ -234,6 +245,7 @@ class StreamModel:
 
     def decode(self, decoder: VideoDecoder, frame: Tensor) -> Tensor:
         """The next latent frame [1, C, 1, h, w] of a stream -> its video frames, uint8 [F, H, W, 3]."""
+        self.require_own_process()
         return frames_to_uint8(decoder.decode(frame.to(self._vae_dtype)))[0]
 
 

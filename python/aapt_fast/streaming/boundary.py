@@ -19,7 +19,11 @@ from aapt_fast.worlds.world import NEEDS_IMAGE, FirstFrame
 
 @contextmanager
 def computing(model: StreamModel) -> Iterator[None]:
-    """Run the `with` block without gradients, and in the dtypes of the model whatever autocast the caller is in."""
+    """Run the `with` block without gradients, and in the dtypes of the model whatever autocast the caller is in.
+
+    Raises RuntimeError in a child of the process that made the model.
+    """
+    model.require_own_process()
     with torch.inference_mode(), without_autocast(model.device):
         yield
 

@@ -8,7 +8,6 @@ whole state of a session is in its object, so it can be forked, started over and
 from __future__ import annotations
 
 import itertools
-import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -18,6 +17,7 @@ from types import TracebackType
 from torch import Tensor
 
 from aapt_fast.errors import SessionClosed, require, require_integer, require_type
+from aapt_fast.models.own_process import OwnProcess
 from aapt_fast.models.sampling import Sampler, require_sampler
 from aapt_fast.models.stream_model import ImageLike, StreamModel
 from aapt_fast.not_copied import NotCopied
@@ -35,17 +35,13 @@ IN_TWO_THREADS = (
     "session: a step is being taken in another thread; a session serves one thread at a time, "
     "see docs/reference/threads.md"
 )
-IN_ANOTHER_PROCESS = (
-    "session: it was opened in another process, before os.fork(), and torch's threads are not in this one; start "
-    "processes with spawn and open sessions there, see docs/reference/threads.md"
-)
 
 
 class StreamSession(NotCopied):
     """A stream of video under live control. Not safe to use from several threads at a time.
 
     It serves the process that opened it: after `os.fork()` its calls raise RuntimeError in the child, where torch's
-    threads do not exist.
+    threads do not exist, and so does opening another session of the parent's model there.
 
     Args:
         model: shared by any number of sessions.
@@ -69,6 +65,7 @@ class StreamSession(NotCopied):
         TypeError: an argument of another type.
         ValueError: an argument with another size, shape, dtype or range, or one that the model has no use for.
         PoolExhausted: the pool has too few pages, or the device too little memory; the pool stays as it was.
+        RuntimeError: the model was made in another process, before `os.fork()`.
     """
 
     no_copy = (
@@ -110,7 +107,7 @@ class StreamSession(NotCopied):
         self._step: Step | None = None
         self._odd = OddControls(model)
         self._stepping = threading.Lock()
-        self._process = os.getpid()
+        self._own_process = OwnProcess("session: it was opened")
         with computing(model):
             image, image_control = separate(model, image, image_control)
             check_start(model, image, prompt)
@@ -345,8 +342,7 @@ class StreamSession(NotCopied):
 
     def _require_open(self) -> Step:
         """The `Step` of this session alone. Raises SessionClosed after `close`, RuntimeError in another process."""
-        if self._process != os.getpid():
-            raise RuntimeError(IN_ANOTHER_PROCESS)
+        self._own_process.require()
         if self._closed is not None or self._step is None:
             raise SessionClosed(f"session: it was closed {self._closed}")
         return self._step
