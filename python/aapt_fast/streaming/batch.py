@@ -93,8 +93,8 @@ class SessionBatch(NotCopied):
                 for session in self._sessions:
                     session._close(f"by {type(error).__name__} in a step together with others")
                 raise
-            for session in self._sessions:
-                session.latency.record_step(time.perf_counter() - begun)
+            for session, video in zip(self._sessions, videos, strict=True):
+                session.latency.record_step(time.perf_counter() - begun, len(video))
             return videos
 
     def _parts(self, controls: list[object]) -> list[tuple[Step, list[object]]]:

@@ -73,7 +73,7 @@ class StreamSession(NotCopied):
         "seed and controls repeats it"
     )
     latency: LatencyCounter
-    """Times since the start or the last reset."""
+    """Times since the start or the last reset, and whether the steps keep real time."""
     on_stage: Callable[[str], None] | None = None
     """Called in every step with "generator" before the frames are computed, and with "decode" after; for timings."""
 
@@ -122,7 +122,9 @@ class StreamSession(NotCopied):
 
     def __repr__(self) -> str:
         state = "open" if self._closed is None else f"closed {self._closed}"
-        return f"StreamSession({self.model.name or 'a model without a name'}, steps taken: {self.steps}, {state})"
+        speed = self.latency.in_words()
+        taken = f"{self.steps}, {speed}" if speed else self.steps
+        return f"StreamSession({self.model.name or 'a model without a name'}, steps taken: {taken}, {state})"
 
     def step(self, control: object = None) -> Tensor:
         """The next four video frames, uint8 [4, H, W, 3] on the device of the model, complete when this returns.
@@ -153,7 +155,7 @@ class StreamSession(NotCopied):
             except BaseException as error:
                 self._close(f"by {type(error).__name__} in step {self.steps + 1}")
                 raise
-            self.latency.record_step(time.perf_counter() - begun)
+            self.latency.record_step(time.perf_counter() - begun, len(video))
             return video
 
     def frames(
@@ -172,7 +174,7 @@ class StreamSession(NotCopied):
                 video ends; None for a model without control. A tensor or an array holds the controls of n steps,
                 [n, 4, J, 3] or [n, 4, C, h, w]; `track.split(4)` cuts a track [T, J, 3] of T video frames into steps,
                 where T is a multiple of 4.
-            steps: end after so many; None for no limit.
+            steps: end after so many; None for no limit. An iterable that has fewer controls ends the video earlier.
 
         Raises:
             TypeError, ValueError: a source or a number of another kind or shape; at once, before the first step.
