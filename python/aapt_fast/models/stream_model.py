@@ -137,8 +137,9 @@ class StreamModel:
 
         The gallery of the model is not written: `load_gallery` of the new file is empty, and the model loaded from it
         has no `world`, unless the gallery's folder is copied beside it.
-        Raises TypeError unless these are a `Generator` and a `MiniVAE`, ValueError for a dtype that is not of floats or
-        a path that is a folder, and OSError where no file can be made.
+        Raises TypeError unless these are a `Generator` and a `MiniVAE`, ValueError for a dtype that is not of floats, a
+        path that does not end in .safetensors, a folder, a device, or a file that is something else than a model of
+        this package, which it would replace, and OSError where no file can be made.
         """
         self.require_own_process()
         write_model(path, self.generator, self.vae, self.name, dtype)
