@@ -59,7 +59,9 @@ class StreamSession(NotCopied):
         image_control: one control entry, [J, 3] or [C, h, w], that describes the image, for models whose steps also
             take the control of the step before; None for that of the `FirstFrame`, or zeros for a picture alone.
         pool: home of the session's past (`PagePool.for_sessions`). The session reserves its pages here and now, so that
-            no later step can run out of memory. Without a pool it makes one of exactly that size for itself.
+            no later step can run out of memory. Without a pool it makes one of exactly that size for itself. The
+            pool may have been made for another model: pages hold nothing but keys and values, so layers, heads, width
+            of a head, dtype and device are all that has to be equal.
 
     Raises:
         TypeError: an argument of another type.
@@ -145,6 +147,7 @@ class StreamSession(NotCopied):
                 has changed.
             SessionClosed: the session is closed. Any other error in the middle of a step, Ctrl-C included, closes it.
         """
+        self._own_process.require()
         with self._in_one_thread(), computing(self.model):
             one, begun = self._require_open(), time.perf_counter()
             entries = one.prepare([control])
