@@ -32,6 +32,11 @@ from aapt_fast.worlds.world import Oddity, World
 
 ImageLike: TypeAlias = Image.Image | numpy.ndarray | Tensor
 
+NO_GALLERY = (
+    "; save_pretrained and convert write none: copy the gallery.json of the model that it was made from, with its "
+    "pictures, beside the file, or take a player of aapt_fast.worlds.WORLDS, which has the worlds by their names"
+)
+
 
 class StreamModel:
     """Generator and VAE that fit together, ready for `StreamSession`.
@@ -160,8 +165,8 @@ class StreamModel:
 
         Raises ValueError for a model without one, such as a Wan transformer.
         """
-        got = f"{self.name or 'a model'} without one"
-        require(self._world is not None, "model.world", "a model with a gallery, such as mini-person", got)
+        got = f"{self.name or 'a model'} without one{NO_GALLERY}"
+        require(self._world is not None, "model.world", "a model with a gallery.json beside its file", got)
         assert self._world is not None
         return self._world
 

@@ -15,6 +15,8 @@ LONGEST, SMALLEST = 1.5, 0.5
 """Lengths of bones and of a whole body, as multiples of this world's. A tracker of a small person, or one that knows no
 depth, gives shorter bones; nothing gives longer ones."""
 
+_STARTS, _ENDS = torch.tensor(LIMBS, device="cpu").T  # made once: sessions look at every control
+
 
 def odd_poses(points: Tensor) -> Oddity | None:
     """The fault of image points [N, 19, 3] of impossible bodies, with the worst bone; None if all are possible."""
@@ -47,5 +49,4 @@ def _normal_lengths() -> Tensor:
 
 def bone_lengths(joints: Tensor) -> Tensor:
     """Lengths [N, 15] in metres of the limbs of joints [N, 19, 3]."""
-    start, end = [a for a, _ in LIMBS], [b for _, b in LIMBS]
-    return (joints[:, end] - joints[:, start]).norm(dim=-1)
+    return (joints[:, _ENDS] - joints[:, _STARTS]).norm(dim=-1)
