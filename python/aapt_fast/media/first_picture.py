@@ -99,4 +99,4 @@ def fit_picture(picture: object, width: int, height: int) -> numpy.ndarray:
     left, top = (wide - crop_wide) // 2, (tall - crop_tall) // 2
     whole = Image.fromarray(numpy.ascontiguousarray(pixels.cpu().numpy()))
     middle = whole.crop((left, top, left + crop_wide, top + crop_tall))
-    return numpy.asarray(middle.resize((width, height), Image.Resampling.LANCZOS))
+    return numpy.array(middle.resize((width, height), Image.Resampling.LANCZOS))

@@ -44,7 +44,7 @@ def odd_poses(points: Tensor) -> Oddity | None:
 def _normal_lengths() -> Tensor:
     """Lengths [1, 15] in metres of the limbs of this world's body."""
     with torch.inference_mode(False):  # a session asks first, but not only sessions ask
-        return bone_lengths(forward_kinematics(torch.zeros(1, len(ANGLES))))
+        return bone_lengths(forward_kinematics(torch.zeros(1, len(ANGLES), dtype=torch.float32, device="cpu")))
 
 
 def bone_lengths(joints: Tensor) -> Tensor:
