@@ -36,7 +36,7 @@ ARROWS = {
     "training": {"errors", "atomic", "limits", "progress", "ops", "models", "streaming", "worlds"},
     "integrations": {"errors", "ops", "models", "streaming"},
     "compat": {"errors", "ops", "models", "streaming"},
-    "worlds": {"errors", "not_copied"},
+    "worlds": {"errors", "limits", "not_copied", "media"},
     "verification": {"errors", "limits", "ops", "models", "streaming", "profiling"},  # holds kernels against torch
     # measures them; `aapt-fast bench` and bench/ share it
     "profiling": {"errors", "atomic", "ops", "models", "streaming"},

@@ -12,6 +12,7 @@ Models
     StreamModel         generator, video decoder and text encoder together; from_pretrained loads them
     load_gallery        first frames of a bundled model: pictures, with their poses
     FirstFrame          a first picture of your own, with its control if you know it
+    fit_picture         a picture of any size, cropped and scaled to that of a model
     list_models         names of the bundled models, with one sentence about each
     list_motions        motions that a player of the bundled models knows
     load_generator      an AAPT generator or a Wan transformer, from files in any known layout
@@ -64,6 +65,7 @@ if TYPE_CHECKING:
     from aapt_fast.integrations.patch import unpatch as unpatch
     from aapt_fast.integrations.report import PatchReport as PatchReport
     from aapt_fast.integrations.text import TextEncoder as TextEncoder
+    from aapt_fast.media.first_picture import fit_picture as fit_picture
     from aapt_fast.media.video_writer import save_video as save_video
     from aapt_fast.models.aapt.sampling import EulerSampler as EulerSampler
     from aapt_fast.models.files.bundled import list_models as list_models
@@ -101,6 +103,7 @@ _MODULES = {
     "TextEncoder": "aapt_fast.integrations.text",
     "WindowRule": "aapt_fast.ops.window",
     "explain": "aapt_fast.integrations.explain",
+    "fit_picture": "aapt_fast.media.first_picture",
     "list_models": "aapt_fast.models.files.bundled",
     "list_motions": "aapt_fast.worlds",
     "load_gallery": "aapt_fast.models.files.model_file",

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
 from numbers import Integral
 from typing import TYPE_CHECKING
 
@@ -90,3 +92,12 @@ def require_dtype(argument: str, tensor: torch.Tensor, *dtypes: torch.dtype) -> 
 def require_device(argument: str, tensor: torch.Tensor, device: torch.device) -> None:
     """Check that `tensor` lives on `device`."""
     require(tensor.device == device, argument, f"a tensor on {device}", f"one on {tensor.device}")
+
+
+def warn_caller(message: str) -> None:
+    """Give a UserWarning with the line outside of this package that has led here, whatever lies between."""
+    package, level = __name__.partition(".")[0], 2
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(f"{package}."):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, stacklevel=level)

@@ -70,6 +70,14 @@ def test_patched_ends_with_its_block_and_after_an_exception():
     assert not any(map(is_swapped, vae.modules()))
 
 
+def test_unpatch_takes_what_patch_takes_and_any_patched_part():
+    vae = small_vae()
+    aapt_fast.unpatch(vae)  # never patched
+    aapt_fast.patch(vae)
+    aapt_fast.unpatch(vae.decoder.conv_in)
+    assert not is_swapped(vae.decoder.conv_in) and is_swapped(vae)
+
+
 def test_patched_leaves_an_earlier_patch_alone():
     vae = small_vae()
     aapt_fast.patch(vae)
@@ -133,10 +141,9 @@ def test_holders_are_searched():
 
 @pytest.mark.parametrize("obj", [nn.Linear(2, 2), 3, None, SimpleNamespace(components={})])
 def test_unknown_objects_are_refused(obj):
-    for function in (aapt_fast.patch, aapt_fast.explain):
+    for function in (aapt_fast.patch, aapt_fast.explain, aapt_fast.unpatch):
         with pytest.raises(TypeError, match=r"^obj: expected an object that is or holds one of AutoencoderKLWan, "):
             function(obj)
-    aapt_fast.unpatch(obj)
 
 
 def test_our_own_models_need_no_patch():

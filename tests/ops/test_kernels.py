@@ -332,7 +332,7 @@ def test_the_choice_ends_with_its_block_and_belongs_to_its_thread():
 @pytest.mark.parametrize("names", [("nonsense",), (), ("all", "paged_attention")])
 def test_unknown_names_are_refused(names):
     with pytest.raises(ValueError, match=r"names: expected some of all, .*, got (nonsense|none|paged_attention)"):
-        use_kernels(*names).__enter__()
+        use_kernels(*names)
 
 
 @pytest.mark.parametrize(

@@ -3,13 +3,15 @@
 
 from __future__ import annotations
 
+import copy
 import multiprocessing
+import pickle
 from collections.abc import Callable
 
 import pytest
 
-from aapt_fast import SessionBatch
-from aapt_fast.testing.streams import play, random_controls, random_session
+from aapt_fast import PagePool, SessionBatch
+from aapt_fast.testing.streams import STREAMS, play, random_controls, random_image, random_model, random_session
 
 
 def told_by_a_child(calls: list[Callable[[], object]]) -> list[str]:
@@ -46,3 +48,23 @@ def test_a_session_and_a_batch_are_refused_in_a_child(pose_model):
     assert set(messages) == {messages[0]} and len(messages) == len(calls)
     assert messages[0].startswith("session: it was opened in another process, before os.fork()")
     assert play(session, controls[1:])[1].shape == (4, 32, 32, 3), "the parent's session is unharmed"
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+def test_all_that_computes_with_a_model_of_the_parent_is_refused_in_a_child(tmp_path):
+    model = random_model(STREAMS["text"])
+    image, frame = random_image(model), random_session(model).frame
+    copies = [model, copy.deepcopy(model), model.with_token_dtype("float32")]
+    calls = [lambda each=each: random_session(each) for each in copies]
+    calls += [lambda: copy.copy(model).encode_image(image), lambda: model.decode(model.vae.stream(), frame)]
+    calls += [lambda: model.embed("words"), lambda: PagePool.for_sessions(model, 1)]
+    calls.append(lambda: model.save_pretrained(tmp_path / "x.safetensors"))
+    messages = told_by_a_child(calls)
+    assert set(messages) == {messages[0]} and len(messages) == len(calls)
+    assert messages[0].startswith("model: it was made in another process, before os.fork()")
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+def test_a_model_that_is_unpickled_in_a_process_belongs_to_it(pose_model):
+    in_bytes = pickle.dumps(pose_model)
+    assert told_by_a_child([lambda: pickle.loads(in_bytes).require_own_process()]) == ["no error"]

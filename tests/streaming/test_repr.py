@@ -18,7 +18,10 @@ def test_state_at_a_prompt(pose_model):
     sessions[0].step(random_controls(pose_model, 1)[0])
     assert repr(pool) == f"PagePool(0 of {pages} pages available, torch.float32, on cpu)"
     assert repr(batch) == "SessionBatch(2 sessions of nano, steps taken: 0 to 1)"
-    assert repr(sessions[0]) == "StreamSession(nano, steps taken: 1, open)"
+    speed = sessions[0].latency.in_words()
+    assert "fps (real time is 24" in speed
+    assert repr(sessions[0]) == f"StreamSession(nano, steps taken: 1, {speed}, open)"
+    assert repr(sessions[1]) == "StreamSession(nano, steps taken: 0, open)"
     sessions[0].close()
     assert repr(pool) == f"PagePool({pages // 2} of {pages} pages available, torch.float32, on cpu)"
-    assert repr(sessions[0]) == "StreamSession(nano, steps taken: 1, closed by close())"
+    assert repr(sessions[0]) == f"StreamSession(nano, steps taken: 1, {speed}, closed by close())"

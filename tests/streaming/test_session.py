@@ -255,3 +255,10 @@ def test_a_model_without_control_takes_none():
         StreamSession(model, random_image(model), image_control=CONTROL)
     with pytest.raises(ValueError, match="control: expected None: this model has no control"):
         random_session(model).step(CONTROL)
+
+
+def test_a_pool_of_another_model_with_equal_pages_is_as_good(pose_model):
+    other, controls = random_model(STREAMS["pose"]), random_controls(pose_model, 3)
+    in_theirs = random_session(pose_model, pool=PagePool.for_sessions(other, 1))
+    for have, want in zip(play(in_theirs, controls), play(random_session(pose_model), controls), strict=True):
+        assert torch.equal(have, want)

@@ -36,7 +36,7 @@ from aapt_fast.training.stages import MAIN_STAGES, train
 from aapt_fast.training.step_latency import step_latency
 from aapt_fast.worlds import WORLDS
 from aapt_fast.worlds.script import read_script
-from aapt_fast.worlds.world import MEDLEY, Clip, FirstFrame, Player, World, clip_seed
+from aapt_fast.worlds.world import MEDLEY, Clip, FirstFrame, Oddity, Player, World, clip_seed
 
 SPEEDS = {"left": -0.02, "stay": 0.0, "right": 0.02}  # of the frame's width per video frame
 CELL = 8  # pixels of a latent cell
@@ -86,7 +86,7 @@ class ColumnWorld:
     def draw_controls(self, controls: Tensor, size: int) -> Tensor:
         return draw(0.5 + controls[:, 0, 0, 0] / 4, 0.0, size)
 
-    def odd_controls(self, controls: Tensor) -> str | None:
+    def odd_controls(self, controls: Tensor) -> Oddity | None:
         return None
 
     def player(self, first: FirstFrame, script: str = MEDLEY, seed: int = 0) -> Player:

@@ -28,6 +28,7 @@ from aapt_fast.cli.options import GENERATED_FRAMES
 from aapt_fast.errors import require, require_seed
 from aapt_fast.limits import require_empty_folder, require_file_target, require_folder
 from aapt_fast.media.video_target import check_video_target, require_room
+from aapt_fast.models.evaluations import MOST_EVALUATIONS
 from aapt_fast.models.files.bundled import PRESETS, bundled_models
 from aapt_fast.models.files.find import model_path, own_model_path, require_path, weight_file
 from aapt_fast.models.files.gallery import Gallery, read_gallery
@@ -38,7 +39,6 @@ from aapt_fast.training.own_folder import require_own_folder
 if TYPE_CHECKING:
     from aapt_fast.worlds.world import Part
 
-MOST_EVALUATIONS = 1000  # per step: as many as models of this kind are trained with
 SHEET_ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
 GIB = 1 << 30
 

@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 import numpy as np
-from PIL import Image
 
 from aapt_fast.cli.checks import is_number
 from aapt_fast.errors import require
+from aapt_fast.media import first_picture
+from aapt_fast.media.first_picture import crop_size
 from aapt_fast.media.pictures import read_picture
 from aapt_fast.models.files.gallery import read_gallery
 from aapt_fast.models.files.model_file import load_gallery
@@ -40,8 +41,7 @@ def fit_picture(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     (tall, wide), (height, width) = picture.shape[:2], size
     if (tall, wide) == size:
         return picture
-    crop_wide = min(wide, max(1, round(tall * width / height)))
-    crop_tall = min(tall, max(1, round(wide * height / width)))
+    crop_tall, crop_wide = crop_size((tall, wide), size)
     done = []
     if (crop_tall, crop_wide) != (tall, wide):
         done.append(f"cropped to the middle {crop_wide} x {crop_tall}")
@@ -50,9 +50,7 @@ def fit_picture(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     elif (crop_tall, crop_wide) != size:
         done.append(f"resized to {width} x {height}")
     say(f"--image: {wide} x {tall} {' and '.join(done)}")
-    left, top = (wide - crop_wide) // 2, (tall - crop_tall) // 2
-    middle = Image.fromarray(picture).crop((left, top, left + crop_wide, top + crop_tall))
-    return np.asarray(middle.resize((width, height), Image.Resampling.LANCZOS))
+    return first_picture.fit_picture(picture, width, height)
 
 
 def _read(path: str) -> np.ndarray:

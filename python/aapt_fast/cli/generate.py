@@ -7,6 +7,7 @@ import argparse
 import json
 import os
 import time
+import warnings
 from dataclasses import dataclass
 
 import torch
@@ -85,6 +86,7 @@ def _open_stream(arguments: argparse.Namespace) -> _Stream:
     if poses is not None:
         if odd := world.odd_controls(poses):
             say(f"--controls: {odd}")
+            warnings.filterwarnings("ignore", message="control: ")  # the session's, about the same poses
         player = FilePlayer(poses)
     sheet = None if arguments.sheet is None else ContactSheet(arguments.sheet, world)
     sampler = EulerSampler(arguments.nfe)

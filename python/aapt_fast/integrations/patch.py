@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from aapt_fast.integrations.report import PatchReport
-from aapt_fast.integrations.search import find_sites, swapped_in
+from aapt_fast.integrations.search import find_sites, holds_known, require_known, swapped_in
 from aapt_fast.integrations.sites import patch_sites
 from aapt_fast.integrations.swap import swap_back
 
@@ -53,8 +53,10 @@ def patch(obj: Any, *, attention: bool = True, vae: bool = True, strict: bool = 
 def unpatch(obj: Any) -> None:
     """Give every object in `obj` the methods it had before `patch`. Without a patch, nothing happens.
 
-    Raises RuntimeError if another package has changed the class of a patched object since.
+    Raises TypeError if `obj` is nothing that `patch` takes, nor a patched part of it, and RuntimeError if another
+    package has changed the class of a patched object since.
     """
+    require_known(obj, bool(swapped_in(obj)) or holds_known(obj))
     _restore(obj, [])
 
 

@@ -34,7 +34,13 @@ def find_sites(obj: Any) -> list[Site]:
     Raises TypeError if it holds no object of a known class, as a list and models of this package do not.
     """
     models = list(_known_models(obj, ""))
-    if not models:
+    require_known(obj, bool(models))
+    return [site for where, model, sites_of in models for site in sites_of(model, where)]
+
+
+def require_known(obj: Any, known: bool) -> None:
+    """Raise TypeError, saying what `obj` is, unless it is `known` to hold something that can be patched."""
+    if not known:
         got = type(obj).__name__
         if isinstance(obj, str | os.PathLike):
             raise TypeError(
@@ -45,7 +51,11 @@ def find_sites(obj: Any) -> list[Site]:
         if type(obj).__module__.startswith(f"{PACKAGE}."):
             got += f", which is {PACKAGE}'s own and fast already: there is nothing to replace"
         raise TypeError(f"obj: expected an object that is or holds one of {', '.join(KNOWN)}, got {got}")
-    return [site for where, model, sites_of in models for site in sites_of(model, where)]
+
+
+def holds_known(obj: Any) -> bool:
+    """True if `obj` is or holds an object of a known class, patched or not."""
+    return next(_known_models(obj, ""), None) is not None
 
 
 def swapped_in(obj: Any) -> list[Any]:

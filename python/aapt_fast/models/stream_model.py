@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import copy
 import os
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeAlias
@@ -16,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from aapt_fast.errors import require, require_plain, require_shape, require_type
-from aapt_fast.media.pictures import show
+from aapt_fast.media.first_picture import as_picture, require_size, warn_of_0_to_1
 from aapt_fast.models.aapt.config import ControlConfig
 from aapt_fast.models.aapt.generator import Generator
 from aapt_fast.models.files.gallery import read_gallery
@@ -25,20 +24,28 @@ from aapt_fast.models.files.load_vae import load_vae
 from aapt_fast.models.files.lora import LoraFiles
 from aapt_fast.models.files.model_file import read_model, write_model
 from aapt_fast.models.files.placement import DTYPES, checked_placement, require_usable_dtype
+from aapt_fast.models.own_process import OwnProcess
 from aapt_fast.models.protocols import GeneratorShape, VideoGenerator
 from aapt_fast.models.resting import require_own_weights, rest_on_host
 from aapt_fast.models.vae.video_stream import VideoDecoder, VideoVAE, frames_to_uint8
 from aapt_fast.worlds import WORLDS
-from aapt_fast.worlds.world import World
+from aapt_fast.worlds.world import Oddity, World
 
 ImageLike: TypeAlias = Image.Image | numpy.ndarray | Tensor
-FROM_0_TO_1 = "for values in 0..1 pass 2 * image - 1, for 0..255 uint8 [H, W, 3]"
+
+NO_GALLERY = (
+    "; save_pretrained and convert write none: copy the gallery.json of the model that it was made from, with its "
+    "pictures, beside the file, or take a player of aapt_fast.worlds.WORLDS, which has the worlds by their names"
+)
 
 
 class StreamModel:
     """Generator and VAE that fit together, ready for `StreamSession`.
 
     Any number of sessions share one, also from threads of their own (docs/reference/threads.md): they change nothing.
+    It serves the process that made it: after `os.fork()` all that computes with it raises RuntimeError in the child,
+    where torch's threads do not exist. One that is unpickled in a process is made there.
+
     Frames, noise and controls are in float32, whatever the dtype of the generator. Inside of one in bfloat16 or
     float16, linear layers and attention compute in that dtype, and `token_dtype` says what the stream of tokens between
     them is kept in: in float32 (by autocast), or in the generator's own dtype, with half the traffic and more rounding.
@@ -73,7 +80,7 @@ class StreamModel:
         world: World | None = None,
         offload_text: bool = False,
     ) -> None:
-        self._world = world
+        self._world, self._own_process = world, OwnProcess("model: it was made")
         self.generator, self.vae, self.name, self.text_encoder = generator, vae, name, text_encoder
         weight, self.grid = generator.weight, generator.fit_grid(grid, vae.spatial_factor)
         vae_weight = next(iter(vae.parameters()))
@@ -152,9 +159,11 @@ class StreamModel:
 
         The gallery of the model is not written: `load_gallery` of the new file is empty, and the model loaded from it
         has no `world`, unless the gallery's folder is copied beside it.
-        Raises TypeError unless these are a `Generator` and a `MiniVAE`, ValueError for a dtype that is not of floats or
-        a path that is a folder, and OSError where no file can be made.
+        Raises TypeError unless these are a `Generator` and a `MiniVAE`, ValueError for a dtype that is not of floats, a
+        path that does not end in .safetensors, a folder, a device, or a file that is something else than a model of
+        this package, which it would replace, and OSError where no file can be made.
         """
+        self.require_own_process()
         write_model(path, self.generator, self.vae, self.name, dtype)
 
     @property
@@ -173,10 +182,17 @@ class StreamModel:
 
         Raises ValueError for a model without one, such as a Wan transformer.
         """
-        got = f"{self.name or 'a model'} without one"
-        require(self._world is not None, "model.world", "a model with a gallery, such as mini-person", got)
+        got = f"{self.name or 'a model'} without one{NO_GALLERY}"
+        require(self._world is not None, "model.world", "a model with a gallery.json beside its file", got)
         assert self._world is not None
         return self._world
+
+    def odd_controls(self, controls: Tensor) -> Oddity | None:
+        """The fault of controls [N, J, 3] or [N, C, h, w] that nothing in the world of the model can have.
+
+        None if they have none, and for a model without a world.
+        """
+        return None if self._world is None else self._world.odd_controls(controls.cpu())
 
     @property
     def tokens(self) -> int:
@@ -207,6 +223,10 @@ class StreamModel:
         narrower = self.generator.autocasts and self.dtype not in (torch.float32, self.token_dtype)
         return torch.autocast(self.device.type, self.dtype, enabled=narrower, cache_enabled=False)
 
+    def require_own_process(self) -> None:
+        """Raise RuntimeError in a child of the process that made the model: torch would never return there."""
+        self._own_process.require()
+
     def encode_image(self, image: ImageLike) -> Tensor:
         """The latent frame of an image, float32 [1, C, 1, h, w].
 
@@ -220,6 +240,7 @@ class StreamModel:
             TypeError: something else.
             ValueError: another shape, dtype or size, or values that are not in -1..1.
         """
+        self.require_own_process()
         pixels = _pixels(image, self.video_size).to(self.device, self._vae_dtype)
         latents = self.vae.encode(pixels[None, :, None]).float()
         require_shape("latents of the image", latents, 1, self.config.latent_channels, 1, *self.grid)
@@ -232,6 +253,7 @@ class StreamModel:
         Raises ValueError without a text stream or, for a str, without a text encoder, and for another shape or values
         that are not finite; TypeError for something else.
         """
+        self.require_own_process()
         width = self.config.text_width
         require(width > 0, "prompt", "none: this model has no text stream", type(prompt).__name__)
         if isinstance(prompt, str):
@@ -249,6 +271,7 @@ class StreamModel:
 
     def decode(self, decoder: VideoDecoder, frame: Tensor) -> Tensor:
         """The next latent frame [1, C, 1, h, w] of a stream -> its video frames, uint8 [F, H, W, 3]."""
+        self.require_own_process()
         return frames_to_uint8(decoder.decode(frame.to(self._vae_dtype)))[0]
 
 
@@ -266,25 +289,7 @@ def _world_of(path: str | Path) -> World | None:
 
 def _pixels(image: object, size: tuple[int, int]) -> Tensor:
     """An image -> float32 [3, H, W] in -1..1."""
-    if isinstance(image, Image.Image):
-        image = show(image).pixels
-    if isinstance(image, numpy.ndarray):
-        numbers = image.dtype.kind in "iuf" and image.dtype.itemsize <= 8
-        require(numbers, "image", "uint8 [H, W, 3] or float [3, H, W]", f"an array of dtype {image.dtype}")
-        image = torch.tensor(numpy.ascontiguousarray(image))
-    if not isinstance(image, Tensor):
-        kind = type(image).__name__
-        raise TypeError(f"image: expected a PIL image, uint8 [H, W, 3] or float [3, H, W], got {kind}")
-    require_plain("image", image)
-    if image.dtype == torch.uint8:
-        require_shape("image", image, *size, 3)
-        return image.permute(2, 0, 1).float() / 127.5 - 1
-    require(image.is_floating_point(), "image", "uint8 [H, W, 3] or float [3, H, W]", image.dtype)
-    require_shape("image", image, 3, *size)
-    pixels = image.float()
-    low, high = (float(value) for value in pixels.aminmax())
-    require(low >= -1 and high <= 1, "image", f"values in -1..1 ({FROM_0_TO_1})", f"{low:g} to {high:g}")
-    if low >= 0:
-        got = f"{low:g} to {high:g}; the picture is used as it is"
-        warnings.warn(f"image: expected values in -1..1, got {got} ({FROM_0_TO_1})", stacklevel=4)  # at the session's
-    return pixels
+    picture = as_picture(image)
+    require_size(picture, size)
+    warn_of_0_to_1(picture)
+    return picture if picture.is_floating_point() else picture.permute(2, 0, 1).float() / 127.5 - 1

@@ -24,7 +24,7 @@ import os
 import re
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from types import ModuleType
@@ -127,8 +127,7 @@ def selection() -> Selection:
     return _selection.get() or _selection_of_the_process()
 
 
-@contextmanager
-def use_kernels(*names: str, extension: ModuleType | None = None) -> Iterator[None]:
+def use_kernels(*names: str, extension: ModuleType | None = None) -> AbstractContextManager[None]:
     """Choose the kernels that run inside the `with` block, in this thread.
 
     Args:
@@ -138,9 +137,14 @@ def use_kernels(*names: str, extension: ModuleType | None = None) -> Iterator[No
         extension: the compiled module to use; None means `aapt_fast._C`.
 
     Raises:
-        ValueError: an unknown name.
+        ValueError: an unknown name, or none; at the call, not at `with`.
     """
-    token = _selection.set(Selection(_checked(names, "names"), extension))
+    return _selected(Selection(_checked(names, "names"), extension))
+
+
+@contextmanager
+def _selected(chosen: Selection) -> Iterator[None]:
+    token = _selection.set(chosen)
     try:
         yield
     finally:

@@ -85,14 +85,17 @@ class SessionBatch(NotCopied):
             self._step = self._make_step()
         with computing(self._sessions[0].model):
             prepared = [(step, step.prepare(part)) for step, part in self._parts(given)]
+            checked = [values for _, entries in prepared for values in entries]  # none for a model without control
+            for session, values in zip(self._sessions, checked, strict=bool(checked)):
+                session._odd.look_at(values)
             try:
                 videos = [video for step, entries in prepared for video in step.take(entries)]
             except BaseException as error:
                 for session in self._sessions:
                     session._close(f"by {type(error).__name__} in a step together with others")
                 raise
-            for session in self._sessions:
-                session.latency.record_step(time.perf_counter() - begun)
+            for session, video in zip(self._sessions, videos, strict=True):
+                session.latency.record_step(time.perf_counter() - begun, len(video))
             return videos
 
     def _parts(self, controls: list[object]) -> list[tuple[Step, list[object]]]:

@@ -14,13 +14,16 @@ from aapt_fast.errors import require, require_seed
 from aapt_fast.models.autocast import without_autocast
 from aapt_fast.models.stream_model import ImageLike, StreamModel
 from aapt_fast.streaming.pages import PagePool
-from aapt_fast.worlds.world import FirstFrame
+from aapt_fast.worlds.world import NEEDS_IMAGE, FirstFrame
 
 
 @contextmanager
 def computing(model: StreamModel) -> Iterator[None]:
-    """Run the `with` block without gradients, in the dtypes of the model whatever autocast the caller is in, and with
-    its GPU as the current one."""
+    """Run the `with` block without gradients, in the dtypes of the model whatever autocast the caller is in.
+
+    The model's GPU is the current one inside. Raises RuntimeError in a child of the process that made the model.
+    """
+    model.require_own_process()
     current = torch.cuda.device(model.device) if model.device.type == "cuda" else nullcontext()
     with current, torch.inference_mode(), without_autocast(model.device):
         yield
@@ -30,7 +33,7 @@ def check_start(model: StreamModel, image: object, prompt: object) -> None:
     """Raise ValueError if the image or the prompt is None and the generator needs one."""
     generator = model.generator
     fits = image is not None or not generator.needs_image
-    require(fits, "image", "an image: it is the recycled frame of the first step", None)
+    require(fits, "image", NEEDS_IMAGE, None)
     fits = prompt is not None or not generator.needs_prompt
     require(fits, "prompt", "a prompt: this generator always attends to text", None)
 

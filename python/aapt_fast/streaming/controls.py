@@ -16,15 +16,15 @@ import numpy
 import torch
 from torch import Tensor
 
-from aapt_fast.errors import require, require_plain, require_shape
+from aapt_fast.errors import require, require_shape
 from aapt_fast.models.aapt.config import ControlConfig
 from aapt_fast.models.stream_model import StreamModel
 from aapt_fast.streaming.fractions import require_fractions
+from aapt_fast.worlds.control_values import FARTHEST, read_numbers, require_values
 
 SPREAD = 9 / 96  # of the Gaussian around a limb, as a fraction of the frame
 OFFSET_UNIT = 6 / 96  # offsets are given in this unit
 DEPTH_GAIN = 3.0  # per metre
-ALLOWED = "a tensor, an array or lists of numbers"
 
 
 class ControlSource(Protocol):
@@ -120,7 +120,7 @@ def model_values(control: object, model: StreamModel) -> Tensor | None:
         maker = 'model.world.player(first, "walk").next' if config.kind == "pose" else "a player of the model's world"
         one = f"{maker}({config.entries})" if config.kind == "pose" else maker
         raise TypeError(f"control: expected {[config.entries, *entry]} ({named}), as {one} makes it, got None")
-    return step_values(control, config, model.grid)
+    return step_values(control, config, model.grid, dtype=model.dtype)
 
 
 def image_entries(control: object, model: StreamModel) -> Tensor | None:
@@ -137,32 +137,46 @@ def image_entries(control: object, model: StreamModel) -> Tensor | None:
     if control is None:
         channels = config.entries * config.entry_channels
         return torch.zeros(channels, *model.grid, dtype=torch.float32, device=model.device)
-    values = _numbers(control, "image_control")
+    values = read_numbers(control, "image_control")
     require_shape("image_control", values, *entry_shape(config, model.grid))
-    return step_entries(values, config, model.grid, "image_control").to(model.device, copy=True)
+    entries = step_entries(values, config, model.grid, "image_control", model.dtype)
+    return entries.to(model.device, copy=True)
 
 
-def step_entries(control: object, config: ControlConfig, grid: tuple[int, int], argument: str = "control") -> Tensor:
+def step_entries(
+    control: object,
+    config: ControlConfig,
+    grid: tuple[int, int],
+    argument: str = "control",
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
     """One step's control as maps [entries * entry_channels, h, w]. Takes and raises what `step_values` does."""
-    return entry_maps(step_values(control, config, grid, argument), config, grid).flatten(0, 1)
+    return entry_maps(step_values(control, config, grid, argument, dtype), config, grid).flatten(0, 1)
 
 
-def step_values(control: object, config: ControlConfig, grid: tuple[int, int], argument: str = "control") -> Tensor:
+def step_values(
+    control: object,
+    config: ControlConfig,
+    grid: tuple[int, int],
+    argument: str = "control",
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
     """One step's control, checked: float32 [entries, J, 3] or [entries, C, h, w].
 
     `control` is a tensor, an array or lists of numbers with one entry per video frame, or a single entry that is held
     for all of them: [entries, J, 3] or [J, 3] for poses, [entries, C, h, w] or [C, h, w] for maps. A joint of a pose is
     (x, y, depth): x and y are fractions of the width and height of the frame, 0..1 inside of it, from the upper left;
-    depth is in metres. Raises TypeError for something else, ValueError for another shape, a value that is not finite,
-    and poses of which more than half of x and y lie outside of -1..2: those are pixels. Errors name `argument`.
+    depth is in metres. Raises TypeError for something else, ValueError for another shape, a value that is not finite, a
+    number of a pose beyond `FARTHEST` or one of a map that `dtype`, in which the generator computes, cannot hold, and
+    poses of which more than half of x and y lie outside of -1..2: those are pixels. Errors name `argument`.
     """
-    values, entry = _numbers(control, argument), entry_shape(config, grid)
+    values, entry = read_numbers(control, argument), entry_shape(config, grid)
     if values.ndim == len(entry):
         require_shape(argument, values, *entry)
         values = values.expand(config.entries, *values.shape)
     _require_entries(argument, values, config.entries, entry, isinstance(control, Tensor))
     values = values.float()
-    require(bool(values.isfinite().all()), argument, "finite values", "nan or inf")
+    require_values(argument, values, FARTHEST if config.kind == "pose" else torch.finfo(dtype).max)
     if config.kind == "pose":
         require_fractions(argument, values[..., :2])
     return values
@@ -191,55 +205,6 @@ def entry_shape(config: ControlConfig, grid: tuple[int, int]) -> tuple[int, ...]
 def entry_maps(values: Tensor, config: ControlConfig, grid: tuple[int, int]) -> Tensor:
     """Entries [..., J, 3] or [..., C, h, w] -> maps [..., entry_channels, h, w]."""
     return limb_maps(values, config.limbs, grid) if config.kind == "pose" else values
-
-
-def _numbers(control: object, argument: str) -> Tensor:
-    """A control as a tensor. Numbers in lists are read in float64, whatever torch's default is.
-
-    Raises TypeError, naming `argument`, for something else.
-    """
-    kind = type(control).__name__
-    if not (hasattr(control, "__array__") or isinstance(control, list | tuple)):
-        raise TypeError(f"{argument}: expected {ALLOWED}, got {kind}")
-    if isinstance(control, Tensor):
-        values = control.detach() if control.requires_grad else control
-    elif isinstance(control, list | tuple) and _has_tensors(control):
-        values = _stacked([_numbers(part, argument) for part in control], argument)
-    else:
-        values = _of_numpy(control, argument)
-    require_plain(argument, values)
-    if values.dtype == torch.bool:
-        raise TypeError(f"{argument}: expected {ALLOWED}, got {values.dtype}")
-    return values
-
-
-def _has_tensors(parts: list[object] | tuple[object, ...]) -> bool:
-    """True for lists of tensors, and for lists of such lists."""
-    while parts and isinstance(parts[0], list | tuple):
-        parts = parts[0]
-    return any(isinstance(part, Tensor) for part in parts)
-
-
-def _stacked(parts: list[Tensor], argument: str) -> Tensor:
-    """The parts [...] of a list in one tensor [parts, ...]; raises TypeError for unequal ones."""
-    kinds = dict.fromkeys(f"shape {list(part.shape)} on {part.device}" for part in parts)
-    if len(kinds) > 1:
-        raise TypeError(f"{argument}: expected {ALLOWED}, got a list of unequal parts: {' and '.join(kinds)}")
-    return torch.stack(parts)
-
-
-def _of_numpy(control: object, argument: str) -> Tensor:
-    """A tensor of lists or an array; raises TypeError for ragged lists and for values that are no numbers."""
-    kind = type(control).__name__
-    try:
-        array = numpy.array(control)
-    except (TypeError, ValueError, RuntimeError) as error:
-        got = f"{kind} with parts of unequal lengths, or that are no numbers"
-        raise TypeError(f"{argument}: expected {ALLOWED}, got {got}") from error
-    try:
-        return torch.as_tensor(array)
-    except TypeError as error:  # torch has no such dtype
-        raise TypeError(f"{argument}: expected {ALLOWED}, got {kind} with values of dtype {array.dtype}") from error
 
 
 def clip_controls(controls: Tensor, config: ControlConfig, grid: tuple[int, int]) -> Tensor:

@@ -140,7 +140,11 @@ class PagePool(NotCopied):
 
     @classmethod
     def for_model(cls, model: StreamModel, pages: int) -> PagePool:
-        """A pool of `pages` pages with the layers, heads, dtype and device of `model`. Raises as the constructor."""
+        """A pool of `pages` pages with the layers, heads, dtype and device of `model`. Raises as the constructor.
+
+        RuntimeError in a child of the process that made the model.
+        """
+        model.require_own_process()
         config = model.config
         return cls(config.layers, pages, config.heads, config.head_dim, model.dtype, model.device)
 

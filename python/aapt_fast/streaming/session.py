@@ -8,7 +8,6 @@ whole state of a session is in its object, so it can be forked, started over and
 from __future__ import annotations
 
 import itertools
-import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -18,6 +17,7 @@ from types import TracebackType
 from torch import Tensor
 
 from aapt_fast.errors import SessionClosed, require, require_integer, require_type
+from aapt_fast.models.own_process import OwnProcess
 from aapt_fast.models.sampling import Sampler, require_sampler
 from aapt_fast.models.stream_model import ImageLike, StreamModel
 from aapt_fast.not_copied import NotCopied
@@ -25,6 +25,7 @@ from aapt_fast.streaming.boundary import check_pool, check_start, checked_seed, 
 from aapt_fast.streaming.controls import ControlSource, controls_of, image_entries
 from aapt_fast.streaming.graph import RECORDERS, GraphMemory
 from aapt_fast.streaming.latency import LatencyCounter
+from aapt_fast.streaming.odd_controls import OddControls
 from aapt_fast.streaming.pages import PagePool
 from aapt_fast.streaming.run import Run, Start, open_run
 from aapt_fast.streaming.step import Step
@@ -34,17 +35,13 @@ IN_TWO_THREADS = (
     "session: a step is being taken in another thread; a session serves one thread at a time, "
     "see docs/reference/threads.md"
 )
-IN_ANOTHER_PROCESS = (
-    "session: it was opened in another process, before os.fork(), and torch's threads are not in this one; start "
-    "processes with spawn and open sessions there, see docs/reference/threads.md"
-)
 
 
 class StreamSession(NotCopied):
     """A stream of video under live control. Not safe to use from several threads at a time.
 
     It serves the process that opened it: after `os.fork()` its calls raise RuntimeError in the child, where torch's
-    threads do not exist.
+    threads do not exist, and so does opening another session of the parent's model there.
 
     Args:
         model: shared by any number of sessions.
@@ -63,12 +60,15 @@ class StreamSession(NotCopied):
         image_control: one control entry, [J, 3] or [C, h, w], that describes the image, for models whose steps also
             take the control of the step before; None for that of the `FirstFrame`, or zeros for a picture alone.
         pool: home of the session's past (`PagePool.for_sessions`). The session reserves its pages here and now, so that
-            no later step can run out of memory. Without a pool it makes one of exactly that size for itself.
+            no later step can run out of memory. Without a pool it makes one of exactly that size for itself. The
+            pool may have been made for another model: pages hold nothing but keys and values, so layers, heads, width
+            of a head, dtype and device are all that has to be equal.
 
     Raises:
         TypeError: an argument of another type.
         ValueError: an argument with another size, shape, dtype or range, or one that the model has no use for.
         PoolExhausted: the pool has too few pages, or the device too little memory; the pool stays as it was.
+        RuntimeError: the model was made in another process, before `os.fork()`.
     """
 
     no_copy = (
@@ -76,7 +76,7 @@ class StreamSession(NotCopied):
         "seed and controls repeats it"
     )
     latency: LatencyCounter
-    """Times since the start or the last reset."""
+    """Times since the start or the last reset, and whether the steps keep real time."""
     on_stage: Callable[[str], None] | None = None
     """Called in every step with "generator" before the frames are computed, and with "decode" after; for timings."""
 
@@ -108,22 +108,26 @@ class StreamSession(NotCopied):
         self._pool, self._owns_pool = pool, pool is None
         self._closed: str | None = None  # why
         self._step: Step | None = None
+        self._odd = OddControls(model)
         self._stepping = threading.Lock()
-        self._process = os.getpid()
+        self._own_process = OwnProcess("session: it was opened")
         with computing(model):
-            check_start(model, image, prompt)
             image, image_control = separate(model, image, image_control)
+            check_start(model, image, prompt)
             start = Start(
                 model.encode_image(image) if image is not None else None,
                 image_entries(image_control, model),
                 model.embed(prompt) if prompt is not None else None,
                 checked_seed(seed),
             )
+            self._odd.look_at_image(image_control)
             self._begin(start, begun)
 
     def __repr__(self) -> str:
         state = "open" if self._closed is None else f"closed {self._closed}"
-        return f"StreamSession({self.model.name or 'a model without a name'}, steps taken: {self.steps}, {state})"
+        speed = self.latency.in_words()
+        taken = f"{self.steps}, {speed}" if speed else self.steps
+        return f"StreamSession({self.model.name or 'a model without a name'}, steps taken: {taken}, {state})"
 
     def step(self, control: object = None) -> Tensor:
         """The next four video frames, uint8 [4, H, W, 3] on the device of the model, complete when this returns.
@@ -134,7 +138,8 @@ class StreamSession(NotCopied):
             control: of this step, one entry per video frame or one for all of them: [entries, J, 3] or [J, 3] for
                 poses, [entries, C, h, w] or [C, h, w] for maps; a tensor, an array or lists of numbers. None for a
                 model without control. Of a joint, x and y are fractions of width and height, from the upper left, and
-                the third number is the depth in metres.
+                the third number is the depth in metres. A control that nothing in the model's world can have, such as
+                the pose of a giant, is used all the same, with one UserWarning per session for each kind.
 
         Raises:
             TypeError, ValueError: a bad control. Nothing has changed; the session can take another step.
@@ -143,15 +148,18 @@ class StreamSession(NotCopied):
                 has changed.
             SessionClosed: the session is closed. Any other error in the middle of a step, Ctrl-C included, closes it.
         """
+        self._own_process.require()
         with self._in_one_thread(), computing(self.model):
             one, begun = self._require_open(), time.perf_counter()
             entries = one.prepare([control])
+            for values in entries:
+                self._odd.look_at(values)
             try:
                 [video] = one.take(entries, self.on_stage)
             except BaseException as error:
                 self._close(f"by {type(error).__name__} in step {self.steps + 1}")
                 raise
-            self.latency.record_step(time.perf_counter() - begun)
+            self.latency.record_step(time.perf_counter() - begun, len(video))
             return video
 
     def frames(
@@ -170,7 +178,7 @@ class StreamSession(NotCopied):
                 video ends; None for a model without control. A tensor or an array holds the controls of n steps,
                 [n, 4, J, 3] or [n, 4, C, h, w]; `track.split(4)` cuts a track [T, J, 3] of T video frames into steps,
                 where T is a multiple of 4.
-            steps: end after so many; None for no limit.
+            steps: end after so many; None for no limit. An iterable that has fewer controls ends the video earlier.
 
         Raises:
             TypeError, ValueError: a source or a number of another kind or shape; at once, before the first step.
@@ -239,6 +247,7 @@ class StreamSession(NotCopied):
                 self.model.embed(prompt) if prompt is not None else old.prompt,
                 checked_seed(seed) if seed is not None else old.seed,
             )
+            self._odd.look_at_image(image_control)
             self._drop()
             try:
                 self._begin(start, begun)
@@ -341,8 +350,7 @@ class StreamSession(NotCopied):
 
     def _require_open(self) -> Step:
         """The `Step` of this session alone. Raises SessionClosed after `close`, RuntimeError in another process."""
-        if self._process != os.getpid():
-            raise RuntimeError(IN_ANOTHER_PROCESS)
+        self._own_process.require()
         if self._closed is not None or self._step is None:
             raise SessionClosed(f"session: it was closed {self._closed}")
         return self._step

@@ -51,9 +51,9 @@ def step_latency(
         blocks = controls[1:].split(4)
         for number in range(warm + steps):
             begun = time.perf_counter()
-            session.step(blocks[number % len(blocks)])
+            video = session.step(blocks[number % len(blocks)])
             seconds = time.perf_counter() - begun
             if number >= warm:
-                whole.record_step(seconds)
-                generator.record_step(seconds - timed.decoding[-1])
+                whole.record_step(seconds, len(video))
+                generator.record_step(seconds - timed.decoding[-1], len(video))
     return {"generator": generator.step_ms, "step": whole.step_ms}

@@ -14,12 +14,15 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from aapt_fast.errors import require
+
 if TYPE_CHECKING:  # the command line reads scripts of motions without torch
     from torch import Tensor
 
 FPS = 24.0  # video frames per second of every world
 PART_FRAMES = 48  # video frames of a part of a script that gives none and is not the last
 MEDLEY = "medley"  # the name of an endless mixture of a world's actions
+NEEDS_IMAGE = "an image: it is the recycled frame of the first step"
 
 
 @dataclass(frozen=True)
@@ -35,11 +38,15 @@ class FirstFrame:
     """Picture that a stream starts from, with the control and the state of the world that it shows, if they are known.
 
     A picture from elsewhere has neither: `FirstFrame(image)`. With its control (the pose of the person in it, for
-    example) a model keeps more of it. Raises TypeError for the path of a picture, which has to be opened first.
+    example) a model keeps more of it. A picture may have any size here; a session takes one of the model's size only,
+    and `aapt_fast.fit_picture` crops and scales others.
+
+    Raises TypeError for something that is no picture, such as the path of one, which has to be opened first, and
+    ValueError for a picture or a control of another shape, dtype or range.
     """
 
     image: np.ndarray  # uint8 [H, W, 3], or another picture that StreamSession takes, such as float [3, H, W] in -1..1
-    control: Tensor | None = None  # [J, 3] or [C, h, w]
+    control: Tensor | None = None  # [J, 3] or [C, h, w]; an array or lists of numbers will do
     pose: tuple[float, ...] | None = None  # numbers that only the world reads, to make a player go on from here
     scene: int | None = None  # None: pose and scene do not say the whole picture
 
@@ -47,13 +54,32 @@ class FirstFrame:
         if isinstance(self.image, str | os.PathLike):
             path = os.fspath(self.image)
             raise TypeError(f"image: expected a picture, such as PIL.Image.open({path!r}), got its path")
+        require(self.image is not None, "image", NEEDS_IMAGE, None)
+        from aapt_fast.media.first_picture import as_picture
+        from aapt_fast.worlds.control_values import require_entry
+
+        as_picture(self.image)
+        if self.control is not None:
+            require_entry("control", self.control)
 
     def __repr__(self) -> str:
-        shape = np.shape(self.image)
-        if len(shape) < 2:
-            return f"FirstFrame(no picture: {type(self.image).__name__})"
+        from aapt_fast.media.first_picture import as_picture, picture_size
+
+        height, width = picture_size(as_picture(self.image))
         known = "a picture from elsewhere" if self.pose is None else f"scene {self.scene}, with pose"
-        return f"FirstFrame({shape[1]} x {shape[0]}, {known})"
+        return f"FirstFrame({width} x {height}, {known})"
+
+
+@dataclass(frozen=True)
+class Oddity:
+    """A fault of controls that nothing in a world can have."""
+
+    kind: str
+    """The same for all controls with this fault, so that a stream of them is reported once."""
+    sentence: str
+
+    def __str__(self) -> str:
+        return self.sentence
 
 
 @dataclass(frozen=True)
@@ -113,8 +139,11 @@ class World(Protocol):
     def draw_controls(self, controls: Tensor, size: int) -> Tensor:
         """Pictures [N, 3, size, size] in 0..1, for people, of the controls [N, J, 3] or [N, C, h, w]."""
 
-    def odd_controls(self, controls: Tensor) -> str | None:
-        """A sentence about controls [N, J, 3] or [N, C, h, w] that nothing in this world can have; None without any."""
+    def odd_controls(self, controls: Tensor) -> Oddity | None:
+        """The fault of controls [N, J, 3] or [N, C, h, w] that nothing in this world can have; None without any.
+
+        Sessions call it in every step, so it has to be fast. The controls lie on the CPU.
+        """
 
     def player(self, first: FirstFrame, script: str = MEDLEY, seed: int = 0) -> Player:
         """Live control from the picture `first` on, by a script such as "walk:48,wave" (see `read_script`).

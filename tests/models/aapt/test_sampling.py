@@ -9,7 +9,7 @@ import torch
 
 from aapt_fast.models.aapt.generator import Generator
 from aapt_fast.models.aapt.presets import NANO
-from aapt_fast.models.aapt.sampling import sample_frame, timesteps
+from aapt_fast.models.aapt.sampling import EulerSampler, sample_frame, timesteps
 from aapt_fast.testing.compare import assert_near
 
 MEAN, DEVIATION = 3.0, 0.5
@@ -48,7 +48,10 @@ def test_timesteps_are_uniform_then_shifted():
     assert_near(timesteps(4, 24.0), torch.tensor(expected), 1e-6, "shifted")
 
 
-def test_no_evaluation_is_refused():
+def test_no_evaluation_is_refused_and_so_are_more_than_any_model_is_made_for():
+    for wrong in (0, 1001, 10**9):
+        with pytest.raises(ValueError, match=f"expected 1 to 1000 evaluations per step, got {wrong}"):
+            EulerSampler(wrong)
     with pytest.raises(ValueError, match="num_inference_steps: expected at least 1 evaluation per step, got 0"):
         timesteps(0, 1.0)
 

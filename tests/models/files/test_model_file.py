@@ -80,6 +80,29 @@ def test_a_place_that_cannot_be_written_is_refused_before_any_work(file: Path, m
             model.save_pretrained(path)
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"my notes", r"text beginning with 'my notes'; delete it first"), (b"\x89PNG", "a picture or video; delete it")],
+)
+def test_a_file_of_another_kind_is_not_replaced(content: bytes, message: str, tmp_path: Path) -> None:
+    model, path = StreamModel(Generator(NANO), MiniVAE(TINY_VAE)), tmp_path / "x.safetensors"
+    path.write_bytes(content)
+    expected = f"path: expected a new file, or a model of this package to replace, got {path}: "
+    with pytest.raises(ValueError, match=expected + message):
+        model.save_pretrained(path)
+    assert path.read_bytes() == content
+    for other in ("x.txt", "x"):
+        with pytest.raises(
+            ValueError, match=f"path: expected a name that ends in .safetensors, got {tmp_path / other}"
+        ):
+            model.save_pretrained(tmp_path / other)
+    with pytest.raises(ValueError, match="path: expected a file, got /dev/full, which is a device"):
+        model.save_pretrained("/dev/full")
+    path.write_bytes(b"")  # as tempfile.NamedTemporaryFile makes it
+    model.save_pretrained(path)
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
 def test_a_write_that_fails_inside_of_safetensors_names_the_file(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = StreamModel.from_pretrained(file)
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from aapt_fast.errors import require, require_type
+from aapt_fast.models.evaluations import MOST_EVALUATIONS
 from aapt_fast.models.sampling import Prepared, Sampler
 from aapt_fast.ops.cache import Cache
 
@@ -33,15 +34,16 @@ class EulerSampler(Sampler):
     Every evaluation has a cache of its own: training gives a whole clip one timestep, so the frames that evaluation k
     attends to must have been computed at the same t_k. For AAPT generators.
 
-    Raises TypeError for another type, ValueError for less than 1.
+    Raises TypeError for another type, ValueError for less than 1 or more than `MOST_EVALUATIONS`.
     """
 
     num_inference_steps: int = 1
 
     def __post_init__(self) -> None:
         require_type("num_inference_steps", self.num_inference_steps, int)
-        least = "at least 1 evaluation per step"
-        require(self.num_inference_steps >= 1, "num_inference_steps", least, self.num_inference_steps)
+        fits = 1 <= self.num_inference_steps <= MOST_EVALUATIONS
+        expected = f"1 to {MOST_EVALUATIONS} evaluations per step"
+        require(fits, "num_inference_steps", expected, self.num_inference_steps)
 
     @property
     def caches(self) -> int:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from aapt_fast.atomic import replacing
-from aapt_fast.errors import CheckpointError, require_type
+from aapt_fast.errors import CheckpointError, require, require_type
 from aapt_fast.limits import require_file_target
 from aapt_fast.media.pictures import read_picture
 from aapt_fast.models.aapt.config import GeneratorConfig
@@ -32,7 +32,7 @@ from aapt_fast.models.files.read import (
     read_metadata,
     require_finite,
 )
-from aapt_fast.models.files.recognise import OWN, recognise_tensors
+from aapt_fast.models.files.recognise import EMPTY, OWN, recognise, recognise_tensors
 from aapt_fast.models.files.trainable import outside_inference_mode
 from aapt_fast.models.files.write import write_safetensors
 from aapt_fast.models.vae.mini import MiniVAE, MiniVAEConfig
@@ -40,6 +40,7 @@ from aapt_fast.worlds import WORLDS
 from aapt_fast.worlds.world import FirstFrame
 
 FORMAT = "aapt_fast-1"
+ENDING = ".safetensors"
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -47,13 +48,16 @@ Module = TypeVar("Module", bound=nn.Module)
 def write_model(path: str | Path, generator: nn.Module, vae: nn.Module, name: str, dtype: torch.dtype | str) -> None:
     """Write generator and VAE to `path`, weights in `dtype`; a failed write leaves no file behind.
 
-    Raises TypeError for parts other than a `Generator` and a `MiniVAE`, ValueError for a dtype that is not of floats
-    and for a path that is a folder, OSError for one in a folder that cannot be written to, CheckpointError for a weight
-    that is not finite, or not in `dtype`.
+    Raises TypeError for parts other than a `Generator` and a `MiniVAE`, ValueError for a dtype that is not of floats, a
+    path that does not end in .safetensors, a folder or a device, and a file that is something else than a model of
+    this package, OSError for a path in a folder that cannot be written to, CheckpointError for a weight that is not
+    finite, or not in `dtype`.
     """
     require_path("path", path)
     path = Path(path)
     require_file_target("path", path)
+    require(path.suffix == ENDING, "path", f"a name that ends in {ENDING}", path)
+    _require_replaceable(path)
     dtype = require_usable_dtype(dtype, WAN_DTYPES)
     require_type("model.generator", generator, Generator)
     require_type("model.vae", vae, MiniVAE)
@@ -69,6 +73,16 @@ def write_model(path: str | Path, generator: nn.Module, vae: nn.Module, name: st
     metadata = {"format": FORMAT, "name": name, "config": json.dumps(configs)}
     with replacing(path) as partial:
         write_safetensors(partial, tensors, metadata)
+
+
+def _require_replaceable(path: Path) -> None:
+    """Raise ValueError if a file that `write_model` would replace is something else than a model of this package."""
+    if path.exists():
+        found = recognise(path)
+        expected = "a new file, or a model of this package to replace"
+        require(
+            found.kind in (OWN, EMPTY), "path", expected, f"{path}: {found.what}; delete it first, or take another name"
+        )
 
 
 @outside_inference_mode

@@ -22,7 +22,7 @@ from aapt_fast.models.files.bundled import PRESETS, bundled_models
 
 TRANSFORMER, VAE, TEXT_ENCODER = "Wan transformer", "video VAE", "text encoder"
 LORA, ALL_IN_ONE, OWN, PICKLE = "LoRA", "all-in-one checkpoint", "model of this package", "pickle"
-UNKNOWN, SHARDS, PIPELINE, PRESET = "unknown", "shards", "pipeline", "preset"
+UNKNOWN, SHARDS, PIPELINE, PRESET, EMPTY = "unknown", "shards", "pipeline", "preset", "empty"
 MODELS = (OWN, TRANSFORMER, ALL_IN_ONE, PICKLE, SHARDS)
 """Kinds that a stream can be made from, with a VAE beside some of them."""
 CONVERTED = (*MODELS, VAE, UNKNOWN)
@@ -202,7 +202,7 @@ def _file(path: Path) -> Recognised:
     with path.open("rb") as file:
         head = file.read(512)
     if not head:
-        return Recognised("empty", "an empty file", _AGAIN)
+        return Recognised(EMPTY, "an empty file", _AGAIN)
     if is_safetensors(head):
         return _safetensors(path)
     for offset, mark, found in _SIGNATURES:
@@ -329,7 +329,7 @@ def recognise_tensors(names: Iterable[str]) -> Recognised:
     """Recognise a model by the names of its tensors."""
     names = list(names)
     if not names:
-        return Recognised("empty", "one without any tensor", _AGAIN)
+        return Recognised(EMPTY, "one without any tensor", _AGAIN)
     lora = [name for name in names if _LORA.match(name)]
     if lora:
         advice = "in Python, load_generator merges it into the model that it was trained for, as lora="

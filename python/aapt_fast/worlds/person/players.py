@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from aapt_fast.errors import require, require_integer
+from aapt_fast.limits import require_memory
 from aapt_fast.not_copied import NotCopied
 from aapt_fast.worlds.person.identity import make_identity
 from aapt_fast.worlds.person.motions import MOTIONS, Dice, drift, make_motion
@@ -20,6 +21,8 @@ from aapt_fast.worlds.person.skeleton import ANGLE, ANGLES, forward_kinematics, 
 from aapt_fast.worlds.world import FPS, MEDLEY, PART_FRAMES, FirstFrame, Part
 
 FADE = 8  # video frames of a cross-fade between two motions
+FRAME_BYTES = 2048  # of memory for a video frame of a long motion while its poses are computed, measured and rounded up
+MANY_FRAMES = 10_000  # in one call, above which it is worth the time to ask the system for its memory
 FIRST_STEP = 4  # video frames in which a person stays as in the first picture, so that the model takes all of it over
 
 Pose: TypeAlias = Sequence[float] | np.ndarray | Tensor
@@ -202,9 +205,11 @@ class PersonPlayer(NotCopied):
     def next(self, frames: int) -> Tensor:
         """Image points [frames, 19, 3] of the next video frames.
 
-        Raises TypeError for a number that is no integer, ValueError for fewer than 0.
+        Raises TypeError for a number that is no integer, ValueError for fewer than 0 and for more than fit into memory.
         """
         require_integer("frames", frames)
+        if frames > MANY_FRAMES:
+            require_memory("frames", FRAME_BYTES * int(frames))
         self._angles = self._player.next(frames)
         return pose_points(self._angles)
 

@@ -22,7 +22,7 @@ from aapt_fast.worlds.person.players import PersonPlayer, random_motion, read_po
 from aapt_fast.worlds.person.renderer import render
 from aapt_fast.worlds.person.skeleton import draw_skeleton, forward_kinematics, mirror, pose_points
 from aapt_fast.worlds.script import read_script
-from aapt_fast.worlds.world import MEDLEY, Clip, FirstFrame, clip_seed
+from aapt_fast.worlds.world import MEDLEY, Clip, FirstFrame, Oddity, clip_seed
 
 GOLDEN_RATIO = 0.6180339887498949
 
@@ -93,8 +93,8 @@ class PersonWorld:
         """Stick figures [N, 3, size, size] in 0..1 of the points [N, 19, 3]."""
         return draw_skeleton(controls, size)
 
-    def odd_controls(self, controls: Tensor) -> str | None:
-        """A sentence about image points [N, 19, 3] that no body of this world can have; None if all are possible."""
+    def odd_controls(self, controls: Tensor) -> Oddity | None:
+        """The fault of image points [N, 19, 3] that no body of this world can have; None if all are possible."""
         return odd_poses(controls)
 
     def player(self, first: FirstFrame, script: str = MEDLEY, seed: int = 0) -> PersonPlayer:
