@@ -325,6 +325,20 @@ def test_an_existing_video_is_replaced_only_at_the_end(tmp_path: Path) -> None:
     assert target.read_bytes()[:3] == b"GIF"
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_of_a_link_the_video_behind_it_is_replaced_with_its_permissions(tmp_path: Path, name: str) -> None:
+    link, target = tmp_path / name, tmp_path / "elsewhere" / "target"
+    target.parent.mkdir()
+    link.symlink_to(target)
+    if link.suffix:
+        target.write_bytes(b"old")
+        target.chmod(0o604)
+    save_video(link, FRAMES)
+    assert link.is_symlink() and len(frames_of(target.rename(target.with_name(name)))) == 5
+    assert not link.suffix or target.with_name(name).stat().st_mode & 0o777 == 0o604
+    assert len(list(tmp_path.iterdir())) == 2 and len(list(target.parent.iterdir())) == 1
+
+
 def test_bad_targets(tmp_path: Path) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()

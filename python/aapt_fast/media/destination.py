@@ -7,13 +7,18 @@ import itertools
 import os
 from pathlib import Path
 
+from aapt_fast.atomic import behind_links
+
 
 class Destination:
-    """A path of a result in the making: remembers what is there now, which may be replaced, unlike what comes later."""
+    """A path of a result in the making: remembers what is there now, which may be replaced, unlike what comes later.
+
+    Of a symbolic link `path` is the file or folder behind it, and other names are beside that.
+    """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self._before = _state(path)
+        self.path = behind_links(path)
+        self._before = _state(self.path)
 
     def name(self) -> Path:
         """The path for a complete result: x.mp4; if another program has made that meanwhile, x-2.mp4 and so on."""

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 import shutil
 import warnings
 from collections.abc import Iterable
@@ -18,7 +17,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from aapt_fast.atomic import naming
+from aapt_fast.atomic import mode_of, naming, partial_name
 from aapt_fast.errors import require, require_type
 from aapt_fast.media.destination import Destination
 from aapt_fast.media.gif import GifFile
@@ -83,11 +82,12 @@ class VideoWriter:
 
     def __init__(self, path: Path, *, fps: float | Fraction = 24, scale: int = 1) -> None:
         check_video_target(path)
-        ending = path.suffix.lower()
-        self._fps = _exact_rate(fps, ending)
+        self._ending = path.suffix.lower()  # of a link, whose file may have another
+        self._fps = _exact_rate(fps, self._ending)
         require(scale >= 1, "scale", "at least 1", scale)
-        self.path, self._destination = path, Destination(path)
-        self._partial = path.with_name(f".{path.stem}.partial-{secrets.token_hex(4)}{ending}")
+        self._destination = Destination(path)
+        self.path = self._destination.path
+        self._partial = partial_name(self.path, self._ending)
         self._scale = scale
         self._size: tuple[int, int] | None = None
         self._file: _File | None = None
@@ -101,7 +101,7 @@ class VideoWriter:
                 image = image.resize(size, Image.Resampling.BICUBIC)
             with naming(self.path):
                 if self._file is None:
-                    self._file = _KINDS[self.path.suffix.lower()](self._partial, self._fps)
+                    self._file = _KINDS[self._ending](self._partial, self._fps)
                 self._file.write(image)
             self.frames += 1
 
@@ -132,6 +132,8 @@ class VideoWriter:
                 target = self._destination.name() if complete else self._destination.name_if_stopped()
                 if target.is_dir():
                     target.rmdir()  # it is empty
+                elif mode := mode_of(target):
+                    self._partial.chmod(mode)  # a file keeps its permissions when it is replaced
                 os.replace(self._partial, target)
                 self.kept = target
         finally:
@@ -145,7 +147,7 @@ class VideoWriter:
         fits = array.dtype == np.uint8 and array.ndim == 4 and array.shape[3] == 3
         require(fits, "frames", "uint8 [n, H, W, 3]", f"{array.dtype} {list(array.shape)}")
         height, width = array.shape[1:3]
-        largest = LARGEST_SIDE[self.path.suffix.lower()]
+        largest = LARGEST_SIDE[self._ending]
         fits = min(height, width) >= 1 and max(height, width) * self._scale <= largest
         require(fits, "frames", f"1 to {largest} pixels on each side", f"{width} x {height} times {self._scale}")
         self._size = self._size or (height, width)
