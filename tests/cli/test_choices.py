@@ -30,6 +30,8 @@ def test_models() -> None:
 def test_training() -> None:
     assert (tuple(RECIPES), STAGES) == (choices.RECIPES, choices.STAGES)
     assert tuple(name for name, recipe in RECIPES.items() if recipe.start) == choices.STARTED_RECIPES
+    assert {name: recipe.name for name, recipe in RECIPES.items()} == choices.MODEL_NAMES
+    assert {recipe.start for recipe in RECIPES.values() if recipe.start} == {choices.DEFAULT_START}
     assert tuple(HELD_OUT_SETS) == choices.HELD_OUT_SETS
     assert (HELD_OUT.clips, HELD_OUT.frames - 1) == (choices.HELD_OUT_CLIPS, choices.HELD_OUT_FRAMES)
 

@@ -175,7 +175,8 @@ def test_what_a_kill_during_a_save_leaves_behind_is_ignored(tmp_path):
     partial = tmp_path / "killed" / ".checkpoint.partial-0a1b2c3d.pt"
     partial.write_bytes(b"half a check")
     assert torch.equal(walk(tmp_path / "killed", 6).weight, expected.weight)
-    assert sorted(path.name for path in partial.parent.iterdir()) == [partial.name, "checkpoint.pt", "config.json"]
+    names = [partial.name, "checkpoint.pt", "config.json", "log.csv"]
+    assert sorted(path.name for path in partial.parent.iterdir()) == names
 
 
 def test_steps_since_the_last_save_are_taken_again_and_logged_once(tmp_path):

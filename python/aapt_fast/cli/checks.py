@@ -17,10 +17,12 @@ from typing import TYPE_CHECKING, Any
 from aapt_fast.cli.absent import require_there
 from aapt_fast.cli.choices import (
     ACTIONS,
+    DEFAULT_START,
     FEWEST_STEPS,
     FRAMES_PER_STEP,
     LEAST_FRAMES,
     MEDLEY,
+    MODEL_NAMES,
     STARTED_RECIPES,
     WORLD,
 )
@@ -33,7 +35,7 @@ from aapt_fast.models.files.find import model_path, require_path, weight_file
 from aapt_fast.models.files.gallery import Gallery, read_gallery
 from aapt_fast.models.files.outline import read_outline
 from aapt_fast.models.files.recognise import CONVERTED, OWN, PIPELINE, PRESET, recognise, refusal
-from aapt_fast.training.own_folder import require_own_folder
+from aapt_fast.training.own_folder import TRIAL, require_own_folder, require_same_note
 
 if TYPE_CHECKING:
     from aapt_fast.worlds.world import Part
@@ -121,6 +123,9 @@ def _check_train(arguments: argparse.Namespace) -> None:
         require_model(arguments.start, "--start")
     require_folder("--out", arguments.out)
     require_own_folder("--out", arguments.out)
+    name = MODEL_NAMES[arguments.recipe] + (TRIAL if arguments.trial else "")
+    start = arguments.start or (DEFAULT_START if arguments.recipe in STARTED_RECIPES else None)
+    require_same_note("--out", arguments.out, name, start)
 
 
 def _check_evaluate(arguments: argparse.Namespace) -> None:

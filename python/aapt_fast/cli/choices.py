@@ -15,6 +15,9 @@ JOINTS = 19
 RECIPES = ("person", "anyone", "company")
 STARTED_RECIPES = ("anyone", "company")
 """Recipes that begin from another model."""
+DEFAULT_START = "mini-person"
+MODEL_NAMES = {"person": "mini-person", "anyone": "mini-anyone", "company": "mini-company"}
+"""Names of the models that the recipes make."""
 STAGES = ("codec", "pretrain", "diffusion", "consistency", "reconstruction", "adversarial", "export", "evaluate")
 HELD_OUT_SETS = ("gallery", "strangers", "company")
 HELD_OUT_CLIPS = 16
