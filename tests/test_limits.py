@@ -69,7 +69,7 @@ def test_disk_that_is_not_free_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "not" / "there" / "yet.mp4"
     require_disk("--frames", path, 1)
     needed = 2 * shutil.disk_usage(tmp_path).total
-    with pytest.raises(ValueError, match=rf"^--frames: expected .* free on the disk of {path}, got one that needs"):
+    with pytest.raises(ValueError, match=rf"^--frames: expected .* free on the disk of {tmp_path}, got one that needs"):
         require_disk("--frames", path, needed)
     assert not path.parent.parent.exists()
 

@@ -55,6 +55,11 @@ def mode_of(path: Path) -> int | None:
     return path.stat().st_mode & 0o7777 if path.exists() else None
 
 
+def names_folder(text: str) -> bool:
+    """True for the text of a path that can name a folder only, which `Path` forgets: it ends in a slash or a dot."""
+    return os.path.basename(text) in ("", ".", "..")
+
+
 def require_replaceable(argument: str, path: Path) -> None:
     """Raise ValueError, naming `argument`, for a folder, and for devices, pipes and sockets, which no file replaces."""
     require(not path.is_dir(), argument, "a file", f"the folder {path}")

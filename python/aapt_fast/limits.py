@@ -35,8 +35,10 @@ def require_memory(argument: str, needed: int) -> None:
 
 def require_disk(argument: str, path: Path, needed: int) -> None:
     """Raise ValueError unless `needed` bytes are free on the disk of `path`, which need not exist yet."""
-    free = shutil.disk_usage(_there(path)).free
-    fits = f"a value that fits into the {in_units(free)} that are free on the disk of {path}"
+    there = _there(path)
+    place = there if there.is_dir() else there.parent
+    free = shutil.disk_usage(place).free
+    fits = f"a value that fits into the {in_units(free)} that are free on the disk of {place}"
     require(needed <= free, argument, fits, f"one that needs {in_units(needed)}")
 
 

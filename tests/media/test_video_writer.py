@@ -339,6 +339,14 @@ def test_of_a_link_the_video_behind_it_is_replaced_with_its_permissions(tmp_path
     assert len(list(tmp_path.iterdir())) == 2 and len(list(target.parent.iterdir())) == 1
 
 
+def test_a_name_that_can_be_a_folder_only_makes_no_file(tmp_path: Path) -> None:
+    for name in ("x.gif/", "x.gif/."):
+        with pytest.raises(ValueError, match=r"^path: expected a file without a slash at its end, or a folder without"):
+            save_video(f"{tmp_path}/{name}", FRAMES)
+    save_video(f"{tmp_path}/frames/", FRAMES)
+    assert [path.name for path in tmp_path.iterdir()] == ["frames"]
+
+
 def test_bad_targets(tmp_path: Path) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()

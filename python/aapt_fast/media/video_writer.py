@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from aapt_fast.atomic import mode_of, naming, partial_name
+from aapt_fast.atomic import mode_of, names_folder, naming, partial_name
 from aapt_fast.errors import require, require_type
 from aapt_fast.media.destination import Destination
 from aapt_fast.media.gif import GifFile
@@ -54,6 +54,8 @@ def save_video(path: str | Path, frames: Iterable[Tensor | np.ndarray], fps: flo
         aapt_fast.save_video("walk.mp4", session.frames(player, steps=60))
     """
     require_type("path", path, str, os.PathLike)
+    as_folder = bool(Path(path).suffix) and names_folder(os.fspath(path))
+    require(not as_folder, "path", "a file without a slash at its end, or a folder without a dot in its name", path)
     require_type("frames", frames, Tensor, np.ndarray, Iterable)
     pieces = [frames] if isinstance(frames, Tensor | np.ndarray) else frames
     with VideoWriter(Path(path), fps=fps) as writer:

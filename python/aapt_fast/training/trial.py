@@ -12,8 +12,8 @@ from aapt_fast.training.recipes import Recipe
 CLIPS = 8  # of either training set
 HELD_OUT_CLIPS = 1
 EVALUATED_FRAMES = 13  # video frames of held-out clips
-STEPS = {"codec": 20, "pretrain": 10, "diffusion": 20, "consistency": 6, "adversarial": 6}
-ALONE = 2  # of the adversarial steps are the discriminator's alone
+STEPS = {"codec": 12, "pretrain": 4, "diffusion": 12, "consistency": 4, "adversarial": 4}
+ALONE = 1  # of the adversarial steps are the discriminator's alone
 
 
 def trial_of(recipe: Recipe) -> Recipe:

@@ -30,9 +30,7 @@ def load(request: pytest.FixtureRequest) -> Callable:
 
 @pytest.mark.parametrize("device", ["gpu", "foo", "meta", "cuda:99", "mps", torch.device("meta"), "cuda:-1", ""])
 def test_a_device_that_cannot_be_used(load: Callable, device: object) -> None:
-    with pytest.raises(
-        ValueError, match=r"^device: expected cpu or cuda\[:n\] that this torch can use \(cpu.*\), got "
-    ):
+    with pytest.raises(ValueError, match=r"^device: expected a device that this torch can use \(cpu.*\), got "):
         load("no file", device=device)
 
 
