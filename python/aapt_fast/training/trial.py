@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from aapt_fast.training.data import ClipSetConfig
 from aapt_fast.training.own_folder import TRIAL
@@ -42,7 +43,7 @@ def trial_of(recipe: Recipe) -> Recipe:
     )
 
 
-def _few_steps(stage: str) -> dict[str, int]:
+def _few_steps(stage: str) -> dict[str, Any]:
     """Steps of a stage, evaluated before the first and after the last."""
     return {"steps": STEPS[stage], "evaluate_every": STEPS[stage]}
 
