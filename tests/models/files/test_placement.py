@@ -55,7 +55,7 @@ def test_devices_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match=r"use \(cpu, cuda:0, cuda:1\), got cuda:2"):
         require_usable_device("cuda:2")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ValueError, match=r"use \(cpu\), got cuda$"):
+    with pytest.raises(ValueError, match=r"use \(cpu\), got cuda, and torch finds no GPU here$"):
         require_usable_device("cuda")
 
 
