@@ -25,8 +25,8 @@ MAX_ENVIRONMENT_VARIABLES = 6
 # `testing` is in no list but its own: only tests/ and bench/ use it. The compiled module `_C` belongs to ops.
 ARROWS = {
     "errors": set(),
-    "atomic": set(),  # files that appear whole or not at all
-    "limits": {"errors"},  # memory and disk
+    "atomic": {"errors"},  # files that appear whole or not at all
+    "limits": {"errors", "atomic"},  # memory and disk
     "not_copied": set(),  # refuses copy and pickle
     "progress": set(),  # bars and messages on stderr
     "ops": {"errors", "atomic", "_C"},

@@ -10,7 +10,7 @@ import pytest
 from aapt_fast import limits
 from aapt_fast.limits import (
     available_memory,
-    in_gb,
+    in_units,
     require_disk,
     require_empty_folder,
     require_file_target,
@@ -59,9 +59,9 @@ def test_a_system_without_meminfo_counts_its_pages(machine: Path) -> None:
 def test_memory_that_is_not_there_is_refused_before_work(machine: Path) -> None:
     require_memory("--scale", 8 * GIB)
     expected = r"^--scale: expected a value that fits into the 8.59 GB of memory that are available, got one that needs"
-    with pytest.raises(ValueError, match=expected + " 22 GB$"):
+    with pytest.raises(ValueError, match=expected + r" 22\.0 GB$"):
         require_memory("--scale", 22 * 10**9)
-    with pytest.raises(ValueError, match=r"needs 1\.00e\+491 GB"):
+    with pytest.raises(ValueError, match=r"needs 1\.00e\+485 PB"):
         require_memory("--scale", 10**500)
 
 
@@ -69,7 +69,7 @@ def test_disk_that_is_not_free_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "not" / "there" / "yet.mp4"
     require_disk("--frames", path, 1)
     needed = 2 * shutil.disk_usage(tmp_path).total
-    with pytest.raises(ValueError, match=rf"^--frames: expected .* free on the disk of {path}, got one that needs"):
+    with pytest.raises(ValueError, match=rf"^--frames: expected .* free on the disk of {tmp_path}, got one that needs"):
         require_disk("--frames", path, needed)
     assert not path.parent.parent.exists()
 
@@ -121,6 +121,24 @@ def test_an_empty_folder_is_new_or_has_no_entry(tmp_path: Path) -> None:
             require_empty_folder("--out", path)
 
 
-def test_sizes_are_in_gigabytes() -> None:
-    sizes = [in_gb(count) for count in (10**6, 1_234_567_890, 4_321 * 10**9)]
-    assert sizes == ["0.001 GB", "1.23 GB", "4,321 GB"]
+def test_a_name_that_is_too_long_is_refused_under_the_name_of_its_option(tmp_path: Path) -> None:
+    for check in (require_file_target, require_folder, require_empty_folder):
+        with pytest.raises(ValueError, match=r"^--out: expected a name of at most 220 bytes, got one of 300$"):
+            check("--out", tmp_path / ("x" * 300))
+        with pytest.raises(ValueError, match=r"^--out: expected a path that is not too long for this system, got"):
+            check("--out", tmp_path / ("x" * 300) / "y")
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (512, "512 bytes"),
+        (123_000, "123 KB"),
+        (10**6, "1.00 MB"),
+        (1_234_567_890, "1.23 GB"),
+        (43_210 * 10**6, "43.2 GB"),
+        (4_321 * 10**9, "4.32 TB"),
+    ],
+)
+def test_sizes_are_in_the_unit_that_fits(count: int, text: str) -> None:
+    assert in_units(count) == text

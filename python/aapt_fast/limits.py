@@ -7,12 +7,16 @@ import os
 import shutil
 import tempfile
 from decimal import Decimal
+from errno import ENAMETOOLONG
 from pathlib import Path
 
+from aapt_fast.atomic import behind_links, require_replaceable
 from aapt_fast.errors import require
 
 MEMINFO = Path("/proc/meminfo")
 CONTAINER = Path("/sys/fs/cgroup")  # of a container, or of the whole system, which has no memory.max
+LONGEST_NAME = 220  # bytes of the name of a result; systems allow 255, and the hidden file beside it has a longer one
+UNITS = ("bytes", "KB", "MB", "GB", "TB", "PB")  # 1000 of one are one of the next
 
 
 def available_memory() -> int | None:
@@ -25,27 +29,29 @@ def require_memory(argument: str, needed: int) -> None:
     """Raise ValueError unless `needed` bytes of memory are available; `argument` is what makes them so many."""
     available = available_memory()
     if available is not None:
-        fits = f"a value that fits into the {in_gb(available)} of memory that are available"
-        require(needed <= available, argument, fits, f"one that needs {in_gb(needed)}")
+        fits = f"a value that fits into the {in_units(available)} of memory that are available"
+        require(needed <= available, argument, fits, f"one that needs {in_units(needed)}")
 
 
 def require_disk(argument: str, path: Path, needed: int) -> None:
     """Raise ValueError unless `needed` bytes are free on the disk of `path`, which need not exist yet."""
-    free = shutil.disk_usage(_there(path)).free
-    fits = f"a value that fits into the {in_gb(free)} that are free on the disk of {path}"
-    require(needed <= free, argument, fits, f"one that needs {in_gb(needed)}")
+    there = _there(path)
+    place = there if there.is_dir() else there.parent
+    free = shutil.disk_usage(place).free
+    fits = f"a value that fits into the {in_units(free)} that are free on the disk of {place}"
+    require(needed <= free, argument, fits, f"one that needs {in_units(needed)}")
 
 
 def require_file_target(argument: str, path: Path) -> None:
-    """Raise ValueError for a folder or a device, OSError if files cannot be made in the folder of the file `path`."""
-    require(not path.is_dir(), argument, "a file", f"the folder {path}")
-    device = path.exists() and not path.is_file()  # a file of that name would replace it
-    require(not device, argument, "a file", f"{path}, which is a device, a pipe or a socket")
-    require_writable(argument, path.parent)
+    """Raise ValueError for a folder, a device or a name that is too long, OSError if no file can be made there."""
+    require_short_name(argument, path)
+    require_replaceable(argument, path)
+    require_writable(argument, behind_links(path).parent)
 
 
 def require_folder(argument: str, path: Path) -> None:
     """Raise ValueError unless `path` is a folder or can become one, OSError unless files can be made in it."""
+    require_short_name(argument, path)
     place = _there(path)
     require(place.is_dir(), argument, "a folder, which may be new", f"{path}, where {place} is a file")
     require_writable(argument, place)
@@ -53,10 +59,22 @@ def require_folder(argument: str, path: Path) -> None:
 
 def require_empty_folder(argument: str, path: Path) -> None:
     """Raise ValueError unless `path` is an empty folder, or nothing yet."""
+    require_short_name(argument, path)
     if path.exists():
         require(path.is_dir(), argument, "a new or empty folder", f"{path}, which is no folder")
         entries = sorted(entry.name for entry in path.iterdir())
         require(not entries, argument, "a new or empty folder", f"{path} with {', '.join(entries[:3])}")
+
+
+def require_short_name(argument: str, path: Path) -> None:
+    """Raise ValueError for a path that the system, or the hidden file beside it, finds too long."""
+    length = len(os.fsencode(path.name))
+    require(length <= LONGEST_NAME, argument, f"a name of at most {LONGEST_NAME} bytes", f"one of {length}")
+    try:
+        os.lstat(path)
+    except OSError as error:
+        too_long = error.errno == ENAMETOOLONG
+        require(not too_long, argument, "a path that is not too long for this system", f"{len(str(path))} letters")
 
 
 def require_writable(argument: str, folder: Path) -> None:
@@ -72,10 +90,16 @@ def require_writable(argument: str, folder: Path) -> None:
         raise OSError(f"{argument}: expected a folder that can be written to, got {folder}: {reason}") from error
 
 
-def in_gb(count: int) -> str:
-    """Bytes as text in GB (10^9 bytes), with at least three digits."""
-    size = Decimal(count) / 10**9  # no float, which may be too small for it
-    return f"{size:,.0f} GB" if 1000 <= size < 10**9 else f"{size:.3g} GB"
+def in_units(count: int) -> str:
+    """Bytes as text with three digits: in bytes, KB, MB, GB, TB or PB (10^3, 10^6, ... bytes)."""
+    if abs(count) < 1000:
+        return f"{count} {UNITS[0]}"
+    if count >= 10**18:  # more than any disk: no name helps, and a float may be too small for it
+        return f"{Decimal(count) / 10**15:.3g} {UNITS[-1]}"
+    power = (len(str(abs(count))) - 1) // 3
+    size = count / 1000**power
+    digits = 2 if abs(size) < 10 else 1 if abs(size) < 100 else 0
+    return f"{size:.{digits}f} {UNITS[power]}"
 
 
 def _there(path: Path) -> Path:

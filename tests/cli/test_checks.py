@@ -46,6 +46,18 @@ MISTAKES = [
     "doctor --offload-text",
     "verify --shapes nothing",
     "verify --shapes text.npy",
+    "doctor --plan nano --resolution 5x5",
+    "doctor --plan mini-anyone --resolution 64x64",
+    "doctor --plan nanno",
+    "generate --out x.gif --device tpu",
+    "generate --out x.gif --model mini-persn",
+    "verify --kernels kv_write/portabel",
+    "bench frame --resolution 737x416",
+    "bench frame --json /dev/stdout",
+    "train person --out run",
+    "train anyone --out run --trial",
+    f"generate --out {'x' * 300}.gif",
+    f"generate --out {'x' * 300}",
     "train person --out x --start mini-person",
     "train anyone --out x --start nothing",
     "train person --out text.npy",
@@ -108,6 +120,8 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, st
     (folder / "full" / "x").touch()
     for name in ("pipe.gif", "pipe.png"):
         os.mkfifo(folder / name)
+    (folder / "run").mkdir()
+    (folder / "run" / "recipe.json").write_text('{"name": "mini-anyone", "start": "mini-person"}')
     before = sorted(folder.rglob("*"))
     command = [sys.executable, "-c", REPORT, json.dumps(MISTAKES)]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
@@ -120,7 +134,7 @@ def test_mistakes_are_reported_before_torch_is_imported(reports: dict[str, tuple
     status, said, torch_is_imported = reports[line]
     command, *words = line.split()
     assert status == 2 and said.count("\n") == 1 and not torch_is_imported
-    subject = said.removeprefix(f"aapt-fast {command}: ").partition(": expected ")[0]
+    subject = said.removeprefix(f"aapt-fast {command}: ").partition(": expected ")[0].partition(" ")[0]
     assert subject.partition(",")[0] in (*words, "model", "source"), said
 
 
@@ -153,6 +167,26 @@ def test_a_preset_is_told_from_a_model(reports: dict[str, tuple[int, str, bool]]
             "train person --out full",
             "--out: expected a new or empty folder, or that of a training that has begun, got full with x",
         ),
+        ("doctor --plan nano --resolution 5x5", "--resolution width: expected a positive multiple of 16, got 5"),
+        ("doctor --plan mini-anyone --resolution 64x64", "expected 96x96, that of the bundled mini-anyone, got 64x64"),
+        (
+            "doctor --plan nanno",
+            "expected aapt-8b | mini-person | nano | nano-text | mini-anyone, got nanno, did",
+        ),
+        ("generate --out x.gif --device tpu", "--device: expected cpu, cuda or cuda:N, got tpu"),
+        ("generate --out x.gif --model mini-persn", "got mini-persn, did you mean mini-person?"),
+        ("verify --kernels kv_write/portabel", "got kv_write/portabel, did you mean kv_write/portable?"),
+        ("bench frame --json /dev/stdout", "got /dev/stdout, whose last line is that document already"),
+        (
+            "train person --out run",
+            "recipe mini-person from nothing, got run, which holds recipe mini-anyone",
+        ),
+        (
+            "train anyone --out run --trial",
+            "one of a trial of recipe mini-anyone from mini-person, got run",
+        ),
+        (f"generate --out {'x' * 300}.gif", "--out: expected a name of at most 220 bytes, got one of 304"),
+        (f"generate --out {'x' * 300}", "--out: expected a name of at most 220 bytes, got one of 300"),
         ("bench frame --json pipe.png", "expected a file, got pipe.png, which is a device, a pipe or a socket"),
         ("generate --out /dev/full", "--out: expected a new or empty folder, got /dev/full, which is no folder"),
         ("bench frame --json no/x.json", "expected a folder that exists, got no, which does not exist"),

@@ -7,7 +7,9 @@ from aapt_fast.cli import choices
 from aapt_fast.models.aapt.presets import GENERATORS
 from aapt_fast.models.files.bundled import PRESETS
 from aapt_fast.models.files.convert import SHARD_BYTES
+from aapt_fast.ops.kernels import KERNELS
 from aapt_fast.profiling.frame import FEWEST_STEPS, FRAMES_PER_STEP
+from aapt_fast.profiling.systems import VIDEO_SCALE
 from aapt_fast.training.evaluate import MIRROR_FROM
 from aapt_fast.training.recipes import HELD_OUT, HELD_OUT_SETS, RECIPES
 from aapt_fast.training.stages import STAGES
@@ -30,6 +32,10 @@ def test_models() -> None:
 def test_training() -> None:
     assert (tuple(RECIPES), STAGES) == (choices.RECIPES, choices.STAGES)
     assert tuple(name for name, recipe in RECIPES.items() if recipe.start) == choices.STARTED_RECIPES
+    assert tuple(KERNELS) == choices.KERNELS
+    assert {VIDEO_SCALE * config.patch for config in GENERATORS.values()} == {choices.SIDE_MULTIPLE}
+    assert {name: recipe.name for name, recipe in RECIPES.items()} == choices.MODEL_NAMES
+    assert {recipe.start for recipe in RECIPES.values() if recipe.start} == {choices.DEFAULT_START}
     assert tuple(HELD_OUT_SETS) == choices.HELD_OUT_SETS
     assert (HELD_OUT.clips, HELD_OUT.frames - 1) == (choices.HELD_OUT_CLIPS, choices.HELD_OUT_FRAMES)
 

@@ -34,8 +34,27 @@ UNLIKE = {
     "noise": np.random.default_rng(0).integers(0, 256, (96, 96, 3), np.uint8),
     "smooth noise": smooth_noise(),
     "fractal": np.asarray(Image.effect_mandelbrot((96, 96), (-2, -1.5, 1, 1.5), 30).convert("RGB")),
-    "one colour": np.full((96, 96, 3), 120, np.uint8),
 }
+
+
+def square() -> np.ndarray:
+    """A red square on white, resized as pictures of files are."""
+    picture = Image.new("RGB", (400, 400), "white")
+    picture.paste((255, 0, 0), (100, 100, 300, 300))
+    return np.asarray(picture.resize((96, 96), Image.Resampling.LANCZOS))
+
+
+PLAIN = {
+    "grey": np.full((96, 96, 3), 120, np.uint8),
+    "red": np.broadcast_to(np.array([255, 0, 0], np.uint8), (96, 96, 3)),
+    "a square on white": square(),
+}
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_pictures_without_detail_are_called_so(name, model, gallery):
+    said = unlike_gallery(PLAIN[name], model, gallery)
+    assert said is not None and said.startswith("the picture has hardly any detail, so no person is to be seen in it")
 
 
 @pytest.mark.parametrize("name", UNLIKE)

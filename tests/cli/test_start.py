@@ -56,6 +56,16 @@ def test_help_and_version_need_no_torch(arguments: list[str]) -> None:
         ("generate --out x --loud", " generate: expected options of aapt-fast generate, got --loud"),
         ("convert mini-person --out x more", " convert: expected options of aapt-fast convert, got more"),
         ("--loud", ": the following arguments are required: command"),
+        ("bench", " bench: the following arguments are required: frame"),
+        (
+            "train persn --out x",
+            " train: recipe: invalid choice: 'persn', did you mean person? (choose from person, any",
+        ),
+        ("generate --out x.mp4/", " generate: --out: expected a file without a slash at its end, or a folder without"),
+        (
+            "generate --out x.gif --sheet x.png/",
+            " generate: --sheet: expected a file, got x.png/, which names a folder",
+        ),
         ("generate --out -", " generate: --out: expected a file or folder, got -; ./- is a"),
         ("generate --out x.gif --sheet -", " generate: --sheet: expected a file or folder, got -; ./- is a"),
         ("train person --out -", " train: --out: expected a file or folder, got -; ./- is a"),

@@ -18,6 +18,7 @@ import torch
 from aapt_fast.cli import generate as generating
 from aapt_fast.cli import main
 from aapt_fast.cli.contact_sheet import ContactSheet
+from aapt_fast.media.video_writer import VideoWriter
 from aapt_fast.streaming.session import StreamSession
 
 
@@ -163,6 +164,57 @@ def test_a_stop_before_the_first_frame_says_that_nothing_was_kept(
     assert kept == "nothing was kept: no video frame was finished"
     assert error == "aapt-fast generate: stopped by SIGTERM"
     assert list(out.iterdir()) == []
+
+
+def test_a_signal_after_the_last_step_says_that_all_frames_are_there(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_report = generating._report
+
+    def stopped(*arguments: object) -> dict[str, object]:
+        os.kill(os.getpid(), signal.SIGINT)
+        return make_report(*arguments)
+
+    monkeypatch.setattr(generating, "_report", stopped)
+    assert generate(model, tmp_path / "x") == 130
+    printed = capsys.readouterr()
+    *_, kept, error = printed.err.splitlines()
+    assert kept == f"all 40 video frames are in {tmp_path / 'x'}" and printed.out == ""
+    assert error == "aapt-fast generate: stopped by SIGINT"
+
+
+def test_a_sheet_without_room_does_not_hide_the_video(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(sheet: ContactSheet) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(ContactSheet, "write", full)
+    assert generate(model, tmp_path / "x", "--sheet", str(tmp_path / "x.png")) == 2
+    *_, kept, error = capsys.readouterr().err.splitlines()
+    assert kept == f"40 video frames are in {tmp_path / 'x'}"
+    assert error == "aapt-fast generate: No space left on device"
+
+
+def test_fps_counts_writing_and_step_fps_does_not(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock, one_step, write = [0.0], StreamSession.step, VideoWriter.write
+
+    def step(session: StreamSession, control: object) -> torch.Tensor:
+        clock[0] += 0.5
+        return one_step(session, control)
+
+    def write_slowly(writer: VideoWriter, frames: torch.Tensor) -> None:
+        clock[0] += 1.5
+        write(writer, frames)
+
+    monkeypatch.setattr(StreamSession, "step", step)
+    monkeypatch.setattr(VideoWriter, "write", write_slowly)
+    monkeypatch.setattr(generating.time, "perf_counter", lambda: clock[0])
+    assert generate(model, tmp_path / "x") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["fps"], report["step_fps"]) == (2.0, 8.0)
 
 
 def test_a_sheet_that_cannot_be_written_does_not_hide_the_stop(

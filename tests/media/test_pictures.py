@@ -211,3 +211,22 @@ def test_no_picture_is_told_from_a_missing_and_a_damaged_one(tmp_path: Path):
             read_picture(tmp_path / name, "--image")
     with pytest.raises(ValueError, match="--image: expected a picture file, got an empty text"):
         read_picture("", "--image")
+
+
+def test_a_picture_that_is_too_large_is_refused_with_its_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("L", (4000, 3000)).save(tmp_path / "large.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2_000_000)
+    message = r"^--image: expected a picture of at most 4 megapixels, got .*large\.png with 12$"
+    with pytest.raises(ValueError, match=message):
+        read_picture(tmp_path / "large.png", "--image")
+
+
+def test_an_image_of_a_damaged_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "half.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).save(path)
+    path.write_bytes(path.read_bytes()[:5000])
+    with (
+        Image.open(path) as image,
+        pytest.raises(ValueError, match=r"^image: expected an undamaged, readable picture, "),
+    ):
+        show(image)

@@ -19,6 +19,7 @@ import pytest
 import torch
 from PIL import Image, ImageSequence
 
+from aapt_fast.media.mp4 import Mp4File
 from aapt_fast.media.video_target import check_video_target, require_room
 from aapt_fast.media.video_writer import VideoWriter, save_video
 
@@ -298,8 +299,41 @@ def test_a_full_disk_leaves_the_whole_frames_before(tmp_path: Path, name: str, s
         for number in range(80):
             brightest = 256 if number > 2 else 1  # the first pictures are small
             writer.write(noise.integers(0, brightest, (1, 64, 64, 3), np.uint8))
-    assert list(tmp_path.iterdir()) == [tmp_path / name]
-    assert 3 <= len(frames_of(tmp_path / name)) == writer.frames < 80
+    kept = tmp_path / name.replace("x.", "x.stopped.")  # it is not taken for a whole video
+    assert list(tmp_path.iterdir()) == [kept] == [writer.kept]
+    assert 3 <= len(frames_of(kept)) == writer.frames < 80
+
+
+def test_without_room_for_an_index_the_whole_fragments_of_an_mp4_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_room(file: Mp4File) -> int:
+        raise OSError
+
+    monkeypatch.setattr(Mp4File, "_put_index_first", no_room)
+    noise, writer = np.random.default_rng(0), VideoWriter(tmp_path / "x.mp4")
+    with files_of_at_most(500_000), pytest.raises(OSError, match="cannot be written"), writer:
+        for _ in range(200):
+            writer.write(noise.integers(0, 256, (1, 64, 64, 3), np.uint8))
+    assert writer.kept == tmp_path / "x.stopped.mp4"
+    assert 0 < len(frames_of(writer.kept)) == writer.frames < 200
+
+
+def test_an_error_says_what_there_is_of_the_video(tmp_path: Path) -> None:
+    def failing(count: int) -> Iterator[np.ndarray]:
+        yield from [FRAMES] * count
+        raise RuntimeError("no more")
+
+    save_video(tmp_path / "x.gif", FRAMES)
+    kept = f"the video is not finished: its first 5 video frames are in {tmp_path / 'x.stopped.gif'}"
+    for count, said in ((1, kept), (0, "nothing was kept: no video frame was finished")):
+        if hasattr(RuntimeError, "add_note"):
+            with pytest.raises(RuntimeError, match="no more") as caught:
+                save_video(tmp_path / "x.gif", failing(count))
+            assert caught.value.__notes__ == [said]
+        else:
+            with pytest.warns(UserWarning, match=said), pytest.raises(RuntimeError, match="no more"):
+                save_video(tmp_path / "x.gif", failing(count))
 
 
 def test_what_a_killed_process_leaves_is_in_nobodys_way(tmp_path: Path) -> None:
@@ -323,6 +357,28 @@ def test_an_existing_video_is_replaced_only_at_the_end(tmp_path: Path) -> None:
         writer.write(FRAMES)
         assert target.read_bytes() == b"old"
     assert target.read_bytes()[:3] == b"GIF"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_of_a_link_the_video_behind_it_is_replaced_with_its_permissions(tmp_path: Path, name: str) -> None:
+    link, target = tmp_path / name, tmp_path / "elsewhere" / "target"
+    target.parent.mkdir()
+    link.symlink_to(target)
+    if link.suffix:
+        target.write_bytes(b"old")
+        target.chmod(0o604)
+    save_video(link, FRAMES)
+    assert link.is_symlink() and len(frames_of(target.rename(target.with_name(name)))) == 5
+    assert not link.suffix or target.with_name(name).stat().st_mode & 0o777 == 0o604
+    assert len(list(tmp_path.iterdir())) == 2 and len(list(target.parent.iterdir())) == 1
+
+
+def test_a_name_that_can_be_a_folder_only_makes_no_file(tmp_path: Path) -> None:
+    for name in ("x.gif/", "x.gif/."):
+        with pytest.raises(ValueError, match=r"^path: expected a file without a slash at its end, or a folder without"):
+            save_video(f"{tmp_path}/{name}", FRAMES)
+    save_video(f"{tmp_path}/frames/", FRAMES)
+    assert [path.name for path in tmp_path.iterdir()] == ["frames"]
 
 
 def test_bad_targets(tmp_path: Path) -> None:

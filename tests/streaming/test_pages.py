@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from aapt_fast.errors import PoolExhausted
-from aapt_fast.limits import in_gb
+from aapt_fast.limits import in_units
 from aapt_fast.streaming import pages
 from aapt_fast.streaming.pages import PagePool, pages_for, pool_bytes
 
@@ -156,8 +156,8 @@ def test_a_cpu_without_room_is_found_out_before_anything_is_allocated(pose_model
     least = make(pose_model, 1).bytes
     monkeypatch.setattr(pages, "available_memory", lambda: 5 * least)
     assert make(pose_model, 5).bytes == 5 * least
-    expected = f"{argument}: expected a number whose pages fit into the {in_gb(5 * least)} of memory left on cpu, "
+    expected = f"{argument}: expected a number whose pages fit into the {in_units(5 * least)} of memory left on cpu, "
     for count in (6, 10**30):
         with pytest.raises(PoolExhausted) as caught:
             make(pose_model, count)
-        assert str(caught.value) == f"{expected}got {count}, whose pages need {in_gb(count * least)}"
+        assert str(caught.value) == f"{expected}got {count}, whose pages need {in_units(count * least)}"

@@ -44,6 +44,7 @@ from aapt_fast.training.pretrain import PretrainConfig
 from aapt_fast.training.recipes import ANYONE, COMPANY, COMPANY_CLIPS, PERSON, Recipe
 from aapt_fast.training.run import CHECKPOINT
 from aapt_fast.training.step_latency import step_latency
+from aapt_fast.training.trial import STEPS, trial_of
 from aapt_fast.worlds.person.company.company import Company
 from aapt_fast.worlds.person.world import PersonWorld
 from aapt_fast.worlds.world import clip_seed
@@ -147,6 +148,15 @@ def test_from_an_empty_folder_to_a_session(name: str, request: pytest.FixtureReq
     assert_near(model.generator.unpatch.weight, last["unpatch.weight"].half().float(), 1e-6)
     with aapt_fast.StreamSession(model, gallery[0].image) as session:
         assert session.step(make_clip(recipe.gallery, 0).controls[:4]).shape == (4, 32, 32, 3)
+
+
+def test_a_trial_is_evaluated_without_a_pose_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aapt_fast.training.trial.CLIPS", 2)
+    monkeypatch.setattr("aapt_fast.training.trial.STEPS", dict.fromkeys(STEPS, 2))
+    trial = trial_of(tiny(PERSON))
+    stages.train(trial, tmp_path, ("codec", "diffusion", "evaluate"))
+    assert not (tmp_path / "pose_network").exists()
+    assert "diffusion" in (tmp_path / "evaluation" / trial.held_out[0].name / "report.md").read_text()
 
 
 def test_stage_1_starts_from_the_conversion_of_the_pretrained_model(

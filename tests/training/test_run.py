@@ -156,8 +156,8 @@ def test_a_save_that_fails_half_way_keeps_the_previous_checkpoint(tmp_path, monk
     model = nn.Linear(3, 2)
     run = TrainingRun(tmp_path, Settings(), {"model": model})
 
-    def fails(content, path):
-        path.write_bytes(b"half a check")
+    def fails(content, file):
+        file.write(b"half a check")
         raise OSError("no space left on device")
 
     with monkeypatch.context() as patch, pytest.raises(OSError, match="no space"):
@@ -172,10 +172,11 @@ def test_what_a_kill_during_a_save_leaves_behind_is_ignored(tmp_path):
     expected = walk(tmp_path / "straight", 6)
     with pytest.raises(KeyboardInterrupt):
         walk(tmp_path / "killed", 6, stop_at=2)
-    partial = tmp_path / "killed" / ".checkpoint.partial.pt"
+    partial = tmp_path / "killed" / ".checkpoint.partial-0a1b2c3d.pt"
     partial.write_bytes(b"half a check")
     assert torch.equal(walk(tmp_path / "killed", 6).weight, expected.weight)
-    assert not partial.exists()
+    names = [partial.name, "checkpoint.pt", "config.json", "log.csv"]
+    assert sorted(path.name for path in partial.parent.iterdir()) == names
 
 
 def test_steps_since_the_last_save_are_taken_again_and_logged_once(tmp_path):

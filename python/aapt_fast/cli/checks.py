@@ -10,19 +10,26 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Callable, Mapping, Sized
+import re
+from collections.abc import Callable, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aapt_fast.cli.absent import require_there
 from aapt_fast.cli.choices import (
     ACTIONS,
+    DEFAULT_START,
     FEWEST_STEPS,
     FRAMES_PER_STEP,
+    KERNELS,
     LEAST_FRAMES,
     MEDLEY,
+    MODEL_NAMES,
+    SIDE_MULTIPLE,
     STARTED_RECIPES,
     WORLD,
+    meant,
+    planned_names,
 )
 from aapt_fast.cli.options import GENERATED_FRAMES
 from aapt_fast.errors import require, require_seed
@@ -34,7 +41,7 @@ from aapt_fast.models.files.find import model_path, own_model_path, require_path
 from aapt_fast.models.files.gallery import Gallery, read_gallery
 from aapt_fast.models.files.outline import read_outline
 from aapt_fast.models.files.recognise import CONVERTED, PIPELINE, PRESET, recognise, refusal
-from aapt_fast.training.own_folder import require_own_folder
+from aapt_fast.training.own_folder import TRIAL, require_own_folder, require_same_note
 
 if TYPE_CHECKING:
     from aapt_fast.worlds.world import Part
@@ -71,6 +78,9 @@ def _check_generate(arguments: argparse.Namespace) -> None:
     if arguments.frames is not None:
         require(arguments.frames >= 1, "--frames", "at least 1", arguments.frames)
         require(arguments.frames < 2**31, "--frames", "less than 2^31", arguments.frames)
+    if arguments.device is not None:
+        known = re.fullmatch(r"(cpu|cuda)(:\d+)?", arguments.device) is not None
+        require(known, "--device", "cpu, cuda or cuda:N", arguments.device or "an empty text")
     require_seed(arguments.seed)
     expected = f"1 to {MOST_EVALUATIONS} evaluations per step"
     require(1 <= arguments.nfe <= MOST_EVALUATIONS, "--nfe", expected, arguments.nfe)
@@ -104,16 +114,25 @@ def _check_doctor(arguments: argparse.Namespace) -> None:
     alone = arguments.offload_text and arguments.plan is None
     require(not alone, "--offload-text", "--plan PRESET beside it", "none")
     if arguments.plan is not None:
-        names = tuple(dict.fromkeys([*PRESETS, *bundled_models()]))
-        require(arguments.plan in names, "--plan", " | ".join(names), arguments.plan)
-    _check_system(arguments)
+        _require_one_of("--plan", arguments.plan, planned_names())
+    _check_system(arguments, arguments.plan)
 
 
-def _check_system(arguments: argparse.Namespace) -> None:
-    """Check the options that change a preset."""
+def _check_system(arguments: argparse.Namespace, preset: str | None) -> None:
+    """Check the options that change the preset, or bundled model, `preset`."""
     past = arguments.window is None or arguments.window >= 1
     require(past, "--window", "at least 1 past frame", arguments.window)
-    parse_size(arguments.resolution)
+    size = parse_size(arguments.resolution)
+    if size is None:
+        return
+    for side, length in zip(("width", "height"), size, strict=True):
+        fits = length > 0 and length % SIDE_MULTIPLE == 0
+        require(fits, f"--resolution {side}", f"a positive multiple of {SIDE_MULTIPLE}", length)
+    outline = read_outline(bundled_models()[preset]) if preset in bundled_models() else None
+    if outline is not None:
+        height, width = outline.size
+        expected = f"{width}x{height}, that of the bundled {preset}"
+        require(size == (width, height), "--resolution", expected, arguments.resolution)
 
 
 def _check_train(arguments: argparse.Namespace) -> None:
@@ -123,6 +142,9 @@ def _check_train(arguments: argparse.Namespace) -> None:
         require_model(arguments.start, "--start")
     require_folder("--out", arguments.out)
     require_own_folder("--out", arguments.out)
+    name = MODEL_NAMES[arguments.recipe] + (TRIAL if arguments.trial else "")
+    start = arguments.start or (DEFAULT_START if arguments.recipe in STARTED_RECIPES else None)
+    require_same_note("--out", arguments.out, name, start)
 
 
 def _check_evaluate(arguments: argparse.Namespace) -> None:
@@ -145,16 +167,22 @@ def _check_evaluate(arguments: argparse.Namespace) -> None:
 def _check_bench(arguments: argparse.Namespace) -> None:
     require(arguments.device in (None, "cuda", "cpu"), "--device", "cuda or cpu", arguments.device)
     require(arguments.target > 0, "--target", "a positive number of seconds", arguments.target)
-    require(arguments.preset in PRESETS, "--preset", " | ".join(PRESETS), arguments.preset)
+    _require_one_of("--preset", arguments.preset, PRESETS)
     require(arguments.steps >= FEWEST_STEPS, "--steps", f"at least {FEWEST_STEPS}", arguments.steps)
     require(arguments.limit > 0, "--limit", "a positive number of seconds", arguments.limit)
-    _check_system(arguments)
+    _check_system(arguments, arguments.preset)
+    told = arguments.json is not None and str(arguments.json) == "/dev/stdout"
+    require(not told, "--json", "a file", "/dev/stdout, whose last line is that document already")
     _check_file_target(arguments.json, "--json")
 
 
 def _check_verify(arguments: argparse.Namespace) -> None:
     if arguments.shapes is not None and arguments.shapes not in PRESETS:
         own_model_path(arguments.shapes, "--shapes", PRESETS)
+    if arguments.kernels is not None:
+        for name in arguments.kernels.split(","):
+            got = (name or "an empty name") + meant(name, KERNELS)
+            require(name in KERNELS, "--kernels", f"some of {', '.join(KERNELS)}", got)
     _check_file_target(arguments.json, "--json")
 
 
@@ -193,9 +221,16 @@ def video_frames(given: int | None, script: tuple[Part, ...], poses: Sized | Non
     return given
 
 
+def _require_one_of(argument: str, name: str, names: Sequence[str]) -> None:
+    require(name in names, argument, " | ".join(names), f"{name}{meant(name, names)}")
+
+
 def require_model(name: str, argument: str) -> None:
     """Raise ValueError or CheckpointError for a name, file or folder that is no model of this package."""
     require_no_preset(name, argument)
+    bundled = bundled_models()
+    misspelt = "" if os.path.exists(name) or name in bundled else meant(name, bundled)
+    require(not misspelt, argument, f"{' | '.join(bundled)}, or a file that train exported", f"{name}{misspelt}")
     own_model_path(name, argument)
 
 

@@ -4,6 +4,13 @@
 tests/cli/test_choices.py compares them with the tables that they are from.
 """
 
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+from aapt_fast.models.files.bundled import PRESETS, bundled_models
+
 WORLD = "person"
 """The world of the bundled models."""
 ACTIONS = ("idle", "walk", "wave", "jump", "squat", "kick", "dance", "bow")
@@ -15,6 +22,9 @@ JOINTS = 19
 RECIPES = ("person", "anyone", "company")
 STARTED_RECIPES = ("anyone", "company")
 """Recipes that begin from another model."""
+DEFAULT_START = "mini-person"
+MODEL_NAMES = {"person": "mini-person", "anyone": "mini-anyone", "company": "mini-company"}
+"""Names of the models that the recipes make."""
 STAGES = ("codec", "pretrain", "diffusion", "consistency", "reconstruction", "adversarial", "export", "evaluate")
 HELD_OUT_SETS = ("gallery", "strangers", "company")
 HELD_OUT_CLIPS = 16
@@ -28,3 +38,27 @@ LEAST_FRAMES = 9
 """With these the video frames of whole steps, and the first frame, reach beyond `training.evaluate.MIRROR_FROM`."""
 FEWEST_STEPS = 5
 """`aapt_fast.profiling.frame.FEWEST_STEPS`."""
+KERNELS = (
+    "channel_concat/portable",
+    "clean_frame/portable",
+    "gate_residual_norm/portable",
+    "kv_write/portable",
+    "paged_attention/sm90",
+    "paged_attention/portable",
+    "paged_attention/sm90_split",
+    "philox_normal/portable",
+)
+"""Names of `aapt_fast.ops.kernels.KERNELS`."""
+SIDE_MULTIPLE = 16
+"""Pixels that the sides of every preset's video are a multiple of: latent cell times patch."""
+
+
+def planned_names() -> tuple[str, ...]:
+    """Names that `doctor --plan` takes: presets and bundled models."""
+    return tuple(dict.fromkeys([*PRESETS, *bundled_models()]))
+
+
+def meant(given: str, names: Iterable[str]) -> str:
+    """A question whether the closest of `names` was meant, to follow a misspelt one; "" if none is close."""
+    close = difflib.get_close_matches(given, list(names), n=1)
+    return f", did you mean {close[0]}?" if close else ""

@@ -45,15 +45,21 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def run(arguments: argparse.Namespace) -> None:
-    with HeldSignals() as signals:
-        try:
-            with signals.let_in():
-                stream = _open_stream(arguments)
-        except KeyboardInterrupt:
-            say(NOTHING_KEPT)
-            raise
-        report = _write(stream, arguments, signals)
-    print(json.dumps(report))
+    report: dict[str, object] | None = None
+    try:
+        with HeldSignals() as signals:
+            try:
+                with signals.let_in():
+                    stream = _open_stream(arguments)
+            except KeyboardInterrupt:
+                say(NOTHING_KEPT)
+                raise
+            report = _write(stream, arguments, signals)
+        print(json.dumps(report))
+    except KeyboardInterrupt:
+        if report is not None:  # the signal came after the last step
+            say(f"all {report['frames']} video frames are in {report['out']}")
+        raise
 
 
 @dataclass
@@ -97,7 +103,8 @@ def _open_stream(arguments: argparse.Namespace) -> _Stream:
 def _write(stream: _Stream, arguments: argparse.Namespace, signals: HeldSignals) -> dict[str, object]:
     """Stream the video into its file; returns the report. After a signal or an error the frames so far are kept."""
     writer = VideoWriter(arguments.out, fps=int(FPS), scale=arguments.scale)
-    first_frame_s, streaming_s = 0.0, 0.0
+    first_frame_s, steps_s = 0.0, 0.0
+    begun = time.perf_counter()
     try:
         with (
             stream.session as session,
@@ -108,9 +115,9 @@ def _write(stream: _Stream, arguments: argparse.Namespace, signals: HeldSignals)
             for _ in range(stream.steps):
                 with signals.let_in():
                     controls = stream.player.next(FRAMES_PER_STEP)
-                    begun = time.perf_counter()
+                    step_begun = time.perf_counter()
                     video = session.step(controls).cpu()
-                streaming_s += time.perf_counter() - begun
+                steps_s += time.perf_counter() - step_begun
                 first_frame_s = first_frame_s or time.perf_counter() - STARTED
                 writer.write(video)
                 if stream.sheet is not None:
@@ -120,13 +127,18 @@ def _write(stream: _Stream, arguments: argparse.Namespace, signals: HeldSignals)
     except BaseException:
         _say_kept(writer, stream.sheet)
         raise
-    fps = FRAMES_PER_STEP * stream.steps / streaming_s
+    fps = writer.frames / (time.perf_counter() - begun)
+    step_fps = writer.frames / steps_s
     if round(fps) < REAL_TIME and not arguments.quiet:
-        say(f"{fps:.1f} video frames per second, real time is {REAL_TIME:.0f}: {_why_slow(stream.model)}")
+        say(f"{fps:.1f} video frames per second, real time is {REAL_TIME:.0f}: {_why_slow(stream.model, step_fps)}")
     if writer.kept != writer.path:
         say(f"--out: another program has made {writer.path} meanwhile; the video is in {writer.kept}")
-    report = _report(arguments, stream.model, writer, fps, step_ms, first_frame_s, calls.what_ran())
-    return report if stream.sheet is None else report | stream.sheet.write()
+    report = _report(arguments, stream.model, writer, (fps, step_fps), step_ms, first_frame_s, calls.what_ran())
+    try:
+        return report if stream.sheet is None else report | stream.sheet.write()
+    except OSError:
+        _say_kept(writer, None)
+        raise
 
 
 def _say_kept(writer: VideoWriter, sheet: ContactSheet | None) -> None:
@@ -161,15 +173,17 @@ def _report(
     arguments: argparse.Namespace,
     model: StreamModel,
     writer: VideoWriter,
-    fps: float,
+    fps: tuple[float, float],
     step_ms: dict[str, float | None],
     first_frame_s: float,
     what_ran: dict[str, str],
 ) -> dict[str, object]:
+    """Make the report; `fps` has the video frames per second of the whole command, and those of the steps alone."""
     return {
         "model": model.name,
         "frames": writer.frames,
-        "fps": round(fps, 1),
+        "fps": round(fps[0], 1),
+        "step_fps": round(fps[1], 1),
         "first_frame_s": round(first_frame_s, 3),
         "step_ms": {name: round(value or 0.0, 2) for name, value in step_ms.items()},
         "nfe": arguments.nfe,
@@ -180,8 +194,10 @@ def _report(
     }
 
 
-def _why_slow(model: StreamModel) -> str:
-    """Name the likely reason why a stream is slower than real time; the load is an average, and may not show it yet."""
+def _why_slow(model: StreamModel, step_fps: float) -> str:
+    """Name the likely reason why a video is slower than real time; the load is an average, and may not show it yet."""
+    if round(step_fps) >= REAL_TIME:
+        return f"the steps alone make {step_fps:.1f}, writing the video takes the rest; a smaller --scale is faster"
     if model.device.type == "cpu" and fast_dtype(model.device) is torch.float32 and model.dtype is not torch.float32:
         name = str(model.dtype).removeprefix("torch.")
         return f"this CPU has no instructions for {name} and emulates it; --dtype float32 is faster"

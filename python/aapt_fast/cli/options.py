@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
+from aapt_fast.atomic import names_folder
 from aapt_fast.cli.choices import (
     ACTIONS,
     HELD_OUT_CLIPS,
@@ -19,6 +20,8 @@ from aapt_fast.cli.choices import (
     RECIPES,
     SHARD_GIB,
     STAGES,
+    meant,
+    planned_names,
 )
 from aapt_fast.models.files.bundled import PRESETS
 
@@ -37,6 +40,20 @@ def _path(text: str) -> Path:
     if text == "-":  # in other programs standard input or output
         raise argparse.ArgumentTypeError("expected a file or folder, got -; ./- is a file or folder of that name")
     return Path(text)
+
+
+def _file(text: str) -> Path:
+    if text and names_folder(text):
+        raise argparse.ArgumentTypeError(f"expected a file, got {text}, which names a folder")
+    return _path(text)
+
+
+def _video(text: str) -> Path:
+    path = _path(text)
+    if path.suffix and names_folder(text):
+        expected = "a file without a slash at its end, or a folder without a dot in its name"
+        raise argparse.ArgumentTypeError(f"expected {expected}, got {text}")
+    return path
 
 
 def _integer(text: str) -> int:
@@ -73,7 +90,7 @@ def add_generate(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--controls",
-        type=_path,
+        type=_file,
         metavar="FILE",
         help=f"instead of --motion: .npy or .json with numbers [frames, {JOINTS}, 3]: x and y as fractions 0..1 of "
         "width and height, then the depth in metres (0 at the stage's middle, more is farther away); joints in the "
@@ -104,7 +121,7 @@ def add_generate(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--out",
-        type=_path,
+        type=_video,
         required=True,
         help="x.mp4, x.gif or a folder of pictures, written as it goes. After Ctrl-C, SIGTERM or SIGHUP the video so "
         "far is kept, beside a file of that name if there is one; the exit status is 130 then",
@@ -114,7 +131,7 @@ def add_generate(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--sheet",
-        type=_path,
+        type=_file,
         metavar="FILE",
         help="also write a picture (.png, .jpg, .webp) of up to twelve frames: controls, truth where known, and video",
     )
@@ -127,7 +144,7 @@ def add_doctor(parser: argparse.ArgumentParser) -> None:
         "--plan",
         metavar="PRESET",
         help="say how much memory a session needs and whether this machine has it, without loading anything: "
-        f"{' | '.join(PRESETS)}, or a bundled model (default: say what is ready here)",
+        f"{' | '.join(planned_names())} (default: say what is ready here)",
     )
     with_plan = parser.add_argument_group("with --plan")
     _add_system(with_plan)
@@ -168,7 +185,7 @@ Exit status: 0 every kernel that was tried is right, 1 one is not, 2 a mistake i
     )
     parser.add_argument(
         "--json",
-        type=_path,
+        type=_file,
         metavar="FILE",
         help="file for all that a maintainer needs: machine, build, findings",
     )
@@ -193,6 +210,12 @@ def add_train(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--stage", choices=STAGES, action="append", help="only this stage, repeatable (default: all but reconstruction)"
+    )
+    parser.add_argument(
+        "--trial",
+        action="store_true",
+        help="the same stages with few clips and steps, about five minutes on two quiet cores: to see that training "
+        "works, in a folder of its own; the model is good for nothing else",
     )
     parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
 
@@ -251,13 +274,13 @@ def add_bench(parser: argparse.ArgumentParser) -> None:
 
 Exit status: 0 the target is met, 1 it is missed, 2 this machine cannot run it, and the document holds a prediction
 instead. A mistake in the arguments is 2 as well, with one line on stderr and no document."""
-    questions = parser.add_subparsers(dest="question", required=True)
+    questions = parser.add_subparsers(dest="question", required=True, metavar="frame")
     frame = questions.add_parser("frame", help="a whole step: condition, generator, decode, to host")
     frame.add_argument("--preset", default="aapt-8b", help=f"{' | '.join(PRESETS)} (default: %(default)s)")
     _add_system(frame)
     frame.add_argument("--target", type=_number, default=0.16, help="seconds per latent frame (default: %(default)s)")
     frame.add_argument(
-        "--json", type=_path, metavar="FILE", help="file for the document, which is also the last line printed"
+        "--json", type=_file, metavar="FILE", help="file for the document, which is also the last line printed"
     )
     frame.add_argument("--device", help="cuda | cpu (default: a GPU where there is one)")
     frame.add_argument(
@@ -333,6 +356,13 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message.removeprefix('argument ')}; see {self.prog} --help\n")
 
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """Name the choice that a misspelt one is close to."""
+        if action.choices is not None and value not in action.choices:
+            choices = [str(choice) for choice in action.choices]
+            text = f"invalid choice: {value!r}{meant(str(value), choices)} (choose from {', '.join(choices)})"
+            raise argparse.ArgumentError(action, text)
+
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Report what is unknown to a command under its name: the parser of all commands would leave it out."""
         found, unknown = super().parse_known_args(args, namespace)
@@ -345,7 +375,7 @@ def make_parser() -> argparse.ArgumentParser:
     """Make the parser of the whole command line; it puts the command's name into `command`."""
     root = _Parser(prog="aapt-fast", description="Real-time, controllable, streaming video generation.")
     root.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
-    commands = root.add_subparsers(dest="command", required=True)
+    commands = root.add_subparsers(dest="command", required=True, metavar="command")
     for name, (summary, add_options) in COMMANDS.items():
         add_options(commands.add_parser(name, help=summary, description=summary))
     return root

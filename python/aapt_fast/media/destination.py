@@ -7,21 +7,29 @@ import itertools
 import os
 from pathlib import Path
 
+from aapt_fast.atomic import behind_links
+
 
 class Destination:
-    """A path of a result in the making: remembers what is there now, which may be replaced, unlike what comes later."""
+    """A path of a result in the making: remembers what is there now, which may be replaced, unlike what comes later.
+
+    Of a symbolic link `path` is the file or folder behind it, and other names are beside that.
+    """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self._before = _state(path)
+        self.path = behind_links(path)
+        self._before = _state(self.path)
 
     def name(self) -> Path:
         """The path for a complete result: x.mp4; if another program has made that meanwhile, x-2.mp4 and so on."""
         return self.path if _is_free(self.path) or _state(self.path) == self._before else _beside(self.path, "")
 
-    def name_if_stopped(self) -> Path:
-        """The path for the beginning of a result, which replaces nothing: x.mp4, x.stopped.mp4, x.stopped-2.mp4, ..."""
-        return self.path if _is_free(self.path) else _beside(self.path, ".stopped")
+    def name_if_stopped(self, broken: bool = False) -> Path:
+        """The path for the beginning of a result, which replaces nothing: x.mp4, x.stopped.mp4, x.stopped-2.mp4, ...
+
+        One that could not be completed, `broken`, never gets the name of a complete result.
+        """
+        return self.path if _is_free(self.path) and not broken else _beside(self.path, ".stopped")
 
 
 def _is_free(path: Path) -> bool:

@@ -60,13 +60,18 @@ class Mp4File:
     def close(self) -> int:
         """Complete the file with the frames that reached it; returns their number.
 
-        Without room for a second file the fragments stay as they are, which play as well.
+        Without room for a second file the whole fragments stay, which play as well; the one that a full disk has cut
+        short is left out, as players show errors in it.
         """
         with contextlib.suppress(OSError), self._file:  # a full disk was an error before
             self._container.close()
         try:
             return self._put_index_first()
         except OSError:
+            whole = _end_of_fragments(self._path)
+            os.truncate(self._path, whole)
+            if whole == 0:
+                return 0
             with self._av.open(str(self._path)) as source:
                 return sum(1 for _ in _whole_packets(source))
 
@@ -105,6 +110,22 @@ class Mp4File:
         finally:
             whole.unlink(missing_ok=True)
         return frames
+
+
+def _end_of_fragments(path: Path) -> int:
+    """Bytes up to the end of the last whole fragment of an .mp4, which ends with its box `mdat`; 0 without one."""
+    length, position, end = path.stat().st_size, 0, 0
+    with path.open("rb") as file:
+        while len(header := file.read(16)) >= 8:
+            size, kind = int.from_bytes(header[:4], "big"), header[4:8]
+            if size == 1:  # the size is in 64 bits
+                size = int.from_bytes(header[8:], "big")
+            position += size
+            if size < 8 or position > length:
+                break
+            end = position if kind == b"mdat" else end
+            file.seek(position)
+    return end
 
 
 def _whole_packets(source: Any) -> Iterator[Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,7 @@ DEEP = ("I;16", "I;16B", "I;16L", "I;16N", "I")  # Pillow's modes of grey in 16 
 GREY = ("1", "L", "LA", "La")
 WITH_ALPHA = ("RGBA", "LA", "PA", "RGBa", "La")
 PROFILE_MODES = {"RGB ": "RGB", "GRAY": "L", "CMYK": "CMYK"}  # colour space of an ICC profile -> mode that it describes
-UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # Pillow's errors for damaged files
+UNREADABLE = (OSError, ValueError, SyntaxError)  # Pillow's errors for damaged files
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,11 @@ def read_picture(path: str | Path, argument: str, expected: str = "a picture fil
             return show(file, argument)
     except UnidentifiedImageError as error:
         raise ValueError(f"{argument}: expected {expected}, got {path}, which is no picture") from error
+    except Image.DecompressionBombError as error:
+        found = re.search(r"\d+", str(error))  # its pixels; no other attribute has them
+        got = f"{path} with {int(found[0]) / 1e6:.0f}" if found else path
+        expected = f"a picture of at most {2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6:.0f} megapixels"
+        raise ValueError(f"{argument}: expected {expected}, got {got}") from error
     except AmbiguousPicture:
         raise
     except UNREADABLE as error:
@@ -56,15 +62,20 @@ def show(image: Image.Image, argument: str = "image") -> Picture:
 
     The first of several frames or pages counts. The EXIF orientation is applied. Grey in 16 bits is scaled: 65535 is
     white; float is 0..1. An ICC profile is converted to sRGB. Transparent parts show white, whatever colour they hide.
-    Raises ValueError, naming `argument`, for float values and 32-bit integers that do not say what white is.
+    Raises ValueError, naming `argument`, for an image of a damaged file, and for float values and 32-bit integers that
+    do not say what white is.
     """
     notes = []
-    count = getattr(image, "n_frames", 1)
-    if count > 1:
-        if image.tell() != 0:
+    try:
+        count = getattr(image, "n_frames", 1)
+        if count > 1 and image.tell() != 0:
             image.seek(0)
-        if image.format != "MPO":  # a photo, whose other pictures are previews and depths
-            notes.append(f"the first of its {count} pictures is used")
+        image.load()
+    except UNREADABLE as error:
+        got = f"one that cannot be read: {error}"
+        raise ValueError(f"{argument}: expected an undamaged, readable picture, got {got}") from error
+    if count > 1 and image.format != "MPO":  # a photo, whose other pictures are previews and depths
+        notes.append(f"the first of its {count} pictures is used")
     image = ImageOps.exif_transpose(image)
     if image.mode in DEEP:
         return Picture(_deep_grey(image, argument), tuple(notes))

@@ -4,10 +4,10 @@
 from __future__ import annotations
 
 import os
-import secrets
 import shutil
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from numbers import Rational, Real
 from pathlib import Path
@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from aapt_fast.atomic import naming
+from aapt_fast.atomic import mode_of, names_folder, naming, partial_name
 from aapt_fast.errors import require, require_type
 from aapt_fast.media.destination import Destination
 from aapt_fast.media.gif import GifFile
@@ -49,20 +49,39 @@ def save_video(path: str | Path, frames: Iterable[Tensor | np.ndarray], fps: flo
         OSError: the file cannot be written.
         ImportError: .mp4 without the `av` package.
 
-    After an error in the middle the frames so far are kept, beside an existing file. A file that another program makes
-    under that name meanwhile is not replaced: a warning gives the other name. See `VideoWriter`.
+    After an error in the middle the video frames that are whole in the file are kept, beside an existing file; without
+    room for them all a file is called x.stopped.mp4, even if x.mp4 is free. A note on the error (before Python 3.11 a
+    warning) names the file, or says that nothing was kept. A file that another program makes under that name meanwhile
+    is not replaced: a warning gives the other name. See `VideoWriter`.
 
         aapt_fast.save_video("walk.mp4", session.frames(player, steps=60))
     """
     require_type("path", path, str, os.PathLike)
+    as_folder = bool(Path(path).suffix) and names_folder(os.fspath(path))
+    require(not as_folder, "path", "a file without a slash at its end, or a folder without a dot in its name", path)
     require_type("frames", frames, Tensor, np.ndarray, Iterable)
     pieces = [frames] if isinstance(frames, Tensor | np.ndarray) else frames
-    with VideoWriter(Path(path), fps=fps) as writer:
-        for piece in pieces:
-            writer.write(piece)
-        require(writer.frames > 0, "frames", "at least one video frame", "none")
+    writer = VideoWriter(Path(path), fps=fps)
+    try:
+        with writer:
+            for piece in pieces:
+                writer.write(piece)
+            require(writer.frames > 0, "frames", "at least one video frame", "none")
+    except BaseException as error:
+        _note_kept(error, writer)
+        raise
     if writer.kept != writer.path:
         warnings.warn(f"path: another program has made {path} meanwhile; the video is in {writer.kept}", stacklevel=2)
+
+
+def _note_kept(error: BaseException, writer: VideoWriter) -> None:
+    """Add to an error what there is of the video."""
+    some = f"the video is not finished: its first {writer.frames} video frames are in {writer.kept}"
+    text = "nothing was kept: no video frame was finished" if writer.kept is None else some
+    if hasattr(error, "add_note"):
+        error.add_note(text)
+    else:  # Python 3.10
+        warnings.warn(text, stacklevel=3)
 
 
 class VideoWriter:
@@ -70,7 +89,8 @@ class VideoWriter:
 
     What another program has made under that name meanwhile stays, and the video is beside it, in x-2.mp4, x-3.mp4 and
     so on. After an error the frames so far are kept: in `path` if there was nothing, else beside it, in x.stopped.mp4,
-    x.stopped-2.mp4 and so on. `kept` says where. Nothing is kept of a video without frames, and no other file stays.
+    x.stopped-2.mp4 and so on; after an error of a full disk a file is always called so. `kept` says where. Nothing is
+    kept of a video without frames, and no other file stays.
 
     Raises ValueError for another suffix, rate or scale, OSError if the target's folder cannot be written, ImportError
     for .mp4 without the `av` package.
@@ -83,14 +103,16 @@ class VideoWriter:
 
     def __init__(self, path: Path, *, fps: float | Fraction = 24, scale: int = 1) -> None:
         check_video_target(path)
-        ending = path.suffix.lower()
-        self._fps = _exact_rate(fps, ending)
+        self._ending = path.suffix.lower()  # of a link, whose file may have another
+        self._fps = _exact_rate(fps, self._ending)
         require(scale >= 1, "scale", "at least 1", scale)
-        self.path, self._destination = path, Destination(path)
-        self._partial = path.with_name(f".{path.stem}.partial-{secrets.token_hex(4)}{ending}")
+        self._destination = Destination(path)
+        self.path = self._destination.path
+        self._partial = partial_name(self.path, self._ending)
         self._scale = scale
         self._size: tuple[int, int] | None = None
         self._file: _File | None = None
+        self._broken = False  # the system has refused to write
 
     def write(self, frames: Tensor | np.ndarray) -> None:
         """Append video frames uint8 [n, H, W, 3]. Raises TypeError or ValueError for others, OSError on a full disk."""
@@ -99,9 +121,9 @@ class VideoWriter:
             if self._scale > 1:
                 size = (image.width * self._scale, image.height * self._scale)
                 image = image.resize(size, Image.Resampling.BICUBIC)
-            with naming(self.path):
+            with self._noticing():
                 if self._file is None:
-                    self._file = _KINDS[self.path.suffix.lower()](self._partial, self._fps)
+                    self._file = _KINDS[self._ending](self._partial, self._fps)
                 self._file.write(image)
             self.frames += 1
 
@@ -114,7 +136,7 @@ class VideoWriter:
         complete = kind is None
         try:
             if self._file is not None:
-                with naming(self.path):
+                with self._noticing():
                     self._file.flush()
         except Exception:
             if complete:
@@ -123,20 +145,36 @@ class VideoWriter:
         finally:
             self._close(complete)
 
+    @contextmanager
+    def _noticing(self) -> Iterator[None]:
+        """Name the file in an error of the system, and remember that it cannot be completed."""
+        try:
+            with naming(self.path):
+                yield
+        except OSError:
+            self._broken = True
+            raise
+
     def _close(self, complete: bool) -> None:
         """Move what was written to its place."""
         try:
             if self._file is not None:
                 self.frames = self._file.close()
             if self.frames > 0:
-                target = self._destination.name() if complete else self._destination.name_if_stopped()
+                target = self._destination.name() if complete else self._stopped_name()
                 if target.is_dir():
                     target.rmdir()  # it is empty
+                elif mode := mode_of(target):
+                    self._partial.chmod(mode)  # a file keeps its permissions when it is replaced
                 os.replace(self._partial, target)
                 self.kept = target
         finally:
             shutil.rmtree(self._partial, ignore_errors=True)
             self._partial.unlink(missing_ok=True)
+
+    def _stopped_name(self) -> Path:
+        """The path for the frames so far; pictures in a folder are whole and need no other name."""
+        return self._destination.name_if_stopped(broken=self._broken and self._ending != "")
 
     def _checked(self, frames: Tensor | np.ndarray) -> np.ndarray:
         """`frames` as an array. Raises TypeError, ValueError unless they are uint8 [n, H, W, 3] of the first size."""
@@ -145,7 +183,7 @@ class VideoWriter:
         fits = array.dtype == np.uint8 and array.ndim == 4 and array.shape[3] == 3
         require(fits, "frames", "uint8 [n, H, W, 3]", f"{array.dtype} {list(array.shape)}")
         height, width = array.shape[1:3]
-        largest = LARGEST_SIDE[self.path.suffix.lower()]
+        largest = LARGEST_SIDE[self._ending]
         fits = min(height, width) >= 1 and max(height, width) * self._scale <= largest
         require(fits, "frames", f"1 to {largest} pixels on each side", f"{width} x {height} times {self._scale}")
         self._size = self._size or (height, width)

@@ -21,7 +21,7 @@ from typing import Protocol
 import torch
 
 from aapt_fast.errors import PoolExhausted, require, require_type
-from aapt_fast.limits import available_memory, in_gb
+from aapt_fast.limits import available_memory, in_units
 from aapt_fast.models.protocols import VideoGenerator
 from aapt_fast.models.sampling import Sampler, require_sampler
 from aapt_fast.models.stream_model import StreamModel
@@ -259,8 +259,8 @@ def _require_room(argument: str, count: int, needed: int, device: torch.device) 
     """Raise PoolExhausted if `device` has less than `needed` bytes left for the `count` in `argument`."""
     left = memory_left(device)
     if left is not None and needed > left:
-        expected = f"a number whose pages fit into the {in_gb(left)} of memory left on {device}"
-        raise PoolExhausted(f"{argument}: expected {expected}, got {count}, whose pages need {in_gb(needed)}")
+        expected = f"a number whose pages fit into the {in_units(left)} of memory left on {device}"
+        raise PoolExhausted(f"{argument}: expected {expected}, got {count}, whose pages need {in_units(needed)}")
 
 
 def memory_left(device: torch.device) -> int | None:

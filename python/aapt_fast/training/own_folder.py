@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from aapt_fast.errors import require
@@ -10,7 +11,33 @@ from aapt_fast.errors import require
 STAGES = ("codec", "pretrain", "diffusion", "consistency", "reconstruction", "adversarial", "export", "evaluate")
 """Stages of a recipe, in their order; each has a folder of its name, but the export, which has that of the model."""
 NOTE, CLIPS = "recipe.json", "data"
+TRIAL = "-trial"
+"""End of the name of a recipe's trial."""
 LEFT_BY_A_STAGE = ("config.json", "vae.pt", "generator.pt")
+
+
+def require_same_note(argument: str, folder: Path, name: str, start: str | None) -> None:
+    """Raise ValueError if the note in `folder` names another recipe, or a trial where the recipe is none, or a start.
+
+    A trial and a training do not share a folder, since neither resumes the other.
+    """
+    note = folder / NOTE
+    if not note.exists():
+        return
+    try:
+        began = json.loads(note.read_text(encoding="utf-8"))
+        there = in_words(began["name"], began["start"])
+    except (ValueError, KeyError, TypeError) as error:
+        got = f"{note}, which is damaged ({type(error).__name__})"
+        raise ValueError(f"{argument}: expected a new folder or one of a training, got {got}") from error
+    asked = in_words(name, start)
+    require(there == asked, argument, f"a new folder or one of {asked}", f"{folder}, which holds {there}")
+
+
+def in_words(name: str, start: str | None) -> str:
+    """A recipe's name and the model that it starts from, None for none, in words."""
+    trial = "a trial of " if name.endswith(TRIAL) else ""
+    return f"{trial}recipe {name.removesuffix(TRIAL)} from {start or 'nothing'}"
 
 
 def require_own_folder(argument: str, folder: Path) -> None:

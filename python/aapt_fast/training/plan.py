@@ -17,6 +17,10 @@ from aapt_fast.training.rows import Rows
 from aapt_fast.training.run import on_disk, steps_on_disk
 
 WITHOUT_CLIPS = ("export", "evaluate")  # stages that need no clips of the training
+TRIAL_NOTE = (
+    "  a trial, about five minutes on two quiet cores: it shows that training works here, its model is good for nothing"
+    " else, and its folder cannot be trained further"
+)
 
 
 def stage_config(recipe: Recipe, stage: str) -> Any:
@@ -36,7 +40,9 @@ def result_path(out: Path, stage: str) -> Path:
 def describe_plan(recipe: Recipe, out: Path, stages: Sequence[str]) -> str:
     """The plan of these stages in the folder `out`: a line for each, with what is there and how long it took once."""
     lines, total = [f"train {recipe.name} in {out}:"], 0.0
-    for name in (*(["render"] if _needs_clips(stages) else []), *stages):
+    if recipe.trial:
+        lines.append(TRIAL_NOTE)
+    for name in (*(["render"] if _needs_clips(recipe, stages) else []), *stages):
         done, share_left = _progress(recipe, out, name)
         title = f"stage {stages.index(name) + 1} of {len(stages)}: {name}" if name in stages else "clips"
         minutes = share_left * recipe.minutes.get(name, 0)
@@ -74,7 +80,7 @@ def require_room(recipe: Recipe, out: Path, stages: Sequence[str]) -> None:
 
     The needs are lower bounds: data, and the activations that a backward pass cannot do without.
     """
-    if not _needs_clips(stages):
+    if not _needs_clips(recipe, stages):
         return
     model, cells = recipe.diffusion.model, 0
     for config in (recipe.strangers, recipe.gallery):
@@ -94,8 +100,9 @@ def require_room(recipe: Recipe, out: Path, stages: Sequence[str]) -> None:
             require_memory(f"batch and frames of stage {stage}", needed)
 
 
-def _needs_clips(stages: Sequence[str]) -> bool:
-    return any(stage not in WITHOUT_CLIPS for stage in stages)
+def _needs_clips(recipe: Recipe, stages: Sequence[str]) -> bool:
+    """True if one of `stages` trains something."""
+    return any(stage_config(recipe, stage) is not None for stage in stages)
 
 
 def _clips(recipe: Recipe, out: Path) -> list[Rows]:

@@ -11,7 +11,7 @@ import torch
 from aapt_fast.errors import require
 from aapt_fast.models.vae.mini import MiniVAE
 from aapt_fast.training.files import load_finite, write_text
-from aapt_fast.training.own_folder import NOTE, STAGES, require_own_folder
+from aapt_fast.training.own_folder import NOTE, STAGES, in_words, require_own_folder, require_same_note
 from aapt_fast.training.plan import result_path, stage_config
 from aapt_fast.training.recipes import Recipe
 from aapt_fast.training.run import require_same_config
@@ -28,11 +28,8 @@ def require_same_recipe(recipe: Recipe, out: Path, start: MiniVAE | None) -> Non
     `start` is the codec of the recipe's start, None without one. A folder of an older version, which has stages but no
     recipe.json, is taken unless the settings of a stage or the origin of the codec contradict the recipe.
     """
-    note, asked = out / NOTE, _in_words(recipe.name, recipe.start)
-    if note.exists():
-        began = json.loads(note.read_text())
-        there = _in_words(began["name"], began["start"])
-        require(there == asked, "out", f"a new folder or one of {asked}", f"{out}, which holds {there}")
+    require_same_note("out", out, recipe.name, recipe.start)
+    if (out / NOTE).exists():
         return
     require_own_folder("out", out)
     for stage in STAGES:
@@ -43,11 +40,8 @@ def require_same_recipe(recipe: Recipe, out: Path, start: MiniVAE | None) -> Non
     if path.exists():
         trained = (out / "codec" / "config.json").exists()
         same = trained if recipe.codec is not None else start is not None and _holds(path, start)
+        asked = in_words(recipe.name, recipe.start)
         require(same, "out", f"a new folder or one of {asked}", f"{out}, where {path} is the codec of another recipe")
-
-
-def _in_words(name: str, start: str | None) -> str:
-    return f"recipe {name} from {start or 'nothing'}"
 
 
 def _holds(path: Path, vae: MiniVAE) -> bool:

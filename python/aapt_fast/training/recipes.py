@@ -42,6 +42,7 @@ class Recipe:
     start: str | None = None  # a bundled model or a file, whose weights the codec and stage 1 start from
     minutes: Mapping[str, float] = field(default_factory=dict)  # by stage and "render", of the run that was `measured`
     measured: str = ""
+    trial: bool = False  # made by `trial_of`: its model is good for nothing
 
     def __post_init__(self) -> None:
         nothing = self.start is None

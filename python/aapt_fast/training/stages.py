@@ -4,6 +4,7 @@
     make train-person        # from nothing to the evaluated one-step weights; resumable at any kill
     aapt-fast train anyone --out runs/anyone    # persons that it has never seen, from the bundled mini-person
     aapt-fast train company --out runs/company  # persons in company, from the bundled mini-person
+    aapt-fast train person --trial --out runs/trial  # the same stages in minutes, to see that they work
 
 The stages of AAPT start from the results that are there: stage 1 from the recipe's `start`, else from the stage
 pretrain (a bidirectional model, converted), else from random weights; consistency from stage 1; adversarial from
@@ -92,8 +93,10 @@ def train(recipe: Recipe, out: Path, stages: tuple[str, ...] = MAIN_STAGES, stop
         note_recipe(recipe, out)
         say(describe_plan(recipe, out, chosen))
         for number, stage in enumerate(chosen, 1):
+            title = f"stage {number} of {len(chosen)}: {stage}"
+            say(f"{title} begins")
             try:
-                run.take(stage, Watch(f"stage {number} of {len(chosen)}: {stage}", stop))
+                run.take(stage, Watch(title, stop))
             except KeyboardInterrupt:
                 state = describe_state(recipe, out, stage)
                 raise KeyboardInterrupt(f"stopped in stage {stage}; {state}. The same command resumes.") from None
@@ -234,7 +237,7 @@ class RecipeRun:
             if result_path(self._out, stage).exists()
         ]
         for config in self._recipe.held_out:
-            reader = control_reader(config, self._out / "pose_network")
+            reader = None if self._recipe.trial else control_reader(config, self._out / "pose_network")
             evaluate(rows, config, reader, self._out / "evaluation" / config.name)
 
     def _data(self, stage: str) -> tuple[LatentClips, Tensor, Evaluation]:

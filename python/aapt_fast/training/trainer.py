@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from aapt_fast.progress import say
 from aapt_fast.training.ema import WeightAverage
 from aapt_fast.training.optimiser import MatrixOptimiser, Optimiser, Stateful, descend
 from aapt_fast.training.run import TrainingRun, Watch
@@ -54,6 +55,8 @@ class Trainer:
 
     def steps(self) -> Iterator[int]:
         """Yield the remaining steps, evaluated in between; after the last one the model holds the averaged weights."""
+        if getattr(self._config, "compile", False) and self.run.step < self._config.steps:
+            say("the first step compiles the network, without a line in the meantime; it can take some minutes")
         for step in self.run.steps(self._config.steps, self._config.seed):
             if step % self._config.evaluate_every == 0:
                 self._log()

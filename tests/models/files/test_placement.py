@@ -30,9 +30,7 @@ def load(request: pytest.FixtureRequest) -> Callable:
 
 @pytest.mark.parametrize("device", ["gpu", "foo", "meta", "cuda:99", "mps", torch.device("meta"), "cuda:-1", ""])
 def test_a_device_that_cannot_be_used(load: Callable, device: object) -> None:
-    with pytest.raises(
-        ValueError, match=r"^device: expected cpu or cuda\[:n\] that this torch can use \(cpu.*\), got "
-    ):
+    with pytest.raises(ValueError, match=r"^device: expected a device that this torch can use \(cpu.*\), got "):
         load("no file", device=device)
 
 
@@ -57,7 +55,7 @@ def test_devices_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match=r"use \(cpu, cuda:0, cuda:1\), got cuda:2"):
         require_usable_device("cuda:2")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ValueError, match=r"use \(cpu\), got cuda$"):
+    with pytest.raises(ValueError, match=r"use \(cpu\), got cuda, and torch finds no GPU here$"):
         require_usable_device("cuda")
 
 

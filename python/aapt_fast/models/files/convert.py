@@ -21,7 +21,7 @@ import torch
 
 from aapt_fast.atomic import naming
 from aapt_fast.errors import CheckpointError, require
-from aapt_fast.limits import require_empty_folder
+from aapt_fast.limits import in_units, require_empty_folder
 from aapt_fast.models.files.bundled import bundled_models
 from aapt_fast.models.files.compare import SMALL, require_equal_models
 from aapt_fast.models.files.find import require_path, weight_file
@@ -227,7 +227,7 @@ def _verify(
 def _require_room(folder: Path, nbytes: int) -> None:
     free = shutil.disk_usage(folder).free
     if nbytes > free:
-        raise CheckpointError(f"{folder}: expected {nbytes / 1e9:.2f} GB of free space, got {free / 1e9:.2f} GB")
+        raise CheckpointError(f"{folder}: expected {in_units(nbytes)} of free space, got {in_units(free)}")
 
 
 def _publish(partial: Path, out: Path) -> None:

@@ -38,7 +38,9 @@ def require_usable_device(device: object, argument: str = "device") -> torch.dev
         found = torch.device("meta")
     fits = found.type == "cpu" or (found.type == "cuda" and (found.index or 0) < count)
     there = ", ".join(["cpu", *(f"cuda:{index}" for index in range(count))])
-    require(fits, argument, f"cpu or cuda[:n] that this torch can use ({there})", "nothing" if device == "" else device)
+    got = "nothing" if device == "" else device
+    why = ", and torch finds no GPU here" if found.type == "cuda" and not count else ""
+    require(fits, argument, f"a device that this torch can use ({there})", f"{got}{why}")
     return found
 
 

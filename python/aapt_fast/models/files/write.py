@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from aapt_fast.atomic import replacing
 from aapt_fast.errors import CheckpointError
 from aapt_fast.models.files.read import Change, changed, read_tensors, require_finite
 
@@ -77,7 +78,8 @@ def write_shards(
     for number, shard in enumerate(shards, 1):
         part = f"-{number:05d}-of-{len(shards):05d}" if len(shards) > 1 else ""
         path = folder / f"{NAME}{part}.safetensors"
-        write_safetensors(path, {entry.name: entry.value() for entry in shard}, metadata)
+        with replacing(path) as partial:
+            write_safetensors(partial, {entry.name: entry.value() for entry in shard}, metadata)
         weight_map |= {entry.name: path.name for entry in shard}
         say(f"{number} of {len(shards)} files written: {path.name}")
     if len(shards) > 1:
