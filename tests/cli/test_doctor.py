@@ -29,6 +29,7 @@ CPU = {
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="about a machine without a GPU")
+@pytest.mark.filterwarnings("error::UserWarning")
 def test_the_verdict_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "WARM_UP", 1)
     monkeypatch.setattr(doctor, "TIMED", 3)

@@ -15,14 +15,15 @@ from typing import Any
 import torch
 
 from aapt_fast.cli import plan
+from aapt_fast.cli.choices import FRAMES_PER_STEP
 from aapt_fast.cli.device import usable_device
 from aapt_fast.models.files.bundled import bundled_models
+from aapt_fast.models.files.model_file import load_gallery
 from aapt_fast.models.files.placement import fast_dtype
 from aapt_fast.models.stream_model import StreamModel
 from aapt_fast.ops._load import extension_or_none
 from aapt_fast.ops.kernels import GPU_WITHOUT_CUDA, KERNELS, Kernel, no_kernel_runs, obstacle, record_for, selection
 from aapt_fast.ops.registry import OPS, implementation
-from aapt_fast.profiling.inputs import random_controls, random_image
 from aapt_fast.streaming.session import StreamSession
 
 MODEL = "mini-person"
@@ -59,10 +60,12 @@ def verdict() -> dict[str, Any]:
     device = usable_device(None)
     dtype = fast_dtype(device)
     model = StreamModel.from_pretrained(MODEL, device=device, dtype=dtype)
-    control = random_controls(model, 1)[0]
+    first = load_gallery(MODEL)[0]
+    player = model.world.player(first, "walk")
     times = []
-    with StreamSession(model, random_image(model), seed=0) as session:
+    with StreamSession(model, first, seed=0) as session:
         for _ in range(WARM_UP + TIMED):
+            control = player.next(FRAMES_PER_STEP)
             begun = time.perf_counter()
             frames = session.step(control).cpu()
             times.append(time.perf_counter() - begun)
