@@ -68,6 +68,7 @@ MISTAKES = [
     "evaluate --clips 0",
     "evaluate --frames 8",
     "evaluate --out text.npy",
+    "evaluate --out full",
     "bench frame --preset nothing",
     "bench frame --resolution 3",
     "bench frame --steps 1",

@@ -221,6 +221,13 @@ def test_a_picture_that_is_too_large_is_refused_with_its_size(tmp_path: Path, mo
         read_picture(tmp_path / "large.png", "--image")
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_large_picture_is_read_without_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("L", (300, 200)).save(tmp_path / "large.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40_000)  # half as many again are read, twice as many are not
+    assert read_picture(tmp_path / "large.png", "--image").pixels.shape == (200, 300, 3)
+
+
 def test_an_image_of_a_damaged_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "half.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).save(path)

@@ -41,7 +41,7 @@ from aapt_fast.models.files.find import model_path, own_model_path, require_path
 from aapt_fast.models.files.gallery import Gallery, read_gallery
 from aapt_fast.models.files.outline import read_outline
 from aapt_fast.models.files.recognise import CONVERTED, PIPELINE, PRESET, recognise, refusal
-from aapt_fast.training.own_folder import TRIAL, require_own_folder, require_same_note
+from aapt_fast.training.own_folder import TRIAL, require_own_folder, require_report_folder, require_same_note
 
 if TYPE_CHECKING:
     from aapt_fast.worlds.world import Part
@@ -162,6 +162,7 @@ def _check_evaluate(arguments: argparse.Namespace) -> None:
     require_folder("--pose-network", arguments.pose_network.expanduser())
     if arguments.out is not None:
         require_folder("--out", arguments.out)
+        require_report_folder("--out", arguments.out)
 
 
 def _check_bench(arguments: argparse.Namespace) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,9 +38,11 @@ def read_picture(path: str | Path, argument: str, expected: str = "a picture fil
     require(os.path.exists(path), argument, expected, f"{path}, which does not exist")
     require(not Path(path).is_dir(), argument, expected, f"the folder {path}")
     try:
-        with Image.open(path) as file:
-            file.load()
-            return show(file, argument)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # large; too large is an error
+            with Image.open(path) as file:
+                file.load()
+                return show(file, argument)
     except UnidentifiedImageError as error:
         raise ValueError(f"{argument}: expected {expected}, got {path}, which is no picture") from error
     except Image.DecompressionBombError as error:

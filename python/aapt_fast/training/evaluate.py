@@ -31,6 +31,7 @@ from aapt_fast.streaming.controls import entry_shape
 from aapt_fast.training.data import ClipSetConfig, make_clip, stack_clips, to_float
 from aapt_fast.training.files import fingerprint, load_whole, save_whole
 from aapt_fast.training.metrics import frame_change, psnr, sharpness, ssim
+from aapt_fast.training.own_folder import MEASURED
 from aapt_fast.training.report import (
     BASELINES,
     CODEC,
@@ -117,7 +118,7 @@ def evaluate(
     if reader is not None:
         require(reader.size == config.size, "reader", f"a network for {config.size} pixels", reader.size)
     codecs = _distinct_codecs(rows)
-    kept = None if out is None else _Kept(out / "measured.pt", rows, config, reader, group)
+    kept = None if out is None else _Kept(out / MEASURED, rows, config, reader, group)
     measured, sheet, done = kept.load() if kept else (Measurements(), [], 0)
     if not done:
         measured.nfe, measured.latency = {row.name: row.nfe for row in rows}, _latencies(rows, config)
@@ -187,7 +188,7 @@ def clips_kept(
     rows: Sequence[Row], config: ClipSetConfig, reader: ControlReader | None, out: Path, group: int = 4
 ) -> int:
     """The number of clips from which on `evaluate`, called with the same arguments, resumes; 0 if it begins anew."""
-    return _Kept(out / "measured.pt", rows, config, reader, group).load()[2]
+    return _Kept(out / MEASURED, rows, config, reader, group).load()[2]
 
 
 def require_measurable(rows: Sequence[Row], config: ClipSetConfig, group: int = 4) -> None:

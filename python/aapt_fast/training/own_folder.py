@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Folders that a training may write to: new and empty ones, and those of a run. No torch, for the command line."""
+"""Folders that a training or an evaluation may write to: new and empty ones, and its own. Without torch."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ NOTE, CLIPS = "recipe.json", "data"
 TRIAL = "-trial"
 """End of the name of a recipe's trial."""
 LEFT_BY_A_STAGE = ("config.json", "vae.pt", "generator.pt")
+MEASURED, CURVES = "measured.pt", "drift.csv"
+"""What an evaluation leaves: first its measurements so far, at the end its curves."""
 
 
 def require_same_note(argument: str, folder: Path, name: str, start: str | None) -> None:
@@ -49,6 +51,19 @@ def require_own_folder(argument: str, folder: Path) -> None:
         return
     if any((folder / stage / name).exists() for stage in STAGES for name in LEFT_BY_A_STAGE):
         return
-    others = sorted(entry.name for entry in folder.iterdir() if entry.name != CLIPS and not entry.name.startswith("."))
-    expected = "a new or empty folder, or that of a training that has begun"
+    _require_no_others(argument, folder, "a training that has begun", allowed=CLIPS)
+
+
+def require_report_folder(argument: str, folder: Path) -> None:
+    """Raise ValueError, naming a file, for a folder with files of others, which a report could replace."""
+    if folder.exists() and not any((folder / name).exists() for name in (MEASURED, CURVES)):
+        _require_no_others(argument, folder, "an evaluation that has begun")
+
+
+def _require_no_others(argument: str, folder: Path, owner: str, allowed: str = "") -> None:
+    """Raise ValueError for a file in `folder` that is neither hidden nor `allowed`."""
+    others = sorted(
+        entry.name for entry in folder.iterdir() if entry.name != allowed and not entry.name.startswith(".")
+    )
+    expected = f"a new or empty folder, or that of {owner}"
     require(not others, argument, expected, f"{folder} with {others[0] if others else 'nothing'}")

@@ -18,8 +18,8 @@ from aapt_fast.training.run import on_disk, steps_on_disk
 
 WITHOUT_CLIPS = ("export", "evaluate")  # stages that need no clips of the training
 TRIAL_NOTE = (
-    "  a trial, about five minutes on two quiet cores: it shows that training works here, its model is good for nothing"
-    " else, and its folder cannot be trained further"
+    "  a trial, some minutes on two quiet cores and several times as long beside other processes: it shows that"
+    " training works here; its model is good for nothing else, and its folder cannot be trained further"
 )
 
 

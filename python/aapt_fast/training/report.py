@@ -14,6 +14,7 @@ from torch import Tensor
 
 from aapt_fast.training.files import write_csv, write_text
 from aapt_fast.training.metrics import frechet_distance
+from aapt_fast.training.own_folder import CURVES
 from aapt_fast.training.plots import UNITS, can_plot, save_plots
 
 MARKS = (4, 12, 40, 120, 240, 360)  # video frames of the drift curve
@@ -264,7 +265,7 @@ def write_report(folder: Path, report: Report, measured: Measurements) -> None:
     names = [f"{name} {metric}" for name, metric in curves]
     shown = [["" if value is None else f"{value:.4f}" for value in line] for line in lines]
     write_csv(
-        folder / "drift.csv",
+        folder / CURVES,
         [{"video frame": frame, **dict(zip(names, line, strict=True))} for frame, line in enumerate(shown)],
     )
     for title, table in report.tables.items():
