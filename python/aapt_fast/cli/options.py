@@ -214,7 +214,7 @@ def add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--trial",
         action="store_true",
-        help="the same stages with few clips and steps, about five minutes on two quiet cores: to see that training "
+        help="the same stages with few clips and steps, some minutes on two quiet cores: to see that training "
         "works, in a folder of its own; the model is good for nothing else",
     )
     parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
