@@ -12,7 +12,6 @@ from aapt_fast.profiling.frame import FEWEST_STEPS, FRAMES_PER_STEP
 from aapt_fast.profiling.systems import VIDEO_SCALE
 from aapt_fast.training.evaluate import MIRROR_FROM
 from aapt_fast.training.recipes import HELD_OUT, HELD_OUT_SETS, RECIPES
-from aapt_fast.training.stages import STAGES
 from aapt_fast.worlds import WORLDS
 from aapt_fast.worlds.person.skeleton import JOINTS
 from aapt_fast.worlds.world import MEDLEY, PART_FRAMES
@@ -30,7 +29,7 @@ def test_models() -> None:
 
 
 def test_training() -> None:
-    assert (tuple(RECIPES), STAGES) == (choices.RECIPES, choices.STAGES)
+    assert tuple(RECIPES) == choices.RECIPES
     assert tuple(name for name, recipe in RECIPES.items() if recipe.start) == choices.STARTED_RECIPES
     assert tuple(KERNELS) == choices.KERNELS
     assert {VIDEO_SCALE * config.patch for config in GENERATORS.values()} == {choices.SIDE_MULTIPLE}

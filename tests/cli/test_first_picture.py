@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from aapt_fast.cli.first_picture import fit_picture, read_first_picture
+from aapt_fast.cli.first_picture import fit_and_say, read_first_picture
 from aapt_fast.worlds.person.skeleton import ANGLE, JOINT
 
 ENLARGED = "enlarged to 96 x 96, which stays blurred: so few pixels hold no details"
@@ -33,18 +33,18 @@ def picture(width: int, height: int) -> np.ndarray:
     ],
 )
 def test_another_size_is_cropped_to_the_middle_and_resized(given, size, said, capsys):
-    assert fit_picture(picture(*given), size).shape == (*size, 3)
+    assert fit_and_say(picture(*given), size).shape == (*size, 3)
     assert capsys.readouterr().err == f"--image: {said}\n"
 
 
 def test_the_crop_is_the_middle():
     given = picture(200, 96)
-    assert np.array_equal(fit_picture(given, (96, 96)), given[:, 52:148])
+    assert np.array_equal(fit_and_say(given, (96, 96)), given[:, 52:148])
 
 
 def test_a_picture_of_the_right_size_stays_as_it_is(capsys):
     given = picture(96, 64)
-    assert fit_picture(given, (64, 96)) is given and capsys.readouterr().err == ""
+    assert fit_and_say(given, (64, 96)) is given and capsys.readouterr().err == ""
 
 
 def test_the_orientation_in_the_file_is_respected(tmp_path: Path):

@@ -40,7 +40,7 @@ class Launches:
     generator: int
     """Noise and all evaluations; in a recorded step a replay, and a copy of its result."""
     layer: int
-    """Of these in the second layer, per evaluation."""
+    """Those of the generator that the second layer makes, per evaluation."""
     decoder: int
     """From latent frames to the video, uint8, and the copy that the caller gets."""
     mib: int

@@ -15,13 +15,14 @@
 
 namespace {
 
-void launch_on(int device) {
+void launch_on(int device, unsigned cluster = 2, bool early = false) {
   aapt::Launch how;
   how.grid = {4, 3, 2};
   how.threads = 128;
   how.shared_bytes = 1000;
   how.stream = {device, 77};
-  how.cluster = 2;
+  how.cluster = cluster;
+  how.early = early;
   const int parameter = 5;
   aapt::launch_kernel(reinterpret_cast<const void*>(11), how, &parameter);
 }
@@ -46,6 +47,8 @@ const std::map<std::string, void (*)()> scenarios = {
     {"launch where the driver does not tell contexts",
      [] { fake::forget("cuDevicePrimaryCtxGetState"), use(2), launch_on(1); }},
     {"launch on a GPU that is not there", [] { use(2), launch_on(3); }},
+    {"launch that may begin early", [] { use(1), launch_on(1, 1, true); }},
+    {"launch that may begin early, in clusters", [] { use(1), launch_on(1, 2, true); }},
     {"launch with too much shared memory",
      [] { fake::fail("cudaFuncSetAttribute", cudaErrorInvalidValue), use(2), launch_on(1); }},
     {"launch that fails, and one after it",

@@ -136,12 +136,21 @@ cudaError_t cudaFuncSetAttribute(const void*, cudaFuncAttribute, int bytes) {
 }
 
 cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* config, const void* kernel, void** arguments) {
+  unsigned cluster = 1;
+  bool early = false;
+  for (unsigned i = 0; i < config->numAttrs; ++i) {
+    const cudaLaunchAttribute& attribute = config->attrs[i];
+    if (attribute.id == cudaLaunchAttributeClusterDimension) cluster = attribute.val.clusterDim.x;
+    if (attribute.id == cudaLaunchAttributeProgrammaticStreamSerialization) {
+      early = attribute.val.programmaticStreamSerializationAllowed != 0;
+    }
+  }
   note("launch of kernel " + std::to_string(reinterpret_cast<std::uintptr_t>(kernel)) + " with " +
        std::to_string(*static_cast<const int*>(arguments[0])) + ", grid " + std::to_string(config->gridDim.x) + "x" +
        std::to_string(config->gridDim.y) + "x" + std::to_string(config->gridDim.z) + ", " +
        std::to_string(config->blockDim.x) + " threads, cluster " +
-       std::to_string(config->numAttrs == 0 ? 1 : config->attrs[0].val.clusterDim.x) + ", stream " +
-       std::to_string(reinterpret_cast<std::uintptr_t>(config->stream)));
+       std::to_string(cluster) + ", stream " + std::to_string(reinterpret_cast<std::uintptr_t>(config->stream)) +
+       (early ? ", early" : ""));
   return result_of("cudaLaunchKernelExC");
 }
 

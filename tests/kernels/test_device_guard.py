@@ -41,8 +41,8 @@ def diary(program: Path, scenario: str) -> list[str]:
     return subprocess.run([program, scenario], check=True, capture_output=True, text=True).stdout.splitlines()
 
 
-def launched(device: int) -> list[str]:
-    how = "kernel 11 with 5, grid 4x3x2, 128 threads, cluster 2, stream 77"
+def launched(device: int, cluster: int = 2, early: str = "") -> list[str]:
+    how = f"kernel 11 with 5, grid 4x3x2, 128 threads, cluster {cluster}, stream 77{early}"
     return [f"attribute 1000 on {device}", f"launch of {how} on {device}"]
 
 
@@ -60,6 +60,12 @@ def test_a_launch_makes_no_context_on_a_gpu_that_is_not_in_use(program):
 def test_a_launch_goes_to_the_gpu_of_its_stream_and_comes_back(program, while_):
     expected = ["context on 2", "context on 1", *launched(1), "current GPU 2"]
     assert diary(program, f"launch {while_}") == expected
+
+
+@pytest.mark.parametrize(("scenario", "cluster"), [("", 1), (", in clusters", 2)])
+def test_a_kernel_that_may_begin_early_is_launched_so(program, scenario, cluster):
+    expected = ["context on 1", *launched(1, cluster, ", early"), "current GPU 1"]
+    assert diary(program, f"launch that may begin early{scenario}") == expected
 
 
 def test_a_launch_that_fails_names_the_error_and_comes_back(program):

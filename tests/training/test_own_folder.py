@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from aapt_fast.training.own_folder import require_own_folder
+from aapt_fast.training.own_folder import require_own_folder, require_report_folder
 
 
 def make(folder: Path, *names: str) -> Path:
@@ -42,3 +42,16 @@ def test_folders_of_others(tmp_path: Path, names: list[str]) -> None:
     first = names[-1].partition("/")[0]
     with pytest.raises(ValueError, match=f"^out: expected a new or empty folder, or that of a .* with {first}$"):
         require_own_folder("out", make(tmp_path, *names))
+
+
+@pytest.mark.parametrize("names", [[], [".lock"], ["measured.pt", "notes.txt"], ["drift.csv", "report.md"]])
+def test_an_evaluation_resumes_in_its_own_folder(tmp_path: Path, names: list[str]) -> None:
+    require_report_folder("out", tmp_path / "new")
+    require_report_folder("out", make(tmp_path, *names))
+
+
+def test_an_evaluation_replaces_no_report_of_others(tmp_path: Path) -> None:
+    with pytest.raises(
+        ValueError, match="^out: expected a new or empty folder, or that of an evaluation .* with report"
+    ):
+        require_report_folder("out", make(tmp_path, "report.md"))

@@ -6,7 +6,6 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-import warnings
 from typing import Any
 
 import torch
@@ -26,7 +25,6 @@ MET, MISSED, CANNOT_RUN = 0, 1, 2
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure or predict; returns the exit status."""
-    warnings.filterwarnings("ignore", message="control: ")  # poses are random here, and no body has them
     system = find_system(arguments.preset, parse_size(arguments.resolution), arguments.window)
     choice = _choice(arguments)
     document = Document.new(shlex.join(["aapt-fast", *sys.argv[1:]]))

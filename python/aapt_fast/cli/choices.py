@@ -25,7 +25,6 @@ STARTED_RECIPES = ("anyone", "company")
 DEFAULT_START = "mini-person"
 MODEL_NAMES = {"person": "mini-person", "anyone": "mini-anyone", "company": "mini-company"}
 """Names of the models that the recipes make."""
-STAGES = ("codec", "pretrain", "diffusion", "consistency", "reconstruction", "adversarial", "export", "evaluate")
 HELD_OUT_SETS = ("gallery", "strangers", "company")
 HELD_OUT_CLIPS = 16
 HELD_OUT_FRAMES = 360

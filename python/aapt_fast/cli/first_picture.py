@@ -33,7 +33,7 @@ def world_of(model: str) -> World:
     return WORLDS[name]
 
 
-def fit_picture(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def fit_and_say(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """The middle of `picture` uint8 [H, W, 3] with the aspect ratio of `size` (height, width), resized to it.
 
     Reports on stderr how it was changed; a picture of that size comes back as it is.

@@ -17,7 +17,7 @@ from aapt_fast.cli.choices import FRAMES_PER_STEP
 from aapt_fast.cli.contact_sheet import ContactSheet
 from aapt_fast.cli.device import usable_device
 from aapt_fast.cli.file_player import FilePlayer
-from aapt_fast.cli.first_picture import fit_picture, read_first_picture, world_of
+from aapt_fast.cli.first_picture import fit_and_say, read_first_picture, world_of
 from aapt_fast.cli.likeness import number_in_gallery, unlike_gallery
 from aapt_fast.cli.pose_file import read_poses
 from aapt_fast.cli.signals import HeldSignals
@@ -84,7 +84,7 @@ def _open_stream(arguments: argparse.Namespace) -> _Stream:
     model = StreamModel.from_pretrained(arguments.model, device=device, dtype=dtype)
     start = read_first_picture(arguments.image, arguments.model)
     if start.pose is None:
-        start = FirstFrame(fit_picture(start.image, model.video_size))
+        start = FirstFrame(fit_and_say(start.image, model.video_size))
         _advise(start, model, arguments)
     steps = -(-frames // FRAMES_PER_STEP)
     require_room(arguments.out, FRAMES_PER_STEP * steps, model.video_size, arguments.scale)

@@ -19,11 +19,12 @@ from aapt_fast.cli.choices import (
     PART_FRAMES,
     RECIPES,
     SHARD_GIB,
-    STAGES,
     meant,
     planned_names,
 )
+from aapt_fast.media.video_target import NAME, is_video_name
 from aapt_fast.models.files.bundled import PRESETS
+from aapt_fast.training.own_folder import STAGES
 
 GENERATED_FRAMES = 240
 """Video frames of `generate` without `--frames` and without lengths in a script."""
@@ -50,9 +51,8 @@ def _file(text: str) -> Path:
 
 def _video(text: str) -> Path:
     path = _path(text)
-    if path.suffix and names_folder(text):
-        expected = "a file without a slash at its end, or a folder without a dot in its name"
-        raise argparse.ArgumentTypeError(f"expected {expected}, got {text}")
+    if not is_video_name(text):
+        raise argparse.ArgumentTypeError(f"expected {NAME}, got {text}")
     return path
 
 
@@ -324,7 +324,7 @@ def add_convert(parser: argparse.ArgumentParser) -> None:
         type=_number,
         default=SHARD_GIB,
         metavar="GIB",
-        help="largest file, in GiB (default: %(default)s)",
+        help="largest file, in GiB; a model of this package stays one file (default: %(default)s)",
     )
 
 

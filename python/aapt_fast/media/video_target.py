@@ -6,6 +6,7 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
+from aapt_fast.atomic import names_folder
 from aapt_fast.errors import require
 from aapt_fast.limits import require_disk, require_empty_folder, require_file_target, require_memory, require_writable
 
@@ -16,6 +17,14 @@ MEMORY_PER_PIXEL = {
 }  # bytes of memory that writing takes, measured at 1 to 4 megapixels
 DISK_PER_PIXEL = {".mp4": 0.02, ".gif": 0.2, "": 0.2}  # bytes of a file per pixel and video frame of the bundled models
 LARGEST_SIDE = {".mp4": 16384, ".gif": 65535, "": 65535}  # pixels: of H.264, of GIF, and of what viewers open
+
+
+NAME = "a file without a slash at its end, or a folder without a dot in its name"
+
+
+def is_video_name(text: str) -> bool:
+    """False for the text of a path with the ending of a file and the slash of a folder, which `Path` forgets."""
+    return not (Path(text).suffix and names_folder(text))
 
 
 def check_video_target(path: Path, argument: str = "path") -> None:

@@ -18,13 +18,13 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from aapt_fast.atomic import mode_of, names_folder, naming, partial_name
+from aapt_fast.atomic import mode_of, naming, partial_name
 from aapt_fast.errors import require, require_type
 from aapt_fast.media.destination import Destination
 from aapt_fast.media.gif import GifFile
 from aapt_fast.media.mp4 import Mp4File
 from aapt_fast.media.png_folder import PngFolder
-from aapt_fast.media.video_target import LARGEST_SIDE, check_video_target
+from aapt_fast.media.video_target import LARGEST_SIDE, NAME, check_video_target, is_video_name
 
 LARGEST_FLOAT_DENOMINATOR = 1001  # of the rates of television: 24000/1001, 30000/1001
 LARGEST_DENOMINATOR = 1_000_000  # times FASTEST, a clock that an .mp4 can have: 32 bits
@@ -57,8 +57,7 @@ def save_video(path: str | Path, frames: Iterable[Tensor | np.ndarray], fps: flo
         aapt_fast.save_video("walk.mp4", session.frames(player, steps=60))
     """
     require_type("path", path, str, os.PathLike)
-    as_folder = bool(Path(path).suffix) and names_folder(os.fspath(path))
-    require(not as_folder, "path", "a file without a slash at its end, or a folder without a dot in its name", path)
+    require(is_video_name(os.fspath(path)), "path", NAME, path)
     require_type("frames", frames, Tensor, np.ndarray, Iterable)
     pieces = [frames] if isinstance(frames, Tensor | np.ndarray) else frames
     writer = VideoWriter(Path(path), fps=fps)

@@ -177,6 +177,11 @@ class StreamModel:
         return self.generator.control
 
     @property
+    def has_world(self) -> bool:
+        """True if the model was trained on one of `aapt_fast.worlds`, which `world` gives."""
+        return self._world is not None
+
+    @property
     def world(self) -> World:
         """World of the model's videos, whose players make controls: `model.world.player(first, "walk")`.
 

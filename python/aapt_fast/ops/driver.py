@@ -17,7 +17,7 @@ from types import ModuleType
 import torch
 
 Version = tuple[int, int]
-"""Of CUDA, or the compute capability of a GPU."""
+"""A version of CUDA, or the compute capability of a GPU."""
 
 
 def driver_cuda() -> Version | None:

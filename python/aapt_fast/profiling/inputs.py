@@ -16,10 +16,17 @@ def random_image(model: StreamModel, seed: int = 2) -> Tensor:
 
 
 def random_controls(model: StreamModel, count: int, seed: int = 3) -> list[Tensor] | list[None]:
-    """Make one control per step: [4, J, 3] poses, [4, C, h, w] maps, or None."""
+    """Make one control per step: [4, J, 3] poses, [4, C, h, w] maps, or None.
+
+    They are those of a player of the model's world, if it has one, and random numbers otherwise.
+    """
     config = model.control
     if config is None:
         return [None] * count
+    if model.has_world:
+        first = model.world.first_frame(seed, 0, model.video_size[0])
+        player = model.world.player(first, seed=seed)
+        return [player.next(config.entries) for _ in range(count)]
     entry = entry_shape(config, model.grid)
     return list(torch.rand(count, 4, *entry, generator=torch.Generator().manual_seed(seed)))
 

@@ -14,8 +14,7 @@ is kept by approximate R1 and R2. Our worlds have the truth for every control, s
 regression, the baseline for what the adversarial loss adds.
 
 As published, the discriminator is shown clean frames, and t is a mere input. With `noised` it is shown frames noised to
-t, as its trunk has seen them in stage 1: it cannot win by details that no generator of this size gets right, and both
-networks go on learning (docs/results/coin.md).
+t, as its trunk has seen them in stage 1; `training.ablate` compares both.
 """
 
 from __future__ import annotations

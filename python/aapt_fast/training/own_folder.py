@@ -15,7 +15,7 @@ TRIAL = "-trial"
 """End of the name of a recipe's trial."""
 LEFT_BY_A_STAGE = ("config.json", "vae.pt", "generator.pt")
 MEASURED, CURVES = "measured.pt", "drift.csv"
-"""What an evaluation leaves: first its measurements so far, at the end its curves."""
+"""Files of an evaluation: its measurements so far, and its curves at the end."""
 
 
 def require_same_note(argument: str, folder: Path, name: str, start: str | None) -> None:

@@ -17,6 +17,7 @@ from aapt_fast.training.consistency import ConsistencyConfig
 from aapt_fast.training.data import ClipSetConfig
 from aapt_fast.training.diffusion import DiffusionConfig
 from aapt_fast.training.evaluate import ControlReader
+from aapt_fast.training.own_folder import TRIAL
 from aapt_fast.training.pose_network import PoseNetworkConfig, describe_kept, pose_reader
 from aapt_fast.training.pretrain import PretrainConfig
 from aapt_fast.worlds.person.company.company import Company
@@ -42,7 +43,11 @@ class Recipe:
     start: str | None = None  # a bundled model or a file, whose weights the codec and stage 1 start from
     minutes: Mapping[str, float] = field(default_factory=dict)  # by stage and "render", of the run that was `measured`
     measured: str = ""
-    trial: bool = False  # made by `trial_of`: its model is good for nothing
+
+    @property
+    def trial(self) -> bool:
+        """True for a recipe of `trial_of`, whose model is good for nothing."""
+        return self.name.endswith(TRIAL)
 
     def __post_init__(self) -> None:
         nothing = self.start is None

@@ -39,7 +39,6 @@ def trial_of(recipe: Recipe) -> Recipe:
         adversarial=dataclasses.replace(recipe.adversarial, discriminator_alone=ALONE, **_few_steps("adversarial")),
         minutes={},
         measured="",
-        trial=True,
     )
 
 

@@ -408,7 +408,7 @@ def test_a_bad_file_is_refused(theirs_2_1: AutoencoderKLWan, tmp_path: Path, lay
 
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_any_missing_or_misshapen_tensor_is_named(oracle, tmp_path: Path, kind: str) -> None:
-    """What the file says about itself is a majority of shapes: one bad tensor never makes another model of it.
+    """A file is told by the majority of its shapes: one bad tensor never makes another model of it.
 
     Every other tensor of those that are tried is missing, the rest are too long.
     """

@@ -88,7 +88,7 @@ def convert_files(
             tensor's own, and those that are not read as they are, as scaled float8, get the dtype of the others.
         verify: read the result again and compare every tensor with the source; load both and compare their output,
             bit for bit, if the model is small.
-        shard_bytes: files become no larger, unless a single tensor is.
+        shard_bytes: files become no larger, unless a single tensor is. A model of this package stays one file.
         say: called with a line about each file written.
 
     Returns:
