@@ -51,7 +51,6 @@ def test_an_evaluation_resumes_in_its_own_folder(tmp_path: Path, names: list[str
 
 
 def test_an_evaluation_replaces_no_report_of_others(tmp_path: Path) -> None:
-    with pytest.raises(
-        ValueError, match="^out: expected a new or empty folder, or that of an evaluation .* with report"
-    ):
+    message = r"^out: expected a new or empty folder, or that of an evaluation .* with report\.md$"
+    with pytest.raises(ValueError, match=message):
         require_report_folder("out", make(tmp_path, "report.md"))
