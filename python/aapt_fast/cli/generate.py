@@ -8,9 +8,11 @@ import json
 import os
 import time
 import warnings
+from collections import deque
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from aapt_fast.cli.checks import video_frames
 from aapt_fast.cli.choices import FRAMES_PER_STEP
@@ -73,6 +75,21 @@ class _Stream:
     sheet: ContactSheet | None
 
 
+class _Shown:
+    """A player whose controls and truth are kept until the video frames that they belong to are there."""
+
+    def __init__(self, player: Player | FilePlayer, size: int, keeps: bool) -> None:
+        self._player, self._size, self._keeps = player, size, keeps
+        self.shown: deque[tuple[Tensor, Tensor | None]] = deque()  # per step, the oldest first
+
+    def next(self, frames: int) -> Tensor:
+        """Controls [frames, J, 3] of the next video frames."""
+        controls = self._player.next(frames)
+        if self._keeps:
+            self.shown.append((controls, self._player.truth(self._size)))
+        return controls
+
+
 def _open_stream(arguments: argparse.Namespace) -> _Stream:
     """Check what only torch, the model and its world can tell; then load the model and open the session."""
     world = world_of(arguments.model)
@@ -112,16 +129,17 @@ def _write(stream: _Stream, arguments: argparse.Namespace, signals: HeldSignals)
             observe_ops() as calls,
             progress(stream.steps, "stream", "step", quiet=arguments.quiet) as bar,
         ):
+            source = _Shown(stream.player, stream.model.video_size[0], stream.sheet is not None)
+            videos = session.frames(source, stream.steps, ahead=stream.model.device.type == "cpu")
             for _ in range(stream.steps):
                 with signals.let_in():
-                    controls = stream.player.next(FRAMES_PER_STEP)
                     step_begun = time.perf_counter()
-                    video = session.step(controls).cpu()
+                    video = next(videos).cpu()
                 steps_s += time.perf_counter() - step_begun
                 first_frame_s = first_frame_s or time.perf_counter() - STARTED
                 writer.write(video)
                 if stream.sheet is not None:
-                    stream.sheet.add(video, controls, stream.player.truth(video.shape[1]))
+                    stream.sheet.add(video, *source.shown.popleft())
                 bar.update()
             step_ms = session.latency.step_ms
     except BaseException:

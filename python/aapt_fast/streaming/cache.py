@@ -119,6 +119,13 @@ class CacheRow:
         self._plan = None
         self._forget(self.next_frame)  # by the smallest block that can come next
 
+    def drop(self) -> None:
+        """Take the planned step back: its frames never were. Does nothing without one."""
+        if self._plan is not None:
+            for ids in self._plan.own:
+                self.pool.release(ids)
+            self._plan = None
+
     def fork(self, pool: PagePool | None = None) -> CacheRow:
         """A row that continues from here on its own, bit for bit like this one.
 
@@ -155,8 +162,8 @@ class CacheRow:
         if self._released:
             return
         self._released = True
-        own = [] if self._plan is None else self._plan.own
-        for ids in (*self._past.values(), *self._spare.values(), *own):
+        self.drop()
+        for ids in (*self._past.values(), *self._spare.values()):
             self.pool.release(ids)
         self.pool.unreserve(self._reserved)
         if self.text is not None:
@@ -216,8 +223,9 @@ class PagedCache:
             require(row.rule == first.rule, "rows", f"one rule, {first.rule}", row.rule)
         self.rows, self.pool, self._tokens = list(rows), first.pool, first.tokens
         self.recording = False
-        """True while a step is recorded: it runs as in the steady state, with frames past the sink, and `advance` moves
-        no row on."""
+        """True while a step is recorded: it runs as in the steady state, with frames past the sink."""
+        self.moves_rows = True
+        """True if `advance` moves the rows on to their next block; else `finish` does, or `drop` takes the step back."""
         device, rule, width = self.pool.k.device, first.rule, self.pool.k.shape[-1]
         frame_pages = pages_for(first.tokens)
         entries = max(row.entries for row in rows)
@@ -325,13 +333,19 @@ class PagedCache:
             expected = f"advance: expected {frames} frames after {layers} layers"
             raise RuntimeError(f"{expected}, got {planned} after {attended}")
         self._attended, self._packed = set(), None  # a recording must not read what a warm-up has packed
-        if not self.recording:
+        if self.moves_rows:
             self.finish()
 
     def finish(self) -> None:
-        """Move every row on to its next block: `advance` for a step that was replayed."""
+        """Move every row on to its next block, where `advance` has not done it."""
         for row in self.rows:
             row.advance()
+        self._plans = []
+
+    def drop(self) -> None:
+        """Take back a planned step that has not been finished, computed or not: its pages are free again."""
+        for row in self.rows:
+            row.drop()
         self._plans = []
 
     def _move_sinks(self, layer: int, k: Tensor, k_weight: Tensor | None, k_pages: Tensor) -> None:

@@ -72,9 +72,12 @@ class Run:
             recording.free()
         self.rows, self.context = [], None
 
-    def decode(self, model: StreamModel, frames: Tensor) -> Tensor:
-        """New frames [1, C, n, h, w] -> video, uint8 [F, H, W, 3]; a frame that begins a video goes alone."""
-        if self.steps or self.first_frame is not None or frames.shape[2] == 1:
+    def decode(self, model: StreamModel, frames: Tensor, first: bool) -> Tensor:
+        """Decode the frames [1, C, n, h, w] of the next step, or of the `first`, to video, uint8 [F, H, W, 3].
+
+        A frame that begins a video goes alone.
+        """
+        if not first or self.first_frame is not None or frames.shape[2] == 1:
             return model.decode(self.decoder, frames)
         parts = [frames[:, :, :1], frames[:, :, 1:]]
         return torch.cat([model.decode(self.decoder, part) for part in parts])

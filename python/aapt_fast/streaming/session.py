@@ -21,8 +21,10 @@ from aapt_fast.models.own_process import OwnProcess
 from aapt_fast.models.sampling import Sampler, require_sampler
 from aapt_fast.models.stream_model import ImageLike, StreamModel
 from aapt_fast.not_copied import NotCopied
+from aapt_fast.streaming.ahead import Ahead
 from aapt_fast.streaming.boundary import check_pool, check_start, checked_seed, computing, separate, wait_for
 from aapt_fast.streaming.controls import ControlSource, controls_of, image_entries
+from aapt_fast.streaming.frames import FrameIterator
 from aapt_fast.streaming.graph import RECORDERS, GraphMemory
 from aapt_fast.streaming.latency import LatencyCounter
 from aapt_fast.streaming.odd_controls import OddControls
@@ -108,6 +110,8 @@ class StreamSession(NotCopied):
         self._pool, self._owns_pool = pool, pool is None
         self._closed: str | None = None  # why
         self._step: Step | None = None
+        self._ahead: Ahead | None = None  # of the last loop over `frames(ahead=True)`
+        self._unused: tuple[object, list[object]] = (None, [])  # a source, and a control that such a loop left over
         self._odd = OddControls(model)
         self._stepping = threading.Lock()
         self._own_process = OwnProcess("session: it was opened")
@@ -151,26 +155,27 @@ class StreamSession(NotCopied):
         self._own_process.require()
         with self._in_one_thread(), computing(self.model):
             one, begun = self._require_open(), time.perf_counter()
-            entries = one.prepare([control])
-            for values in entries:
-                self._odd.look_at(values)
-            try:
+            entries = self._check(one, control)
+            with self._closed_on_failure(self.steps + 1):
                 [video] = one.take(entries, self.on_stage)
-            except BaseException as error:
-                self._close(f"by {type(error).__name__} in step {self.steps + 1}")
-                raise
             self.latency.record_step(time.perf_counter() - begun, len(video))
             return video
 
     def frames(
-        self, source: ControlSource | Iterable[object] | None = None, steps: int | None = None
-    ) -> Iterator[Tensor]:
+        self,
+        source: ControlSource | Iterable[object] | None = None,
+        steps: int | None = None,
+        *,
+        ahead: bool = False,
+    ) -> FrameIterator:
         """Take one step after the other: yields the video of each, uint8 [4, H, W, 3], as `step` returns it.
 
         Each control is taken from the source just before its step, so a change of the source shows in the next one. The
         session stays open when the loop ends by `break` or by an exception in its body: another call of `frames` or
         `step` continues from the last step taken. Only an error in the middle of a step, Ctrl-C included, closes it. A
         program that wants to go on after Ctrl-C notes it in a signal handler of its own and breaks out of the loop.
+
+        `async for` takes each step in another thread, so that an event loop serves others meanwhile.
 
         Args:
             source: a player, whose `next(4)` gives the control of a step (`model.world.player(first, "walk")`), and
@@ -179,9 +184,15 @@ class StreamSession(NotCopied):
                 [n, 4, J, 3] or [n, 4, C, h, w]; `track.split(4)` cuts a track [T, J, 3] of T video frames into steps,
                 where T is a multiple of 4.
             steps: end after so many; None for no limit. An iterable that has fewer controls ends the video earlier.
+            ahead: compute the frames of the next step while the video of this one is decoded, in two threads that use
+                one of torch's threads each. For models on a CPU: more video per second, above all beside other busy
+                programs. Each control is taken earlier by the time of a decode, before its predecessor's video is
+                there, so a change of the source shows one step later. A control that a loop has taken and not used when
+                it ends is used first by the next loop over the same player or iterator.
 
         Raises:
-            TypeError, ValueError: a source or a number of another kind or shape; at once, before the first step.
+            TypeError, ValueError: a source or a number of another kind or shape, or `ahead` on a GPU; at once, before
+                the first step.
             SessionClosed: the session is closed; at once, too.
             The errors of `step`, in that step.
 
@@ -194,8 +205,19 @@ class StreamSession(NotCopied):
         if steps is not None:
             require_integer("steps", steps)
             require(steps >= 0, "steps", "0 or more", steps)
-        controls = controls_of(source, self.model)
-        return (self.step(control) for control in itertools.islice(controls, steps))
+        require_type("ahead", ahead, bool)
+        kind = self.model.device.type
+        require(not ahead or kind == "cpu", "ahead", f"False: a {kind} computes one after the other", True)
+        controls = itertools.islice(self._with_unused(source, controls_of(source, self.model)), steps)
+        if not ahead:
+            return FrameIterator(lambda: self.step(next(controls)))
+        frames_ahead = Ahead(self.model, controls, self._check)
+
+        def end() -> None:
+            frames_ahead.close()
+            self._unused = (source, frames_ahead.unused)
+
+        return FrameIterator(lambda: self._step_ahead(frames_ahead), end)
 
     def fork(self) -> StreamSession:
         """An independent session that continues from here, bit for bit like this one under the same controls.
@@ -212,6 +234,7 @@ class StreamSession(NotCopied):
         other = object.__new__(type(self))
         vars(other).update(vars(self))
         other._stepping = threading.Lock()
+        other._ahead, other._unused = None, (None, [])
         with computing(self.model):
             other._take(self._run.fork(pool))
         other._pool = pool
@@ -299,6 +322,44 @@ class StreamSession(NotCopied):
         """True once the session has given its pages back and can no longer be used."""
         return self._closed is not None
 
+    def _step_ahead(self, ahead: Ahead) -> Tensor:
+        """The next video, as `step` returns it."""
+        self._own_process.require()
+        with self._in_one_thread():
+            begun, step = time.perf_counter(), self._require_open(but=ahead)
+            self._ahead = ahead
+            ahead.prepare(step)
+            with self._closed_on_failure(self.steps + 1):
+                video = ahead.take()
+            self.latency.record_step(time.perf_counter() - begun, len(video))
+            return video
+
+    def _check(self, step: Step, control: object) -> list[Tensor]:
+        """Take the pages of a step, and make the values of its control: the argument of `Step.take`."""
+        with computing(self.model):
+            entries = step.prepare([control])
+            for values in entries:
+                self._odd.look_at(values)
+            return entries
+
+    def _with_unused(self, source: object, controls: Iterator[object]) -> Iterator[object]:
+        """`controls` of `source`, after the one, if any, that an earlier loop has taken from it and not used."""
+        before, unused = self._unused
+        keeps_its_place = source is controls or callable(getattr(source, "next", None))  # a list begins anew
+        if before is not source or not keeps_its_place:
+            return controls
+        self._unused = (None, [])
+        return itertools.chain(unused, controls)
+
+    @contextmanager
+    def _closed_on_failure(self, step: int) -> Iterator[None]:
+        """Close the session if the `with` block, the middle of step number `step`, fails."""
+        try:
+            yield
+        except BaseException as error:
+            self._close(f"by {type(error).__name__} in step {step}")
+            raise
+
     @contextmanager
     def _in_one_thread(self) -> Iterator[None]:
         """Raise RuntimeError if another thread takes a step of this session now."""
@@ -344,13 +405,20 @@ class StreamSession(NotCopied):
 
     def _drop(self) -> None:
         """Give back the pages of the run, and the memory of its recordings."""
+        if self._ahead is not None:
+            self._ahead.withdraw()
         self._run.release()
         self._run.decoder.reset()
         self._step = None
 
-    def _require_open(self) -> Step:
-        """The `Step` of this session alone. Raises SessionClosed after `close`, RuntimeError in another process."""
+    def _require_open(self, but: Ahead | None = None) -> Step:
+        """The `Step` of this session alone. Frames that were computed ahead are taken back, except those of `but`.
+
+        Raises SessionClosed after `close`, RuntimeError in another process.
+        """
         self._own_process.require()
         if self._closed is not None or self._step is None:
             raise SessionClosed(f"session: it was closed {self._closed}")
+        if self._ahead is not None and self._ahead is not but:
+            self._ahead.withdraw()
         return self._step

@@ -12,6 +12,7 @@ A replayed step runs the same operators on the same tensors, so it gives the sam
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -27,6 +28,15 @@ from aapt_fast.streaming.controls import entry_maps, model_values
 from aapt_fast.streaming.graph import GraphMemory, Recording, record
 from aapt_fast.streaming.run import Run
 from aapt_fast.streaming.uploads import to_device
+
+
+@dataclass(frozen=True)
+class Computed:
+    """Frames of a step that the runs have not taken over yet."""
+
+    frames: Sequence[Tensor]  # per run, float32 [1, C, n, h, w]
+    controls: Sequence[Tensor | None]  # per run, float32 [entries * entry_channels, h, w]
+    first: Sequence[bool]  # per run, whether this is its first step
 
 
 class Step:
@@ -52,6 +62,8 @@ class Step:
         self.model, self.sampler, self.runs = model, sampler, list(runs)
         self._frames = sampler.rule(model.generator).frames
         self.caches = [PagedCache(rows) for rows in zip(*(run.rows for run in runs), strict=True)]
+        for cache in self.caches:
+            cache.moves_rows = False  # `adopt` does
         rows, channels, control = len(self.runs), model.config.latent_channels, model.control
 
         def zeros(*sizes: int) -> Tensor:
@@ -82,22 +94,42 @@ class Step:
         `controls` are from `prepare`, float32 [entries, J, 3] or [entries, C, h, w] per run. `on_stage` is called with
         "generator" before the frames are computed, and with "decode" after.
         """
-        first = any(run.steps == 0 for run in self.runs)
+        computed = self.compute(controls, on_stage)
+        videos = self.decode(computed, on_stage)
+        self.adopt(computed)
+        return videos
+
+    def compute(self, controls: Sequence[Tensor], on_stage: Callable[[str], None] | None = None) -> Computed:
+        """Compute the next frames of every run: the first part of `take`. No run has changed; `drop` takes it back."""
+        first = [run.steps == 0 for run in self.runs]
         maps = self._write_inputs(controls)
         if on_stage is not None:
             on_stage("generator")
-        if self._recording is None or first:
-            frames = self._compute(first)
+        if self._recording is None or any(first):
+            frames = self._compute(any(first))
         else:
             frames = self._recording.replay().clone()
-            for cache in self.caches:
-                cache.finish()
+        return Computed(frames.split(1), maps, first)
+
+    def adopt(self, computed: Computed) -> None:
+        """Let every run continue from its computed frames."""
+        for cache in self.caches:
+            cache.finish()
+        for run, frames, control in zip(self.runs, computed.frames, computed.controls, strict=True):
+            run.frame, run.control, run.steps = frames, control, run.steps + 1
+
+    def drop(self) -> None:
+        """Take back a step that is prepared or computed, and not adopted."""
+        for cache in self.caches:
+            cache.drop()
+
+    def decode(self, computed: Computed, on_stage: Callable[[str], None] | None = None) -> list[Tensor]:
+        """Decode computed frames, in the order of the steps. Returns the videos, uint8 [F, H, W, 3], complete."""
         if on_stage is not None:
             on_stage("decode")
-        videos = [ordinary(run.decode(self.model, made)) for run, made in zip(self.runs, frames.split(1), strict=True)]
+        parts = zip(self.runs, computed.frames, computed.first, strict=True)
+        videos = [ordinary(run.decode(self.model, frames, first)) for run, frames, first in parts]
         wait_for(videos[-1])
-        for run, made, control in zip(self.runs, frames.split(1), maps, strict=True):
-            run.frame, run.control, run.steps = made, control, run.steps + 1
         return videos
 
     def _compute(self, first: bool) -> Tensor:
