@@ -21,7 +21,7 @@ from aapt_fast.cli import generate as generating
 from aapt_fast.models.stream_model import StreamModel
 from aapt_fast.ops._load import extension
 from aapt_fast.ops.kernels import KERNELS, use_kernels
-from aapt_fast.streaming.session import StreamSession
+from aapt_fast.streaming.frames import FrameIterator
 from aapt_fast.worlds.person import players
 from aapt_fast.worlds.person.skeleton import pose_points
 
@@ -127,9 +127,9 @@ def test_neither_motion_nor_video_is_in_memory_as_a_whole(
     alive: list[int] = []
     posed: list[int] = []
 
-    def step(session: StreamSession, control: torch.Tensor) -> torch.Tensor:
+    def step(videos: FrameIterator) -> torch.Tensor:
         alive.append(sum(each() is not None for each in made))
-        video = one_step(session, control)
+        video = one_step(videos)
         made.append(weakref.ref(video))
         return video
 
@@ -137,8 +137,8 @@ def test_neither_motion_nor_video_is_in_memory_as_a_whole(
         posed.append(len(angles))
         return pose_points(angles)
 
-    one_step = StreamSession.step
-    monkeypatch.setattr(StreamSession, "step", step)
+    one_step = FrameIterator.__next__
+    monkeypatch.setattr(FrameIterator, "__next__", step)
     monkeypatch.setattr(players, "pose_points", points)
     arguments = ["--sheet", str(tmp_path / "x.png")] if sheet else []
     assert generate(model, tmp_path / "x.mp4", "--frames", "80", *arguments) == 0

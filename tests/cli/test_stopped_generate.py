@@ -19,7 +19,7 @@ from aapt_fast.cli import generate as generating
 from aapt_fast.cli import main
 from aapt_fast.cli.contact_sheet import ContactSheet
 from aapt_fast.media.video_writer import VideoWriter
-from aapt_fast.streaming.session import StreamSession
+from aapt_fast.streaming.frames import FrameIterator
 
 
 def generate(model: Path, out: Path, *arguments: str) -> int:
@@ -54,16 +54,16 @@ def test_ctrl_c_keeps_the_video_so_far(model: Path, tmp_path: Path) -> None:
 
 
 def interrupted(monkeypatch: pytest.MonkeyPatch, step: int, interruption: Callable[[], object]) -> None:
-    """Make `interruption` happen in the middle of that step of every session."""
-    one_step = StreamSession.step
+    """Make `interruption` happen before the video of that step is there."""
+    one_step, taken = FrameIterator.__next__, []
 
-    def take(session: StreamSession, control: object) -> torch.Tensor:
-        video = one_step(session, control)
-        if session.steps == step:
+    def take(videos: FrameIterator) -> torch.Tensor:
+        taken.append(one_step(videos))
+        if len(taken) == step:
             interruption()
-        return video
+        return taken[-1]
 
-    monkeypatch.setattr(StreamSession, "step", take)
+    monkeypatch.setattr(FrameIterator, "__next__", take)
 
 
 @pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -199,17 +199,17 @@ def test_a_sheet_without_room_does_not_hide_the_video(
 def test_fps_counts_writing_and_step_fps_does_not(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    clock, one_step, write = [0.0], StreamSession.step, VideoWriter.write
+    clock, one_step, write = [0.0], FrameIterator.__next__, VideoWriter.write
 
-    def step(session: StreamSession, control: object) -> torch.Tensor:
+    def step(videos: FrameIterator) -> torch.Tensor:
         clock[0] += 0.5
-        return one_step(session, control)
+        return one_step(videos)
 
     def write_slowly(writer: VideoWriter, frames: torch.Tensor) -> None:
         clock[0] += 1.5
         write(writer, frames)
 
-    monkeypatch.setattr(StreamSession, "step", step)
+    monkeypatch.setattr(FrameIterator, "__next__", step)
     monkeypatch.setattr(VideoWriter, "write", write_slowly)
     monkeypatch.setattr(generating.time, "perf_counter", lambda: clock[0])
     assert generate(model, tmp_path / "x") == 0

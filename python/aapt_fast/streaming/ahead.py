@@ -65,7 +65,8 @@ class Ahead:
     Args:
         model: of the session.
         controls: one per step; each is taken when its generator can begin.
-        check: the argument of `Step.compute` for a control; it takes the pages of the step.
+        check: makes the argument of `Step.compute`, float32 [entries, J, 3] or [entries, C, h, w], of a control, and
+            takes the pages of the step.
     """
 
     def __init__(

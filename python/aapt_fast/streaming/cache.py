@@ -225,7 +225,7 @@ class PagedCache:
         self.recording = False
         """True while a step is recorded: it runs as in the steady state, with frames past the sink."""
         self.moves_rows = True
-        """True if `advance` moves the rows on to their next block; else `finish` does, or `drop` takes the step back."""
+        """True if `advance` moves the rows on to their next block; else `finish` does that, or `drop` ends the step."""
         device, rule, width = self.pool.k.device, first.rule, self.pool.k.shape[-1]
         frame_pages = pages_for(first.tokens)
         entries = max(row.entries for row in rows)

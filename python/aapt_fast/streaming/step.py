@@ -100,7 +100,10 @@ class Step:
         return videos
 
     def compute(self, controls: Sequence[Tensor], on_stage: Callable[[str], None] | None = None) -> Computed:
-        """Compute the next frames of every run: the first part of `take`. No run has changed; `drop` takes it back."""
+        """Compute the next frames of every run, float32 [1, C, n, h, w] each: the first part of `take`.
+
+        No run has changed: `adopt` lets them continue from these frames, `drop` takes them back.
+        """
         first = [run.steps == 0 for run in self.runs]
         maps = self._write_inputs(controls)
         if on_stage is not None:
