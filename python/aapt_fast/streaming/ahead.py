@@ -118,6 +118,7 @@ class Ahead:
         except BaseException:
             wait([decoded])  # after Ctrl-C: nothing may be released under its hands
             raise
+        step.remember()
         return video
 
     def withdraw(self) -> None:

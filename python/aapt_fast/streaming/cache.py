@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,7 +27,14 @@ from aapt_fast.ops import PAGE_SLOTS, FrameRope, kv_write, normalise_and_rotate,
 from aapt_fast.ops.fused_attention import PackedRows
 from aapt_fast.ops.paged_attention import packed_rows
 from aapt_fast.ops.window import WindowRule
-from aapt_fast.streaming.pages import PagePool, cache_pages, pages_for, released_on_failure, valid_slots
+from aapt_fast.streaming.pages import (
+    PagePool,
+    cache_pages,
+    history_pages,
+    pages_for,
+    released_on_failure,
+    valid_slots,
+)
 from aapt_fast.streaming.text_pages import TextPages
 from aapt_fast.streaming.uploads import to_device
 
@@ -55,10 +63,12 @@ class CacheRow:
         tokens: N, tokens per frame.
         text: prompt in pages of the same pool; the row becomes one more holder.
         eps: of the RMSNorm.
+        history: last frames that `rewind` can undo. Pages that their steps saw are kept so much longer: `history_pages`
+            more are reserved.
         unrotated: such keys of a row with the same first frames, which this row shares; None to make its own.
 
     Raises:
-        ValueError: tokens < 1, a rule without a window, or text in another pool.
+        ValueError: tokens < 1, history < 0, a rule without a window, or text in another pool.
         PoolExhausted: too few pages are available; the pool stays as it was.
     """
 
@@ -71,17 +81,22 @@ class CacheRow:
         text: TextPages | None = None,
         *,
         eps: float = 1e-6,
+        history: int = 0,
         unrotated: Tensor | None = None,
     ) -> None:
         require(tokens >= 1, "tokens", "at least 1 per frame", tokens)
+        require(history >= 0, "history", "0 frames or more", history)
         require(text is None or text.pool is pool, "text", "pages of the cache's pool", "pages of another one")
-        self._reserved = cache_pages(tokens, rule)
+        self._listed = cache_pages(tokens, rule)
+        self._reserved = self._listed + history_pages(tokens, rule, history)
         pool.reserve(self._reserved)
         self.pool, self.rule, self.rope, self.tokens, self.eps = pool, rule, rope, tokens, eps
+        self.history, self._floor = history, 1  # the earliest next frame that `rewind` takes
         self.text = None if text is None else text.share()
         self.next_frame = 1
         self._past: dict[int, list[int]] = {}  # pages by frame, oldest first
         self._spare: dict[int, list[int]] = {}  # per frame that moves, while it has not left the window
+        self._unmoved: dict[int, list[int]] = {}  # per frame that moves, its pages at its own position, for `rewind`
         self._plan: RowPlan | None = None  # of the step between `plan` and `advance`
         self._released = False
         layers, _, _, heads, width = pool.k.shape
@@ -94,7 +109,7 @@ class CacheRow:
     @property
     def entries(self) -> int:
         """Length of the page list of a step."""
-        return self._reserved + (0 if self.text is None else len(self.text.ids))
+        return self._listed + (0 if self.text is None else len(self.text.ids))
 
     def plan(self, frames: int) -> RowPlan:
         """Take the pages of the next `frames` frames; a second call before `advance` gives the same plan.
@@ -117,6 +132,7 @@ class CacheRow:
         self._past |= dict(enumerate(self._plan.own, start=self.next_frame))
         self.next_frame += self._plan.frames
         self._plan = None
+        self._floor = max(self._floor, self.next_frame - self.history)
         self._forget(self.next_frame)  # by the smallest block that can come next
 
     def drop(self) -> None:
@@ -125,6 +141,31 @@ class CacheRow:
             for ids in self._plan.own:
                 self.pool.release(ids)
             self._plan = None
+
+    def rewind(self, next_frame: int) -> None:
+        """Go back to the state in which `next_frame` was next; a planned step is taken back.
+
+        Raises ValueError, having changed nothing, for one that lies ahead, or more than `history` frames before the
+        latest one so far.
+        """
+        possible = self._floor <= next_frame <= self.next_frame
+        require(possible, "next_frame", f"{self._floor}..{self.next_frame}", next_frame)
+        self.drop()
+        for frame in [frame for frame in self._past if frame >= next_frame]:
+            self.pool.release(self._past.pop(frame))
+        self.next_frame = next_frame
+        moved_now = self._outside(next_frame - 1)  # of the step before
+        for frame in range(1, self.rule.moved + 1):
+            if frame not in moved_now:
+                if (unmoved := self._unmoved.pop(frame, None)) is not None:
+                    self.pool.release(self._past.pop(frame, []))
+                    if frame < next_frame:
+                        self._past[frame] = unmoved
+                    else:
+                        self.pool.release(unmoved)
+                if frame not in self._spare:
+                    self._spare[frame] = self.pool.allocate(pages_for(self.tokens))
+        self._past = dict(sorted(self._past.items()))
 
     def fork(self, pool: PagePool | None = None) -> CacheRow:
         """A row that continues from here on its own, bit for bit like this one.
@@ -137,25 +178,32 @@ class CacheRow:
             raise RuntimeError("cache: it has been released")
         pool = self.pool if pool is None else pool
         text = self.text.copy_to(pool) if self.text is not None and pool is not self.pool else self.text
-        complete = self.next_frame > self.rule.moved  # no later step writes to the keys that move
+        # whether no later step of either row writes to the keys that move
+        complete = self._floor > self.rule.moved
         kept = self.unrotated if complete else self.unrotated.clone()
+        options: dict[str, Any] = {"eps": self.eps, "history": self.history, "unrotated": kept}
         try:
-            other = CacheRow(pool, self.rule, self.rope, self.tokens, text, eps=self.eps, unrotated=kept)
+            other = CacheRow(pool, self.rule, self.rope, self.tokens, text, **options)
         finally:
             if text is not None and text is not self.text:
                 text.release()
-        other.next_frame = self.next_frame
+        other.next_frame, other._floor = self.next_frame, self._floor
         with released_on_failure(other):
-            for frame, ids in self._past.items():
-                if frame in other._spare and frame not in self._spare:
-                    pool.release(other._spare.pop(frame))
-                if pool is self.pool:
-                    pool.share(ids)
-                    other._past[frame] = list(ids)
-                else:
-                    other._past[frame] = pool.allocate(len(ids))
-                    pool.copy_pages(other._past[frame], self.pool, ids)
+            for frame in other._spare.keys() - self._spare.keys():
+                pool.release(other._spare.pop(frame))
+            for theirs, own in ((self._past, other._past), (self._unmoved, other._unmoved)):
+                for frame, ids in theirs.items():
+                    own[frame] = self._lend(ids, pool)
         return other
+
+    def _lend(self, ids: list[int], pool: PagePool) -> list[int]:
+        """The contents of pages `ids` for another row: the same pages, or copies in another `pool`."""
+        if pool is self.pool:
+            pool.share(ids)
+            return list(ids)
+        copies = pool.allocate(len(ids))
+        pool.copy_pages(copies, self.pool, ids)
+        return copies
 
     def release(self) -> None:
         """Give all pages and the reservation back. A second call does nothing."""
@@ -163,25 +211,33 @@ class CacheRow:
             return
         self._released = True
         self.drop()
-        for ids in (*self._past.values(), *self._spare.values()):
+        for ids in (*self._past.values(), *self._spare.values(), *self._unmoved.values()):
             self.pool.release(ids)
         self.pool.unreserve(self._reserved)
         if self.text is not None:
             self.text.release()
 
-    def _forget(self, newest: int) -> dict[int, int]:
-        """Give back frames that a step ending in `newest` does not see. Returns the positions of those that it sees."""
-        seen = dict(self.rule.seen(newest))
-        for frame in [frame for frame in self._past if frame not in seen]:
+    def _forget(self, newest: int) -> None:
+        """Give back frames that neither a step ending in `newest` sees nor one after a `rewind`."""
+        oldest = max(newest - self.history, min(newest, self.rule.frames))  # of the steps after the longest rewind
+        needed = {frame for frame, _ in self.rule.seen(oldest)}
+        for frame in [frame for frame in self._past if frame not in needed and frame <= oldest]:
             self.pool.release(self._past.pop(frame))
-        return seen
+        for frame in [frame for frame in self._unmoved if frame in self._outside(oldest - 1)]:
+            self.pool.release(self._unmoved.pop(frame))
+
+    def _outside(self, newest: int) -> range:
+        """Frames that move and have left the window of a step ending in `newest`."""
+        return range(1, min(self.rule.moved, self.rule.window_start(newest) - 1) + 1)
 
     def _make_plan(self, frames: int) -> RowPlan:
         newest, per_frame = self.next_frame + frames - 1, pages_for(self.tokens)
-        seen = self._forget(newest)
-        outside = range(1, min(self.rule.moved, self.rule.window_start(newest) - 1) + 1)  # of the window
+        self._forget(newest)
+        seen, outside = dict(self.rule.seen(newest)), self._outside(newest)
         for frame in [frame for frame in self._spare if frame in outside]:
             self.pool.release(self._spare.pop(frame))
+            if self.history:
+                self._unmoved[frame] = self._lend(self._past[frame], self.pool)
         shared = [frame for frame in outside if self.pool.is_shared(self._past[frame][0])]
         taken = self.pool.allocate((frames + len(shared)) * per_frame)
         groups = [taken[start : start + per_frame] for start in range(0, len(taken), per_frame)]
@@ -191,7 +247,8 @@ class CacheRow:
             self._past[frame] = copies
         counts = valid_slots(self.tokens)
         listed = [] if self.text is None else list(zip(self.text.ids, self.text.valid, strict=True))
-        listed += [entry for ids in self._past.values() for entry in zip(ids, counts, strict=True)]
+        past = [ids for frame, ids in self._past.items() if frame in seen]
+        listed += [entry for ids in past for entry in zip(ids, counts, strict=True)]
         moved = [
             (self._past[frame], seen[frame]) if frame in outside else (self._spare[frame], frame)
             for frame in range(1, self.rule.moved + 1)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from aapt_fast.errors import require
 from aapt_fast.models.stream_model import StreamModel
-from aapt_fast.models.vae.video_stream import DecoderStream
+from aapt_fast.models.vae.video_stream import DecoderState, DecoderStream
 
 WARM_UPS = 2  # libraries load kernels and take work space in the first runs, which a recording must not see
 
@@ -174,6 +174,14 @@ class RecordedDecoder:
     def clone(self, memory: GraphMemory | None = None) -> RecordedDecoder:
         """A decoder that continues from here on its own, bit for bit, with a recording of its own in `memory`."""
         return RecordedDecoder(self._model, self._decoder.clone(), self._frames, memory)
+
+    def state(self) -> DecoderState:
+        """A copy of the state, on the host."""
+        return self._decoder.state()
+
+    def restore(self, state: DecoderState, device: torch.device) -> None:
+        """Go back to what `state()` was, in place, so that the recording goes on from there."""
+        self._decoder.restore(state, device)
 
     def reset(self) -> None:
         """Forget everything decoded so far, and free the recording: `decode` raises ValueError from here on."""

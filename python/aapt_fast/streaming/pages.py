@@ -20,7 +20,7 @@ from typing import Protocol
 
 import torch
 
-from aapt_fast.errors import PoolExhausted, require, require_type
+from aapt_fast.errors import PoolExhausted, require, require_integer, require_type
 from aapt_fast.limits import available_memory, in_units
 from aapt_fast.models.protocols import VideoGenerator
 from aapt_fast.models.sampling import Sampler, require_sampler
@@ -44,21 +44,28 @@ def valid_slots(tokens: int) -> list[int]:
 
 
 def session_pages(
-    generator: VideoGenerator, grid: tuple[int, int], sampler: Sampler | None = None, text_length: int = 0
+    generator: VideoGenerator,
+    grid: tuple[int, int],
+    sampler: Sampler | None = None,
+    text_length: int = 0,
+    history: int = 0,
 ) -> int:
     """Pages that a session reserves at latent height and width `grid`, one cache per cache of the sampler.
 
     `sampler` None stands for the generator's own choice. `text_length` counts where frames attend to the prompt through
-    the cache. Raises TypeError for another type, ValueError for text_length < 0 or a rule without a window: a stream
-    would not fit any memory.
+    the cache, `history` are the steps that it can go back by. Raises TypeError for another type, ValueError for a
+    negative number or a rule without a window: a stream would not fit any memory.
     """
     if sampler is None:
         sampler = generator.default_sampler()
     require_sampler(sampler)
     require_type("text_length", text_length, int)
     require(text_length >= 0, "text_length", "at least 0 tokens", text_length)
+    require_integer("history", history)
+    require(history >= 0, "history", "0 steps or more", history)
     text = pages_for(text_length) if generator.text_in_pages else 0
-    return sampler.caches * (cache_pages(generator.tokens(grid), sampler.rule(generator)) + text)
+    tokens, rule = generator.tokens(grid), sampler.rule(generator)
+    return sampler.caches * (cache_pages(tokens, rule) + history_pages(tokens, rule, history * rule.frames) + text)
 
 
 def cache_pages(tokens: int, rule: WindowRule) -> int:
@@ -71,6 +78,11 @@ def cache_pages(tokens: int, rule: WindowRule) -> int:
     require(rule.capacity is not None, "window", expected, "None (local_attn_size -1 in a configuration of Wan)")
     assert rule.capacity is not None
     return rule.capacity * pages_for(tokens)
+
+
+def history_pages(tokens: int, rule: WindowRule, history: int) -> int:
+    """Most pages that one cache holds more to be able to go back by `history` frames; `tokens` per frame."""
+    return (history + (rule.moved if history else 0)) * pages_for(tokens)
 
 
 def pool_bytes(layers: int, pages: int, heads: int, head_dim: int, dtype: torch.dtype = torch.float32) -> int:
@@ -150,7 +162,13 @@ class PagePool(NotCopied):
 
     @classmethod
     def for_sessions(
-        cls, model: StreamModel, sessions: int, *, sampler: Sampler | None = None, text_length: int = 0
+        cls,
+        model: StreamModel,
+        sessions: int,
+        *,
+        sampler: Sampler | None = None,
+        text_length: int = 0,
+        history: int = 0,
     ) -> PagePool:
         """A pool with the pages of `sessions` sessions of `model` at a time.
 
@@ -159,6 +177,7 @@ class PagePool(NotCopied):
             sessions: at least 1; a fork is a session.
             sampler: of all sessions; None for the generator's own choice.
             text_length: most tokens of a prompt, for generators whose frames attend to it through the cache.
+            history: steps that each session can go back by.
 
         Raises TypeError and ValueError for other arguments, PoolExhausted for more sessions than the device has memory
         left for; nothing has been allocated then.
@@ -166,7 +185,7 @@ class PagePool(NotCopied):
         require_type("model", model, StreamModel)
         require_type("sessions", sessions, int)
         require(sessions >= 1, "sessions", "at least 1", sessions)
-        pages = sessions * session_pages(model.generator, model.grid, sampler, text_length)
+        pages = sessions * session_pages(model.generator, model.grid, sampler, text_length, history)
         config = model.config
         needed = pool_bytes(config.layers, pages, config.heads, config.head_dim, model.dtype)
         _require_room("sessions", sessions, needed, model.device)

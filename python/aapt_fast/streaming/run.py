@@ -7,6 +7,7 @@ import copy
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,7 +20,8 @@ from aapt_fast.models.vae.video_stream import VideoDecoder
 from aapt_fast.ops.cache import KeysAndValues
 from aapt_fast.streaming.cache import CacheRow, PagedCache
 from aapt_fast.streaming.graph import GraphMemory, RecordedDecoder, Recording
-from aapt_fast.streaming.pages import PagePool, cache_pages, pages_for, released_on_failure
+from aapt_fast.streaming.history import History
+from aapt_fast.streaming.pages import PagePool, cache_pages, history_pages, pages_for, released_on_failure
 from aapt_fast.streaming.text_pages import TextPages
 
 
@@ -45,13 +47,14 @@ class Run:
     frame: Tensor | None  # newest, float32 [1, C, n, h, w]
     control: Tensor | None  # of the newest step, float32 [entries * entry_channels, h, w]
     memory: GraphMemory | None  # of its recordings, if it is recorded
+    history: History
     steps: int = 0
     recordings: weakref.WeakSet[Recording] = field(default_factory=weakref.WeakSet)  # of steps that read its pages
 
     def fork(self, pool: PagePool) -> Run:
         """A run that continues from here on its own, bit for bit. Raises PoolExhausted if `pool` has too few pages."""
         other = copy.copy(self)
-        other.recordings = weakref.WeakSet()
+        other.recordings, other.history = weakref.WeakSet(), self.history.fork()
         other.memory = None if self.memory is None else GraphMemory(self.memory.device)
         other.rows = _all_or_none(row.fork(pool) for row in self.rows)
         with released_on_failure(other):
@@ -60,6 +63,17 @@ class Run:
             else:
                 other.decoder = self.decoder.clone()
         return other
+
+    def remember(self) -> None:
+        """Keep the state after a step, for `rewind`."""
+        self.history.add(self.steps, self.frame, self.control, self.decoder)
+
+    def rewind(self, to_step: int, model: StreamModel, frames: int) -> None:
+        """Go back to the state after step `to_step`; a step makes `frames` frames. `History.check` has let it pass."""
+        for row in self.rows:
+            row.rewind(row.next_frame - (self.steps - to_step) * frames)
+        moment = self.history.rewind(to_step, self.decoder, partial(self.decode, model))
+        self.steps, self.frame, self.control = moment.steps, moment.frame, moment.control
 
     def release(self) -> None:
         """Give back the pages, and the memory of all recordings that read them. A second call does nothing.
@@ -84,12 +98,17 @@ class Run:
 
 
 def open_run(
-    model: StreamModel, sampler: Sampler, start: Start, pool_of: Callable[[int], PagePool], memory: GraphMemory | None
+    model: StreamModel,
+    sampler: Sampler,
+    start: Start,
+    pool_of: Callable[[int], PagePool],
+    memory: GraphMemory | None,
+    history: int,
 ) -> Run:
     """Begin a run: compute the prompt's keys, take pages, and prime the decoder with the image.
 
     `pool_of` gives the pool for a number of pages. With `memory` for recordings the decoder is recorded, if the run
-    begins with an image.
+    begins with an image. The run can go back by `history` steps.
     Raises PoolExhausted if the pool has too few pages, RuntimeError if recording fails; everything taken has been given
     back then.
     """
@@ -100,27 +119,30 @@ def open_run(
     with model.autocast():
         prepared = sampler.prepare(generator, start.prompt)
     lengths = [0 if text is None else text[0][0].shape[1] for text in prepared.text]
-    pages = sum(cache_pages(model.tokens, rule) + pages_for(length) for length in lengths)
+    kept, cached = history * rule.frames, cache_pages(model.tokens, rule)
+    pages = sum(cached + history_pages(model.tokens, rule, kept) + pages_for(length) for length in lengths)
     pool = pool_of(pages)
     if pages > pool.available:
         raise PoolExhausted(f"session: asked for {pages} pages, {pool.available} of {pool.pages} are available")
 
     def row(text: Sequence[KeysAndValues] | None) -> CacheRow:
         if text is None:
-            return CacheRow(pool, rule, rope, model.tokens, eps=eps)
+            return CacheRow(pool, rule, rope, model.tokens, eps=eps, history=kept)
         in_pages = TextPages(pool, text)
         try:
-            return CacheRow(pool, rule, rope, model.tokens, in_pages, eps=eps)
+            return CacheRow(pool, rule, rope, model.tokens, in_pages, eps=eps, history=kept)
         finally:
             in_pages.release()  # the row holds it
 
     rows = _all_or_none(row(text) for text in prepared.text)
-    run = Run(start, rows, prepared.context, decoder, first_frame, start.image, start.control, memory)
+    past = History(history, model.device)
+    run = Run(start, rows, prepared.context, decoder, first_frame, start.image, start.control, memory, past)
     with released_on_failure(run):
         if start.image is not None:
             sampler.remember(generator, start.image, run.context, [PagedCache([row]) for row in rows])
         if memory is not None and first_frame is not None:
             run.decoder = RecordedDecoder(model, decoder, rule.frames, memory)
+        run.remember()
     return run
 
 

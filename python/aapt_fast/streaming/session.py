@@ -65,6 +65,8 @@ class StreamSession(NotCopied):
             no later step can run out of memory. Without a pool it makes one of exactly that size for itself. The
             pool may have been made for another model: pages hold nothing but keys and values, so layers, heads, width
             of a head, dtype and device are all that has to be equal.
+        history: steps that `rewind` can go back by. The pages of so many more steps are kept, and copies of the
+            decoder's state on the host, one for every six steps.
 
     Raises:
         TypeError: an argument of another type.
@@ -93,10 +95,13 @@ class StreamSession(NotCopied):
         cuda_graph: bool = False,
         image_control: object = None,
         pool: PagePool | None = None,
+        history: int = 0,
     ) -> None:
         begun = time.perf_counter()
         require_type("model", model, StreamModel)
         require_type("cuda_graph", cuda_graph, bool)
+        require_integer("history", history)
+        require(history >= 0, "history", "0 steps or more", history)
         kind = model.device.type
         require(not cuda_graph or kind in RECORDERS, "cuda_graph", f"False: steps on a {kind} are not recorded", True)
         if sampler is None:
@@ -106,7 +111,7 @@ class StreamSession(NotCopied):
         if pool is not None:
             require_type("pool", pool, PagePool)
             check_pool(pool, model)
-        self.model, self.sampler, self._cuda_graph = model, sampler, cuda_graph
+        self.model, self.sampler, self._cuda_graph, self._history = model, sampler, cuda_graph, int(history)
         self._pool, self._owns_pool = pool, pool is None
         self._closed: str | None = None  # why
         self._step: Step | None = None
@@ -156,7 +161,7 @@ class StreamSession(NotCopied):
         with self._in_one_thread(), computing(self.model):
             one, begun = self._require_open(), time.perf_counter()
             entries = self._check(one, control)
-            with self._closed_on_failure(self.steps + 1):
+            with self._closed_on_failure(f"step {self.steps + 1}"):
                 [video] = one.take(entries, self.on_stage)
             self.latency.record_step(time.perf_counter() - begun, len(video))
             return video
@@ -242,6 +247,28 @@ class StreamSession(NotCopied):
         other.latency.first_frame_s = time.perf_counter() - begun
         return other
 
+    def rewind(self, to_step: int) -> None:
+        """Go back to the state after step `to_step`, 0 for the start. The next step is `to_step` + 1.
+
+        Under the same controls the same video follows, bit for bit, and under others another one. `fork` before it, and
+        both can be followed.
+
+        Args:
+            to_step: at most `history` steps before the latest one so far.
+
+        Raises:
+            TypeError, ValueError: another number. Nothing has changed.
+            RuntimeError: another thread takes a step of this session now.
+            SessionClosed: the session is closed. Any other error closes it.
+        """
+        require_integer("to_step", to_step)
+        with self._in_one_thread(), computing(self.model):
+            step = self._require_open()
+            self._run.history.check(int(to_step))
+            with self._closed_on_failure("rewind"):
+                step.drop()
+                self._run.rewind(int(to_step), self.model, self.sampler.rule(self.model.generator).frames)
+
     def reset(
         self,
         image: ImageLike | FirstFrame | None = None,
@@ -272,11 +299,8 @@ class StreamSession(NotCopied):
             )
             self._odd.look_at_image(image_control)
             self._drop()
-            try:
+            with self._closed_on_failure("reset"):
                 self._begin(start, begun)
-            except BaseException as error:
-                self._close(f"by {type(error).__name__} in reset")
-                raise
 
     def close(self) -> None:
         """Give back the pages, and the memory of recordings. A second call does nothing."""
@@ -329,7 +353,7 @@ class StreamSession(NotCopied):
             begun, step = time.perf_counter(), self._require_open(but=ahead)
             self._ahead = ahead
             ahead.prepare(step)
-            with self._closed_on_failure(self.steps + 1):
+            with self._closed_on_failure(f"step {self.steps + 1}"):
                 video = ahead.take()
             self.latency.record_step(time.perf_counter() - begun, len(video))
             return video
@@ -352,12 +376,12 @@ class StreamSession(NotCopied):
         return itertools.chain(unused, controls)
 
     @contextmanager
-    def _closed_on_failure(self, step: int) -> Iterator[None]:
-        """Close the session if the `with` block, the middle of step number `step`, fails."""
+    def _closed_on_failure(self, place: str) -> Iterator[None]:
+        """Close the session if the `with` block, at this `place`, fails."""
         try:
             yield
         except BaseException as error:
-            self._close(f"by {type(error).__name__} in step {step}")
+            self._close(f"by {type(error).__name__} in {place}")
             raise
 
     @contextmanager
@@ -372,7 +396,7 @@ class StreamSession(NotCopied):
 
     def _begin(self, start: Start, begun: float) -> None:
         memory = GraphMemory(self.model.device) if self._cuda_graph else None
-        run = open_run(self.model, self.sampler, start, self._pool_of, memory)
+        run = open_run(self.model, self.sampler, start, self._pool_of, memory, self._history)
         self._take(run)
         if run.first_frame is not None:
             wait_for(run.first_frame)

@@ -97,6 +97,7 @@ class Step:
         computed = self.compute(controls, on_stage)
         videos = self.decode(computed, on_stage)
         self.adopt(computed)
+        self.remember()
         return videos
 
     def compute(self, controls: Sequence[Tensor], on_stage: Callable[[str], None] | None = None) -> Computed:
@@ -120,6 +121,11 @@ class Step:
             cache.finish()
         for run, frames, control in zip(self.runs, computed.frames, computed.controls, strict=True):
             run.frame, run.control, run.steps = frames, control, run.steps + 1
+
+    def remember(self) -> None:
+        """Keep the state of every run after an adopted and decoded step, for `StreamSession.rewind`."""
+        for run in self.runs:
+            run.remember()
 
     def drop(self) -> None:
         """Take back a step that is prepared or computed, and not adopted."""

@@ -51,6 +51,10 @@ class FeatureCache:
         """The remembered frames by layer, for saving a session; `FeatureCache(tensors)` is the way back."""
         return dict(self._frames)
 
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """Go back to what `tensors()` was, of this memory or of another one of the same decoder."""
+        self._frames = dict(tensors)
+
 
 class FixedFeatureCache(FeatureCache):
     """The memory of a stream from its second chunk on, in tensors that are written to and never replaced."""
@@ -58,6 +62,11 @@ class FixedFeatureCache(FeatureCache):
     def append(self, key: str, frames: Tensor, keep: int) -> None:
         """Add `frames` [B, C, T, H, W] in place. Raises KeyError for a layer that has seen no frame before."""
         self._frames[key].copy_(self._recent(key, frames, keep))
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """Go back to what `tensors()` was, in place."""
+        for key, frames in self._frames.items():
+            frames.copy_(tensors[key])
 
     def clone(self) -> FeatureCache:
         """An independent copy, which need not stay in the same tensors."""

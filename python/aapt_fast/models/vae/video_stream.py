@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -46,6 +47,16 @@ class VideoVAE(CausalDecoder, Protocol):
         """The weights, which have one dtype and device."""
 
 
+@dataclass(frozen=True)
+class DecoderState:
+    """A decoder between two chunks, on the host."""
+
+    tensors: dict[str, Tensor]
+    """Tensors [...] by the names of their layers; none before the first chunk."""
+    size: tuple[int, ...] | None
+    """(B, h, w) of the latents; None before the first chunk."""
+
+
 class VideoDecoder(Protocol):
     """The state of one stream of video: a `DecoderStream`, or its recording."""
 
@@ -57,6 +68,12 @@ class VideoDecoder(Protocol):
 
     def reset(self) -> None:
         """Forget everything decoded so far."""
+
+    def state(self) -> DecoderState:
+        """A copy of the state, on the host."""
+
+    def restore(self, state: DecoderState, device: torch.device) -> None:
+        """Go back to what `state()` was, of this decoder or of another one of the same VAE, whose weights are there."""
 
 
 class DecoderStream:
@@ -99,6 +116,16 @@ class DecoderStream:
         require(len(self._cache) > 0, "stream", "one that has decoded a first chunk", "a new one")
         self._cache = self._cache.fixed()
         return list(self._cache.tensors().values())
+
+    def state(self) -> DecoderState:
+        """A copy of the state, on the host."""
+        tensors = {name: tensor.to("cpu", copy=True) for name, tensor in self._cache.tensors().items()}
+        return DecoderState(tensors, self._size)
+
+    def restore(self, state: DecoderState, device: torch.device) -> None:
+        """Go back to what `state()` was, of this stream or of another one of the same VAE, whose weights are there."""
+        self._cache.restore({name: tensor.to(device, copy=True) for name, tensor in state.tensors.items()})
+        self._size = state.size
 
     def clone(self) -> DecoderStream:
         """A stream that continues from here on its own, bit for bit like this one."""
