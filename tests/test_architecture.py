@@ -32,7 +32,7 @@ ARROWS = {
     "ops": {"errors", "atomic", "_C"},
     "media": {"errors", "atomic", "limits"},  # pictures and videos in files
     "models": {"errors", "atomic", "limits", "ops", "media", "worlds"},
-    "streaming": {"errors", "limits", "not_copied", "ops", "models", "worlds"},
+    "streaming": {"errors", "atomic", "limits", "not_copied", "ops", "models", "worlds"},
     "training": {"errors", "atomic", "limits", "progress", "ops", "models", "streaming", "worlds"},
     "integrations": {"errors", "ops", "models", "streaming"},
     "compat": {"errors", "ops", "models", "streaming"},

@@ -19,7 +19,8 @@ from aapt_fast.models.vae.wan import WanVAE, WanVAEConfig
 from aapt_fast.ops import FrameRope
 from aapt_fast.ops.window import WindowRule
 from aapt_fast.streaming import graph
-from aapt_fast.streaming.cache import CacheRow, PagedCache
+from aapt_fast.streaming.cache import PagedCache
+from aapt_fast.streaming.cache_row import CacheRow
 from aapt_fast.streaming.graph import GraphMemory, RecordedDecoder, Recording, record
 from aapt_fast.streaming.pages import PagePool, cache_pages, session_pages
 from aapt_fast.streaming.session import StreamSession
@@ -132,7 +133,7 @@ def test_a_cache_that_is_recorded_equals_one_that_is_not(window, tokens):
     for frame in range(1, window + 6):
         q, k, v = torch.randn(3, 1, 1, tokens, 2, 8).unbind()
         recorded.prepare(1)
-        recorded.recording = frame > 1
+        recorded.recording, recorded.moves_rows = frame > 1, frame == 1
         for _ in range(2 if frame > 1 else 1):  # as a recording does, before it runs for good
             attended = recorded.attend(0, q, k, v, None, None)
             recorded.advance(1)

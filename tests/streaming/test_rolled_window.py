@@ -16,7 +16,8 @@ import torch
 
 from aapt_fast.ops import FrameRope, GrowingCache
 from aapt_fast.ops.window import WindowRule
-from aapt_fast.streaming.cache import CacheRow, PagedCache
+from aapt_fast.streaming.cache import PagedCache
+from aapt_fast.streaming.cache_row import CacheRow
 from aapt_fast.streaming.pages import PagePool, cache_pages
 from aapt_fast.testing.compare import assert_near
 

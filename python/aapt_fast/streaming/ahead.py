@@ -75,7 +75,7 @@ class Ahead:
         self._controls, self._check = controls, check
         self._generator, self._decoder = OneThread("generator", model), OneThread("decoder", model)
         self._error: BaseException | None = None  # of taking or checking `unused`, for when its video is wanted
-        self._begun: tuple[Step, Future[Computed]] | None = None
+        self._begun: tuple[Step, list[Tensor], Future[Computed]] | None = None
         self.unused: list[object] = []
         """The control, if any, that has been taken and whose step is not part of the run."""
 
@@ -96,15 +96,16 @@ class Ahead:
             control, self.unused = self.unused[0], []  # a bad one is not tried again
             values = self._check(step, control)
             self.unused = [control]
-            self._begun = step, self._generator.start(step.compute, values)
+            self._begun = step, values, self._generator.start(step.compute, values)
 
-    def take(self) -> Tensor:
-        """Take the prepared step, and prepare the one after it; returns the video, uint8 [F, H, W, 3].
+    def take(self) -> tuple[list[Tensor], Tensor]:
+        """Take the prepared step, and prepare the one after it.
 
-        Any error is one in the middle of a step.
+        Returns the values of its control, as `check` made them, [entries, ...], and the video, uint8 [F, H, W, 3]. Any
+        error is one in the middle of a step.
         """
         assert self._begun is not None
-        step, frames = self._begun
+        step, values, frames = self._begun
         computed = frames.result()
         self._begun, self.unused = None, []
         step.adopt(computed)
@@ -119,13 +120,13 @@ class Ahead:
             wait([decoded])  # after Ctrl-C: nothing may be released under its hands
             raise
         step.remember()
-        return video
+        return values, video
 
     def withdraw(self) -> None:
         """Take back the frames that are computed ahead, if there are any; `prepare` computes them again."""
         begun, self._begun = self._begun, None
         if begun is not None:
-            step, frames = begun
+            step, _, frames = begun
             frames.exception()  # waits
             step.drop()
 

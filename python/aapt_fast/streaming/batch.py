@@ -94,8 +94,9 @@ class SessionBatch(NotCopied):
                 for session in self._sessions:
                     session._close(f"by {type(error).__name__} in a step together with others")
                 raise
-            for session, video in zip(self._sessions, videos, strict=True):
-                session.latency.record_step(time.perf_counter() - begun, len(video))
+            values = [[each] for each in checked] or [[] for _ in videos]
+            for session, own, video in zip(self._sessions, values, videos, strict=True):
+                session._count(own, begun, video, alone=len(videos) == 1)
             return videos
 
     def _parts(self, controls: list[object]) -> list[tuple[Step, list[object]]]:

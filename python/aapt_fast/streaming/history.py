@@ -52,8 +52,8 @@ class History:
         if not self.steps:
             return
         copy = decoder.state() if not self._moments or steps % STEPS_PER_COPY == 0 else None
+        self._lowest = max(self._lowest, steps - self.steps) if self._moments else steps
         self._moments.append(Moment(steps, frame, control, copy))
-        self._lowest = max(self._lowest, steps - self.steps)
         copies = [moment.steps for moment in self._moments if moment.decoder is not None]
         first_needed = max(copied for copied in copies if copied <= self._lowest)
         while self._moments[0].steps < first_needed:
@@ -81,6 +81,10 @@ class History:
             assert moment.frame is not None
             decode(moment.frame, moment.steps == 1)
         return moments[-1]
+
+    def forget(self) -> None:
+        """Keep no step: the run goes on from a state that was not its own."""
+        self._moments.clear()
 
     def fork(self) -> History:
         """The same moments for another run: nobody writes to their tensors."""

@@ -18,7 +18,8 @@ from aapt_fast.models.sampling import Sampler
 from aapt_fast.models.stream_model import StreamModel
 from aapt_fast.models.vae.video_stream import VideoDecoder
 from aapt_fast.ops.cache import KeysAndValues
-from aapt_fast.streaming.cache import CacheRow, PagedCache
+from aapt_fast.streaming.cache import PagedCache
+from aapt_fast.streaming.cache_row import CacheRow
 from aapt_fast.streaming.graph import GraphMemory, RecordedDecoder, Recording
 from aapt_fast.streaming.history import History
 from aapt_fast.streaming.pages import PagePool, cache_pages, history_pages, pages_for, released_on_failure

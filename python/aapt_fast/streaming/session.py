@@ -10,36 +10,28 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from types import TracebackType
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 
 from torch import Tensor
 
-from aapt_fast.errors import SessionClosed, require, require_integer, require_type
-from aapt_fast.models.own_process import OwnProcess
-from aapt_fast.models.sampling import Sampler, require_sampler
+from aapt_fast.errors import require, require_integer, require_type, warn_caller
+from aapt_fast.models.sampling import Sampler
 from aapt_fast.models.stream_model import ImageLike, StreamModel
-from aapt_fast.not_copied import NotCopied
 from aapt_fast.streaming.ahead import Ahead
-from aapt_fast.streaming.boundary import check_pool, check_start, checked_seed, computing, separate, wait_for
+from aapt_fast.streaming.boundary import check_start, checked_seed, computing, separate
+from aapt_fast.streaming.control_log import ControlLog
 from aapt_fast.streaming.controls import ControlSource, controls_of, image_entries
 from aapt_fast.streaming.frames import FrameIterator
-from aapt_fast.streaming.graph import RECORDERS, GraphMemory
 from aapt_fast.streaming.latency import LatencyCounter
-from aapt_fast.streaming.odd_controls import OddControls
 from aapt_fast.streaming.pages import PagePool
-from aapt_fast.streaming.run import Run, Start, open_run
-from aapt_fast.streaming.step import Step
+from aapt_fast.streaming.run import Start
+from aapt_fast.streaming.saved import Replay, read_replay, read_state, write_replay, write_state
+from aapt_fast.streaming.session_life import SessionLife
 from aapt_fast.worlds.world import FirstFrame
 
-IN_TWO_THREADS = (
-    "session: a step is being taken in another thread; a session serves one thread at a time, "
-    "see docs/reference/threads.md"
-)
 
-
-class StreamSession(NotCopied):
+class StreamSession(SessionLife):
     """A stream of video under live control. Not safe to use from several threads at a time.
 
     It serves the process that opened it: after `os.fork()` its calls raise RuntimeError in the child, where torch's
@@ -67,6 +59,7 @@ class StreamSession(NotCopied):
             of a head, dtype and device are all that has to be equal.
         history: steps that `rewind` can go back by. The pages of so many more steps are kept, and copies of the
             decoder's state on the host, one for every six steps.
+        replayable: keep the control of every step, for `export_replay`; of poses that is a kilobyte per step.
 
     Raises:
         TypeError: an argument of another type.
@@ -75,12 +68,7 @@ class StreamSession(NotCopied):
         RuntimeError: the model was made in another process, before `os.fork()`.
     """
 
-    no_copy = (
-        "session: it cannot be copied or pickled; fork() continues it, and another session made from its first frame, "
-        "seed and controls repeats it"
-    )
-    latency: LatencyCounter
-    """Times since the start or the last reset, and whether the steps keep real time."""
+    no_copy = "session: it cannot be pickled; fork() continues it, save() writes it to a file"
     on_stage: Callable[[str], None] | None = None
     """Called in every step with "generator" before the frames are computed, and with "decode" after; for timings."""
 
@@ -96,30 +84,12 @@ class StreamSession(NotCopied):
         image_control: object = None,
         pool: PagePool | None = None,
         history: int = 0,
+        replayable: bool = False,
     ) -> None:
         begun = time.perf_counter()
-        require_type("model", model, StreamModel)
-        require_type("cuda_graph", cuda_graph, bool)
-        require_integer("history", history)
-        require(history >= 0, "history", "0 steps or more", history)
-        kind = model.device.type
-        require(not cuda_graph or kind in RECORDERS, "cuda_graph", f"False: steps on a {kind} are not recorded", True)
-        if sampler is None:
-            sampler = model.generator.default_sampler()
-        require_sampler(sampler)
-        sampler.check(model.generator)
-        if pool is not None:
-            require_type("pool", pool, PagePool)
-            check_pool(pool, model)
-        self.model, self.sampler, self._cuda_graph, self._history = model, sampler, cuda_graph, int(history)
-        self._pool, self._owns_pool = pool, pool is None
-        self._closed: str | None = None  # why
-        self._step: Step | None = None
-        self._ahead: Ahead | None = None  # of the last loop over `frames(ahead=True)`
-        self._unused: tuple[object, list[object]] = (None, [])  # a source, and a control that such a loop left over
-        self._odd = OddControls(model)
-        self._stepping = threading.Lock()
-        self._own_process = OwnProcess("session: it was opened")
+        require_type("replayable", replayable, bool)
+        self._set_up(model, sampler, cuda_graph, pool, history)
+        self._log = ControlLog() if replayable else None
         with computing(model):
             image, image_control = separate(model, image, image_control)
             check_start(model, image, prompt)
@@ -131,6 +101,70 @@ class StreamSession(NotCopied):
             )
             self._odd.look_at_image(image_control)
             self._begin(start, begun)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        model: StreamModel,
+        *,
+        sampler: Sampler | None = None,
+        cuda_graph: bool = False,
+        pool: PagePool | None = None,
+        history: int = 0,
+    ) -> StreamSession:
+        """A session that goes on from the file of `save`, bit for bit on the same device and build.
+
+        Args:
+            path: of the file.
+            model: the model of the session that wrote it, in the same dtype; on any device.
+            sampler: an equal one to that of the session; None for the generator's own choice.
+            cuda_graph, pool, history: as in the constructor. `rewind` cannot go back behind the file.
+
+        Raises:
+            CheckpointError: a damaged file, something else, or a session of another model or sampler.
+            TypeError, ValueError, PoolExhausted, RuntimeError: as the constructor.
+        """
+        begun = time.perf_counter()
+        session = object.__new__(cls)
+        session._set_up(model, sampler, cuda_graph, pool, history)
+        saved = read_state(path, model, session.sampler)
+        with computing(model):
+            session._begin(saved.start, begun, saved)
+        return session
+
+    @classmethod
+    def from_replay(
+        cls,
+        path: str | Path,
+        model: StreamModel,
+        *,
+        sampler: Sampler | None = None,
+        cuda_graph: bool = False,
+        pool: PagePool | None = None,
+        history: int = 0,
+    ) -> tuple[StreamSession, Sequence[Tensor | None]]:
+        """A session at the start of the one that wrote the file with `export_replay`, and the controls of its steps.
+
+        Under these controls, float32 [entries, J, 3] or [entries, C, h, w] each (None for a model without control), the
+        same video follows, bit for bit on the same device and build and with as many of torch's threads. Afterwards the
+        session can go on under others. Arguments and errors are those of `load`. A UserWarning says where some steps
+        were taken in batches, whose results differ in rounding.
+
+            session, controls = StreamSession.from_replay("walk.safetensors", model)
+            for frames in session.frames(controls):
+                show(frames)
+        """
+        begun = time.perf_counter()
+        session = object.__new__(cls)
+        session._set_up(model, sampler, cuda_graph, pool, history)
+        replay = read_replay(path, model, session.sampler)
+        if not replay.exact:
+            warn_caller(f"{path}: some steps were taken in batches, so its video comes again up to rounding only")
+        session._log = ControlLog()
+        with computing(model):
+            session._begin(replay.start, begun)
+        return session, [None] * replay.steps if replay.controls is None else list(replay.controls)
 
     def __repr__(self) -> str:
         state = "open" if self._closed is None else f"closed {self._closed}"
@@ -163,7 +197,7 @@ class StreamSession(NotCopied):
             entries = self._check(one, control)
             with self._closed_on_failure(f"step {self.steps + 1}"):
                 [video] = one.take(entries, self.on_stage)
-            self.latency.record_step(time.perf_counter() - begun, len(video))
+            self._count(entries, begun, video)
             return video
 
     def frames(
@@ -240,6 +274,7 @@ class StreamSession(NotCopied):
         vars(other).update(vars(self))
         other._stepping = threading.Lock()
         other._ahead, other._unused = None, (None, [])
+        other._log = None if self._log is None else self._log.fork()
         with computing(self.model):
             other._take(self._run.fork(pool))
         other._pool = pool
@@ -268,6 +303,14 @@ class StreamSession(NotCopied):
             with self._closed_on_failure("rewind"):
                 step.drop()
                 self._run.rewind(int(to_step), self.model, self.sampler.rule(self.model.generator).frames)
+
+    def __copy__(self) -> StreamSession:
+        """A `fork`."""
+        return self.fork()
+
+    def __deepcopy__(self, memo: dict[int, object]) -> StreamSession:
+        """A `fork`."""
+        return self.fork()
 
     def reset(
         self,
@@ -302,49 +345,34 @@ class StreamSession(NotCopied):
             with self._closed_on_failure("reset"):
                 self._begin(start, begun)
 
-    def close(self) -> None:
-        """Give back the pages, and the memory of recordings. A second call does nothing."""
-        self._close("by close()")
+    def save(self, path: str | Path) -> None:
+        """Write the whole state to a .safetensors file, from which `load` goes on.
 
-    def __enter__(self) -> StreamSession:
-        self._require_open()
-        return self
+        It is as large as the session's memory (a few megabytes of `mini-person`, up to 18 GiB of `aapt-8b`), and fits
+        this model in this dtype only. A failed write leaves no file behind.
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    @property
-    def first_frame(self) -> Tensor | None:
-        """The image as the VAE shows it, uint8 [H, W, 3]: the video frame before those of the first step, if any."""
-        frame = self._run.first_frame
-        return None if frame is None else frame.clone()
-
-    @property
-    def frame(self) -> Tensor:
-        """The newest latent frame, float32 [1, C, 1, h, w]: a copy of the recycled frame of the next step.
-
-        For blocks of n frames those of the last step, [1, C, n, h, w]. Raises ValueError while there are none.
+        Raises:
+            ValueError: a path that does not end in .safetensors, a folder or a device.
+            OSError: no file can be made there.
+            RuntimeError: another thread takes a step of this session now.
+            SessionClosed: the session is closed.
         """
-        require(self._run.frame is not None, "frame", "an image or a step before", "neither")
-        assert self._run.frame is not None
-        return self._run.frame.clone()
+        with self._in_one_thread(), computing(self.model):
+            self._require_open()
+            write_state(path, self.model, self.sampler, self._run)
 
-    @property
-    def steps(self) -> int:
-        """Steps taken since the start or the last reset."""
-        return self._run.steps
+    def export_replay(self, path: str | Path) -> None:
+        """Write the first latent frame, prompt, seed and the control of every step to a .safetensors file.
 
-    @property
-    def seed(self) -> int:
-        """Seed of the noise."""
-        return self._run.start.seed
-
-    @property
-    def closed(self) -> bool:
-        """True once the session has given its pages back and can no longer be used."""
-        return self._closed is not None
+        `from_replay` shows the same video again. Raises as `save`, and ValueError for a session that was opened without
+        `replayable=True`, or by `load`.
+        """
+        require(self._log is not None, "session", "one opened with replayable=True", "one that keeps no controls")
+        assert self._log is not None
+        with self._in_one_thread():
+            self._require_open()
+            controls, exact = self._log.taken(self.steps)
+            write_replay(path, self.model, self.sampler, Replay(self._run.start, controls, self.steps, exact))
 
     def _step_ahead(self, ahead: Ahead) -> Tensor:
         """The next video, as `step` returns it."""
@@ -354,17 +382,9 @@ class StreamSession(NotCopied):
             self._ahead = ahead
             ahead.prepare(step)
             with self._closed_on_failure(f"step {self.steps + 1}"):
-                video = ahead.take()
-            self.latency.record_step(time.perf_counter() - begun, len(video))
+                values, video = ahead.take()
+            self._count(values, begun, video)
             return video
-
-    def _check(self, step: Step, control: object) -> list[Tensor]:
-        """Take the pages of a step, and make the values of its control: the argument of `Step.take`."""
-        with computing(self.model):
-            entries = step.prepare([control])
-            for values in entries:
-                self._odd.look_at(values)
-            return entries
 
     def _with_unused(self, source: object, controls: Iterator[object]) -> Iterator[object]:
         """`controls` of `source`, after the one, if any, that an earlier loop has taken from it and not used."""
@@ -374,75 +394,3 @@ class StreamSession(NotCopied):
             return controls
         self._unused = (None, [])
         return itertools.chain(unused, controls)
-
-    @contextmanager
-    def _closed_on_failure(self, place: str) -> Iterator[None]:
-        """Close the session if the `with` block, at this `place`, fails."""
-        try:
-            yield
-        except BaseException as error:
-            self._close(f"by {type(error).__name__} in {place}")
-            raise
-
-    @contextmanager
-    def _in_one_thread(self) -> Iterator[None]:
-        """Raise RuntimeError if another thread takes a step of this session now."""
-        if not self._stepping.acquire(blocking=False):
-            raise RuntimeError(IN_TWO_THREADS)
-        try:
-            yield
-        finally:
-            self._stepping.release()
-
-    def _begin(self, start: Start, begun: float) -> None:
-        memory = GraphMemory(self.model.device) if self._cuda_graph else None
-        run = open_run(self.model, self.sampler, start, self._pool_of, memory, self._history)
-        self._take(run)
-        if run.first_frame is not None:
-            wait_for(run.first_frame)
-        self.latency = LatencyCounter()
-        self.latency.first_frame_s = time.perf_counter() - begun
-
-    def _take(self, run: Run) -> None:
-        """Continue with `run`; it is released if its step cannot be recorded."""
-        try:
-            self._step = Step(self.model, self.sampler, [run], run.memory)
-        except BaseException:
-            run.release()
-            raise
-        self._run = run
-
-    def _pool_of(self, pages: int) -> PagePool:
-        """The given pool, or one of this session's own with `pages` pages."""
-        if self._owns_pool and (self._pool is None or self._pool.pages != pages):
-            self._pool = None  # its memory goes first
-            self._pool = PagePool.for_model(self.model, pages)
-        assert self._pool is not None
-        return self._pool
-
-    def _close(self, why: str) -> None:
-        if self._closed is None:
-            self._closed = why
-            self._drop()
-            if self._owns_pool:
-                self._pool = None
-
-    def _drop(self) -> None:
-        """Give back the pages of the run, and the memory of its recordings."""
-        if self._ahead is not None:
-            self._ahead.withdraw()
-        self._run.release()
-        self._run.decoder.reset()
-        self._step = None
-
-    def _require_open(self, but: Ahead | None = None) -> Step:
-        """The `Step` of this session alone. Frames that were computed ahead are taken back, except those of `but`.
-
-        Raises SessionClosed after `close`, RuntimeError in another process.
-        """
-        self._own_process.require()
-        if self._closed is not None or self._step is None:
-            raise SessionClosed(f"session: it was closed {self._closed}")
-        if self._ahead is not None and self._ahead is not but:
-            self._ahead.withdraw()
-        return self._step

@@ -15,7 +15,8 @@ from aapt_fast.models.wan.config import WanConfig
 from aapt_fast.models.wan.keys import diffusers_to_wan_key, without_wrappers
 from aapt_fast.models.wan.transformer import WanTransformer
 from aapt_fast.ops.window import WindowRule
-from aapt_fast.streaming.cache import CacheRow, PagedCache
+from aapt_fast.streaming.cache import PagedCache
+from aapt_fast.streaming.cache_row import CacheRow
 from aapt_fast.streaming.pages import PagePool, cache_pages
 from aapt_fast.testing.compare import assert_near, relative_l2
 from aapt_fast.testing.wan import TINY, WAN_KINDS, diffusers_config, from_diffusers_state_dict, random_wan

@@ -52,7 +52,7 @@ class FeatureCache:
         return dict(self._frames)
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
-        """Go back to what `tensors()` was, of this memory or of another one of the same decoder."""
+        """Go back to what `tensors()` [B, C, n, H, W] was, of this memory or of another one of the same decoder."""
         self._frames = dict(tensors)
 
 
@@ -64,7 +64,7 @@ class FixedFeatureCache(FeatureCache):
         self._frames[key].copy_(self._recent(key, frames, keep))
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
-        """Go back to what `tensors()` was, in place."""
+        """Go back to what `tensors()` [B, C, n, H, W] was, in place."""
         for key, frames in self._frames.items():
             frames.copy_(tensors[key])
 
