@@ -12,7 +12,7 @@ from aapt_fast.models.aapt.presets import NANO
 from aapt_fast.ops.kernels import use_kernels
 from aapt_fast.testing.streams import random_controls, random_model, random_session
 
-MOST_FRAMES, MOST_FILES = 10, 8
+MOST_FRAMES, MOST_FILES = 11, 8
 
 
 class Launched(Exception):
