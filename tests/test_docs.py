@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 from aapt_fast.cli.options import COMMANDS
 
@@ -33,12 +34,25 @@ def test_every_page_is_in_the_index():
     assert indexed == {ROOT / page for page in PAGES} - {DOCS / "README.md"}
 
 
+def run_page(page: str) -> dict:
+    """Run the Python blocks of a page, one after the other; returns their names."""
+    scope: dict = {}
+    for block in re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(), re.DOTALL):
+        exec(compile(block, page, "exec"), scope)
+    return scope
+
+
+def test_the_page_about_saved_sessions_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    scope = run_page("how-to/branch-and-save.md")
+    assert [len(scope[name]) for name in ("videos", "other", "repeated")] == [8, 3, 6]
+    for mine, again in ((scope["videos"][:3], scope["repeated"][:3]), (scope["other"], scope["repeated"][3:])):
+        assert all(torch.equal(one, two) for one, two in zip(mine, again, strict=True))
+
+
 def test_the_tutorial_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"```python\n(.*?)```", (DOCS / "tutorial/first-stream.md").read_text(), re.DOTALL)
-    scope: dict = {}
-    for block in blocks:
-        exec(compile(block, "first-stream.md", "exec"), scope)
+    scope = run_page("tutorial/first-stream.md")
     assert scope["frames"].shape == scope["one_future"].shape == (4, 96, 96, 3)
     assert [video.shape for video in scope["videos"]] == [(4, 96, 96, 3)] * 2
     assert scope["what_if"].steps == scope["session"].steps + 1
