@@ -22,6 +22,7 @@ Models
 Streaming
     StreamSession       one user's stream: step, fork, reset, close
     SessionBatch        several sessions that take each step in one network evaluation
+    StreamEngine        many streams in real time, in a thread of their own
     PagePool            memory of the past that sessions share
     FrameDownloader     copies of video frames to the host while the next step is computed
     save_video          video frames in an .mp4, a .gif or a folder
@@ -45,6 +46,7 @@ Kernels
 
 Errors
     CheckpointError     a file of weights that is damaged or does not fit
+    EngineFull          no free place in a StreamEngine; a PoolExhausted
     PoolExhausted       too few free pages in a PagePool
     SessionClosed       a call of a session after its end
 
@@ -57,6 +59,7 @@ TYPE_CHECKING = False  # as that of typing; this file imports nothing, so that C
 
 if TYPE_CHECKING:
     from aapt_fast.errors import CheckpointError as CheckpointError
+    from aapt_fast.errors import EngineFull as EngineFull
     from aapt_fast.errors import PoolExhausted as PoolExhausted
     from aapt_fast.errors import SessionClosed as SessionClosed
     from aapt_fast.integrations.explain import explain as explain
@@ -79,6 +82,7 @@ if TYPE_CHECKING:
     from aapt_fast.ops.window import WindowRule as WindowRule
     from aapt_fast.streaming.batch import SessionBatch as SessionBatch
     from aapt_fast.streaming.downloads import FrameDownloader as FrameDownloader
+    from aapt_fast.streaming.engine import StreamEngine as StreamEngine
     from aapt_fast.streaming.pages import PagePool as PagePool
     from aapt_fast.streaming.session import StreamSession as StreamSession
     from aapt_fast.verification.runner import verify as verify
@@ -88,6 +92,7 @@ if TYPE_CHECKING:
 # Modules of the public names. Each is imported when its name is first used: `import aapt_fast` does not import torch.
 _MODULES = {
     "CheckpointError": "aapt_fast.errors",
+    "EngineFull": "aapt_fast.errors",
     "EulerSampler": "aapt_fast.models.aapt.sampling",
     "FewStepSampler": "aapt_fast.models.wan.sampling",
     "FirstFrame": "aapt_fast.worlds.world",
@@ -98,6 +103,7 @@ _MODULES = {
     "Sampler": "aapt_fast.models.sampling",
     "SessionBatch": "aapt_fast.streaming.batch",
     "SessionClosed": "aapt_fast.errors",
+    "StreamEngine": "aapt_fast.streaming.engine",
     "StreamModel": "aapt_fast.models.stream_model",
     "StreamSession": "aapt_fast.streaming.session",
     "TextEncoder": "aapt_fast.integrations.text",

@@ -22,6 +22,10 @@ class PoolExhausted(RuntimeError):
     """The page pool has no free page left; the message says how many were asked for and how many exist."""
 
 
+class EngineFull(PoolExhausted):
+    """All places of a stream engine are taken; the message says how many there are."""
+
+
 class SessionClosed(RuntimeError):
     """A closed session was used."""
 
