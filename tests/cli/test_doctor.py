@@ -58,7 +58,7 @@ def test_it_says_when_others_use_the_cores() -> None:
 
 
 def test_it_advises_by_the_device() -> None:
-    assert "GOMP_SPINCOUNT=1000" in in_words(CPU)[-1]
+    assert "session.frames(player, ahead=True)" in in_words(CPU)[-1]
     on_a_gpu = {**CPU, "device": "NVIDIA H200", "kernels": "there is no record: `aapt-fast verify` finds out"}
     assert in_words(on_a_gpu)[-1] == "Kernels: there is no record: `aapt-fast verify` finds out."
 

@@ -23,9 +23,8 @@ class LatencyCounter:
     """Times of one session. They are of the last `kept` steps, so that its size stays the same for days.
 
     Only the steps themselves are counted: not the time in which a program shows the frames or waits for the next
-    control. A stream that does not keep real time on a CPU beside other busy processes gets several times as fast if
-    Python is started with `GOMP_SPINCOUNT=1000` in its environment, which lets idle threads sleep, or with
-    `OMP_NUM_THREADS=1`; torch reads both when it is imported.
+    control. A stream that does not keep real time on a CPU beside other busy processes gets two to three times as fast
+    with `StreamSession.frames(..., ahead=True)`.
 
     `first_frame_s`: seconds from the start (constructor, `reset` or `fork`) until the session could take a step.
     `count`: steps since then.
