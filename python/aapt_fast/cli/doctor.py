@@ -95,7 +95,8 @@ def in_words(found: dict[str, Any]) -> list[str]:
         if found["busy"] is not None and found["busy"] > cores:
             lines.append(f"Other processes compete for the {cores} cores: {found['busy']} of them ran or waited.")
         lines.append(
-            "Your own programs stay fast beside other processes with session.frames(player, ahead=True), as generate does."
+            "Your own programs stay fast beside other processes with session.frames(player, ahead=True), as generate "
+            "does."
         )
     else:
         lines.append(f"Kernels: {found['kernels']}.")
