@@ -9,7 +9,7 @@
 #include "ring_conv3d/config_sm90.h"
 #include "ring_conv3d/load_sm90.cuh"
 #include "ring_conv3d/multiply_sm90.cuh"
-#include "ring_conv3d/params.h"
+#include "ring_conv3d/params_sm90.h"
 #include "ring_conv3d/store_sm90.cuh"
 #include "ring_conv3d/tile_sm90.cuh"
 

@@ -5,7 +5,8 @@
 #include "common/arch.h"
 #include "common/ring_place.cuh"
 #include "ring_conv3d/config_sm90.h"
-#include "ring_conv3d/params.h"
+#include "ring_conv3d/output.cuh"
+#include "ring_conv3d/params_sm90.h"
 #include "ring_conv3d/tile_sm90.cuh"
 
 namespace aapt::ring_conv3d_sm90_parts {
@@ -20,15 +21,16 @@ class Loader {
   // pixels, then the weights of the taps that find their pixels in it, one row after the other.
   AAPT_DEVICE void load(const Tile& tile) {
     const RingConv3dParams& common = params_.common;
+    const int taps = common.kernel_t * common.kernel_h * common.kernel_w;
     for (int channel = 0; channel < common.channels; channel += Config::kSlab) {
-      for (int i = 0; i < common.taps_t; ++i) {
-        const int slot = slot_of(common.start, tile.frame + i, common.slots);
-        for (int k = 0; k < common.taps_x; ++k) {
-          load_box({tile.row * common.slots + slot, tile.y - common.taps_y / 2 + tile.phase_row,
-                    tile.x - common.taps_x / 2 + tile.phase_column + k, channel});
-          for (int j = 0; j < common.taps_y; ++j) {
-            const int tap = (i * common.taps_y + j) * common.taps_x + k;
-            load_weights(tile.phase * common.taps() + tap, tile.first_output, channel);
+      for (int i = 0; i < common.kernel_t; ++i) {
+        const int slot = ring_slot(common.start, tile.frame + i, common.slots);
+        for (int k = 0; k < common.kernel_w; ++k) {
+          load_box({tile.row * common.slots + slot, tile.y + tile.phase / 2 - common.kernel_h / 2,
+                    tile.x + tile.phase % 2 - common.kernel_w / 2 + k, channel});
+          for (int j = 0; j < common.kernel_h; ++j) {
+            const int tap = (i * common.kernel_h + j) * common.kernel_w + k;
+            load_weights(tile.phase * taps + tap, tile.first_output, channel);
           }
         }
       }
@@ -52,7 +54,7 @@ class Loader {
     const int stage = box_.stage;
     arch::barrier_wait_bounded(&shared_.empty_boxes[stage], box_.parity ^ 1);
     arch::barrier_arrive_expect_bytes(&shared_.full_boxes[stage],
-                                      (Config::kHeight + params_.common.taps_y - 1) * Config::kRowBytes);
+                                      (Config::kHeight + params_.common.kernel_h - 1) * Config::kRowBytes);
     arch::tile_load(shared_.boxes[stage], params_.ring, &shared_.full_boxes[stage], first);
     box_.advance();
   }

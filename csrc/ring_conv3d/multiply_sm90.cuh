@@ -5,7 +5,7 @@
 #include "common/arch.h"
 #include "common/ring_place.cuh"
 #include "ring_conv3d/config_sm90.h"
-#include "ring_conv3d/params.h"
+#include "ring_conv3d/params_sm90.h"
 #include "ring_conv3d/tile_sm90.cuh"
 
 namespace aapt::ring_conv3d_sm90_parts {
@@ -47,14 +47,14 @@ class Multiplier {
   AAPT_DEVICE void multiply(Sums<Config>& sums) {
     const RingConv3dParams& common = params_.common;
     const int slabs = (common.channels + Config::kSlab - 1) / Config::kSlab;
-    const int boxes_of_slab = common.taps_t * common.taps_x, boxes = slabs * boxes_of_slab;
+    const int boxes_of_slab = common.kernel_t * common.kernel_w, boxes = slabs * boxes_of_slab;
     const int last_steps = (common.channels - (slabs - 1) * Config::kSlab) / 16;
     int box_before = 0, weight_before = 0;
     for (int box = 0; box < boxes; ++box, box_.advance()) {
       // The last slab may have fewer than 64 channels.
       const int steps = box < boxes - boxes_of_slab ? Config::kSlab / 16 : last_steps;
       arch::barrier_wait(&shared_.full_boxes[box_.stage], box_.parity);
-      for (int j = 0; j < common.taps_y; ++j, weight_.advance()) {
+      for (int j = 0; j < common.kernel_h; ++j, weight_.advance()) {
         const bool first = box == 0 && j == 0;
         arch::barrier_wait(&shared_.full_weights[weight_.stage], weight_.parity);
         start_products(sums, j, steps, !first);

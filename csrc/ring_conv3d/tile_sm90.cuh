@@ -1,25 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
-// The work of a block: which pixels of which frame, which outputs, and where they lie in the rings.
+// The tiles of a block: which pixels of which frame, which outputs.
 #pragma once
-
-#include <cstdint>
 
 #include "common/arch.h"
 #include "ring_conv3d/config_sm90.h"
-#include "ring_conv3d/params.h"
+#include "ring_conv3d/params_sm90.h"
 
 namespace aapt::ring_conv3d_sm90_parts {
 
-// Slot of frame `frame`, counted from the one in slot `*start`, in a ring of `slots`.
-AAPT_DEVICE int slot_of(const std::int32_t* start, int frame, int slots) {
-  return ((start ? *start % slots : 0) + frame) % slots;
-}
-
+// The work of a block.
 struct Tile {
-  int row;                     // of the batch
-  int frame;                   // of the frames that the convolution gives
-  int y, x;                    // its first pixel, in the frames of the ring
-  int phase_row, phase_column; // of "upsample", 0 else
+  int row;          // of the batch
+  int frame;        // of the T frames
+  int y, x;         // its first pixel
   int phase;
   int first_output;
 
@@ -32,8 +25,6 @@ struct Tile {
     tile.first_output = number % params.output_tiles * Config::kOutputs;
     number /= params.output_tiles;
     tile.phase = number % common.phases;
-    tile.phase_row = tile.phase / 2;
-    tile.phase_column = tile.phase % 2;
     number /= common.phases;
     tile.frame = number % common.frames;
     number /= common.frames;
