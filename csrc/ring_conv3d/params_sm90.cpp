@@ -3,9 +3,11 @@
 
 #include <algorithm>
 #include <limits>
+#include <string>
 #include <utility>
 #include <vector>
 
+#include "common/device_info.h"
 #include "common/tensor.h"
 
 namespace aapt {
@@ -23,16 +25,14 @@ std::int64_t count_tiles(const RingConv3dParams& params, TileShape shape) {
          ceil_divide(params.outputs, shape.outputs);
 }
 
-// A dense tensor of these sizes.
-Tensor dense(const void* data, Dtype dtype, std::vector<std::int64_t> shape) {
-  Tensor tensor;
-  tensor.data = const_cast<void*>(data);
-  tensor.dtype = dtype;
-  tensor.stride.resize(shape.size());
+// A dense tensor [a, b, ...] as one with fewer dimensions, of these sizes.
+Tensor reshaped(const Tensor& tensor, std::vector<std::int64_t> shape) {
+  Tensor result = tensor;
+  result.stride.resize(shape.size());
   std::int64_t stride = 1;
-  for (std::size_t i = shape.size(); i-- > 0; stride *= shape[i]) tensor.stride[i] = stride;
-  tensor.shape = std::move(shape);
-  return tensor;
+  for (std::size_t i = shape.size(); i-- > 0; stride *= shape[i]) result.stride[i] = stride;
+  result.shape = std::move(shape);
+  return result;
 }
 
 }  // namespace
@@ -56,19 +56,20 @@ TileShape choose_tile(const RingConv3dParams& params, int multiprocessors) {
   return best;
 }
 
-RingConv3dSm90Params sm90_params_of(const RingConv3dParams& params, TileShape shape, int multiprocessors,
-                                    Dtype dtype, const Stream& stream) {
-  const int height = shape.pixels / kTileWidth;
+RingConv3dSm90Params sm90_params_of(const RingConv3dParams& params, TileShape shape, const RingConv3dArguments& arguments,
+                                    const Stream& stream) {
+  require_supported(params.out_channels % kVectorElements == 0 || params.outputs == params.out_channels, "out",
+                    "a multiple of 8 channels for this kernel and mode", std::to_string(params.out_channels));
+  const Tensor &ring = arguments.ring, &weight = arguments.weight;
+  const int height = shape.pixels / kTileWidth, multiprocessors = multiprocessor_count(stream.device);
   RingConv3dSm90Params sm90 = {};
   sm90.common = params;
   sm90.ring = make_tensor_map(
-      "ring", dense(params.ring, dtype, {std::int64_t{params.batch} * params.slots, params.height, params.width,
-                                         params.channels}),
+      "ring", reshaped(ring, {ring.size(0) * ring.size(1), ring.size(2), ring.size(3), ring.size(4)}),
       {1, height + params.kernel_h - 1, kTileWidth, kSlab}, Swizzle::k128Bytes, stream.device);
-  sm90.weight = make_tensor_map(
-      "weight", dense(params.weight, dtype, {std::int64_t{params.phases} * params.kernel_t * params.kernel_h * params.kernel_w, params.outputs,
-                                             params.channels}),
-      {1, shape.outputs / kCluster, kSlab}, Swizzle::k128Bytes, stream.device);
+  sm90.weight =
+      make_tensor_map("weight", reshaped(weight, {weight.size(0) * weight.size(1), weight.size(2), weight.size(3)}),
+                      {1, shape.outputs / kCluster, kSlab}, Swizzle::k128Bytes, stream.device);
   sm90.output_tiles = static_cast<int>(ceil_divide(params.outputs, shape.outputs));
   sm90.tile_columns = static_cast<int>(ceil_divide(params.width, kTileWidth));
   sm90.tile_pairs =

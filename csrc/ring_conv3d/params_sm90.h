@@ -4,6 +4,7 @@
 
 #include "common/launch.h"
 #include "common/tensor_map.h"
+#include "ring_conv3d/arguments.h"
 #include "ring_conv3d/params.h"
 
 namespace aapt {
@@ -27,8 +28,10 @@ struct RingConv3dSm90Params {
 // The tile with which the waves over so many multiprocessors take the shortest time. README.md has the arithmetic.
 TileShape choose_tile(const RingConv3dParams& params, int multiprocessors);
 
-RingConv3dSm90Params sm90_params_of(const RingConv3dParams& params, TileShape shape, int multiprocessors,
-                                    Dtype dtype, const Stream& stream);
+// Parameters of arguments that this kernel takes, for tiles of this shape. Throws as params_of does, and Unsupported
+// where eight adjacent outputs would go to two pixels or frames.
+RingConv3dSm90Params sm90_params_of(const RingConv3dParams& params, TileShape shape, const RingConv3dArguments& arguments,
+                                    const Stream& stream);
 
 template <class Element, int kPixels, int kOutputs>
 void launch_ring_conv3d_sm90(const RingConv3dSm90Params& params, const Stream& stream);

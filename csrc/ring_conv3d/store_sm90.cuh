@@ -40,14 +40,14 @@ class EightOutputs {
       : params_(params),
         place_(params, tile.phase, first),
         count_(params.outputs - first),
-        out_(static_cast<Element*>(params.out) + out_frame(params, place_, tile.row, tile.frame)),
-        residual_(static_cast<const Element*>(params.residual) +
-                  residual_frame(params, place_, tile.row, tile.frame)) {}
+        out_frame_(out_frame(params, place_, tile.row, tile.frame)),
+        residual_frame_(residual_frame(params, place_, tile.row, tile.frame)) {}
 
   AAPT_DEVICE bool any() const { return count_ > 0; }
 
   AAPT_DEVICE Vector16 load_residual(int y, int x) const {
-    const Element* from = residual_ + offset_in_frame(params_, place_, y, x);
+    const Element* from = static_cast<const Element*>(params_.residual) + residual_frame_ +
+                          offset_in_frame(params_, place_, y, x);
     if (params_.vectors) return arch::load_16(from);
     Vector16 vector = {};
 #pragma unroll 1
@@ -63,7 +63,7 @@ class EightOutputs {
   }
 
   AAPT_DEVICE void store(Vector16 vector, int y, int x) const {
-    Element* to = out_ + offset_in_frame(params_, place_, y, x);
+    Element* to = static_cast<Element*>(params_.out) + out_frame_ + offset_in_frame(params_, place_, y, x);
     if (params_.vectors) {
       arch::store_16(to, vector);
       return;
@@ -83,8 +83,7 @@ class EightOutputs {
   const RingConv3dParams& params_;
   OutputColumn place_;
   int count_;
-  Element* out_;
-  const Element* residual_;
+  std::int64_t out_frame_, residual_frame_;
 };
 
 // Bias of this lane's columns, from column `first` on: two adjacent ones in each of four groups of eight.
