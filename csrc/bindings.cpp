@@ -14,9 +14,7 @@ PYBIND11_MODULE(_C, module) {
   aapt::register_gate_residual_norm(module);
   aapt::register_clean_frame(module);
   aapt::register_philox_normal(module);
-#endif
-#ifdef AAPT_HOPPER_KERNELS
-  aapt::register_ring_conv3d_sm90(module);
+  aapt::register_ring_conv3d(module);
 #endif
 #ifdef AAPT_EMULATE
   aapt::register_emulate(module);
