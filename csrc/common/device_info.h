@@ -26,9 +26,6 @@ DeviceInfo device_info(int device);
 // Throws Unsupported unless the GPU has at least this compute capability. The emulation has every one.
 void require_capability(int device, int major, int minor);
 
-// Multiprocessors of a GPU, without the cost of device_info. The emulation has 4.
-int multiprocessor_count(int device);
-
 // Throws Unsupported unless the GPU runs machine code for sm_90a: compute capability 9.0, neither older nor newer.
 void require_hopper(int device);
 

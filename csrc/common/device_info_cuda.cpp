@@ -67,12 +67,6 @@ Capability capability_of(int device) {
 
 }  // namespace
 
-int multiprocessor_count(int device) {
-  int count = 0;
-  cuda_check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device), "cudaDeviceGetAttribute");
-  return count;
-}
-
 void require_capability(int device, int major, int minor) {
   const Capability has = capability_of(device), least = {major, minor};
   require_supported(has.major > major || (has.major == major && has.minor >= minor), "device",

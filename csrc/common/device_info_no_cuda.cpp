@@ -13,7 +13,6 @@ DeviceInfo device_info(int device) {
                           std::to_string(device) + ")");
 }
 
-int multiprocessor_count(int) { return 4; }  // so few that blocks stay for several tiles in tests
 void require_hopper(int) {}
 void require_capability(int, int, int) {}  // only emulated kernels ask, and they run everywhere
 

@@ -9,7 +9,7 @@
 
 namespace aapt {
 
-// Pixels and outputs of a tile: one instantiation each.
+// Pixels and outputs of a tile: one instantiation each. ops/conv_tile.py chooses.
 struct TileShape {
   int pixels, outputs;
 };
@@ -25,13 +25,10 @@ struct RingConv3dSm90Params {
   int clusters;      // that share them
 };
 
-// The tile with which the waves over so many multiprocessors take the shortest time. README.md has the arithmetic.
-TileShape choose_tile(const RingConv3dParams& params, int multiprocessors);
-
-// Parameters of arguments that this kernel takes, for tiles of this shape. Throws as params_of does, and Unsupported
-// where eight adjacent outputs would go to two pixels or frames.
-RingConv3dSm90Params sm90_params_of(const RingConv3dParams& params, TileShape shape, const RingConv3dArguments& arguments,
-                                    const Stream& stream);
+// Parameters for tiles of this shape and at most so many clusters. Throws Unsupported where eight adjacent outputs
+// would go to two pixels or frames.
+RingConv3dSm90Params sm90_params_of(const RingConv3dParams& params, const RingConv3dArguments& arguments, TileShape shape,
+                                    int clusters, const Stream& stream);
 
 template <class Element, int kPixels, int kOutputs>
 void launch_ring_conv3d_sm90(const RingConv3dSm90Params& params, const Stream& stream);

@@ -1,5 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Choice of the instantiation, and binding of ring_conv3d.
+#include <utility>
+
+#include <pybind11/stl.h>
+
 #include "bindings.h"
 #include "common/device_info.h"
 #include "common/tensor_binding.h"
@@ -34,46 +38,54 @@ void ring_conv3d_portable(const RingConv3dArguments& arguments, const Stream& st
 
 template <class Element>
 void launch_sm90(TileShape shape, const RingConv3dSm90Params& params, const Stream& stream) {
-  if (shape.outputs == 64) return launch_ring_conv3d_sm90<Element, 512, 64>(params, stream);
-  if (shape.outputs == 96) return launch_ring_conv3d_sm90<Element, 256, 96>(params, stream);
-  if (shape.outputs == 192) return launch_ring_conv3d_sm90<Element, 128, 192>(params, stream);
-  (shape.pixels == 256 ? launch_ring_conv3d_sm90<Element, 256, 128>
-                       : launch_ring_conv3d_sm90<Element, 128, 128>)(params, stream);
+  const auto is = [&](int pixels, int outputs) { return shape.pixels == pixels && shape.outputs == outputs; };
+  if (is(512, 64)) return launch_ring_conv3d_sm90<Element, 512, 64>(params, stream);
+  if (is(256, 96)) return launch_ring_conv3d_sm90<Element, 256, 96>(params, stream);
+  if (is(256, 128)) return launch_ring_conv3d_sm90<Element, 256, 128>(params, stream);
+  if (is(128, 128)) return launch_ring_conv3d_sm90<Element, 128, 128>(params, stream);
+  if (is(128, 192)) return launch_ring_conv3d_sm90<Element, 128, 192>(params, stream);
+  require_valid(false, "tile", "(512, 64), (256, 96), (256, 128), (128, 128) or (128, 192)",
+                "(" + std::to_string(shape.pixels) + ", " + std::to_string(shape.outputs) + ")");
 }
 
-void ring_conv3d_sm90(const RingConv3dArguments& arguments, const Stream& stream) {
+void ring_conv3d_sm90(const RingConv3dArguments& arguments, const Stream& stream, std::pair<int, int> tile,
+                      int clusters) {
   const RingConv3dParams params = params_of(arguments);
   require_hopper(stream.device);
   if (arguments.out.elements() == 0) return;
-  const TileShape shape = choose_tile(params, multiprocessor_count(stream.device));
-  const RingConv3dSm90Params sm90 = sm90_params_of(params, shape, arguments, stream);
+  const TileShape shape{tile.first, tile.second};
+  const RingConv3dSm90Params sm90 = sm90_params_of(params, arguments, shape, clusters, stream);
   (arguments.ring.dtype == Dtype::kBFloat16 ? launch_sm90<bfloat16> : launch_sm90<float16>)(shape, sm90, stream);
 }
 
 #endif
 
-// The function of the module for a kernel.
-template <void (*kKernel)(const RingConv3dArguments&, const Stream&)>
-void call(const Tensor& ring, const std::optional<Tensor>& start, const Tensor& weight,
-          const std::optional<Tensor>& bias, const std::optional<Tensor>& residual, const Tensor& out,
-          const std::optional<Tensor>& out_start, std::int64_t frames, const std::string& mode, const Stream& stream) {
-  kKernel({ring, start, weight, bias, residual, out, out_start, frames, mode}, stream);
-}
-
-template <void (*kKernel)(const RingConv3dArguments&, const Stream&)>
-void define(py::module_& module, const char* name, const char* text) {
-  module.def(name, &call<kKernel>, py::arg("ring"), py::arg("start"), py::arg("weight"), py::arg("bias"),
-             py::arg("residual"), py::arg("out"), py::arg("out_start"), py::arg("frames"), py::arg("mode"),
-             py::arg("stream"), py::call_guard<py::gil_scoped_release>(), text);
+// Defines a function of the module with the arguments of every kernel and some more.
+template <class... More, class... Names>
+void define(py::module_& module, const char* name,
+            void (*function)(const RingConv3dArguments&, const Stream&, More...), const char* text,
+            const Names&... more_names) {
+  module.def(
+      name,
+      [function](const Tensor& ring, const std::optional<Tensor>& start, const Tensor& weight,
+                 const std::optional<Tensor>& bias, const std::optional<Tensor>& residual, const Tensor& out,
+                 const std::optional<Tensor>& out_start, std::int64_t frames, const std::string& mode, More... more,
+                 const Stream& stream) {
+        function({ring, start, weight, bias, residual, out, out_start, frames, mode}, stream, more...);
+      },
+      py::arg("ring"), py::arg("start"), py::arg("weight"), py::arg("bias"), py::arg("residual"), py::arg("out"),
+      py::arg("out_start"), py::arg("frames"), py::arg("mode"), more_names..., py::arg("stream"),
+      py::call_guard<py::gil_scoped_release>(), text);
 }
 
 }  // namespace
 
 void register_ring_conv3d(py::module_& module) {
-  define<&ring_conv3d_portable>(module, "ring_conv3d_portable", "Convolution between rings with cp.async and mma.sync.");
+  define(module, "ring_conv3d_portable", &ring_conv3d_portable, "Convolution between rings with cp.async and mma.sync.");
 #ifdef AAPT_HOPPER_KERNELS
-  define<&ring_conv3d_sm90>(module, "ring_conv3d_sm90",
-                            "Convolution between rings for Hopper with the copy engine and wgmma.");
+  define(module, "ring_conv3d_sm90", &ring_conv3d_sm90,
+         "Convolution between rings for Hopper with the copy engine and wgmma, in tiles of (pixels, outputs).",
+         py::arg("tile"), py::arg("clusters"));
 #endif
 }
 

@@ -92,6 +92,8 @@ KERNELS = {
         Kernel("paged_attention", "portable", widths=_ATTENTION_WIDTHS),
         Kernel("paged_attention", "sm90_split", widths=_ATTENTION_WIDTHS, architecture="sm_90a"),
         Kernel("philox_normal", "portable", FLOATS),
+        Kernel("ring_conv3d", "sm90", architecture="sm_90a"),
+        Kernel("ring_conv3d", "portable"),
     )
 }
 """Every kernel by its name, for each op the preferred one first. `all` prefers sm90 to sm90_split until a GPU has

@@ -40,8 +40,11 @@ from torch import Tensor
 from aapt_fast.errors import require, require_device, require_dtype, require_shape
 from aapt_fast.ops._checks import check_inference, check_tensor
 from aapt_fast.ops.causal_conv3d import convolve
+from aapt_fast.ops.conv_tile import conv_tile
+from aapt_fast.ops.kernels import Kernel
 from aapt_fast.ops.registry import register
 from aapt_fast.ops.ring import check_ring, check_start, read_frames, write_frames
+from aapt_fast.ops.split_schedule import slots_of
 
 KERNEL_SIZES = {27: (3, 3, 3), 9: (1, 3, 3), 3: (3, 1, 1), 1: (1, 1, 1)}
 """Kernel size (kt, kh, kw) by the number of taps, for every mode but "upsample"."""
@@ -232,9 +235,25 @@ def _allocate(*_: Any) -> None:
     """Nothing: the op changes `out` and returns None."""
 
 
+def _bind(kernel: Kernel, *arguments: Any) -> tuple[None, tuple[Any, ...]]:
+    if kernel.variant != "sm90":
+        return None, arguments
+    ring, _, weight, *_, frames, _ = arguments
+    return None, (*arguments, *_tile_and_clusters(ring, weight, frames))
+
+
+def _tile_and_clusters(ring: Tensor, weight: Tensor, frames: int) -> tuple[tuple[int, int], int]:
+    """The tile and the number of clusters of a launch for ring [B, S, H, W, C] and weight [P, taps, O, C]."""
+    batch, _, height, width, _ = ring.shape
+    phases, taps, outputs, channels = weight.shape
+    clusters = slots_of(ring.device, cluster=2)
+    return conv_tile(height, width, batch * frames * phases, outputs, taps * channels, clusters), clusters
+
+
 _call = register(
     "ring_conv3d(Tensor ring, Tensor? start, Tensor weight, Tensor? bias, Tensor? residual, Tensor(a!) out,"
     " Tensor? out_start, SymInt frames, str conv_mode) -> ()",  # an argument `mode` would collide inside torch.compile
     _composition,
     allocate=_allocate,
+    bind=_bind,
 )
