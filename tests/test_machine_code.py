@@ -52,8 +52,9 @@ EXPECTED = {
     "gate_residual_norm_portable": Expected(18, {"LDG": 10, "STG": 2, "SHFL": 5}),
     # With patches of 2: two tokens and t; four rows of four pixels, as vectors and one by one.
     "clean_frame_portable": Expected(4, {"LDG": 23, "STG": 19}),
-    # With 64 pixels per warpgroup: products of four steps of a whole slab and of one of a part; a box, weights; registers
-    # change hands; the barrier of the cluster; for each 32 of 128 outputs four exchanges of two rows and their residual.
+    # With 64 pixels per warpgroup: products of four steps of a whole slab and of one of a part; a box, weights;
+    # registers change hands; the barrier of the cluster; for each 32 of 128 outputs the exchanges among four lanes of
+    # two rows and of their residual.
     "ring_conv3d_sm90": Expected(
         10,
         {"HGMMA": 5, "UTMALDG": 2, "USETMAXREG": 2, "UCGABAR_ARV": 1, "UCGABAR_WAIT": 1, "SHFL": 64, "STG": 8},

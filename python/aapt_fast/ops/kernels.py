@@ -88,6 +88,7 @@ KERNELS = {
         Kernel("clean_frame", "portable"),
         Kernel("gate_residual_norm", "portable", (*FLOATS, *HALVES)),
         Kernel("kv_write", "portable", widths=_ATTENTION_WIDTHS),
+        Kernel("norm_silu", "portable", (*FLOATS, *HALVES)),
         Kernel("paged_attention", "sm90", widths=_ATTENTION_WIDTHS, architecture="sm_90a"),
         Kernel("paged_attention", "portable", widths=_ATTENTION_WIDTHS),
         Kernel("paged_attention", "sm90_split", widths=_ATTENTION_WIDTHS, architecture="sm_90a"),
