@@ -36,11 +36,31 @@ AAPT_DEVICE void wait_for_all(Sums<Config>& sums) {
   }
 }
 
+// Keeps the second warpgroup a few taps behind the first one: then each writes its result while the other one has the
+// tensor cores. The distance lasts, because the first one begins the next tile while the second one writes. Barrier 1:
+// the second one may begin.
+class HeadStart {
+ public:
+  AAPT_DEVICE HeadStart(int group, bool wanted) : group_(group), over_(!wanted) {}
+  AAPT_DEVICE void take() {
+    if (group_ == 1 && !over_) arch::named_barrier_sync(1, 2 * 128);
+    if (group_ == 1) over_ = true;
+  }
+  AAPT_DEVICE void give() {
+    if (group_ == 0 && !over_) arch::named_barrier_arrive(1, 2 * 128);
+    if (group_ == 0) over_ = true;
+  }
+
+ private:
+  int group_;
+  bool over_;
+};
+
 template <class Config>
 class Multiplier {
  public:
   AAPT_DEVICE Multiplier(typename Config::SharedMemory& shared, const RingConv3dSm90Params& params, int group)
-      : shared_(shared), params_(params), group_(group) {}
+      : shared_(shared), params_(params), group_(group), head_start_(group, Config::kBoxes > 2) {}
 
   // Goes through what the loading thread brings for a tile, in the same order. A product is started before the one
   // before it is done; then what that one read is free.
@@ -49,7 +69,8 @@ class Multiplier {
     const int slabs = (common.channels + Config::kSlab - 1) / Config::kSlab;
     const int boxes_of_slab = common.kernel_t * common.kernel_w, boxes = slabs * boxes_of_slab;
     const int last_steps = (common.channels - (slabs - 1) * Config::kSlab) / 16;
-    int box_before = 0, weight_before = 0;
+    int box_before = 0, weight_before = 0, taps = 0;
+    head_start_.take();
     for (int box = 0; box < boxes; ++box, box_.advance()) {
       // The last slab may have fewer than 64 channels.
       const int steps = box < boxes - boxes_of_slab ? Config::kSlab / 16 : last_steps;
@@ -62,9 +83,13 @@ class Multiplier {
         if (!first) release_weights(weight_before);
         if (!first && j == 0) release_box(box_before);
         weight_before = weight_.stage;
+        // Leave stages for the copies: two boxes, or the weights of three taps.
+        if (++taps == Config::kWeights - 3) head_start_.give();
       }
+      if (box == Config::kBoxes - 3) head_start_.give();
       box_before = box_.stage;
     }
+    head_start_.give();
     wait_for_all<Config>(sums);
     release_weights(weight_before);
     release_box(box_before);
@@ -120,6 +145,7 @@ class Multiplier {
   typename Config::SharedMemory& shared_;
   const RingConv3dSm90Params& params_;
   int group_;
+  HeadStart head_start_;
   RingPlace<Config::kBoxes> box_;
   RingPlace<Config::kWeights> weight_;
 };

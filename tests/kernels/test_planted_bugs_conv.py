@@ -166,6 +166,21 @@ BUGS = [
         **{**REFERENCE, "source": "ring_conv3d/params_sm90.cpp"},
     ),
     Bug(
+        "the second warpgroup may never begin",
+        MULTIPLY,
+        "if (group_ == 0 && !over_) arch::named_barrier_arrive(1, 2 * 128);",
+        "",
+        **REFERENCE,
+    ),
+    Bug(
+        "the first warpgroup gets further ahead than there are stages",
+        MULTIPLY,
+        "if (++taps == Config::kWeights - 3) head_start_.give();\n      }\n"
+        "      if (box == Config::kBoxes - 3) head_start_.give();",
+        "}",
+        **REFERENCE,
+    ),
+    Bug(
         "sums are looked at while a product adds to them",
         MULTIPLY,
         "    wait_for_all<Config>(sums);\n",

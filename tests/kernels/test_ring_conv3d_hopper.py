@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 from aapt_fast.ops import pack_weight, reference, ring_conv3d
-from aapt_fast.ops.conv_tile import RATES
+from aapt_fast.ops.conv_tile import TILES as SHAPES
 from aapt_fast.ops.kernels import use_kernels
 from aapt_fast.testing.compare import assert_near, assert_within_twice_torch
 
 HOPPER = "ring_conv3d/sm90"
 DTYPES = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 SCHEDULES = pytest.mark.parametrize("schedule", range(4), ids=lambda seed: f"schedule {seed}")
-TILES = pytest.mark.parametrize("tile", RATES, ids=lambda tile: f"p{tile[0]}-o{tile[1]}")
+TILES = pytest.mark.parametrize("tile", SHAPES, ids=lambda tile: f"p{tile[0]}-o{tile[1]}")
 MODES = {
     "3x3x3": ("same", (3, 3, 3), 1),
     "1x3x3": ("same", (1, 3, 3), 1),

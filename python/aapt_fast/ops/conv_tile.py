@@ -5,16 +5,18 @@ from __future__ import annotations
 
 import functools
 
-RATES = {(256, 128): 759, (128, 192): 759, (128, 128): 730, (256, 96): 691, (512, 64): 651}
-"""Tiles of (pixels, outputs), and the rate in TFLOP/s at which 132 blocks multiply them by arithmetic; to be measured.
-csrc/ring_conv3d/README.md derives them."""
+TILES = {
+    (256, 128): (759, 0.2),
+    (128, 192): (759, 0.3),
+    (128, 128): (730, 0.2),
+    (256, 96): (691, 0.5),
+    (512, 64): (651, 1.3),
+}
+"""Tiles of (pixels, outputs): the rate in TFLOP/s at which 132 blocks multiply them by arithmetic, and the microseconds of
+a tile on its way to memory that no product hides; to be measured. csrc/ring_conv3d/README.md derives them."""
 
 TILE_WIDTH = 16
 """Pixels in a row of every tile."""
-
-STORE_MICROSECONDS = 1.3
-"""Time of a tile for what no product hides, an estimate to be measured: its way from the sums to memory."""
-
 
 @functools.lru_cache(256)
 def conv_tile(height: int, width: int, images: int, outputs: int, depth: int, clusters: int) -> tuple[int, int]:
@@ -29,9 +31,9 @@ def conv_tile(height: int, width: int, images: int, outputs: int, depth: int, cl
         clusters: pairs of blocks that run at the same time; the blocks of a pair have different pixels.
 
     Returns:
-        (pixels, outputs), a key of RATES.
+        (pixels, outputs), a key of TILES.
     """
-    return min(RATES, key=lambda tile: _microseconds(tile, height, width, images, outputs, depth, clusters))
+    return min(TILES, key=lambda tile: _microseconds(tile, height, width, images, outputs, depth, clusters))
 
 
 def _microseconds(
@@ -39,8 +41,9 @@ def _microseconds(
 ) -> float:
     in_frame = _ceil_divide(height, tile[0] // TILE_WIDTH) * _ceil_divide(width, TILE_WIDTH)
     pairs = _ceil_divide(in_frame, 2) * images * _ceil_divide(outputs, tile[1])
-    products = 2 * tile[0] * tile[1] * depth / (RATES[tile] / 132 * 1e6)
-    return _ceil_divide(pairs, clusters) * (products + STORE_MICROSECONDS)
+    rate, way_to_memory = TILES[tile]
+    products = 2 * tile[0] * tile[1] * depth / (rate / 132 * 1e6)
+    return _ceil_divide(pairs, clusters) * (products + way_to_memory)
 
 
 def _ceil_divide(a: int, b: int) -> int:
