@@ -10,6 +10,7 @@ from torch import Tensor
 
 from aapt_fast.ops import norm_silu, reference
 from aapt_fast.ops.kernels import stream_of, view
+from aapt_fast.testing.cases import surrounded
 from aapt_fast.testing.compare import assert_near, assert_within_twice_torch
 
 KERNEL = "norm_silu/portable"
@@ -32,12 +33,6 @@ NAMES = pytest.mark.parametrize("name", NORMS)
 Arguments = dict[str, Any]
 
 
-def guarded(x: Tensor) -> Tensor:
-    """The same values, contiguous and aligned, with NaN before and after them in memory."""
-    memory = x.new_full((x.numel() + 64,), torch.nan)
-    return memory[32 : 32 + x.numel()].view(x.shape).copy_(x)
-
-
 def inputs(
     target, name: str, dtype: torch.dtype, size: tuple[int, int] = (9, 15), batch: int = 2, start: int | None = 3
 ) -> Arguments:
@@ -47,19 +42,19 @@ def inputs(
     x = torch.randn(batch, 2, *size, channels, **random)
     x[:, 1] = 3 * x[:, 1] + 2
     return {
-        "x": guarded(x.to(dtype)),
-        "gamma": guarded((torch.rand(channels, **random) + 0.5).to(dtype)),
-        "beta": guarded(torch.randn(channels, **random).to(dtype)) if groups else None,
+        "x": surrounded(x.to(dtype)),
+        "gamma": surrounded((torch.rand(channels, **random) + 0.5).to(dtype)),
+        "beta": surrounded(torch.randn(channels, **random).to(dtype)) if groups else None,
         "groups": groups,
         "eps": 1e-6 if groups else 1e-12,
-        "out": guarded(torch.full((batch, 4, *size, channels), torch.nan, **random).to(dtype)),
+        "out": surrounded(torch.full((batch, 4, *size, channels), torch.nan, **random).to(dtype)),
         "out_start": None if start is None else torch.tensor([start], dtype=torch.int32, **random),
     }
 
 
 def run(target, arguments: Arguments, schedule: int = 0) -> Tensor:
     """The op by its kernel into a fresh `out` [B, S', H, W, C]."""
-    out = guarded(torch.full_like(arguments["out"], torch.nan))
+    out = surrounded(torch.full_like(arguments["out"], torch.nan))
     with target.kernels(KERNEL, schedule=schedule):
         norm_silu(**{**arguments, "out": out})
     return out
@@ -115,7 +110,7 @@ def test_a_frame_alone_and_in_a_batch(name, target):
     arguments = inputs(target, name, torch.bfloat16, batch=3, start=0)
     together = run(target, arguments)
     for row in range(3):
-        each = {**arguments, **{key: guarded(arguments[key][row : row + 1]) for key in ("x", "out")}}
+        each = {**arguments, **{key: surrounded(arguments[key][row : row + 1]) for key in ("x", "out")}}
         assert torch.equal(run(target, each)[0, :2], together[row, :2])
 
 
@@ -123,7 +118,7 @@ def test_a_frame_alone_and_in_a_batch(name, target):
 @pytest.mark.parametrize("name", ["96 channels", "groups of 2"])
 def test_weights_in_float32(name, dtype, target):
     arguments = inputs(target, name, dtype)
-    wide = {key: None if arguments[key] is None else guarded(arguments[key].float()) for key in ("gamma", "beta")}
+    wide = {key: None if arguments[key] is None else surrounded(arguments[key].float()) for key in ("gamma", "beta")}
     assert torch.equal(run(target, {**arguments, **wide}).nan_to_num(), run(target, arguments).nan_to_num())
 
 
@@ -144,6 +139,20 @@ def test_pixels_of_zeros_and_large_numbers(target):
     out = run(target, arguments)
     assert not out[:, 3].any()
     assert_right(out, arguments)
+
+
+def test_a_frame_of_one_constant_is_beta(target):
+    arguments = inputs(target, "groups of 3", torch.bfloat16, start=0)
+    arguments["x"][:] = 5
+    expected = F.silu(arguments["beta"].float()).to(torch.bfloat16).expand_as(arguments["x"])
+    assert_near(run(target, arguments)[:, :2], expected, 1e-2)
+
+
+def test_small_pixels_are_not_taken_for_zeros(target):
+    """Norms around 1e-7, above the smallest one to divide by."""
+    arguments = inputs(target, "16 channels", torch.bfloat16, size=(2, 3))
+    arguments["x"] *= 2.0**-25
+    assert_right(run(target, arguments), arguments)
 
 
 def test_beta_may_be_missing(target):

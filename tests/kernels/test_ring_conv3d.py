@@ -10,6 +10,7 @@ from torch import Tensor
 
 from aapt_fast.ops import pack_weight, reference, ring_conv3d
 from aapt_fast.ops.kernels import stream_of, use_kernels, view
+from aapt_fast.testing.cases import surrounded
 from aapt_fast.testing.compare import assert_within_twice_torch
 
 KERNEL = "ring_conv3d/portable"
@@ -63,12 +64,6 @@ def number(value: int, device: torch.device) -> Tensor:
     return torch.tensor([value], dtype=torch.int32, device=device)
 
 
-def guarded(x: Tensor) -> Tensor:
-    """The same values, contiguous and aligned, with NaN before and after them in memory."""
-    memory = x.new_full((x.numel() + 64,), torch.nan)
-    return memory[32 : 32 + x.numel()].view(x.shape).copy_(x)
-
-
 def inputs(target, layer: Layer, dtype: torch.dtype, start: int | None = 1, out_start: int | None = 1) -> Arguments:
     """Arguments of the op. Slots that must not be read, and all of `out`, are NaN."""
     device = target.device
@@ -83,12 +78,12 @@ def inputs(target, layer: Layer, dtype: torch.dtype, start: int | None = 1, out_
     weight = torch.randn(layer.rows, layer.channels, *layer.kernel, device=device)
     weight *= (layer.channels * weight[0, 0].numel()) ** -0.5
     return {
-        "ring": guarded(ring.to(dtype)),
+        "ring": surrounded(ring.to(dtype)),
         "start": None if start is None else number(start, device),
-        "weight": guarded(pack_weight(weight.to(dtype), layer.mode)),
-        "bias": guarded(torch.randn(layer.rows, device=device).to(dtype)),
-        "residual": guarded(torch.randn(result, device=device).to(dtype)),
-        "out": guarded(out),
+        "weight": surrounded(pack_weight(weight.to(dtype), layer.mode)),
+        "bias": surrounded(torch.randn(layer.rows, device=device).to(dtype)),
+        "residual": surrounded(torch.randn(result, device=device).to(dtype)),
+        "out": surrounded(out),
         "out_start": None if out_start is None else number(out_start, device),
         "frames": layer.frames,
         "mode": layer.mode,
@@ -97,7 +92,7 @@ def inputs(target, layer: Layer, dtype: torch.dtype, start: int | None = 1, out_
 
 def fresh(arguments: Arguments) -> Arguments:
     """The same arguments with an `out` of NaN of their own."""
-    return {**arguments, "out": guarded(torch.full_like(arguments["out"], torch.nan))}
+    return {**arguments, "out": surrounded(torch.full_like(arguments["out"], torch.nan))}
 
 
 def run(target, arguments: Arguments, schedule: int = 0) -> Tensor:
@@ -172,7 +167,7 @@ def test_the_same_bits_in_every_phase_of_the_rings(name, target):
         start, out_start = phase + 2 * slots, phase + 5 * out_slots  # counted modulo the slots
         arguments = {
             **first,
-            "ring": guarded(first["ring"].roll(phase, 1)),
+            "ring": surrounded(first["ring"].roll(phase, 1)),
             "start": number(start, target.device),
             "out_start": number(out_start, target.device),
         }
