@@ -1,7 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 // Choice of the instantiation, and binding of ring_conv3d.
-#include <utility>
-
 #include <pybind11/stl.h>
 
 #include "bindings.h"
@@ -44,16 +42,16 @@ void launch_sm90(TileShape shape, const RingConv3dSm90Params& params, const Stre
   if (is(256, 128)) return launch_ring_conv3d_sm90<Element, 256, 128>(params, stream);
   if (is(128, 128)) return launch_ring_conv3d_sm90<Element, 128, 128>(params, stream);
   if (is(128, 192)) return launch_ring_conv3d_sm90<Element, 128, 192>(params, stream);
-  require_valid(false, "tile", "(512, 64), (256, 96), (256, 128), (128, 128) or (128, 192)",
-                "(" + std::to_string(shape.pixels) + ", " + std::to_string(shape.outputs) + ")");
+  require_valid(false, "pixels, outputs", "512, 64 or 256, 96 or 256, 128 or 128, 128 or 128, 192",
+                std::to_string(shape.pixels) + ", " + std::to_string(shape.outputs));
 }
 
-void ring_conv3d_sm90(const RingConv3dArguments& arguments, const Stream& stream, std::pair<int, int> tile,
+void ring_conv3d_sm90(const RingConv3dArguments& arguments, const Stream& stream, int pixels, int outputs,
                       int clusters) {
   const RingConv3dParams params = params_of(arguments);
   require_hopper(stream.device);
   if (arguments.out.elements() == 0) return;
-  const TileShape shape{tile.first, tile.second};
+  const TileShape shape{pixels, outputs};
   const RingConv3dSm90Params sm90 = sm90_params_of(params, arguments, shape, clusters, stream);
   (arguments.ring.dtype == Dtype::kBFloat16 ? launch_sm90<bfloat16> : launch_sm90<float16>)(shape, sm90, stream);
 }
@@ -84,8 +82,8 @@ void register_ring_conv3d(py::module_& module) {
   define(module, "ring_conv3d_portable", &ring_conv3d_portable, "Convolution between rings with cp.async and mma.sync.");
 #ifdef AAPT_HOPPER_KERNELS
   define(module, "ring_conv3d_sm90", &ring_conv3d_sm90,
-         "Convolution between rings for Hopper with the copy engine and wgmma, in tiles of (pixels, outputs).",
-         py::arg("tile"), py::arg("clusters"));
+         "Convolution between rings for Hopper with the copy engine and wgmma, in tiles of pixels by outputs.",
+         py::arg("pixels"), py::arg("outputs"), py::arg("clusters"));
 #endif
 }
 

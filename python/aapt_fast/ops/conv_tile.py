@@ -18,6 +18,7 @@ a tile on its way to memory that no product hides; to be measured. csrc/ring_con
 TILE_WIDTH = 16
 """Pixels in a row of every tile."""
 
+
 @functools.lru_cache(256)
 def conv_tile(height: int, width: int, images: int, outputs: int, depth: int, clusters: int) -> tuple[int, int]:
     """Choose the tile with which all outputs take the shortest time.

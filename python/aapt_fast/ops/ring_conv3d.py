@@ -239,7 +239,8 @@ def _bind(kernel: Kernel, *arguments: Any) -> tuple[None, tuple[Any, ...]]:
     if kernel.variant != "sm90":
         return None, arguments
     ring, _, weight, *_, frames, _ = arguments
-    return None, (*arguments, *_tile_and_clusters(ring, weight, frames))
+    tile, clusters = _tile_and_clusters(ring, weight, frames)
+    return None, (*arguments, *tile, clusters)
 
 
 def _tile_and_clusters(ring: Tensor, weight: Tensor, frames: int) -> tuple[tuple[int, int], int]:
