@@ -14,13 +14,14 @@
 
 namespace aapt {
 
-// What a block computes.
+// What a block computes, and which part of it this warp does.
 template <class Config>
 struct ConvTile {
   int batch, t;
   int phase, first_output;
   int first_y, first_x;
-  int first_slot;  // of the oldest frame that frame t sees
+  int warp_row, warp_output;  // first ones of the warp, in the tile
+  int first_slot;             // of the oldest frame that frame t sees
 
   // Blocks with the same pixels are neighbours: the frames are read from memory once, and from L2 for the others.
   AAPT_DEVICE explicit ConvTile(const RingConv3dParams& params)
@@ -32,28 +33,25 @@ struct ConvTile {
     phase = static_cast<int>(others % params.phases);
     first_y = static_cast<int>(tile / tiles_per_row) * Config::kTileHeight;
     first_x = static_cast<int>(tile % tiles_per_row) * Config::kTileWidth;
+    const int warp = arch::warp_index();
+    warp_row = warp % Config::kPixelWarps * Config::kRowsPerWarp;
+    warp_output = warp / Config::kPixelWarps * Config::kOutputsPerWarp;
     first_slot = ring_slot(params.start, t, params.slots);
-  }
-
-  // Row and column of the patch that tap `tap` of a pixel in the corner of the tile reads.
-  AAPT_DEVICE int patch_row(const RingConv3dParams& params, int tap) const {
-    return tap / params.kernel_w + phase / 2 - params.kernel_h / 2 + Config::kHalo;
-  }
-  AAPT_DEVICE int patch_column(const RingConv3dParams& params, int tap) const {
-    return tap % params.kernel_w + phase % 2 - params.kernel_w / 2 + Config::kHalo;
   }
 };
 
 // A step of the sum: frame `frame` of those seen, a slab of its channels, a tap in space. And where its operands lie.
 template <class Config>
 struct ConvStep {
-  int frame = 0, slab = 0, tap = 0;
+  int frame = 0, slab = 0, row = 0, column = 0;
   int patch_stage = 0, weight_stage = 0;
 
   AAPT_DEVICE void advance(const RingConv3dParams& params) {
     weight_stage = weight_stage + 1 < Config::kWeightStages ? weight_stage + 1 : 0;
-    if (++tap < params.kernel_h * params.kernel_w) return;
-    tap = 0;
+    if (++column < params.kernel_w) return;
+    column = 0;
+    if (++row < params.kernel_h) return;
+    row = 0;
     patch_stage = patch_stage + 1 < Config::kPatchStages ? patch_stage + 1 : 0;
     if (++slab * Config::kSlab < params.channels) return;
     slab = 0;
@@ -61,6 +59,7 @@ struct ConvStep {
   }
 
   AAPT_DEVICE bool exists(const RingConv3dParams& params) const { return frame < params.kernel_t; }
+  AAPT_DEVICE bool needs_patch() const { return row == 0 && column == 0; }
 };
 
 // Starts the copy of the patch of a step; zeros outside the frame and after the last channel.
@@ -94,8 +93,8 @@ template <class Config>
 AAPT_DEVICE void load_weight(const RingConv3dParams& params, const ConvTile<Config>& tile, const ConvStep<Config>& step,
                              typename Config::SharedMemory& shared) {
   using Element = typename Config::Element;
-  const int taps = params.kernel_h * params.kernel_w;
-  const int matrix = (tile.phase * params.kernel_t + step.frame) * taps + step.tap;
+  const int frame_of_all = tile.phase * params.kernel_t + step.frame;
+  const int matrix = (frame_of_all * params.kernel_h + step.row) * params.kernel_w + step.column;
   const Element* weight =
       static_cast<const Element*>(params.weight) + std::int64_t{matrix} * params.outputs * params.channels;
   const int piece = arch::thread_index() % Config::kPieces;
@@ -116,7 +115,7 @@ template <class Config>
 AAPT_DEVICE void load_step(const RingConv3dParams& params, const ConvTile<Config>& tile, const ConvStep<Config>& step,
                            typename Config::SharedMemory& shared) {
   if (step.exists(params)) {
-    if (step.tap == 0) load_patch(params, tile, step, shared);
+    if (step.needs_patch()) load_patch(params, tile, step, shared);
     load_weight(params, tile, step, shared);
   }
   arch::cp_async_commit();
@@ -125,16 +124,6 @@ AAPT_DEVICE void load_step(const RingConv3dParams& params, const ConvTile<Config
 // Of a warp: [16 pixels, 8 columns] each.
 template <class Config>
 using ConvSums = float[Config::kRowsPerWarp][Config::kOutputsPerWarp / 8][4];
-
-// Which pixels and columns of the tile a warp has.
-template <class Config>
-AAPT_DEVICE int first_row_of_warp() {
-  return arch::warp_index() % Config::kPixelWarps * Config::kRowsPerWarp;
-}
-template <class Config>
-AAPT_DEVICE int first_output_of_warp() {
-  return arch::warp_index() / Config::kPixelWarps * Config::kOutputsPerWarp;
-}
 
 // sums += pixels weight^T of one step.
 template <class Config>
@@ -145,9 +134,10 @@ AAPT_DEVICE void multiply_step(const RingConv3dParams& params, const ConvTile<Co
   const Element* patch = shared.stages.patch[step.patch_stage];
   const Element* weight = shared.stages.weight[step.weight_stage];
   const int lane = arch::lane_index();
-  const int row = tile.patch_row(params, step.tap) + first_row_of_warp<Config>();
-  const int column = tile.patch_column(params, step.tap) + lane % 16;
-  const int output = first_output_of_warp<Config>() + lane % 8 + lane / 16 * 8;
+  // The place in the patch that the tap of the warp's first pixel reads.
+  const int row = tile.warp_row + step.row + tile.phase / 2 - params.kernel_h / 2 + Config::kHalo;
+  const int column = lane % 16 + step.column + tile.phase % 2 - params.kernel_w / 2 + Config::kHalo;
+  const int output = tile.warp_output + lane % 8 + lane / 16 * 8;
 #pragma unroll
   for (int piece = 0; piece < Config::kPieces; piece += 2) {
     std::uint32_t pixels[Config::kRowsPerWarp][4];
@@ -179,7 +169,7 @@ AAPT_DEVICE void for_each_result(const RingConv3dParams& params, const ConvTile<
   static_assert(kPieces <= kLanesPerPixel);
   const int lane = arch::lane_index(), piece = lane % kLanesPerPixel;
   if (piece >= kPieces) return;
-  const int first_output = tile.first_output + first_output_of_warp<Config>() + piece * kVectorElements;
+  const int first_output = tile.first_output + tile.warp_output + piece * kVectorElements;
   const int width = params.vectors ? kVectorElements : 1;
 #pragma unroll 1
   for (int i = 0; i < kVectorElements; i += width) {
@@ -188,7 +178,7 @@ AAPT_DEVICE void for_each_result(const RingConv3dParams& params, const ConvTile<
     auto* frame = frame_of(place);
 #pragma unroll 1
     for (int pixel = lane / kLanesPerPixel; pixel < Config::kPixelsPerWarp; pixel += 32 / kLanesPerPixel) {
-      const int y = tile.first_y + first_row_of_warp<Config>() + pixel / Config::kTileWidth;
+      const int y = tile.first_y + tile.warp_row + pixel / Config::kTileWidth;
       const int x = tile.first_x + pixel % Config::kTileWidth;
       if (y >= params.height || x >= params.width) continue;
       move(result + pixel * Config::kResultPitch + piece * kVectorElements + i,
@@ -225,7 +215,7 @@ AAPT_DEVICE void store_tile(const RingConv3dParams& params, const ConvTile<Confi
     float offset[2] = {};
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const int output = tile.first_output + first_output_of_warp<Config>() + in_warp + i;
+      const int output = tile.first_output + tile.warp_output + in_warp + i;
       if (bias && output < params.outputs) offset[i] = arch::to_float(bias[output]);
     }
 #pragma unroll

@@ -54,7 +54,7 @@ BUGS = [
     Bug(
         "a halo that is not loaded again",
         CONV,
-        "if (step.tap == 0) load_patch",
+        "if (step.needs_patch()) load_patch",
         "if (step.slab == 0) load_patch",
         **NARROW,
     ),
@@ -99,15 +99,25 @@ BUGS = [
     Bug(
         "taps across and down change places",
         CONV,
-        "return tap / params.kernel_w + phase",
-        "return tap % params.kernel_w + phase",
+        "tile.warp_row + step.row +",
+        "tile.warp_row + step.column +",
         **NARROW,
     ),
-    Bug("a tap off by one", CONV, "phase % 2 - params.kernel_w / 2", "phase % 2 - params.kernel_w / 3", **NARROW),
     Bug(
-        "the wrong phase of an upsampling", CONV, "phase / 2 - params.kernel_h", "phase % 2 - params.kernel_h", **NARROW
+        "a tap off by one",
+        CONV,
+        "tile.phase % 2 - params.kernel_w / 2",
+        "tile.phase % 2 - params.kernel_w / 3",
+        **NARROW,
     ),
-    Bug("all phases have one weight", CONV, "(tile.phase * params.kernel_t + step.frame)", "step.frame", **NARROW),
+    Bug(
+        "the wrong phase of an upsampling",
+        CONV,
+        "tile.phase / 2 - params.kernel_h",
+        "tile.phase % 2 - params.kernel_h",
+        **NARROW,
+    ),
+    Bug("all phases have one weight", CONV, "tile.phase * params.kernel_t + step.frame", "step.frame", **NARROW),
     Bug("a stale frame", CONV, "tile.first_slot + step.frame;", "tile.first_slot;", **NARROW),
     Bug("a ring without an end", CONV, "if (slot >= params.slots) slot -= params.slots;", "", **NARROW),
     Bug(

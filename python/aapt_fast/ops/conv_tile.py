@@ -12,8 +12,8 @@ TILES = {
     (256, 96): (691, 0.5),
     (512, 64): (651, 1.3),
 }
-"""Tiles of (pixels, outputs): the rate in TFLOP/s at which 132 blocks multiply them by arithmetic, and the microseconds of
-a tile on its way to memory that no product hides; to be measured. csrc/ring_conv3d/README.md derives them."""
+"""Tiles of (pixels, outputs): the rate in TFLOP/s at which 132 blocks multiply them by arithmetic, and the microseconds
+of a tile on its way to memory that no product hides; to be measured. csrc/ring_conv3d/README.md derives them."""
 
 TILE_WIDTH = 16
 """Pixels in a row of every tile."""
