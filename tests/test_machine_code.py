@@ -52,6 +52,19 @@ EXPECTED = {
     "gate_residual_norm_portable": Expected(18, {"LDG": 10, "STG": 2, "SHFL": 5}),
     # With patches of 2: two tokens and t; four rows of four pixels, as vectors and one by one.
     "clean_frame_portable": Expected(4, {"LDG": 23, "STG": 19}),
+    # With 64 pixels per warpgroup: products of four steps of a whole slab and of one of a part; a box, weights;
+    # registers change hands; the barrier of the cluster; for each 32 of 128 outputs the exchanges among four lanes of
+    # two rows and of their residual.
+    "ring_conv3d_sm90": Expected(
+        10,
+        {"HGMMA": 5, "UTMALDG": 2, "USETMAXREG": 2, "UCGABAR_ARV": 1, "UCGABAR_WAIT": 1, "SHFL": 64, "STG": 8},
+        hopper=True,
+    ),
+    # Blocks of 16 columns: per step 4 rows of pixels by 2 tiles of columns, for 16 channels twice; a patch of 324 pixels
+    # and a piece of the weight, before the loop twice and in it.
+    "ring_conv3d_portable": Expected(10, {"HMMA": 16, "LDSM": 10, "LDGSTS": 36}),
+    # With one vector per lane: two pixels, a weight in one of two types, the sum of a pixel; GroupNorm beside it.
+    "norm_silu_portable": Expected(15, {"LDG": 5, "STG": 2, "SHFL": 2, "MUFU": 34}, beside="norm_silu_parts"),
     "paged_attention_sm90": HOPPER_ATTENTION,
     # Boxes of K and V twice, with the first or the second page; the barrier of the cluster; a function that combines
     # the parts, which may begin early.
@@ -223,10 +236,26 @@ def test_softmax_stands_between_the_products_and_the_wait_for_the_second_one(ker
         assert re.search("wp{4,8}wp{8}we{60,}w", order), f"{function.symbol}: {order}"
 
 
-@pytest.mark.parametrize("kernel", ["paged_attention_sm90", "paged_attention_sm90_split"])
+@pytest.mark.parametrize("kernel", ["paged_attention_sm90", "paged_attention_sm90_split", "ring_conv3d_sm90"])
 def test_nothing_touches_the_registers_of_a_product_before_its_wait(kernel, installed):
     for function in installed.of(kernel):
         assert product_hazards(function.instructions) == [], function.symbol
+
+
+def test_a_tap_of_the_convolution_is_one_group_of_products(installed):
+    """Four steps of 64 channels for each 64 pixels of a warpgroup, then the wait for the tap before; no empty group."""
+    for function in installed.of("ring_conv3d_sm90"):
+        pixels, outputs = map(int, re.search(r"ELi(\d+)ELi(\d+)E", function.symbol).groups())
+        products = [text for _, text in function.instructions if opcode(text) == "HGMMA"]
+        row_tiles = pixels // 128
+        assert len(products) == 5 * row_tiles and all(f".64x{outputs}x16." in text for text in products), (
+            function.symbol
+        )
+        letters = {"HGMMA": "p", "WARPGROUP": "w"}
+        order = "".join(letters.get(name, "") for name in function.opcodes)
+        assert order == f"w{'p' * row_tiles}w{'p' * 4 * row_tiles}ww", f"{function.symbol}: {order}"
+        waits = [text for _, text in function.instructions if "WARPGROUP.DEPBAR" in text]
+        assert [text.endswith("0x1") for text in waits] == [True, False], waits
 
 
 @EVERY_KERNEL

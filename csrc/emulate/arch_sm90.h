@@ -114,7 +114,7 @@ inline void stmatrix(void* row, const std::uint32_t (&words)[4], Call call = Cal
   machine().collective("stmatrix", brought, sizeof brought, emulate::store_matrices);
 }
 
-// ---- wgmma. A pack of accumulators cannot be followed by a default argument: up to two are spelt out ----
+// ---- wgmma. A pack of accumulators cannot be followed by a default argument: one, two and four are spelt out ----
 
 template <class A>
 void wgmma_fence(A&, Call call = Call::here()) {
@@ -123,6 +123,11 @@ void wgmma_fence(A&, Call call = Call::here()) {
 
 template <class A, class B>
 void wgmma_fence(A&, B&, Call call = Call::here()) {
+  emulate::fence_products(call);
+}
+
+template <class A, class B, class C, class D>
+void wgmma_fence(A&, B&, C&, D&, Call call = Call::here()) {
   emulate::fence_products(call);
 }
 
@@ -140,6 +145,11 @@ void wgmma_wait(A&, Call call = Call::here()) {
 
 template <int kPending, class A, class B>
 void wgmma_wait(A&, B&, Call call = Call::here()) {
+  emulate::wait_for_products(kPending, call);
+}
+
+template <int kPending, class A, class B, class C, class D>
+void wgmma_wait(A&, B&, C&, D&, Call call = Call::here()) {
   emulate::wait_for_products(kPending, call);
 }
 

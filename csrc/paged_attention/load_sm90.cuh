@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "common/arch.h"
+#include "common/ring_place.cuh"
 #include "paged_attention/config_sm90.h"
 #include "paged_attention/page_table.cuh"
 #include "paged_attention/params.h"
@@ -55,17 +56,6 @@ struct TilePages {
   AAPT_DEVICE bool any() const { return page[0].valid > 0; }
   AAPT_DEVICE TileFacts facts(float scale_log2) const {
     return {{page[0].valid, page[1].valid}, {page[0].bias_log2 / scale_log2, page[1].bias_log2 / scale_log2}};
-  }
-};
-
-// A place in the ring: stages are used in turn, and each turn has the other parity.
-template <int kStages>
-struct RingPlace {
-  int stage = 0, parity = 0;
-
-  AAPT_DEVICE void advance() {
-    stage = stage + 1 == kStages ? 0 : stage + 1;
-    parity ^= stage == 0;
   }
 };
 

@@ -33,7 +33,7 @@ BUGS = [
         "[ahead.stage], 1);",
         **SM90,
     ),
-    Bug("phases do not alternate", LOAD, "parity ^= stage == 0;", "", **SM90),
+    Bug("phases do not alternate", "common/ring_place.cuh", "parity ^= stage == 0;", "", **SM90),
     Bug(
         "keys are loaded while they are in use",
         LOAD,

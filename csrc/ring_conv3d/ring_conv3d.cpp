@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: Apache-2.0
+// Choice of the instantiation, and binding of ring_conv3d.
+#include <pybind11/stl.h>
+
+#include "bindings.h"
+#include "common/device_info.h"
+#include "common/tensor_binding.h"
+#include "ring_conv3d/arguments.h"
+#include "ring_conv3d/params_sm90.h"
+
+namespace aapt {
+namespace {
+
+// Blocks as wide as wastes the fewest columns, and the widest of those.
+template <class Element>
+void launch_portable(const RingConv3dParams& params, const Stream& stream) {
+  if (params.kernel_h == 1) return launch_ring_conv3d_portable<Element, 128, 8, 0>(params, stream);
+  if (params.outputs <= 16) return launch_ring_conv3d_portable<Element, 16, 16, 1>(params, stream);
+  const auto columns = [&](int block) { return (params.outputs + block - 1) / block * block; };
+  const bool widest = columns(128) <= columns(96) && columns(128) <= columns(64);
+  if (widest) return launch_ring_conv3d_portable<Element, 128, 8, 1>(params, stream);
+  (columns(96) <= columns(64) ? launch_ring_conv3d_portable<Element, 96, 8, 1>
+                              : launch_ring_conv3d_portable<Element, 64, 16, 1>)(params, stream);
+}
+
+void ring_conv3d_portable(const RingConv3dArguments& arguments, const Stream& stream) {
+  const RingConv3dParams params = params_of(arguments);
+  require_grid("frames", "frames", params.frames);
+  require_grid("ring", "rows", params.batch);
+  require_capability(stream.device, 8, 0);
+  if (arguments.out.elements() == 0) return;
+  (arguments.ring.dtype == Dtype::kBFloat16 ? launch_portable<bfloat16> : launch_portable<float16>)(params, stream);
+}
+
+#ifdef AAPT_HOPPER_KERNELS  // compiled for a Hopper GPU or for the emulation
+
+template <class Element>
+void launch_sm90(TileShape shape, const RingConv3dSm90Params& params, const Stream& stream) {
+  const auto is = [&](int pixels, int outputs) { return shape.pixels == pixels && shape.outputs == outputs; };
+  if (is(512, 64)) return launch_ring_conv3d_sm90<Element, 512, 64>(params, stream);
+  if (is(256, 96)) return launch_ring_conv3d_sm90<Element, 256, 96>(params, stream);
+  if (is(256, 128)) return launch_ring_conv3d_sm90<Element, 256, 128>(params, stream);
+  if (is(128, 128)) return launch_ring_conv3d_sm90<Element, 128, 128>(params, stream);
+  if (is(128, 192)) return launch_ring_conv3d_sm90<Element, 128, 192>(params, stream);
+  require_valid(false, "pixels, outputs", "512, 64 or 256, 96 or 256, 128 or 128, 128 or 128, 192",
+                std::to_string(shape.pixels) + ", " + std::to_string(shape.outputs));
+}
+
+void ring_conv3d_sm90(const RingConv3dArguments& arguments, const Stream& stream, int pixels, int outputs,
+                      int clusters) {
+  const RingConv3dParams params = params_of(arguments);
+  require_hopper(stream.device);
+  if (arguments.out.elements() == 0) return;
+  const TileShape shape{pixels, outputs};
+  const RingConv3dSm90Params sm90 = sm90_params_of(params, arguments, shape, clusters, stream);
+  (arguments.ring.dtype == Dtype::kBFloat16 ? launch_sm90<bfloat16> : launch_sm90<float16>)(shape, sm90, stream);
+}
+
+#endif
+
+// Defines a function of the module with the arguments of every kernel and some more.
+template <class... More, class... Names>
+void define(py::module_& module, const char* name,
+            void (*function)(const RingConv3dArguments&, const Stream&, More...), const char* text,
+            const Names&... more_names) {
+  module.def(
+      name,
+      [function](const Tensor& ring, const std::optional<Tensor>& start, const Tensor& weight,
+                 const std::optional<Tensor>& bias, const std::optional<Tensor>& residual, const Tensor& out,
+                 const std::optional<Tensor>& out_start, std::int64_t frames, const std::string& mode, More... more,
+                 const Stream& stream) {
+        function({ring, start, weight, bias, residual, out, out_start, frames, mode}, stream, more...);
+      },
+      py::arg("ring"), py::arg("start"), py::arg("weight"), py::arg("bias"), py::arg("residual"), py::arg("out"),
+      py::arg("out_start"), py::arg("frames"), py::arg("mode"), more_names..., py::arg("stream"),
+      py::call_guard<py::gil_scoped_release>(), text);
+}
+
+}  // namespace
+
+void register_ring_conv3d(py::module_& module) {
+  define(module, "ring_conv3d_portable", &ring_conv3d_portable, "Convolution between rings with cp.async and mma.sync.");
+#ifdef AAPT_HOPPER_KERNELS
+  define(module, "ring_conv3d_sm90", &ring_conv3d_sm90,
+         "Convolution between rings for Hopper with the copy engine and wgmma, in tiles of pixels by outputs.",
+         py::arg("pixels"), py::arg("outputs"), py::arg("clusters"));
+#endif
+}
+
+}  // namespace aapt
