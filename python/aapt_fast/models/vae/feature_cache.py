@@ -1,11 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The memory of causal layers between the chunks of a stream."""
+"""The memory of causal layers between the chunks of a stream, in plain torch."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+
+from aapt_fast.ops._checks import records_gradients
 
 
 class FeatureCache:
@@ -13,6 +18,8 @@ class FeatureCache:
 
     The owner of the stream owns the cache and passes it to every forward call. Stored tensors [B, C, n, H, W] are
     replaced, never written to, so a clone may share them and still is an independent, bit-exact copy.
+
+    It also is the `DecoderMemory` of differentiable decoders: every step calls the layers themselves.
     """
 
     def __init__(self, tensors: dict[str, Tensor] | None = None) -> None:
@@ -39,6 +46,48 @@ class FeatureCache:
             return F.pad(recent, (0, 0, 0, 0, missing, 0))
         return torch.cat([past[:, :, -missing:], recent], dim=2)
 
+    # ---- steps of a decoder; frames are tensors [B, C, T, H, W] in `torch.channels_last_3d` ----
+
+    def conv(self, x: Tensor, conv: nn.Module, residual: Tensor | None = None) -> Tensor:
+        """A causal convolution of x [B, C, T, H, W], plus `residual` [B, O, T, H, W]."""
+        return _plus(conv(x, self), residual)
+
+    def norm_conv(self, x: Tensor, norm: nn.Module, conv: nn.Module, residual: Tensor | None = None) -> Tensor:
+        """Norm, SiLU and a causal convolution of x [B, C, T, H, W], plus `residual` [B, O, T, H, W]."""
+        return _plus(conv(F.silu(norm(x), inplace=True), self), residual)
+
+    def enlarge(self, x: Tensor, resample: nn.Module) -> Tensor:
+        """[B, C, T, H, W] -> [B, O, T, 2 H, 2 W] by `resample`."""
+        return resample(x)
+
+    def double_time(self, x: Tensor, time_conv: Any) -> Tensor:
+        """[B, C, T, H, W] -> [B, C, 2 T, H, W]; the first frame of a stream stays one, later ones do not see it."""
+        if self.get(time_conv.cache_key) is None:
+            self.append(time_conv.cache_key, torch.zeros_like(x), time_conv.past)
+            return x
+        pairs = time_conv(x, self).permute(0, 2, 3, 4, 1).unflatten(-1, (2, -1))  # [B, T, H, W, 2, C]
+        frames = pairs.permute(0, 1, 4, 2, 3, 5).flatten(1, 2)
+        return frames.permute(0, 4, 1, 2, 3)
+
+    def shuffle_up(self, x: Tensor, upscale: nn.Module, conv: Any, time: int) -> Tensor:
+        """[B, C, T, H, W] -> [B, O, time T, 2 H, 2 W]; the first frame of a stream stays one."""
+        first = self.get(conv.cache_key) is None
+        blocks = upscale(x, self).permute(0, 2, 3, 4, 1).unflatten(-1, (2, 2, time, -1))  # [B, T, H, W, 2, 2, time, C]
+        frames = blocks.permute(0, 1, 6, 2, 4, 3, 5, 7).flatten(5, 6).flatten(3, 4).flatten(1, 2)
+        if first and time > 1:
+            frames = torch.cat([frames[:, :1], frames[:, time:]], dim=1)
+        return conv(frames.permute(0, 4, 1, 2, 3), self)
+
+    def apply(self, function: Callable[..., Tensor], x: Tensor, *others: Tensor) -> Tensor:
+        """`function` of frames [B, C, T, H, W]."""
+        return function(x, *others)
+
+    def output(self, x: Tensor) -> Tensor:
+        """The frames [B, C, T, H, W]."""
+        return x
+
+    # ---- copies ----
+
     def clone(self) -> FeatureCache:
         """An independent copy, for the fork of a session."""
         return FeatureCache(self._frames)
@@ -50,6 +99,13 @@ class FeatureCache:
     def tensors(self) -> dict[str, Tensor]:
         """The remembered frames by layer, for saving a session; `FeatureCache(tensors)` is the way back."""
         return dict(self._frames)
+
+
+def _plus(y: Tensor, residual: Tensor | None) -> Tensor:
+    """y + residual, [B, C, T, H, W]; without gradients the sum takes the place of y."""
+    if residual is None:
+        return y
+    return y + residual if records_gradients(y, residual) else y.add_(residual)
 
 
 class FixedFeatureCache(FeatureCache):

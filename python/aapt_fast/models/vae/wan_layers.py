@@ -2,7 +2,7 @@
 """Layers of the Wan video VAE, with the parameter names of the published checkpoints.
 
 Video is [B, C, T, H, W] in the memory format `torch.channels_last_3d`: in memory it is [B, T, H, W, C], so frames
-[B * T, C, H, W] and tokens [B * T, H * W, C] are views of it. Every layer takes the `FeatureCache` of its stream.
+[B * T, C, H, W] and tokens [B * T, H * W, C] are views of it. Every layer takes the memory of its stream.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aapt_fast.models.vae.feature_cache import FeatureCache
-from aapt_fast.models.vae.layers import CausalConv3d
+from aapt_fast.models.vae.layers import CausalConv3d, attend_in_frames, residual_block
+from aapt_fast.models.vae.memory import DecoderMemory, Frames
 from aapt_fast.ops._checks import records_gradients
 
 HALVES = (torch.bfloat16, torch.float16)
@@ -63,12 +64,10 @@ class ResidualBlock(nn.Module):
         )
         self.shortcut = CausalConv3d(in_channels, out_channels, 1) if in_channels != out_channels else None
 
-    def forward(self, x: Tensor, cache: FeatureCache) -> Tensor:
+    def forward(self, x: Frames, memory: DecoderMemory) -> Frames:
         """[B, C, T, H, W] -> [B, O, T, H, W]."""
         norm1, conv1, norm2, conv2 = self.residual.values()
-        y = conv1(F.silu(norm1(x), inplace=True), cache)
-        y = conv2(F.silu(norm2(y), inplace=True), cache)
-        return y + (x if self.shortcut is None else self.shortcut(x, cache))
+        return residual_block(memory, x, (norm1, conv1), (norm2, conv2), self.shortcut)
 
 
 class FrameAttention(nn.Module):
@@ -80,14 +79,36 @@ class FrameAttention(nn.Module):
         self.to_qkv = nn.Conv2d(channels, 3 * channels, 1)
         self.proj = nn.Conv2d(channels, channels, 1)
 
-    def forward(self, x: Tensor, cache: FeatureCache) -> Tensor:
-        """[B, C, T, H, W] -> the same shape; frames do not see each other, the cache is left alone."""
+    def forward(self, x: Frames, memory: DecoderMemory) -> Frames:
+        """[B, C, T, H, W] -> the same shape; frames do not see each other."""
+        return memory.apply(self.attend, x)
+
+    def attend(self, x: Tensor) -> Tensor:
+        """[B, C, T, H, W] -> the same shape."""
         batch, channels, length, height, width = x.shape
         tokens = self.norm(x).permute(0, 2, 3, 4, 1).reshape(batch * length, height * width, channels)
         qkv = F.linear(tokens, self.to_qkv.weight.flatten(1), self.to_qkv.bias)
-        mixed = F.scaled_dot_product_attention(*qkv.unsqueeze(1).chunk(3, dim=-1)).squeeze(1)
+        mixed = attend_in_frames(*qkv.chunk(3, dim=-1))
         mixed = F.linear(mixed, self.proj.weight.flatten(1), self.proj.bias)
         return x + mixed.view(batch, length, height, width, channels).permute(0, 4, 1, 2, 3)
+
+
+class Enlarge(nn.Sequential):
+    """Nearest upsampling of every frame by two, then a 3x3 convolution; numbers are places in the published layers."""
+
+    def __init__(self, channels: int, out_channels: int) -> None:
+        super().__init__(
+            nn.Upsample(scale_factor=2, mode="nearest-exact"), nn.Conv2d(channels, out_channels, 3, padding=1)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, T, H, W] -> [B, O, T, 2 H, 2 W]."""
+        frames = x.transpose(1, 2).flatten(0, 1)
+        if frames.is_cpu and frames.dtype == torch.float32:
+            y = upsample_and_convolve(frames, self[1].weight, self[1].bias)
+        else:
+            y = super().forward(frames)
+        return y.unflatten(0, (x.shape[0], x.shape[2])).transpose(1, 2)
 
 
 class Upsample(nn.Module):
@@ -95,30 +116,14 @@ class Upsample(nn.Module):
 
     def __init__(self, channels: int, temporal: bool, out_channels: int) -> None:
         super().__init__()
-        enlarge = nn.Upsample(scale_factor=2, mode="nearest-exact")
-        self.resample = nn.Sequential(enlarge, nn.Conv2d(channels, out_channels, 3, padding=1))
+        self.resample = Enlarge(channels, out_channels)
         self.time_conv = CausalConv3d(channels, 2 * channels, (3, 1, 1)) if temporal else None
 
-    def forward(self, x: Tensor, cache: FeatureCache) -> Tensor:
+    def forward(self, x: Frames, memory: DecoderMemory) -> Frames:
         """[B, C, T, H, W] -> [B, O, T or 2 T, 2 H, 2 W]."""
         if self.time_conv is not None:
-            x = self._double_time(x, self.time_conv, cache)
-        frames = x.transpose(1, 2).flatten(0, 1)
-        if frames.is_cpu and frames.dtype == torch.float32:
-            y = upsample_and_convolve(frames, self.resample[1].weight, self.resample[1].bias)
-        else:
-            y = self.resample(frames)
-        return y.unflatten(0, (x.shape[0], x.shape[2])).transpose(1, 2)
-
-    @staticmethod
-    def _double_time(x: Tensor, time_conv: CausalConv3d, cache: FeatureCache) -> Tensor:
-        """[B, C, T, H, W] -> [B, C, 2 T, H, W]; the first frame of a stream stays one, later ones do not see it."""
-        if cache.get(time_conv.cache_key) is None:
-            cache.append(time_conv.cache_key, torch.zeros_like(x), time_conv.past)
-            return x
-        pairs = time_conv(x, cache).permute(0, 2, 3, 4, 1).unflatten(-1, (2, -1))  # [B, T, H, W, 2, C]
-        frames = pairs.permute(0, 1, 4, 2, 3, 5).flatten(1, 2)
-        return frames.permute(0, 4, 1, 2, 3)
+            x = memory.double_time(x, self.time_conv)
+        return memory.enlarge(x, self.resample)
 
 
 def upsample_and_convolve(frames: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
