@@ -15,8 +15,10 @@ from aapt_fast.ops.clean_frame import clean_frame
 from aapt_fast.ops.gate_residual_norm import gate_residual_norm
 from aapt_fast.ops.kernels import KERNELS, use_kernels
 from aapt_fast.ops.kv_write import kv_write, normalise_and_rotate
+from aapt_fast.ops.norm_silu import norm_silu
 from aapt_fast.ops.paged_attention import paged_attention
 from aapt_fast.ops.philox_normal import philox_normal
+from aapt_fast.ops.ring_conv3d import pack_weight, ring_conv3d
 from aapt_fast.ops.rope import FrameRope
 
 __all__ = [
@@ -29,9 +31,12 @@ __all__ = [
     "clean_frame",
     "gate_residual_norm",
     "kv_write",
+    "norm_silu",
     "normalise_and_rotate",
     "observe_ops",
+    "pack_weight",
     "paged_attention",
     "philox_normal",
+    "ring_conv3d",
     "use_kernels",
 ]

@@ -51,10 +51,10 @@ def records_gradients(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
-def check_inference(op: str, *tensors: Tensor | None) -> None:
-    """Raise RuntimeError if autograd would have to differentiate an op that has no backward."""
+def check_inference(op: str, *tensors: Tensor | None, training: str = "ops.GrowingCache") -> None:
+    """Raise RuntimeError, with what training uses, if autograd would have to differentiate an op without a backward."""
     if records_gradients(*tensors):
-        raise RuntimeError(f"{op} has no backward: call it under torch.no_grad() (training uses ops.GrowingCache)")
+        raise RuntimeError(f"{op} has no backward: call it under torch.no_grad() (training uses {training})")
 
 
 def check_vector(argument: str, vector: Tensor, sizes: tuple[int, ...], device: torch.device) -> None:

@@ -44,7 +44,7 @@ def causal_conv3d(x: Tensor, weight: Tensor, bias: Tensor | None = None, history
     Raises:
         ValueError: a shape, dtype or device does not fit; the message names the argument.
 
-    On the CPU the result comes from 2-D convolutions (see `_convolve`), in half precision and on CUDA from
+    On the CPU the result comes from 2-D convolutions (see `convolve`), in half precision and on CUDA from
     `F.conv3d`. Under autocast every argument but float64 is cast to the autocast dtype.
     """
     return _call(x, weight, bias, history)
@@ -72,8 +72,8 @@ def tap_major(weight: Tensor) -> Tensor:
 # --------------------------------------------------------------------------------------------------------------------
 
 
-def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, history: Tensor | None) -> Tensor:
-    """Choose the cheapest of three equal ways to sum over the kt time taps.
+def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, history: Tensor | None) -> Tensor:
+    """The op's torch code, arguments [B, C, T, H, W] as there: the cheapest of three equal ways to sum over time taps.
 
     On GPUs it is torch's conv3d, and in half precision, where that takes as long, within 3 %: the same bits as any
     other module that calls it.
@@ -263,7 +263,7 @@ def _backward_3d(
 
 _call = register(
     "causal_conv3d(Tensor x, Tensor weight, Tensor? bias, Tensor? history) -> Tensor",
-    _convolve,
+    convolve,
     allocate=_shape_only,
     backward=(_save_inputs, _backward),
     autocast="lower",

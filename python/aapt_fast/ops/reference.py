@@ -128,6 +128,62 @@ def clean_frame(tokens: Tensor, noised: Tensor, t: Tensor, patch: int) -> Tensor
     return (wide(noised) - wide(t).view(-1, 1, 1, 1, 1) * velocity).to(noised.dtype)
 
 
+def shifted(frame: Tensor, rows: int, columns: int) -> Tensor:
+    """frame [B, H, W, C] read at (h + rows, w + columns), each -1, 0 or 1; zeros outside."""
+    height, width = frame.shape[1:3]
+    padded = torch.nn.functional.pad(frame, (0, 0, 1, 1, 1, 1))
+    return padded[:, 1 + rows : 1 + rows + height, 1 + columns : 1 + columns + width]
+
+
+def ring_conv3d(*arguments: Any) -> None:
+    """Convolution tap by tap, from slots of one ring into slots of another. All arguments of `ops.ring_conv3d`."""
+    ring, start, weight, bias, residual, out, out_start, frames, mode = arguments
+    sizes = {27: (3, 3, 3), 9: (1, 3, 3), 3: (3, 1, 1), 1: (1, 1, 1)}
+    kt, kh, kw = (1, 2, 2) if mode == "upsample" else sizes[weight.shape[1]]
+    space = 2 if mode in ("upsample", "shuffle") else 1
+    first, out_first = (0 if each is None else int(each) for each in (start, out_start))
+    for t in range(frames):
+        columns = []  # of every phase
+        for phase, taps in enumerate(wide(weight)):
+            # Of an even row or column of the larger frame, the first tap is the one before; of an odd one its own.
+            top, left = (phase // 2 - 1, phase % 2 - 1) if mode == "upsample" else (-(kh // 2), -(kw // 2))
+            y = torch.zeros((), dtype=taps.dtype, device=taps.device) if bias is None else wide(bias)
+            for i in range(kt):
+                frame = wide(ring[:, (first + t + i) % ring.shape[1]])
+                for j in range(kh):
+                    for k in range(kw):
+                        y = y + shifted(frame, top + j, left + k) @ taps[(i * kh + j) * kw + k].T
+            columns.append(y)
+        # [B, H, W, row, column, frame, O'] -> [B, frame, H, row, W, column, O']
+        blocks = torch.cat(columns, -1).unflatten(-1, (space, space, -1, out.shape[4]))
+        pixels = blocks.permute(0, 5, 1, 3, 2, 4, 6).flatten(4, 5).flatten(2, 3)
+        for number, frame in enumerate(pixels.unbind(1), t * pixels.shape[1]):
+            if residual is not None:
+                frame = frame + wide(residual[:, number])
+            out[:, (out_first + number) % out.shape[1]] = frame.to(out.dtype)
+
+
+def norm_silu(
+    x: Tensor, gamma: Tensor, beta: Tensor | None, groups: int, eps: float, out: Tensor, out_start: Tensor | None
+) -> None:
+    """RMS norm of each pixel or GroupNorm of each frame, then SiLU: x [B, T, H, W, C] into slots of `out`."""
+    first = 0 if out_start is None else int(out_start)
+    for t, frame in enumerate(x.unbind(1)):  # [B, H, W, C]
+        values = wide(frame)
+        if groups == 0:
+            norm = values.square().sum(-1, keepdim=True).sqrt().clamp_min(eps)
+            y = values / norm * frame.shape[-1] ** 0.5
+        else:
+            values = values.unflatten(-1, (groups, -1))
+            centred = values - values.mean((1, 2, 4), keepdim=True)
+            variance = centred.square().mean((1, 2, 4), keepdim=True)
+            y = (centred / (variance + eps).sqrt()).flatten(-2)
+        y = y * wide(gamma)
+        if beta is not None:
+            y = y + wide(beta)
+        out[:, (first + t) % out.shape[1]] = (y / (1 + (-y).exp())).to(x.dtype)
+
+
 def philox_words(counter: tuple[int, int, int, int], key: tuple[int, int]) -> tuple[int, int, int, int]:
     """Philox4x32-10 on Python integers."""
     x0, x1, x2, x3 = counter

@@ -76,7 +76,7 @@ def register(
         bind: what to pass to a compiled kernel; None for an op without kernels.
         backward: (setup_context, backward) of `torch.library.register_autograd`.
         autocast: cast floating point arguments to this dtype under autocast; "lower" means the dtype in force and
-            leaves float64 alone; None changes nothing. Torch code for GPUs never sees autocast itself.
+            leaves float64 alone; None changes nothing. Torch code never sees autocast itself.
 
     Returns:
         The function to call: the op's only overload.
@@ -85,7 +85,7 @@ def register(
     cuda_code, cuda_words = cuda or (torch_code, COMPOSITION)
     _library.define(schema)
     OPS[name] = {
-        "cpu": Body(name, torch_code, COMPOSITION, bind),
+        "cpu": Body(name, partial(_without_autocast, torch_code), COMPOSITION, bind),
         "cuda": Body(name, partial(_without_autocast, cuda_code), cuda_words, bind),
     }
     call = getattr(torch.ops.aapt, name).default

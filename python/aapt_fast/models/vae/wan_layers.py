@@ -15,6 +15,7 @@ from aapt_fast.models.vae.feature_cache import FeatureCache
 from aapt_fast.models.vae.layers import CausalConv3d, attend_in_frames, residual_block
 from aapt_fast.models.vae.memory import DecoderMemory, Frames
 from aapt_fast.ops._checks import records_gradients
+from aapt_fast.ops.ring_conv3d import convolve_phases, pack_weight
 
 HALVES = (torch.bfloat16, torch.float16)
 
@@ -129,21 +130,10 @@ class Upsample(nn.Module):
 def upsample_and_convolve(frames: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Nearest upsampling by two, then a 3x3 convolution with zero padding, without making the large image.
 
-    frames [N, C, h, w], weight [O, C, 3, 3], bias [O] -> [N, O, 2 h, 2 w]. At each of the four output pixels of an
-    input pixel the three taps along a column fall on two input rows only (even: one and two taps, odd: two and one),
-    and so along a row. Hence four 2x2 kernels with summed taps, 16 multiplications instead of 36, as one convolution.
+    frames [N, C, h, w], weight [O, C, 3, 3], bias [O] -> [N, O, 2 h, 2 w]. Four 2x2 kernels with summed taps, 16
+    multiplications instead of 36, as one convolution: mode "upsample" of `ops/ring_conv3d.py`.
     """
-    outputs = weight.shape[0]
-    taps_on_inputs = weight.new_tensor([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]])  # [odd, input, tap]
-    kernels = torch.einsum("ayp,bxq,ocpq->aboycx", taps_on_inputs, taps_on_inputs, weight)
-    kernels = kernels.transpose(3, 4).flatten(0, 2)  # [4 O, C, 2, 2]
-    y = F.conv2d(frames, kernels, bias.repeat(4), padding=1).permute(0, 2, 3, 1).unflatten(-1, (2, 2, outputs))
-    count, height, width = y.shape[0], y.shape[1] - 1, y.shape[2] - 1
-    result = y.new_empty(count, height, 2, width, 2, outputs)
-    for row in range(2):
-        for column in range(2):
-            result[:, :, row, :, column] = y[:, row : row + height, column : column + width, row, column]
-    return result.view(count, 2 * height, 2 * width, outputs).permute(0, 3, 1, 2)
+    return convolve_phases(frames.permute(0, 2, 3, 1), pack_weight(weight, "upsample"), bias).permute(0, 3, 1, 2)
 
 
 class Downsample(nn.Module):
