@@ -10,7 +10,7 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from aapt_fast.models.vae.aapt import LIGHT, ORIGINAL, AAPTVAE, AAPTVAEConfig
+from aapt_fast.models.vae.aapt import AAPTVAE, LIGHT, ORIGINAL, AAPTVAEConfig
 from aapt_fast.models.vae.feature_cache import FeatureCache
 from aapt_fast.testing.compare import assert_near
 
