@@ -12,9 +12,10 @@ import torch
 from aapt_fast.cli.checks import parse_size
 from aapt_fast.cli.device import chosen_dtype, usable_device
 from aapt_fast.errors import require
+from aapt_fast.limits import memory_left
 from aapt_fast.profiling.memory import HIDDEN_COPIES, STREAM_COPIES, MemoryPlan
 from aapt_fast.profiling.systems import LARGE, System, find_system
-from aapt_fast.streaming.pages import memory_left, pages_for, pool_bytes
+from aapt_fast.streaming.pages import pages_for, pool_bytes
 
 TEXT_ENCODER = "none: prompts come as embeddings, and an encoder of yours adds its weights"
 

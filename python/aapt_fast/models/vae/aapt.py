@@ -24,6 +24,7 @@ from aapt_fast.models.vae.aapt_layers import DownBlock, FrameNorm, MidBlock, UpB
 from aapt_fast.models.vae.feature_cache import FeatureCache
 from aapt_fast.models.vae.layers import name_cached_layers
 from aapt_fast.models.vae.memory import DecoderMemory, Frames
+from aapt_fast.models.vae.packed_weights import PackedWeights
 from aapt_fast.models.vae.video_stream import DecoderStream, require_latents
 
 RGB = 3
@@ -143,7 +144,7 @@ class AAPTVAE(nn.Module):
         super().__init__()
         self.config = config
         self.latent_channels, self.spatial_factor = config.latent_channels, config.spatial_factor
-        self.encoder, self.decoder = Encoder(config), Decoder(config)
+        self.encoder, self.decoder, self.packed_weights = Encoder(config), Decoder(config), PackedWeights()
         name_cached_layers(self)
 
     def encode(self, video: Tensor) -> Tensor:
@@ -179,7 +180,11 @@ class AAPTVAE(nn.Module):
         dtype = self.decoder.conv_in.weight.dtype
         wide = latents.to(torch.promote_types(dtype, torch.float32)) / self.config.scaling_factor
         frames = wide.to(dtype).contiguous(memory_format=torch.channels_last_3d)
-        return memory.output(self.decoder(frames, memory)).clamp(-1, 1)
+        return memory.output(self.run_layers(frames, memory)).clamp(-1, 1)
+
+    def run_layers(self, latents: Tensor, memory: DecoderMemory) -> Frames:
+        """The next chunk [B, z, n, h, w], in the dtype of the weights, through all layers -> [B, 3, F, H, W]."""
+        return self.decoder(latents, memory)
 
     def _check_video(self, video: Tensor) -> None:
         require_shape("video", video, "B", RGB, "1 + 4 n", "H", "W")

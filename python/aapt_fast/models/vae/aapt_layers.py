@@ -31,6 +31,10 @@ class FrameNorm(nn.GroupNorm):
     def __init__(self, groups: int, channels: int) -> None:
         super().__init__(groups, channels, EPS)
 
+    def arguments(self) -> tuple[Tensor, Tensor | None, int, float]:
+        """gamma, beta, groups and eps of `ops.norm_silu`."""
+        return self.weight, self.bias, self.num_groups, self.eps
+
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, T, H, W] -> the same shape and memory format."""
         frames = x.transpose(1, 2).flatten(0, 1)

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aapt_fast.ops._checks import records_gradients
+from aapt_fast.ops.ring_conv3d import spread_columns
 
 
 class FeatureCache:
@@ -72,8 +73,7 @@ class FeatureCache:
     def shuffle_up(self, x: Tensor, upscale: nn.Module, conv: Any, time: int) -> Tensor:
         """[B, C, T, H, W] -> [B, O, time T, 2 H, 2 W]; the first frame of a stream stays one."""
         first = self.get(conv.cache_key) is None
-        blocks = upscale(x, self).permute(0, 2, 3, 4, 1).unflatten(-1, (2, 2, time, -1))  # [B, T, H, W, 2, 2, time, C]
-        frames = blocks.permute(0, 1, 6, 2, 4, 3, 5, 7).flatten(5, 6).flatten(3, 4).flatten(1, 2)
+        frames = spread_columns(upscale(x, self).permute(0, 2, 3, 4, 1), conv.in_channels, space=2)
         if first and time > 1:
             frames = torch.cat([frames[:, :1], frames[:, time:]], dim=1)
         return conv(frames.permute(0, 4, 1, 2, 3), self)
@@ -95,6 +95,14 @@ class FeatureCache:
     def fixed(self) -> FixedFeatureCache:
         """An independent copy that stays in the same tensors, for steps that are recorded."""
         return FixedFeatureCache({key: frames.clone() for key, frames in self._frames.items()})
+
+    def to_restore(self) -> list[Tensor]:
+        """The tensors [...] that a step which shall not count has to find as they were."""
+        return list(self._frames.values())
+
+    def bytes(self) -> int:
+        """Bytes of the remembered frames."""
+        return sum(frames.nbytes for frames in self._frames.values())
 
     def tensors(self) -> dict[str, Tensor]:
         """The remembered frames by layer, for saving a session; `FeatureCache(tensors)` is the way back."""

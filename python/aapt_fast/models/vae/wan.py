@@ -19,6 +19,7 @@ from aapt_fast.errors import require, require_shape
 from aapt_fast.models.vae.feature_cache import FeatureCache
 from aapt_fast.models.vae.layers import CausalConv3d, Chain, name_cached_layers
 from aapt_fast.models.vae.memory import DecoderMemory, Frames
+from aapt_fast.models.vae.packed_weights import PackedWeights
 from aapt_fast.models.vae.video_stream import DecoderStream, require_latents
 from aapt_fast.models.vae.wan_layers import HALVES, Downsample, FrameAttention, ResidualBlock, RMSNorm, Upsample
 from aapt_fast.models.vae.wan_residual import DownLevel, UpLevel, channels_to_pixels, pixels_to_channels
@@ -185,6 +186,7 @@ class WanVAE(nn.Module):
         self.conv1 = CausalConv3d(2 * config.z_dim, 2 * config.z_dim, 1)
         self.conv2 = CausalConv3d(config.z_dim, config.z_dim, 1)
         self.decoder = Decoder(config)
+        self.packed_weights = PackedWeights()
         for name in ("latents_mean", "latents_std"):
             self.register_buffer(name, self._statistic(name), persistent=False)
         name_cached_layers(self)
@@ -243,8 +245,12 @@ class WanVAE(nn.Module):
         wide = latents.to(torch.promote_types(dtype, torch.float32))
         latents = (wide * self.latents_std + self.latents_mean).to(dtype)
         latents = latents.contiguous(memory_format=torch.channels_last_3d)
-        blocks = memory.output(self.decoder(memory.conv(latents, self.conv2), memory))
+        blocks = memory.output(self.run_layers(latents, memory))
         return channels_to_pixels(blocks, self.config.patch_size).clamp(-1, 1)
+
+    def run_layers(self, latents: Tensor, memory: DecoderMemory) -> Frames:
+        """The next chunk [B, z, n, h, w], in the dtype of the weights, through all layers -> [B, 3 p^2, F, H, W]."""
+        return self.decoder(memory.conv(latents, self.conv2), memory)
 
     def _check_video(self, video: Tensor) -> None:
         require_shape("video", video, "B", RGB, "T", "H", "W")

@@ -18,6 +18,8 @@ from aapt_fast.ops._checks import records_gradients
 from aapt_fast.ops.ring_conv3d import convolve_phases, pack_weight
 
 HALVES = (torch.bfloat16, torch.float16)
+EPS = 1e-12
+"""The smallest norm that is divided by."""
 
 
 class RMSNorm(nn.Module):
@@ -32,13 +34,17 @@ class RMSNorm(nn.Module):
         super().__init__()
         self.gamma = nn.Parameter(torch.ones(channels, *[1] * broadcast_dims))
 
+    def arguments(self) -> tuple[Tensor, Tensor | None, int, float]:
+        """gamma, beta, groups and eps of `ops.norm_silu`."""
+        return self.gamma.view(-1), None, 0, EPS
+
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, T, H, W] -> the same shape and dtype."""
         if x.dtype in HALVES:
             return self._in_halves(x)
         wide = x if x.dtype == torch.float64 else x.float()
         gain = self.gamma.to(wide.dtype).view(-1, 1, 1, 1) * x.shape[1] ** 0.5
-        norm = torch.linalg.vector_norm(wide, dim=1, keepdim=True).clamp_min(1e-12)
+        norm = torch.linalg.vector_norm(wide, dim=1, keepdim=True).clamp_min(EPS)
         return (wide * gain).div_(norm).to(x.dtype)
 
     def _in_halves(self, x: Tensor) -> Tensor:
@@ -46,7 +52,7 @@ class RMSNorm(nn.Module):
         scale, gamma = x.shape[1] ** 0.5, self.gamma.view(-1, 1, 1, 1)
         if records_gradients(x, gamma):
             return F.normalize(x.float(), dim=1).to(x.dtype) * scale * gamma
-        norm = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=torch.float32).clamp_min_(1e-12)
+        norm = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=torch.float32).clamp_min_(EPS)
         return torch.div(x, norm, out=torch.empty_like(x)).mul_(scale).mul_(gamma)
 
 
