@@ -147,10 +147,13 @@ def decoder_memory(vae: Any, grid: tuple[int, int], frames: int) -> tuple[int, i
 
 
 class LiveBytes:
-    """Bytes of the tensors that were added and still live. Tensors that share memory count once."""
+    """Bytes of tensors that were added: those that still live, most at a time, and all together.
+
+    Tensors that share memory count once.
+    """
 
     def __init__(self) -> None:
-        self.live = self.peak = 0
+        self.live = self.peak = self.taken = 0
         self._known: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
 
     def add(self, tensor: Tensor) -> None:
@@ -160,6 +163,7 @@ class LiveBytes:
             return
         self._known[storage._cdata] = storage
         self.live += storage.nbytes()
+        self.taken += storage.nbytes()
         self.peak = max(self.peak, self.live)
         weakref.finalize(storage, self._freed, storage.nbytes())
 
