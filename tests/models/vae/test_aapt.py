@@ -7,10 +7,13 @@ import dataclasses
 
 import pytest
 import torch
+import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import Tensor
 
+from aapt_fast.models.vae import feature_cache
 from aapt_fast.models.vae.aapt import AAPTVAE, LIGHT, ORIGINAL, AAPTVAEConfig
+from aapt_fast.models.vae.aapt_layers import FrameNorm
 from aapt_fast.models.vae.feature_cache import FeatureCache
 from aapt_fast.testing.compare import assert_near
 
@@ -113,7 +116,7 @@ def test_copies_of_the_first_frame_are_before_it():
     conv = tiny().decoder.conv_in
     x = torch.randn(1, 16, 2, 3, 3)
     padded = repeated_past(x, 2)
-    expected = torch.nn.functional.conv3d(padded, conv.weight, conv.bias, padding=(0, 1, 1))
+    expected = F.conv3d(padded, conv.weight, conv.bias, padding=(0, 1, 1))
     assert_near(conv(x), expected, 1e-5)
     cache = FeatureCache()
     first, second = conv(x[:, :, :1], cache), conv(x[:, :, 1:], cache)
@@ -158,6 +161,30 @@ def test_the_layout_of_the_published_checkpoint():
         "decoder.conv_out.weight": (3, 128, 3, 3, 3),
     }
     assert {key: tuple(state[key].shape) for key in shapes} == shapes
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.03)], ids=str)
+def test_norm_and_silu_into_a_part_of_a_tensor(dtype, tolerance):
+    """Also where the mean of a group is much larger than what it varies by."""
+    x = torch.randn(2, 12, 3, 4, 5) * 0.5 + torch.randint(-8, 8, (2, 12, 3, 1, 1))
+    x = x.to(dtype).contiguous(memory_format=torch.channels_last_3d)
+    norm = FrameNorm(4, 12).requires_grad_(False)
+    norm.weight.normal_()
+    norm.bias.normal_()
+    expected = F.silu(norm(x.float()))
+    whole = torch.full((2, 12, 5, 4, 5), 7.0, dtype=dtype).contiguous(memory_format=torch.channels_last_3d)
+    norm.to(dtype).silu_into(x, whole[:, :, 2:])
+    assert_near(whole[:, :, 2:].float(), expected, tolerance)
+    assert (whole[:, :, :2] == 7).all()
+
+
+def test_norms_behind_the_past_change_nothing(monkeypatch):
+    """The path of GPUs, on a CPU."""
+    vae, latents = tiny(), torch.randn(2, 16, 3, 2, 3)
+    expected = vae.decode(latents)
+    monkeypatch.setattr(feature_cache, "in_one_tensor", lambda x: True)
+    stream = vae.stream()
+    assert_near(torch.cat([stream.decode(piece) for piece in latents.split((1, 2), 2)], 2), expected, TOLERANCE)
 
 
 def test_half_precision_follows_float32():

@@ -40,6 +40,23 @@ class FrameNorm(nn.GroupNorm):
         frames = x.transpose(1, 2).flatten(0, 1)
         return super().forward(frames).unflatten(0, (x.shape[0], x.shape[2])).transpose(1, 2)
 
+    def silu_into(self, x: Tensor, out: Tensor) -> None:
+        """Write SiLU of the norm of x [B, C, T, H, W] into `out`, of the same shape, with the colours last in memory.
+
+        Torch's own GroupNorm on GPUs brings frames into another memory format and back. This one reads x three times
+        and makes no copy in float32, in which it computes. Without gradients.
+        """
+        batch, channels, length, height, width = x.shape
+        pixels = x.permute(0, 2, 3, 4, 1).reshape(batch * length, height * width, self.num_groups, -1)
+        wide = torch.promote_types(x.dtype, torch.float32)
+        mean = pixels.mean((1, 3), keepdim=True, dtype=wide)
+        norm = torch.linalg.vector_norm(pixels, dim=(1, 3), keepdim=True, dtype=wide)
+        variance = norm.square_().div_(pixels[0, :, 0].numel()).addcmul_(mean, mean, value=-1)
+        scale = variance.clamp_min_(0).add_(self.eps).rsqrt_() * self.weight.view(self.num_groups, -1)
+        shift = torch.addcmul(self.bias.to(wide).view(self.num_groups, -1), mean, scale, value=-1)
+        normed = torch.addcmul(shift, pixels, scale, out=torch.empty_like(pixels))
+        torch.ops.aten.silu.out(normed.view(batch, length, height, width, channels), out=out.permute(0, 2, 3, 4, 1))
+
 
 class ResidualBlock(nn.Module):
     """Norm, SiLU and convolution, twice, around x or, where the width changes, a 1x1x1 convolution of it."""

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aapt_fast.ops._checks import records_gradients
+from aapt_fast.ops.causal_conv3d import causal_conv3d
 from aapt_fast.ops.ring_conv3d import spread_columns
 
 
@@ -53,8 +54,10 @@ class FeatureCache:
         """A causal convolution of x [B, C, T, H, W], plus `residual` [B, O, T, H, W]."""
         return _plus(conv(x, self), residual)
 
-    def norm_conv(self, x: Tensor, norm: nn.Module, conv: nn.Module, residual: Tensor | None = None) -> Tensor:
+    def norm_conv(self, x: Tensor, norm: Any, conv: Any, residual: Tensor | None = None) -> Tensor:
         """Norm, SiLU and a causal convolution of x [B, C, T, H, W], plus `residual` [B, O, T, H, W]."""
+        if in_one_tensor(x) and not records_gradients(x, conv.weight, *norm.parameters()):
+            return _plus(self._norm_conv_in_one_tensor(x, norm, conv), residual)
         return _plus(conv(F.silu(norm(x), inplace=True), self), residual)
 
     def enlarge(self, x: Tensor, resample: nn.Module) -> Tensor:
@@ -86,6 +89,23 @@ class FeatureCache:
         """The frames [B, C, T, H, W]."""
         return x
 
+    def _norm_conv_in_one_tensor(self, x: Tensor, norm: Any, conv: Any) -> Tensor:
+        """`norm_conv` of x [B, C, T, H, W]: the norm is written behind the past, where the convolution reads both."""
+        batch, channels, length, height, width = x.shape
+        frames = x.new_empty(batch, conv.past + length, height, width, channels).permute(0, 4, 1, 2, 3)
+        past, present = frames.split([conv.past, length], dim=2)
+        norm.silu_into(x, present)
+        history = self.get(conv.cache_key)
+        if history is not None:
+            past.copy_(history)
+        elif conv.repeats_first:
+            past.copy_(present[:, :, :1])
+        else:
+            past.zero_()
+        y = causal_conv3d(present, conv.weight, conv.bias, past)
+        self.append(conv.cache_key, frames, conv.past)
+        return y
+
     # ---- copies ----
 
     def clone(self) -> FeatureCache:
@@ -107,6 +127,11 @@ class FeatureCache:
     def tensors(self) -> dict[str, Tensor]:
         """The remembered frames by layer, for saving a session; `FeatureCache(tensors)` is the way back."""
         return dict(self._frames)
+
+
+def in_one_tensor(x: Tensor) -> bool:
+    """True where a norm of x [...] pays that is written behind the past: on GPUs, which wait for memory."""
+    return x.is_cuda
 
 
 def _plus(y: Tensor, residual: Tensor | None) -> Tensor:

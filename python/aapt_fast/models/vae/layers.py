@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -16,8 +17,9 @@ from aapt_fast.ops.causal_conv3d import causal_conv3d, tap_major
 class CausalConv3d(nn.Conv3d):
     """`ops.causal_conv3d` with parameters `weight` [O, C, kt, kh, kw] and `bias` [O].
 
-    The weight is stored in the layout of `tap_major`. Its shape, and so a state dict, is the usual one, but
-    `weight.is_contiguous()` is False: safetensors asks for `.contiguous()` before saving.
+    The weight is stored in the layout of `tap_major`, on GPUs in `torch.channels_last_3d`, so that no call lays it out
+    anew. Its shape, and so a state dict, is the usual one, but `weight.is_contiguous()` is False: safetensors asks for
+    `.contiguous()` before saving.
 
     `cache_key` names the layer in a `FeatureCache`; the model that owns the layer sets it with `name_cached_layers`.
     Before the first frame of a video there are zeros or, with `repeats_first`, copies of that frame.
@@ -36,6 +38,16 @@ class CausalConv3d(nn.Conv3d):
         self.weight = nn.Parameter(tap_major(self.weight.detach()))
         self.cache_key, self.repeats_first = "", repeats_first
         self.past = self.kernel_size[0] - 1  # frames before the present one that an output depends on
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> CausalConv3d:
+        """Move and cast, for `to`, `bfloat16` and others, and lay the weight out as the device wants it."""
+        super()._apply(fn, recurse)
+        weight = self.weight.data
+        if weight.is_cuda:
+            self.weight.data = weight.contiguous(memory_format=torch.channels_last_3d)
+        elif not weight.permute(0, 3, 4, 2, 1).is_contiguous():
+            self.weight.data = tap_major(weight)
+        return self
 
     def forward(self, x: Tensor, cache: FeatureCache | None = None) -> Tensor:
         """The next chunk [B, C, T, H, W] of the stream that `cache` belongs to, or a whole clip -> [B, O, T, H, W]."""

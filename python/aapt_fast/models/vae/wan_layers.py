@@ -7,6 +7,8 @@ Video is [B, C, T, H, W] in the memory format `torch.channels_last_3d`: in memor
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -46,6 +48,15 @@ class RMSNorm(nn.Module):
         gain = self.gamma.to(wide.dtype).view(-1, 1, 1, 1) * x.shape[1] ** 0.5
         norm = torch.linalg.vector_norm(wide, dim=1, keepdim=True).clamp_min(EPS)
         return (wide * gain).div_(norm).to(x.dtype)
+
+    def silu_into(self, x: Tensor, out: Tensor) -> None:
+        """Write SiLU of the norm of x [B, C, T, H, W] into `out`, of the same shape, in two passes; rounded once each.
+
+        Both are in `torch.channels_last_3d`. Without gradients.
+        """
+        pixels = x.permute(0, 2, 3, 4, 1)
+        normed = F.rms_norm(pixels.flatten(0, 3), pixels.shape[4:], self.gamma.view(-1), EPS**2)
+        torch.ops.aten.silu.out(normed.view(pixels.shape), out=out.permute(0, 2, 3, 4, 1))
 
     def _in_halves(self, x: Tensor) -> Tensor:
         """`forward` for [B, C, T, H, W] in half precision; without gradients it makes no copy of x in float32."""
@@ -104,9 +115,16 @@ class Enlarge(nn.Sequential):
     """Nearest upsampling of every frame by two, then a 3x3 convolution; numbers are places in the published layers."""
 
     def __init__(self, channels: int, out_channels: int) -> None:
-        super().__init__(
-            nn.Upsample(scale_factor=2, mode="nearest-exact"), nn.Conv2d(channels, out_channels, 3, padding=1)
-        )
+        enlarge = nn.Upsample(scale_factor=2, mode="nearest-exact")
+        super().__init__(enlarge, nn.Conv2d(channels, out_channels, 3, padding=1))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Enlarge:
+        """Move and cast, for `to`, `bfloat16` and others, and lay the weight out as GPUs want it."""
+        super()._apply(fn, recurse)
+        weight = self[1].weight
+        if weight.is_cuda:
+            weight.data = weight.data.contiguous(memory_format=torch.channels_last)
+        return self
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, T, H, W] -> [B, O, T, 2 H, 2 W]."""
