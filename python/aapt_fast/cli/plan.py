@@ -123,7 +123,8 @@ def in_words(found: dict[str, Any]) -> list[str]:
         *(f"  {name:15}{_gib(size):>10}  {rule}" for name, (size, rule) in found["parts"].items()),
         f"  {'text encoder':15}{'':10}  {found['text_encoder']}",
         f"  {'sum':15}{_gib(found['needed_bytes']):>10}  of all, but attention and activations or decoding only",
-        f"  {'with kernels':15}{_gib(found['needed_bytes_with_kernels']):>10}  the same without attention's copies",
+        f"  {'with kernels':15}{_gib(found['needed_bytes_with_kernels']):>10}  without attention's copies, with the "
+        "decoder's frames in rings",
     ]
     return [*lines, "Not counted: working memory of torch's libraries, on a GPU some hundred MiB."]
 

@@ -50,8 +50,15 @@ class PackedWeights:
         return packed.weight
 
     def bytes(self) -> int:
-        """Bytes of the weights packed so far."""
-        return sum(packed.weight.nbytes for packed in self._made.values())
+        """Bytes of the weights packed so far, without those of 1x1x1 kernels, which are in that layout already."""
+        return sum(new_bytes(packed.weight, packed.source()) for packed in self._made.values())
+
+
+def new_bytes(packed: Tensor, weight: Tensor | None) -> int:
+    """Bytes of the `packed` form [P, taps, O, C] of a weight [...]; none where they share their memory."""
+    if weight is not None and weight.untyped_storage()._cdata == packed.untyped_storage()._cdata:
+        return 0
+    return packed.nbytes
 
 
 def _version(weight: Tensor) -> int:

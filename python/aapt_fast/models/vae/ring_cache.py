@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from aapt_fast.errors import require
-from aapt_fast.models.vae.packed_weights import PackedWeights
+from aapt_fast.models.vae.packed_weights import PackedWeights, new_bytes
 from aapt_fast.ops.kernels import KERNELS, running_kernel
 from aapt_fast.ops.norm_silu import norm_silu
 from aapt_fast.ops.ring import write_frames
@@ -306,6 +306,7 @@ class RingPlan(RingCache):
         return torch.empty(value.shape, dtype=value.dtype, device="meta") if isinstance(value, Tensor) else value
 
     def _weight(self, conv: Any, mode: str) -> Tensor:
-        weight = pack_weight(self._parameter(conv.weight), mode)
-        self.weight_bytes += weight.nbytes
-        return weight
+        weight = self._parameter(conv.weight)
+        packed = pack_weight(weight, mode)
+        self.weight_bytes += new_bytes(packed, weight)
+        return packed
