@@ -3,7 +3,7 @@
 
     python -m bench.bench_frame [--out F] [--steps N] [--limit SECONDS] [--preset NAME] [--compiled]
 
-Two systems: the bundled mini-person, and the 8 B preset at 736x416 with random weights and the Wan 2.1 decoder. Sides:
+Two systems: the bundled mini-person, and the 8 B preset at 736x416 with random weights and AAPT's light decoder. Sides:
     kernels off             torch compositions, launched one by one: the baseline
     kernels on              the package's kernels, launched one by one
     kernels on, recorded    the same as CUDA graphs, on a GPU
@@ -30,7 +30,7 @@ from torch import Tensor
 
 import aapt_fast
 from aapt_fast.models.aapt.presets import generator_preset
-from aapt_fast.models.vae.wan import WanVAEConfig
+from aapt_fast.models.vae.aapt import LIGHT, AAPTVAEConfig
 from aapt_fast.ops._load import extension_or_none
 from aapt_fast.ops.kernels import KERNELS, use_kernels
 from aapt_fast.profiling.decoders import decoder_layers
@@ -184,13 +184,17 @@ def report(
         print(f"{name}: {side}: p50 {p50:.2f} ms, {entry['video_fps']:.1f} fps, ratio {ratio}", flush=True)
 
 
+SMALL = AAPTVAEConfig(encoder_widths=(32,) * 4, decoder_widths=(32,) * 4, decoder_blocks=1)
+"""For a trial on a CPU."""
+
+
 def frame(
     document: Document,
     preset: str,
     device: torch.device,
     options: Options,
     *,
-    vae: WanVAEConfig = WanVAEConfig(),
+    vae: AAPTVAEConfig = LIGHT,
     dtype: torch.dtype | None = None,
 ) -> None:
     """Measure a preset with random weights; without a dtype in bfloat16 on a GPU, else in float32."""
@@ -207,7 +211,7 @@ def frame(
     work = Step(config, PROMPT_TOKENS if config.text_width else 0, decoder_layers(vae, *config.grid))
     flops = work.generator_flops + work.decoder_flops
     best = ceilings.of(document, device, **(ceilings.TINY if device.type == "cpu" else {}))
-    facts = {"keys": work.keys + work.prompt, "decoder": "Wan 2.1", "weights": "random"}
+    facts = {"keys": work.keys + work.prompt, "decoder": "AAPT's light one", "weights": "random"}
     report(document, name, measured, names, flops, best.floor_ms(flops, 0), **facts)
 
 
@@ -238,7 +242,7 @@ def main() -> None:
     arguments = command.parse_args()
     device = current_device(arguments.preset != "aapt-8b", "--preset nano")
     document = open_document(arguments.out)
-    vae = WanVAEConfig() if device.type == "cuda" else WanVAEConfig(base_dim=8)
+    vae = LIGHT if device.type == "cuda" else SMALL
     options = Options(arguments.steps, arguments.limit, arguments.compiled, extension_or_none())
     document.note_clocks("before frame")
     status = 0

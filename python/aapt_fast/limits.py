@@ -9,9 +9,13 @@ import tempfile
 from decimal import Decimal
 from errno import ENAMETOOLONG
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from aapt_fast.atomic import behind_links, require_replaceable
 from aapt_fast.errors import require
+
+if TYPE_CHECKING:  # the command line answers --help without torch
+    import torch
 
 MEMINFO = Path("/proc/meminfo")
 CONTAINER = Path("/sys/fs/cgroup")  # of a container, or of the whole system, which has no memory.max
@@ -23,6 +27,18 @@ def available_memory() -> int | None:
     """Bytes of memory that can still be taken, in a container with a limit those within it; None if unknown."""
     known = [count for count in (_of_the_system(), _of_the_container()) if count is not None]
     return min(known, default=None)
+
+
+def memory_left(device: torch.device) -> int | None:
+    """Bytes that can still be taken, on a GPU with those that torch holds there without using them; None if unknown."""
+    import torch
+
+    if device.type == "cpu":
+        return available_memory()
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
+    return None
 
 
 def require_memory(argument: str, needed: int) -> None:

@@ -8,7 +8,10 @@ import torch
 from aapt_fast import PagePool
 from aapt_fast.models.aapt.generator import Generator
 from aapt_fast.models.aapt.presets import NANO, NANO_TEXT
+from aapt_fast.models.vae.aapt import AAPTVAE, AAPTVAEConfig
 from aapt_fast.models.vae.mini import MiniVAE
+from aapt_fast.models.vae.packed_weights import PackedWeights
+from aapt_fast.models.vae.ring_cache import MOST_CLOCKS, RingCache
 from aapt_fast.models.wan.transformer import WanTransformer
 from aapt_fast.profiling.memory import MemoryPlan, decoder_memory, plan_memory
 from aapt_fast.testing.streams import SMALL_VAE, random_model
@@ -55,6 +58,19 @@ def test_a_block_of_frames_is_decoded_at_once():
 
 def test_a_step_takes_the_larger_of_evaluation_and_decoding():
     parts = {"generator": 1000, "vae": 100, "pages": 10, "prompt": 1, "decoder_state": 5}
-    plan = MemoryPlan(**parts, attention=30, activations=20, decoding=40)
-    assert (plan.held, plan.step(), plan.step(kernels=True)) == (1116, 50, 40)
-    assert (plan.total(), plan.total(kernels=True)) == (1166, 1156) and sum(plan.parts().values()) == plan.total()
+    plan = MemoryPlan(**parts, attention=30, activations=20, decoding=40, rings=15, ring_decoding=25)
+    assert (plan.held(), plan.held(kernels=True), plan.step(), plan.step(kernels=True)) == (1116, 1126, 50, 25)
+    assert (plan.total(), plan.total(kernels=True)) == (1166, 1151) and sum(plan.parts().values()) == plan.total()
+
+
+def test_rings_are_those_of_a_stream():
+    widths = {"encoder_widths": (8, 8), "decoder_widths": (8, 8)}
+    vae = AAPTVAE(AAPTVAEConfig(**widths, temporal_downsample=(True,), norm_num_groups=4))
+    cache = RingCache(vae.packed_weights)
+    with torch.no_grad():
+        for _ in range(2):
+            vae.decode_chunk(torch.randn(1, 16, 1, 4, 6), cache)
+    held = cache.bytes() + vae.packed_weights.bytes()
+    rings, work = decoder_memory(on_meta(vae), (4, 6), 1, lambda: RingCache(PackedWeights()))
+    assert rings == held + 16 * 4 * 6 * 4 + 4 * MOST_CLOCKS * 4, "and the newest latents, and slots"
+    assert 0 < work < rings

@@ -12,10 +12,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from aapt_fast.models.aapt.generator import Generator
 from aapt_fast.models.aapt.presets import AAPT_8B
+from aapt_fast.models.vae.aapt import AAPTVAE, LIGHT, ORIGINAL, AAPTVAEConfig
 from aapt_fast.models.vae.layers import CausalConv3d
 from aapt_fast.models.vae.mini import MiniVAE, MiniVAEConfig
 from aapt_fast.models.vae.wan import WanVAE, WanVAEConfig
-from aapt_fast.profiling.decoders import Layer, decoder_layers, light_decoder
+from aapt_fast.profiling.decoders import Layer, decoder_layers
 from aapt_fast.profiling.roofline import H100, H200, Step, paper_check, predict, prediction, shares, tile_efficiency
 
 T = 1e12
@@ -52,12 +53,13 @@ def test_weights_are_those_that_multiply_a_video_token():
 @pytest.mark.parametrize(
     ("layers", "tflop"),
     [
-        (light_decoder(52, 92), 6.86),
-        (light_decoder(90, 160), 20.93),
+        (decoder_layers(LIGHT, 52, 92), 6.86),
+        (decoder_layers(LIGHT, 90, 160), 20.93),
+        (decoder_layers(ORIGINAL, 52, 92), 28.89),
         (decoder_layers(WanVAEConfig(), 52, 92), 10.38),
         (decoder_layers(WanVAEConfig(), 90, 160), 31.45),
     ],
-    ids=["light 736x416", "light 1280x720", "Wan 736x416", "Wan 1280x720"],
+    ids=["light 736x416", "light 1280x720", "original 736x416", "Wan 736x416", "Wan 1280x720"],
 )
 def test_work_of_decoders(layers, tflop):
     assert sum(layer.flops for layer in layers) / T == pytest.approx(tflop, abs=0.006)
@@ -100,6 +102,9 @@ def test_the_decoders_that_exist_do_what_is_counted():
     # on the meta device, where no fused path leaves a layer's own call out
     vae, latents = WanVAE(config).to("meta"), torch.zeros(1, 16, 1, 4, 6, device="meta")
     assert sum(layer.flops for layer in decoder_layers(config, 4, 6)) == counted(vae, latents)
+    light = AAPTVAEConfig(encoder_widths=(8,) * 4, decoder_widths=(4, 4, 8, 8), norm_num_groups=4)
+    expected = counted(AAPTVAE(light).to("meta"), latents)
+    assert sum(layer.flops for layer in decoder_layers(light, 4, 6)) == expected
     small = MiniVAEConfig(decoder_widths=(4, 6, 8), decoder_blocks=(1, 2, 3))
     expected = counted(MiniVAE(small), torch.zeros(1, 16, 1, 4, 6))
     assert sum(layer.flops for layer in decoder_layers(small, 4, 6)) == expected
@@ -108,9 +113,9 @@ def test_the_decoders_that_exist_do_what_is_counted():
 @pytest.mark.parametrize(
     ("config", "layers", "floor", "target"),
     [
-        (AAPT_8B, light_decoder(52, 92), 47, 60),
+        (AAPT_8B, decoder_layers(LIGHT, 52, 92), 47, 60),
         (AAPT_8B, decoder_layers(WanVAEConfig(), 52, 92), 51, 66),
-        (AT_720, light_decoder(90, 160), 188, 231),
+        (AT_720, decoder_layers(LIGHT, 90, 160), 188, 231),
         (AT_720, decoder_layers(WanVAEConfig(), 90, 160), 201, 251),
     ],
     ids=["736x416 light", "736x416 Wan", "1280x720 light", "1280x720 Wan"],
@@ -158,7 +163,7 @@ def test_what_the_paper_published():
 
 
 def test_a_prediction_says_that_it_is_one():
-    found = prediction(Step(AAPT_8B, 128, light_decoder(52, 92)), "light", 0.05)
+    found = prediction(Step(AAPT_8B, 128, decoder_layers(LIGHT, 52, 92)), "light", 0.05)
     assert "prediction" in found["label"] and "not a measurement" in found["label"]
     assert {name: each["would_meet"] for name, each in found["devices"].items()} == {"h100": False, "h200": False}
     assert prediction(Step(AAPT_8B, 128, ()), "none", 0.16)["devices"]["h100"]["would_meet"]

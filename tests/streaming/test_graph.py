@@ -171,11 +171,11 @@ def test_a_recording_that_fails_gives_the_pages_back(monkeypatch, failing):
     """The decoder's and the step's."""
     model, done = random_model(NANO), []
 
-    def recorder(function, device) -> Recording:
+    def recorder(function, memory, restore) -> Recording:
         if len(done) == failing:
             raise RuntimeError("out of memory")
         done.append(1)
-        return record_on_cpu(function, device)
+        return record_on_cpu(function, memory, restore)
 
     pool = shuffled_pool(model, session_pages(model.generator, model.grid))
     monkeypatch.setitem(graph.RECORDERS, "cpu", recorder)
@@ -190,7 +190,7 @@ def test_a_fork_that_cannot_be_recorded_gives_its_pages_back(monkeypatch):
     session, plain = random_session(model, cuda_graph=True, pool=pool), random_session(model)
     available = pool.available
 
-    def recorder(function, device) -> Recording:
+    def recorder(function, memory, restore) -> Recording:
         raise RuntimeError("out of memory")
 
     monkeypatch.setitem(graph.RECORDERS, "cpu", recorder)
@@ -205,7 +205,7 @@ def test_a_reset_that_cannot_be_recorded_closes_the_session(monkeypatch):
     pool = shuffled_pool(model, session_pages(model.generator, model.grid))
     session = random_session(model, cuda_graph=True, pool=pool)
 
-    def recorder(function, memory) -> Recording:
+    def recorder(function, memory, restore) -> Recording:
         raise RuntimeError("out of memory")
 
     monkeypatch.setitem(graph.RECORDERS, "cpu", recorder)
@@ -220,8 +220,8 @@ def test_recordings_go_with_their_run(monkeypatch):
     alive: set[int] = set()
     counted: list[int] = []
 
-    def recorder(function, memory) -> Recording:
-        recording = record_on_cpu(function, memory)
+    def recorder(function, memory, restore) -> Recording:
+        recording = record_on_cpu(function, memory, restore)
         alive.add(number := len(counted))
         counted.append(len(alive))
         replay = weakref.ref(recording._recorded[0].__self__)  # its tensors; the recording itself may be kept
@@ -262,9 +262,9 @@ def test_the_recording_of_a_batch_goes_with_any_of_its_sessions(end, pose_model)
 def test_one_thread_records_at_a_time(monkeypatch):
     recording, overlaps = threading.Lock(), []
 
-    def recorder(function, memory) -> Recording:
+    def recorder(function, memory, restore) -> Recording:
         overlaps.append(not recording.acquire(blocking=False))
-        made = record_on_cpu(function, memory)
+        made = record_on_cpu(function, memory, restore)
         time.sleep(0.01)
         recording.release()
         return made

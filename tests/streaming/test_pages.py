@@ -4,9 +4,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from aapt_fast import limits
 from aapt_fast.errors import PoolExhausted
 from aapt_fast.limits import in_units
-from aapt_fast.streaming import pages
 from aapt_fast.streaming.pages import PagePool, pages_for, pool_bytes
 
 
@@ -154,7 +154,7 @@ def test_a_cpu_without_room_is_found_out_before_anything_is_allocated(pose_model
     """The number that fits exactly is taken, one more is not, nor one that is beyond any memory."""
     make = {"pages": PagePool.for_model, "sessions": PagePool.for_sessions}[argument]
     least = make(pose_model, 1).bytes
-    monkeypatch.setattr(pages, "available_memory", lambda: 5 * least)
+    monkeypatch.setattr(limits, "available_memory", lambda: 5 * least)
     assert make(pose_model, 5).bytes == 5 * least
     expected = f"{argument}: expected a number whose pages fit into the {in_units(5 * least)} of memory left on cpu, "
     for count in (6, 10**30):

@@ -12,9 +12,10 @@ import torch
 from aapt_fast.cli.checks import parse_size
 from aapt_fast.cli.device import chosen_dtype, usable_device
 from aapt_fast.errors import require
+from aapt_fast.limits import memory_left
 from aapt_fast.profiling.memory import HIDDEN_COPIES, STREAM_COPIES, MemoryPlan
 from aapt_fast.profiling.systems import LARGE, System, find_system
-from aapt_fast.streaming.pages import memory_left, pages_for, pool_bytes
+from aapt_fast.streaming.pages import pages_for, pool_bytes
 
 TEXT_ENCODER = "none: prompts come as embeddings, and an encoder of yours adds its weights"
 
@@ -122,7 +123,8 @@ def in_words(found: dict[str, Any]) -> list[str]:
         *(f"  {name:15}{_gib(size):>10}  {rule}" for name, (size, rule) in found["parts"].items()),
         f"  {'text encoder':15}{'':10}  {found['text_encoder']}",
         f"  {'sum':15}{_gib(found['needed_bytes']):>10}  of all, but attention and activations or decoding only",
-        f"  {'with kernels':15}{_gib(found['needed_bytes_with_kernels']):>10}  the same without attention's copies",
+        f"  {'with kernels':15}{_gib(found['needed_bytes_with_kernels']):>10}  without attention's copies, with the "
+        "decoder's frames in rings",
     ]
     return [*lines, "Not counted: working memory of torch's libraries, on a GPU some hundred MiB."]
 

@@ -13,7 +13,11 @@ from aapt_fast.integrations.search import find_sites
 from aapt_fast.integrations.sites import explain_sites
 from aapt_fast.models.aapt.generator import Generator
 from aapt_fast.models.stream_model import StreamModel
+from aapt_fast.models.vae.aapt import AAPTVAE
 from aapt_fast.models.vae.mini import MiniVAE
+from aapt_fast.models.vae.ring_cache import OPS as RING_OPS
+from aapt_fast.models.vae.ring_cache import kernels_run
+from aapt_fast.models.vae.video_stream import LayeredDecoder
 from aapt_fast.models.vae.wan import WanVAE
 from aapt_fast.models.wan.transformer import WanTransformer
 from aapt_fast.ops.kernels import record_for, selection
@@ -26,8 +30,10 @@ OWN: dict[type[nn.Module], tuple[str, ...]] = {
     WanTransformer: ATTENTION,
     MiniVAE: ("causal_conv3d",),
     WanVAE: ("causal_conv3d",),
+    AAPTVAE: ("causal_conv3d",),
 }
-"""Ops that a stream of each model of this package calls; its other layers are torch's."""
+"""Ops that a stream of each model of this package calls; its other layers are torch's. A decoder whose frames lie in
+rings calls `RING_OPS`."""
 
 
 def explain(obj: Any) -> PatchReport:
@@ -68,6 +74,9 @@ def _own_ops(obj: Any) -> Iterator[Finding]:
         ops = next((ops for kind, ops in OWN.items() if isinstance(part, kind)), ())
         if isinstance(part, Generator) and part.config.prediction == "velocity" and part.head is None:
             ops = (*ops, "clean_frame")
+        weight = next(part.parameters(), None)
+        if isinstance(part, LayeredDecoder) and weight is not None and kernels_run(weight.device, weight.dtype):
+            ops = RING_OPS
         for op in ops:
             device = next(part.parameters()).device
             runs = implementation(op, device) if device.type in OPS[op] else f"nothing on {device}"

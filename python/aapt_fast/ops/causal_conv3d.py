@@ -51,10 +51,24 @@ def causal_conv3d(x: Tensor, weight: Tensor, bias: Tensor | None = None, history
 
 
 def causal_conv3d_reference(x: Tensor, weight: Tensor, bias: Tensor | None, history: Tensor | None) -> Tensor:
-    """`causal_conv3d` in plain torch: put the past in front of x [B, C, T, H, W], then convolve. Same arguments."""
+    """`causal_conv3d` in plain torch: put the past in front of x [B, C, T, H, W], then convolve. Same arguments.
+
+    Where the past lies in front of x already, as in frames [B, C, kt - 1 + T, H, W] cut in two, nothing is copied.
+    """
     kt, kh, kw = weight.shape[2:]
-    frames = F.pad(x, (0, 0, 0, 0, kt - 1, 0)) if history is None else torch.cat([history, x], dim=2)
+    frames = F.pad(x, (0, 0, 0, 0, kt - 1, 0)) if history is None else _joined(history, x)
     return F.conv3d(frames, weight, bias, padding=(0, kh // 2, kw // 2))
+
+
+def _joined(history: Tensor, x: Tensor) -> Tensor:
+    """[B, C, n, H, W] and [B, C, T, H, W] one after the other: a view if they are parts of one tensor, else a copy."""
+    end = history.storage_offset() + history.shape[2] * x.stride(2)
+    same_tensor = history.untyped_storage()._cdata == x.untyped_storage()._cdata
+    if not (same_tensor and history.stride() == x.stride() and end == x.storage_offset()):
+        return torch.cat([history, x], dim=2)
+    batch, channels, length, height, width = x.shape
+    shape = (batch, channels, history.shape[2] + length, height, width)
+    return history.as_strided(shape, x.stride(), history.storage_offset())
 
 
 def tap_major(weight: Tensor) -> Tensor:

@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Convolutions of a video decoder for one more latent frame of a stream, from its configuration alone.
 
-Those of a VAE of this package are noted while it decodes on the meta device, which computes nothing. The light decoder
-of the paper, which its time includes and this package does not have, is listed by hand (AAPT, arXiv 2506.09350,
-appendix C: 64 to 512 channels, two residual blocks per scale; the rest is taken to be as in SeedVR's).
+They are noted while the VAE decodes on the meta device, which computes nothing.
 """
 
 from __future__ import annotations
@@ -15,14 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from aapt_fast.models.vae import aapt_layers, wan_layers
+from aapt_fast.models.vae.aapt import AAPTVAE, LIGHT, AAPTVAEConfig
 from aapt_fast.models.vae.layers import CausalConv3d
 from aapt_fast.models.vae.mini import MiniVAE, MiniVAEConfig
-from aapt_fast.models.vae.wan import RGB, WanVAE, WanVAEConfig
-from aapt_fast.models.vae.wan_layers import FrameAttention
+from aapt_fast.models.vae.wan import WAN_2_2, WanVAE, WanVAEConfig
 
-VAEConfig = WanVAEConfig | MiniVAEConfig
-LIGHT_WIDTHS, LIGHT_BLOCKS, LIGHT_LATENTS = (512, 256, 128, 64), 2, 16
-"""Channels of the paper's light decoder, from the latents up."""
+VAEConfig = WanVAEConfig | MiniVAEConfig | AAPTVAEConfig
+DECODERS: dict[str, VAEConfig] = {"light": LIGHT, "wan2.1": WanVAEConfig(), "wan2.2": WAN_2_2}
+"""Decoders by the names that benches take: AAPT's light one, and those of Wan."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +54,10 @@ class Layer:
         return prod(self.size) * (self.inputs + self.outputs) + weights + past
 
 
-def make_vae(config: VAEConfig) -> WanVAE | MiniVAE:
+def make_vae(config: VAEConfig) -> WanVAE | MiniVAE | AAPTVAE:
     """A VAE with random weights."""
+    if isinstance(config, AAPTVAEConfig):
+        return AAPTVAE(config)
     return WanVAE(config) if isinstance(config, WanVAEConfig) else MiniVAE(config)
 
 
@@ -69,7 +70,7 @@ def decoder_layers(config: VAEConfig, height: int, width: int) -> list[Layer]:
             frames = output.shape[2] if output.dim() == 5 else len(output)
             taps, size = (1, *module.kernel_size)[-3:], (frames, *output.shape[-2:])
             layers.append(Layer(module.in_channels, module.out_channels, taps, size))
-        elif isinstance(module, FrameAttention):
+        elif isinstance(module, aapt_layers.FrameAttention | wan_layers.FrameAttention):
             layers.extend(_frame_attention(output.shape[1], tuple(output.shape[2:])))
 
     with torch.device("meta"):
@@ -89,31 +90,3 @@ def _frame_attention(width: int, size: tuple[int, int, int]) -> list[Layer]:
         Layer(width, width, (1, 1, 1), size, attention=True),
         Layer(width, width, (1, 1, 1), size),
     ]
-
-
-def _residual_blocks(count: int, inputs: int, outputs: int, size: tuple[int, int, int]) -> list[Layer]:
-    """List `count` blocks of two 3x3x3 convolutions; the first changes the width, with a shortcut."""
-    layers = []
-    for _ in range(count):
-        layers += [Layer(inputs, outputs, (3, 3, 3), size), Layer(outputs, outputs, (3, 3, 3), size)]
-        if inputs != outputs:
-            layers.append(Layer(inputs, outputs, (1, 1, 1), size))
-        inputs = outputs
-    return layers
-
-
-def light_decoder(height: int, width: int) -> list[Layer]:
-    """List the layers of the paper's light decoder, for latents of height x width."""
-    inputs, frames, size = LIGHT_WIDTHS[0], 1, (1, height, width)
-    block = _residual_blocks(1, inputs, inputs, size)
-    layers = [Layer(LIGHT_LATENTS, inputs, (3, 3, 3), size), *block, *_frame_attention(inputs, size), *block]
-    for level, outputs in enumerate(LIGHT_WIDTHS):
-        layers += _residual_blocks(LIGHT_BLOCKS, inputs, outputs, size)
-        inputs = outputs
-        if level < len(LIGHT_WIDTHS) - 1:
-            doubles_time = 2 if level < 2 else 1
-            layers.append(Layer(outputs, 4 * doubles_time * outputs, (1, 1, 1), size))
-            frames *= doubles_time
-            size = (frames, 2 * size[1], 2 * size[2])
-            layers.append(Layer(outputs, outputs, (3, 3, 3), size))
-    return [*layers, Layer(inputs, RGB, (3, 3, 3), size)]

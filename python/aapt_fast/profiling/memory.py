@@ -12,6 +12,7 @@ memory of libraries, some hundred MiB on a GPU, and a text encoder: prompts come
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +22,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from aapt_fast.models.autocast import without_autocast
 from aapt_fast.models.sampling import Sampler
-from aapt_fast.models.vae.video_stream import frames_to_uint8
+from aapt_fast.models.vae.packed_weights import PackedWeights
+from aapt_fast.models.vae.ring_cache import RingCache
+from aapt_fast.models.vae.video_stream import DecoderStream, LayeredDecoder, Memory, frames_to_uint8
 from aapt_fast.ops._checks import PAGE_SLOTS
 from aapt_fast.streaming.pages import pool_bytes, session_pages
 
@@ -46,28 +49,34 @@ class MemoryPlan:
     prompt: int
     """Keys and values of a prompt outside of pages."""
     decoder_state: int
-    """Past features of the decoder's causal layers."""
+    """Past features of the decoder's causal layers; with kernels see `rings`."""
     attention: int
     """Torch operators copy the keys and values that a layer attends to; kernels of this package read them in place."""
     activations: int
     """`STREAM_COPIES` of the token stream and `HIDDEN_COPIES` of the output of the widest linear layer."""
     decoding: int
     """Most that the layers of the decoder have in memory at a time."""
+    rings: int
+    """The decoder's state with its kernels: rings of frames, and its weights in another layout. Sessions of a model
+    share the latter."""
+    ring_decoding: int
+    """`decoding` with the kernels."""
     on_host: int = 0
     """Weights of the text stream in host memory, with `offload_text`. One layer at a time visits, and not in a step."""
 
-    @property
-    def held(self) -> int:
-        """Bytes of an open session between two steps."""
-        return self.generator + self.vae + self.pages + self.prompt + self.decoder_state
+    def held(self, kernels: bool = False) -> int:
+        """Bytes of an open session between two steps; `kernels`: with the decoder of this package."""
+        return self.generator + self.vae + self.pages + self.prompt + (self.rings if kernels else self.decoder_state)
 
     def step(self, kernels: bool = False) -> int:
-        """Bytes that a step takes for a while; `kernels`: with the attention of this package."""
-        return max(self.activations + (0 if kernels else self.attention), self.decoding)
+        """Bytes that a step takes for a while; `kernels`: with attention and decoder of this package."""
+        if kernels:
+            return max(self.activations, self.ring_decoding)
+        return max(self.activations + self.attention, self.decoding)
 
     def total(self, kernels: bool = False) -> int:
-        """Most bytes at a time; `kernels`: with the attention of this package."""
-        return self.held + self.step(kernels)
+        """Most bytes at a time; `kernels`: with attention and decoder of this package."""
+        return self.held(kernels) + self.step(kernels)
 
     def parts(self) -> dict[str, int]:
         """Bytes of `total()` by parts: weights, pages and the prompt beside them, state of the decoder, a step."""
@@ -107,6 +116,9 @@ def plan_memory(
     slots = pages // sampler.caches * PAGE_SLOTS
     widest = max(layer.out_features for layer in generator.modules() if isinstance(layer, nn.Linear))
     state, decoding = decoder_memory(vae, grid, frames)
+    rings, ring_decoding = (state, decoding)
+    if isinstance(vae, LayeredDecoder):
+        rings, ring_decoding = decoder_memory(vae, grid, frames, lambda: RingCache(PackedWeights()))
     on_host = sum(map(weight_bytes, generator.text_modules)) if offload_text else 0
     return MemoryPlan(
         generator=weight_bytes(generator) - on_host,
@@ -117,6 +129,8 @@ def plan_memory(
         attention=slots * (slot + INDEX_BYTES),
         activations=tokens * (STREAM_COPIES * 4 * width + HIDDEN_COPIES * widest * dtype.itemsize),
         decoding=decoding,
+        rings=rings,
+        ring_decoding=ring_decoding,
         on_host=on_host,
     )
 
@@ -126,13 +140,15 @@ def weight_bytes(module: nn.Module) -> int:
     return sum(parameter.nbytes for parameter in module.parameters())
 
 
-def decoder_memory(vae: Any, grid: tuple[int, int], frames: int) -> tuple[int, int]:
+def decoder_memory(
+    vae: Any, grid: tuple[int, int], frames: int, memory: Callable[[], Memory] | None = None
+) -> tuple[int, int]:
     """Bytes of a decoder's state, and most that it takes besides while it decodes `frames` latent frames at once.
 
-    `vae` is on the meta device; `grid` is the latent height and width.
+    `vae` is on the meta device; `grid` is the latent height and width; `memory` is that of `DecoderStream`.
     """
     dtype = next(iter(vae.parameters())).dtype
-    stream = vae.stream()
+    stream = DecoderStream(vae, memory)
 
     def decode(count: int) -> None:
         latents = torch.empty(1, vae.latent_channels, count, *grid, dtype=dtype, device="meta")
@@ -147,10 +163,13 @@ def decoder_memory(vae: Any, grid: tuple[int, int], frames: int) -> tuple[int, i
 
 
 class LiveBytes:
-    """Bytes of the tensors that were added and still live. Tensors that share memory count once."""
+    """Bytes of tensors that were added: those that still live, most at a time, and all together.
+
+    Tensors that share memory count once.
+    """
 
     def __init__(self) -> None:
-        self.live = self.peak = 0
+        self.live = self.peak = self.taken = 0
         self._known: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
 
     def add(self, tensor: Tensor) -> None:
@@ -160,6 +179,7 @@ class LiveBytes:
             return
         self._known[storage._cdata] = storage
         self.live += storage.nbytes()
+        self.taken += storage.nbytes()
         self.peak = max(self.peak, self.live)
         weakref.finalize(storage, self._freed, storage.nbytes())
 

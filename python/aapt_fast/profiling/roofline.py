@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from aapt_fast.models.aapt.config import GeneratorConfig
-from aapt_fast.profiling.decoders import Layer, light_decoder
+from aapt_fast.models.vae.aapt import LIGHT
+from aapt_fast.profiling.decoders import Layer, decoder_layers
 
 LABEL = "prediction of a roofline, not a measurement"
 BYTES = 2  # of a bfloat16
@@ -226,7 +227,7 @@ def paper_check(config: GeneratorConfig, prompt: int) -> list[dict[str, Any]]:
     for published in PAPER:
         width, height = (length // 8 for length in published.size)
         at_size = dataclasses.replace(config, grid=(height, width), window=published.past_frames)
-        step = Step(at_size, prompt, light_decoder(height, width))
+        step = Step(at_size, prompt, decoder_layers(LIGHT, height, width))
         found = predict(step, H100, published.gpus)
         flops = step.generator_flops + step.decoder_flops
         rows.append(

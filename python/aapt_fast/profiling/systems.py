@@ -18,13 +18,13 @@ from aapt_fast.models.aapt.presets import generator_preset
 from aapt_fast.models.files.bundled import bundled_models
 from aapt_fast.models.files.model_file import read_configs
 from aapt_fast.models.stream_model import StreamModel
+from aapt_fast.models.vae.aapt import LIGHT
 from aapt_fast.models.vae.mini import MiniVAEConfig
-from aapt_fast.models.vae.wan import WanVAEConfig
 from aapt_fast.profiling.decoders import Layer, VAEConfig, decoder_layers, make_vae
 from aapt_fast.profiling.memory import MemoryPlan, plan_memory
 from aapt_fast.profiling.roofline import Step
 
-LARGE = ("aapt-8b",)  # with the decoder of Wan 2.1; the others have the package's small one
+LARGE = ("aapt-8b",)  # with AAPT's light decoder; the others have the package's small one
 VIDEO_SCALE = 8
 """Pixels per latent cell, down and across, in all of these systems."""
 
@@ -92,7 +92,7 @@ def find_system(preset: str, size: tuple[int, int] | None = None, window: int | 
     if bundled:
         config, vae = read_configs(preset)
     else:
-        config, vae = generator_preset(preset), WanVAEConfig() if large else MiniVAEConfig()
+        config, vae = generator_preset(preset), LIGHT if large else MiniVAEConfig()
     native = (VIDEO_SCALE * config.grid[1], VIDEO_SCALE * config.grid[0])
     width, height = size or native
     multiple = VIDEO_SCALE * config.patch
@@ -105,7 +105,7 @@ def find_system(preset: str, size: tuple[int, int] | None = None, window: int | 
         require(window in (None, config.window), "window", f"{config.window}, that of the bundled {preset}", window)
     grid = (height // VIDEO_SCALE, width // VIDEO_SCALE)
     config = dataclasses.replace(config, grid=grid, window=config.window if window is None else window)
-    return System(preset, config, vae, "Wan 2.1" if large else "the package's small one", bundled)
+    return System(preset, config, vae, "AAPT's light one" if large else "the package's small one", bundled)
 
 
 def obstacle(system: System, device: torch.device, dtype: torch.dtype) -> str | None:

@@ -82,24 +82,29 @@ def record(function: Callable[[], Tensor], memory: GraphMemory, state: Sequence[
     Args:
         function: computes a tensor [...] from tensors that stay where they are.
         memory: for everything that it allocates; the type of its device is one of `RECORDERS`.
-        state: tensors that it changes and reads; they end up as they were, also if it cannot be recorded.
+        state: tensors that it changes and reads; every run finds them as they were, and they end up so, also if it
+            cannot be recorded.
 
     Raises:
         RuntimeError: it cannot be recorded, for example because it waits for a result.
     """
     kept = [tensor.clone() for tensor in state]
-    try:
-        with _ONE_RECORDING:
-            return RECORDERS[memory.device.type](function, memory)
-    except RuntimeError as error:
-        raise RuntimeError(f"cuda_graph: recording a step failed, cuda_graph=False does without: {error}") from error
-    finally:
+
+    def restore() -> None:
         for tensor, before in zip(state, kept, strict=True):
             tensor.copy_(before)
 
+    try:
+        with _ONE_RECORDING:
+            return RECORDERS[memory.device.type](function, memory, restore)
+    except RuntimeError as error:
+        raise RuntimeError(f"cuda_graph: recording a step failed, cuda_graph=False does without: {error}") from error
+    finally:
+        restore()
 
-def _record_on_cuda(function: Callable[[], Tensor], memory: GraphMemory) -> Recording:
-    """Warm up, then capture, on the stream of `memory`.
+
+def _record_on_cuda(function: Callable[[], Tensor], memory: GraphMemory, restore: Callable[[], None]) -> Recording:
+    """Warm up, with the state restored after each run, then capture, on the stream of `memory`.
 
     The device is current throughout: torch's contexts for streams and graphs would otherwise wait for the device that
     was current before, and open it. The context of the stream is outside of the capture, because torch stays on the
@@ -110,6 +115,7 @@ def _record_on_cuda(function: Callable[[], Tensor], memory: GraphMemory) -> Reco
         memory.stream.wait_stream(before)
         for _ in range(WARM_UPS):
             function()
+            restore()
         graph = torch.cuda.CUDAGraph()
         # "thread_local": other threads may copy, wait and allocate meanwhile
         capture = torch.cuda.graph(graph, memory.pool, memory.stream, capture_error_mode="thread_local")
@@ -134,8 +140,10 @@ def _own_workspaces() -> Iterator[None]:
         forget()
 
 
-RECORDERS: dict[str, Callable[[Callable[[], Tensor], GraphMemory], Recording]] = {"cuda": _record_on_cuda}
-"""How a function is recorded, by type of device."""
+Recorder = Callable[[Callable[[], Tensor], GraphMemory, Callable[[], None]], Recording]
+
+RECORDERS: dict[str, Recorder] = {"cuda": _record_on_cuda}
+"""How a function is recorded, by type of device. The last argument restores the state that a run changes."""
 
 
 class RecordedDecoder:
@@ -160,8 +168,8 @@ class RecordedDecoder:
         dtype = next(iter(model.vae.parameters())).dtype
         shape = (1, model.vae.latent_channels, frames, *model.grid)
         self._latents = torch.zeros(shape, dtype=dtype, device=model.device)
-        decode = partial(decoder.decode, self._latents)
-        self._recording = record(decode, memory or GraphMemory(model.device), state)
+        step = partial(decoder.step, self._latents)
+        self._recording = record(step, memory or GraphMemory(model.device), state)
 
     def decode(self, latents: Tensor) -> Tensor:
         """The next latents [1, C, n, h, w] -> video frames [1, 3, 4 n, H, W], which the next call overwrites.

@@ -21,7 +21,7 @@ from typing import Protocol
 import torch
 
 from aapt_fast.errors import PoolExhausted, require, require_integer, require_type
-from aapt_fast.limits import available_memory, in_units
+from aapt_fast.limits import in_units, memory_left
 from aapt_fast.models.protocols import VideoGenerator
 from aapt_fast.models.sampling import Sampler, require_sampler
 from aapt_fast.models.stream_model import StreamModel
@@ -280,13 +280,3 @@ def _require_room(argument: str, count: int, needed: int, device: torch.device) 
     if left is not None and needed > left:
         expected = f"a number whose pages fit into the {in_units(left)} of memory left on {device}"
         raise PoolExhausted(f"{argument}: expected {expected}, got {count}, whose pages need {in_units(needed)}")
-
-
-def memory_left(device: torch.device) -> int | None:
-    """Bytes that can still be taken, on a GPU with those that torch holds there without using them; None if unknown."""
-    if device.type == "cpu":
-        return available_memory()
-    if device.type == "cuda":
-        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + unused
-    return None

@@ -162,6 +162,8 @@ class _Dispatch(TorchDispatchMode):
             self._gpu.sync()
             return self._download(func, args, kwargs)
         result = func(*args, **kwargs)
+        if func is _aten.convolution.default and _is_channels_last_3d(args[0]):
+            result = torch.empty_like(result, memory_format=torch.channels_last_3d)  # cuDNN keeps the format
         if not getattr(func, "is_view", False):
             self._gpu.launch(func.__name__.partition(".")[0])
         for tensor in _tensors(result if isinstance(result, tuple | list) else (result,)):
@@ -183,6 +185,11 @@ class _Dispatch(TorchDispatchMode):
         if any(tensor.device.type == "cpu" and tensor.dim() for tensor in tensors):
             shapes = ", ".join(f"{list(tensor.shape)} on {tensor.device.type}" for tensor in tensors)
             raise RuntimeError(f"{func}: expected tensors of one device, got {shapes}, in {line()}")
+
+
+def _is_channels_last_3d(x: Tensor) -> bool:
+    """True for [B, C, T, H, W] with the channels last in memory."""
+    return x.dim() == 5 and x.is_contiguous(memory_format=torch.channels_last_3d)
 
 
 @functools.cache

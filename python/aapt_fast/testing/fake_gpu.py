@@ -32,6 +32,8 @@ class Counts:
         """Operators that are no views, by name."""
         self.peak_bytes = live_bytes
         """Most bytes in use at a time."""
+        self.taken_bytes = 0
+        """Bytes of all new tensors together."""
 
 
 class Workspace:
@@ -169,11 +171,13 @@ class FakeGPU:
     def allocated(self, tensor: Tensor) -> None:
         """Add the memory of `tensor` [...], see `LiveBytes.add`."""
         self.contexts.add(tensor.device.index)
+        before = self._memory.taken
         self._memory.add(tensor)
         if self.capture is not None and self.capture.is_of_this_thread:
             self.capture.allocated(tensor)
         for counts in self._counts:
             counts.peak_bytes = max(counts.peak_bytes, self.live_bytes)
+            counts.taken_bytes += self._memory.taken - before
 
     def _multiply(self) -> None:
         key = threading.get_ident(), torch.cuda.current_stream().cuda_stream

@@ -49,8 +49,10 @@ class _Recorder(TorchDispatchMode):
                     result.copy_(value)
 
 
-def record_on_cpu(function: Callable[[], Tensor], memory: GraphMemory) -> Recording:
-    """A recorder for `streaming.graph.RECORDERS`: records `function` -> tensor [...], which it runs once."""
+def record_on_cpu(function: Callable[[], Tensor], memory: GraphMemory, restore: Callable[[], None]) -> Recording:
+    """A recorder for `streaming.graph.RECORDERS`: runs `function` -> tensor [...] twice, and records the second run."""
+    function()
+    restore()
     recorder = _Recorder()
     with recorder:
         output = function()

@@ -13,6 +13,7 @@ from diffusers import AutoencoderKLWan
 from torch import Tensor
 
 from aapt_fast.errors import CheckpointError
+from aapt_fast.models.vae import feature_cache
 from aapt_fast.models.vae.feature_cache import FeatureCache
 from aapt_fast.models.vae.infer_wan_config import keys_of
 from aapt_fast.models.vae.wan import WAN_2_2, WanVAE, WanVAEConfig
@@ -272,6 +273,31 @@ def test_the_norm_in_half_precision_has_the_same_bits_with_and_without_gradients
     with torch.no_grad():
         found = norm(x)
     assert torch.equal(found, expected) and found.stride() == x.stride()
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 0.03)], ids=str)
+def test_norm_and_silu_into_a_part_of_a_tensor(dtype, tolerance):
+    x = torch.randn(2, 48, 2, 3, 4).to(dtype).contiguous(memory_format=torch.channels_last_3d)
+    x[0, :, 0, 0, 0] = 0
+    norm = RMSNorm(48).to(dtype).requires_grad_(False)
+    norm.gamma.normal_()
+    whole = torch.full((2, 48, 4, 3, 4), 7.0, dtype=dtype).contiguous(memory_format=torch.channels_last_3d)
+    norm.silu_into(x, whole[:, :, 2:])
+    assert_near(whole[:, :, 2:], F.silu(norm(x)), tolerance)
+    assert (whole[:, :, :2] == 7).all()
+
+
+def test_norms_behind_the_past_change_nothing(pair, monkeypatch):
+    """The path of GPUs, on a CPU."""
+    ours, _ = pair
+    latents = random_latents(ours, length=3)
+    expected = ours.decode(latents)
+    monkeypatch.setattr(feature_cache, "in_one_tensor", lambda x: True)
+    stream = ours.stream()
+    first = stream.decode(latents[:, :, :1])
+    clone = stream.clone()
+    assert_near(torch.cat([first, stream.decode(latents[:, :, 1:])], 2), expected, TOLERANCE)
+    assert_near(torch.cat([first, *(clone.decode(latents[:, :, t : t + 1]) for t in (1, 2))], 2), expected, TOLERANCE)
 
 
 def test_bfloat16(narrow):

@@ -14,6 +14,7 @@ from aapt_fast.errors import CheckpointError
 from aapt_fast.models.aapt.generator import Generator
 from aapt_fast.models.files.load_generator import load_generator
 from aapt_fast.models.files.load_vae import load_vae
+from aapt_fast.models.vae.aapt import AAPTVAE
 from aapt_fast.models.vae.mini import MiniVAE
 from aapt_fast.models.vae.wan import WanVAE
 from aapt_fast.models.wan.transformer import PATCH, WanTransformer
@@ -52,7 +53,7 @@ def _require_equal(theirs: nn.Module, ours: nn.Module, result: Path) -> None:
             raise CheckpointError(f"{result}: {name}: expected the output of the source, got a difference of {off:g}")
 
 
-def _vae(model: WanVAE | MiniVAE) -> dict[str, Tensor]:
+def _vae(model: WanVAE | MiniVAE | AAPTVAE) -> dict[str, Tensor]:
     height, width = model.spatial_factor, 2 * model.spatial_factor
     return {
         "decode": model.decode(_random(1, model.latent_channels, 2, 1, 2)),
@@ -86,6 +87,7 @@ OUTPUTS: dict[type[nn.Module], Callable[[Any], dict[str, Tensor]]] = {
     WanTransformer: _wan_transformer,
     MiniVAE: _vae,
     WanVAE: _vae,
+    AAPTVAE: _vae,
 }
 """Class of a model -> the outputs [...] by name that are compared."""
 

@@ -26,7 +26,7 @@ from aapt_fast.models.files.bundled import bundled_models
 from aapt_fast.models.files.compare import SMALL, require_equal_models
 from aapt_fast.models.files.find import require_path, weight_file
 from aapt_fast.models.files.load_generator import GROUPS, meta_wan_transformer, open_wan_transformer
-from aapt_fast.models.files.load_vae import open_wan_vae, vae_file
+from aapt_fast.models.files.load_vae import meta_vae, open_vae, vae_file
 from aapt_fast.models.files.model_file import is_own_file, read_model
 from aapt_fast.models.files.named_weights import NamedWeights
 from aapt_fast.models.files.placement import WAN_DTYPES, require_usable_dtype
@@ -39,7 +39,6 @@ from aapt_fast.models.files.read import (
 from aapt_fast.models.files.recognise import ALL_IN_ONE, TRANSFORMER, part_names, recognise_tensors
 from aapt_fast.models.files.recognise import VAE as VIDEO_VAE
 from aapt_fast.models.files.write import Entry, compare_tensors, write_shards
-from aapt_fast.models.vae.wan import WanVAE
 
 GENERATOR, VAE, OWN = "generator", "vae", "model of this package"
 PIPELINE_PARTS = {"transformer": GENERATOR, "transformer_2": GENERATOR, "vae": VAE}
@@ -175,9 +174,8 @@ def _plan(part: Part, config: Mapping[str, Any] | None, dtype: torch.dtype | Non
         entries = [Entry(name, dtype or tensor.dtype, tensor, name, part.file) for name, tensor in tensors.items()]
         return Plan(entries, None, read_metadata(part.file))
     if part.kind == VAE:
-        weights: NamedWeights[Any] = open_wan_vae(part.file, config)
-        with torch.device("meta"):
-            expected = WanVAE(weights.config).to(dtype or torch.float32).state_dict()
+        weights: NamedWeights[Any] = open_vae(part.file, config)
+        expected = meta_vae(weights.config).to(dtype or torch.float32).state_dict()
         said = {}  # a VAE's config.json with another class is passed over
     else:
         weights = open_wan_transformer(part.file, config)

@@ -308,7 +308,7 @@ _MODELS: tuple[tuple[str, str, str, str], ...] = (
         VAE,
         r"(model\.)?(encoder|decoder)\.(conv|mid|middle|head|down|up)",
         "a VAE without a generator",
-        "in Python, load_vae reads a Wan VAE, and StreamModel.from_pretrained takes it as vae=",
+        "in Python, load_vae reads one of Wan or SeedVR, and StreamModel.from_pretrained takes it as vae=",
     ),
     (
         "other",

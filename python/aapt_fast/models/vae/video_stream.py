@@ -3,16 +3,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from aapt_fast.errors import require, require_shape
+from aapt_fast.limits import in_units, memory_left
 from aapt_fast.models.autocast import without_autocast
 from aapt_fast.models.vae.feature_cache import FeatureCache
+from aapt_fast.models.vae.memory import DecoderMemory, Frames
+from aapt_fast.models.vae.packed_weights import PackedWeights
+from aapt_fast.models.vae.ring_cache import RingCache, RingPlan, kernels_run
+
+Memory: TypeAlias = FeatureCache | RingCache
 
 
 class CausalDecoder(Protocol):
@@ -22,12 +29,27 @@ class CausalDecoder(Protocol):
     def latent_channels(self) -> int:
         """C, channels of a latent frame."""
 
-    def decode_chunk(self, latents: Tensor, cache: FeatureCache) -> Tensor:
+    def decode_chunk(self, latents: Tensor, cache: Any) -> Tensor:
         """The next latents [B, C, n, h, w] -> their video frames [B, 3, F, H, W] in -1..1, in the dtype of the weights.
 
         An empty `cache` is the start of a video, where n = 1 and F = 1; later chunks give F = 4 n. Every layer that
-        looks back keeps its past frames in `cache`, which belongs to the stream.
+        looks back keeps its past frames in `cache`, a `FeatureCache` which belongs to the stream; a `LayeredDecoder`
+        takes any `DecoderMemory`.
         """
+
+
+@runtime_checkable
+class LayeredDecoder(Protocol):
+    """A `CausalDecoder` whose layers are written in terms of a `DecoderMemory`; its widths are multiples of 16."""
+
+    packed_weights: PackedWeights
+    """Of all its streams."""
+
+    def run_layers(self, latents: Tensor, memory: DecoderMemory) -> Frames:
+        """The next chunk [B, C, n, h, w], in the dtype of the weights, through all layers."""
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """The weights, which have one dtype and device."""
 
 
 class VideoVAE(CausalDecoder, Protocol):
@@ -77,16 +99,29 @@ class VideoDecoder(Protocol):
 
 
 class DecoderStream:
-    """Decodes latent frames as they come. The whole state is in this object: past features and the video's size."""
+    """Decodes latent frames as they come. The whole state is in this object: past features and the video's size.
 
-    def __init__(self, vae: CausalDecoder) -> None:
-        self.vae = vae
+    The features lie in a `RingCache` where the decoder's kernels run, else in a `FeatureCache`.
+
+    Args:
+        vae: the decoder.
+        memory: makes the memory of a video, in the place of that choice.
+    """
+
+    def __init__(self, vae: CausalDecoder, memory: Callable[[], Memory] | None = None) -> None:
+        self.vae, self._make_memory = vae, memory
+        self._closed = self._warned = self._fixed = False
         self.reset()
 
     def reset(self) -> None:
         """Forget everything decoded so far: the next chunk starts another video, of any size."""
-        self._cache = FeatureCache()
+        self._cache: Memory | None = None
         self._size: tuple[int, ...] | None = None
+
+    def close(self) -> None:
+        """Give the memory of the stream back; `decode` and `clone` raise ValueError from here on."""
+        self.reset()
+        self._closed = True
 
     @torch.no_grad()
     def decode(self, latents: Tensor, out: str = "float") -> Tensor:
@@ -95,43 +130,110 @@ class DecoderStream:
         The first chunk of a stream is one latent frame and gives F = 1; later ones give F = 4 n. `out`: "float" for
         [B, 3, F, H, W] in -1..1 in the dtype of the VAE, "uint8" for [B, F, H, W, 3] in 0..255, rounded to nearest and
         ready for a screen or an image encoder.
-        Raises ValueError for another shape, dtype or size than the stream began with, and an unknown `out`.
+        Latents that are not finite give frames that are not, for as long as layers look back on them. On a CPU a
+        warning says so once; on a GPU nobody looks, because the host would have to wait.
+        Raises ValueError for another shape, dtype or size than the stream began with, an unknown `out`, a stream that
+        is closed, and a video for whose memory there is no room; the stream stays as it was.
         """
+        require(not self._closed, "stream", "an open one", "one that has been closed")
         require(out in ("float", "uint8"), "out", "'float' or 'uint8'", repr(out))
         require_latents(latents, self.vae.latent_channels)
         length, size = latents.shape[2], (latents.shape[0], *latents.shape[3:])
         if self._size is None:
             require(length == 1, "latents", "exactly one frame in the first chunk of a stream", length)
-            self._size = size
-        require(size == self._size, "latents", f"batch, height and width {self._size} as before", size)
-        with without_autocast(latents.device):
-            video = self.vae.decode_chunk(latents, self._cache)
+        require(self._size in (None, size), "latents", f"batch, height and width {self._size} as before", size)
+        self._warn_of_nan(latents)
+        if self._cache is None:
+            self._cache, self._size = self._new_memory(size), size
+        video = self.step(latents)
         return video if out == "float" else frames_to_uint8(video)
 
-    def fix(self) -> list[Tensor]:
-        """Keep the state in the same tensors [...] from here on, for steps that are recorded, and return these.
+    @torch.no_grad()
+    def step(self, latents: Tensor) -> Tensor:
+        """The next latents [B, C, n, h, w], which `decode` would take, -> [B, 3, F, H, W]; for steps that are recorded.
 
-        Raises ValueError before the first chunk.
+        Nothing is checked. The first chunk of a stream goes through `decode`.
         """
-        require(len(self._cache) > 0, "stream", "one that has decoded a first chunk", "a new one")
-        self._cache = self._cache.fixed()
-        return list(self._cache.tensors().values())
+        memory = self._cache
+        assert memory is not None
+        with without_autocast(latents.device):
+            if isinstance(memory, FeatureCache) or latents.shape[2] == 1:
+                return self.vae.decode_chunk(latents, memory)
+            return torch.cat([self.vae.decode_chunk(frame, memory) for frame in latents.split(1, dim=2)], dim=2)
+
+    def fix(self) -> list[Tensor]:
+        """Keep the state in the same tensors from here on, for steps that are recorded.
+
+        Returns those [...] that a step which shall not count has to find as they were. Raises ValueError before the
+        first chunk.
+        """
+        require(self._cache is not None, "stream", "one that has decoded a first chunk", "a new one")
+        assert self._cache is not None
+        self._cache, self._fixed = self._cache.fixed(), True
+        return self._cache.to_restore()
 
     def state(self) -> DecoderState:
         """A copy of the state, on the host."""
-        tensors = {name: tensor.to("cpu", copy=True) for name, tensor in self._cache.tensors().items()}
-        return DecoderState(tensors, self._size)
+        tensors = {} if self._cache is None else self._cache.tensors()
+        return DecoderState({name: tensor.to("cpu", copy=True) for name, tensor in tensors.items()}, self._size)
 
     def restore(self, state: DecoderState, device: torch.device) -> None:
-        """Go back to what `state()` was, of this stream or of another one of the same VAE, whose weights are there."""
-        self._cache.restore({name: tensor.to(device, copy=True) for name, tensor in state.tensors.items()})
+        """Go back to what `state()` was, of this stream or of another one of the same VAE, whose weights are there.
+
+        Raises ValueError, having changed nothing, for a stream that is recorded, if the state is of one whose kernels
+        were on and the kernels of this one are off, or the other way round.
+        """
+        kind = RingCache if RingCache.made(state.tensors) else FeatureCache
+        if not state.tensors:
+            self._cache = None
+        elif self._cache is None or not isinstance(self._cache, kind):
+            got = "one that goes on with the same kernels off or on"
+            require(not self._fixed, "stream", got, "a recorded one with others")
+            layered: Any = self.vae
+            self._cache = RingCache(layered.packed_weights) if kind is RingCache else FeatureCache()
+        if self._cache is not None:
+            with torch.inference_mode(False), torch.no_grad():  # a step outside of inference mode may write to them
+                self._cache.restore({name: tensor.to(device, copy=True) for name, tensor in state.tensors.items()})
         self._size = state.size
 
     def clone(self) -> DecoderStream:
         """A stream that continues from here on its own, bit for bit like this one."""
-        other = DecoderStream(self.vae)
-        other._cache, other._size = self._cache.clone(), self._size
+        require(not self._closed, "stream", "an open one", "one that has been closed")
+        other = DecoderStream(self.vae, self._make_memory)
+        other._cache, other._size = None if self._cache is None else self._cache.clone(), self._size
+        other._warned = self._warned
         return other
+
+    def _new_memory(self, size: tuple[int, ...]) -> Memory:
+        """The memory of a video whose latents have this (batch, height, width)."""
+        if self._make_memory is not None:
+            return self._make_memory()
+        if not isinstance(self.vae, LayeredDecoder):
+            return FeatureCache()
+        weight = next(self.vae.parameters())
+        if not kernels_run(weight.device, weight.dtype):
+            return FeatureCache()
+        plan, left = ring_plan(self.vae, self.vae.latent_channels, size), memory_left(weight.device)
+        needed = plan.bytes() + max(0, plan.weight_bytes - self.vae.packed_weights.bytes())
+        if left is not None:
+            room = f"a size whose decoder fits into the {in_units(left)} of memory left on {weight.device}"
+            require(needed <= left, "latents", room, f"{size}, which needs {in_units(needed)}")
+        return RingCache(self.vae.packed_weights)
+
+    def _warn_of_nan(self, latents: Tensor) -> None:
+        if self._warned or not latents.is_cpu or latents.isfinite().all():
+            return
+        self._warned = True
+        text = "latents: expected finite numbers, got nan or inf; the frames that depend on them are not finite either"
+        warnings.warn(text, stacklevel=3)
+
+
+def ring_plan(vae: LayeredDecoder, channels: int, size: tuple[int, ...]) -> RingPlan:
+    """The bytes of a `RingCache` for latents of `size` = (batch, height, width). Nothing is allocated."""
+    plan, (batch, *grid) = RingPlan(), size
+    dtype = next(vae.parameters()).dtype
+    vae.run_layers(torch.empty(batch, channels, 1, *grid, dtype=dtype, device="meta"), plan)
+    return plan
 
 
 def require_latents(latents: Tensor, channels: int) -> None:

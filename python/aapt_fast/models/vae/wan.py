@@ -13,12 +13,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aapt_fast.errors import require, require_shape
 from aapt_fast.models.vae.feature_cache import FeatureCache
 from aapt_fast.models.vae.layers import CausalConv3d, Chain, name_cached_layers
+from aapt_fast.models.vae.memory import DecoderMemory, Frames
+from aapt_fast.models.vae.packed_weights import PackedWeights
 from aapt_fast.models.vae.video_stream import DecoderStream, require_latents
 from aapt_fast.models.vae.wan_layers import HALVES, Downsample, FrameAttention, ResidualBlock, RMSNorm, Upsample
 from aapt_fast.models.vae.wan_residual import DownLevel, UpLevel, channels_to_pixels, pixels_to_channels
@@ -135,7 +136,7 @@ class Encoder(nn.Module):
     def forward(self, video: Tensor, cache: FeatureCache) -> Tensor:
         """The next chunk [B, 3 p^2, T, H, W] of the stream that `cache` belongs to -> [B, 2 z, T', h, w]."""
         x = self.middle(self.downsamples(self.conv1(video, cache), cache), cache)
-        return self.head["2"](F.silu(self.head["0"](x), inplace=True), cache)
+        return cache.norm_conv(x, self.head["0"], self.head["2"])
 
 
 class Decoder(nn.Module):
@@ -160,10 +161,11 @@ class Decoder(nn.Module):
         colours = RGB * config.patch_size**2
         self.head = nn.ModuleDict({"0": RMSNorm(widths[-1]), "2": CausalConv3d(widths[-1], colours, 3)})
 
-    def forward(self, latents: Tensor, cache: FeatureCache) -> Tensor:
-        """The next chunk [B, z, T', h, w] of the stream that `cache` belongs to -> [B, 3 p^2, T, H, W]."""
-        x = self.upsamples(self.middle(self.conv1(latents, cache), cache), cache)
-        return self.head["2"](F.silu(self.head["0"](x), inplace=True), cache)
+    def forward(self, latents: Frames, memory: DecoderMemory) -> Frames:
+        """The next chunk [B, z, T', h, w] of the stream that `memory` belongs to -> [B, 3 p^2, T, H, W]."""
+        x = memory.conv(latents, self.conv1)
+        x = self.upsamples(self.middle(x, memory), memory)
+        return memory.norm_conv(x, self.head["0"], self.head["2"])
 
 
 def middle_layers(width: int) -> Chain:
@@ -184,6 +186,7 @@ class WanVAE(nn.Module):
         self.conv1 = CausalConv3d(2 * config.z_dim, 2 * config.z_dim, 1)
         self.conv2 = CausalConv3d(config.z_dim, config.z_dim, 1)
         self.decoder = Decoder(config)
+        self.packed_weights = PackedWeights()
         for name in ("latents_mean", "latents_std"):
             self.register_buffer(name, self._statistic(name), persistent=False)
         name_cached_layers(self)
@@ -233,8 +236,8 @@ class WanVAE(nn.Module):
         blocks = blocks.contiguous(memory_format=torch.channels_last_3d)
         return self.conv1(self.encoder(blocks, cache), cache)
 
-    def decode_chunk(self, latents: Tensor, cache: FeatureCache) -> Tensor:
-        """The next normalised latents [B, z, n, h, w] of the stream of `cache` -> video [B, 3, F, H, W] in -1..1.
+    def decode_chunk(self, latents: Tensor, memory: DecoderMemory) -> Tensor:
+        """The next normalised latents [B, z, n, h, w] of the stream of `memory` -> video [B, 3, F, H, W] in -1..1.
 
         F = 1 for the first chunk, which has n = 1, then 4 n.
         """
@@ -242,8 +245,12 @@ class WanVAE(nn.Module):
         wide = latents.to(torch.promote_types(dtype, torch.float32))
         latents = (wide * self.latents_std + self.latents_mean).to(dtype)
         latents = latents.contiguous(memory_format=torch.channels_last_3d)
-        blocks = self.decoder(self.conv2(latents, cache), cache)
+        blocks = memory.output(self.run_layers(latents, memory))
         return channels_to_pixels(blocks, self.config.patch_size).clamp(-1, 1)
+
+    def run_layers(self, latents: Tensor, memory: DecoderMemory) -> Frames:
+        """The next chunk [B, z, n, h, w], in the dtype of the weights, through all layers -> [B, 3 p^2, F, H, W]."""
+        return self.decoder(memory.conv(latents, self.conv2), memory)
 
     def _check_video(self, video: Tensor) -> None:
         require_shape("video", video, "B", RGB, "T", "H", "W")

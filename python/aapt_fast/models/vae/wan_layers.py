@@ -2,21 +2,26 @@
 """Layers of the Wan video VAE, with the parameter names of the published checkpoints.
 
 Video is [B, C, T, H, W] in the memory format `torch.channels_last_3d`: in memory it is [B, T, H, W, C], so frames
-[B * T, C, H, W] and tokens [B * T, H * W, C] are views of it. Every layer takes the `FeatureCache` of its stream.
+[B * T, C, H, W] and tokens [B * T, H * W, C] are views of it. Every layer takes the memory of its stream.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aapt_fast.models.vae.feature_cache import FeatureCache
-from aapt_fast.models.vae.layers import CausalConv3d
+from aapt_fast.models.vae.layers import CausalConv3d, attend_in_frames, residual_block
+from aapt_fast.models.vae.memory import DecoderMemory, Frames
 from aapt_fast.ops._checks import records_gradients
 from aapt_fast.ops.ring_conv3d import convolve_phases, pack_weight
 
 HALVES = (torch.bfloat16, torch.float16)
+EPS = 1e-12
+"""The smallest norm that is divided by."""
 
 
 class RMSNorm(nn.Module):
@@ -31,21 +36,34 @@ class RMSNorm(nn.Module):
         super().__init__()
         self.gamma = nn.Parameter(torch.ones(channels, *[1] * broadcast_dims))
 
+    def arguments(self) -> tuple[Tensor, Tensor | None, int, float]:
+        """gamma, beta, groups and eps of `ops.norm_silu`."""
+        return self.gamma.view(-1), None, 0, EPS
+
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, T, H, W] -> the same shape and dtype."""
         if x.dtype in HALVES:
             return self._in_halves(x)
         wide = x if x.dtype == torch.float64 else x.float()
         gain = self.gamma.to(wide.dtype).view(-1, 1, 1, 1) * x.shape[1] ** 0.5
-        norm = torch.linalg.vector_norm(wide, dim=1, keepdim=True).clamp_min(1e-12)
+        norm = torch.linalg.vector_norm(wide, dim=1, keepdim=True).clamp_min(EPS)
         return (wide * gain).div_(norm).to(x.dtype)
+
+    def silu_into(self, x: Tensor, out: Tensor) -> None:
+        """Write SiLU of the norm of x [B, C, T, H, W] into `out`, of the same shape, in two passes; rounded once each.
+
+        Both are in `torch.channels_last_3d`. Without gradients.
+        """
+        pixels = x.permute(0, 2, 3, 4, 1)
+        normed = F.rms_norm(pixels.flatten(0, 3), pixels.shape[4:], self.gamma.view(-1), EPS**2)
+        torch.ops.aten.silu.out(normed.view(pixels.shape), out=out.permute(0, 2, 3, 4, 1))
 
     def _in_halves(self, x: Tensor) -> Tensor:
         """`forward` for [B, C, T, H, W] in half precision; without gradients it makes no copy of x in float32."""
         scale, gamma = x.shape[1] ** 0.5, self.gamma.view(-1, 1, 1, 1)
         if records_gradients(x, gamma):
             return F.normalize(x.float(), dim=1).to(x.dtype) * scale * gamma
-        norm = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=torch.float32).clamp_min_(1e-12)
+        norm = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=torch.float32).clamp_min_(EPS)
         return torch.div(x, norm, out=torch.empty_like(x)).mul_(scale).mul_(gamma)
 
 
@@ -64,12 +82,10 @@ class ResidualBlock(nn.Module):
         )
         self.shortcut = CausalConv3d(in_channels, out_channels, 1) if in_channels != out_channels else None
 
-    def forward(self, x: Tensor, cache: FeatureCache) -> Tensor:
+    def forward(self, x: Frames, memory: DecoderMemory) -> Frames:
         """[B, C, T, H, W] -> [B, O, T, H, W]."""
         norm1, conv1, norm2, conv2 = self.residual.values()
-        y = conv1(F.silu(norm1(x), inplace=True), cache)
-        y = conv2(F.silu(norm2(y), inplace=True), cache)
-        return y + (x if self.shortcut is None else self.shortcut(x, cache))
+        return residual_block(memory, x, (norm1, conv1), (norm2, conv2), self.shortcut)
 
 
 class FrameAttention(nn.Module):
@@ -81,14 +97,43 @@ class FrameAttention(nn.Module):
         self.to_qkv = nn.Conv2d(channels, 3 * channels, 1)
         self.proj = nn.Conv2d(channels, channels, 1)
 
-    def forward(self, x: Tensor, cache: FeatureCache) -> Tensor:
-        """[B, C, T, H, W] -> the same shape; frames do not see each other, the cache is left alone."""
+    def forward(self, x: Frames, memory: DecoderMemory) -> Frames:
+        """[B, C, T, H, W] -> the same shape; frames do not see each other."""
+        return memory.apply(self.attend, x)
+
+    def attend(self, x: Tensor) -> Tensor:
+        """[B, C, T, H, W] -> the same shape."""
         batch, channels, length, height, width = x.shape
         tokens = self.norm(x).permute(0, 2, 3, 4, 1).reshape(batch * length, height * width, channels)
         qkv = F.linear(tokens, self.to_qkv.weight.flatten(1), self.to_qkv.bias)
-        mixed = F.scaled_dot_product_attention(*qkv.unsqueeze(1).chunk(3, dim=-1)).squeeze(1)
+        mixed = attend_in_frames(*qkv.chunk(3, dim=-1))
         mixed = F.linear(mixed, self.proj.weight.flatten(1), self.proj.bias)
         return x + mixed.view(batch, length, height, width, channels).permute(0, 4, 1, 2, 3)
+
+
+class Enlarge(nn.Sequential):
+    """Nearest upsampling of every frame by two, then a 3x3 convolution; numbers are places in the published layers."""
+
+    def __init__(self, channels: int, out_channels: int) -> None:
+        enlarge = nn.Upsample(scale_factor=2, mode="nearest-exact")
+        super().__init__(enlarge, nn.Conv2d(channels, out_channels, 3, padding=1))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Enlarge:
+        """Move and cast, for `to`, `bfloat16` and others, and lay the weight out as GPUs want it."""
+        super()._apply(fn, recurse)
+        weight = self[1].weight
+        if weight.is_cuda:
+            weight.data = weight.data.contiguous(memory_format=torch.channels_last)
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, T, H, W] -> [B, O, T, 2 H, 2 W]."""
+        frames = x.transpose(1, 2).flatten(0, 1)
+        if frames.is_cpu and frames.dtype == torch.float32:
+            y = upsample_and_convolve(frames, self[1].weight, self[1].bias)
+        else:
+            y = super().forward(frames)
+        return y.unflatten(0, (x.shape[0], x.shape[2])).transpose(1, 2)
 
 
 class Upsample(nn.Module):
@@ -96,30 +141,14 @@ class Upsample(nn.Module):
 
     def __init__(self, channels: int, temporal: bool, out_channels: int) -> None:
         super().__init__()
-        enlarge = nn.Upsample(scale_factor=2, mode="nearest-exact")
-        self.resample = nn.Sequential(enlarge, nn.Conv2d(channels, out_channels, 3, padding=1))
+        self.resample = Enlarge(channels, out_channels)
         self.time_conv = CausalConv3d(channels, 2 * channels, (3, 1, 1)) if temporal else None
 
-    def forward(self, x: Tensor, cache: FeatureCache) -> Tensor:
+    def forward(self, x: Frames, memory: DecoderMemory) -> Frames:
         """[B, C, T, H, W] -> [B, O, T or 2 T, 2 H, 2 W]."""
         if self.time_conv is not None:
-            x = self._double_time(x, self.time_conv, cache)
-        frames = x.transpose(1, 2).flatten(0, 1)
-        if frames.is_cpu and frames.dtype == torch.float32:
-            y = upsample_and_convolve(frames, self.resample[1].weight, self.resample[1].bias)
-        else:
-            y = self.resample(frames)
-        return y.unflatten(0, (x.shape[0], x.shape[2])).transpose(1, 2)
-
-    @staticmethod
-    def _double_time(x: Tensor, time_conv: CausalConv3d, cache: FeatureCache) -> Tensor:
-        """[B, C, T, H, W] -> [B, C, 2 T, H, W]; the first frame of a stream stays one, later ones do not see it."""
-        if cache.get(time_conv.cache_key) is None:
-            cache.append(time_conv.cache_key, torch.zeros_like(x), time_conv.past)
-            return x
-        pairs = time_conv(x, cache).permute(0, 2, 3, 4, 1).unflatten(-1, (2, -1))  # [B, T, H, W, 2, C]
-        frames = pairs.permute(0, 1, 4, 2, 3, 5).flatten(1, 2)
-        return frames.permute(0, 4, 1, 2, 3)
+            x = memory.double_time(x, self.time_conv)
+        return memory.enlarge(x, self.resample)
 
 
 def upsample_and_convolve(frames: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -8,11 +8,14 @@ the number of frames.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aapt_fast.models.vae.feature_cache import FeatureCache
 from aapt_fast.models.vae.layers import Chain
+from aapt_fast.models.vae.memory import DecoderMemory, Frames
 from aapt_fast.models.vae.wan_layers import Downsample, ResidualBlock, Upsample
 
 
@@ -50,10 +53,10 @@ class UpLevel(nn.Module):
             self.upsamples.append(Upsample(out_channels, temporal, out_channels))
         self.up, self.time_factor = up, 2 if temporal else 1
 
-    def forward(self, x: Tensor, cache: FeatureCache) -> Tensor:
+    def forward(self, x: Frames, memory: DecoderMemory) -> Frames:
         """[B, C, T, H, W] -> [B, O, T or 2 T, 2 H, 2 W], or the same T, H, W at the last level."""
-        y = self.upsamples(x, cache)
-        return add_copies_(y, x, self.time_factor) if self.up else y
+        y = self.upsamples(x, memory)
+        return memory.apply(partial(add_copies_, time=self.time_factor), y, x) if self.up else y
 
 
 def average_neighbours(x: Tensor, outputs: int, time: int, space: int) -> Tensor:

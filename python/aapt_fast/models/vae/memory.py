@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The protocol between the layers of a video decoder and the memory of its stream.
+
+A causal layer needs the frames of the past. Where they lie, and where a result is written, is the business of the
+memory: layers say only what follows what. So the wiring of a decoder is written once. There are two memories:
+`FeatureCache` (plain torch, differentiable) and `RingCache` (fixed tensors and the kernels of this package).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol, TypeAlias
+
+from torch import Tensor, nn
+
+Frames: TypeAlias = Any
+"""The next frames of a stream between two layers, in the form that a memory hands from one call to the next.
+
+In a `FeatureCache` it is a tensor [B, C, T, H, W]. Layers look into it only through `DecoderMemory.apply`."""
+
+
+class DecoderMemory(Protocol):
+    """The memory of one stream, and the steps of which its decoder consists."""
+
+    def __len__(self) -> int:
+        """Zero before the first chunk, which is one frame in every layer."""
+
+    def conv(self, x: Frames, conv: Any, residual: Frames | None = None) -> Frames:
+        """A causal convolution of x, plus `residual`. `conv` is a `CausalConv3d`."""
+
+    def norm_conv(self, x: Frames, norm: Any, conv: Any, residual: Frames | None = None) -> Frames:
+        """Norm, SiLU and a causal convolution of x, plus `residual`.
+
+        `norm` is an `RMSNorm` over channels or a `FrameNorm`, `conv` a `CausalConv3d`.
+        """
+
+    def enlarge(self, x: Frames, resample: nn.Sequential) -> Frames:
+        """Twice the height and width by `resample`: nearest neighbours, then a 3x3 convolution of every frame."""
+
+    def double_time(self, x: Frames, time_conv: Any) -> Frames:
+        """Two frames from every one by a convolution to twice the channels.
+
+        The first frame of a stream stays one, and later ones do not see it.
+        """
+
+    def shuffle_up(self, x: Frames, upscale: Any, conv: Any, time: int) -> Frames:
+        """Twice the height and width and `time` times the frames, then a causal convolution `conv`.
+
+        `upscale` is a 1x1x1 convolution to 4 * time * C channels: row, column and frame of a block, then C. Of the
+        first frame of a stream, the first of its `time` frames is kept.
+        """
+
+    def apply(self, function: Callable[..., Tensor], x: Frames, *others: Frames) -> Frames:
+        """`function` of tensors [B, C, T, H, W] in `torch.channels_last_3d`; it needs no memory and keeps T."""
+
+    def output(self, x: Frames) -> Tensor:
+        """The frames of x as a tensor [B, C, T, H, W], for what follows the decoder."""
