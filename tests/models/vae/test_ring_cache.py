@@ -95,6 +95,40 @@ def test_a_clone_continues_bit_for_bit(vae, after):
         assert torch.equal(clone.decode(frame), stream.decode(frame))
 
 
+@pytest.mark.parametrize("memory", ["rings", "features"])
+@pytest.mark.parametrize("after", [0, 1, 3])
+def test_a_state_goes_on_in_this_stream_and_in_a_new_one(vae, memory, after):
+    streams = [in_rings(vae) if memory == "rings" else vae.stream() for _ in range(2)]
+    frames = random_frames(after + 3)
+    for frame in frames[:after]:
+        streams[0].decode(frame)
+    state = streams[0].state()
+    expected = [streams[0].decode(frame) for frame in frames[after:]]
+    for stream in (*streams, vae.stream()):
+        stream.restore(state, torch.device("cpu"))
+        assert all(
+            torch.equal(stream.decode(frame), each) for frame, each in zip(frames[after:], expected, strict=True)
+        )
+
+
+@pytest.mark.parametrize("memory", ["rings", "features"])
+def test_a_recorded_decoder_goes_back_to_its_state_alone(vae, memory, monkeypatch):
+    monkeypatch.setitem(graph.RECORDERS, "cpu", record_on_cpu)
+    model = SimpleNamespace(vae=vae, grid=(2, 3), device=torch.device("cpu"))
+    streams = [in_rings(vae), vae.stream()]
+    mine, other = streams if memory == "rings" else streams[::-1]
+    first, second, third = random_frames(3)
+    for stream in streams:
+        stream.decode(first)
+    recorded, foreign = RecordedDecoder(model, mine), other.state()
+    state = recorded.state()
+    expected = [recorded.decode(frame).clone() for frame in (second, third)]
+    with pytest.raises(ValueError, match="stream: expected one that goes on with the same kernels off or on"):
+        recorded.restore(foreign, model.device)
+    recorded.restore(state, model.device)
+    assert all(torch.equal(recorded.decode(frame), each) for frame, each in zip((second, third), expected, strict=True))
+
+
 def test_a_reset_starts_a_video_of_another_size(vae):
     stream = in_rings(vae)
     for frame in random_frames(3):

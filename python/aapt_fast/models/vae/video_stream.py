@@ -191,9 +191,10 @@ class DecoderStream:
             require(not self._fixed, "stream", got, "a recorded one with others")
             layered: Any = self.vae
             self._cache = RingCache(layered.packed_weights) if kind is RingCache else FeatureCache()
+        with torch.inference_mode(False), torch.no_grad():  # a step outside of inference mode may write to them
+            tensors = {name: tensor.to(device, copy=True) for name, tensor in state.tensors.items()}
         if self._cache is not None:
-            with torch.inference_mode(False), torch.no_grad():  # a step outside of inference mode may write to them
-                self._cache.restore({name: tensor.to(device, copy=True) for name, tensor in state.tensors.items()})
+            self._cache.restore(tensors)
         self._size = state.size
 
     def clone(self) -> DecoderStream:
