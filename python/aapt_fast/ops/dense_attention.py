@@ -21,7 +21,7 @@ from torch import Tensor
 
 from aapt_fast.errors import require, require_shape
 from aapt_fast.ops._checks import PAGE_DTYPES, PAGE_SLOTS, records_gradients
-from aapt_fast.ops.kernels import KERNELS, running_kernel, selection
+from aapt_fast.ops.kernels import KERNELS, kernels_on, running_kernel, selection
 from aapt_fast.ops.paged_attention import paged_attention
 
 
@@ -36,8 +36,7 @@ def through_pages(q: Tensor, k: Tensor, v: Tensor) -> bool:
 
 def _kernel_takes(q: Tensor) -> bool:
     """True if a kernel of `paged_attention` is on that takes q [B, Nq, H, D]."""
-    kernel = running_kernel("paged_attention", q.device)
-    return kernel is not None and KERNELS[kernel].refusal(q.dtype, q.shape[-1]) is None
+    return any(kernel.refusal(q.dtype, q.shape[-1]) is None for kernel in kernels_on("paged_attention", q.device))
 
 
 def dense_attention(
