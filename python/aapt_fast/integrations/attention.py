@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from aapt_fast.ops import kv_write, paged_attention
-from aapt_fast.ops.dense_attention import as_pages, valid_counts
+from aapt_fast.ops.dense_attention import as_pages, full_counts
 from aapt_fast.ops.kernels import kernels_on
 from aapt_fast.ops.paged_attention import PAGE_SLOTS
 
@@ -66,8 +66,7 @@ def attend_to_own_tokens(
     ids = torch.arange(batch * pages, dtype=torch.int32, device=q.device).view(batch, pages)
     cos, sin = (None, None) if tables is None else tables
     q = kv_write(q, k, v, *weights, cos, sin, k_pages, v_pages, ids, eps)
-    lengths = torch.full((batch,), tokens, device=q.device)
-    out, _ = paged_attention(q, k_pages, v_pages, ids, valid_counts(lengths, pages))
+    out, _ = paged_attention(q, k_pages, v_pages, ids, full_counts(batch, tokens, q.device))
     return out
 
 

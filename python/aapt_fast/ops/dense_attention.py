@@ -117,6 +117,14 @@ def valid_counts(lengths: Tensor, pages: int) -> Tensor:
     return (lengths[:, None] - starts).clamp(0, PAGE_SLOTS).int()
 
 
+def full_counts(batch: int, length: int, device: torch.device) -> Tensor:
+    """int32 [B, ceil(length / 64)]: the same for rows that all have `length` tokens, in two launches."""
+    pages = -(-length // PAGE_SLOTS)
+    counts = torch.full((batch, pages), PAGE_SLOTS, dtype=torch.int32, device=device)
+    counts[:, -1:] = length - (pages - 1) * PAGE_SLOTS
+    return counts
+
+
 def as_pages(k: Tensor, v: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Plain keys and values as `paged_attention` takes them.
 
@@ -140,10 +148,9 @@ def as_pages(k: Tensor, v: Tensor, lengths: Tensor | None = None) -> tuple[Tenso
     k_pages, v_pages = (
         x.as_strided((count, PAGE_SLOTS, *x.shape[2:]), (PAGE_SLOTS * x.stride(1), *x.stride()[1:])) for x in (k, v)
     )
-    rows = torch.arange(batch, dtype=torch.int32, device=k.device)[:, None]
-    ids = rows * k_stride + torch.arange(pages, dtype=torch.int32, device=k.device)
+    ids = torch.arange(batch * k_stride, dtype=torch.int32, device=k.device).view(batch, k_stride)[:, :pages]
     if lengths is None:
-        lengths = torch.full((batch,), length, device=k.device)
+        return k_pages, v_pages, ids, full_counts(batch, length, k.device)
     return k_pages, v_pages, ids, valid_counts(lengths.to(k.device), pages)
 
 
