@@ -41,13 +41,13 @@ HOPPER_ATTENTION = Expected(
 # instruction. HMMA: matrix product; LDSM: ldmatrix; LDGSTS: cp.async; HGMMA: wgmma; UTMALDG: load by TMA.
 EXPECTED = {
     # Per step 64 products for Q K^T and 64 for P V; pieces of Q, of K twice (first page, next page) and of V.
-    "paged_attention_portable": Expected(4, {"HMMA": 128, "LDSM": 40, "LDGSTS": 20}),
+    "paged_attention_portable": Expected(6, {"HMMA": 128, "LDSM": 40, "LDGSTS": 20}),
     # Per slab of 64 columns 2 x 4 products in four steps of 16; pieces of the weight of this slab and of the next.
     "channel_concat_portable": Expected(4, {"HMMA": 32, "LDSM": 16, "LDGSTS": 8}),
     # Box-Muller in double.
     "philox_normal_portable": Expected(1, {"DFMA": 50}),
     # With one vector per thread: its loads, what goes to q, K and V, the sums of a head and of the block.
-    "kv_write_portable": Expected(16, {"LDG": 7, "STG": 3, "SHFL": 24}),
+    "kv_write_portable": Expected(24, {"LDG": 7, "STG": 3, "SHFL": 24}),
     # With one vector per thread and a warp per row: x, y and three modulations, two results, the sum of the row.
     "gate_residual_norm_portable": Expected(18, {"LDG": 10, "STG": 2, "SHFL": 5}),
     # With patches of 2: two tokens and t; four rows of four pixels, as vectors and one by one.

@@ -119,9 +119,10 @@ void require_pages(const Tensor& q, const Tensor& k_pages, const Tensor& v_pages
 void require_one_of(const char* argument, const char* what, std::int64_t size,
                     std::initializer_list<std::int64_t> sizes) {
   std::string expected = std::string("a ") + what + " of ";
-  for (const std::int64_t possible : sizes) {
-    if (size == possible) return;
-    expected += (possible == *sizes.begin() ? "" : " or ") + std::to_string(possible);
+  for (const std::int64_t* possible = sizes.begin(); possible != sizes.end(); ++possible) {
+    if (size == *possible) return;
+    const char* before = possible == sizes.begin() ? "" : possible + 1 == sizes.end() ? " or " : ", ";
+    expected += before + std::to_string(*possible);
   }
   require_supported(false, argument, expected + " for this kernel", std::to_string(size));
 }

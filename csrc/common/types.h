@@ -33,4 +33,7 @@ static_assert(kVectorElements * sizeof(bfloat16) == sizeof(Vector16) && sizeof(b
 
 constexpr int kPageSlots = 64;
 
+// Columns that kernels give to a head. Those past its width are zeros there; in memory other data lies in their place.
+constexpr int padded_width(int head_width) { return (head_width + 63) / 64 * 64; }
+
 }  // namespace aapt

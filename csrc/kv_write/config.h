@@ -12,7 +12,8 @@ template <class ElementType, int kHeadDimension, int kVectorsPerThread>
 struct KvWriteConfig {
   using Element = ElementType;
   static constexpr int kHeadDim = kHeadDimension;
-  static constexpr int kLanes = kHeadDim / kVectorElements;  // that share a head
+  static_assert(kHeadDim % kVectorElements == 0, "a vector belongs to one head");
+  static constexpr int kLanes = padded_width(kHeadDim) / kVectorElements;  // that share a head; the last ones may idle
   static_assert(kLanes == 8 || kLanes == 16, "the lanes of a head are adjacent lanes of one warp");
   static constexpr int kVectors = kVectorsPerThread;
   static_assert(kVectors >= 1 && kVectors <= kKvWriteMaxVectors);

@@ -3,7 +3,8 @@
 //
 // A block owns one token of one batch row. Its heads lie side by side, first the query heads, then those of the keys,
 // then those of the values, and are cut into vectors of 8 elements. Vector `v` belongs to thread v % block size: all
-// loads of a thread are on their way before it needs the first, and a head belongs to 8 or 16 adjacent lanes.
+// loads of a thread are on their way before it needs the first, and a head belongs to 8 or 16 adjacent lanes. A head of
+// 56 has 7 vectors; the eighth one is empty.
 #pragma once
 
 #include <cmath>
@@ -23,9 +24,16 @@ struct Head {
   int index;  // among the heads of its part
 };
 
-// Head of the i-th vector of this thread. Within a warp, it is the same for all lanes of a head.
+// Column in its head of every vector of this thread: the block size is a multiple of the lanes of a head.
+template <class Config>
+AAPT_DEVICE int column_of_vectors() {
+  return arch::thread_index() % Config::kLanes * kVectorElements;
+}
+
+// Head of the i-th vector of this thread.
 template <class Config>
 AAPT_DEVICE Head head_of_vector(const KvWriteParams& params, int i) {
+  if (column_of_vectors<Config>() >= Config::kHeadDim) return {Part::kNothing, 0};
   const int head = (arch::thread_index() + i * arch::block_size()) / Config::kLanes;
   const int first_key = params.heads, first_value = first_key + params.kv_heads;
   if (head < first_key) return {Part::kQuery, head};
@@ -45,12 +53,12 @@ AAPT_DEVICE Vector16 load_head(const KvWriteParams& params, Head head, int row, 
                        token * stride.token + head.index * stride.head + column);
 }
 
-// Cosines and sines of the four pairs that this thread has of every head: the block size is a multiple of the lanes of
-// a head, so that all vectors of a thread lie at the same column.
+// Cosines and sines of the four pairs that this thread has of every head.
+template <class Config>
 class Rotation {
  public:
   AAPT_DEVICE Rotation(const KvWriteParams& params, int row, int token, int column) : on_(params.cos != nullptr) {
-    if (!on_) return;
+    if (!on_ || column >= Config::kHeadDim) return;
     load_floats(params.cos + row * params.cos_stride[0] + token * params.cos_stride[1] + column / 2, cos_);
     load_floats(params.sin + row * params.sin_stride[0] + token * params.sin_stride[1] + column / 2, sin_);
   }
@@ -113,7 +121,7 @@ AAPT_KERNEL void AAPT_LAUNCH_BOUNDS(Config::kMaxThreads, 1)
   using Element = typename Config::Element;
   auto& shared = *reinterpret_cast<typename Config::SharedMemory*>(arch::shared_memory());
   const int token = arch::block_index().x, row = arch::block_index().y;
-  const int column = arch::thread_index() % Config::kLanes * kVectorElements;
+  const int column = column_of_vectors<Config>();
 
   // Load the heads and the angles.
   Vector16 vectors[Config::kVectors];
@@ -121,7 +129,7 @@ AAPT_KERNEL void AAPT_LAUNCH_BOUNDS(Config::kMaxThreads, 1)
   for (int i = 0; i < Config::kVectors; ++i) {
     vectors[i] = load_head<Config>(params, head_of_vector<Config>(params, i), row, token, column);
   }
-  const Rotation rotation(params, row, token, column);
+  const Rotation<Config> rotation(params, row, token, column);
   const MeanSquares<Config> mean_squares(params, vectors, shared);
 
   // Writing to a page outside the pool could end the context, leaving the token out would be a silent error: its keys
@@ -191,7 +199,7 @@ void launch_kv_write_with(int vectors, const KvWriteParams& params, const Stream
 template <class Element, int kHeadDim>
 void launch_kv_write_portable(const KvWriteParams& params, const Stream& stream) {
   const int heads = params.heads + 2 * params.kv_heads;
-  launch_kv_write_with<Element, kHeadDim>(heads * (kHeadDim / kVectorElements), params, stream);
+  launch_kv_write_with<Element, kHeadDim>(heads * (padded_width(kHeadDim) / kVectorElements), params, stream);
 }
 
 }  // namespace aapt

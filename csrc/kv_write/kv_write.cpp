@@ -42,12 +42,12 @@ void check_tokens(const Tensor& q, const Tensor& k, const Tensor& v, const Tenso
   require_dtype("out", out, q.dtype);
   require_dense("out", out);
 
-  require_one_of("q", "head width", width, {64, 128});
-  constexpr std::int64_t largest = std::int64_t{kKvWriteMaxThreads} * kKvWriteMaxVectors * kVectorElements;
-  const std::int64_t elements = (heads + 2 * kv_heads) * width;
-  require_supported(elements <= largest, "q",
-                    "at most " + std::to_string(largest) + " elements per token in q, k and v for this kernel",
-                    std::to_string(elements));
+  require_one_of("q", "head width", width, {56, 64, 128});
+  constexpr int largest = kKvWriteMaxThreads * kKvWriteMaxVectors * kVectorElements;  // elements of a token
+  const std::int64_t most_heads = largest / padded_width(static_cast<int>(width));
+  require_supported(heads + 2 * kv_heads <= most_heads, "q",
+                    "at most " + std::to_string(most_heads) + " heads of this width in q, k and v for this kernel",
+                    std::to_string(heads + 2 * kv_heads));
   for (const auto& [argument, tensor] : {std::pair<const char*, const Tensor&>{"q", q}, {"k", k}, {"v", v},
                                          {"k_pages", k_pages}, {"v_pages", v_pages}, {"out", out}}) {
     require_16_byte_rows(argument, tensor);
@@ -61,6 +61,13 @@ KvWriteParams::Norm norm(const std::optional<Tensor>& weight, std::int64_t width
 }
 
 KvWriteParams::Rows rows(const Tensor& tensor) { return {tensor.stride[0], tensor.stride[1], tensor.stride[2]}; }
+
+template <class Element>
+auto launch_of(std::int64_t width) {
+  return width == 56   ? launch_kv_write_portable<Element, 56>
+         : width == 64 ? launch_kv_write_portable<Element, 64>
+                       : launch_kv_write_portable<Element, 128>;
+}
 
 // q, out [B, N, H, D]; k, v [B, N, Hkv, D]; q_weight [D] or [H * D]; k_weight [D] or [Hkv * D]; cos, sin float32
 // [B, N, D / 2]; k_pages, v_pages [P, 64, Hkv, D], changed; page_ids int32 [B, ceil(N / 64)]. out is dense. Nothing
@@ -111,12 +118,8 @@ void kv_write_portable(const Tensor& q, const Tensor& k, const Tensor& v, const 
   params.pages = to_int("k_pages", "pages", k_pages.size(0));
   params.eps = eps;
 
-  const bool narrow = width == 64;
-  if (q.dtype == Dtype::kBFloat16) {
-    (narrow ? launch_kv_write_portable<bfloat16, 64> : launch_kv_write_portable<bfloat16, 128>)(params, stream);
-  } else {
-    (narrow ? launch_kv_write_portable<float16, 64> : launch_kv_write_portable<float16, 128>)(params, stream);
-  }
+  const auto launch = q.dtype == Dtype::kBFloat16 ? launch_of<bfloat16>(width) : launch_of<float16>(width);
+  launch(params, stream);
 }
 
 }  // namespace

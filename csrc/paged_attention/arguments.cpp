@@ -12,7 +12,7 @@ PagedAttentionParams::Rows rows(const Tensor& tensor) { return {tensor.stride[0]
 
 }  // namespace
 
-void check_arguments(const PagedAttentionArguments& arguments) {
+void check_arguments(const PagedAttentionArguments& arguments, std::initializer_list<std::int64_t> widths) {
   const auto& [q, k_pages, v_pages, page_ids, page_valid, page_bias, out, lse, scale] = arguments;
   require_pages(q, k_pages, v_pages);
   const std::int64_t batch = q.size(0), tokens = q.size(1), heads = q.size(2), width = q.size(3);
@@ -31,7 +31,7 @@ void check_arguments(const PagedAttentionArguments& arguments) {
   require_dtype("lse", lse, Dtype::kFloat32);
   require_dense("lse", lse);
 
-  require_one_of("q", "head width", width, {64, 128});
+  require_one_of("q", "head width", width, widths);
   require_16_byte_rows("q", q);
   require_16_byte_rows("k_pages", k_pages);
   require_16_byte_rows("v_pages", v_pages);
@@ -72,7 +72,7 @@ PagedAttentionParams params_of(const PagedAttentionArguments& arguments) {
 }
 
 std::optional<PagedAttentionSm90Params> sm90_params_of(const PagedAttentionArguments& arguments, const Stream& stream) {
-  check_arguments(arguments);
+  check_arguments(arguments, {64, 128});
   require_supported(arguments.k_pages.size(0) > 0, "k_pages", "at least one page for this kernel", "none");
   require_hopper(stream.device);
   if (arguments.out.elements() == 0) return std::nullopt;

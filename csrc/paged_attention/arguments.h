@@ -2,6 +2,8 @@
 // Arguments of a call, their checks, and the kernels' parameters made from them.
 #pragma once
 
+#include <cstdint>
+#include <initializer_list>
 #include <optional>
 
 #include "common/tensor.h"
@@ -21,8 +23,8 @@ struct PagedAttentionArguments {
   float scale;
 };
 
-// Checks the arguments of every kernel. Throws std::invalid_argument or Unsupported.
-void check_arguments(const PagedAttentionArguments& arguments);
+// Checks the arguments of a kernel for heads of these widths. Throws std::invalid_argument or Unsupported.
+void check_arguments(const PagedAttentionArguments& arguments, std::initializer_list<std::int64_t> widths);
 
 // Parameters of checked arguments.
 PagedAttentionParams params_of(const PagedAttentionArguments& arguments);

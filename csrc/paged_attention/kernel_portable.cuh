@@ -16,18 +16,19 @@
 
 namespace aapt {
 
-// Starts the copy of rows [0, valid) of a [kRows, kHeadDim] tile and of zeros into the others.
+// Starts the copy of rows [0, valid) into a [kRows, kPadded] tile, and of zeros into the other rows and the columns that
+// a head does not have.
 template <int kRows, class Config, class Layout>
 AAPT_DEVICE void load_tile(typename Config::Element* tile, Layout layout, const typename Config::Element* rows,
                            std::int64_t row_stride, int valid) {
-  constexpr int kPieces = Config::kHeadDim / 8;  // of 16 bytes per row
+  constexpr int kPieces = Config::kPadded / 8;  // of 16 bytes per row
   constexpr int kRowsAtOnce = Config::kThreads / kPieces;
   static_assert(kRows % kRowsAtOnce == 0);
   const int column = arch::thread_index() % kPieces * 8;
 #pragma unroll
   for (int first = 0; first < kRows; first += kRowsAtOnce) {
     const int row = first + arch::thread_index() / kPieces;
-    const bool inside = row < valid;
+    const bool inside = row < valid && column < Config::kHeadDim;
     arch::cp_async_16(tile + layout(row, column), rows + (inside ? row * row_stride + column : 0), inside ? 16 : 0);
   }
 }
@@ -37,7 +38,7 @@ template <class Config>
 using Scores = float[Config::kRowTiles][Config::kKeysAtOnce / 8][4];
 
 template <class Config>
-using Output = float[Config::kRowTiles][Config::kHeadDim / 8][4];
+using Output = float[Config::kRowTiles][Config::kPadded / 8][4];
 
 // scores += Q K^T for the warp's rows and the keys from `first_key` on.
 template <class Config>
@@ -48,7 +49,7 @@ AAPT_DEVICE void multiply_keys(Scores<Config>& scores, const typename Config::Sh
   const typename Config::QueryLayout query_layout;
   const typename Config::KeyLayout key_layout;
 #pragma unroll
-  for (int d = 0; d < Config::kHeadDim; d += 16) {
+  for (int d = 0; d < Config::kPadded; d += 16) {
     std::uint32_t q[Config::kRowTiles][4];
 #pragma unroll
     for (int tile = 0; tile < Config::kRowTiles; ++tile) {
@@ -87,7 +88,7 @@ AAPT_DEVICE void multiply_values(Output<Config>& out, const Scores<Config>& weig
       }
     }
 #pragma unroll
-    for (int d = 0; d < Config::kHeadDim; d += 16) {
+    for (int d = 0; d < Config::kPadded; d += 16) {
       std::uint32_t v[4];
       arch::ldmatrix_transposed(v, shared.v + value_layout(first_key + key + lane % 16, d + lane / 16 * 8));
 #pragma unroll
@@ -99,7 +100,7 @@ AAPT_DEVICE void multiply_values(Output<Config>& out, const Scores<Config>& weig
   }
 }
 
-// Writes the warp's rows: to shared memory in the element type, from there in pieces of 16 bytes.
+// Writes the warp's rows: to shared memory in the element type, from there in pieces of 16 bytes, without the padding.
 template <class Config>
 AAPT_DEVICE void store_rows(const Output<Config>& out, typename Config::SharedMemory& shared,
                             const PagedAttentionParams& params, int first_token, int head, int row) {
@@ -110,7 +111,7 @@ AAPT_DEVICE void store_rows(const Output<Config>& out, typename Config::SharedMe
 #pragma unroll
   for (int tile = 0; tile < Config::kRowTiles; ++tile) {
 #pragma unroll
-    for (int n = 0; n < Config::kHeadDim / 8; ++n) {
+    for (int n = 0; n < Config::kPadded / 8; ++n) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         Element* pair = shared.q + layout(first_row + 16 * tile + 8 * half + lane / 4, 8 * n + lane % 4 * 2);

@@ -15,16 +15,20 @@
 namespace aapt {
 namespace {
 
+template <class Element>
+auto portable_launch(std::int64_t width) {
+  return width == 56   ? launch_paged_attention_portable<Element, 56>
+         : width == 64 ? launch_paged_attention_portable<Element, 64>
+                       : launch_paged_attention_portable<Element, 128>;
+}
+
 void paged_attention_portable(const PagedAttentionArguments& arguments, const Stream& stream) {
-  check_arguments(arguments);
+  check_arguments(arguments, {56, 64, 128});
   require_capability(stream.device, 8, 0);
   if (arguments.out.elements() == 0) return;
-  const bool narrow = arguments.q.size(3) == 64;
-  const auto launch = arguments.q.dtype == Dtype::kBFloat16
-                          ? (narrow ? launch_paged_attention_portable<bfloat16, 64>
-                                    : launch_paged_attention_portable<bfloat16, 128>)
-                          : (narrow ? launch_paged_attention_portable<float16, 64>
-                                    : launch_paged_attention_portable<float16, 128>);
+  const std::int64_t width = arguments.q.size(3);
+  const auto launch =
+      arguments.q.dtype == Dtype::kBFloat16 ? portable_launch<bfloat16>(width) : portable_launch<float16>(width);
   launch(params_of(arguments), stream);
 }
 

@@ -24,6 +24,7 @@ from aapt_fast.ops.calls import observe_ops
 from aapt_fast.profiling.inputs import random_controls, random_image, random_prompt
 from aapt_fast.profiling.systems import find_system
 from aapt_fast.testing.fake_gpu import Counts, FakeGPU
+from aapt_fast.testing.fake_kernels import fake_kernels
 from aapt_fast.testing.fake_models import aapt_model, wan_model
 
 MIB, LAYERS = 2**20, 2
@@ -173,6 +174,18 @@ def bytes_that_stay(session: StreamSession) -> int:
     run = session._run
     tensors = (run.start.image, run.start.control, run.start.prompt, run.frame, run.control, run.first_frame)
     return sum(tensor.nbytes for tensor in tensors if tensor is not None)
+
+
+def test_a_session_with_kernels(gpu):
+    """Heads of 56, those of the bundled models: every op with kernels runs one; without, the table has 299 and 45."""
+    model = small("mini-person", torch.bfloat16)
+    controls = random_controls(model, 2)
+    with fake_kernels(gpu), observe_ops() as calls, open_session(model) as session:
+        session.step(controls[0])
+        counted = launches_of_a_step(gpu, session, controls[1])
+    with_kernels = {"channel_concat", "gate_residual_norm", "kv_write", "paged_attention", "philox_normal"}
+    assert {op for op, words in calls.what_ran().items() if words == f"{op}/portable"} == with_kernels
+    assert counted.generator <= 110 and counted.layer <= 24, counted
 
 
 @pytest.mark.parametrize(("recorded", "launches"), [(False, 660), (True, 348)], ids=["eager", "recorded"])

@@ -12,7 +12,7 @@ from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline, Wa
 
 import aapt_fast
 from aapt_fast.integrations import attention
-from aapt_fast.ops.kernels import selection
+from aapt_fast.ops.kernels import KERNELS, selection
 from aapt_fast.testing.compare import assert_near
 
 PAGE = Path(__file__).parents[2] / "docs/how-to/compile-a-patched-pipeline.md"
@@ -61,7 +61,7 @@ def test_the_page(compiler, capsys):
 @pytest.mark.parametrize("name", ["attn1", "attn2"])
 def test_replaced_attention_is_traced_as_a_whole(compiler, monkeypatch, name):
     """With our ops in it, as on a GPU: the choice of kernels is read once and is a constant in the trace."""
-    monkeypatch.setattr(attention, "running_kernel", lambda *_: (selection(), "paged_attention/portable")[1])
+    monkeypatch.setattr(attention, "kernels_on", lambda *_: (selection(), (KERNELS["paged_attention/portable"],))[1])
     sizes = dict(num_attention_heads=1, attention_head_dim=64, text_dim=8, freq_dim=8, ffn_dim=8, num_layers=1)
     model = WanTransformer3DModel(**sizes, rope_max_seq_len=8).eval().requires_grad_(False).bfloat16()
     tokens, text = torch.randn(1, 12, 64).bfloat16(), torch.randn(1, 5, 64).bfloat16()

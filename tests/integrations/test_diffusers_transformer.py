@@ -18,6 +18,7 @@ from torch import Tensor, nn
 import aapt_fast
 from aapt_fast.integrations import attention
 from aapt_fast.integrations.swap import is_swapped
+from aapt_fast.ops import KERNELS
 from aapt_fast.testing.compare import assert_near
 
 TOLERANCE = 2e-5
@@ -163,17 +164,19 @@ def test_a_cpu_says_that_nothing_is_faster():
     ("dtype", "width", "reason"),
     [
         (torch.float32, 128, "bfloat16 and float16, not torch.float32"),
-        (torch.bfloat16, 96, "width 64 and 128, not 96"),
+        (torch.bfloat16, 96, "sm90 takes heads of width 64 and 128, not 96"),
         (torch.bfloat16, 128, None),
+        (torch.bfloat16, 56, None),  # for the second kernel
     ],
 )
 def test_what_kernels_do_not_do_is_said(monkeypatch, dtype, width, reason):
-    monkeypatch.setattr(attention, "running_kernel", lambda *_: "paged_attention/portable")
+    kernels = tuple(KERNELS[f"paged_attention/{variant}"] for variant in ("sm90", "portable"))
+    monkeypatch.setattr(attention, "kernels_on", lambda *_: kernels)
     found = attention.attention_obstacle(torch.device("cuda"), dtype, width)
     assert found is None if reason is None else reason in found
 
 
 def test_a_gpu_without_a_verified_kernel_is_left_alone(monkeypatch):
-    monkeypatch.setattr(attention, "running_kernel", lambda *_: None)
+    monkeypatch.setattr(attention, "kernels_on", lambda *_: ())
     found = attention.attention_obstacle(torch.device("cuda"), torch.bfloat16, 128)
     assert "no attention kernel of this build is verified for this GPU" in found

@@ -12,7 +12,7 @@ from aapt_fast.testing.cases import ABSURD_PAGE, LENGTHS, every_second, padded_r
 from aapt_fast.testing.compare import assert_near, assert_within_twice_torch
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-WIDTHS = pytest.mark.parametrize("width", [64, 128], ids=lambda width: f"D {width}")
+WIDTHS = pytest.mark.parametrize("width", [56, 64, 128], ids=lambda width: f"D {width}")
 SCHEDULES = pytest.mark.parametrize("schedule", range(4), ids=lambda seed: f"schedule {seed}")
 KERNEL = "kv_write/portable"
 EPS = 1e-6
@@ -150,7 +150,17 @@ def test_every_schedule(norm, schedule, dtype, target):
 
 
 # Vectors of 8 elements: fewer than a warp, not a multiple of a warp, and 1, 2, 4 and 8 of them per thread.
-HEADS = {(1, 1): 128, (5, 5): 64, (3, 1): 128, (24, 8): 128, (40, 40): 128, (96, 48): 64, (128, 64): 128}
+HEADS = {
+    (1, 1): 128,
+    (5, 5): 64,
+    (3, 1): 128,
+    (4, 4): 56,
+    (24, 8): 128,
+    (40, 40): 128,
+    (96, 48): 64,
+    (128, 64): 128,
+    (256, 128): 56,
+}
 
 
 @DTYPES
@@ -304,7 +314,7 @@ UNSUPPORTED = {
             {name: getattr(c, name)[..., :32] for name in (*TOKENS, *PAGES)}
             | {"q_weight": None, "k_weight": None, "cos": None, "sin": None}
         ),
-        "q: expected a head width of 64 or 128 for this kernel, got 32",
+        "q: expected a head width of 56, 64 or 128 for this kernel, got 32",
     ),
     "every second element": (lambda c: {"q": every_second(c.q)}, "q: expected rows of adjacent elements"),
     "keys in odd places": (lambda c: {"k": strided(c.k)}, "k: expected rows .* multiples of 16 bytes"),
@@ -334,9 +344,11 @@ def test_unsupported_arguments_are_refused_and_nothing_is_written(change, messag
     kv_write(*case.arguments())  # the composition does them
 
 
-def test_more_heads_than_registers_are_refused(target):
-    case = make_case(target, tokens=1, heads=(130, 65), width=128)
-    with target.kernels(KERNEL), pytest.raises(ValueError, match=r"at most 32768 elements per token .* got 33280"):
+@pytest.mark.parametrize(("heads", "width", "most"), [((130, 65), 128, 256), ((257, 257), 56, 512)])
+def test_more_heads_than_registers_are_refused(heads, width, most, target):
+    case = make_case(target, tokens=1, heads=heads, width=width)
+    got = heads[0] + 2 * heads[1]
+    with target.kernels(KERNEL), pytest.raises(ValueError, match=rf"q: expected at most {most} heads .* got {got}"):
         kv_write(*case.arguments())
 
 

@@ -109,6 +109,47 @@ def test_query_lengths(tokens, schedule, width, check, target):
     check(queries(1, target, tokens, heads=1, width=width), case, schedule)
 
 
+ONLY_PORTABLE = pytest.mark.parametrize("kernel", [PORTABLE], indirect=True)
+
+
+@ONLY_PORTABLE
+@DTYPES
+@SCHEDULES
+@pytest.mark.parametrize("table", TABLES.values(), ids=TABLES)
+@pytest.mark.parametrize("biased", [False, True], ids=["no bias", "bias"])
+def test_heads_of_56(biased, table, schedule, dtype, check, target):
+    """The last piece of a row in shared memory is padding; what lies in its place in memory is NaN."""
+    case = paged_case(table, kv_heads=2, head_dim=56, dtype=dtype, device=target.device)
+    case = dataclasses.replace(case, k_pages=padded_rows(case.k_pages), v_pages=padded_rows(case.v_pages))
+    q = queries(len(table), target, tokens=130 if biased else 3, width=56, dtype=dtype)
+    bias = torch.randn(case.page_valid.shape, device=target.device) if biased else None
+    check(padded_rows(q), case, schedule, bias=bias)
+
+
+@ONLY_PORTABLE
+@SCHEDULES
+def test_a_head_of_56_reads_and_writes_nothing_of_its_neighbours(schedule, kernel, target):
+    """Heads, tokens and slots lie side by side without a gap; what is beside the first head is NaN, then it is not."""
+    case = paged_case([[64, 5]], kv_heads=2, head_dim=56, dtype=torch.bfloat16, device=target.device)
+    q = queries(1, target, tokens=70, width=56)
+    room = torch.full((q.numel() + 64,), 7.0, dtype=q.dtype, device=target.device)
+    out, lse = room[: q.numel()].view(q.shape), torch.empty(1, 2, 70, device=target.device)
+
+    def first_head(q: torch.Tensor, k_pages: torch.Tensor, v_pages: torch.Tensor) -> torch.Tensor:
+        target.module.set_schedule(schedule) if target.name == "emulated" else None
+        table = (case.page_ids, case.page_valid, None)
+        target.call(kernel.replace("/", "_"), q, k_pages, v_pages, *table, out, lse, 0.1)
+        assert (room[q.numel() :] == 7).all()
+        return out[:, :, 0].clone()
+
+    expected = first_head(q, case.k_pages, case.v_pages)
+    poisoned = [x.clone() for x in (q, case.k_pages, case.v_pages)]
+    for x in poisoned:
+        x[:, :, 1] = torch.nan
+    assert expected.isfinite().all() and torch.equal(first_head(*poisoned), expected)
+    assert out[:, :, 1].isnan().all()
+
+
 @pytest.mark.parametrize("valid", [1, 7, 8, 9, 31, 32, 33, 63, 64])
 def test_valid_counts(valid, check, target):
     case = paged_case([[valid]], kv_heads=1, head_dim=128, dtype=torch.float16, device=target.device)
@@ -350,7 +391,7 @@ def misaligned(x: torch.Tensor) -> torch.Tensor:
 
 UNSUPPORTED = {
     "float32": (torch.float32, 64, None, "k_pages: expected bfloat16 or float16 for this kernel, got float32"),
-    "width": (torch.float16, 80, None, "q: expected a head width of 64 or 128 for this kernel, got 80"),
+    "width": (torch.float16, 80, None, "q: expected a head width of (56, )?64 or 128 for this kernel, got 80"),
     "scale": (torch.float16, 64, {"scale": -0.5}, "scale: expected a positive number for this kernel, got -0.5"),
     "q": (torch.float16, 64, {"q": misaligned}, "q: expected rows of adjacent elements that start at multiples of 16"),
     "k": (torch.float16, 64, {"k_pages": misaligned}, "k_pages: expected rows of adjacent elements .* at address 2"),

@@ -11,14 +11,24 @@ from aapt_fast.testing.targets import EMULATED_BUILD
 ATTENTION = {
     "source": "paged_attention/instantiations/bf16_d64.cu",
     "tests": "test_paged_attention.py",
-    "select": "portable and not torch.float16 and not 128",
+    "select": "portable and not torch.float16 and not 128 and not 56",
+}
+NARROW_ATTENTION = {
+    **ATTENTION,
+    "source": "paged_attention/instantiations/bf16_d56.cu",
+    "select": "of_56 and not torch.float16",
 }
 # Bugs that show in the last tests of the file only.
 LATE_ATTENTION = {**ATTENTION, "select": f"(broken or bias or offsets or grouped) and {ATTENTION['select']}"}
 KV_WRITE = {
     "source": "kv_write/instantiations/bf16_d64.cu",
     "tests": "test_kv_write.py",
-    "select": "not torch.float16 and not 128",
+    "select": "not torch.float16 and not 128 and not 56",
+}
+NARROW_KV_WRITE = {
+    **KV_WRITE,
+    "source": "kv_write/instantiations/bf16_d56.cu",
+    "select": "56 and not torch.float16",
 }
 LATE_KV_WRITE = {**KV_WRITE, "select": f"(outside or elements) and {KV_WRITE['select']}"}
 NORM = {
@@ -82,7 +92,25 @@ BUGS = [
         **ATTENTION,
     ),
     Bug(
-        "unused slots are loaded", KERNEL, "const bool inside = row < valid;", "const bool inside = true;", **ATTENTION
+        "unused slots are loaded",
+        KERNEL,
+        "inside = row < valid && column < Config::kHeadDim;",
+        "inside = column < Config::kHeadDim;",
+        **ATTENTION,
+    ),
+    Bug(
+        "what lies beside a narrow head is read",
+        KERNEL,
+        "row < valid && column < Config::kHeadDim;",
+        "row < valid;",
+        **NARROW_ATTENTION,
+    ),
+    Bug(
+        "the padding of a narrow head is written",
+        KERNEL,
+        "constexpr int kPieces = Config::kHeadDim / 8;",
+        "constexpr int kPieces = Config::kPadded / 8;",
+        **NARROW_ATTENTION,
     ),
     Bug(
         "the valid count is ignored in the scores",
@@ -165,6 +193,20 @@ BUGS = [
     Bug("slots are off by one", WRITER, "token % kPageSlots * stride", "(token + 1) % kPageSlots * stride", **KV_WRITE),
     Bug("heads turn the wrong way", WRITER, "cos_[i] - odd * sin_[i]", "cos_[i] + odd * sin_[i]", **KV_WRITE),
     Bug("all rows turn like the first", WRITER, "row * params.cos_stride[0] + ", "", **KV_WRITE),
+    Bug(
+        "what lies beside a narrow head is taken for a part of it",
+        WRITER,
+        "if (column_of_vectors<Config>() >= Config::kHeadDim) return {Part::kNothing, 0};",
+        "",
+        **NARROW_KV_WRITE,
+    ),
+    Bug(
+        "the padding of a narrow head counts in its mean",
+        WRITER,
+        "sum_of_lanes<Config::kLanes>(squares) / Config::kHeadDim",
+        "sum_of_lanes<Config::kLanes>(squares) / (8 * Config::kLanes)",
+        **NARROW_KV_WRITE,
+    ),
     Bug("no barrier in a sum over the block", "common/reduce.cuh", "  arch::sync_threads();\n", "", **KV_WRITE),
     Bug("the same, for rows of tokens", "common/reduce.cuh", "  arch::sync_threads();\n", "", **NORM),
     Bug(

@@ -12,8 +12,11 @@ import torch
 
 from aapt_fast.models.aapt.generator import Generator
 from aapt_fast.models.aapt.presets import NANO, NANO_TEXT
+from aapt_fast.models.files.model_file import load_gallery
 from aapt_fast.models.stream_model import StreamModel
+from aapt_fast.ops.calls import observe_ops
 from aapt_fast.ops.kernels import KERNELS
+from aapt_fast.streaming.session import StreamSession
 from aapt_fast.testing import streams
 from aapt_fast.testing.compare import relative_l2
 
@@ -64,6 +67,29 @@ def test_a_stream_uses_the_kernels_of_its_ops(model, target):
     ran = {kernel.split("/")[0] for kernel in KERNELS if kernel.replace("/", "_") in called}
     expected = {"channel_concat", "gate_residual_norm", "kv_write", "paged_attention", "philox_normal"}
     assert ran == expected | ({"clean_frame"} if model.config.prediction == "velocity" else set())
+
+
+def test_the_bundled_model_streams_on_the_kernels(target):
+    """Its heads are 56 wide; the frames differ from those in float32 as much as torch's own bfloat16 does."""
+    start = load_gallery("mini-person")[3]
+
+    def frames_and_calls(dtype: torch.dtype, kernels: str) -> tuple[torch.Tensor, dict[str, str]]:
+        model = StreamModel.from_pretrained("mini-person", device=target.device, dtype=dtype)
+        model.vae.float()  # a CPU takes half a minute for convolutions in bfloat16
+        with (
+            target.kernels(kernels, schedule=1),
+            observe_ops() as calls,
+            StreamSession(model, start, seed=7) as session,
+        ):
+            frames = streams.play(session, streams.random_controls(model, 2))[0].float()
+        return frames, calls.what_ran()
+
+    oracle, _ = frames_and_calls(torch.float32, "none")
+    plain, _ = frames_and_calls(torch.bfloat16, "none")
+    computed, ran = frames_and_calls(torch.bfloat16, "all")
+    assert relative_l2(computed, oracle) < 2 * relative_l2(plain, oracle)
+    with_kernels = {op for op, words in ran.items() if words == f"{op}/portable"}
+    assert with_kernels == {"channel_concat", "gate_residual_norm", "kv_write", "paged_attention", "philox_normal"}
 
 
 def test_heads_that_no_kernel_takes_are_computed_by_torch_with_one_warning_per_kernel(target):

@@ -190,9 +190,11 @@ def test_a_launch_goes_to_the_gpu_and_the_stream_of_its_tensors(monkeypatch):
 
 def test_the_table_is_the_rule_for_dtypes_and_widths():
     kernel = KERNELS[KERNEL]
-    assert kernel.refusal(torch.bfloat16, 64) is None
+    assert kernel.refusal(torch.bfloat16, 64) is None and kernel.refusal(torch.bfloat16, 56) is None
     assert kernel.refusal(torch.float32, 64) == f"{KERNEL} takes bfloat16 and float16, not torch.float32"
-    assert kernel.refusal(torch.float16, 56) == f"{KERNEL} takes heads of width 64 and 128, not 56"
+    assert kernel.refusal(torch.float16, 80) == f"{KERNEL} takes heads of width 56, 64 and 128, not 80"
+    hopper = "paged_attention/sm90"
+    assert KERNELS[hopper].refusal(torch.float16, 56) == f"{hopper} takes heads of width 64 and 128, not 56"
     assert KERNELS["philox_normal/portable"].refusal(torch.float32, 7) is None
     for name, each in KERNELS.items():
         assert (each.name, each.function) == (name, name.replace("/", "_")) and each.dtypes

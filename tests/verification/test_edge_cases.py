@@ -19,7 +19,7 @@ OPS = pytest.mark.parametrize("op", EDGE_CASES)
 def edge_cases(op: str, dtype: torch.dtype | None = None) -> list[EdgeCase]:
     kernel = KERNELS[f"{op}/portable"]
     setting = Setting(torch.device("cpu"), dtype or kernel.dtypes[0])
-    return list(EDGE_CASES[op](setting, 64 if kernel.widths else None))
+    return list(EDGE_CASES[op](setting, kernel.widths[0] if kernel.widths else None))
 
 
 def test_every_op_with_kernels_has_edge_cases() -> None:

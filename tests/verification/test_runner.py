@@ -147,8 +147,10 @@ def test_a_gpu_that_no_kernel_is_compiled_for_is_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        with pytest.raises(ValueError, match="kernels: expected kernels that can run here, got paged_attention/sm90: "):
+        with pytest.raises(ValueError, match="this machine: expected a GPU and a build that kernels can run on, got "):
             aapt_fast.verify()
+        with pytest.raises(ValueError, match="kernels: expected kernels that can run here, got kv_write/portable: "):
+            aapt_fast.verify(["kv_write/portable"])
 
 
 @pytest.mark.parametrize(

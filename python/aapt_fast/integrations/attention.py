@@ -6,9 +6,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from aapt_fast.ops import KERNELS, kv_write, paged_attention
-from aapt_fast.ops.dense_attention import as_pages, valid_counts
-from aapt_fast.ops.kernels import running_kernel
+from aapt_fast.ops import kv_write, paged_attention
+from aapt_fast.ops.dense_attention import as_pages, full_counts
+from aapt_fast.ops.kernels import kernels_on
 from aapt_fast.ops.paged_attention import PAGE_SLOTS
 
 PART = "attention"
@@ -16,9 +16,10 @@ PART = "attention"
 
 def attention_obstacle(device: torch.device, dtype: torch.dtype, head_width: int) -> str | None:
     """The reason why attention on this device is left to torch, or None."""
-    kernel = running_kernel("paged_attention", device)
-    if kernel is not None:
-        return KERNELS[kernel].refusal(dtype, head_width)
+    kernels = kernels_on("paged_attention", device)
+    if kernels:
+        refusals = [kernel.refusal(dtype, head_width) for kernel in kernels]
+        return None if None in refusals else refusals[0]
     if device.type == "cpu":
         return "on the CPU nothing here is faster than torch's attention"
     return "no attention kernel of this build is verified for this GPU: `aapt-fast verify` tries them"
@@ -65,8 +66,7 @@ def attend_to_own_tokens(
     ids = torch.arange(batch * pages, dtype=torch.int32, device=q.device).view(batch, pages)
     cos, sin = (None, None) if tables is None else tables
     q = kv_write(q, k, v, *weights, cos, sin, k_pages, v_pages, ids, eps)
-    lengths = torch.full((batch,), tokens, device=q.device)
-    out, _ = paged_attention(q, k_pages, v_pages, ids, valid_counts(lengths, pages))
+    out, _ = paged_attention(q, k_pages, v_pages, ids, full_counts(batch, tokens, q.device))
     return out
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from aapt_fast.errors import require, require_shape
 from aapt_fast.ops._checks import PAGE_DTYPES, PAGE_SLOTS, records_gradients
-from aapt_fast.ops.kernels import KERNELS, running_kernel, selection
+from aapt_fast.ops.kernels import KERNELS, kernels_on, running_kernel, selection
 from aapt_fast.ops.paged_attention import paged_attention
 
 
@@ -36,8 +36,7 @@ def through_pages(q: Tensor, k: Tensor, v: Tensor) -> bool:
 
 def _kernel_takes(q: Tensor) -> bool:
     """True if a kernel of `paged_attention` is on that takes q [B, Nq, H, D]."""
-    kernel = running_kernel("paged_attention", q.device)
-    return kernel is not None and KERNELS[kernel].refusal(q.dtype, q.shape[-1]) is None
+    return any(kernel.refusal(q.dtype, q.shape[-1]) is None for kernel in kernels_on("paged_attention", q.device))
 
 
 def dense_attention(
@@ -118,6 +117,14 @@ def valid_counts(lengths: Tensor, pages: int) -> Tensor:
     return (lengths[:, None] - starts).clamp(0, PAGE_SLOTS).int()
 
 
+def full_counts(batch: int, length: int, device: torch.device) -> Tensor:
+    """int32 [B, ceil(length / 64)]: the same for rows that all have `length` tokens, in two launches."""
+    pages = -(-length // PAGE_SLOTS)
+    counts = torch.full((batch, pages), PAGE_SLOTS, dtype=torch.int32, device=device)
+    counts[:, -1:] = length - (pages - 1) * PAGE_SLOTS
+    return counts
+
+
 def as_pages(k: Tensor, v: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Plain keys and values as `paged_attention` takes them.
 
@@ -141,10 +148,9 @@ def as_pages(k: Tensor, v: Tensor, lengths: Tensor | None = None) -> tuple[Tenso
     k_pages, v_pages = (
         x.as_strided((count, PAGE_SLOTS, *x.shape[2:]), (PAGE_SLOTS * x.stride(1), *x.stride()[1:])) for x in (k, v)
     )
-    rows = torch.arange(batch, dtype=torch.int32, device=k.device)[:, None]
-    ids = rows * k_stride + torch.arange(pages, dtype=torch.int32, device=k.device)
+    ids = torch.arange(batch * k_stride, dtype=torch.int32, device=k.device).view(batch, k_stride)[:, :pages]
     if lengths is None:
-        lengths = torch.full((batch,), length, device=k.device)
+        return k_pages, v_pages, ids, full_counts(batch, length, k.device)
     return k_pages, v_pages, ids, valid_counts(lengths.to(k.device), pages)
 
 

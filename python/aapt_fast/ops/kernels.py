@@ -75,11 +75,12 @@ class Kernel:
             names = " and ".join(str(each).removeprefix("torch.") for each in self.dtypes)
             return f"{self.name} takes {names}, not {dtype}"
         if self.widths is not None and width not in self.widths:
-            return f"{self.name} takes heads of width {' and '.join(map(str, self.widths))}, not {width}"
+            *others, widest = self.widths
+            return f"{self.name} takes heads of width {', '.join(map(str, others))} and {widest}, not {width}"
         return None
 
 
-_ATTENTION_WIDTHS = (64, 128)
+_PORTABLE_WIDTHS, _HOPPER_WIDTHS = (56, 64, 128), (64, 128)
 
 KERNELS = {
     kernel.name: kernel
@@ -87,11 +88,11 @@ KERNELS = {
         Kernel("channel_concat", "portable"),
         Kernel("clean_frame", "portable"),
         Kernel("gate_residual_norm", "portable", (*FLOATS, *HALVES)),
-        Kernel("kv_write", "portable", widths=_ATTENTION_WIDTHS),
+        Kernel("kv_write", "portable", widths=_PORTABLE_WIDTHS),
         Kernel("norm_silu", "portable", (*FLOATS, *HALVES)),
-        Kernel("paged_attention", "sm90", widths=_ATTENTION_WIDTHS, architecture="sm_90a"),
-        Kernel("paged_attention", "portable", widths=_ATTENTION_WIDTHS),
-        Kernel("paged_attention", "sm90_split", widths=_ATTENTION_WIDTHS, architecture="sm_90a"),
+        Kernel("paged_attention", "sm90", widths=_HOPPER_WIDTHS, architecture="sm_90a"),
+        Kernel("paged_attention", "portable", widths=_PORTABLE_WIDTHS),
+        Kernel("paged_attention", "sm90_split", widths=_HOPPER_WIDTHS, architecture="sm_90a"),
         Kernel("philox_normal", "portable", FLOATS),
         Kernel("ring_conv3d", "sm90", architecture="sm_90a"),
         Kernel("ring_conv3d", "portable"),
@@ -257,9 +258,14 @@ def _rank(kernel: Kernel, device: torch.device, selected: Selection) -> float:
     return 0.0 if found is None or found.record is None else -found.record.speed(kernel.name)
 
 
+def kernels_on(op: str, device: torch.device) -> tuple[Kernel, ...]:
+    """The kernels that are on for `op` on `device`, in the order in which they are tried."""
+    return _kernels_on(op, device, selection())
+
+
 def running_kernel(op: str, device: torch.device) -> str | None:
     """The name of the first kernel that is on for `op` on `device`, such as "paged_attention/sm90", or None."""
-    on = _kernels_on(op, device, selection())
+    on = kernels_on(op, device)
     return on[0].name if on else None
 
 

@@ -125,6 +125,11 @@ class FakeGPU:
         """Bytes of all tensors [...], and of the temporary ones of recordings, which keep them for their replays."""
         return self._memory.live + sum(pool.kept_bytes for pool in self.pools.values())
 
+    @property
+    def peak_bytes(self) -> int:
+        """Most bytes of tensors [...] at a time so far, those of recordings left out."""
+        return self._memory.peak
+
     @contextmanager
     def counting(self) -> Iterator[Counts]:
         """Count what happens inside the `with` block."""

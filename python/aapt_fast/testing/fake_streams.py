@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+import time
 import weakref
 from types import SimpleNamespace
 from typing import Any
@@ -43,13 +44,16 @@ class _Stream:
 
 
 class _Event:
-    """A CUDA event."""
+    """A CUDA event, of a GPU that is done with everything at once."""
 
     def __init__(self, gpu: FakeGPU) -> None:
         self._gpu = gpu
 
     def record(self, stream: Any = None) -> None:
-        pass
+        self._at = time.perf_counter()
+
+    def elapsed_time(self, end: Any) -> float:
+        return 1e3 * (end._at - self._at)
 
     def wait(self, stream: Any = None) -> None:
         pass
@@ -98,6 +102,8 @@ def torch_cuda(gpu: FakeGPU) -> dict[str, Any]:
         minor=gpu.capability[1],
         multi_processor_count=132,
         total_memory=gpu.total_bytes,
+        L2_cache_size=50 * 2**20,
+        uuid="00000000-0000-0000-0000-000000000000",
     )
     here = threading.local()  # .device: the current one; .streams: the current ones by device
     default = [_Stream(gpu, number) for number in range(gpu.devices)]
@@ -141,6 +147,8 @@ def torch_cuda(gpu: FakeGPU) -> dict[str, Any]:
         "mem_get_info": lambda *_: (gpu.total_bytes - gpu.live_bytes, gpu.total_bytes),
         "memory_reserved": lambda *_: gpu.live_bytes,
         "memory_allocated": lambda *_: gpu.live_bytes,
+        "max_memory_allocated": lambda *_: gpu.peak_bytes,
+        "reset_peak_memory_stats": lambda *_: None,
         "current_stream": current_stream,
         "set_stream": set_stream,
         "Stream": lambda device=None, **_: _Stream(gpu, index_of(device), next(streams)),

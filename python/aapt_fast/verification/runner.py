@@ -81,8 +81,10 @@ def verify(
     device = torch.device("cuda", torch.cuda.current_device())
     cannot_run = _obstacles(device)
     refused = [name for name in names if name in cannot_run]
-    if (kernels is not None and refused) or len(refused) == len(names):
+    if kernels is not None and refused:
         raise ValueError(f"kernels: expected kernels that can run here, got {refused[0]}: {cannot_run[refused[0]]}")
+    anywhere = "a GPU and a build that kernels can run on"
+    require(len(refused) < len(names), "this machine", anywhere, cannot_run.get(names[-1]))
     identity = record.identity_of(device, extension())
     report = run(Place(str(device), identity), [name for name in names if name not in refused], timed, tell=tell)
     return replace(report, cannot_run=cannot_run)
