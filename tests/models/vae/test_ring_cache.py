@@ -104,11 +104,10 @@ def test_a_state_goes_on_in_this_stream_and_in_a_new_one(vae, memory, after):
         streams[0].decode(frame)
     state = streams[0].state()
     expected = [streams[0].decode(frame) for frame in frames[after:]]
-    for stream in (*streams, vae.stream()):
+    for stream in (*streams, vae.stream()) if after else streams:  # a state makes its kind of memory
         stream.restore(state, torch.device("cpu"))
-        assert all(
-            torch.equal(stream.decode(frame), each) for frame, each in zip(frames[after:], expected, strict=True)
-        )
+        again = [stream.decode(frame) for frame in frames[after:]]
+        assert all(torch.equal(one, two) for one, two in zip(again, expected, strict=True))
 
 
 @pytest.mark.parametrize("memory", ["rings", "features"])
