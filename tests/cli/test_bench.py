@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -27,10 +28,12 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, dict,
     return status, json.loads(last), "\n".join(above)
 
 
-def test_a_target_that_is_met(capsys, tmp_path: Path):
+def test_a_target_that_is_met(capsys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(os, "getloadavg", lambda: (99.0, 99.0, 99.0))
     path = tmp_path / "frame.json"
     status, document, above = run(capsys, *NANO, "--target", "1000", "--json", str(path))
     assert status == 0 and "target 1e+06 ms met" in above
+    assert f"other processes compete for the {os.cpu_count()} cores: 99.0 of them ran or waited" in above
     assert json.loads(path.read_text()) == document and problems(document) == []
     assert document["prediction"] is None and document["failures"] == []
     assert [entry["phase"] for entry in document["results"]] == ["cold", "filling", "full"]

@@ -117,6 +117,9 @@ def test_a_picture_and_poses_from_elsewhere_are_commented_on(
         assert ("for others there is --model mini-anyone" in said) is named
         assert generating.UNKNOWN_POSE not in said
         assert "--controls: 4 of 4 poses have longer bones than a body of this world" in said
+    quiet = ["--out", str(tmp_path / "quiet.gif"), "--controls", str(tmp_path / "poses.npy"), "--quiet"]
+    assert main([*command, *quiet]) == 0
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("sheet", [False, True])
@@ -278,7 +281,8 @@ def test_what_cannot_be_written_is_known_before_the_model_is_read(
 
 
 @pytest.mark.parametrize(
-    ("load", "why"), [(0.1, "this cpu is too slow for nano, or has other work"), (99.0, "99.0 processes compete for")]
+    ("load", "why"),
+    [(0.1, "this cpu is too slow for nano, or has other work"), (99.0, "other processes compete for the ")],
 )
 def test_a_stream_behind_real_time_says_why(
     load: float,

@@ -29,7 +29,7 @@ def test_the_cpu_is_always_there():
     assert usable_device("cpu") == torch.device("cpu")
 
 
-@pytest.mark.parametrize("name", ["cuda", "cuda:7", "foo", "meta", ""])
+@pytest.mark.parametrize("name", ["cuda", "cuda:7", "foo", "meta", "", "cpu:7"])
 def test_without_a_gpu(gpus, tmp_path, capsys, name):
     gpus(0)
     assert main(["generate", "--device", name, "--out", str(tmp_path / "x.gif")]) == 2
@@ -40,7 +40,7 @@ def test_without_a_gpu(gpus, tmp_path, capsys, name):
     assert capsys.readouterr().err == said and list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", ["cuda:2", "foo", "cuda:-1"])
+@pytest.mark.parametrize("name", ["cuda:2", "foo", "cuda:-1", "cpu:7"])
 def test_with_two_gpus(gpus, name):
     gpus(2)
     with pytest.raises(ValueError, match=rf"--device: .* \(cpu, cuda:0, cuda:1\), got {name}"):

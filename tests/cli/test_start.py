@@ -225,17 +225,26 @@ def test_more_signals_change_neither_the_status_nor_the_message() -> None:
 
 SPINS = """
 import os, sys, types
-sys.modules["aapt_fast.cli.generate"] = types.SimpleNamespace(run=lambda _: print(os.environ.get("GOMP_SPINCOUNT")))
+stand_in = types.SimpleNamespace(run=lambda _: print(os.environ.get("GOMP_SPINCOUNT")))
+sys.modules[f"aapt_fast.cli.{sys.argv[1]}"] = stand_in
 from aapt_fast.cli import main
-main(["generate", "--out", "x"])
+main(sys.argv[1:])
 """
 
 
 @pytest.mark.parametrize(
-    ("variables", "expected"), [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, "None")]
+    ("arguments", "variables", "expected"),
+    [
+        ("generate --out x", {}, "1000"),
+        ("bench frame --preset nano", {}, "1000"),
+        ("generate --out x", {"GOMP_SPINCOUNT": "7"}, "7"),
+        ("generate --out x", {"OMP_WAIT_POLICY": "active"}, "None"),
+    ],
 )
-def test_idle_threads_sleep_unless_the_user_says_otherwise(variables: dict[str, str], expected: str) -> None:
+def test_idle_threads_sleep_unless_the_user_says_otherwise(
+    arguments: str, variables: dict[str, str], expected: str
+) -> None:
     without = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
-    command = [sys.executable, "-c", SPINS]
+    command = [sys.executable, "-c", SPINS, *arguments.split()]
     done = subprocess.run(command, env=without | variables, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == expected

@@ -237,7 +237,7 @@ def test_a_penalty_holds_the_discriminators_slope_down(tmp_path):
 
     def slope(penalty: float) -> float:
         folder = tmp_path / str(penalty)
-        options = {"steps": 30, "discriminator_alone": 30, "penalty": penalty, "discriminator_rate": 3e-3}
+        options = {"steps": 12, "discriminator_alone": 12, "penalty": penalty, "discriminator_rate": 3e-3}
         train(folder, dataclasses.replace(SHORT, **options))
         model = Discriminator(NANO)
         model.load_state_dict(checkpoint(folder)["discriminator"])
@@ -276,7 +276,7 @@ def test_a_discriminator_can_tell_noise_from_frames(tmp_path):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(TrainingRun, "track", spy)
-        options = {"steps": 40, "discriminator_alone": 40, "penalty": 0.1, "discriminator_rate": 2e-3, "batch": 4}
+        options = {"steps": 30, "discriminator_alone": 30, "penalty": 0.1, "discriminator_rate": 2e-3, "batch": 4}
         train(tmp_path, dataclasses.replace(SHORT, **options))
     assert sum(gaps[-5:]) / 5 > 5 * abs(sum(gaps[:3]) / 3) and gaps[-1] > 0.3
 

@@ -23,7 +23,7 @@ from aapt_fast.cli.signals import HeldSignals, handlers_restored, ignore_signals
 from aapt_fast.errors import NO_TORCH, PoolExhausted
 
 USER_ERRORS = (ValueError, TypeError, OSError, ImportError, FloatingPointError, PoolExhausted)
-STREAMING_COMMANDS = ("generate", "doctor")
+STREAMING_COMMANDS = ("generate", "doctor", "bench")
 IDLE_SPINS = "1000"
 OUTPUT_CLOSED = 141
 """Exit status of a command whose reader has gone, as a shell reports SIGPIPE."""

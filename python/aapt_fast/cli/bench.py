@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from aapt_fast.cli.busy import competition, processes
 from aapt_fast.cli.checks import parse_size
 from aapt_fast.cli.device import DTYPES, chosen_dtype
 from aapt_fast.cli.doctor import examine
@@ -71,6 +72,7 @@ def _question(system: System, choice: Choice, target_s: float) -> dict[str, Any]
 def _measure(document: Document, system: System, choice: Choice, arguments: argparse.Namespace) -> int:
     """Measure, fill the document and print it; returns the exit status."""
     document.note_clocks("before frame")
+    others = competition(processes())
     measured = measure(system, choice, steps=arguments.steps, limit_s=arguments.limit)
     document.note_clocks("after frame")
     found = verdict(measured, arguments.target)
@@ -89,7 +91,7 @@ def _measure(document: Document, system: System, choice: Choice, arguments: argp
     inside = document.content["results"][-1]["inside_generator"]
     parts = ", ".join(f"{part} {times['p50_ms']:.2f}" for part, times in inside.items())
     print(f"  inside the generator, launched one by one: {parts}")
-    print(f"how: {choice.in_words()}")
+    print(f"how: {choice.in_words()}{f'; {others}' if others else ''}")
     for op, what in measured.what_ran.items():
         print(f"  {op}: {what}")
     late, word = found["at_this_pace"], "met" if found["met"] else "missed"

@@ -79,7 +79,7 @@ def _check_generate(arguments: argparse.Namespace) -> None:
         require(arguments.frames >= 1, "--frames", "at least 1", arguments.frames)
         require(arguments.frames < 2**31, "--frames", "less than 2^31", arguments.frames)
     if arguments.device is not None:
-        known = re.fullmatch(r"(cpu|cuda)(:\d+)?", arguments.device) is not None
+        known = re.fullmatch(r"cpu|cuda(:\d+)?", arguments.device) is not None
         require(known, "--device", "cpu, cuda or cuda:N", arguments.device or "an empty text")
     require_seed(arguments.seed)
     expected = f"1 to {MOST_EVALUATIONS} evaluations per step"

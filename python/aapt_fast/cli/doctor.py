@@ -6,7 +6,6 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
-import os
 import platform
 import statistics
 import time
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 
 from aapt_fast.cli import plan
+from aapt_fast.cli.busy import competition, processes
 from aapt_fast.cli.choices import FRAMES_PER_STEP
 from aapt_fast.cli.device import usable_device
 from aapt_fast.models.files.bundled import bundled_models
@@ -76,7 +76,7 @@ def verdict() -> dict[str, Any]:
         "dtype": str(dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
         "video_fps": round(fps, 1),
-        "busy": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
+        "busy": processes(),
         "mp4": importlib.util.find_spec("av") is not None,
         "kernels": record_in_words(device),
     }
@@ -90,10 +90,9 @@ def in_words(found: dict[str, Any]) -> list[str]:
         f"{word} on this {found['device']}: {MODEL} makes about {found['video_fps']:.0f} video frames per second in "
         f"{found['dtype']} (real time is {REAL_TIME:.0f}); mp4: {mp4}"
     ]
-    cores = os.cpu_count() or 1
     if found["device"] == "CPU":
-        if found["busy"] is not None and found["busy"] > cores:
-            lines.append(f"Other processes compete for the {cores} cores: {found['busy']} of them ran or waited.")
+        if others := competition(found["busy"]):
+            lines.append(f"{others[0].upper()}{others[1:]}.")
         lines.append(
             "Your own programs stay fast beside other processes with session.frames(player, ahead=True), as generate "
             "does."

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import time
 import warnings
 from collections import deque
@@ -14,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from aapt_fast.cli.busy import competition, processes
 from aapt_fast.cli.checks import video_frames
 from aapt_fast.cli.choices import FRAMES_PER_STEP
 from aapt_fast.cli.contact_sheet import ContactSheet
@@ -30,7 +30,7 @@ from aapt_fast.models.files.model_file import load_gallery
 from aapt_fast.models.files.placement import fast_dtype
 from aapt_fast.models.stream_model import StreamModel
 from aapt_fast.ops import observe_ops
-from aapt_fast.progress import progress, say
+from aapt_fast.progress import progress, say, without_messages
 from aapt_fast.streaming.session import StreamSession
 from aapt_fast.worlds.script import read_script
 from aapt_fast.worlds.world import FPS, MEDLEY, FirstFrame, Player
@@ -99,16 +99,18 @@ def _open_stream(arguments: argparse.Namespace) -> _Stream:
     poses = None if arguments.controls is None else torch.from_numpy(read_poses(arguments.controls))
     frames = video_frames(arguments.frames, read_script(script, world.actions, "--motion"), poses)
     model = StreamModel.from_pretrained(arguments.model, device=device, dtype=dtype)
-    start = read_first_picture(arguments.image, arguments.model)
-    if start.pose is None:
-        start = FirstFrame(fit_and_say(start.image, model.video_size))
-        _advise(start, model, arguments)
+    with without_messages(arguments.quiet):
+        start = read_first_picture(arguments.image, arguments.model)
+        if start.pose is None:
+            start = FirstFrame(fit_and_say(start.image, model.video_size))
+            _advise(start, model, arguments)
     steps = -(-frames // FRAMES_PER_STEP)
     require_room(arguments.out, FRAMES_PER_STEP * steps, model.video_size, arguments.scale)
     player: Player | FilePlayer = world.player(start, script, arguments.seed)
     if poses is not None:
         if odd := world.odd_controls(poses):
-            say(f"--controls: {odd}")
+            if not arguments.quiet:
+                say(f"--controls: {odd}")
             warnings.filterwarnings("ignore", message="control: ")  # the session's, about the same poses
         player = FilePlayer(poses)
     sheet = None if arguments.sheet is None else ContactSheet(arguments.sheet, world)
@@ -219,8 +221,5 @@ def _why_slow(model: StreamModel, step_fps: float) -> str:
     if model.device.type == "cpu" and fast_dtype(model.device) is torch.float32 and model.dtype is not torch.float32:
         name = str(model.dtype).removeprefix("torch.")
         return f"this CPU has no instructions for {name} and emulates it; --dtype float32 is faster"
-    cores = os.cpu_count() or 1
-    busy = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
-    if model.device.type == "cpu" and busy > cores:
-        return f"{busy:.1f} processes compete for {cores} cores"
-    return f"this {model.device.type} is too slow for {model.name}, or has other work"
+    others = competition(processes()) if model.device.type == "cpu" else None
+    return others or f"this {model.device.type} is too slow for {model.name}, or has other work"

@@ -135,7 +135,7 @@ def add_generate(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="also write a picture (.png, .jpg, .webp) of up to twelve frames: controls, truth where known, and video",
     )
-    parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
+    parser.add_argument("--quiet", action="store_true", help="neither progress nor notes on stderr")
 
 
 def add_doctor(parser: argparse.ArgumentParser) -> None:

@@ -128,9 +128,15 @@ class Runs:
 
         False if a test failed, the process crashed or did not end in time. Raises RuntimeError if no test ran.
         """
-        arguments = ["-x", "-q", "-p", "no:cacheprovider", f"tests/kernels/{tests}"]
-        arguments += ["--emulated-build", str(module_folder), *(["-k", select] if select else [])]
-        status, output = self._ask({"arguments": arguments, "seconds": seconds})
+        arguments = [
+            "-x",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            f"tests/kernels/{tests}",
+            *(["-k", select] if select else []),
+        ]
+        status, output = self._ask({"arguments": arguments, "folder": str(module_folder), "seconds": seconds})
         if status > 1:  # 1: tests failed; above: pytest was used wrongly; below 0: a signal
             raise RuntimeError(f"pytest {shlex.join(arguments)} (status {status}):\n{output}")
         return status == 0

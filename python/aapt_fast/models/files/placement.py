@@ -36,7 +36,7 @@ def require_usable_device(device: object, argument: str = "device") -> torch.dev
         found = torch.device(device)  # type: ignore[call-overload]
     except RuntimeError:
         found = torch.device("meta")
-    fits = found.type == "cpu" or (found.type == "cuda" and (found.index or 0) < count)
+    fits = (found.index or 0) < {"cpu": 1, "cuda": count}.get(found.type, 0)
     there = ", ".join(["cpu", *(f"cuda:{index}" for index in range(count))])
     got = "nothing" if device == "" else device
     why = ", and torch finds no GPU here" if found.type == "cuda" and not count else ""
