@@ -60,9 +60,9 @@ EXPECTED = {
         {"HGMMA": 5, "UTMALDG": 2, "USETMAXREG": 2, "UCGABAR_ARV": 1, "UCGABAR_WAIT": 1, "SHFL": 64, "STG": 8},
         hopper=True,
     ),
-    # Blocks of 16 columns: per step 4 rows of pixels by 2 tiles of columns, for 16 channels twice; a patch of 324 pixels
-    # and a piece of the weight, before the loop twice and in it.
-    "ring_conv3d_portable": Expected(10, {"HMMA": 16, "LDSM": 10, "LDGSTS": 36}),
+    # Blocks of 16 columns: per step 4 rows of pixels by 2 tiles of columns, for 16 channels twice. Blocks for single
+    # pixels: 4 pieces of a patch and 4 of a weight, before the loop twice and in it.
+    "ring_conv3d_portable": Expected(10, {"HMMA": 16, "LDSM": 10, "LDGSTS": 24}),
     # With one vector per lane: two pixels, a weight in one of two types, the sum of a pixel; GroupNorm beside it.
     "norm_silu_portable": Expected(15, {"LDG": 5, "STG": 2, "SHFL": 2, "MUFU": 34}, beside="norm_silu_parts"),
     "paged_attention_sm90": HOPPER_ATTENTION,

@@ -44,9 +44,7 @@ BUGS = [
         "(i * common.kernel_h + k) * common.kernel_w + j",
         **REFERENCE,
     ),
-    Bug("the same frames for all results", LOAD, "tile.frame + i,", "i,", **STAY),
     Bug("a stale frame of the ring", LOAD, "ring_slot(common.start,", "ring_slot(nullptr,", **REFERENCE),
-    Bug("the frames of the first row", LOAD, "tile.row * common.slots + slot", "slot", **STAY),
     Bug("rows of the wrong phase", LOAD, "tile.y + tile.phase / 2", "tile.y + tile.phase % 2", **REFERENCE),
     Bug(
         "a box is loaded while it is in use",
@@ -65,13 +63,6 @@ BUGS = [
         MULTIPLY,
         "empty_weights[stage], arch::lane_index()",
         "empty_weights[stage], arch::cluster_rank()",
-        **REFERENCE,
-    ),
-    Bug(
-        "a box that has not come",
-        MULTIPLY,
-        "full_boxes[box_.stage], box_.parity",
-        "full_boxes[box_.stage], 1",
         **REFERENCE,
     ),
     Bug(
@@ -95,7 +86,6 @@ BUGS = [
         "if (!first && j == common.kernel_h - 1) release_box",
         **REFERENCE,
     ),
-    Bug("no wait between the products", MULTIPLY, "arch::wgmma_wait<1>();", "", **REFERENCE),
     Bug("the result is read before it is there", MULTIPLY, "wait_for_all<Config>(sums);", "", **REFERENCE),
     Bug(
         "sums of the tile before",
@@ -110,13 +100,6 @@ BUGS = [
         MULTIPLY,
         "      fence<Config>(sums);\n#pragma unroll\n",
         "#pragma unroll\n",
-        **REFERENCE,
-    ),
-    Bug(
-        "no fence before steps",
-        MULTIPLY,
-        "        fence<Config>(sums);\n        start_step",
-        "        start_step",
         **REFERENCE,
     ),
     Bug(
@@ -140,35 +123,13 @@ BUGS = [
         **REFERENCE,
     ),
     Bug("a residual in the lanes' order", STORE, "          transpose_among_four_lanes(added);\n", "", **REFERENCE),
-    Bug("a result in the lanes' order", STORE, "        transpose_among_four_lanes(result);\n", "", **REFERENCE),
     Bug("tiles are left out", TILE, "number += params.clusters)", "number += params.clusters + 1)", **STAY),
-    Bug(
-        "both blocks have the same pixels",
-        TILE,
-        "* Config::kCluster + arch::cluster_rank()",
-        "* Config::kCluster",
-        **REFERENCE,
-    ),
     Bug(
         "an odd number of tiles",
         "ring_conv3d/params_sm90.cpp",
         "ceil_divide(tile_rows * sm90.tile_columns, kCluster)",
         "tile_rows * sm90.tile_columns / kCluster",
         **{**variant("test_sizes"), "source": "ring_conv3d/params_sm90.cpp"},
-    ),
-    Bug(
-        "boxes without the row below",
-        "ring_conv3d/params_sm90.cpp",
-        "height + params.kernel_h - 1,",
-        "height,",
-        **{**REFERENCE, "source": "ring_conv3d/params_sm90.cpp"},
-    ),
-    Bug(
-        "the second warpgroup may never begin",
-        MULTIPLY,
-        "if (group_ == 0 && !over_) arch::named_barrier_arrive(1, 2 * 128);",
-        "",
-        **REFERENCE,
     ),
     Bug(
         "the first warpgroup gets further ahead than there are stages",

@@ -20,7 +20,7 @@ POINT = {
     "tests": CONV_TESTS,
     "select": "(3x1x1 or double or shuffle) and not torch.float16",
 }
-CONV_CHECKS = {"source": "ring_conv3d/arguments.cpp", "tests": CONV_TESTS, "select": "anywhere or slots"}
+CONV_CHECKS = {"source": "ring_conv3d/arguments.cpp", "tests": CONV_TESTS, "select": "anywhere"}
 PIXEL = {
     "source": "norm_silu/instantiations/bf16.cu",
     "tests": "test_norm_silu.py",
@@ -50,7 +50,6 @@ BUGS = [
     ),
     Bug("a stage too few for weights", CONFIG, "kWeightStages = kAhead + 1", "kWeightStages = kAhead", **NARROW),
     Bug("one stage for patches with a halo", CONFIG, "kHalo ? 2 : kAhead + 1", "kHalo ? 1 : kAhead + 1", **NARROW),
-    Bug("a stage too few for single pixels", CONFIG, "kHalo ? 2 : kAhead + 1", "2", **POINT),
     Bug(
         "a halo that is not loaded again",
         CONV,
@@ -72,28 +71,13 @@ BUGS = [
         "// the result",
         **NARROW,
     ),
-    Bug(
-        "no barrier after the residual has come",
-        CONV,
-        "    arch::sync_warp();\n  }\n  const auto* bias",
-        "  }\n  const auto* bias",
-        **NARROW,
-    ),
     # ---- what ring_conv3d reads ----
     Bug("an unguarded border above", CONV, "y >= 0 && y <", "y <", **NARROW),
-    Bug("an unguarded border on the right", CONV, "x < params.width && channel", "channel", **NARROW),
     Bug(
         "channels of the next pixel",
         CONV,
         " && channel < params.channels;\n    arch::cp_async_16(patch",
         ";\n    arch::cp_async_16(patch",
-        **NARROW,
-    ),
-    Bug(
-        "channels of the next row",
-        CONV,
-        "output < params.outputs && channel < params.channels",
-        "output < params.outputs",
         **NARROW,
     ),
     Bug(
@@ -117,9 +101,7 @@ BUGS = [
         "tile.phase % 2 - params.kernel_h",
         **NARROW,
     ),
-    Bug("all phases have one weight", CONV, "tile.phase * params.kernel_t + step.frame", "step.frame", **NARROW),
     Bug("a stale frame", CONV, "tile.first_slot + step.frame;", "tile.first_slot;", **NARROW),
-    Bug("a ring without an end", CONV, "if (slot >= params.slots) slot -= params.slots;", "", **NARROW),
     Bug(
         "the first frame of the ring is always the oldest",
         OUTPUT,
@@ -171,20 +153,12 @@ BUGS = [
         **POINT,
     ),
     Bug(
-        "the bias of the first block of columns",
-        CONV,
-        "arch::to_float(bias[output])",
-        "arch::to_float(bias[output - tile.first_output])",
-        **POINT,
-    ),
-    Bug(
         "where `out` starts is not looked at",
         CONV_ARGUMENTS,
         "kVectorElements == 0 && starts_a_vector(out) &&",
         "kVectorElements == 0 &&",
         **CONV_CHECKS,
     ),
-    Bug("a ring may be too short", CONV_ARGUMENTS, "frames + kernel.t - 1", "frames", **CONV_CHECKS),
     # ---- norm_silu, pixels ----
     Bug(
         "idle lanes count",
@@ -193,15 +167,7 @@ BUGS = [
         "sum_of_squares(values[i])",
         **PIXEL,
     ),
-    Bug(
-        "half of the lanes are left out",
-        PIXEL_NORM,
-        "mask > 0; mask /= 2) value",
-        "mask > 1; mask /= 2) value",
-        **PIXEL,
-    ),
     Bug("pixels beyond the frame are written", PIXEL_NORM, "if (pixel >= params.pixels) continue;", "", **PIXEL),
-    Bug("an output ring without an end", FRAME, "(first + t) % slots", "(first + t)", **PIXEL),
     Bug(
         "the smallest norm is not squared",
         PIXEL_NORM,
@@ -215,13 +181,6 @@ BUGS = [
         GROUP_NORM,
         "arch::sync_threads();\n\n  // A warp",
         "// A warp",
-        **GROUPS,
-    ),
-    Bug(
-        "no barrier before means are used",
-        GROUP_NORM,
-        "place.frame, shared);\n  arch::sync_threads();",
-        "place.frame, shared);",
         **GROUPS,
     ),
     Bug("pixels of the next chunk count", GROUP_NORM, "if (pixel < place.after_pixel) use", "use", **GROUPS),
