@@ -17,6 +17,7 @@ import aapt_fast
 from aapt_fast.integrations import vae_layers
 from aapt_fast.integrations.swap import is_swapped, swap
 from aapt_fast.testing.compare import assert_near
+from aapt_fast.testing.fake_cuda import FAKE_GPU, fake_cuda, on_fake_gpu
 
 TOLERANCE = 2e-5
 CONFIGS = {
@@ -328,3 +329,40 @@ def test_upsampling_of_any_size():
     swap(resample, vae_layers.FastUpsample)
     for x, wanted in zip(frames, expected, strict=True):
         assert_near(resample(x), wanted, TOLERANCE)
+
+
+# ---- on a GPU ----
+
+
+@pytest.mark.parametrize("name", ["2.1", "2.2"])
+def test_the_ways_of_gpus_give_the_same_results(name, monkeypatch):
+    """On a CPU, in float32."""
+    vae = random_vae(name)
+    latents, video = latents_for(vae), video_for(vae)
+    expected = results_of(vae, latents, video)
+    monkeypatch.setattr(vae_layers, "_faster_here", lambda x, weight: False)
+    monkeypatch.setattr(vae_layers, "_leaner_here", lambda x, weight: True)
+    aapt_fast.patch(vae)
+    for found, wanted in zip(results_of(vae, latents, video), expected, strict=True):
+        assert_near(found, wanted, TOLERANCE)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a machine with a GPU has no fake one")
+def test_a_gpu_moves_half_the_memory():
+    counted = []
+    for patched in (False, True):
+        with torch.device("meta"):
+            vae = AutoencoderKLWan(**CONFIGS["2.1"]).eval().requires_grad_(False).bfloat16()
+        with fake_cuda() as gpu, torch.inference_mode():
+            vae = on_fake_gpu(vae)
+            if patched:
+                report = aapt_fast.patch(vae)
+                assert report.replaced and not report.left_alone
+            latents = torch.zeros(1, 16, 3, 16, 16, dtype=torch.bfloat16, device=FAKE_GPU)
+            with gpu.counting() as counts:
+                assert vae.decode(latents).sample.shape == (1, 3, 9, 128, 128)
+            counted.append(counts)
+    before, after = counted
+    assert after.taken_bytes < 0.55 * before.taken_bytes
+    assert after.peak_bytes < before.peak_bytes
+    assert after.operators.total() < 0.6 * before.operators.total() and not after.syncs

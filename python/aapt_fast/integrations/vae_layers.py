@@ -2,8 +2,9 @@
 """Faster layers for the Wan VAE of diffusers and of the original code, which have the same attributes.
 
 Each class here holds the methods that `swap` puts before those of one layer. They use the layer's own parameters, and
-the last frames that its caller passes. The original runs for calls that are not faster here: other devices than the
-CPU, other dtypes, autocast.
+the last frames that its caller passes. The original runs for calls that are not faster here: other dtypes, autocast, on
+a GPU gradients. There the gain is memory, and the time to move it: frames stay in `channels_last_3d`, which is what
+cuDNN computes in, and the past is put before them in one copy instead of two.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from torch import Tensor, nn
 
 from aapt_fast.integrations.sites import Site
 from aapt_fast.integrations.swap import Original
-from aapt_fast.models.vae.wan_layers import upsample_and_convolve
+from aapt_fast.models.vae.wan_layers import EPS, upsample_and_convolve
+from aapt_fast.ops._checks import records_gradients
 from aapt_fast.ops.causal_conv3d import causal_conv3d
 
 PART = "vae"
@@ -33,6 +35,12 @@ def _faster_here(x: Tensor, weight: Tensor) -> bool:
     return x.is_cpu and same and x.dtype in FAST_DTYPES and not torch.is_autocast_enabled("cpu")
 
 
+def _leaner_here(x: Tensor, weight: Tensor) -> bool:
+    """Tell if this package's compositions need less memory than torch's for x [...] and a weight [...] on a GPU."""
+    same = x.dtype == weight.dtype and x.device == weight.device and x.is_floating_point()
+    return x.is_cuda and same and not torch.is_autocast_enabled("cuda") and not records_gradients(x, weight)
+
+
 class FastCausalConv3d(Original):
     """`forward` of a causal convolution through `ops.causal_conv3d`."""
 
@@ -42,7 +50,8 @@ class FastCausalConv3d(Original):
         strided = self.stride[0] == 2
         known = 0 if cache_x is None or self._padding[4] == 0 else cache_x.shape[2]
         too_short = strided and x.shape[2] <= past
-        if not _faster_here(x, self.weight) or x.dim() != 5 or known > past or too_short:
+        runs = _faster_here(x, self.weight) or (_leaner_here(x, self.weight) and not strided)
+        if not runs or x.dim() != 5 or known > past or too_short:
             return super().forward(x, cache_x)
         if strided:  # every second output of the convolution with stride one, whose first frames are the past
             return causal_conv3d(x[:, :, past:], self.weight, self.bias, x[:, :, :past])[:, :, ::2]
@@ -55,10 +64,18 @@ class FastCausalConv3d(Original):
 
 
 class FastRMSNorm(Original):
-    """`forward` of the norm over channels with one pass less over the frames. Half precision goes to the original."""
+    """`forward` of the norm over channels with fewer passes over the frames.
+
+    On a CPU half precision goes to the original. On a GPU it is one pass over frames that have the channels last in
+    memory, rounded once.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise x [B, C, ...] -> the same shape and dtype."""
+        pixels = x.movedim(1, -1)
+        if _leaner_here(x, self.gamma) and pixels.is_contiguous():
+            normed = F.rms_norm(pixels.flatten(0, -2), pixels.shape[-1:], self.gamma.view(-1), EPS**2)
+            return normed.view(pixels.shape).movedim(-1, 1)
         if x.dtype != torch.float32 or not _faster_here(x, self.gamma):
             return super().forward(x)
         gain = (self.gamma * self.scale).view(-1, *[1] * (x.dim() - 2))
@@ -67,12 +84,17 @@ class FastRMSNorm(Original):
 
 
 class FastUpsample(Original):
-    """`forward` of upsampling and convolution in one, without the large image between them."""
+    """`forward` of upsampling and convolution in one, without the large image between them.
+
+    On a GPU there is that image, but not in float32, in which the original makes it.
+    """
 
     def forward(self, frames: Tensor) -> Tensor:
         """Enlarge frames [N, C, h, w] -> [N, O, 2 h, 2 w]."""
         conv = self[1]
         untouched = type(conv) is nn.Conv2d and not conv._forward_hooks and not conv._forward_pre_hooks
+        if untouched and _leaner_here(frames, conv.weight):
+            return conv(F.interpolate(frames, scale_factor=2.0, mode="nearest-exact"))
         if not untouched or frames.dtype != torch.float32 or not _faster_here(frames, conv.weight):
             return super().forward(frames)
         return upsample_and_convolve(frames, conv.weight, conv.bias)
@@ -101,6 +123,14 @@ RUNS: dict[type, str] = {
 }
 
 
+RUNS_ON_GPU: dict[type, str] = {
+    FastCausalConv3d: "the same with frames in channels_last_3d",
+    FastRMSNorm: "torch's fused RMS norm",
+    FastUpsample: "both without a copy in float32",
+    PlainAttention: "the same",
+}
+
+
 def layer_sites(model: nn.Module, prefix: str = "") -> Iterator[Site]:
     """Layers of a Wan VAE that have a faster `forward`."""
     for name, layer in model.named_modules(prefix=prefix):
@@ -116,14 +146,14 @@ def layer_sites(model: nn.Module, prefix: str = "") -> Iterator[Site]:
 
 
 def _site(where: str, layer: nn.Module, methods: type, obstacle: str | None) -> Site:
-    runs = f"{RUNS[methods]} on the CPU, elsewhere the original"
-    return Site(PART, where, layer, "forward", methods, runs, obstacle or _not_on_cpu(layer))
+    runs = f"{RUNS[methods]} on the CPU, elsewhere {RUNS_ON_GPU.get(methods, 'the original')}"
+    return Site(PART, where, layer, "forward", methods, runs, obstacle or _elsewhere(layer, methods))
 
 
-def _not_on_cpu(layer: nn.Module) -> str | None:
+def _elsewhere(layer: nn.Module, methods: type) -> str | None:
     """Reason why this layer is not faster on the device of its parameters, or None."""
     parameter = next(layer.parameters(), None)
-    if parameter is None or parameter.is_cpu:
+    if parameter is None or parameter.is_cpu or (parameter.is_cuda and methods in RUNS_ON_GPU):
         return None
     return f"on {parameter.device.type} aapt_fast has no kernel for it, torch's own stays"
 

@@ -6,6 +6,7 @@ They are noted while the VAE decodes on the meta device, which computes nothing.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -90,3 +91,39 @@ def _frame_attention(width: int, size: tuple[int, int, int]) -> list[Layer]:
         Layer(width, width, (1, 1, 1), size, attention=True),
         Layer(width, width, (1, 1, 1), size),
     ]
+
+
+def layer_rows(layers: list[Layer], matmul: float, copy: float, itemsize: int = 2) -> list[dict[str, Any]]:
+    """The layers of one step on a GPU with these rates in FLOP/s and bytes/s; equal layers share a row. Ready for JSON.
+
+    A layer's ceiling is the longer of its FLOP at `matmul` and its bytes at `copy`, `share` its part of the sum of all.
+    """
+    rows: list[dict[str, Any]] = []
+    for layer, count in Counter(layers).items():
+        work, moved = count * layer.flops, float(count * layer.elements * itemsize)
+        rows.append(
+            {
+                "layer": "attention" if layer.attention else "x".join(map(str, layer.taps)),
+                "channels": f"{layer.inputs} -> {layer.outputs}",
+                "frames": layer.size[0],
+                "size": f"{layer.size[2]}x{layer.size[1]}",
+                "count": count,
+                "gflop": work / 1e9,
+                "mb": moved / 1e6,
+                "limit": "FLOP" if work / matmul > moved / copy else "bytes",
+                "ceiling_ms": 1e3 * max(work / matmul, moved / copy),
+            }
+        )
+    whole = sum(row["ceiling_ms"] for row in rows)
+    return [row | {"share": row["ceiling_ms"] / whole} for row in rows]
+
+
+def table_of(rows: list[dict[str, Any]]) -> list[str]:
+    """Lines for a person: one per row of `layer_rows`, and the sum."""
+    head = f"{'layer':>9} {'channels':>13} {'frames':>6} {'size':>9} {'times':>5}"
+    lines = [f"{head} {'GFLOP':>8} {'MB':>8} {'share':>6} limit"]
+    for row in rows:
+        where = f"{row['layer']:>9} {row['channels']:>13} {row['frames']:6} {row['size']:>9} {row['count']:5}"
+        lines.append(f"{where} {row['gflop']:8.1f} {row['mb']:8.1f} {100 * row['share']:5.1f}% {row['limit']}")
+    total = {key: sum(row[key] for row in rows) for key in ("gflop", "mb", "ceiling_ms")}
+    return [*lines, f"{'sum':>46} {total['gflop']:8.1f} {total['mb']:8.1f} {total['ceiling_ms']:6.2f} ms"]

@@ -125,7 +125,8 @@ class RingCache:
     def norm_conv(self, x: RingFrames, norm: Any, conv: Any, residual: RingFrames | None = None) -> RingFrames:
         """Norm, SiLU and a causal convolution that looks back of x [B, T, H, W, C], plus `residual` [B, T, H, W, O]."""
         ring, clock = self._ring(conv, x)
-        norm_silu(self._tensor(x), *map(self._parameter, norm.arguments()), ring, clock.write)
+        gamma, beta, groups, eps = map(self._parameter, norm.arguments())
+        norm_silu(self._tensor(x), gamma, beta, groups, eps, ring, clock.write)
         return self._look_back(conv, ring, clock, x, residual)
 
     def enlarge(self, x: RingFrames, resample: nn.Sequential) -> RingFrames:
