@@ -16,6 +16,7 @@ from aapt_fast.ops import registry
 from aapt_fast.profiling import frame
 from aapt_fast.profiling.systems import System
 from aapt_fast.testing.fake_models import aapt_model
+from aapt_fast.testing.streams import SMALL_VAE
 
 
 def test_generate(gpu, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -40,7 +41,7 @@ def test_a_gpu_that_is_not_there(gpu, tmp_path: Path, capsys: pytest.CaptureFixt
 def test_bench_frame(gpu, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Its document describes the GPU, and the stages of a step were timed by events."""
     one_layer = dataclasses.replace(NANO, layers=1)
-    monkeypatch.setattr(System, "build", lambda self, device, dtype: aapt_model(one_layer, dtype))
+    monkeypatch.setattr(System, "build", lambda self, device, dtype: aapt_model(one_layer, dtype, SMALL_VAE))
     monkeypatch.setattr(checks, "FEWEST_STEPS", 1)
     monkeypatch.setattr(frame, "FEWEST_STEPS", 1)
     monkeypatch.setattr(frame, "SETTLING_STEPS", 0)

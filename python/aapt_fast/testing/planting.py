@@ -20,11 +20,8 @@ from aapt_fast.testing.targets import EMULATED_BUILD
 REPOSITORY = EMULATED_BUILD.parents[1]
 CSRC = REPOSITORY / "csrc"
 
-# Headers that no bug changes, most of the time that a kernel takes to compile: by whether it includes CUTLASS.
-PRECOMPILED = {
-    False: '#include "common/arch.h"\n',
-    True: '#include <cute/layout.hpp>\n#include <cute/swizzle_layout.hpp>\n#include "common/arch.h"\n',
-}
+# Headers that no bug changes, most of the time that a kernel takes to compile.
+PRECOMPILED = '#include <cute/layout.hpp>\n#include <cute/swizzle_layout.hpp>\n#include "common/arch.h"\n'
 
 # Options of a kernel that tells the emulation of its accesses to memory.
 TRACED: dict[bool, list[str]] = {False: [], True: ["-fsanitize=thread"]}
@@ -55,7 +52,7 @@ class Planter:
         self._folder = folder
         entries = json.loads((EMULATED_BUILD / "compile_commands.json").read_text())
         self._entries = {Path(entry["file"]): entry for entry in entries if "probes" not in entry["output"]}
-        self._headers: dict[tuple[bool, bool], Path] = {}
+        self._headers: dict[bool, Path] = {}
 
     def plant(self, bug: Bug, folder: Path) -> Path:
         """Write a module with the bug to `folder` and return the folder.
@@ -74,7 +71,7 @@ class Planter:
         entry = self._entries[CSRC / bug.source]
         compiler, *options = _options(entry)
         if source.suffix == ".cu":
-            options += ["-O1", *TRACED[bug.traced], "-include", str(self._precompiled(entry, bug.traced))]
+            options += ["-O1", *TRACED[bug.traced], "-include", str(self._precompiled(bug.traced))]
         else:
             options += ["-O0"]  # most of its time goes into pybind11
         # Includes find the changed file first, whatever includes it.
@@ -84,16 +81,16 @@ class Planter:
         _run([compiler, "-shared", "-o", str(folder / module), str(folder / "changed.o"), *objects])
         return folder
 
-    def _precompiled(self, entry: dict[str, str], traced: bool) -> Path:
-        """The precompiled header for a kernel; kernels have the same options but for the folders of CUTLASS."""
-        cutlass = "-isystem" in entry["command"]
-        if (cutlass, traced) not in self._headers:
-            header = self._folder / f"precompiled_{cutlass}_{traced}.h"
-            header.write_text(PRECOMPILED[cutlass])
+    def _precompiled(self, traced: bool) -> Path:
+        """The precompiled header for kernels, with the options of one that includes CUTLASS: others need no more."""
+        if traced not in self._headers:
+            header = self._folder / f"precompiled_{traced}.h"
+            header.write_text(PRECOMPILED)
+            entry = next(entry for entry in self._entries.values() if "cutlass" in entry["command"])
             options = [*_options(entry), "-O1", *TRACED[traced]]
             _run([*options, "-x", "c++-header", "-o", f"{header}.gch", "-c", str(header)])
-            self._headers[cutlass, traced] = header
-        return self._headers[cutlass, traced]
+            self._headers[traced] = header
+        return self._headers[traced]
 
 
 def _options(entry: dict[str, str]) -> list[str]:
