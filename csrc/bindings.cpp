@@ -13,7 +13,9 @@ PYBIND11_MODULE(_C, module) {
   aapt::register_kv_write(module);
   aapt::register_gate_residual_norm(module);
   aapt::register_clean_frame(module);
+  aapt::register_norm_silu(module);
   aapt::register_philox_normal(module);
+  aapt::register_ring_conv3d(module);
 #endif
 #ifdef AAPT_EMULATE
   aapt::register_emulate(module);

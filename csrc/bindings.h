@@ -18,7 +18,9 @@ void register_paged_attention(py::module_& module);
 void register_kv_write(py::module_& module);
 void register_gate_residual_norm(py::module_& module);
 void register_clean_frame(py::module_& module);
+void register_norm_silu(py::module_& module);
 void register_philox_normal(py::module_& module);
+void register_ring_conv3d(py::module_& module);
 
 // in the emulation only
 void register_emulate(py::module_& module);

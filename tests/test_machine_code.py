@@ -52,6 +52,11 @@ EXPECTED = {
     "gate_residual_norm_portable": Expected(18, {"LDG": 10, "STG": 2, "SHFL": 5}),
     # With patches of 2: two tokens and t; four rows of four pixels, as vectors and one by one.
     "clean_frame_portable": Expected(4, {"LDG": 23, "STG": 19}),
+    # Blocks of 16 columns: per step 4 rows of pixels by 2 tiles of columns, for 16 channels twice. Blocks for single
+    # pixels: 4 pieces of a patch and 4 of a weight, before the loop twice and in it.
+    "ring_conv3d_portable": Expected(10, {"HMMA": 16, "LDSM": 10, "LDGSTS": 24}),
+    # With one vector per lane: two pixels, a weight in one of two types, the sum of a pixel; GroupNorm beside it.
+    "norm_silu_portable": Expected(15, {"LDG": 5, "STG": 2, "SHFL": 2, "MUFU": 34}, beside="norm_silu_parts"),
     "paged_attention_sm90": HOPPER_ATTENTION,
     # Boxes of K and V twice, with the first or the second page; the barrier of the cluster; a function that combines
     # the parts, which may begin early.

@@ -78,6 +78,12 @@ AAPT_DEVICE float rsqrt_approx(float x) {
   return result;
 }
 
+AAPT_DEVICE float reciprocal_approx(float x) {
+  float result;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+}
+
 AAPT_DEVICE std::uint32_t multiply_high(std::uint32_t a, std::uint32_t b) { return __umulhi(a, b); }
 
 AAPT_DEVICE float round_to_float(std::uint32_t x) { return __uint2float_rn(x); }

@@ -81,6 +81,7 @@ inline float exp2_approx(float x) { return flush_subnormal(std::exp2(x)); }
 inline float log2_approx(float x) { return std::log2(flush_subnormal(x)); }
 
 inline float rsqrt_approx(float x) { return 1.0f / std::sqrt(x); }
+inline float reciprocal_approx(float x) { return flush_subnormal(1.0f / flush_subnormal(x)); }
 
 inline std::uint32_t multiply_high(std::uint32_t a, std::uint32_t b) {
   return static_cast<std::uint32_t>(std::uint64_t{a} * b >> 32);

@@ -36,4 +36,8 @@ struct RingConv3dParams {
   bool vectors;  // O' is a multiple of 8, and out and residual start at multiples of 16 bytes
 };
 
+// One instantiation per element type, columns and rows of pixels of a block, and border in pixels (0 or 1).
+template <class Element, int kOutputs, int kTileHeight, int kHalo>
+void launch_ring_conv3d_portable(const RingConv3dParams& params, const Stream& stream);
+
 }  // namespace aapt

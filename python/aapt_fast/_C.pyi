@@ -77,6 +77,19 @@ def kv_write_portable(
 ) -> None:
     """Norm, rotation and the write into pages."""
 
+def norm_silu_portable(
+    x: View,
+    gamma: View,
+    beta: View | None,
+    groups: int,
+    eps: float,
+    out: View,
+    out_start: View | None,
+    partial: View | None,
+    stream: Stream,
+) -> None:
+    """A norm and SiLU, written into a ring."""
+
 def paged_attention_portable(
     q: View,
     k_pages: View,
@@ -125,6 +138,20 @@ def paged_attention_sm90_split(
 
 def philox_normal_portable(seed: View, step: View, out: View, stream: Stream) -> None:
     """Normal numbers of (seed, step)."""
+
+def ring_conv3d_portable(
+    ring: View,
+    start: View | None,
+    weight: View,
+    bias: View | None,
+    residual: View | None,
+    out: View,
+    out_start: View | None,
+    frames: int,
+    mode: str,
+    stream: Stream,
+) -> None:
+    """Convolution between rings with cp.async and mma.sync."""
 
 def set_schedule(seed: int) -> None:
     """Emulation only: schedule of the next launches. 0: threads in order, copies late; others are random."""

@@ -40,8 +40,10 @@ def test_the_words_say_what_is_on_and_what_is_off_and_why() -> None:
         "Off: clean_frame/portable: it failed on this GPU: output 0: expected 1, got 2.",
         "Off: gate_residual_norm/portable: `aapt-fast verify` has not tried it on this GPU.",
         "Off: kv_write/portable: it is right on this GPU, but could be timed at none of the shapes.",
+        "Off: norm_silu/portable: `aapt-fast verify` has not tried it on this GPU.",
         "Off: paged_attention/portable: it is right on this GPU, but takes 2.00 times as long as torch's best.",
         "Off: philox_normal/portable: `aapt-fast verify` has not tried it on this GPU.",
+        "Off: ring_conv3d/portable: `aapt-fast verify` has not tried it on this GPU.",
         "Recorded in /cache/record.json.",
     ]
     assert report(SLOW).in_words().startswith("On for this Emulated GPU from now on: no kernel.\n")

@@ -42,10 +42,12 @@ KERNELS = (
     "clean_frame/portable",
     "gate_residual_norm/portable",
     "kv_write/portable",
+    "norm_silu/portable",
     "paged_attention/sm90",
     "paged_attention/portable",
     "paged_attention/sm90_split",
     "philox_normal/portable",
+    "ring_conv3d/portable",
 )
 """Names of `aapt_fast.ops.kernels.KERNELS`."""
 SIDE_MULTIPLE = 16

@@ -88,10 +88,12 @@ KERNELS = {
         Kernel("clean_frame", "portable"),
         Kernel("gate_residual_norm", "portable", (*FLOATS, *HALVES)),
         Kernel("kv_write", "portable", widths=_ATTENTION_WIDTHS),
+        Kernel("norm_silu", "portable", (*FLOATS, *HALVES)),
         Kernel("paged_attention", "sm90", widths=_ATTENTION_WIDTHS, architecture="sm_90a"),
         Kernel("paged_attention", "portable", widths=_ATTENTION_WIDTHS),
         Kernel("paged_attention", "sm90_split", widths=_ATTENTION_WIDTHS, architecture="sm_90a"),
         Kernel("philox_normal", "portable", FLOATS),
+        Kernel("ring_conv3d", "portable"),
     )
 }
 """Every kernel by its name, for each op the preferred one first. `all` prefers sm90 to sm90_split until a GPU has

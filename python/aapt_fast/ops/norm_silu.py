@@ -25,8 +25,14 @@ from torch import Tensor
 
 from aapt_fast.errors import require, require_device, require_dtype, require_shape
 from aapt_fast.ops._checks import check_inference, check_vector
+from aapt_fast.ops.kernels import Kernel
 from aapt_fast.ops.registry import register
 from aapt_fast.ops.ring import check_ring, check_start, write_frames
+
+# A kernel cuts a frame into chunks of pixels, one per block, and every block adds up the sums of all chunks: enough for
+# four frames to fill a large GPU, and few beside the pixels of a chunk.
+_CHUNK_PIXELS = 64
+_MOST_CHUNKS = 128
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -92,9 +98,19 @@ def _allocate(*_: Any) -> None:
     """Nothing: the op changes `out` and returns None."""
 
 
+def _bind(kernel: Kernel, *arguments: Any) -> tuple[None, tuple[Any, ...]]:
+    x, gamma, beta, groups, eps, out, out_start = arguments
+    partial = None
+    if groups:
+        chunks = min(-(-x.shape[2] * x.shape[3] // _CHUNK_PIXELS), _MOST_CHUNKS)
+        partial = x.new_empty((x.shape[0] * x.shape[1], max(chunks, 1), groups, 2), dtype=torch.float32)
+    return None, (x, gamma, beta, groups, eps, out, out_start, partial)
+
+
 _call = register(
     "norm_silu(Tensor x, Tensor gamma, Tensor? beta, SymInt groups, float eps, Tensor(a!) out, Tensor? out_start)"
     " -> ()",
     _composition,
     allocate=_allocate,
+    bind=_bind,
 )

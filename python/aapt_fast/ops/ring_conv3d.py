@@ -40,6 +40,7 @@ from torch import Tensor
 from aapt_fast.errors import require, require_device, require_dtype, require_shape
 from aapt_fast.ops._checks import check_inference, check_tensor
 from aapt_fast.ops.causal_conv3d import convolve
+from aapt_fast.ops.kernels import Kernel
 from aapt_fast.ops.registry import register
 from aapt_fast.ops.ring import check_ring, check_start, read_frames, write_frames
 
@@ -232,9 +233,14 @@ def _allocate(*_: Any) -> None:
     """Nothing: the op changes `out` and returns None."""
 
 
+def _bind(kernel: Kernel, *arguments: Any) -> tuple[None, tuple[Any, ...]]:
+    return None, arguments
+
+
 _call = register(
     "ring_conv3d(Tensor ring, Tensor? start, Tensor weight, Tensor? bias, Tensor? residual, Tensor(a!) out,"
     " Tensor? out_start, SymInt frames, str conv_mode) -> ()",  # an argument `mode` would collide inside torch.compile
     _composition,
     allocate=_allocate,
+    bind=_bind,
 )

@@ -12,5 +12,6 @@ from aapt_fast.verification.hostile import every_second as every_second
 from aapt_fast.verification.hostile import padded_rows as padded_rows
 from aapt_fast.verification.hostile import paged_case as paged_case
 from aapt_fast.verification.hostile import strided as strided
+from aapt_fast.verification.hostile import surrounded as surrounded
 
 DEVICES = ("cpu", *(("cuda",) if torch.cuda.is_available() else ()))

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from aapt_fast.ops import PAGE_SLOTS
+from aapt_fast.ops.ring_conv3d import spread_columns
 
 EPS = 1e-6
 BACKENDS = {"cuDNN": SDPBackend.CUDNN_ATTENTION, "flash": SDPBackend.FLASH_ATTENTION}
@@ -110,3 +111,36 @@ def clean_frame(tokens: Tensor, noised: Tensor, t: Tensor, patch: int) -> Tensor
     patches = tokens.view(len(noised), height // patch, width // patch, -1).permute(0, 3, 1, 2)
     velocity = F.pixel_shuffle(patches, patch).float()[:, :, None]
     return noised - t.view(-1, 1, 1, 1, 1) * velocity
+
+
+def joined_convolution(
+    past: Tensor, frames: Tensor, weight: Tensor, bias: Tensor, residual: Tensor, mode: str, out_channels: int
+) -> Tensor:
+    """Convolution of one step of a decoder as most write it: put the past before the frames, then convolve.
+
+    past [1, kt - 1, H, W, C], frames [1, T, H, W, C], weight [O, C, kt, kh, kw], bias [O]; residual and result
+    [1, T', H', W', O'], as in `ops.ring_conv3d`.
+    """
+    return convolution(torch.cat([past, frames], 1), weight, bias, residual, mode, out_channels)
+
+
+def convolution(frames: Tensor, weight: Tensor, bias: Tensor, residual: Tensor, mode: str, out_channels: int) -> Tensor:
+    """`joined_convolution` of frames [1, kt - 1 + T, H, W, C] that are one tensor already: torch.channels_last_3d."""
+    video = frames.permute(0, 4, 1, 2, 3)
+    if mode == "upsample":
+        video = F.interpolate(video, scale_factor=(1.0, 2.0, 2.0), mode="nearest")
+    padding = (0, weight.shape[3] // 2, weight.shape[4] // 2)
+    columns = F.conv3d(video, weight, bias, padding=padding).permute(0, 2, 3, 4, 1)
+    return spread_columns(columns, out_channels, 2 if mode == "shuffle" else 1) + residual
+
+
+def norm_silu(x: Tensor, gamma: Tensor, beta: Tensor | None, groups: int, eps: float) -> Tensor:
+    """Norm and SiLU of frames [1, T, H, W, C], in float32 inside, as the op; torch.compile makes few kernels of it."""
+    wide = x.float()
+    if groups == 0:
+        y = F.normalize(wide, dim=-1, eps=eps) * (x.shape[-1] ** 0.5 * gamma.float())
+    else:
+        y = F.group_norm(wide.flatten(0, 1).permute(0, 3, 1, 2), groups, gamma.float(), None, eps)
+        y = y.permute(0, 2, 3, 1).unflatten(0, x.shape[:2])
+        y = y if beta is None else y + beta.float()
+    return F.silu(y).to(x.dtype)

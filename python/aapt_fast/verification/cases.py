@@ -6,6 +6,7 @@ FLOP and bytes count the work itself. The first shape of a suite is the most imp
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -19,14 +20,26 @@ from aapt_fast.ops import (
     clean_frame,
     gate_residual_norm,
     kv_write,
+    norm_silu,
+    pack_weight,
     paged_attention,
     philox_normal,
+    ring_conv3d,
 )
 from aapt_fast.streaming.pages import valid_slots
 from aapt_fast.verification import baselines
 from aapt_fast.verification.case import Case, Setting
 
 LATENT_CHANNELS, PATCH = 16, 2
+
+LAYERS = {
+    27: ("same", (3, 3, 3), 1, 1),
+    9: ("same", (1, 3, 3), 1, 1),
+    4: ("upsample", (1, 3, 3), 2, 1),
+    3: ("double_time", (3, 1, 1), 1, 2),
+    1: ("shuffle", (1, 1, 1), 2, 1),
+}
+"""Layers by the taps of their packed weight: mode of `ring_conv3d`, kernel size, factors of space and time."""
 
 Shape = tuple[int, ...]
 
@@ -194,6 +207,64 @@ def clean_frame_case(shape: Shape, setting: Setting) -> Case:
     return case
 
 
+def ring_conv3d_case(shape: Shape, setting: Setting) -> Case:
+    """A layer of a decoder on the frames of a step; shape: frames, height, width, channels, columns, taps.
+
+    The ring has no slot to spare, and starts in its second one. Columns are rows of the weight, of a phase: 2 * columns
+    * channels * taps FLOP per pixel, four times that for the four phases of an upsampling. Every system has a result of
+    its own. Torch code puts the past before the frames first; without that it shows what the convolution takes.
+    """
+    frames, height, width, channels, columns, taps = shape
+    mode, kernel, space, time = LAYERS[taps]
+    past = kernel[0] - 1
+    out_channels = columns // time // (4 if mode == "shuffle" else 1)
+    result = (1, time * frames, space * height, space * width, out_channels)
+    phases = 4 if mode == "upsample" else 1
+    flops = 2.0 * frames * height * width * channels * columns * taps * phases
+    numbers = (past + frames) * height * width * channels + phases * taps * columns * channels + 2 * math.prod(result)
+    case = Case("ring_conv3d", shape, setting.dtype, flops, numbers * setting.dtype.itemsize)
+    clip = setting.randn(1, past + frames, height, width, channels)
+    weight = setting.randn(columns, channels, *kernel) / (channels * math.prod(kernel)) ** 0.5
+    bias, residual = setting.randn(columns), setting.randn(*result)
+    ring, packed = clip.roll(1, 1), pack_weight(weight, mode)
+    start = torch.ones(1, dtype=torch.int32, device=setting.device)
+
+    def convolve(out: Tensor) -> Tensor:
+        ring_conv3d(ring, start, packed, bias, residual, out, None, frames, mode)
+        return out
+
+    parts = (clip[:, :past].contiguous(), clip[:, past:].contiguous())
+    rest = (weight.contiguous(memory_format=torch.channels_last_3d), bias, residual, mode, out_channels)
+    case.add_plain(setting, partial(baselines.joined_convolution, *parts, *rest))
+    case.systems["plain torch, frames joined before"] = partial(baselines.convolution, clip, *rest)
+    case.elsewhere.add("plain torch, frames joined before")
+    case.add_composition(setting, partial(convolve, torch.empty_like(residual)))
+    case.add_kernels(setting, partial(convolve, torch.empty_like(residual)))
+    return case
+
+
+def norm_silu_case(shape: Shape, setting: Setting) -> Case:
+    """Norm and SiLU before a convolution; shape: frames, height, width, channels, groups (0: norm of a pixel).
+
+    About 10 FLOP per element. Every system has a result of its own.
+    """
+    *size, groups = shape
+    count = math.prod(size)
+    case = Case("norm_silu", shape, setting.dtype, 10.0 * count, 2 * count * setting.dtype.itemsize)
+    x, gamma = setting.randn(1, *size), setting.randn(size[-1])
+    beta = setting.randn(size[-1]) if groups else None
+    eps = 1e-6 if groups else 1e-12
+
+    def normalise(out: Tensor) -> Tensor:
+        norm_silu(x, gamma, beta, groups, eps, out, None)
+        return out
+
+    case.add_plain(setting, partial(baselines.norm_silu, x, gamma, beta, groups, eps))
+    case.add_composition(setting, partial(normalise, torch.empty_like(x)))
+    case.add_kernels(setting, partial(normalise, torch.empty_like(x)))
+    return case
+
+
 SUITES = {
     "paged_attention": Suite(
         attention_case,
@@ -212,5 +283,34 @@ SUITES = {
     ),
     "philox_normal": Suite(philox_case, ((16, 52, 92), (16, 90, 160)), (3, 5, 7), torch.float32),
     "clean_frame": Suite(clean_frame_case, ((16, 52, 92), (16, 90, 160), (48, 44, 80)), (8, 6, 10)),
+    "ring_conv3d": Suite(
+        ring_conv3d_case,
+        (
+            (4, 416, 736, 96, 96, 27),  # the Wan decoder at 736x416
+            (4, 208, 368, 192, 192, 27),
+            (2, 104, 184, 384, 384, 27),
+            (4, 208, 368, 192, 96, 4),  # its last upsampling
+            (2, 104, 184, 384, 768, 3),  # two frames of one
+            (4, 416, 736, 96, 3, 27),
+            (4, 416, 736, 64, 64, 27),  # the light decoder of AAPT
+            (4, 416, 736, 128, 128, 27),
+            (4, 208, 368, 256, 256, 27),
+            (2, 104, 184, 512, 512, 27),
+            (4, 208, 368, 128, 512, 1),  # its last upsampling
+        ),
+        (2, 5, 6, 16, 24, 27),
+    ),
+    "norm_silu": Suite(
+        norm_silu_case,
+        (
+            (4, 416, 736, 96, 0),  # the Wan decoder at 736x416
+            (4, 208, 368, 192, 0),
+            (2, 104, 184, 384, 0),
+            (4, 416, 736, 64, 32),  # the light decoder of AAPT
+            (4, 208, 368, 128, 32),
+            (1, 52, 92, 512, 32),
+        ),
+        (2, 5, 6, 24, 8),
+    ),
 }
 """By op."""

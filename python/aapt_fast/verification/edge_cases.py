@@ -7,6 +7,7 @@ written, and pages that are in no list hold NaN; unused entries of a page table 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -21,14 +22,25 @@ from aapt_fast.ops import (
     clean_frame,
     gate_residual_norm,
     kv_write,
+    norm_silu,
+    pack_weight,
     paged_attention,
     philox_normal,
     reference,
+    ring_conv3d,
     use_kernels,
 )
 from aapt_fast.verification import baselines
 from aapt_fast.verification.case import Setting
-from aapt_fast.verification.hostile import LENGTHS, PagedCase, every_second, padded_rows, paged_case, strided
+from aapt_fast.verification.hostile import (
+    LENGTHS,
+    PagedCase,
+    every_second,
+    padded_rows,
+    paged_case,
+    strided,
+    surrounded,
+)
 
 EPS = 1e-6
 PATCH = 2
@@ -264,6 +276,84 @@ def _drawing(seeds: Tensor, steps: Tensor, shape: tuple[int, int, int]) -> Calla
     return lambda: (philox_normal(seeds, steps, shape),)
 
 
+def convolving(setting: Setting, width: int | None) -> Iterator[EdgeCase]:
+    """Layers of decoders on small frames, in rings that start anywhere; slots of no frame hold NaN and keep it."""
+    for name, rows, kernel, mode, time in (
+        ("to RGB", 3, (3, 3, 3), "same", 1),
+        ("64 columns", 56, (3, 3, 3), "same", 1),
+        ("96 columns", 96, (1, 3, 3), "same", 1),
+        ("136 columns", 136, (3, 1, 1), "same", 1),
+        ("128 columns", 120, (3, 3, 3), "same", 1),
+        ("upsampling", 24, (1, 3, 3), "upsample", 1),
+        ("two frames of one", 48, (3, 1, 1), "double_time", 2),
+        ("blocks of pixels of columns", 64, (1, 1, 1), "shuffle", 2),
+    ):
+        yield _convolving(name, setting, rows, kernel, mode, time)
+
+
+def _convolving(name: str, setting: Setting, rows: int, kernel: tuple[int, int, int], mode: str, time: int) -> EdgeCase:
+    batch, frames, height, width, channels = 2, 2, 9, 17, 48
+    space = 2 if mode in ("upsample", "shuffle") else 1
+    seen, written = frames + kernel[0] - 1, frames * time
+    start, out_start = (torch.tensor([number], dtype=torch.int32, device=setting.device) for number in (seen, 2))
+    ring = setting.randn(batch, seen + 1, height, width, channels)
+    ring[:, seen - 1] = torch.nan  # the one slot that is not seen
+    weight = pack_weight(setting.randn(rows, channels, *kernel) / (channels * math.prod(kernel)) ** 0.5, mode)
+    out_channels = rows // time // (4 if mode == "shuffle" else 1)
+    result = (batch, written, space * height, space * width, out_channels)
+    dense = (ring, weight, setting.randn(rows), setting.randn(*result))
+
+    def convolve(op: Callable[..., None], *tensors: Tensor) -> Tensor:
+        ring, weight, bias, residual = tensors
+        out = torch.full((batch, written + 1, *result[2:]), torch.nan, dtype=ring.dtype, device=ring.device)
+        op(ring, start, weight, bias, residual, out, out_start, frames, mode)
+        return out
+
+    oracle = convolve(reference.ring_conv3d, *(x.double() for x in dense))
+    with use_kernels("none"):
+        plain = convolve(ring_conv3d, *dense)
+    inputs = tuple(map(surrounded, dense))
+    return EdgeCase(
+        name, (*inputs, start, out_start), lambda: (convolve(ring_conv3d, *inputs),), (Expected(oracle, plain),)
+    )
+
+
+def norming(setting: Setting, width: int | None) -> Iterator[EdgeCase]:
+    """Norms of 1 to 135 pixels, with lanes and rows of threads that stay idle; slots of no frame hold NaN."""
+    for size in ((1, 1), (3, 5), (9, 15)):
+        for channels, groups in ((16, 0), (40, 0), (96, 0), (512, 0), (64, 32), (24, 8), (40, 1)):
+            yield _norming(
+                f"{channels} channels, {groups} groups, {size[0]}x{size[1]} pixels", setting, size, channels, groups
+            )
+
+
+def _norming(name: str, setting: Setting, size: tuple[int, int], channels: int, groups: int) -> EdgeCase:
+    x, gamma = 3 * setting.randn(2, 2, *size, channels) + 1, setting.randn(channels)
+    beta = setting.randn(channels) if groups else None
+    start = torch.tensor([3], dtype=torch.int32, device=setting.device)
+
+    def normalise(op: Callable[..., None], x: Tensor, gamma: Tensor, beta: Tensor | None) -> Tensor:
+        out = torch.full((2, 4, *size, channels), torch.nan, dtype=x.dtype, device=x.device)
+        op(x, gamma, beta, groups, EPS, out, start)
+        return out
+
+    oracle = normalise(reference.norm_silu, x.double(), gamma.double(), None if beta is None else beta.double())
+    plain = torch.full_like(oracle, torch.nan, dtype=x.dtype)
+    plain[:, [3, 0]] = _plain_norm_silu(x, gamma, beta, groups)
+    inputs = (surrounded(x), surrounded(gamma), None if beta is None else surrounded(beta))
+    return EdgeCase(
+        name, (*_tensors(inputs), start), lambda: (normalise(norm_silu, *inputs),), (Expected(oracle, plain, 2e-6),)
+    )
+
+
+def _plain_norm_silu(x: Tensor, gamma: Tensor, beta: Tensor | None, groups: int) -> Tensor:
+    """Norm and SiLU in torch, every operation rounded to the dtype of x [B, T, H, W, C]."""
+    if groups == 0:
+        return F.silu(F.normalize(x, dim=-1, eps=EPS) * x.shape[-1] ** 0.5 * gamma)
+    y = F.group_norm(x.flatten(0, 1).permute(0, 3, 1, 2).contiguous(), groups, gamma, beta, EPS)
+    return F.silu(y).permute(0, 2, 3, 1).unflatten(0, x.shape[:2])
+
+
 EDGE_CASES: dict[str, Callable[[Setting, int | None], Iterator[EdgeCase]]] = {
     "paged_attention": attention,
     "kv_write": writing,
@@ -271,5 +361,7 @@ EDGE_CASES: dict[str, Callable[[Setting, int | None], Iterator[EdgeCase]]] = {
     "channel_concat": embedding,
     "clean_frame": clean,
     "philox_normal": noise,
+    "ring_conv3d": convolving,
+    "norm_silu": norming,
 }
 """By op: (setting, head width or None) -> cases."""

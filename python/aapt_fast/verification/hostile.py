@@ -36,6 +36,14 @@ def padded_rows(tensor: torch.Tensor) -> torch.Tensor:
     return view.copy_(tensor.detach()).requires_grad_(tensor.requires_grad)
 
 
+def surrounded(tensor: torch.Tensor) -> torch.Tensor:
+    """The same values [...], contiguous and aligned to 16 bytes, with NaN (or -1) before and after them in memory."""
+    filler = torch.nan if tensor.is_floating_point() else -1
+    pad = 64 // tensor.element_size()
+    larger = tensor.new_full((tensor.numel() + 2 * pad,), filler)
+    return larger[pad : pad + tensor.numel()].view(tensor.shape).copy_(tensor.detach())
+
+
 def every_second(tensor: torch.Tensor) -> torch.Tensor:
     """The same values as a view whose last dimension has a stride of 2 elements, with NaN between them."""
     values = tensor.detach()

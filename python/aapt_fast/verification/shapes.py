@@ -26,6 +26,7 @@ def timed_shapes(model: str | Path | None = None) -> dict[str, tuple[Shape, ...]
     config = _config(model)
     frames = config.window + 2  # with the first frame, which stays, and the own one
     channels = config.control.step_channels if config.control else 0
+    pixels = (8 * config.grid[0], 8 * config.grid[1])
     return {
         "paged_attention": ((config.tokens, config.tokens * frames, config.heads, config.head_dim),),
         "kv_write": ((config.tokens, config.heads, config.head_dim),),
@@ -33,6 +34,8 @@ def timed_shapes(model: str | Path | None = None) -> dict[str, tuple[Shape, ...]
         "channel_concat": ((config.control_width or channels, *config.grid, config.width),),
         "philox_normal": ((config.latent_channels, *config.grid),),
         "clean_frame": ((config.latent_channels, *config.grid),),
+        "ring_conv3d": ((4, *pixels, 96, 96, 27),),  # of the decoder with the finest layers, Wan's
+        "norm_silu": ((4, *pixels, 96, 0),),
     }
 
 

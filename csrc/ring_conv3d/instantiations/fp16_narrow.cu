@@ -1,0 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "ring_conv3d/kernel_portable.cuh"
+
+template void aapt::launch_ring_conv3d_portable<aapt::float16, 16, 16, 1>(const RingConv3dParams&, const Stream&);
+template void aapt::launch_ring_conv3d_portable<aapt::float16, 64, 16, 1>(const RingConv3dParams&, const Stream&);
