@@ -74,10 +74,15 @@ def _own_ops(obj: Any) -> Iterator[Finding]:
         ops = next((ops for kind, ops in OWN.items() if isinstance(part, kind)), ())
         if isinstance(part, Generator) and part.config.prediction == "velocity" and part.head is None:
             ops = (*ops, "clean_frame")
-        weight = next(part.parameters(), None)
-        if isinstance(part, LayeredDecoder) and weight is not None and kernels_run(weight.device, weight.dtype):
+        if isinstance(part, LayeredDecoder) and _decodes_in_rings(part):
             ops = RING_OPS
         for op in ops:
             device = next(part.parameters()).device
             runs = implementation(op, device) if device.type in OPS[op] else f"nothing on {device}"
             yield Finding("op", where, op, runs)
+
+
+def _decodes_in_rings(decoder: LayeredDecoder) -> bool:
+    """True where the frames of a stream would lie in a `RingCache`."""
+    weight = next(decoder.parameters())
+    return kernels_run(weight.device, weight.dtype)

@@ -11,10 +11,8 @@ stands for one video frame, every later one for four. Latents are scaled to a st
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -57,11 +55,6 @@ class AAPTVAEConfig:
             require(len(widths) == levels, name, f"{levels} entries, one more than temporal_downsample", widths)
             fits = all(width > 0 and width % groups == 0 for width in widths)
             require(fits, name, f"multiples of norm_num_groups = {groups}", widths)
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> AAPTVAEConfig:
-        """The configuration that `dataclasses.asdict` and JSON made `data` of; raises TypeError for unknown fields."""
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in data.items()})
 
     @property
     def spatial_factor(self) -> int:
