@@ -27,8 +27,8 @@ Tensor reshaped(const Tensor& tensor, std::vector<std::int64_t> shape) {
 
 }  // namespace
 
-RingConv3dSm90Params sm90_params_of(const RingConv3dParams& params, const RingConv3dArguments& arguments, TileShape shape,
-                                    int clusters, const Stream& stream) {
+RingConv3dSm90Params sm90_params_of(const RingConv3dParams& params, const RingConv3dArguments& arguments,
+                                    TileShape shape, int clusters, const Stream& stream) {
   require_valid(clusters >= 1, "clusters", "at least 1", std::to_string(clusters));
   require_supported(params.out_channels % kVectorElements == 0 || params.outputs == params.out_channels, "out",
                     "a multiple of 8 channels for this kernel and mode", std::to_string(params.out_channels));

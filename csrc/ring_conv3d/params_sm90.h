@@ -27,8 +27,8 @@ struct RingConv3dSm90Params {
 
 // Parameters for tiles of this shape and at most so many clusters. Throws Unsupported where eight adjacent outputs
 // would go to two pixels or frames.
-RingConv3dSm90Params sm90_params_of(const RingConv3dParams& params, const RingConv3dArguments& arguments, TileShape shape,
-                                    int clusters, const Stream& stream);
+RingConv3dSm90Params sm90_params_of(const RingConv3dParams& params, const RingConv3dArguments& arguments,
+                                    TileShape shape, int clusters, const Stream& stream);
 
 template <class Element, int kPixels, int kOutputs>
 void launch_ring_conv3d_sm90(const RingConv3dSm90Params& params, const Stream& stream);

@@ -34,26 +34,30 @@ void ring_conv3d_portable(const RingConv3dArguments& arguments, const Stream& st
 
 #ifdef AAPT_HOPPER_KERNELS  // compiled for a Hopper GPU or for the emulation
 
+using LaunchSm90 = void (*)(const RingConv3dSm90Params&, const Stream&);
+
+// The instantiation for tiles of this shape.
 template <class Element>
-void launch_sm90(TileShape shape, const RingConv3dSm90Params& params, const Stream& stream) {
+LaunchSm90 sm90_of(TileShape shape) {
   const auto is = [&](int pixels, int outputs) { return shape.pixels == pixels && shape.outputs == outputs; };
-  if (is(512, 64)) return launch_ring_conv3d_sm90<Element, 512, 64>(params, stream);
-  if (is(256, 96)) return launch_ring_conv3d_sm90<Element, 256, 96>(params, stream);
-  if (is(256, 128)) return launch_ring_conv3d_sm90<Element, 256, 128>(params, stream);
-  if (is(128, 128)) return launch_ring_conv3d_sm90<Element, 128, 128>(params, stream);
-  if (is(128, 192)) return launch_ring_conv3d_sm90<Element, 128, 192>(params, stream);
-  require_valid(false, "pixels, outputs", "512, 64 or 256, 96 or 256, 128 or 128, 128 or 128, 192",
+  if (is(512, 64)) return launch_ring_conv3d_sm90<Element, 512, 64>;
+  if (is(256, 96)) return launch_ring_conv3d_sm90<Element, 256, 96>;
+  if (is(256, 128)) return launch_ring_conv3d_sm90<Element, 256, 128>;
+  if (is(128, 128)) return launch_ring_conv3d_sm90<Element, 128, 128>;
+  require_valid(is(128, 192), "pixels, outputs", "512, 64 or 256, 96 or 256, 128 or 128, 128 or 128, 192",
                 std::to_string(shape.pixels) + ", " + std::to_string(shape.outputs));
+  return launch_ring_conv3d_sm90<Element, 128, 192>;
 }
 
 void ring_conv3d_sm90(const RingConv3dArguments& arguments, const Stream& stream, int pixels, int outputs,
                       int clusters) {
   const RingConv3dParams params = params_of(arguments);
+  const TileShape shape{pixels, outputs};
+  const bool bf16 = arguments.ring.dtype == Dtype::kBFloat16;
+  const LaunchSm90 launch = bf16 ? sm90_of<bfloat16>(shape) : sm90_of<float16>(shape);
   require_hopper(stream.device);
   if (arguments.out.elements() == 0) return;
-  const TileShape shape{pixels, outputs};
-  const RingConv3dSm90Params sm90 = sm90_params_of(params, arguments, shape, clusters, stream);
-  (arguments.ring.dtype == Dtype::kBFloat16 ? launch_sm90<bfloat16> : launch_sm90<float16>)(shape, sm90, stream);
+  launch(sm90_params_of(params, arguments, shape, clusters, stream), stream);
 }
 
 #endif
@@ -79,7 +83,8 @@ void define(py::module_& module, const char* name,
 }  // namespace
 
 void register_ring_conv3d(py::module_& module) {
-  define(module, "ring_conv3d_portable", &ring_conv3d_portable, "Convolution between rings with cp.async and mma.sync.");
+  define(module, "ring_conv3d_portable", &ring_conv3d_portable,
+         "Convolution between rings with cp.async and mma.sync.");
 #ifdef AAPT_HOPPER_KERNELS
   define(module, "ring_conv3d_sm90", &ring_conv3d_sm90,
          "Convolution between rings for Hopper with the copy engine and wgmma, in tiles of pixels by outputs.",

@@ -100,8 +100,8 @@ AAPT_DEVICE void load_bias(const RingConv3dParams& params, int first, float (&bi
   }
 }
 
-// Writes the sums of a tile. Four lanes share a row of the sums, two adjacent columns of every eight each. They exchange
-// those of 32 columns, so that each has eight adjacent ones, which it moves at once.
+// Writes the sums of a tile. Four lanes share a row of the sums, two adjacent columns of every eight each. They
+// exchange those of 32 columns, so that each has eight adjacent ones, which it moves at once.
 template <class Config>
 AAPT_DEVICE void store(const Sums<Config>& sums, const RingConv3dSm90Params& params, const Tile& tile, int group) {
   using Element = typename Config::Element;

@@ -8,16 +8,15 @@
 
 namespace aapt::ring_conv3d_sm90_parts {
 
-// The work of a block.
 struct Tile {
-  int row;          // of the batch
-  int frame;        // of the T frames
-  int y, x;         // its first pixel
+  int row;    // of the batch
+  int frame;  // of the T frames
+  int y, x;   // its first pixel
   int phase;
   int first_output;
 
-  // Blocks of a cluster have neighbouring pixels. Clusters with adjacent numbers have the same pixels and other outputs,
-  // then other frames, so that what they read is in the L2 cache together.
+  // Blocks of a cluster have neighbouring pixels. Clusters with adjacent numbers have the same pixels and other
+  // outputs, then other frames, so that what they read is in the L2 cache together.
   template <class Config>
   AAPT_DEVICE static Tile of(const RingConv3dSm90Params& params, int number) {
     const RingConv3dParams& common = params.common;
