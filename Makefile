@@ -24,7 +24,7 @@ export AAPT_CUDA CUTLASS_DIR
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test emulated stubs lint bench wheel train-person train-coin clean FORCE
+.PHONY: help demo test test-planted emulated stubs lint bench wheel train-person train-coin clean FORCE
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,8 +32,14 @@ help: ## show this list
 demo: $(VENV)/.installed-video ## generate a dancing person: demo.mp4 and the contact sheet demo.png
 	$(BIN)/aapt-fast generate --motion dance --frames 240 --out demo.mp4 --sheet demo.png
 
-test: $(VENV)/.installed-video,test emulated ## run the tests
-	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile tests
+PYTEST = $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile
+PLANTED = tests/kernels/test_planted_bugs*.py
+
+test: $(VENV)/.installed-video,test emulated ## run the tests, but for planted bugs
+	$(PYTEST) --ignore-glob='$(PLANTED)' tests
+
+test-planted: $(VENV)/.installed-video,test emulated ## see that the tests of kernels notice planted bugs
+	$(PYTEST) $(PLANTED)
 
 emulated: $(VENV)/.build-tools $(VENV)/.cuda-tools ## build the kernels for the CPU, as the tests run them
 	@$(BIN)/cmake -G Ninja -S . -B build/emulated -DAAPT_EMULATE=ON -DAAPT_PROBES=ON --log-level=WARNING \

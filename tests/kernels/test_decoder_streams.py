@@ -16,7 +16,10 @@ from aapt_fast.ops.calls import observe_ops
 NARROW = {"encoder_widths": (16, 16), "decoder_widths": (16, 16), "decoder_blocks": 1}
 VAES = {
     "light": lambda: AAPTVAE(AAPTVAEConfig(**NARROW, temporal_downsample=(True,), norm_num_groups=4)),
-    "wan": lambda: WanVAE(WanVAEConfig(16, dim_mult=(1, 2), num_res_blocks=1, temporal_downsample=(True,))),
+    "wan 2.1": lambda: WanVAE(WanVAEConfig(16, dim_mult=(1, 2), num_res_blocks=1, temporal_downsample=(True,))),
+    "wan 2.2": lambda: WanVAE(
+        WanVAEConfig(16, dim_mult=(1, 2), num_res_blocks=1, temporal_downsample=(True,), is_residual=True, patch_size=2)
+    ),
 }
 
 
@@ -34,4 +37,5 @@ def test_a_stream(name, target):
         ran = calls.what_ran()
         assert ran.keys() == {"ring_conv3d", "norm_silu"} and all("/" in kernel for kernel in ran.values()), ran
         assert torch.linalg.vector_norm(video - expected) < 0.03 * torch.linalg.vector_norm(expected)
-    assert isinstance(stream._cache, RingCache) and video.shape == (1, 3, 2, 4, 2)
+    side = 2 * vae.spatial_factor
+    assert isinstance(stream._cache, RingCache) and video.shape == (1, 3, 2, side, side // 2)
