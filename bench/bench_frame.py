@@ -33,7 +33,7 @@ from aapt_fast.models.aapt.presets import generator_preset
 from aapt_fast.models.vae.aapt import LIGHT, AAPTVAEConfig
 from aapt_fast.ops._load import extension_or_none
 from aapt_fast.ops.kernels import KERNELS, use_kernels
-from aapt_fast.profiling.decoders import decoder_layers
+from aapt_fast.profiling.decoders import VAEConfig, decoder_layers
 from aapt_fast.profiling.document import DTYPE_NAMES, Document, result
 from aapt_fast.profiling.inputs import random_controls, random_image, random_prompt
 from aapt_fast.profiling.kernels import working_kernels
@@ -194,7 +194,7 @@ def frame(
     device: torch.device,
     options: Options,
     *,
-    vae: AAPTVAEConfig = LIGHT,
+    vae: VAEConfig = LIGHT,
     dtype: torch.dtype | None = None,
 ) -> None:
     """Measure a preset with random weights; without a dtype in bfloat16 on a GPU, else in float32."""

@@ -145,7 +145,7 @@ def test_sides_take_turns_in_memory_and_are_compared(document, monkeypatch, emul
 
 
 def test_a_side_that_fails_is_noted_beside_the_results(document, monkeypatch):
-    def recorder(function, device):
+    def recorder(function, memory, restore):
         raise RuntimeError("operation not permitted when stream is capturing")
 
     monkeypatch.setitem(graph.RECORDERS, "cpu", recorder)

@@ -188,6 +188,7 @@ def test_weights_are_packed_once_and_again_when_they_change(vae):
     assert vae.packed_weights.of(conv, "same") is before and vae.packed_weights.bytes() == packed
     conv.weight.mul_(2)
     changed, plain = in_rings(vae), vae.stream()
+    assert torch.equal(streams[0].decode(second), streams[1].decode(second)), "a stream keeps its weights"
     for frame in (first, second):
         assert_near(changed.decode(frame), plain.decode(frame), 5e-5)
     half = copy.deepcopy(vae).to(torch.float64)

@@ -22,9 +22,6 @@ In a `FeatureCache` it is a tensor [B, C, T, H, W]. Layers look into it only thr
 class DecoderMemory(Protocol):
     """The memory of one stream, and the steps of which its decoder consists."""
 
-    def __len__(self) -> int:
-        """Zero before the first chunk, which is one frame in every layer."""
-
     def conv(self, x: Frames, conv: Any, residual: Frames | None = None) -> Frames:
         """A causal convolution of x, plus `residual`. `conv` is a `CausalConv3d`."""
 

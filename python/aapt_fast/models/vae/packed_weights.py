@@ -28,8 +28,8 @@ class _Packed:
 class PackedWeights:
     """Packed weights by layer, which every stream of a model shares.
 
-    A layer is packed when a stream first asks for it, and again when its weight has been replaced or written to. A copy
-    of a model, or one from a pickle, packs its own.
+    A layer is packed when a stream first asks for it, and again when its weight has been replaced or written to since;
+    a stream keeps those that it has. A copy of a model, or one from a pickle, packs its own.
     """
 
     def __init__(self) -> None:

@@ -98,15 +98,13 @@ class RingCache:
 
     def __init__(self, weights: PackedWeights) -> None:
         self._weights = weights
+        self._used: dict[nn.Module, Tensor] = {}  # a recording reads them, also after the model has got other weights
         self._rings: dict[str, Tensor] = {}
         self._clocks: dict[tuple[int, int], int] = {}
         self._positions: Tensor | None = None  # int32 [2, MOST_CLOCKS]: slots to read from and to write to
         self._steps: Tensor | None = None  # int32 [MOST_CLOCKS]: frames per step
         self._sizes: Tensor | None = None  # int32 [MOST_CLOCKS]: slots of the rings
         self._first, self._latents = True, torch.empty(0)
-
-    def __len__(self) -> int:
-        return len(self._rings)
 
     # ---- steps of a decoder ----
 
@@ -174,6 +172,7 @@ class RingCache:
     def clone(self) -> RingCache:
         """An independent copy, for the fork of a session; the weights are shared."""
         other = RingCache(self._weights)
+        other._used = dict(self._used)
         with torch.inference_mode(False):
             other._rings = {key: ring.clone() for key, ring in self._rings.items()}
             other._positions = None if self._positions is None else self._positions.clone()
@@ -241,8 +240,10 @@ class RingCache:
         return x.tensor(self._latents)
 
     def _weight(self, conv: Any, mode: str) -> Tensor:
-        """The weight [P, taps, O, C] of a convolution."""
-        return self._weights.of(conv, mode)
+        """The weight [P, taps, O, C] of a convolution, for the whole video the one that it had at first."""
+        if conv not in self._used:
+            self._used[conv] = self._weights.of(conv, mode)
+        return self._used[conv]
 
     def _parameter(self, value: Any) -> Any:
         """A parameter of a layer as an argument of an op."""
