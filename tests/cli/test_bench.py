@@ -43,7 +43,7 @@ def test_a_target_that_is_met(capsys, tmp_path: Path, monkeypatch: pytest.Monkey
     for entry in document["results"]:
         assert set(entry["stages"]) == {"condition", "generator", "decode", "to host"}
         assert entry["stages"]["generator"]["p50_ms"] > 0 and entry["p99_ms"] >= entry["stages"]["decode"]["p50_ms"]
-    assert full["tflops"] > 0 and full["what_ran"].startswith("fp32 weights, fp32 token stream, eager launches")
+    assert full["tflops"] > 0 and full["what_ran"].startswith("fp32 weights, eager launches")
     assert "torch composition" in document["what_ran"]["paged_attention"]
     verdict = document["verdict"]
     assert verdict["met"] and verdict["judged_ms"] == full["p95_ms"] and verdict["target_ms"] == 1e6
@@ -78,11 +78,11 @@ def test_a_target_that_is_missed(capsys):
     fast_dtype(torch.device("cpu")) is torch.float32, reason="this CPU emulates bfloat16: 40 seconds for what takes one"
 )
 def test_the_other_paths_can_be_measured(capsys):
-    options = ("--dtype", "bfloat16", "--token-dtype", "bfloat16", "--resolution", "64x32", "--window", "1")
+    options = ("--dtype", "bfloat16", "--resolution", "64x32", "--window", "1")
     status, document, _ = run(capsys, *NANO, *options, "--target", "1000")
     full = document["results"][-1]
     assert status == 0 and full["name"] == "frame/nano/64x32/bf16/full"
-    assert full["what_ran"].startswith("bf16 weights, bf16 token stream, eager")
+    assert full["what_ran"].startswith("bf16 weights, eager")
     assert document["results"][1]["repetitions"] == 2
 
 
@@ -90,7 +90,7 @@ def test_with_recorded_steps(capsys, monkeypatch):
     monkeypatch.setitem(RECORDERS, "cpu", record_on_cpu)
     status, document, _ = run(capsys, *NANO, "--cuda-graph", "--target", "1000")
     full = document["results"][-1]
-    assert status == 0 and full["what_ran"].endswith("fp32 token stream, CUDA graphs") and problems(document) == []
+    assert status == 0 and full["what_ran"].endswith("fp32 weights, CUDA graphs") and problems(document) == []
     assert "torch composition" in document["what_ran"]["paged_attention"]
     assert full["stages"]["generator"]["p50_ms"] > 0
 
@@ -144,7 +144,6 @@ def test_running_out_of_memory_in_the_middle_is_no_crash(capsys, monkeypatch):
         (("--cuda-graph",), "--cuda-graph: expected a GPU: steps on a cpu are not recorded, got the device cpu"),
         (("--target", "0"), "--target: expected a positive number of seconds, got 0.0"),
         (("--steps", "4"), "--steps: expected at least 5, got 4"),
-        (("--token-dtype", "bfloat16"), "--token-dtype: expected float32 or the dtype of the weights"),
         (("--preset", "nope"), "--preset: expected"),
         (("--window", "0"), "--window: expected at least 1 past frame, got 0"),
         (("--limit", "0"), "--limit: expected a positive number of seconds, got 0.0"),

@@ -28,7 +28,7 @@ REQUIRED = {
         ("evaluate", "rows: expected distinct names, got x", "--row: expected distinct names, got x"),
         ("evaluate", "clips: expected at least 1, got 0", "--clips: expected at least 1, got 0"),
         ("evaluate", "model: expected a control, got None", "model: expected a control, got None"),
-        ("bench", "token_dtype: expected float32, got x", "--token-dtype: expected float32, got x"),
+        ("bench", "cuda_graph: expected False, got x", "--cuda-graph: expected False, got x"),
         ("bench", "resolution width: expected 16, got 3", "--resolution width: expected 16, got 3"),
         ("bench", "out of memory: x", "out of memory: x"),
         ("convert", "x.pt: expected 4, got 8; give it, as config=", "x.pt: expected 4, got 8; give it, as --config"),

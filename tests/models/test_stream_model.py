@@ -40,19 +40,10 @@ def test_what_sessions_need_to_know():
     assert make_model().control == NANO.control
 
 
-def test_the_token_stream_is_in_float32_or_in_the_dtype_of_the_generator():
-    half = make_model(dtype=torch.bfloat16)
-    assert half.token_dtype == torch.float32
-    both = half.with_token_dtype(torch.bfloat16)
-    assert both.token_dtype == torch.bfloat16 and both.generator is half.generator
-    with half.autocast():
-        assert torch.is_autocast_enabled("cpu")
-    with both.autocast():
-        assert not torch.is_autocast_enabled("cpu")
-    with pytest.raises(ValueError, match=r"token_dtype: expected torch.float32 or torch.bfloat16, got torch.float16"):
-        half.with_token_dtype(torch.float16)
-    with pytest.raises(ValueError, match=r"token_dtype: expected torch.float32, got torch.bfloat16"):
-        make_model(token_dtype=torch.bfloat16)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_generator_in_half_precision_is_autocast(dtype):
+    with make_model(dtype=dtype).autocast():
+        assert torch.is_autocast_enabled("cpu") == (dtype == torch.bfloat16)
 
 
 def test_casts_of_weights_are_made_anew_in_every_evaluation():

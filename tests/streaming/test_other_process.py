@@ -54,7 +54,7 @@ def test_a_session_and_a_batch_are_refused_in_a_child(pose_model):
 def test_all_that_computes_with_a_model_of_the_parent_is_refused_in_a_child(tmp_path):
     model = random_model(STREAMS["text"])
     image, frame = random_image(model), random_session(model).frame
-    copies = [model, copy.deepcopy(model), model.with_token_dtype("float32")]
+    copies = [model, copy.deepcopy(model), copy.copy(model)]
     calls = [lambda each=each: random_session(each) for each in copies]
     calls += [lambda: copy.copy(model).encode_image(image), lambda: model.decode(model.vae.stream(), frame)]
     calls += [lambda: model.embed("words"), lambda: PagePool.for_sessions(model, 1)]

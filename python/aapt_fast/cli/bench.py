@@ -12,7 +12,7 @@ import torch
 
 from aapt_fast.cli.busy import competition, processes
 from aapt_fast.cli.checks import parse_size
-from aapt_fast.cli.device import DTYPES, chosen_dtype
+from aapt_fast.cli.device import chosen_dtype
 from aapt_fast.cli.doctor import examine
 from aapt_fast.errors import require
 from aapt_fast.profiling.document import DTYPE_NAMES, Document
@@ -47,13 +47,9 @@ def run(arguments: argparse.Namespace) -> int:
 def _choice(arguments: argparse.Namespace) -> Choice:
     device = torch.device(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = chosen_dtype(arguments.dtype, device)
-    tokens = DTYPES[arguments.token_dtype] if arguments.token_dtype else None
-    fits = tokens in (None, torch.float32, dtype)
-    weights = str(dtype).removeprefix("torch.")
-    require(fits, "--token-dtype", f"float32 or the dtype of the weights, {weights}", arguments.token_dtype)
     expected = f"a GPU: steps on a {device.type} are not recorded"
     require(not arguments.cuda_graph or device.type in RECORDERS, "--cuda-graph", expected, f"the device {device.type}")
-    return Choice(device, dtype, tokens, arguments.cuda_graph)
+    return Choice(device, dtype, arguments.cuda_graph)
 
 
 def _question(system: System, choice: Choice, target_s: float) -> dict[str, Any]:

@@ -283,11 +283,6 @@ instead. A mistake in the arguments is 2 as well, with one line on stderr and no
         "--json", type=_file, metavar="FILE", help="file for the document, which is also the last line printed"
     )
     frame.add_argument("--device", help="cuda | cpu (default: a GPU where there is one)")
-    frame.add_argument(
-        "--token-dtype",
-        choices=DTYPES,
-        help="of the token stream between the layers: float32 or that of the weights (default: float32)",
-    )
     frame.add_argument("--cuda-graph", action="store_true", help="record the step as CUDA graphs, on a GPU")
     frame.add_argument(
         "--steps", type=_integer, default=100, help="timed steps with a full window (default: %(default)s)"

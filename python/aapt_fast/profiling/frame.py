@@ -39,18 +39,16 @@ JUDGED = "p95 of whole steps with a full window, frames on the host"
 
 @dataclass(frozen=True)
 class Choice:
-    """Device and options of a run; `token_dtype` None keeps the model's default."""
+    """Device and options of a run."""
 
     device: torch.device
     dtype: torch.dtype
-    token_dtype: torch.dtype | None = None
     cuda_graph: bool = False
 
     def in_words(self) -> str:
-        """Describe it, for example: bf16 weights, fp32 token stream, eager launches, no CUDA graph."""
-        tokens = DTYPE_NAMES[self.token_dtype or torch.float32]
+        """Describe it, for example: bf16 weights, eager launches, no CUDA graph."""
         launches = "CUDA graphs" if self.cuda_graph else "eager launches, no CUDA graph"
-        return f"{DTYPE_NAMES[self.dtype]} weights, {tokens} token stream, {launches}"
+        return f"{DTYPE_NAMES[self.dtype]} weights, {launches}"
 
 
 @dataclass(frozen=True)
@@ -74,8 +72,6 @@ def measure(system: System, choice: Choice, *, steps: int, limit_s: float) -> Me
         torch.cuda.reset_peak_memory_stats(choice.device)
     begun = time.perf_counter()
     model = system.build(choice.device, choice.dtype)
-    if choice.token_dtype is not None:
-        model = model.with_token_dtype(choice.token_dtype)
     built, config = time.perf_counter(), model.config
     assert isinstance(config, GeneratorConfig)
     control, prompt = random_controls(model, 1)[0], random_prompt(model, system.prompt)

@@ -166,7 +166,7 @@ class _Kept:
     def __init__(
         self, path: Path, rows: Sequence[Row], config: ClipSetConfig, reader: ControlReader | None, group: int
     ) -> None:
-        names = [(row.name, row.nfe, str(row.model.dtype), str(row.model.token_dtype)) for row in rows]
+        names = [(row.name, row.nfe, str(row.model.dtype)) for row in rows]
         card = [config.card(), names, group, reader.notes() if reader else None]
         modules = [module for row in rows for module in (row.model.generator, row.model.vae)]
         self.path, self._card = path, fingerprint(card, *modules)

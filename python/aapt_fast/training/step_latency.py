@@ -19,7 +19,7 @@ class _TimedModel(StreamModel):
     """Notes in `decoding` how many seconds each call of `decode` took."""
 
     def __init__(self, model: StreamModel) -> None:
-        super().__init__(model.generator, model.vae, model.name, token_dtype=model.token_dtype)
+        super().__init__(model.generator, model.vae, model.name)
         self.decoding: list[float] = []
 
     def decode(self, decoder: VideoDecoder, frame: Tensor) -> Tensor:

@@ -93,13 +93,11 @@ def test_dtypes_go_by_their_names(tmp_path: Path, name: str) -> None:
     file = tmp_path / "nano.safetensors"
     random_model(NANO).save_pretrained(file, name)
     model = aapt_fast.StreamModel.from_pretrained(file, dtype=name, device="cpu")
-    assert model.dtype == torch.bfloat16 and model.with_token_dtype("bfloat16").token_dtype == torch.bfloat16
+    assert model.dtype == torch.bfloat16
     assert aapt_fast.load_generator(file, dtype="half").weight.dtype == torch.float16
     assert next(aapt_fast.load_vae(file, dtype=name).parameters()).dtype == torch.bfloat16
     report = convert_files(file, tmp_path / "out", dtype=name)
     assert report["parts"]["model of this package"]["dtypes"].keys() == {"bfloat16"}
-    with pytest.raises(ValueError, match=r"^token_dtype: expected torch.float32 or torch.bfloat16, got half"):
-        model.with_token_dtype("half")
 
 
 def test_float64_is_refused_where_it_does_not_work(tmp_path: Path) -> None:
