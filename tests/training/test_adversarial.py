@@ -169,6 +169,17 @@ def test_the_reconstruction_leaves_the_overlap_out(run):
     assert_near(pull[:, :, 2:], (per_value * weights).view(1, -1, 1, 1, 1).expand(2, 16, 3, 4, 4), 1e-6)
 
 
+def test_the_refinement_pulls_at_the_reading_and_leaves_the_overlap_out(run):
+    fake, weights = torch.randn(2, 16, 5, 4, 4), torch.rand(16)
+    config = dataclasses.replace(SHORT, adversarial=0.0, reconstruction=0.0, refinement=2.0)
+    segment, reading = segment_of(fake, torch.randn_like(fake), 2), torch.randn(2, 16, 3, 4, 4)
+    pull = adversarial.generator_pull(Discriminator(NANO), segment, config, weights, run, reading)
+    assert (pull[:, :, :2] == 0).all()
+    assert_near(
+        pull[:, :, 2:], 2.0 * 2 * weights.view(1, -1, 1, 1, 1) * (fake[:, :, 2:] - reading) / reading.numel(), 1e-6
+    )
+
+
 def pulls(run, **options) -> torch.Tensor:
     torch.manual_seed(4)
     segment, judge = segment_of(torch.randn(2, 16, 5, 4, 4), torch.randn(2, 16, 5, 4, 4), 2), Discriminator(NANO)
@@ -197,17 +208,22 @@ def test_every_weight_may_be_zero(field, tmp_path):
     train(tmp_path, dataclasses.replace(SHORT, steps=3, **{field: 0.0}))
 
 
-def test_both_weights_zero_are_refused(tmp_path):
-    config = dataclasses.replace(SHORT, adversarial=0.0, reconstruction=0.0)
-    with pytest.raises(ValueError, match="adversarial: expected a weight above 0, as reconstruction is 0, got 0"):
-        train(tmp_path / "run", config)
+NO_DISTANCE = "as reconstruction and refinement are 0"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"adversarial": 0.0, "reconstruction": 0.0}, f"adversarial: expected a weight above 0, {NO_DISTANCE}, got 0"),
+        ({"balanced": True, "reconstruction": 0.0}, f"balanced: expected False, {NO_DISTANCE}, got True"),
+        ({"refinement_levels": (0.6, 0.3)}, r"refinement_levels: expected two ascending levels .*, got \(0.6, 0.3\)"),
+        ({"refinement_levels": (0.0, 0.3)}, r"refinement_levels: expected two ascending levels .*, got \(0.0, 0.3\)"),
+    ],
+)
+def test_settings_that_cannot_train_are_refused(options, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        train(tmp_path / "run", dataclasses.replace(SHORT, **options))
     assert not (tmp_path / "run").exists()
-
-
-def test_balance_without_reconstruction_is_refused(tmp_path):
-    config = dataclasses.replace(SHORT, balanced=True, reconstruction=0.0)
-    with pytest.raises(ValueError, match="balanced: expected False, as reconstruction is 0, got True"):
-        train(tmp_path / "run", config)
 
 
 @pytest.mark.parametrize(
@@ -218,6 +234,7 @@ def test_balance_without_reconstruction_is_refused(tmp_path):
         {"whole_clip": True},
         {"noised": True, "discriminator_shift": 0.5},
         {"optimiser": "adam"},
+        {"reconstruction": 0.0, "refinement": 1.0, "balanced": True},
     ],
     ids=lambda options: ", ".join(options),
 )
@@ -318,6 +335,20 @@ def test_reconstruction_alone_learns_the_clips(tmp_path):
     start = random_generator()
     train_adversarial(tmp_path, config, start, start, set_of_clips, torch.ones(16), evaluate)
     assert errors[-1] < 0.9 * errors[0]
+
+
+def test_refinement_alone_learns_to_draw_what_the_teacher_reads(tmp_path, monkeypatch):
+    errors = []
+    track = TrainingRun.track
+
+    def spy(run, **values):
+        errors.extend(float(value.detach()) for name, value in values.items() if name == "refinement")
+        track(run, **values)
+
+    monkeypatch.setattr(TrainingRun, "track", spy)
+    config = dataclasses.replace(SHORT, steps=40, adversarial=0.0, reconstruction=0.0, refinement=1.0, rate=4e-3)
+    train(tmp_path, config)
+    assert sum(errors[-10:]) < 0.7 * sum(errors[:10])
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):

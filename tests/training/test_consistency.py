@@ -13,7 +13,7 @@ from aapt_fast.models.aapt.presets import NANO
 from aapt_fast.models.aapt.sampling import timesteps
 from aapt_fast.training.clips import LatentClips
 from aapt_fast.training.consistency import ConsistencyConfig, euler_step, train_consistency
-from aapt_fast.training.losses import consistency_loss
+from aapt_fast.training.losses import frame_distance
 from aapt_fast.training.run import UNWATCHED, Watch
 from aapt_fast.training.schedule import add_noise
 
@@ -63,8 +63,8 @@ def gaussian_losses(levels: int, deviation: float = 0.5, count: int = 20_000) ->
         return (1 - t).view(-1, 1, 1, 1, 1) * deviation**2 / spread(t) ** 2 * x
 
     x_next = euler_step(x, best(x, t), t, t_next)
-    exact = consistency_loss(x * deviation / spread(t), x_next * deviation / spread(t_next), torch.ones(1))
-    return float(exact), float(consistency_loss(best(x, t), best(x_next, t_next), torch.ones(1)))
+    exact = frame_distance(x * deviation / spread(t), x_next * deviation / spread(t_next), torch.ones(1))
+    return float(exact), float(frame_distance(best(x, t), best(x_next, t_next), torch.ones(1)))
 
 
 def test_the_exact_consistency_map_has_a_loss_that_vanishes_on_a_fine_grid():
@@ -102,10 +102,10 @@ def test_targets_are_the_students_own_answers_at_the_teachers_next_point(tmp_pat
 
     def loss(predicted, target, weights):
         losses.append((predicted.detach(), target))
-        return consistency_loss(predicted, target, weights)
+        return frame_distance(predicted, target, weights)
 
     monkeypatch.setattr(Generator, "forward", spy)
-    monkeypatch.setattr("aapt_fast.training.consistency.consistency_loss", loss)
+    monkeypatch.setattr("aapt_fast.training.consistency.frame_distance", loss)
     config = dataclasses.replace(SHORT, steps=1, levels=2, batch=8)
     train(tmp_path, config)
     (of_teacher, x, t, end, graded), (student, x_next, t_next, answer, _), (same, x_again, t_again, predicted, _) = (

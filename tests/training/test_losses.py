@@ -11,8 +11,8 @@ from aapt_fast.training.diffusion import decoder_sensitivity, flow_matching_loss
 from aapt_fast.training.losses import (
     approximate_penalty,
     codec_loss,
-    consistency_loss,
     exact_penalty,
+    frame_distance,
     relativistic_discriminator_loss,
     relativistic_generator_loss,
 )
@@ -108,10 +108,10 @@ def test_approximate_penalty_of_a_constant_is_zero():
     assert float(approximate_penalty(logits, logits + 0.5)) == pytest.approx(0.25, rel=1e-5)
 
 
-def test_consistency_loss_pulls_the_prediction_only():
+def test_frame_distance_pulls_the_prediction_only():
     predicted = torch.zeros(2, 2, 1, 1, 1, requires_grad=True)
     target = torch.ones(2, 2, 1, 1, 1, requires_grad=True)
-    loss = consistency_loss(predicted, target, torch.tensor([3.0, 1.0]))
+    loss = frame_distance(predicted, target, torch.tensor([3.0, 1.0]))
     loss.backward()
     assert loss.item() == 2 and target.grad is None
     assert torch.equal(predicted.grad.flatten(), torch.tensor([-1.5, -0.5, -1.5, -0.5]))
@@ -145,8 +145,8 @@ ONE, TWO = torch.ones(1), torch.ones(2)
         (lambda: relativistic_discriminator_loss(LOGITS, torch.zeros(())), "real: expected shape [2, 4], got []"),
         (lambda: codec_loss(VIDEO, VIDEO[:1]), "truth: expected shape [2, 3, 4, 8, 8], got [1, 3, 4, 8, 8]"),
         (lambda: codec_loss(VIDEO[0], VIDEO[0]), "video: expected shape [B, C, T, H, W], got [3, 4, 8, 8]"),
-        (lambda: consistency_loss(FRAMES, FRAMES[:, :1], WEIGHTS), "target: expected shape [2, 5, 4, 2, 2], got [2, 1"),
-        (lambda: consistency_loss(FRAMES, FRAMES, ONE), "channel_weights: expected shape [5], got [1]"),
+        (lambda: frame_distance(FRAMES, FRAMES[:, :1], WEIGHTS), "target: expected shape [2, 5, 4, 2, 2], got [2, 1"),
+        (lambda: frame_distance(FRAMES, FRAMES, ONE), "channel_weights: expected shape [5], got [1]"),
         (lambda: flow_matching_loss(FRAMES, FRAMES, ONE, WEIGHTS, 0.3), "t: expected shape [2], got [1]"),
         (lambda: flow_matching_loss(FRAMES, FRAMES, TWO, TWO, 0.3), "channel_weights: expected shape [5], got [2]"),
         (lambda: add_noise(FRAMES, FRAMES[:1], TWO), "noise: expected shape [2, 5, 4, 2, 2], got [1, 5, 4, 2, 2]"),

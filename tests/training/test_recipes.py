@@ -337,7 +337,7 @@ LOOPS = {
     "codec": (codec, "codec_loss"),
     "pretrain": (pretrain, "flow_matching_loss"),
     "diffusion": (diffusion, "flow_matching_loss"),
-    "consistency": (consistency, "consistency_loss"),
+    "consistency": (consistency, "frame_distance"),
     "reconstruction": (adversarial, "roll_out"),
     "adversarial": (adversarial, "discriminator_loss"),
 }

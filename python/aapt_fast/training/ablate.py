@@ -53,6 +53,20 @@ CONSISTENCY = ConsistencyConfig(
     matrix_rate=0.01,
     rate=1e-3,
 )
+REFINED = AdversarialConfig(
+    model=MODEL,
+    steps=500,
+    batch=32,
+    segment_frames=1,
+    segments=6,
+    overlap=0,
+    reconstruction=0.0,
+    refinement=1.0,
+    refinement_levels=(0.35, 0.65),
+    matrix_rate=0.005,
+    rate=5e-4,
+    average_decay=0.99,
+)
 STUDENT_FORCED = AdversarialConfig(
     model=MODEL, steps=400, batch=16, segment_frames=FRAMES, segments=2, matrix_rate=0.003, rate=2e-4
 )
@@ -86,7 +100,7 @@ class Row:
 
 
 ROWS = {
-    "recipe": Row(),
+    "recipe": Row(adversarial=REFINED),
     "shift 24, half of the clips at t = 1": Row(
         dataclasses.replace(DIFFUSION, model=coin_model(shift=24.0), share_at_one=0.5),
         dataclasses.replace(CONSISTENCY, model=coin_model(shift=24.0)),

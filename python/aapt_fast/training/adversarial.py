@@ -11,7 +11,9 @@ overlap, so that the discriminator sees how a segment continues the one before.
 The discriminator compares each generated frame with the true one of the same moment (relativistic loss). Its smoothness
 is kept by approximate R1 and R2. Our worlds have the truth for every control, so a plain distance to it can be added
 (`reconstruction`): the paper has no such term, and with it alone (`adversarial` = 0) the stage is a student-forced
-regression, the baseline for what the adversarial loss adds.
+regression, the baseline for what the adversarial loss adds. Where chance decides, the truth is one of many; then the
+distance to what stage 1 reads in the generated frame (`refinement`, training/refinement.py) can take its place. The
+paper has no such term either.
 
 As published, the discriminator is shown clean frames, and t is a mere input. With `noised` it is shown frames noised to
 t, as its trunk has seen them in stage 1; `training.ablate` compares both.
@@ -41,10 +43,12 @@ from aapt_fast.training.diffusion import Evaluation
 from aapt_fast.training.losses import (
     approximate_penalty,
     exact_penalty,
+    frame_distance,
     relativistic_discriminator_loss,
     relativistic_generator_loss,
 )
 from aapt_fast.training.precision import mixed_precision
+from aapt_fast.training.refinement import Reader
 from aapt_fast.training.run import UNWATCHED, TrainingRun, Watch
 from aapt_fast.training.trainer import Trainer
 
@@ -62,8 +66,10 @@ class AdversarialConfig:
     segments: int = 4  # at most; the number grows evenly over the run
     overlap: int = 2  # frames of the segment before that the discriminator is shown; they get no logit
     reconstruction: float = 1.0
+    refinement: float = 0.0  # weight of the distance to the teacher's reading of the frame
+    refinement_levels: tuple[float, float] = (0.3, 0.6)  # smallest and largest t that the teacher reads at
     adversarial: float = 0.0
-    balanced: bool = False  # `adversarial` is the ratio of the two pulls on the frames, not a factor of the loss
+    balanced: bool = False  # `adversarial` is the ratio of its pull on the frames to that of the distances
     penalty: float = 300.0  # lambda of R1 and R2; the paper's is 1000
     sigma: float = 0.1  # of the disturbance in approximate R1 and R2
     exact_penalties: bool = False  # the gradients themselves instead of differences; slow
@@ -98,6 +104,13 @@ class Segment:
     real_previous: Tensor
     control: Tensor
 
+    @property
+    def new(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Generated frames, those before them and controls, [B, ..., F, h, w] each, without the overlap."""
+        parts = (self.fake, self.fake_previous, self.control)
+        frames, previous, control = (part[:, :, self.overlap :] for part in parts)
+        return frames, previous, control
+
 
 @dataclass(frozen=True)
 class Viewing:
@@ -130,17 +143,22 @@ def train_adversarial(
 ) -> Generator:
     """Train from `start` (stage 2's weights); the discriminator starts from `trunk` (stage 1's). Returns the average.
 
-    `channel_weights` [C] weigh the latent channels in the reconstruction. Raises ValueError if both the reconstruction
-    and the adversarial weight are 0, for an unknown optimiser, or if the clips are shorter than a segment.
+    `trunk` is the teacher of the refinement, too. `channel_weights` [C] weigh the latent channels in the distances.
+    Raises ValueError if all three weights are 0, for levels that do not ascend in 0..1, for an unknown optimiser, or if
+    the clips are shorter than a segment.
     """
-    pulled = config.reconstruction > 0 or config.adversarial > 0
-    require(pulled, "adversarial", "a weight above 0, as reconstruction is 0", 0)
-    require(not config.balanced or config.reconstruction > 0, "balanced", "False, as reconstruction is 0", True)
+    distances = config.reconstruction > 0 or config.refinement > 0
+    zero = "reconstruction and refinement are 0"
+    require(distances or config.adversarial > 0, "adversarial", f"a weight above 0, as {zero}", 0)
+    require(distances or not config.balanced, "balanced", f"False, as {zero}", True)
+    smallest, largest = config.refinement_levels
+    require(0 < smallest <= largest <= 1, "refinement_levels", "two ascending levels in 0..1", config.refinement_levels)
     require(config.optimiser in OPTIMISERS, "optimiser", " or ".join(OPTIMISERS), config.optimiser)
     clips.require_frames(config.segment_frames)
     torch.manual_seed(config.seed)
     generator = Generator(config.model)
     generator.load_state_dict(start.state_dict())
+    trunk = trunk.eval().requires_grad_(False)
     discriminator = Discriminator(config.model, whole_clip=config.whole_clip)
     discriminator.start_from(trunk)
     # RMSProp with alpha 0.9, which is Adam without momentum (APT appendix)
@@ -162,14 +180,16 @@ def train_adversarial(
         frozen = config.adversarial > 0 and step < config.discriminator_alone
         batch = long_batch(clips, config, step)
 
-        # the generator: each segment is rolled out, judged and differentiated
+        # the generator: each segment is rolled out, read, judged and differentiated
         discriminator.requires_grad_(False)
         segments = []
         noise = torch.randn_like(batch.clean)
+        reader = Reader(trunk, config.refinement_levels, noise) if config.refinement > 0 else None
         for segment in roll_out(generator, batch, noise, config.segment_frames, config.overlap, frozen):
             segments.append(segment)
             if not frozen:
-                pull = generator_pull(discriminator, segment, config, channel_weights, run)
+                reading = reader.read(*segment.new) if reader else None
+                pull = generator_pull(discriminator, segment, config, channel_weights, run, reading)
                 segment.fake.backward(pull / (batch.clean.shape[2] // config.segment_frames))
         if not frozen:
             trainer.apply_gradients()
@@ -227,22 +247,34 @@ def roll_out(
 
 
 def generator_pull(
-    discriminator: Discriminator, segment: Segment, config: AdversarialConfig, channel_weights: Tensor, run: TrainingRun
+    discriminator: Discriminator,
+    segment: Segment,
+    config: AdversarialConfig,
+    channel_weights: Tensor,
+    run: TrainingRun,
+    reading: Tensor | None = None,
 ) -> Tensor:
     """The gradient of the generator's loss with respect to the generated frames, of the shape of segment.fake.
 
-    The loss is the weighted sum of reconstruction and relativistic loss. With `balanced` the relativistic part is
-    scaled until its gradient's norm is `adversarial` times the reconstruction's, as in VQGAN (Esser et al. 2021,
-    equation 7).
+    The loss is the weighted sum of reconstruction, refinement, if there is a `reading` [B, C, F, h, w] of the frames
+    without the overlap, and relativistic loss. With `balanced` the relativistic part is scaled until its gradient's
+    norm is `adversarial` times that of the distances, as in VQGAN (Esser et al. 2021, equation 7).
     """
     frames = segment.fake.detach().requires_grad_()
+    new = frames[:, :, segment.overlap :]
     pull, length = torch.zeros_like(frames), 1.0
+    distances = torch.zeros(())
     if config.reconstruction > 0:
-        difference = (frames - segment.real)[:, :, segment.overlap :]
-        error = (difference.square() * channel_weights.view(1, -1, 1, 1, 1)).mean()
-        pull = config.reconstruction * torch.autograd.grad(error, frames)[0]
-        length = float(pull.norm())
+        error = frame_distance(new, segment.real[:, :, segment.overlap :], channel_weights)
+        distances = distances + config.reconstruction * error
         run.track(reconstruction=error)
+    if reading is not None:
+        error = frame_distance(new, reading, channel_weights)
+        distances = distances + config.refinement * error
+        run.track(refinement=error)
+    if distances.requires_grad:
+        pull = torch.autograd.grad(distances, frames)[0]
+        length = float(pull.norm())
     if config.adversarial > 0:
         watched = dataclasses.replace(segment, fake=frames)
         fake, real = judge(discriminator, watched, draw_viewing(segment, config))

@@ -23,7 +23,7 @@ from aapt_fast.models.aapt.generator import Generator
 from aapt_fast.models.aapt.sampling import timesteps
 from aapt_fast.training.clips import Clips, disturb_recycled
 from aapt_fast.training.diffusion import Evaluation
-from aapt_fast.training.losses import consistency_loss
+from aapt_fast.training.losses import frame_distance
 from aapt_fast.training.precision import mixed_precision
 from aapt_fast.training.run import UNWATCHED, Watch
 from aapt_fast.training.schedule import add_noise, wide
@@ -83,7 +83,7 @@ def train_consistency(
                 answer = student(x_next, batch.recycled, batch.control, t_next, student.new_cache())
                 target = torch.where(wide(t_next) > 0, answer, x_next)
             predicted = student(x, batch.recycled, batch.control, t, student.new_cache())
-        loss = consistency_loss(predicted, target, channel_weights)
+        loss = frame_distance(predicted, target, channel_weights)
 
         # one training step
         trainer.run.track(loss=loss)

@@ -31,7 +31,7 @@ def relativistic_discriminator_loss(fake: Tensor, real: Tensor) -> Tensor:
     return F.softplus(fake - real).mean()
 
 
-def consistency_loss(predicted: Tensor, target: Tensor, channel_weights: Tensor) -> Tensor:
+def frame_distance(predicted: Tensor, target: Tensor, channel_weights: Tensor) -> Tensor:
     """Mean weighted squared distance of frames [B, C, F, h, w]; the target gives no gradient."""
     require_shape("predicted", predicted, "B", "C", "F", "h", "w")
     require_shape("target", target, *predicted.shape)
