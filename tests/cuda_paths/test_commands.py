@@ -5,18 +5,35 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from tests.cli.models import write_nano_model
 
 from aapt_fast.cli import checks, doctor, main
 from aapt_fast.models.aapt.presets import NANO
-from aapt_fast.ops import registry
+from aapt_fast.ops import kernels, registry
 from aapt_fast.profiling import frame
 from aapt_fast.profiling.systems import System
 from aapt_fast.testing.fake_models import aapt_model
 from aapt_fast.testing.streams import SMALL_VAE
+
+
+@pytest.fixture
+def built_without_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A compiled module without CUDA, whatever the one of this checkout has: a CPU's torch knows no driver."""
+    module = ModuleType("compiled")
+    module.build_info = lambda: {"emulated": False, "cuda": False}
+    module.Unsupported = type("Unsupported", (ValueError,), {})
+    monkeypatch.setattr(kernels, "extension_or_none", lambda: module)
+    kernels.forget_record()
+    yield
+    kernels.forget_record()
+
+
+pytestmark = pytest.mark.usefixtures("built_without_cuda")
 
 
 def test_generate(gpu, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

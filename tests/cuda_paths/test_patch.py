@@ -71,7 +71,7 @@ def test_a_transformer_with_kernels(gpu):
 
 @pytest.mark.parametrize("what", ["decode", "encode"])
 def test_a_vae(what, gpu):
-    """Only the video is put together in another way, which is no launch more."""
+    """Its layers keep frames as cuDNN reads them; without kernels of ours, and with no launch more."""
     vae = AutoencoderKLWan(base_dim=8, num_res_blocks=1, dim_mult=[1, 2], temperal_downsample=[True])
     vae = on_fake_gpu(vae.eval().requires_grad_(False).to(DTYPE))
     argument = zeros(1, 16, 2, 4, 6) if what == "decode" else zeros(1, 3, 5, 8, 12)
@@ -81,7 +81,6 @@ def test_a_vae(what, gpu):
 
     before = counted(gpu, call)
     report = aapt_fast.patch(vae)
-    assert [finding.kind for finding in report.replaced] == ["AutoencoderKLWan._decode"]
-    assert all("on cuda aapt_fast has no kernel for it" in finding.what for finding in report.left_alone)
+    assert {"AutoencoderKLWan._decode", "WanCausalConv3d.forward"} <= {finding.kind for finding in report.replaced}
     after = counted(gpu, call)
     assert after.operators.total() <= before.operators.total() and after.peak_bytes <= before.peak_bytes

@@ -18,7 +18,7 @@ VAES = {
     "light": lambda: AAPTVAE(AAPTVAEConfig(**NARROW, temporal_downsample=(True,), norm_num_groups=4)),
     "wan 2.1": lambda: WanVAE(WanVAEConfig(16, dim_mult=(1, 2), num_res_blocks=1, temporal_downsample=(True,))),
     "wan 2.2": lambda: WanVAE(
-        WanVAEConfig(16, dim_mult=(1, 2), num_res_blocks=1, temporal_downsample=(True,), is_residual=True, patch_size=2)
+        WanVAEConfig(16, dim_mult=(1, 1), num_res_blocks=1, temporal_downsample=(True,), is_residual=True, patch_size=2)
     ),
 }
 
