@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import threading
+import time
 
 import pytest
 import torch
@@ -136,6 +137,21 @@ def test_an_error_of_the_generator_closes_the_session(pose_model):
         next(session.frames(Player(), ahead=True))
     with pytest.raises(SessionClosed, match="closed by ZeroDivisionError in step 1"):
         session.step(random_controls(pose_model, 1)[0])
+
+
+def test_ctrl_c_while_a_control_is_taken_ends_the_loop_at_once(pose_model):
+    """The decoder of the step before ends first: nothing is released under its hands."""
+    controls = random_controls(pose_model, 2)
+
+    def source():
+        yield controls[0]
+        raise KeyboardInterrupt
+
+    session, decoded = random_session(pose_model), []
+    session.on_stage = lambda stage: stage == "decode" and decoded.append(time.sleep(0.2) or session.closed)
+    with pytest.raises(KeyboardInterrupt):
+        next(session.frames(source(), ahead=True))
+    assert decoded == [False] and session.closed
 
 
 def test_close_in_the_loop_ends_it(pose_model):

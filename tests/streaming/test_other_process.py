@@ -41,8 +41,11 @@ def told_by_a_child(calls: list[Callable[[], object]]) -> list[str]:
 def test_a_session_and_a_batch_are_refused_in_a_child(pose_model):
     session, controls = random_session(pose_model), random_controls(pose_model, 2)
     batch, player = SessionBatch([session]), session.frames(controls)
-    next(player)
+    other = random_session(pose_model)
+    ahead = other.frames(controls, ahead=True)
+    next(player), next(ahead)
     calls = [lambda: session.step(controls[1]), lambda: next(player), session.fork, session.reset]
+    calls += [lambda: next(ahead), lambda: other.step(controls[1])]
     calls.append(lambda: batch.step(controls[1:]))
     messages = told_by_a_child(calls)
     assert set(messages) == {messages[0]} and len(messages) == len(calls)

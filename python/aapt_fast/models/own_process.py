@@ -22,9 +22,14 @@ class OwnProcess:
         self._made = made
         self._process = os.getpid()
 
+    @property
+    def is_here(self) -> bool:
+        """True in that process."""
+        return self._process == os.getpid()
+
     def require(self) -> None:
         """Raise RuntimeError in another process."""
-        if self._process != os.getpid():
+        if not self.is_here:
             raise RuntimeError(f"{self._made} in another process, {ADVICE}")
 
     def __deepcopy__(self, memo: dict[int, Any]) -> OwnProcess:

@@ -27,6 +27,7 @@ from aapt_fast.streaming.boundary import computing
 from aapt_fast.streaming.step import Computed, Step
 
 T = TypeVar("T")
+OnStage = Callable[[str], None]
 
 
 class OneThread:
@@ -74,13 +75,13 @@ class Ahead:
     ) -> None:
         self._controls, self._check = controls, check
         self._generator, self._decoder = OneThread("generator", model), OneThread("decoder", model)
-        self._error: BaseException | None = None  # of taking or checking `unused`, for when its video is wanted
+        self._error: Exception | None = None  # of taking or checking `unused`, for when its video is wanted
         self._begun: tuple[Step, list[Tensor], Future[Computed]] | None = None
         self.unused: list[object] = []
         """The control, if any, that has been taken and whose step is not part of the run."""
 
-    def prepare(self, step: Step) -> None:
-        """Begin to compute the next frames of `step`, unless that has been done.
+    def prepare(self, step: Step, on_stage: OnStage | None) -> None:
+        """Begin to compute the next frames of `step`, unless that has been done. `on_stage` as in `Step.take`.
 
         Raises StopIteration after the last control, and the errors of taking and checking one, for example those of a
         bad control. No step has begun then.
@@ -96,9 +97,9 @@ class Ahead:
             control, self.unused = self.unused[0], []  # a bad one is not tried again
             values = self._check(step, control)
             self.unused = [control]
-            self._begun = step, values, self._generator.start(step.compute, values)
+            self._begun = step, values, self._generator.start(step.compute, values, on_stage)
 
-    def take(self) -> tuple[list[Tensor], Tensor]:
+    def take(self, on_stage: OnStage | None) -> tuple[list[Tensor], Tensor]:
         """Take the prepared step, and prepare the one after it.
 
         Returns the values of its control, as `check` made them, [entries, ...], and the video, uint8 [F, H, W, 3]. Any
@@ -109,12 +110,12 @@ class Ahead:
         computed = frames.result()
         self._begun, self.unused = None, []
         step.adopt(computed)
-        decoded = self._decoder.start(step.decode, computed)
+        decoded = self._decoder.start(step.decode, computed, on_stage)
         try:
-            self.prepare(step)
-        except BaseException as error:
-            self._error = error
-        try:
+            try:
+                self.prepare(step, on_stage)
+            except Exception as error:
+                self._error = error
             [video] = decoded.result()
         except BaseException:
             wait([decoded])  # after Ctrl-C: nothing may be released under its hands

@@ -253,6 +253,8 @@ class StreamSession(SessionLife):
         frames_ahead = Ahead(self.model, controls, self._check)
 
         def end() -> None:
+            if not self._own_process.is_here:  # where its threads are not
+                return
             frames_ahead.close()
             self._unused = (source, frames_ahead.unused)
 
@@ -380,9 +382,9 @@ class StreamSession(SessionLife):
         with self._in_one_thread():
             begun, step = time.perf_counter(), self._require_open(but=ahead)
             self._ahead = ahead
-            ahead.prepare(step)
+            ahead.prepare(step, self.on_stage)
             with self._closed_on_failure(f"step {self.steps + 1}"):
-                values, video = ahead.take()
+                values, video = ahead.take(self.on_stage)
             self._count(values, begun, video)
             return video
 
