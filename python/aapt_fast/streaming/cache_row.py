@@ -8,6 +8,7 @@ has left the window, that writes to spare pages, which are in no list.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from aapt_fast.errors import require, require_shape
 from aapt_fast.ops import PAGE_SLOTS, FrameRope
+from aapt_fast.ops.cache import KeysAndValues
 from aapt_fast.ops.window import WindowRule
 from aapt_fast.streaming.pages import (
     PagePool,
@@ -170,6 +172,25 @@ class CacheRow:
                 if frame not in self._spare:
                     self._spare[frame] = self.pool.allocate(pages_for(self.tokens))
         self._past = dict(sorted(self._past.items()))
+
+    def has_room_for(self, text: Sequence[KeysAndValues]) -> bool:
+        """True if another `text`, per layer [1, L, Hkv, D], can take the pages of this row's."""
+        return self.text is not None and self.text.takes(text[0][0].shape[1])
+
+    def change_text(self, text: Sequence[KeysAndValues] | None, in_pages: TextPages | None) -> None:
+        """List other `text`, per layer [1, L, Hkv, D], from the next step on; the past stays as it is.
+
+        It is in the pages `in_pages`, of which the row becomes one more holder; else it takes those of the former text,
+        which `has_room_for` it.
+        """
+        self.drop()
+        if text is not None and in_pages is None:
+            assert self.text is not None
+            self.text.rewrite(text)
+            return
+        before, self.text = self.text, None if in_pages is None else in_pages.share()
+        if before is not None:
+            before.release()
 
     def state(self) -> RowState:
         """A copy of everything that later steps read."""

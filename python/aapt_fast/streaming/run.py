@@ -6,7 +6,7 @@ from __future__ import annotations
 import copy
 import weakref
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from aapt_fast.errors import PoolExhausted
-from aapt_fast.models.sampling import Sampler
+from aapt_fast.models.sampling import Prepared, Sampler
 from aapt_fast.models.stream_model import StreamModel
 from aapt_fast.models.vae.video_stream import VideoDecoder
 from aapt_fast.ops.cache import KeysAndValues
@@ -69,6 +69,26 @@ class Run:
         """Keep the state after a step, for `rewind`."""
         self.history.add(self.steps, self.frame, self.control, self.decoder)
 
+    def change_prompt(self, prompt: Tensor | None, prepared: Prepared) -> None:
+        """Go on under a `prompt` [1, L, text_width], which the sampler has `prepared`; the past stays as it is.
+
+        `rewind` cannot go back behind it. Raises PoolExhausted, having changed nothing, if the pool has too few pages.
+        """
+        texts = list(zip(self.rows, prepared.text, strict=True))
+        made: dict[int, TextPages] = {}
+        try:
+            for number, (row, text) in enumerate(texts):
+                if text is not None and not row.has_room_for(text):
+                    made[number] = TextPages(row.pool, text)
+            for number, (row, text) in enumerate(texts):
+                row.change_text(text, made.get(number))
+        finally:
+            for in_pages in made.values():
+                in_pages.release()  # the row holds it
+        self.start, self.context = replace(self.start, prompt=prompt), prepared.context
+        self.history.forget()
+        self.remember()
+
     def rewind(self, to_step: int, model: StreamModel, frames: int) -> None:
         """Go back to the state after step `to_step`; a step makes `frames` frames. `History.check` has let it pass."""
         for row in self.rows:
@@ -83,9 +103,14 @@ class Run:
         """
         for row in self.rows:
             row.release()
-        for recording in self.recordings:
-            recording.free()
+        self.free_steps()
         self.rows, self.context = [], None
+
+    def free_steps(self) -> None:
+        """Give back the memory of all recordings of its steps."""
+        for recording in list(self.recordings):
+            recording.free()
+        self.recordings.clear()
 
     def decode(self, model: StreamModel, frames: Tensor, first: bool) -> Tensor:
         """Decode the frames [1, C, n, h, w] of the next step, or of the `first`, to video, uint8 [F, H, W, 3].

@@ -7,6 +7,7 @@ whole state of a session is in its object, so it can be forked, started over and
 
 from __future__ import annotations
 
+import copy
 import itertools
 import threading
 import time
@@ -306,6 +307,31 @@ class StreamSession(SessionLife):
                 step.drop()
                 self._run.rewind(int(to_step), self.model, self.sampler.rule(self.model.generator).frames)
 
+    def set_prompt(self, prompt: str | Tensor) -> None:
+        """Go on under another prompt, a str or embeddings [L, text_width], from the next step on.
+
+        The past stays as it was computed under the former prompt, so the picture changes gradually, as old frames leave
+        the window. `reset` starts over instead. `rewind` cannot go back behind the change, and a replay cannot tell it.
+        With `cuda_graph=True` the step is recorded anew.
+
+        Raises:
+            TypeError, ValueError: as the constructor. Nothing has changed.
+            PoolExhausted: frames attend to the prompt through pages, and it does not fit those of the former one (or a
+                fork shares these) and the pool has no others left. Nothing has changed.
+            RuntimeError: another thread takes a step of this session now. If recording fails, the session is closed.
+            SessionClosed: the session is closed.
+        """
+        with self._in_one_thread(), computing(self.model):
+            self._require_open()
+            embedded, run = self.model.embed(prompt), copy.copy(self._run)  # another one, so that batches notice
+            with self.model.autocast():
+                prepared = self.sampler.prepare(self.model.generator, embedded)
+            run.change_prompt(embedded, prepared)
+            self._log = None
+            with self._closed_on_failure("set_prompt"):
+                run.free_steps()
+                self._take(run)
+
     def __copy__(self) -> StreamSession:
         """A `fork`."""
         return self.fork()
@@ -367,7 +393,7 @@ class StreamSession(SessionLife):
         """Write the first latent frame, prompt, seed and the control of every step to a .safetensors file.
 
         `from_replay` shows the same video again. Raises as `save`, and ValueError for a session that was opened without
-        `replayable=True`, or by `load`.
+        `replayable=True`, or by `load`, or whose prompt was changed by `set_prompt`.
         """
         require(self._log is not None, "session", "one opened with replayable=True", "one that keeps no controls")
         assert self._log is not None

@@ -45,6 +45,20 @@ class TextPages:
         self._holders += 1
         return self
 
+    def takes(self, length: int) -> bool:
+        """True if `rewrite` has room for a prompt of so many tokens, and no other holder reads the pages."""
+        return self._holders == 1 and pages_for(length) <= len(self.ids)
+
+    def rewrite(self, keys_values: Sequence[KeysAndValues]) -> None:
+        """Write another prompt into the same pages, for which `takes` is True: [1, L, Hkv, D], as the constructor."""
+        self.length = keys_values[0][0].shape[1]
+        counts = valid_slots(self.length)
+        surplus = self.ids[len(counts) :]
+        self.ids, self.valid = self.ids[: len(counts)], counts
+        self.pool.release(surplus)
+        self.pool.unreserve(len(surplus))
+        self._write(keys_values)
+
     def copy_to(self, pool: PagePool) -> TextPages:
         """The same text in pages of another pool; raises PoolExhausted if that has too few."""
         index = torch.tensor(self.ids, device=self.pool.k.device)
