@@ -29,7 +29,7 @@ OUT = 5
 
 @dataclasses.dataclass(frozen=True)
 class Budget:
-    """Of one more latent frame at 736x416 in bfloat16."""
+    """Budgets of one more latent frame at 736x416 in bfloat16."""
 
     launches: int
     """All; of the decoder's ops with kernels."""

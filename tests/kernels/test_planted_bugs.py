@@ -311,7 +311,7 @@ def test_bug_is_noticed(bug, planter, runs, tmp_path):
 SELECTIONS = {(bug.tests, bug.select) for bug in BUGS} - {
     (late["tests"], late["select"]) for late in (LATE_ATTENTION, LATE_KV_WRITE)
 }
-"""What bugs are shown by, without selections that are a part of another one."""
+"""Tests that show bugs, without selections that are a part of another one."""
 
 
 @pytest.mark.parametrize("tests", sorted(SELECTIONS), ids=lambda tests: tests[0])

@@ -158,6 +158,10 @@ def test_files_that_do_not_fit_are_refused(pose_model, tmp_path):
         rewritten(mine, version=2)
         with pytest.raises(CheckpointError, match="expected version 1 of such files, got 2"):
             read(mine, pose_model)
+        for text in ('{"kind": "state of', json.dumps({"kind": saved.STATE if mine is state else saved.REPLAY})):
+            save_file(load_file(mine), mine, {"aapt_fast": text})
+            with pytest.raises(CheckpointError, match=r"expected the whole (state|replay) of a session, got"):
+                read(mine, pose_model)
 
 
 def test_what_cannot_be_written(pose_model, tmp_path):

@@ -145,7 +145,7 @@ def ring_conv3d(*arguments: Any) -> None:
     for t in range(frames):
         columns = []  # of every phase
         for phase, taps in enumerate(wide(weight)):
-            # Of an even row or column of the larger frame, the first tap is the one before; of an odd one its own.
+            # The first tap of an even row or column of the larger frame is the one before, that of an odd one its own.
             top, left = (phase // 2 - 1, phase % 2 - 1) if mode == "upsample" else (-(kh // 2), -(kw // 2))
             y = torch.zeros((), dtype=taps.dtype, device=taps.device) if bias is None else wide(bias)
             for i in range(kt):

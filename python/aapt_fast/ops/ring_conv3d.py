@@ -53,7 +53,7 @@ TAPS = {"same": tuple(KERNEL_SIZES), "upsample": (4,), "double_time": (3,), "shu
 """Numbers of taps that a mode takes."""
 
 SCALES = {"same": (1, (1,)), "upsample": (2, (1,)), "double_time": (1, (2,)), "shuffle": (2, (1, 2))}
-"""Of each mode: factor of height and width, and the possible numbers of output frames per frame."""
+"""Factor of height and width, and the possible numbers of output frames per frame, by mode."""
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 

@@ -143,7 +143,7 @@ def _own_workspaces() -> Iterator[None]:
 Recorder = Callable[[Callable[[], Tensor], GraphMemory, Callable[[], None]], Recording]
 
 RECORDERS: dict[str, Recorder] = {"cuda": _record_on_cuda}
-"""How a function is recorded, by type of device. The last argument restores the state that a run changes."""
+"""Recorders by type of device. Their last argument restores the state that a run of the function changes."""
 
 
 class RecordedDecoder:

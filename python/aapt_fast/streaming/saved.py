@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -43,7 +45,7 @@ class SavedRun:
     frame: Tensor | None
     """Newest, float32 [1, C, n, h, w]."""
     control: Tensor | None
-    """Of the newest step, float32 [entries * entry_channels, h, w]."""
+    """Control of the newest step, float32 [entries * entry_channels, h, w]."""
     rows: list[RowState]
     decoder: DecoderState
 
@@ -60,11 +62,11 @@ class SavedRun:
 
 @dataclass(frozen=True)
 class Replay:
-    """What a run was made of: the same video follows from it on the same device, build and number of threads."""
+    """Inputs of a run: the same video follows from them on the same device, build and number of threads."""
 
     start: Start
     controls: Tensor | None
-    """Of its steps, float32 [n, entries, J, 3] or [n, entries, C, h, w]; None for a model without control."""
+    """Controls of its steps, float32 [n, entries, J, 3] or [n, entries, C, h, w]; None for a model without control."""
     steps: int
     exact: bool
     """False if some steps were taken in batches: the same frames up to rounding."""
@@ -101,16 +103,17 @@ def write_state(path: str | Path, model: StreamModel, sampler: Sampler, run: Run
 def read_state(path: str | Path, model: StreamModel, sampler: Sampler) -> SavedRun:
     """The state in a file. Raises CheckpointError for another file, and one of another model, sampler or grid."""
     tensors, facts = _read(Path(path), STATE, model, sampler)
-    rows = []
-    for place in range(facts["rows"]):
-        parts = {each.name: tensors[f"rows.{place}.{each.name}"] for each in fields(RowState)}
-        parts |= {"next_frame": int(parts["next_frame"]), "frames": tuple(parts["frames"].tolist())}
-        rows.append(RowState(**parts))
-    layers = {name.removeprefix("decoder."): each for name, each in tensors.items() if name.startswith("decoder.")}
-    size = facts["decoder_size"]
-    decoder = DecoderState(layers, None if size is None else tuple(size))
-    start = _start(tensors, facts, model)
-    return SavedRun(start, facts["steps"], tensors.get("frame"), tensors.get("control"), rows, decoder)
+    with _complete(Path(path), STATE):
+        rows = []
+        for place in range(facts["rows"]):
+            parts: dict[str, Any] = {each.name: tensors[f"rows.{place}.{each.name}"] for each in fields(RowState)}
+            parts |= {"next_frame": int(parts["next_frame"]), "frames": tuple(parts["frames"].tolist())}
+            rows.append(RowState(**parts))
+        layers = {name.removeprefix("decoder."): each for name, each in tensors.items() if name.startswith("decoder.")}
+        size = facts["decoder_size"]
+        decoder = DecoderState(layers, None if size is None else tuple(size))
+        start = _start(tensors, facts, model)
+        return SavedRun(start, facts["steps"], tensors.get("frame"), tensors.get("control"), rows, decoder)
 
 
 def write_replay(path: str | Path, model: StreamModel, sampler: Sampler, replay: Replay) -> None:
@@ -123,7 +126,8 @@ def write_replay(path: str | Path, model: StreamModel, sampler: Sampler, replay:
 def read_replay(path: str | Path, model: StreamModel, sampler: Sampler) -> Replay:
     """The replay in a file. Raises CheckpointError for another file, and one of another model, sampler or grid."""
     tensors, facts = _read(Path(path), REPLAY, model, sampler)
-    return Replay(_start(tensors, facts, model), tensors.get("controls"), facts["steps"], facts["exact"])
+    with _complete(Path(path), REPLAY):
+        return Replay(_start(tensors, facts, model), tensors.get("controls"), facts["steps"], facts["exact"])
 
 
 def _present(tensors: dict[str, Tensor | None]) -> dict[str, Tensor]:
@@ -159,8 +163,19 @@ def _write(
         write_safetensors(partial, on_host, {"aapt_fast": json.dumps(content)})
 
 
+@contextmanager
+def _complete(path: Path, kind: str) -> Iterator[None]:
+    """Raise CheckpointError if the `with` block, which takes apart what is in `path`, meets a part that is missing."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: expected the whole {kind}, got one without or with another {error}") from error
+
+
 def _read(path: Path, kind: str, model: StreamModel, sampler: Sampler) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    with open_safetensors(path) as file:
+    with open_safetensors(path) as file, _complete(path, kind):
         found = (file.metadata() or {}).get("aapt_fast")
         facts = json.loads(found) if found is not None else {}
         if facts.get("kind") != kind:

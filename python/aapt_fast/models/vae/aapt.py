@@ -23,7 +23,7 @@ from aapt_fast.models.vae.feature_cache import FeatureCache
 from aapt_fast.models.vae.layers import name_cached_layers
 from aapt_fast.models.vae.memory import DecoderMemory, Frames
 from aapt_fast.models.vae.packed_weights import PackedWeights
-from aapt_fast.models.vae.video_stream import DecoderStream, require_latents
+from aapt_fast.models.vae.video_stream import ChunkedVAE
 
 RGB = 3
 
@@ -127,7 +127,7 @@ class Decoder(nn.Module):
         return memory.norm_conv(x, self.conv_norm_out, self.conv_out)
 
 
-class AAPTVAE(nn.Module):
+class AAPTVAE(ChunkedVAE):
     """Encoder and decoder. It computes in the dtype of its parameters and casts its input to that.
 
     `encode` and `decode` take whole clips and are differentiable; `stream` decodes a clip piece by piece.
@@ -151,19 +151,6 @@ class AAPTVAE(nn.Module):
         sizes = [1] + [factor] * ((video.shape[2] - 1) // factor)
         pieces = [self.encoder(chunk, cache) for chunk in chunks.split(sizes, dim=2)]
         return torch.cat(pieces, dim=2)[:, : self.latent_channels] * self.config.scaling_factor
-
-    def decode(self, latents: Tensor) -> Tensor:
-        """Scaled latents [B, z, 1 + n, h, w] -> video [B, 3, 1 + 4 n, H, W], clamped to -1..1.
-
-        Raises ValueError for another shape or dtype.
-        """
-        require_latents(latents, self.latent_channels)
-        cache = FeatureCache()
-        return torch.cat([self.decode_chunk(frame, cache) for frame in latents.split(1, dim=2)], dim=2)
-
-    def stream(self) -> DecoderStream:
-        """A streaming decoder at the start of a clip."""
-        return DecoderStream(self)
 
     def decode_chunk(self, latents: Tensor, memory: DecoderMemory) -> Tensor:
         """The next scaled latents [B, z, n, h, w] of the stream of `memory` -> video [B, 3, F, H, W] in -1..1.

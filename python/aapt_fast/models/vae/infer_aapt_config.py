@@ -87,7 +87,7 @@ def _widths(shapes: Mapping[str, tuple[int, ...]], blocks: str) -> list[list[int
 
 
 def _doubled(shapes: Mapping[str, tuple[int, ...]]) -> tuple[bool, ...]:
-    """Whether each upsampling, in the order of the names, makes two frames of one."""
+    """True for each upsampling, in the order of the names, that makes two frames of one."""
     found = {}
     for name, shape in shapes.items():
         match = re.fullmatch(r"decoder\.up_blocks\.(\d+)\.upsamplers\.0\.upscale_conv\.weight", name)

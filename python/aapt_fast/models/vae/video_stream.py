@@ -43,7 +43,7 @@ class LayeredDecoder(Protocol):
     """A `CausalDecoder` whose layers are written in terms of a `DecoderMemory`; its widths are multiples of 16."""
 
     packed_weights: PackedWeights
-    """Of all its streams."""
+    """Weights that all its streams share."""
 
     def run_layers(self, latents: Tensor, memory: DecoderMemory) -> Frames:
         """The next chunk [B, C, n, h, w], in the dtype of the weights, through all layers."""
@@ -227,6 +227,26 @@ class DecoderStream:
         self._warned = True
         text = "latents: expected finite numbers, got nan or inf; the frames that depend on them are not finite either"
         warnings.warn(text, stacklevel=3)
+
+
+class ChunkedVAE(nn.Module):
+    """Base of VAEs whose `decode_chunk` does everything: a whole clip is its frames one after the other."""
+
+    latent_channels: int
+    decode_chunk: Callable[[Tensor, Any], Tensor]
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents [B, C, 1 + n, h, w], as `encode` gives them -> video [B, 3, 1 + 4 n, H, W], clamped to -1..1.
+
+        Raises ValueError for another shape or dtype.
+        """
+        require_latents(latents, self.latent_channels)
+        cache = FeatureCache()
+        return torch.cat([self.decode_chunk(frame, cache) for frame in latents.split(1, dim=2)], dim=2)
+
+    def stream(self) -> DecoderStream:
+        """A streaming decoder at the start of a clip."""
+        return DecoderStream(self)
 
 
 def ring_plan(vae: LayeredDecoder, channels: int, size: tuple[int, ...]) -> RingPlan:

@@ -20,7 +20,7 @@ from aapt_fast.models.vae.feature_cache import FeatureCache
 from aapt_fast.models.vae.layers import CausalConv3d, Chain, name_cached_layers
 from aapt_fast.models.vae.memory import DecoderMemory, Frames
 from aapt_fast.models.vae.packed_weights import PackedWeights
-from aapt_fast.models.vae.video_stream import DecoderStream, require_latents
+from aapt_fast.models.vae.video_stream import ChunkedVAE
 from aapt_fast.models.vae.wan_layers import HALVES, Downsample, FrameAttention, ResidualBlock, RMSNorm, Upsample
 from aapt_fast.models.vae.wan_residual import DownLevel, UpLevel, channels_to_pixels, pixels_to_channels
 from aapt_fast.models.vae.wan_statistics import WAN_2_1_MEAN, WAN_2_1_STD, WAN_2_2_MEAN, WAN_2_2_STD
@@ -173,7 +173,7 @@ def middle_layers(width: int) -> Chain:
     return Chain([ResidualBlock(width, width), FrameAttention(width), ResidualBlock(width, width)])
 
 
-class WanVAE(nn.Module):
+class WanVAE(ChunkedVAE):
     """Encoder and decoder of Wan 2.1 or 2.2. It computes in the dtype of its parameters and casts its input to that.
 
     `encode` and `decode` take whole clips and are differentiable; `stream` decodes a clip piece by piece.
@@ -217,19 +217,6 @@ class WanVAE(nn.Module):
         pieces = [self._encode_chunk(piece, cache) for piece in video.split(sizes, dim=2)]
         mean = torch.cat(pieces, dim=2)[:, : self.latent_channels]
         return ((mean - self.latents_mean) / self.latents_std).to(mean.dtype)
-
-    def decode(self, latents: Tensor) -> Tensor:
-        """Normalised latents [B, z, 1 + n, h, w] -> video [B, 3, 1 + 4 n, H, W], clamped to -1..1.
-
-        Raises ValueError for another shape or dtype.
-        """
-        require_latents(latents, self.latent_channels)
-        cache = FeatureCache()
-        return torch.cat([self.decode_chunk(frame, cache) for frame in latents.split(1, dim=2)], dim=2)
-
-    def stream(self) -> DecoderStream:
-        """A streaming decoder at the start of a clip."""
-        return DecoderStream(self)
 
     def _encode_chunk(self, video: Tensor, cache: FeatureCache) -> Tensor:
         blocks = pixels_to_channels(video.to(self.conv1.weight.dtype), self.config.patch_size)
