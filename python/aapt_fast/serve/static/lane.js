@@ -1,0 +1,220 @@
+// SPDX-License-Identifier: Apache-2.0
+// One stream on the page: its video, its past, its skeleton, and the controls that go to it.
+
+import { Decoder } from "./decoder.js";
+import { ControlToPhoton } from "./measures.js";
+import { Past } from "./past.js";
+import { Player } from "./player.js";
+import { Skeleton } from "./skeleton.js";
+
+const PROGRESS_FRAMES = 12;  // between two notes to the server about what was shown
+
+/** Emits "change" when its state is another. */
+export class Lane extends EventTarget {
+  /**
+   * @param {import("./connection.js").Connection} connection
+   * @param {object} model `welcome.model`
+   * @param {import("./live.js").Live} live where its times go
+   * @param {import("./body.js").Body | null} body
+   */
+  constructor(connection, model, live, body) {
+    super();
+    this.connection = connection;
+    this.model = model;
+    this.live = live;
+    this.element = document.querySelector("#lane-template").content.firstElementChild.cloneNode(true);
+    this.screen = this.element.querySelector(".screen");
+    this.caption = this.element.querySelector(".caption");
+    this.badge = this.element.querySelector(".badge.live");
+    this.canvas = this.element.querySelector(".picture");
+    this.ambient = this.element.querySelector(".ambient").getContext("2d", { alpha: false });
+    this.element.style.setProperty("--shape", model.width / model.height);
+    this.player = new Player(this.canvas, model, (queued, now) => this.#drawn(queued, now));
+    this.decoder = new Decoder((image, picture, ms) => this.#decoded(image, picture, ms));
+    this.past = new Past(model);
+    this.photons = new ControlToPhoton(live.controlToPhoton);
+    this.skeleton = body && this.#skeleton(body);
+    /** Poses that the server has told, by video frame. @type {Map<number, any>} */
+    this.poses = new Map();
+    /** If set, a pose stays when its joint is let go. */
+    this.holdsPose = false;
+    this.#forget();
+  }
+
+  /** Show a stream. @param {{stream: number, key: string, seed: number, step: number}} opened the server's answer */
+  adopt(opened) {
+    this.#forget();
+    this.stream = opened.stream;
+    this.key = opened.key;
+    this.seed = opened.seed;
+    this.step = opened.step;
+    this.paused = opened.paused ?? false;
+    this.action = opened.action ?? this.action;
+    if (opened.pose) this.skeleton?.follow(opened.pose);
+    this.#changed();
+  }
+
+  /** Set one track; the latest value wins. @param {"action" | "pose" | "camera"} track */
+  control(track, value) {
+    if (this.stream === null) return;
+    const id = ++this.controls;
+    this.photons.send(id);
+    this.connection.send({ type: "control", stream: this.stream, id, track, value });
+  }
+
+  /** Play a motion; a held pose is let go. @param {string} name */
+  play(name) {
+    if (this.skeleton?.held) this.releasePose();
+    this.action = name;
+    this.control("action", name);
+    this.#changed();
+  }
+
+  /** Back from a held pose to the action. */
+  releasePose() {
+    if (!this.skeleton?.held) return;
+    this.skeleton.release();
+    this.control("pose", null);
+    this.#changed();
+  }
+
+  /** Ask for something of this stream, such as "pause". @returns {Promise<any>} */
+  request(type, fields = {}) {
+    return this.connection.request(type, { stream: this.stream, ...fields });
+  }
+
+  async rewind(step) {
+    await this.request("rewind", { step });
+    this.step = step;
+    this.photons.clear();
+    this.#changed();
+  }
+
+  /** Show a picture of the past, and no video; null: the video again. @param {number | null} step */
+  preview(step) {
+    this.player.frozen = step !== null;
+    this.caption.hidden = step === null;
+    this.skeleton?.show(step === null && this.showsSkeleton);
+    if (step === null) {
+      this.player.expectGap();
+      return;
+    }
+    const picture = this.past.at(step);
+    if (picture) this.player.show(picture);
+    const ago = ((this.step - step) * this.model.frames_per_step) / this.model.fps;
+    this.caption.textContent = `Step ${step}, ${ago.toFixed(1)} s ago`;
+  }
+
+  /** @param {boolean} shown */
+  showSkeleton(shown) {
+    this.showsSkeleton = shown;
+    this.skeleton?.show(shown);
+  }
+
+  /** Take a message of the server that names this stream. */
+  take(message) {
+    if (message.type === "state") this.#state(message);
+    if (message.type === "poses") this.#posesOf(message);
+    if (message.type === "applied") this.applied = message;
+    if (message.type === "ended") this.#ended(message.why);
+  }
+
+  /** @param {import("./picture_header.js").Picture} picture */
+  picture(picture) {
+    this.decoder.push(picture);
+  }
+
+  /** Say what the badge says. Called a few times per second. */
+  refresh(now) {
+    const alive = now - this.drawnAt < 1000;
+    this.badge.dataset.state = alive && !this.paused ? "live" : "";
+    const state = this.paused ? "Paused" : alive ? "Live" : "Waiting";
+    this.badge.textContent = this.why ?? state;
+  }
+
+  close() {
+    if (this.stream !== null) this.request("close").catch(() => {});  // the server closes what nobody watches
+    this.decoder.close();
+    this.player.clear();
+    this.element.remove();
+  }
+
+  #forget() {
+    /** @type {number | null} */
+    this.stream = null;
+    this.key = "";
+    this.controls = 0;
+    this.step = this.oldest = 0;
+    this.viewers = 1;
+    this.paused = false;
+    this.why = null;
+    this.drawnAt = -Infinity;
+    this.shown = 0;
+    this.poses?.clear();
+    this.photons.clear();
+    this.player.clear();
+    this.showsSkeleton ??= true;
+  }
+
+  #skeleton(body) {
+    return new Skeleton(this.element.querySelector(".skeleton"), this.screen, body, {
+      pose: (points) => {
+        const rounded = points.map((point) => point.map((value) => Math.round(1e4 * value) / 1e4));
+        this.control("pose", rounded);
+        this.#changed();
+      },
+      released: () => {
+        if (!this.holdsPose) this.releasePose();
+      },
+    });
+  }
+
+  #state(message) {
+    this.step = message.step;
+    this.oldest = message.oldest_step;
+    this.viewers = message.viewers;
+    if (message.paused !== this.paused) this.player.expectGap();
+    this.paused = message.paused;
+    if (message.action !== undefined) this.action = message.action ?? this.action;
+    this.#changed();
+  }
+
+  #posesOf({ frame, points }) {
+    points.forEach((pose, number) => this.poses.set(frame + number, pose));
+    for (const known of this.poses.keys()) if (known < frame - 48 || known >= frame + points.length) this.poses.delete(known);
+    if (this.paused || !this.skeleton?.points) this.skeleton?.follow(points.at(-1));
+  }
+
+  #ended(why) {
+    this.why = `Ended: ${why}`;
+    this.stream = null;
+    this.#changed();
+  }
+
+  #decoded(image, picture, ms) {
+    if (picture.stream !== this.stream) {
+      image.close();
+      return;
+    }
+    this.live.decode.add(ms);
+    this.player.push(image, picture);
+  }
+
+  #drawn({ image, picture }, now) {
+    this.drawnAt = now;
+    this.shown = picture.frame;
+    if (picture.control) this.photons.drawn(picture.control, now);
+    this.past.keep(picture.frame, image);
+    const pose = this.poses.get(picture.frame);
+    if (pose) this.skeleton?.follow(pose);
+    if (picture.first) this.ambient.drawImage(image, 0, 0, 8, 8);
+    if (picture.frame % PROGRESS_FRAMES === 0) {
+      this.connection.send({ type: "received_until", stream: this.stream, frame: picture.frame });
+    }
+    if (picture.first) this.step = Math.max(this.step, this.past.stepOf(picture.frame));
+  }
+
+  #changed() {
+    this.dispatchEvent(new Event("change"));
+  }
+}

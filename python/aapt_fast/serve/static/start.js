@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: Apache-2.0
+// What a stream starts from: a picture of the gallery or of the user, a seed, a prompt; or a replay file.
+
+import { announce, attempt, byId } from "./page.js";
+
+const MOST_THUMBNAILS = 16;
+const GREETING = "wave";  // the first motion, where a model has it
+
+export class Start {
+  /** @param {import("./stage.js").Stage} stage */
+  constructor(stage) {
+    this.stage = stage;
+    this.connection = stage.connection;
+    /** What the checked picture means to the server: {gallery}, {image}. @type {Map<string, object>} */
+    this.firsts = new Map();
+    const { model } = stage;
+    byId("gallery").replaceChildren();
+    for (let number = 0; number < Math.min(model.gallery, MOST_THUMBNAILS); number += 1) this.#galleryPicture(number);
+    byId("prompt-row").hidden = !model.has_prompt;
+    byId("start").disabled = false;
+    byId("start").onclick = attempt(() => this.start());
+    byId("set-prompt").onclick = attempt(() => stage.active.request("prompt", { prompt: byId("prompt").value }));
+    byId("dice").onclick = () => (byId("seed").value = String(Math.floor(Math.random() * 2 ** 32)));
+    byId("upload").onchange = attempt(() => this.#upload(byId("upload")));
+    byId("open-replay").onchange = attempt(() => this.#replay(byId("open-replay")));
+  }
+
+  /** Open a stream with what is chosen. */
+  async start() {
+    const checked = document.querySelector("#gallery input:checked");
+    const first = this.firsts.get(checked?.value) ?? { gallery: 0 };
+    await this.#open(first);
+    announce("A new stream has started.");
+  }
+
+  async #open(first) {
+    const { actions, has_prompt } = this.stage.model;
+    const action = this.stage.active?.action ?? (actions.includes(GREETING) ? GREETING : actions[0]);
+    const prompt = byId("prompt").value;
+    await this.stage.open({
+      first,
+      seed: Number(byId("seed").value),
+      ...(action && !("replay" in first) ? { action } : {}),
+      ...(has_prompt && prompt ? { prompt } : {}),
+    });
+  }
+
+  #galleryPicture(number) {
+    const image = this.#thumbnail(`gallery-${number}`, { gallery: number }, `Picture ${number + 1}`);
+    const fill = async () => {
+      const response = await this.connection.fetch(`v1/gallery/${number}.png`);
+      image.src = URL.createObjectURL(await response.blob());
+    };
+    attempt(fill)();
+    if (number === 0) image.previousElementSibling.checked = true;
+  }
+
+  #thumbnail(value, first, label) {
+    const box = byId("gallery").appendChild(document.createElement("label"));
+    const input = Object.assign(document.createElement("input"), { type: "radio", name: "first", value });
+    input.setAttribute("aria-label", label);
+    const image = Object.assign(document.createElement("img"), { alt: "" });
+    box.append(input, image);
+    box.ondblclick = attempt(() => this.start());
+    this.firsts.set(value, first);
+    return image;
+  }
+
+  async #upload(input) {
+    const file = input.files[0];
+    if (!file) return;
+    const response = await this.connection.fetch("v1/images", { method: "POST", body: file });
+    const { image: id } = await response.json();
+    const image = this.#thumbnail(`image-${id}`, { image: id }, `Own picture ${file.name}`);
+    image.src = URL.createObjectURL(file);
+    image.previousElementSibling.checked = true;
+    input.value = "";
+    announce("The picture is chosen. Press Start.");
+  }
+
+  async #replay(input) {
+    const file = input.files[0];
+    if (!file) return;
+    const response = await this.connection.fetch("v1/replays", { method: "POST", body: file });
+    const { replay } = await response.json();
+    input.value = "";
+    await this.#open({ replay });
+    announce("The replay plays.");
+  }
+}

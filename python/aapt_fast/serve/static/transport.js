@@ -1,0 +1,169 @@
+// SPDX-License-Identifier: Apache-2.0
+// The bar of time: pause, step, reset, the film strip of the past, going back and branching, recording.
+
+import { announce, attempt, byId, complain, setIcon } from "./page.js";
+import { Recorder } from "./recorder.js";
+
+const STRIP_MS = 250;
+
+export class Transport {
+  /** @param {import("./stage.js").Stage} stage */
+  constructor(stage) {
+    this.stage = stage;
+    /** The step of the past that is looked at; null: the present. @type {number | null} */
+    this.looking = null;
+    this.pausedForLook = false;
+    this.recorder = new Recorder();
+    byId("pause").onclick = attempt(() => this.togglePause());
+    byId("step").onclick = attempt(() => this.singleStep());
+    byId("reset").onclick = attempt(() => this.reset());
+    byId("rewind").onclick = attempt(() => this.goBack());
+    byId("fork").onclick = attempt(() => this.tryAnotherWay());
+    byId("cancel-preview").onclick = attempt(() => this.leavePast());
+    byId("record").onclick = attempt(() => this.toggleRecord());
+    byId("fullscreen").onclick = attempt(() => this.toggleFullscreen());
+    byId("scrubber").oninput = attempt(() => this.look(Number(byId("scrubber").value)));
+    stage.addEventListener("change", () => this.#refresh());
+    setInterval(() => this.#refreshOften(), STRIP_MS);
+  }
+
+  async togglePause() {
+    const lane = this.stage.active;
+    if (this.looking !== null) return this.leavePast(true);
+    await lane.request(lane.paused ? "resume" : "pause");
+  }
+
+  /** Take one step of a stream that is paused; one that runs is paused. */
+  async singleStep() {
+    const lane = this.stage.active;
+    if (this.looking !== null) await this.leavePast(false);
+    await lane.request(lane.paused ? "step" : "pause");
+  }
+
+  async reset() {
+    const lane = this.stage.active;
+    if (this.looking !== null) await this.leavePast(!lane.paused);
+    await lane.request("reset");
+    lane.past.clear();
+    announce("The stream starts again from its first picture.");
+  }
+
+  /** Look at a step of the past; the stream stands still meanwhile. @param {number} step */
+  async look(step) {
+    const lane = this.stage.active;
+    const entering = this.looking === null;
+    this.looking = step;
+    lane.preview(step);
+    this.#refresh();
+    if (!entering || lane.paused) return;
+    this.pausedForLook = true;
+    await lane.request("pause");
+  }
+
+  /** Back to the present. @param {boolean} [run] whether the stream runs then; as before if not given */
+  async leavePast(run = this.pausedForLook) {
+    if (this.looking === null) return;
+    const lane = this.#endLook();
+    if (run) await lane.request("resume");
+  }
+
+  /** Make the step that is looked at the present: what came later is forgotten. */
+  async goBack() {
+    if (this.looking === null) return;
+    const [step, resume] = [this.looking, this.pausedForLook];
+    const lane = this.stage.active;
+    await lane.rewind(step);
+    this.#endLook();
+    if (resume) await lane.request("resume");
+    announce(`Back at step ${step}.`);
+  }
+
+  /** Branch off at the step that is looked at, or here: two videos side by side. */
+  async tryAnotherWay() {
+    if (this.stage.lanes.length > 1) {
+      complain("Two branches are on the page: keep one of them first.");
+      return;
+    }
+    const origin = this.stage.active;
+    const [step, resume] = [this.looking ?? origin.step, this.pausedForLook];
+    const lane = await this.stage.fork(step);
+    this.#endLook(origin);
+    if (resume) await Promise.all([origin.request("resume"), lane.request("resume")]);
+    announce(`Branch B goes another way from step ${step} on. You steer B.`);
+  }
+
+  async toggleRecord() {
+    if (this.recorder.running) {
+      const { name } = await this.recorder.stop();
+      announce(`${name} is saved.`);
+    } else if (Recorder.format()) {
+      this.recorder.start(this.stage.active.canvas, this.stage.model.fps);
+      announce("Recording.");
+    } else {
+      throw new Error("This browser cannot record video.");
+    }
+    this.#refreshOften();
+  }
+
+  async toggleFullscreen() {
+    if (document.fullscreenElement) await document.exitFullscreen();
+    else await document.querySelector(".play").requestFullscreen();
+  }
+
+  #endLook(lane = this.stage.active) {
+    this.looking = null;
+    this.pausedForLook = false;
+    lane.preview(null);
+    this.#refresh();
+    return lane;
+  }
+
+  #refresh() {
+    const lane = this.stage.active;
+    const usable = lane !== null && lane.stream !== null;
+    for (const id of ["pause", "step", "reset", "fork", "record", "scrubber"]) byId(id).disabled = !usable;
+    if (!lane) return;
+    const stopped = lane.paused || this.looking !== null;
+    const pause = byId("pause");
+    if (pause.dataset.stopped !== String(stopped)) {
+      pause.dataset.stopped = String(stopped);
+      pause.setAttribute("aria-label", stopped ? "Resume" : "Pause");
+      setIcon(pause, stopped ? "play" : "pause");
+    }
+    byId("rewind").hidden = byId("cancel-preview").hidden = this.looking === null;
+    byId("fork").classList.toggle("ghost", this.looking === null);
+    byId("fork").hidden = this.stage.lanes.length > 1;
+    const scrubber = byId("scrubber");
+    scrubber.min = String(lane.oldest);
+    scrubber.max = String(lane.step);
+    scrubber.value = String(this.looking ?? lane.step);
+    scrubber.setAttribute("aria-valuetext", `step ${scrubber.value} of ${lane.step}`);
+  }
+
+  #refreshOften() {
+    const lane = this.stage.active;
+    const { model } = this.stage;
+    if (!lane || document.hidden) return;
+    this.#refresh();
+    const seconds = ((this.looking ?? lane.step) * model.frames_per_step) / model.fps;
+    byId("clock").textContent = `${Math.floor(seconds / 60)}:${(seconds % 60).toFixed(1).padStart(4, "0")}`;
+    byId("record").setAttribute("aria-pressed", String(this.recorder.running));
+    byId("record-label").textContent = this.recorder.running ? `Stop ${this.recorder.seconds.toFixed(0)} s` : "Record";
+    this.#filmstrip(lane);
+  }
+
+  #filmstrip(lane) {
+    const canvas = byId("filmstrip");
+    const [width, height] = [canvas.clientWidth * devicePixelRatio, canvas.clientHeight * devicePixelRatio];
+    if (canvas.width !== width || canvas.height !== height) Object.assign(canvas, { width, height });
+    const context = canvas.getContext("2d");
+    context.clearRect(0, 0, width, height);
+    const tile = height * (this.stage.model.width / this.stage.model.height);
+    const tiles = Math.ceil(width / tile);
+    for (let number = 0; number < tiles; number += 1) {
+      const share = tiles > 1 ? number / (tiles - 1) : 1;
+      const picture = lane.past.at(Math.round(lane.oldest + share * (lane.step - lane.oldest)));
+      if (picture) context.drawImage(picture, number * tile, 0, tile, height);
+    }
+  }
+}
