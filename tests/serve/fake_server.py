@@ -70,15 +70,13 @@ class FakeStream:
         frame = 4 * self.step
         self.step += 1
         if control["kind"] == "pose":
-            poses = {"type": "poses", "stream": self.number, "frame": frame, "points": [POSE] * 4}
-            await self.socket.send_json(poses)
+            await self.socket.send_json({"type": "pose", "stream": self.number, "frame": frame + 3, "value": POSE})
         for index in range(4):
             flags = (index == 0) + 2 * (index == 0 and self.fresh)
             now = int(1e3 * time.time()) % 2**32
             header = struct.pack("<IIIHBB", frame + index, now, self.control, self.number, 1, flags)
             await self.socket.send_bytes(header + PICTURES[(frame + index) % len(PICTURES)])
         self.fresh = False
-        await self.socket.send_json(self.state())
 
 
 class FakeServer:

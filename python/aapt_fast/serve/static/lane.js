@@ -5,9 +5,8 @@ import { Decoder } from "./decoder.js";
 import { ControlToPhoton } from "./measures.js";
 import { Past } from "./past.js";
 import { Player } from "./player.js";
+import { Poses } from "./poses.js";
 import { Skeleton } from "./skeleton.js";
-
-const PROGRESS_FRAMES = 12;  // between two notes to the server about what was shown
 
 /** Emits "change" when its state is another. */
 export class Lane extends EventTarget {
@@ -34,8 +33,7 @@ export class Lane extends EventTarget {
     this.past = new Past(model);
     this.photons = new ControlToPhoton(live.controlToPhoton);
     this.skeleton = body && this.#skeleton(body);
-    /** Poses that the server has told, by video frame. @type {Map<number, any>} */
-    this.poses = new Map();
+    this.poses = new Poses();
     /** If set, a pose stays when its joint is let go. */
     this.holdsPose = false;
     this.#forget();
@@ -52,6 +50,11 @@ export class Lane extends EventTarget {
     this.action = opened.action ?? this.action;
     if (opened.pose) this.skeleton?.follow(opened.pose);
     this.#changed();
+  }
+
+  /** The earliest step that `rewind` reaches. */
+  get oldest() {
+    return Math.max(0, this.step - this.model.history);
   }
 
   /** Set one track; the latest value wins. @param {"action" | "pose" | "camera"} track */
@@ -83,10 +86,15 @@ export class Lane extends EventTarget {
     return this.connection.request(type, { stream: this.stream, ...fields });
   }
 
+  /** Go back: the step of the past becomes the present. @param {number} step */
   async rewind(step) {
     await this.request("rewind", { step });
     this.step = step;
     this.photons.clear();
+    this.poses.clear();
+    this.player.clear();
+    const picture = this.past.at(step);
+    if (picture) this.player.show(picture);
     this.#changed();
   }
 
@@ -114,7 +122,7 @@ export class Lane extends EventTarget {
   /** Take a message of the server that names this stream. */
   take(message) {
     if (message.type === "state") this.#state(message);
-    if (message.type === "poses") this.#posesOf(message);
+    if (message.type === "pose") this.#pose(message);
     if (message.type === "applied") this.applied = message;
     if (message.type === "ended") this.#ended(message.why);
   }
@@ -144,13 +152,13 @@ export class Lane extends EventTarget {
     this.stream = null;
     this.key = "";
     this.controls = 0;
-    this.step = this.oldest = 0;
+    this.step = 0;
     this.viewers = 1;
     this.paused = false;
     this.why = null;
     this.drawnAt = -Infinity;
     this.shown = 0;
-    this.poses?.clear();
+    this.poses.clear();
     this.photons.clear();
     this.player.clear();
     this.showsSkeleton ??= true;
@@ -170,8 +178,7 @@ export class Lane extends EventTarget {
   }
 
   #state(message) {
-    this.step = message.step;
-    this.oldest = message.oldest_step;
+    if (this.paused || message.paused) this.step = message.step;
     this.viewers = message.viewers;
     if (message.paused !== this.paused) this.player.expectGap();
     this.paused = message.paused;
@@ -179,10 +186,9 @@ export class Lane extends EventTarget {
     this.#changed();
   }
 
-  #posesOf({ frame, points }) {
-    points.forEach((pose, number) => this.poses.set(frame + number, pose));
-    for (const known of this.poses.keys()) if (known < frame - 48 || known >= frame + points.length) this.poses.delete(known);
-    if (this.paused || !this.skeleton?.points) this.skeleton?.follow(points.at(-1));
+  #pose({ frame, value }) {
+    this.poses.add(frame, value);
+    if (this.paused || !this.skeleton?.points) this.skeleton?.follow(value);
   }
 
   #ended(why) {
@@ -205,13 +211,12 @@ export class Lane extends EventTarget {
     this.shown = picture.frame;
     if (picture.control) this.photons.drawn(picture.control, now);
     this.past.keep(picture.frame, image);
-    const pose = this.poses.get(picture.frame);
+    const pose = this.poses.at(picture.frame);
     if (pose) this.skeleton?.follow(pose);
-    if (picture.first) this.ambient.drawImage(image, 0, 0, 8, 8);
-    if (picture.frame % PROGRESS_FRAMES === 0) {
-      this.connection.send({ type: "received_until", stream: this.stream, frame: picture.frame });
-    }
-    if (picture.first) this.step = Math.max(this.step, this.past.stepOf(picture.frame));
+    if (!picture.first) return;
+    this.ambient.drawImage(image, 0, 0, 8, 8);
+    this.step = this.past.stepOf(picture.frame);
+    this.connection.send({ type: "received_until", stream: this.stream, frame: picture.frame });
   }
 
   #changed() {

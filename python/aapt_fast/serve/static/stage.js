@@ -25,7 +25,7 @@ export class Stage extends EventTarget {
     /** Called with every new lane. @type {(lane: Lane) => void} */
     this.onLane = () => {};
     connection.addEventListener("picture", ({ detail }) => this.#laneOf(detail.stream)?.picture(detail));
-    for (const type of ["state", "poses", "applied", "ended", "stats"]) {
+    for (const type of ["state", "pose", "applied", "ended"]) {
       connection.addEventListener(type, ({ detail }) => this.#laneOf(detail.stream)?.take(detail));
     }
   }
@@ -57,17 +57,19 @@ export class Stage extends EventTarget {
     this.#changed();
   }
 
-  /** A second lane that goes another way from `step` of the active one on. @param {number} step */
+  /**
+   * A second lane that goes another way than the active one, from a step of the past or from here on.
+   * @param {number | null} step null: from here
+   */
   async fork(step) {
     const origin = this.active;
     const opened = await origin.request("fork");
     const lane = this.#add(opened);
     lane.action = origin.action;
-    lane.past = origin.past.upTo(step);
+    lane.past = origin.past.upTo(step ?? opened.step);
     if (origin.skeleton?.points) lane.skeleton.follow(origin.skeleton.points);
-    if (step < opened.step) await lane.rewind(step);
-    const picture = lane.past.at(step);
-    if (picture) lane.player.show(picture);
+    if (step === null) lane.player.show(origin.canvas);
+    else await lane.rewind(step);
     return lane;
   }
 

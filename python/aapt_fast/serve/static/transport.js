@@ -86,7 +86,7 @@ export class Transport {
     }
     const origin = this.stage.active;
     const [step, resume] = [this.looking ?? origin.step, this.pausedForLook];
-    const lane = await this.stage.fork(step);
+    const lane = await this.stage.fork(this.looking);
     this.#endLook(origin);
     if (resume) await Promise.all([origin.request("resume"), lane.request("resume")]);
     announce(`Branch B goes another way from step ${step} on. You steer B.`);
