@@ -114,9 +114,9 @@ class FakeServer:
         return {"name": "fake", **sizes, "actions": actions, "gallery": 3, "has_prompt": True, "control": self.control}
 
     async def _guard(self, request: Request, follow: Any) -> Response:
-        if self.token and request.url.path.startswith("/v1/"):
-            if request.headers.get("authorization") != f"Bearer {self.token}":
-                return JSONResponse({"message": "a token is needed"}, status_code=401)
+        known = not self.token or request.headers.get("authorization") == f"Bearer {self.token}"
+        if request.url.path.startswith("/v1/") and not known:
+            return JSONResponse({"message": "a token is needed"}, status_code=401)
         response = await follow(request)
         response.headers["Content-Security-Policy"] = POLICY
         return response

@@ -106,11 +106,12 @@ class Page:
 
     def centre(self, selector: str) -> tuple[float, float]:
         """Middle of an element, scrolled into view. Raises PageError for none."""
-        box = self.evaluate(
-            f"(() => {{ const e = document.querySelector({json.dumps(selector)}); e.scrollIntoView({{block: 'nearest'}});"
-            " const b = e.getBoundingClientRect(); return [b.x + b.width / 2, b.y + b.height / 2]; })()"
+        element = f"document.querySelector({json.dumps(selector)})"
+        self.evaluate(f"{element}.scrollIntoView({{block: 'nearest'}})")
+        x, y, width, height = self.evaluate(
+            f"(box => [box.x, box.y, box.width, box.height])({element}.getBoundingClientRect())"
         )
-        return box[0], box[1]
+        return x + width / 2, y + height / 2
 
     def mouse(self, kind: str, x: float, y: float) -> None:
         """Send "mousePressed", "mouseMoved" or "mouseReleased", with the left button."""
