@@ -78,10 +78,14 @@ class Host:
         gallery: first frames that clients can choose from.
         settings: of the server.
         send: takes the messages for the server: a header for JSON and a body; from several threads.
+        folder: for parked streams and replays.
     """
 
-    def __init__(self, model: StreamModel, gallery: Sequence[FirstFrame], settings: Settings, send: Send) -> None:
+    def __init__(
+        self, model: StreamModel, gallery: Sequence[FirstFrame], settings: Settings, send: Send, folder: str
+    ) -> None:
         self.model, self.gallery, self._settings, self._send = model, list(gallery), settings, send
+        self._folder = folder
         warnings.filterwarnings("ignore", message="control: ")  # poses that no body has: clients may try them
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `Limits.decoded_pixels` is ours
         text_length = PROMPT_TOKENS if model.text_encoder is not None else 0
@@ -90,6 +94,7 @@ class Host:
             settings.streams,
             history=settings.history,
             parked=settings.parked,
+            folder=folder,
             text_length=text_length,
             replayable=True,
         )
@@ -199,7 +204,7 @@ class Host:
         height, width = self.model.video_size
         unknown = FirstFrame(np.zeros((height, width, 3), np.uint8))
         controls = LiveControls(self.model, unknown, header["action"], header["seed"], self._settings.history)
-        with tempfile.TemporaryDirectory(prefix="aapt_fast-") as folder:
+        with tempfile.TemporaryDirectory(dir=self._folder) as folder:
             path = Path(folder) / "upload.safetensors"
             path.write_bytes(body)
             try:
@@ -270,7 +275,7 @@ class Host:
         hosted.is_discontinuous = True
 
     def _replay(self, header: Header, body: bytes) -> tuple[Header, bytes]:
-        with tempfile.TemporaryDirectory(prefix="aapt_fast-") as folder:
+        with tempfile.TemporaryDirectory(dir=self._folder) as folder:
             path = Path(folder) / "replay.safetensors"
             self._find(header["key"]).stream.export_replay(path).result()
             return {}, path.read_bytes()

@@ -12,6 +12,7 @@ import os
 import queue
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -48,17 +49,15 @@ class WorkerProcess:
     def __init__(self, settings: Settings, on_message: OnMessage, on_end: OnEnd) -> None:
         self._on_message, self._on_end = on_message, on_end
         self._connection, theirs = multiprocessing.Pipe()
-        environment = {**os.environ}
-        if settings.device == "cpu":
-            environment.setdefault("OMP_NUM_THREADS", str(settings.threads))
-        environment.setdefault("OMP_WAIT_POLICY", "passive")  # idle threads leave their core to the browser
+        environment = {"OMP_WAIT_POLICY": "passive", **os.environ}  # idle threads leave their core to the browser
         command = [sys.executable, "-m", "aapt_fast.serve.worker", str(theirs.fileno())]
         self.process = subprocess.Popen(
             command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, env=environment
         )
         theirs.close()
+        self._folder = tempfile.TemporaryDirectory(prefix="aapt_fast-")  # outlives a worker that dies
         self._waiting: queue.Queue[bytes | None] = queue.Queue(WAITING_MESSAGES)
-        self._connection.send_bytes(pack({"settings": settings.to_json()}))
+        self._connection.send_bytes(pack({"settings": settings.to_json(), "folder": self._folder.name}))
         for work in (self._read, self._write):
             threading.Thread(target=work, name="aapt_fast-worker", daemon=True).start()
 
@@ -84,6 +83,7 @@ class WorkerProcess:
                 self._on_message(*unpack(self._connection.recv_bytes()))
         except (EOFError, OSError):
             self.process.wait()
+            self._folder.cleanup()
             self._on_end()
 
     def _write(self) -> None:

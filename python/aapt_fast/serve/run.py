@@ -5,14 +5,14 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable
+from collections.abc import Sequence
 from types import FrameType
 from typing import Any
 
 import uvicorn
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
-from aapt_fast.serve.app import create_app
+from aapt_fast.serve.app import Server, create_app
 from aapt_fast.serve.link import StartProcess, WorkerProcess
 from aapt_fast.serve.settings import Settings
 
@@ -38,15 +38,15 @@ class AbortableWebSocket(WebSocketsSansIOProtocol):
 class DrainingServer(uvicorn.Server):
     """A uvicorn server that drains before it stops."""
 
-    def __init__(self, config: uvicorn.Config, drain: Callable[[], Any]) -> None:
+    def __init__(self, config: uvicorn.Config, served: Server, sockets: Sequence[socket.socket]) -> None:
         super().__init__(config)
-        self._drain = drain
+        self.served, self._sockets = served, list(sockets)
         self._draining: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
-        await super().serve(sockets)
+        await super().serve(sockets or self._sockets or None)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Drain at the first signal, stop at the second. It is not raised again: this is an ordinary end."""
@@ -61,7 +61,7 @@ class DrainingServer(uvicorn.Server):
             self.should_exit = self.force_exit = True
 
     async def _drain_and_stop(self) -> None:
-        await self._drain()
+        await self.served.drain()
         self.should_exit = True
 
 
@@ -70,13 +70,18 @@ def make_server(
     host: str = "127.0.0.1",
     port: int = 8000,
     *,
+    sockets: Sequence[socket.socket] = (),
     certificate: str | None = None,
     key: str | None = None,
     start: StartProcess = WorkerProcess,
 ) -> DrainingServer:
-    """A server that `run()` or `await serve()` serves with; `stop()` drains and ends it.
+    """Make a server: `run()` or `await serve()` serves until a signal, or until `stop()`, and drains.
 
-    `certificate` and `key` are files in PEM, for https.
+    Args:
+        settings: of the server.
+        host, port: to listen at, unless there are `sockets`, which listen already.
+        certificate, key: files in PEM, for https.
+        start: makes the worker process.
     """
     app = create_app(settings, start)
     config = uvicorn.Config(
@@ -95,7 +100,7 @@ def make_server(
         timeout_graceful_shutdown=3,
         limit_concurrency=4 * settings.limits.connections + 64,
     )
-    return DrainingServer(config, app.state.server.drain)
+    return DrainingServer(config, app.state.server, sockets)
 
 
 def address(settings: Settings, host: str, port: int, secure: bool) -> str:

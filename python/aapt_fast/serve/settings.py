@@ -56,8 +56,10 @@ class Settings:
 
     model: str = "mini-person"
     """A bundled model, or a file of a model of this package."""
-    device: str = "cpu"
-    dtype: str = "float32"
+    device: str | None = None
+    """None for a GPU where there is one, else the CPU."""
+    dtype: str | None = None
+    """float32 or bfloat16; None for bfloat16 where the device computes in it."""
     streams: int = 4
     """Places for streams on the device."""
     parked: int = 8

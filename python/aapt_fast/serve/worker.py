@@ -10,10 +10,15 @@ import signal
 import sys
 import threading
 from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING
 
 from aapt_fast.serve.pipe import Header, pack, unpack
 from aapt_fast.serve.protocol import refusal_of
 from aapt_fast.serve.settings import Settings
+
+if TYPE_CHECKING:
+    from aapt_fast.models.stream_model import StreamModel
+    from aapt_fast.worlds.world import FirstFrame
 
 
 def main(descriptor: int) -> None:
@@ -25,11 +30,12 @@ def main(descriptor: int) -> None:
         with sending:
             connection.send_bytes(pack(header, body))
 
-    settings = Settings.from_json(unpack(connection.recv_bytes())[0]["settings"])
+    begin, _ = unpack(connection.recv_bytes())
+    settings = Settings.from_json(begin["settings"])
     try:
         from aapt_fast.serve.host import Host
 
-        host = Host(*_load(settings), settings, send)
+        host = Host(*_load(settings), settings, send, begin["folder"])
         pictures = host.gallery_pictures()
         send({"ready": host.describe(), "sizes": list(map(len, pictures))}, b"".join(pictures))
     except Exception as error:
@@ -42,15 +48,17 @@ def main(descriptor: int) -> None:
         host.close()
 
 
-def _load(settings: Settings) -> tuple:
+def _load(settings: Settings) -> tuple[StreamModel, list[FirstFrame]]:
     import torch
 
     from aapt_fast.models.files.model_file import load_gallery
+    from aapt_fast.models.files.placement import fast_dtype
     from aapt_fast.models.stream_model import StreamModel
 
-    if settings.device == "cpu":
-        torch.set_num_threads(settings.threads)
-    model = StreamModel.from_pretrained(settings.model, device=settings.device, dtype=settings.dtype)
+    device = torch.device(settings.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    dtype = fast_dtype(device) if settings.dtype is None else getattr(torch, settings.dtype)
+    torch.set_num_threads(settings.threads)
+    model = StreamModel.from_pretrained(settings.model, device=device, dtype=dtype)
     return model, load_gallery(settings.model)
 
 
