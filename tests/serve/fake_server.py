@@ -94,6 +94,7 @@ class FakeServer:
         self.app.add_api_websocket_route("/v1/stream", self._stream)
         self.app.add_api_route("/v1/gallery/{number}.png", self._gallery)
         self.app.add_api_route("/v1/streams/{key}/replay", self._replay)
+        self.app.add_api_route("/favicon.ico", lambda: Response(status_code=204))  # of pages that are no page of ours
         self.app.add_api_route("/v1/{kind}", self._upload, methods=["POST"])
         self.app.mount("/", StaticFiles(directory=STATIC, html=True))
 

@@ -17,7 +17,8 @@ const url = new URL("v1/stream", location.href);
 url.protocol = location.protocol === "https:" ? "wss:" : "ws:";
 url.hash = url.search = "";
 
-const connection = new Connection({ url: url.href, token: fragment().get("token"), codecs: await codecs() });
+const offered = await codecs(fragment().get("codec"));
+const connection = new Connection({ url: url.href, token: fragment().get("token"), codecs: offered });
 const live = new Live(connection);
 /** @type {Stage | null} */
 let stage = null;

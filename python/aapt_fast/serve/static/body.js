@@ -111,10 +111,8 @@ export class Body {
       return length(minus(feet[number], plus(hip, times(wanted, share)))) <= whole;
     });
     const share = [1, 0.8, 0.6, 0.4, 0.2].find(reaches) ?? 0;
-    for (const [index, name] of this.names.entries()) {
-      if (!/foot|toe/.test(name)) joints[index] = plus(joints[index], times(wanted, share));
-    }
-    legs.forEach((leg, number) => this.#reach(joints, { ...leg, carries: [] }, feet[number]));
+    for (const index of joints.keys()) joints[index] = plus(joints[index], times(wanted, share));
+    legs.forEach((leg, number) => this.#reach(joints, leg, feet[number]));
   }
 
   #carry(joints, names, by) {

@@ -5,8 +5,14 @@ import { H264_KEY, JPEG } from "./picture_header.js";
 
 const H264 = { codec: "avc1.42E01F", optimizeForLatency: true };
 
-/** Codecs that this browser decodes, the best last. WebCodecs exists on localhost and over TLS only. */
-export async function codecs() {
+/**
+ * Codecs to offer to the server. H.264 spares the network, JPEG the processor: so on the server's own machine it is JPEG,
+ * unless `wanted` is "h264". WebCodecs exists on localhost and over TLS only.
+ * @param {string | null} wanted "jpeg" or "h264", to offer nothing else
+ */
+export async function codecs(wanted) {
+  const near = ["localhost", "127.0.0.1", "[::1]"].includes(location.hostname);
+  if (wanted === "jpeg" || (near && wanted !== "h264")) return ["jpeg"];
   try {
     const { supported } = await VideoDecoder.isConfigSupported(H264);
     return supported ? ["jpeg", "h264"] : ["jpeg"];

@@ -24,12 +24,14 @@ export class Skeleton {
     this.points = null;
     this.shown = true;
     this.sentAt = -Infinity;
-    this.lines = body.bones.map(([, , side]) => {
-      const line = svg.appendChild(document.createElementNS(SVG, "line"));
-      line.setAttribute("class", side === "left" || side === "right" ? side : "centre");
-      return line;
+    /** One path per side of the body, with its bones: it changes with every picture. */
+    this.paths = ["centre", "left", "right"].map((side) => {
+      const path = svg.appendChild(document.createElementNS(SVG, "path"));
+      path.setAttribute("class", side);
+      return { path, bones: body.bones.filter((bone) => sideOf(bone) === side) };
     });
     this.buttons = body.handles.map((rule) => this.#handle(rule));
+    new ResizeObserver(() => this.#draw()).observe(screen);
     this.#draw();
   }
 
@@ -114,17 +116,19 @@ export class Skeleton {
     this.svg.toggleAttribute("hidden", !visible);
     this.buttons.forEach((button) => (button.hidden = !visible));
     if (!visible) return;
-    this.body.bones.forEach(([from, to], number) => {
-      const line = this.lines[number];
-      line.setAttribute("x1", points[from][0]);
-      line.setAttribute("y1", points[from][1]);
-      line.setAttribute("x2", points[to][0]);
-      line.setAttribute("y2", points[to][1]);
-    });
+    const place = (joint) => `${points[joint][0].toFixed(4)} ${points[joint][1].toFixed(4)}`;
+    for (const { path, bones } of this.paths) {
+      path.setAttribute("d", bones.map(([from, to]) => `M${place(from)}L${place(to)}`).join(""));
+    }
+    const { clientWidth, clientHeight } = this.screen;
     for (const button of this.buttons) {
       const [x, y] = points[this.body.index.get(button.dataset.joint)];
-      button.style.left = `${100 * x}%`;
-      button.style.top = `${100 * y}%`;
+      button.style.transform = `translate(${(x * clientWidth).toFixed(1)}px, ${(y * clientHeight).toFixed(1)}px)`;
     }
   }
+}
+
+/** @param {[number, number, string]} bone */
+function sideOf([, , side]) {
+  return side === "left" || side === "right" ? side : "centre";
 }
