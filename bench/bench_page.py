@@ -39,9 +39,9 @@ COLLECT = """({
 
 
 @contextlib.contextmanager
-def server(dtype: str) -> Iterator[str]:
+def server(dtype: str | None) -> Iterator[str]:
     """Run `aapt-fast serve` until the block ends; yields its address."""
-    command = [sys.executable, "-m", "aapt_fast", "serve", "--port", "0", "--dtype", dtype]
+    command = [sys.executable, "-m", "aapt_fast", "serve", "--port", "0", *(["--dtype", dtype] if dtype else [])]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     try:
@@ -97,7 +97,7 @@ def main() -> None:
     options = parser(__doc__)
     options.add_argument("--seconds", type=float, default=60.0)
     options.add_argument("--codec", choices=["jpeg", "h264"], default="jpeg")
-    options.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    options.add_argument("--dtype", choices=["float32", "bfloat16"], help="as `aapt-fast serve` chooses it")
     arguments = options.parse_args()
     executable = find_browser()
     if executable is None:
@@ -105,7 +105,8 @@ def main() -> None:
     document = open_document(arguments.out)
     with server(arguments.dtype) as address, browser(executable) as page:
         counted = play(page, address, arguments.seconds, arguments.codec)
-    what_ran = f"mini-person, {arguments.dtype}, {arguments.codec}, {arguments.seconds:g} s, headless Chromium"
+    dtype = arguments.dtype or "the server's dtype"
+    what_ran = f"mini-person, {dtype}, {arguments.codec}, {arguments.seconds:g} s, headless Chromium"
     print(f"{'number':40} {'value':>9} {'goal':>9}")
     for entry in judge(counted):
         document.add("measurements", {**entry, "what_ran": what_ran})

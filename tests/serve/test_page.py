@@ -139,6 +139,16 @@ def test_the_past_is_looked_at_and_gone_back_to(fake: FakeServer, page: Page) ->
     page.wait_for(f"aapt.stage.active.shown === {4 * step}")
 
 
+def test_the_past_is_left_when_the_other_branch_is_steered(fake: FakeServer, page: Page) -> None:
+    page.press("t")
+    page.wait_for("aapt.stage.lanes.length === 2 && aapt.stage.lanes.every(lane => lane.step > 2)")
+    page.press("[")
+    page.wait_for("aapt.stage.lanes[1].paused")
+    page.press("x")
+    page.wait_for("!aapt.stage.lanes[1].paused && !aapt.stage.lanes[1].player.frozen")
+    assert page.evaluate("document.querySelector('#rewind').hidden")
+
+
 def test_two_branches_are_steered_and_one_is_kept(fake: FakeServer, page: Page) -> None:
     page.wait_for("aapt.stage.active.step > 4")
     page.press("[")
@@ -195,14 +205,14 @@ def test_a_stream_starts_from_what_is_chosen(fake: FakeServer, page: Page, tmp_p
     page.evaluate("document.querySelector('#seed').value = 7")
     page.evaluate("document.querySelector('#prompt').value = 'a red ball'")
     page.click("#start")
-    opened = wait_told(fake, "open", seed=7)
+    opened = wait_told(fake, "reset", seed=7)
     assert (opened["first"], opened["prompt"]) == ({"gallery": 2}, "a red ball")
     own = tmp_path / "own.png"
     own.write_bytes(fake_server.picture(3, "PNG"))
     choose_file(page, "#upload", own)
     page.wait_for("document.querySelectorAll('#gallery input').length === 4")
     page.click("#start")
-    wait_told(fake, "open", first={"image": f"images-{len(fake.uploads)}"})
+    wait_told(fake, "reset", first={"image": f"images-{len(fake.uploads)}"})
 
 
 def test_a_lost_connection_is_said_and_found_again(fake: FakeServer, page: Page) -> None:
@@ -212,9 +222,11 @@ def test_a_lost_connection_is_said_and_found_again(fake: FakeServer, page: Page)
     )
     fake.drop()
     page.wait_for("said.some(text => text.startsWith('Connection lost')) && said.at(-1) === 'Connected'")
-    wait_told(fake, "watch")
+    key = wait_told(fake, "watch")["key"]
     drawn = page.evaluate(DRAWN)
     page.wait_for(f"{DRAWN} > {drawn} + 4")
+    page.evaluate("location.reload()")
+    page.wait_for(f"{PLAYS} && aapt.stage.active.key === '{key}'")
 
 
 def test_a_token_comes_from_the_fragment_only(page: Page) -> None:

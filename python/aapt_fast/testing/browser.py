@@ -96,13 +96,23 @@ class Page:
         return answer["result"].get("value")
 
     def wait_for(self, expression: str, timeout_s: float = WAIT_S) -> Any:
-        """Return the value of an expression as soon as it is true. Raises PageError after `timeout_s`."""
+        """Return the value of an expression as soon as it is true. Raises PageError after `timeout_s`.
+
+        One that throws is tried again: the page may be on its way to another address.
+        """
         end = time.monotonic() + timeout_s
-        while not (value := self.evaluate(expression)):
+        while True:
+            try:
+                value = self.evaluate(expression)
+            except PageError as error:
+                value, problem = None, str(error)
+            else:
+                problem = f"still {value!r}"
+            if value:
+                return value
             if time.monotonic() > end:
-                raise PageError(f"{expression}: still {value!r} after {timeout_s:g} s; errors: {self.errors}")
+                raise PageError(f"{expression}: {problem} after {timeout_s:g} s; errors: {self.errors}")
             time.sleep(0.05)
-        return value
 
     def centre(self, selector: str) -> tuple[float, float]:
         """Middle of an element, scrolled into view. Raises PageError for none."""

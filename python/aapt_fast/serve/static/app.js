@@ -57,9 +57,30 @@ async function build(model) {
     requestAnimationFrame(draw);
   };
   requestAnimationFrame(draw);
+  stage.addEventListener("change", rememberKey);
+  await begin(start);
+}
+
+/** See the stream of the address, or start one. @param {Start} start */
+async function begin(start) {
   const key = fragment().get("watch");
-  if (key) await stage.watch(key);
-  else await start.start();
+  if (key) {
+    try {
+      await stage.watch(key);
+      return;
+    } catch (error) {
+      complain(`The stream of this address is not there any more, here is a new one. ${error.message}`);
+    }
+  }
+  await start.start();
+}
+
+/** Put the key into the address, so that the page shows the same stream when it is loaded again. */
+function rememberKey() {
+  const values = fragment();
+  if (!stage.active?.key || values.get("watch") === stage.active.key) return;
+  values.set("watch", stage.active.key);
+  history.replaceState(null, "", `#${values}`);
 }
 
 byId("theme").onclick = () => {

@@ -98,6 +98,16 @@ export class Lane extends EventTarget {
     this.#changed();
   }
 
+  /** Start over, from another picture, seed or prompt if they are given. @param {object} [fields] of `reset` */
+  async restart(fields = {}) {
+    await this.request("reset", fields);
+    this.seed = fields.seed ?? this.seed;
+    this.photons.clear();
+    this.poses.clear();
+    this.past.clear();
+    this.#changed();
+  }
+
   /** Show a picture of the past, and no video; null: the video again. @param {number | null} step */
   preview(step) {
     this.player.frozen = step !== null;

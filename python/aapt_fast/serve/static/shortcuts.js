@@ -61,14 +61,14 @@ export class Shortcuts {
 
   /** Back out of what is in progress: the past, then a held pose. */
   #escape() {
-    if (this.transport.looking !== null) attempt(() => this.transport.leavePast())();
+    if (this.transport.looking) attempt(() => this.transport.leavePast())();
     else this.stage.active?.releasePose();
     this.steer.camera?.stop();
   }
 
   #look(by) {
     const lane = this.stage.active;
-    const step = (this.transport.looking ?? lane.step) + by;
+    const step = (this.transport.looking?.step ?? lane.step) + by;
     if (step >= lane.oldest && step <= lane.step) return this.transport.look(step);
   }
 

@@ -25,24 +25,18 @@ export class Start {
     byId("open-replay").onchange = attempt(() => this.#replay(byId("open-replay")));
   }
 
-  /** Open a stream with what is chosen. */
+  /** Start with what is chosen: the steered stream anew, or a stream where there is none. */
   async start() {
     const checked = document.querySelector("#gallery input:checked");
     const first = this.firsts.get(checked?.value) ?? { gallery: 0 };
-    await this.#open(first);
-    announce("A new stream has started.");
-  }
-
-  async #open(first) {
     const { actions, has_prompt } = this.stage.model;
-    const action = this.stage.active?.action ?? (actions.includes(GREETING) ? GREETING : actions[0]);
     const prompt = byId("prompt").value;
-    await this.stage.open({
-      first,
-      seed: Number(byId("seed").value),
-      ...(action && !("replay" in first) ? { action } : {}),
-      ...(has_prompt && prompt ? { prompt } : {}),
-    });
+    const fields = { first, seed: Number(byId("seed").value), ...(has_prompt && prompt ? { prompt } : {}) };
+    const lane = this.stage.active;
+    const action = actions.includes(GREETING) ? GREETING : actions[0];
+    if (lane && lane.stream !== null) await lane.restart(fields);
+    else await this.stage.open({ ...fields, ...(action ? { action } : {}) });
+    announce("The stream starts from the picture that you chose.");
   }
 
   #galleryPicture(number) {
@@ -84,7 +78,7 @@ export class Start {
     const response = await this.connection.fetch("v1/replays", { method: "POST", body: file });
     const { replay } = await response.json();
     input.value = "";
-    await this.#open({ replay });
+    await this.stage.open({ first: { replay } });
     announce("The replay plays.");
   }
 }

@@ -6,13 +6,14 @@ import { Recorder } from "./recorder.js";
 
 const STRIP_MS = 250;
 
+/** A step of the past that is looked at. @typedef {{lane: import("./lane.js").Lane, step: number, resume: boolean}} Look */
+
 export class Transport {
   /** @param {import("./stage.js").Stage} stage */
   constructor(stage) {
     this.stage = stage;
-    /** The step of the past that is looked at; null: the present. @type {number | null} */
+    /** Null: the present. Its lane stands still meanwhile, and runs again afterwards if `resume`. @type {Look | null} */
     this.looking = null;
-    this.pausedForLook = false;
     this.recorder = new Recorder();
     byId("pause").onclick = attempt(() => this.togglePause());
     byId("step").onclick = attempt(() => this.singleStep());
@@ -23,58 +24,54 @@ export class Transport {
     byId("record").onclick = attempt(() => this.toggleRecord());
     byId("fullscreen").onclick = attempt(() => this.toggleFullscreen());
     byId("scrubber").oninput = attempt(() => this.look(Number(byId("scrubber").value)));
-    stage.addEventListener("change", () => this.#refresh());
+    stage.addEventListener("change", () => this.#changed());
     setInterval(() => this.#refreshOften(), STRIP_MS);
   }
 
   async togglePause() {
     const lane = this.stage.active;
-    if (this.looking !== null) return this.leavePast(true);
-    await lane.request(lane.paused ? "resume" : "pause");
+    if (this.looking) await this.leavePast(true);
+    else await lane.request(lane.paused ? "resume" : "pause");
   }
 
   /** Take one step of a stream that is paused; one that runs is paused. */
   async singleStep() {
     const lane = this.stage.active;
-    if (this.looking !== null) await this.leavePast(false);
+    if (this.looking) await this.leavePast(false);
     await lane.request(lane.paused ? "step" : "pause");
   }
 
   async reset() {
     const lane = this.stage.active;
-    if (this.looking !== null) await this.leavePast(!lane.paused);
-    await lane.request("reset");
-    lane.past.clear();
+    await this.leavePast();
+    await lane.restart();
     announce("The stream starts again from its first picture.");
   }
 
-  /** Look at a step of the past; the stream stands still meanwhile. @param {number} step */
+  /** Look at a step of the past. @param {number} step */
   async look(step) {
     const lane = this.stage.active;
-    const entering = this.looking === null;
-    this.looking = step;
+    const entering = !this.looking;
+    if (entering) this.looking = { lane, step, resume: !lane.paused };
+    else this.looking.step = step;
     lane.preview(step);
     this.#refresh();
-    if (!entering || lane.paused) return;
-    this.pausedForLook = true;
-    await lane.request("pause");
+    if (entering && !lane.paused) await lane.request("pause");
   }
 
   /** Back to the present. @param {boolean} [run] whether the stream runs then; as before if not given */
-  async leavePast(run = this.pausedForLook) {
-    if (this.looking === null) return;
-    const lane = this.#endLook();
-    if (run) await lane.request("resume");
+  async leavePast(run) {
+    if (!this.looking) return;
+    const { lane, resume } = this.#endLook();
+    if (run ?? resume) await lane.request("resume");
   }
 
   /** Make the step that is looked at the present: what came later is forgotten. */
   async goBack() {
-    if (this.looking === null) return;
-    const [step, resume] = [this.looking, this.pausedForLook];
-    const lane = this.stage.active;
+    if (!this.looking) return;
+    const { lane, step } = this.looking;
     await lane.rewind(step);
-    this.#endLook();
-    if (resume) await lane.request("resume");
+    await this.leavePast();
     announce(`Back at step ${step}.`);
   }
 
@@ -84,12 +81,10 @@ export class Transport {
       complain("Two branches are on the page: keep one of them first.");
       return;
     }
-    const origin = this.stage.active;
-    const [step, resume] = [this.looking ?? origin.step, this.pausedForLook];
-    const lane = await this.stage.fork(this.looking);
-    this.#endLook(origin);
-    if (resume) await Promise.all([origin.request("resume"), lane.request("resume")]);
-    announce(`Branch B goes another way from step ${step} on. You steer B.`);
+    const look = this.looking && this.#endLook();
+    const lane = await this.stage.fork(look?.step ?? null);
+    if (look?.resume) await Promise.all([look.lane.request("resume"), lane.request("resume")]);
+    announce(`Branch B goes another way from step ${lane.step} on. You steer B.`);
   }
 
   async toggleRecord() {
@@ -110,33 +105,42 @@ export class Transport {
     else await document.querySelector(".play").requestFullscreen();
   }
 
-  #endLook(lane = this.stage.active) {
+  #endLook() {
+    const look = this.looking;
     this.looking = null;
-    this.pausedForLook = false;
-    lane.preview(null);
+    look.lane.preview(null);
     this.#refresh();
-    return lane;
+    return look;
+  }
+
+  /** Another lane is steered, or its state is another. */
+  #changed() {
+    if (this.looking && this.looking.lane !== this.stage.active) attempt(() => this.leavePast())();
+    this.#refresh();
   }
 
   #refresh() {
+    const { looking } = this;
     const lane = this.stage.active;
     const usable = lane !== null && lane.stream !== null;
     for (const id of ["pause", "step", "reset", "fork", "record", "scrubber"]) byId(id).disabled = !usable;
     if (!lane) return;
-    const stopped = lane.paused || this.looking !== null;
+    const stopped = lane.paused || looking !== null;
     const pause = byId("pause");
     if (pause.dataset.stopped !== String(stopped)) {
       pause.dataset.stopped = String(stopped);
       pause.setAttribute("aria-label", stopped ? "Resume" : "Pause");
       setIcon(pause, stopped ? "play" : "pause");
     }
-    byId("rewind").hidden = byId("cancel-preview").hidden = this.looking === null;
-    byId("fork").classList.toggle("ghost", this.looking === null);
+    const focused = document.activeElement;
+    byId("rewind").hidden = byId("cancel-preview").hidden = looking === null;
+    byId("fork").classList.toggle("ghost", looking === null);
     byId("fork").hidden = this.stage.lanes.length > 1;
+    if (focused?.hidden) pause.focus();
     const scrubber = byId("scrubber");
     scrubber.min = String(lane.oldest);
     scrubber.max = String(lane.step);
-    scrubber.value = String(this.looking ?? lane.step);
+    scrubber.value = String(looking?.step ?? lane.step);
     scrubber.setAttribute("aria-valuetext", `step ${scrubber.value} of ${lane.step}`);
   }
 
@@ -145,7 +149,7 @@ export class Transport {
     const { model } = this.stage;
     if (!lane || document.hidden) return;
     this.#refresh();
-    const seconds = ((this.looking ?? lane.step) * model.frames_per_step) / model.fps;
+    const seconds = ((this.looking?.step ?? lane.step) * model.frames_per_step) / model.fps;
     byId("clock").textContent = `${Math.floor(seconds / 60)}:${(seconds % 60).toFixed(1).padStart(4, "0")}`;
     byId("record").setAttribute("aria-pressed", String(this.recorder.running));
     byId("record-label").textContent = this.recorder.running ? `Stop ${this.recorder.seconds.toFixed(0)} s` : "Record";
