@@ -5,7 +5,7 @@ After ten seconds, a motion is chosen about once a second for a minute, at rando
 numbers are collected: pictures drawn, how many came late (the one before stayed 1.5 periods) and how many in a row, and
 the time from sending a control until a picture that obeys it is drawn.
 
-    python -m bench.bench_page [--seconds N] [--codec jpeg|h264] [--dtype float32|bfloat16]
+    python -m bench.bench_page [--seconds N] [--codec jpeg|h264] [--dtype float32|bfloat16] [--screenshot F]
                                                          a table with the goals, then the document
 
 The browser has no window and no GPU: it draws on the cores of the model.
@@ -19,6 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from aapt_fast.testing.browser import Page, browser, find_browser
@@ -69,6 +70,22 @@ def play(page: Page, address: str, seconds: float, codec: str, warm_up_s: float 
     return {**counted, "fps": counted["drawn"] / (time.perf_counter() - begun)}
 
 
+def take_picture(page: Page, path: Path) -> None:
+    """Write a PNG of the page in dark colours with two branches side by side, for the documentation."""
+    page.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "dark"}])
+    page.press("7")
+    time.sleep(2.0)
+    for _ in range(8):
+        page.press("[")
+    page.press("t")
+    page.wait_for("aapt.stage.lanes.length === 2 && aapt.stage.lanes.every(lane => !lane.paused)")
+    page.press("3")
+    time.sleep(4.0)
+    page.mouse("mouseMoved", *page.centre(".lane:nth-child(2) .picture"))
+    time.sleep(0.5)
+    page.screenshot(path)
+
+
 def judge(counted: dict[str, float]) -> list[dict[str, Any]]:
     """One entry of `measurements` per number; its goal, where it has one, stands for the prediction."""
     latency_goal = 1e3 * FRAMES_PER_STEP / FPS + counted["stepP50"]
@@ -98,6 +115,7 @@ def main() -> None:
     options.add_argument("--seconds", type=float, default=60.0)
     options.add_argument("--codec", choices=["jpeg", "h264"], default="jpeg")
     options.add_argument("--dtype", choices=["float32", "bfloat16"], help="as `aapt-fast serve` chooses it")
+    options.add_argument("--screenshot", type=Path, help="PNG of the page with two branches, taken afterwards")
     arguments = options.parse_args()
     executable = find_browser()
     if executable is None:
@@ -105,6 +123,8 @@ def main() -> None:
     document = open_document(arguments.out)
     with server(arguments.dtype) as address, browser(executable) as page:
         counted = play(page, address, arguments.seconds, arguments.codec)
+        if arguments.screenshot is not None:
+            take_picture(page, arguments.screenshot)
     dtype = arguments.dtype or "the server's dtype"
     what_ran = f"mini-person, {dtype}, {arguments.codec}, {arguments.seconds:g} s, headless Chromium"
     print(f"{'number':40} {'value':>9} {'goal':>9}")

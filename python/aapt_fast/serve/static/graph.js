@@ -43,7 +43,8 @@ export class Graph {
     if (canvas.width !== width || canvas.height !== height) Object.assign(canvas, { width, height });
     context.clearRect(0, 0, width, height);
     const values = this.series.values;
-    if (values.length < 2) return;
+    if (values.length === 0) return;
+    if (values.length === 1) values.push(values[0]);
     const top = 1.15 * Math.max(...values, 1);
     const points = values.map((value, index) => [
       (width * index) / (values.length - 1),

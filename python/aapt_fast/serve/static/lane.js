@@ -102,6 +102,7 @@ export class Lane extends EventTarget {
   async restart(fields = {}) {
     await this.request("reset", fields);
     this.seed = fields.seed ?? this.seed;
+    this.player.clear();
     this.photons.clear();
     this.poses.clear();
     this.past.clear();
@@ -142,8 +143,12 @@ export class Lane extends EventTarget {
     this.decoder.push(picture);
   }
 
-  /** Say what the badge says. Called a few times per second. */
+  /** Bring badge and caption up to date. Called a few times per second. */
   refresh(now) {
+    if (!this.player.frozen) {
+      this.caption.hidden = !(this.paused && this.player.blank);
+      this.caption.textContent = "Paused: press play to go on";
+    }
     const alive = now - this.drawnAt < 1000;
     this.badge.dataset.state = alive && !this.paused ? "live" : "";
     const state = this.paused ? "Paused" : alive ? "Live" : "Waiting";

@@ -25,6 +25,8 @@ export class Player {
     this.queue = [];
     /** While a picture of the past is shown, time stands still. */
     this.frozen = false;
+    /** Nothing has been drawn yet. */
+    this.blank = true;
     this.counts = { drawn: 0, late: 0, lateInARow: 0, worstInARow: 0, left: 0 };
     this.lastDrawn = null;
     const scale = Math.max(1, Math.min(4, Math.floor(LARGEST_CANVAS / Math.max(model.width, model.height))));
@@ -72,6 +74,7 @@ export class Player {
 
   /** Draw a picture that is not of the queue. @param {CanvasImageSource} image */
   show(image) {
+    this.blank = false;
     this.context.drawImage(image, 0, 0, this.canvas.width, this.canvas.height);
   }
 

@@ -34,8 +34,12 @@ export class Start {
     const fields = { first, seed: Number(byId("seed").value), ...(has_prompt && prompt ? { prompt } : {}) };
     const lane = this.stage.active;
     const action = actions.includes(GREETING) ? GREETING : actions[0];
-    if (lane && lane.stream !== null) await lane.restart(fields);
-    else await this.stage.open({ ...fields, ...(action ? { action } : {}) });
+    if (lane && lane.stream !== null) {
+      await lane.restart(fields);
+      if (lane.paused) await lane.request("resume");
+    } else {
+      await this.stage.open({ ...fields, ...(action ? { action } : {}) });
+    }
     announce("The stream starts from the picture that you chose.");
   }
 
