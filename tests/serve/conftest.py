@@ -81,8 +81,7 @@ class Running:
 
     def stop(self) -> None:
         """Drain, and wait for the end."""
-        assert self.loop is not None
-        self.loop.call_soon_threadsafe(self.server.stop)
+        self.server.stop()
         self.wait()
 
     def wait(self) -> None:

@@ -268,7 +268,7 @@ def test_a_server_that_stops_says_so_and_takes_no_more_streams(make_running, pla
     running = make_running(drain_seconds=1.0)
     player = play(running)
     assert player.open()["type"] == "opened"
-    running.loop.call_soon_threadsafe(running.server.stop)
+    running.server.stop()
     assert player.receive("drain")["seconds"] == 1.0
     assert player.open()["argument"] == "server"
     assert running.http("/ready")[0] == 503 and running.http("/health")[0] == 200
