@@ -22,6 +22,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from aapt_fast.testing.browser import Page, browser, find_browser
 from bench.harness.program import finish, open_document, parser
 
@@ -71,7 +73,7 @@ def play(page: Page, address: str, seconds: float, codec: str, warm_up_s: float 
 
 
 def take_picture(page: Page, path: Path) -> None:
-    """Write a PNG of the page in dark colours with two branches side by side, for the documentation."""
+    """Write a PNG of 256 colours of the page, dark, with two branches side by side: for the documentation."""
     page.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "dark"}])
     page.press("7")
     time.sleep(2.0)
@@ -84,6 +86,9 @@ def take_picture(page: Page, path: Path) -> None:
     page.mouse("mouseMoved", *page.centre(".lane:nth-child(2) .picture"))
     time.sleep(0.5)
     page.screenshot(path)
+    with Image.open(path) as picture:
+        smaller = picture.convert("RGB").quantize(256)
+    smaller.save(path, optimize=True)
 
 
 def judge(counted: dict[str, float]) -> list[dict[str, Any]]:

@@ -265,7 +265,7 @@ class Host:
     def _restart(self, hosted: _Hosted, first: FirstFrame | None, header: Header) -> None:
         """Reset a stream and its controls between two steps."""
         hosted.stream.reset(first, prompt=header["prompt"], seed=header["seed"]).result()
-        hosted.controls.begin(first or hosted.controls.first, header["seed"] or 0)
+        hosted.controls.begin(first, header["seed"])
         hosted.is_discontinuous = True
 
     def _rewind(self, hosted: _Hosted, step: int) -> None:

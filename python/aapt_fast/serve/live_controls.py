@@ -42,7 +42,8 @@ class LiveControls:
     """
 
     def __init__(self, model: StreamModel, first: FirstFrame, action: str | None, seed: int, kept: int) -> None:
-        self._model, self._config, self._seed = model, model.control, seed
+        self._model, self._config = model, model.control
+        self.first, self._seed = first, seed
         self._lock = threading.Lock()
         self._action, self._held = action, None
         self._newest = self.obeyed = 0
@@ -52,11 +53,13 @@ class LiveControls:
         self._taken: deque[Tensor] = deque(maxlen=kept + 1)  # last entries of the newest steps
         self._fade_from: Tensor | None = None
         self._faded = 0  # video frames of the fade so far
-        self.begin(first, seed)
+        self._player = self._new_player()
 
-    def begin(self, first: FirstFrame, seed: int) -> None:
-        """Start over from another picture, under the same action."""
-        self.first, self._seed, self._fade_from = first, seed, None
+    def begin(self, first: FirstFrame | None = None, seed: int | None = None) -> None:
+        """Start over under the same action, from another picture or with another seed if they are given."""
+        self.first = self.first if first is None else first
+        self._seed = self._seed if seed is None else seed
+        self._fade_from = None
         self._taken.clear()
         self._replay.clear()
         self._player = self._new_player()

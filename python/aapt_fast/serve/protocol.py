@@ -194,13 +194,22 @@ def refusal_of(error: BaseException) -> dict[str, object]:
 def _refusal(error: ValidationError) -> dict[str, object]:
     """The fields of an `error` message for the first mistake in a message."""
     found = error.errors(include_url=False)[0]
-    place = found["loc"][1:]  # after the type of the message
-    argument = ".".join(map(str, place)) or ("type" if found["type"].startswith("union_tag") else "message")
-    words = found["msg"].removeprefix("Value error, ")
-    if "expected " in words and ", got " in words:
-        expected, _, got = words.partition("expected ")[2].partition(", got ")
-        return refusal(argument, expected, got)
-    return refusal(argument, words[:1].lower() + words[1:], f"{found['input']!r}"[:100])
+    kind, place, context = found["type"], list(map(str, found["loc"][1:])), found.get("ctx", {})  # loc[0]: the type
+    got = f"{found['input']!r}"[:100]
+    if kind == "json_invalid":
+        return refusal("message", "JSON", context["error"])
+    if kind.startswith("union_tag"):
+        return refusal("type", context.get("expected_tags", "the type of a message"), context.get("tag", "none")[:100])
+    if place[:1] == ["value"]:
+        return refusal("value", "a name, numbers, rows of numbers, or null", got)
+    argument = ".".join(place) or "message"
+    if kind == "missing":
+        return refusal(argument, "a value", "none")
+    if kind == "extra_forbidden":
+        return refusal(argument, "no such field", got)
+    words = found["msg"].removeprefix("Value error, ").removeprefix("Input should be ").removeprefix("expected ")
+    expected, _, said = words.partition(", got ")
+    return refusal(argument, expected, said or got)
 
 
 def _addressee(text: str) -> dict[str, object]:

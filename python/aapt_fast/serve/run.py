@@ -4,8 +4,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
-from collections.abc import Sequence
+import threading
+import time
+from collections.abc import Iterator, Sequence
 from types import FrameType
 from typing import Any
 
@@ -48,13 +51,24 @@ class DrainingServer(uvicorn.Server):
         self._loop = asyncio.get_running_loop()
         await super().serve(sockets or self._sockets or None)
 
+    def wait_until_ready(self) -> None:
+        """Wait in another thread until the model is there. Raises ValueError if it cannot be loaded."""
+        link = self.served.streams.link
+        while not link.ready.is_set():
+            time.sleep(0.02)
+        if link.failure is not None:
+            raise ValueError(link.failure)
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Drain at the first signal, stop at the second. It is not raised again: this is an ordinary end."""
-        if self._loop is not None:
-            self._loop.call_soon_threadsafe(self.stop)
+        self.stop()
 
     def stop(self) -> None:
-        """Begin to drain; a second call stops at once."""
+        """Begin to drain, from any thread; a second call stops at once."""
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._stop)
+
+    def _stop(self) -> None:
         if self._draining is None:
             self._draining = asyncio.create_task(self._drain_and_stop())
         else:
@@ -97,10 +111,29 @@ def make_server(
         ssl_keyfile=key,
         log_level="warning",
         server_header=False,
+        proxy_headers=False,
         timeout_graceful_shutdown=3,
         limit_concurrency=4 * settings.limits.connections + 64,
     )
     return DrainingServer(config, app.state.server, sockets)
+
+
+@contextlib.contextmanager
+def serving(settings: Settings, start: StartProcess = WorkerProcess) -> Iterator[str]:
+    """Serve this machine from a thread for the time of a `with` block; gives the address once the model is there.
+
+    Raises ValueError for a model that cannot be loaded.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        server = make_server(settings, sockets=[listening], start=start)
+        thread = threading.Thread(target=server.run, name="aapt_fast-server", daemon=True)
+        thread.start()
+        try:
+            server.wait_until_ready()
+            yield address(settings, "127.0.0.1", listening.getsockname()[1], False)
+        finally:
+            server.stop()
+            thread.join()
 
 
 def address(settings: Settings, host: str, port: int, secure: bool) -> str:

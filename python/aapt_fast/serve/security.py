@@ -126,7 +126,7 @@ class Guard:
         return None
 
     def _is_allowed(self, origin: str, host: str) -> bool:
-        return origin in self._settings.origins or urlsplit(origin).netloc == host
+        return origin in (f"http://{host}", f"https://{host}", *self._settings.origins)
 
 
 def _name_of(host: str) -> str:
