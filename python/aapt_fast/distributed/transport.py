@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How ranks exchange tensors: three operations that all schemes are built of.
+
+    all_to_all    part i of rank r becomes part r of rank i
+    all_gather    everybody has the tensors of all
+    gather        everybody has the objects of all; for what is small and not a tensor
+
+Sums over ranks are an `all_to_all` of the parts and then a sum on the device, in the order of the ranks and in float32:
+always the same bits, whatever the backend and its rings, for the bytes of a reduce-scatter.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from aapt_fast.errors import require
+
+
+class Transport(Protocol):
+    """The connection of one rank with the others. Every rank has to make the same calls in the same order."""
+
+    @property
+    def rank(self) -> int:
+        """Number of this rank, from 0."""
+
+    @property
+    def size(self) -> int:
+        """Number of ranks."""
+
+    def all_to_all(self, parts: Tensor) -> Tensor:
+        """Parts [size, ...], contiguous, one for each rank -> [size, ...], one from each rank."""
+
+    def all_gather(self, x: Tensor) -> Tensor:
+        """A tensor [...], contiguous, of the same shape on every rank -> [size, ...]."""
+
+    def gather(self, value: Any) -> list[Any]:
+        """The values of all ranks, which have to be such that pickle can copy them."""
+
+
+class TorchTransport:
+    """A `Transport` over a process group of `torch.distributed`: NCCL for tensors on GPUs, gloo for those on CPUs.
+
+    Args:
+        group: None for all processes.
+
+    Raises:
+        ValueError: `torch.distributed` has not been initialised (see `launch.start`).
+    """
+
+    def __init__(self, group: dist.ProcessGroup | None = None) -> None:
+        started = dist.is_available() and dist.is_initialized()
+        require(started, "group", "processes that torchrun has started, after aapt_fast.distributed.start()", "none")
+        self.group = group
+        self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
+
+    def all_to_all(self, parts: Tensor) -> Tensor:
+        """See `Transport.all_to_all`: [size, ...] -> [size, ...]."""
+        received = torch.empty_like(parts)
+        dist.all_to_all_single(received, parts, group=self.group)
+        return received
+
+    def all_gather(self, x: Tensor) -> Tensor:
+        """See `Transport.all_gather`: [...] -> [size, ...]."""
+        gathered = x.new_empty(self.size, *x.shape)
+        dist.all_gather_into_tensor(gathered, x, group=self.group)
+        return gathered
+
+    def gather(self, value: Any) -> list[Any]:
+        """See `Transport.gather`."""
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value, group=self.group)
+        return values
+
+
+def sum_over_ranks(transport: Transport, x: Tensor) -> Tensor:
+    """The sum of the tensors [...] of all ranks, of one shape, in float32 and in the order of the ranks -> [...]."""
+    return transport.all_gather(x.contiguous()).float().sum(0).to(x.dtype)
+
+
+def require_agreement(transport: Transport, facts: dict[str, str]) -> None:
+    """Raise the same ValueError on every rank unless all have the same `facts`."""
+    of_all = transport.gather(facts)
+    for rank, others in enumerate(of_all):
+        for name, value in of_all[0].items():
+            got = f"{value} on rank 0, {others.get(name)} on rank {rank}"
+            require(others.get(name) == value, name, "the same on every rank", got)
