@@ -45,16 +45,17 @@ class TorchTransport:
     """A `Transport` over a process group of `torch.distributed`: NCCL for tensors on GPUs, gloo for those on CPUs.
 
     Args:
-        group: None for all processes.
+        group: of tensors; None for all processes.
+        commands: of objects, the same ranks; None for `group`. Over gloo, they do not touch a GPU.
 
     Raises:
         ValueError: `torch.distributed` has not been initialised (see `launch.start`).
     """
 
-    def __init__(self, group: dist.ProcessGroup | None = None) -> None:
+    def __init__(self, group: dist.ProcessGroup | None = None, commands: dist.ProcessGroup | None = None) -> None:
         started = dist.is_available() and dist.is_initialized()
-        require(started, "group", "processes that torchrun has started, after aapt_fast.distributed.start()", "none")
-        self.group = group
+        require(started, "group", "processes that have called aapt_fast.distributed.launch.start()", "none")
+        self.group, self.commands = group, commands or group
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
 
     def all_to_all(self, parts: Tensor) -> Tensor:
@@ -66,13 +67,13 @@ class TorchTransport:
     def all_gather(self, x: Tensor) -> Tensor:
         """See `Transport.all_gather`: [...] -> [size, ...]."""
         gathered = x.new_empty(self.size, *x.shape)
-        dist.all_gather_into_tensor(gathered, x, group=self.group)
+        dist.all_gather_into_tensor(gathered.view(-1), x.view(-1), group=self.group)  # gloo takes one shape only
         return gathered
 
     def gather(self, value: Any) -> list[Any]:
         """See `Transport.gather`."""
         values: list[Any] = [None] * self.size
-        dist.all_gather_object(values, value, group=self.group)
+        dist.all_gather_object(values, value, group=self.commands)
         return values
 
 

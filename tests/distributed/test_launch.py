@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ranks as processes over gloo: the same video as one device, and what happens when one of them fails."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from aapt_fast.distributed import launch
+from aapt_fast.profiling.inputs import random_controls, random_image
+from aapt_fast.streaming.session import StreamSession
+from aapt_fast.testing.streams import STREAMS, random_model
+
+JOB = Path(__file__).with_name("job.py")
+PROGRAM = "import sys; from aapt_fast.distributed import launch; launch.run(int(sys.argv[1]), sys.argv[2:])"
+
+
+def run(ranks, *arguments):
+    """The agent in a process of its own, as a user's program would call it."""
+    command = [sys.executable, "-c", PROGRAM, str(ranks), str(JOB), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=200, env=os.environ | {"OMP_NUM_THREADS": "1"})
+
+
+@pytest.mark.parametrize("scheme", ["sp", "tp"])
+def test_two_processes_make_the_video_of_one(tmp_path, scheme):
+    ended = run(2, tmp_path, scheme)
+    reports = [json.loads(path.read_text()) for path in sorted(tmp_path.iterdir())]
+    assert [each["ranks"] for each in reports] == [2, 2], ended.stderr
+    model = random_model(STREAMS["pose"])
+    with StreamSession(model, random_image(model), seed=7) as session:
+        video = torch.cat([session.step(control) for control in random_controls(model, 4, seed=3)])
+    assert abs(reports[0]["sum"] - int(video.int().sum())) < 20  # some values are rounded otherwise
+
+
+@pytest.mark.parametrize("how", ["dies", "hangs"])
+def test_a_rank_that_fails_ends_the_job_and_is_named(tmp_path, how):
+    begun = time.monotonic()
+    ended = run(2, tmp_path, "sp", 1, how)
+    assert ended.returncode != 0 and not list(tmp_path.iterdir())
+    if how == "dies":
+        assert "RankFailed: rank 1 of 2 ended with signal 9" in ended.stderr
+    assert time.monotonic() - begun < 150
+    alive = subprocess.run(["pgrep", "-f", f"{JOB} {tmp_path}"], capture_output=True, text=True).stdout.split()
+    assert not alive
+
+
+def test_a_process_without_torchrun_is_refused(monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(ValueError, match="ranks: expected a process of `torchrun"):
+        launch.start()
