@@ -9,7 +9,6 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 
 from aapt_fast.distributed import launch
 from aapt_fast.profiling.inputs import random_controls, random_image
@@ -26,24 +25,25 @@ def run(ranks, *arguments):
     return subprocess.run(command, capture_output=True, text=True, timeout=200, env=os.environ | {"OMP_NUM_THREADS": "1"})
 
 
-@pytest.mark.parametrize("scheme", ["sp", "tp"])
-def test_two_processes_make_the_video_of_one(tmp_path, scheme):
-    ended = run(2, tmp_path, scheme)
+def test_two_processes_make_the_video_of_one(tmp_path):
+    ended = run(2, tmp_path)
     reports = [json.loads(path.read_text()) for path in sorted(tmp_path.iterdir())]
     assert [each["ranks"] for each in reports] == [2, 2], ended.stderr
     model = random_model(STREAMS["pose"])
     with StreamSession(model, random_image(model), seed=7) as session:
-        video = torch.cat([session.step(control) for control in random_controls(model, 4, seed=3)])
-    assert abs(reports[0]["sum"] - int(video.int().sum())) < 20  # some values are rounded otherwise
+        alone = sum(int(session.step(control).sum()) for control in random_controls(model, 4, seed=3))
+    assert all(abs(each - alone) < 20 for each in reports[0]["sums"])  # some values are rounded otherwise
 
 
-@pytest.mark.parametrize("how", ["dies", "hangs"])
-def test_a_rank_that_fails_ends_the_job_and_is_named(tmp_path, how):
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [("dies", "rank 1 ended with signal 9"), ("hangs", "rank 1 did not answer")],
+)
+def test_a_rank_that_fails_ends_the_job_and_is_named(tmp_path, how, said):
     begun = time.monotonic()
-    ended = run(2, tmp_path, "sp", 1, how)
+    ended = run(2, tmp_path, 1, how)
     assert ended.returncode != 0 and not list(tmp_path.iterdir())
-    if how == "dies":
-        assert "RankFailed: rank 1 of 2 ended with signal 9" in ended.stderr
+    assert ended.stderr.rstrip().endswith(f"RankFailed: {said}; all 2 ranks have been ended")
     assert time.monotonic() - begun < 150
     alive = subprocess.run(["pgrep", "-f", f"{JOB} {tmp_path}"], capture_output=True, text=True).stdout.split()
     assert not alive

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from aapt_fast.distributed.sharded_generator import shard
-from aapt_fast.distributed.shared_session import RanksDiffer, SharedSession
+from aapt_fast.distributed.shared_session import SharedSession
+from aapt_fast.errors import RanksDiffer
 from aapt_fast.profiling.inputs import random_controls, random_image
 from aapt_fast.streaming.session import StreamSession
 from aapt_fast.testing.streams import STREAMS, random_model
@@ -74,7 +75,7 @@ class Damaged(SharedSession):
     """A session of which one number differs on rank 1 from step 2 on."""
 
     def _compare(self):
-        if self._transport.rank == 1:
+        if self.transport.rank == 1:
             self._run.frame = self._run.frame + 1
         super()._compare()
 

@@ -29,6 +29,7 @@ from aapt_fast.training.own_folder import STAGES
 GENERATED_FRAMES = 240
 """Video frames of `generate` without `--frames` and without lengths in a script."""
 DTYPES = ("float32", "bfloat16", "float16")
+SCHEMES = ("sp", "tp")
 CACHE = Path("~/.cache/aapt_fast")
 
 Options = Callable[[argparse.ArgumentParser], None]
@@ -113,6 +114,21 @@ def add_generate(parser: argparse.ArgumentParser) -> None:
         "--nfe", type=_integer, default=1, help="network evaluations per step; more are slower (default: %(default)s)"
     )
     parser.add_argument("--device", help="cpu | cuda | cuda:1 ... (default: a GPU where there is one)")
+    parser.add_argument(
+        "--gpus",
+        type=_integer,
+        default=1,
+        metavar="N",
+        help="share each frame among so many GPUs of this machine, or with --device cpu among so many processes; N has "
+        "to divide the heads of the model, of which mini-person has 4 (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--parallel",
+        choices=SCHEMES,
+        default=SCHEMES[0],
+        help="how --gpus share a frame: sp, by tokens (sequence parallel), exchanges less; tp, by weights (tensor "
+        "parallel), needs less memory (default: %(default)s)",
+    )
     parser.add_argument(
         "--dtype",
         choices=("auto", "float32", "bfloat16"),

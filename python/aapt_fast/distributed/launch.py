@@ -10,25 +10,24 @@ after `EXCHANGE_SECONDS` and die, too. In both cases all processes end, and one 
 
 from __future__ import annotations
 
+import logging
 import os
+import re
 import sys
 from collections.abc import Sequence
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from aapt_fast.distributed.transport import TorchTransport
-from aapt_fast.errors import require
+from aapt_fast.errors import RankFailed, RankHung, require
 
 EXCHANGE_SECONDS = 60
 """Seconds after which a rank gives up an exchange of tensors."""
 IDLE = timedelta(days=30)
 """For how long ranks wait for a command of rank 0: a user may think."""
-
-
-class RankFailed(RuntimeError):
-    """A rank of a job died or hung; all others have been ended. The message names the rank."""
 
 
 def started_by_torchrun() -> bool:
@@ -74,8 +73,9 @@ def end() -> None:
 def run(ranks: int, arguments: Sequence[str]) -> None:
     """Run `python arguments...` as so many ranks on this machine, and wait for all of them.
 
-    Raises RankFailed if one of them fails. The output of the ranks goes to this process's own.
+    Raises RankFailed if one of them fails, KeyboardInterrupt after a signal, which the ranks have got, too. The output of the ranks goes to this process's own.
     """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -83,13 +83,25 @@ def run(ranks: int, arguments: Sequence[str]) -> None:
         min_nodes=1,
         max_nodes=1,
         nproc_per_node=ranks,
+        run_id="aapt_fast",
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",  # any free port
         max_restarts=0,
     )
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # RankFailed says it in one sentence
     try:
         elastic_launch(config, sys.executable)(*arguments)
+    except SignalException as stop:
+        raise KeyboardInterrupt(f"stopped by {stop.sigval.name}") from None
     except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
-        why = f"signal {-failure.exitcode}" if failure.exitcode < 0 else f"status {failure.exitcode}"
-        raise RankFailed(f"rank {rank} of {ranks} ended with {why}; the others have been ended, too") from None
+        raise RankFailed(f"{_first_cause(error)}; all {ranks} ranks have been ended") from None
+
+
+def _first_cause(error: Any) -> str:
+    """What happened first in a job whose agent gave up, as one sentence. `error`: a ChildFailedError."""
+    rank, failure = error.get_first_failure()
+    hung = re.search(rf"{RankHung.__name__}\W+(.*?did not answer)", str(failure.message))
+    if hung:
+        return hung[1]
+    why = f"signal {-failure.exitcode}" if failure.exitcode < 0 else f"status {failure.exitcode}"
+    return f"rank {rank} ended with {why}"

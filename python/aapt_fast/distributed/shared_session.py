@@ -17,16 +17,12 @@ from typing import Any
 from torch import Tensor
 
 from aapt_fast.distributed.transport import Transport
-from aapt_fast.errors import require
+from aapt_fast.errors import RanksDiffer, require
 from aapt_fast.streaming.frames import FrameIterator
 from aapt_fast.streaming.session import StreamSession
 
 CHECK_EVERY = 64
 """Steps between two comparisons of the ranks' frames."""
-
-
-class RanksDiffer(RuntimeError):
-    """Ranks have different frames, so that their stream cannot go on: a fault of the machine or of this package."""
 
 
 class _Family:
@@ -50,6 +46,9 @@ class SharedSession(StreamSession):
     Raises:
         The errors of `StreamSession`, on every rank.
     """
+
+    transport: Transport
+    """To the other ranks."""
 
     def __init__(
         self, model: Any, image: Any = None, *, transport: Transport, check_every: int = CHECK_EVERY, **options: Any
@@ -110,7 +109,7 @@ class SharedSession(StreamSession):
     def save(self, path: str | Path) -> None:
         """As `StreamSession.save`, one file per rank: `x.safetensors` becomes `x.rank-0-of-8.safetensors` and so on."""
         self._lead("save", path)
-        super().save(part_of(path, self._transport))
+        super().save(part_of(path, self.transport))
 
     def close(self) -> None:
         """As `StreamSession.close`; with the last one of a session and its forks, `follow` of the other ranks returns."""
@@ -123,11 +122,11 @@ class SharedSession(StreamSession):
 
         Raises the error of a step that has closed a session.
         """
-        require(self._transport.rank > 0, "follow", "a rank above 0; rank 0 leads", self._transport.rank)
+        require(self.transport.rank > 0, "follow", "a rank above 0; rank 0 leads", self.transport.rank)
         family = self._family
         family.following = True
         while not all(each.closed for each in family.members):
-            number, name, arguments, options = self._transport.gather(None)[0]
+            number, name, arguments, options = self.transport.gather(None)[0]
             session = family.members[number]
             try:
                 getattr(session, name)(*arguments, **options)
@@ -136,18 +135,18 @@ class SharedSession(StreamSession):
                     raise
 
     def _join(self, transport: Transport, check_every: int) -> None:
-        self._transport, self._check_every = transport, check_every
+        self.transport, self._check_every = transport, check_every
         self._family, self._number = _Family(), 0
         self._family.members.append(self)
 
     def _lead(self, name: str, *arguments: Any, **options: Any) -> None:
         """Let the other ranks make this call, too."""
         if not self._family.following:
-            require(self._transport.rank == 0, name, "rank 0; the others call follow()", self._transport.rank)
-            self._transport.gather((self._number, name, arguments, options))
+            require(self.transport.rank == 0, name, "rank 0; the others call follow()", self.transport.rank)
+            self.transport.gather((self._number, name, arguments, options))
 
     def _compare(self) -> None:
-        sums = self._transport.gather(zlib.crc32(self.frame.cpu().numpy().tobytes()))
+        sums = self.transport.gather(zlib.crc32(self.frame.cpu().numpy().tobytes()))
         odd = [rank for rank, value in enumerate(sums) if value != sums[0]]
         if odd:
             raise RanksDiffer(f"frames of step {self.steps} are not those of rank 0 on ranks {odd}")

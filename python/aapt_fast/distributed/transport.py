@@ -11,13 +11,23 @@ always the same bits, whatever the backend and its rings, for the bytes of a red
 
 from __future__ import annotations
 
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
-from aapt_fast.errors import require
+from aapt_fast.errors import RankHung, require
+
+_gather_into: Any = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # its name before 2.13
+CALL_ROLL = timedelta(seconds=5)
+"""After an exchange that failed, the time in which a rank has to answer that is still alive."""
 
 
 class Transport(Protocol):
@@ -61,20 +71,45 @@ class TorchTransport:
     def all_to_all(self, parts: Tensor) -> Tensor:
         """See `Transport.all_to_all`: [size, ...] -> [size, ...]."""
         received = torch.empty_like(parts)
-        dist.all_to_all_single(received, parts, group=self.group)
+        with self._named():
+            dist.all_to_all_single(received, parts, group=self.group)
         return received
 
     def all_gather(self, x: Tensor) -> Tensor:
         """See `Transport.all_gather`: [...] -> [size, ...]."""
         gathered = x.new_empty(self.size, *x.shape)
-        dist.all_gather_into_tensor(gathered.view(-1), x.view(-1), group=self.group)  # gloo takes one shape only
+        with self._named():
+            _gather_into(gathered.view(-1), x.view(-1), group=self.group)  # gloo takes one shape only
         return gathered
 
     def gather(self, value: Any) -> list[Any]:
         """See `Transport.gather`."""
         values: list[Any] = [None] * self.size
-        dist.all_gather_object(values, value, group=self.commands)
+        with self._named():
+            dist.all_gather_object(values, value, group=self.commands)
         return values
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """Raise RankHung, with the number of the rank that is missing, if the exchange in the `with` block fails."""
+        try:
+            yield
+        except RuntimeError as error:
+            hung = RankHung(f"rank {self._missing()} did not answer: it hangs or has died")
+            if self.rank == 0:  # for the message of `launch.run`
+                get_error_handler().record_exception(hung)
+            else:
+                time.sleep(1)  # rank 0 knows more
+            raise hung from error
+
+    def _missing(self) -> str:
+        """The rank, or ranks, that do not answer, in words."""
+        try:
+            dist.monitored_barrier(self.commands, timeout=CALL_ROLL, wait_all_ranks=True)
+        except (RuntimeError, ValueError) as error:
+            found = re.search(r"Ranks? ([\d, ]*\d) failed", str(error))
+            return found[1] if found else "0" if self.rank else "unknown"
+        return "unknown"
 
 
 def sum_over_ranks(transport: Transport, x: Tensor) -> Tensor:
