@@ -19,11 +19,13 @@ from torch import Tensor, nn
 
 from aapt_fast.distributed.layout import Layout, layout_of
 from aapt_fast.distributed.sequence_parallel import SequenceParallel
+from aapt_fast.distributed.spatial_decoder import RowShards, ShardedVAE
 from aapt_fast.distributed.tensor_parallel import TensorParallel
 from aapt_fast.distributed.token_shards import TokenShards
 from aapt_fast.distributed.transport import Transport, require_agreement
 from aapt_fast.errors import require, require_type
 from aapt_fast.models.stream_model import StreamModel
+from aapt_fast.models.vae.video_stream import LayeredDecoder
 from aapt_fast.ops.cache import Cache, KeysAndValues
 
 
@@ -73,13 +75,17 @@ class ShardedGenerator:
         return [(k.narrow(2, first, own).contiguous(), v.narrow(2, first, own).contiguous()) for k, v in whole]
 
 
-def shard(model: StreamModel, transport: Transport, scheme: str = "sp") -> StreamModel:
+def shard(
+    model: StreamModel, transport: Transport, scheme: str = "sp", *, whole_decoder: bool = False
+) -> StreamModel:
     """The model of this rank, for sessions on all ranks under the same controls. `model` is used up.
 
     Args:
         model: the same on every rank, on this rank's device.
         transport: to the other ranks.
         scheme: "sp" (sequence parallel) or "tp" (tensor parallel); the same on every rank.
+        whole_decoder: decode every frame on every rank. Otherwise each rank decodes some rows of the picture, if the
+            decoder has layers that can be cut (those of Wan and AAPT) and the latents have a row for each rank.
 
     Returns:
         A model whose sessions give the same frames as those of `model`, up to rounding, with 1 / n of its heads in
@@ -94,7 +100,7 @@ def shard(model: StreamModel, transport: Transport, scheme: str = "sp") -> Strea
     require(scheme in SCHEMES, "scheme", " or ".join(SCHEMES), repr(scheme))
     generator: Any = model.generator
     kind, config = type(generator).__name__, generator.config
-    facts = {"scheme": scheme, "generator": f"{kind} {config}", "grid": str(model.grid), "dtype": str(model.dtype)}
+    facts = {"scheme": scheme, "whole_decoder": str(whole_decoder), "generator": f"{kind} {config}", "grid": str(model.grid), "dtype": str(model.dtype)}
     require_agreement(transport, facts)
     layout = layout_of(generator)
     divisors = [n for n in range(1, config.heads + 1) if config.heads % n == 0]
@@ -104,7 +110,10 @@ def shard(model: StreamModel, transport: Transport, scheme: str = "sp") -> Strea
     rule.cut(generator, layout, shards)
     _hook(generator, layout, rule, shards)
     world = model.world if model.has_world else None
-    parts = ShardedGenerator(generator, transport), model.vae, model.name, model.text_encoder
+    vae: Any = model.vae
+    if isinstance(vae, LayeredDecoder) and model.grid[0] >= transport.size and not whole_decoder:
+        vae = ShardedVAE(vae, RowShards(transport, model.grid[0]))
+    parts = ShardedGenerator(generator, transport), vae, model.name, model.text_encoder
     return StreamModel(*parts, grid=model.grid, world=world)
 
 

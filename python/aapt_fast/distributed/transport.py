@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How ranks exchange tensors: three operations that all schemes are built of.
+"""How ranks exchange tensors: the operations that all schemes are built of.
 
     all_to_all    part i of rank r becomes part r of rank i
     all_gather    everybody has the tensors of all
+    neighbours    everybody has a tensor of the rank before and of the rank after
     gather        everybody has the objects of all; for what is small and not a tensor
 
 Sums over ranks are an `all_to_all` of the parts and then a sum on the device, in the order of the ranks and in float32:
@@ -47,6 +48,12 @@ class Transport(Protocol):
     def all_gather(self, x: Tensor) -> Tensor:
         """A tensor [...], contiguous, of the same shape on every rank -> [size, ...]."""
 
+    def neighbours(self, to_previous: Tensor, to_next: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Give a tensor [...] to the rank before and to the rank after, of one shape on all ranks.
+
+        Returns what those two gave; None where there is no such rank.
+        """
+
     def gather(self, value: Any) -> list[Any]:
         """The values of all ranks, which have to be such that pickle can copy them."""
 
@@ -81,6 +88,21 @@ class TorchTransport:
         with self._named():
             _gather_into(gathered.view(-1), x.view(-1), group=self.group)  # gloo takes one shape only
         return gathered
+
+    def neighbours(self, to_previous: Tensor, to_next: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """See `Transport.neighbours`: [...] each."""
+        received: list[Tensor | None] = [None, None]
+        operations = []
+        for place, (step, sent) in enumerate(((-1, to_previous), (1, to_next))):
+            if 0 <= self.rank + step < self.size:
+                there = torch.empty_like(sent)
+                received[place] = there
+                peer = {"group": self.group, "group_peer": self.rank + step}
+                operations += [dist.P2POp(dist.isend, sent, **peer), dist.P2POp(dist.irecv, there, **peer)]
+        with self._named():
+            for request in dist.batch_isend_irecv(operations) if operations else []:
+                request.wait()
+        return received[0], received[1]
 
     def gather(self, value: Any) -> list[Any]:
         """See `Transport.gather`."""

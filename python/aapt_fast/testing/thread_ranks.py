@@ -49,6 +49,15 @@ class ThreadTransport:
         self.bytes += x.nbytes * (self.size - 1)
         return torch.stack(self._meeting.exchange(self.rank, x))
 
+    def neighbours(self, to_previous: Tensor, to_next: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """[...] each."""
+        assert to_previous.is_contiguous() and to_next.is_contiguous()
+        given = self._meeting.exchange(self.rank, (to_previous, to_next))
+        self.bytes += to_previous.nbytes * ((self.rank > 0) + (self.rank + 1 < self.size))
+        before = given[self.rank - 1][1] if self.rank > 0 else None
+        after = given[self.rank + 1][0] if self.rank + 1 < self.size else None
+        return before, after
+
     def gather(self, value: Any) -> list[Any]:
         """The values of all ranks."""
         return self._meeting.exchange(self.rank, value)
