@@ -169,6 +169,10 @@ def _check_evaluate(arguments: argparse.Namespace) -> None:
 
 
 def _check_bench(arguments: argparse.Namespace) -> None:
+    if arguments.question == "scaling":
+        _check_file_target(arguments.json, "--json")
+        return
+    require(arguments.gpus >= 1, "--gpus", "at least 1", arguments.gpus)
     require(arguments.device in (None, "cuda", "cpu"), "--device", "cuda or cpu", arguments.device)
     require(arguments.target > 0, "--target", "a positive number of seconds", arguments.target)
     _require_one_of("--preset", arguments.preset, PRESETS)

@@ -287,10 +287,14 @@ def add_bench(parser: argparse.ArgumentParser) -> None:
     parser.description = """Measure one latent frame of a preset on this machine, stage by stage, against a target.
 
     aapt-fast bench frame --preset aapt-8b --resolution 736x416 --target 0.16 --json frame.json
+    aapt-fast bench frame --resolution 1280x720 --window 15 --gpus 8 --target 0.17
+    aapt-fast bench scaling
 
 Exit status: 0 the target is met, 1 it is missed, 2 this machine cannot run it, and the document holds a prediction
 instead. A mistake in the arguments is 2 as well, with one line on stderr and no document."""
-    questions = parser.add_subparsers(dest="question", required=True, metavar="frame")
+    questions = parser.add_subparsers(dest="question", required=True, metavar="frame | scaling")
+    scaling = questions.add_parser("scaling", help="predict a frame of the paper's model and sizes on 1, 2, 4 and 8 GPUs")
+    scaling.add_argument("--json", type=_file, metavar="FILE", help="file for the rows, as JSON")
     frame = questions.add_parser("frame", help="a whole step: condition, generator, decode, to host")
     frame.add_argument("--preset", default="aapt-8b", help=f"{' | '.join(PRESETS)} (default: %(default)s)")
     _add_system(frame)
@@ -299,6 +303,14 @@ instead. A mistake in the arguments is 2 as well, with one line on stderr and no
         "--json", type=_file, metavar="FILE", help="file for the document, which is also the last line printed"
     )
     frame.add_argument("--device", help="cuda | cpu (default: a GPU where there is one)")
+    frame.add_argument(
+        "--gpus",
+        type=_integer,
+        default=1,
+        metavar="N",
+        help="predict the step on so many GPUs; several are not measured (default: %(default)s)",
+    )
+    frame.add_argument("--parallel", choices=SCHEMES, default=SCHEMES[0], help="as for generate")
     frame.add_argument("--cuda-graph", action="store_true", help="record the step as CUDA graphs, on a GPU")
     frame.add_argument(
         "--steps", type=_integer, default=100, help="timed steps with a full window (default: %(default)s)"
