@@ -33,6 +33,7 @@ ARROWS = {
     "media": {"errors", "atomic", "limits"},  # pictures and videos in files
     "models": {"errors", "atomic", "limits", "ops", "media", "worlds"},
     "streaming": {"errors", "atomic", "limits", "not_copied", "ops", "models", "worlds"},
+    "distributed": {"errors", "ops", "models", "streaming"},  # one model on several devices
     "training": {"errors", "atomic", "limits", "progress", "ops", "models", "streaming", "worlds"},
     "integrations": {"errors", "ops", "models", "streaming"},
     "compat": {"errors", "ops", "models", "streaming"},
@@ -49,7 +50,7 @@ MAY_IMPORT = {
     "__main__": {"cli"},
     "testing": LIBRARY | {"__init__"},
 }
-DOCUMENTED_ROOMS = {"ops", "models", "streaming", "worlds", "media"}
+DOCUMENTED_ROOMS = {"ops", "models", "streaming", "distributed", "worlds", "media"}
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The work of one rank in the tests of test_launch.py: `python job.py RESULTS [RANK HOW]`, under torchrun.
 
-Each rank writes what it has found to RESULTS/rank-N.json; so an error of the backend while it ends changes nothing. Rank
-RANK, if given, dies or hangs in the second step.
+Each rank writes what it has found to RESULTS/rank-N.json; so an error of the backend while it ends changes nothing.
+Rank RANK, if given, dies or hangs in the second step.
 """
 
 import json

@@ -22,7 +22,9 @@ PROGRAM = "import sys; from aapt_fast.distributed import launch; launch.run(int(
 def run(ranks, *arguments):
     """The agent in a process of its own, as a user's program would call it."""
     command = [sys.executable, "-c", PROGRAM, str(ranks), str(JOB), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=200, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=200, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
 
 
 def test_two_processes_make_the_video_of_one(tmp_path):

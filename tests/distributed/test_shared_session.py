@@ -2,7 +2,6 @@
 """One stream that rank 0 leads, on threads as ranks."""
 
 import copy
-import dataclasses
 
 import pytest
 import torch

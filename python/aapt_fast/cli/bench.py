@@ -148,11 +148,12 @@ def _predict(document: Document, system: System, why: str, arguments: argparse.N
         f"{work['keys']} keys, {work['prompt_attention_tflop']:.1f} to the prompt, {work['decoder_tflop']:.1f} in the "
         f"decoder ({work['decoder']})"
     )
+    count = f"{gpus} " if gpus > 1 else ""
     for each in found["devices"].values():
         word = "would meet" if each["would_meet"] else "would miss"
         print(
-            f"  {f'{gpus} ' if gpus > 1 else ''}{each['gpu']}: at least {each['floor_ms']:.1f} ms, {each['target_ms']:.1f} ms with the best public "
-            f"kernel rates, which {word} {1e3 * target_s:g} ms"
+            f"  {count}{each['gpu']}: at least {each['floor_ms']:.1f} ms, {each['target_ms']:.1f} ms with the best "
+            f"public kernel rates, which {word} {1e3 * target_s:g} ms"
         )
     for row in found.get("paper", []):
         print(

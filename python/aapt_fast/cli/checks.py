@@ -94,7 +94,7 @@ def _check_generate(arguments: argparse.Namespace) -> None:
 
 
 def _check_fit(arguments: argparse.Namespace, script: tuple[Part, ...] | None) -> None:
-    """Check the file of `--controls`, and whether it, the video and --gpus fit the model, this machine and the format."""
+    """Check the file of `--controls`; whether it, the video and `--gpus` fit model, machine and format."""
     from aapt_fast.cli.pose_file import read_poses, require_poses_of
 
     poses = None if arguments.controls is None else read_poses(arguments.controls)

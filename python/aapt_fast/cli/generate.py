@@ -59,8 +59,8 @@ def run(arguments: argparse.Namespace) -> None:
             try:
                 with signals.let_in():
                     stream = _open_stream(arguments)
-                    if stream.follows:
-                        stream.session.follow()
+                    if stream.follower is not None:
+                        stream.follower.follow()
                         launch.end()
                         return
             except KeyboardInterrupt:
@@ -86,9 +86,10 @@ class _Stream:
     sheet: ContactSheet | None
 
     @property
-    def follows(self) -> bool:
-        """True in a rank that does what rank 0 does."""
-        return isinstance(self.session, SharedSession) and self.session.transport.rank > 0
+    def follower(self) -> SharedSession | None:
+        """The session of a rank that does what rank 0 does; None in rank 0, and without ranks."""
+        session = self.session
+        return session if isinstance(session, SharedSession) and session.transport.rank > 0 else None
 
 
 class _Shown:
@@ -155,7 +156,9 @@ def _write(stream: _Stream, arguments: argparse.Namespace, signals: HeldSignals)
             progress(stream.steps, "stream", "step", quiet=arguments.quiet) as bar,
         ):
             source = _Shown(stream.player, stream.model.video_size[0], stream.sheet is not None)
-            videos = session.frames(source, stream.steps, ahead=stream.model.device.type == "cpu" and arguments.gpus == 1)
+            videos = session.frames(
+                source, stream.steps, ahead=stream.model.device.type == "cpu" and arguments.gpus == 1
+            )
             for _ in range(stream.steps):
                 with signals.let_in():
                     step_begun = time.perf_counter()

@@ -71,6 +71,24 @@ def _number(text: str) -> float:
         raise argparse.ArgumentTypeError(f"expected a number, got {text or 'an empty text'}") from None
 
 
+def _add_ranks(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--gpus",
+        type=_integer,
+        default=1,
+        metavar="N",
+        help="share each frame among so many GPUs of this machine, or with --device cpu among so many processes; N has "
+        "to divide the heads of the model, of which mini-person has 4 (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--parallel",
+        choices=SCHEMES,
+        default=SCHEMES[0],
+        help="how --gpus share a frame: sp, by tokens (sequence parallel), exchanges less; tp, by weights (tensor "
+        "parallel), needs less memory (default: %(default)s)",
+    )
+
+
 def add_generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
@@ -114,21 +132,7 @@ def add_generate(parser: argparse.ArgumentParser) -> None:
         "--nfe", type=_integer, default=1, help="network evaluations per step; more are slower (default: %(default)s)"
     )
     parser.add_argument("--device", help="cpu | cuda | cuda:1 ... (default: a GPU where there is one)")
-    parser.add_argument(
-        "--gpus",
-        type=_integer,
-        default=1,
-        metavar="N",
-        help="share each frame among so many GPUs of this machine, or with --device cpu among so many processes; N has "
-        "to divide the heads of the model, of which mini-person has 4 (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--parallel",
-        choices=SCHEMES,
-        default=SCHEMES[0],
-        help="how --gpus share a frame: sp, by tokens (sequence parallel), exchanges less; tp, by weights (tensor "
-        "parallel), needs less memory (default: %(default)s)",
-    )
+    _add_ranks(parser)
     parser.add_argument(
         "--dtype",
         choices=("auto", "float32", "bfloat16"),
@@ -293,7 +297,9 @@ def add_bench(parser: argparse.ArgumentParser) -> None:
 Exit status: 0 the target is met, 1 it is missed, 2 this machine cannot run it, and the document holds a prediction
 instead. A mistake in the arguments is 2 as well, with one line on stderr and no document."""
     questions = parser.add_subparsers(dest="question", required=True, metavar="frame | scaling")
-    scaling = questions.add_parser("scaling", help="predict a frame of the paper's model and sizes on 1, 2, 4 and 8 GPUs")
+    scaling = questions.add_parser(
+        "scaling", help="predict a frame of the paper's model and sizes on 1, 2, 4 and 8 GPUs"
+    )
     scaling.add_argument("--json", type=_file, metavar="FILE", help="file for the rows, as JSON")
     frame = questions.add_parser("frame", help="a whole step: condition, generator, decode, to host")
     frame.add_argument("--preset", default="aapt-8b", help=f"{' | '.join(PRESETS)} (default: %(default)s)")

@@ -4,8 +4,8 @@
     start()         in each process that `torchrun` has started: joins the others
     run(n, ...)     starts n such processes on this machine, by torchrun's own agent, and waits for them
 
-A rank that dies is seen by the agent within a second. A rank that hangs lets the others wait in an exchange; they give up
-after `EXCHANGE_SECONDS` and die, too. In both cases all processes end, and one message names the rank that failed first.
+A rank that dies is seen by the agent within a second. A rank that hangs lets the others wait in an exchange; they give
+up after `EXCHANGE_SECONDS` and die, too. In both cases all processes end, and one message names the rank that failed.
 """
 
 from __future__ import annotations
@@ -73,7 +73,8 @@ def end() -> None:
 def run(ranks: int, arguments: Sequence[str]) -> None:
     """Run `python arguments...` as so many ranks on this machine, and wait for all of them.
 
-    Raises RankFailed if one of them fails, KeyboardInterrupt after a signal, which the ranks have got, too. The output of the ranks goes to this process's own.
+    Their output goes to this process's own. Raises RankFailed if one of them fails, KeyboardInterrupt after a signal,
+    which the ranks have got, too.
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError

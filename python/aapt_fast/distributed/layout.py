@@ -7,7 +7,7 @@ A `Layout` names modules and parameters; what is done there is decided by the sc
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -51,7 +51,7 @@ class Layout:
 
 def layout_of(generator: Any) -> Layout:
     """The layout of a `Generator` or a `WanTransformer`. Raises ValueError for another network."""
-    layouts = {Generator: _of_aapt, WanTransformer: _of_wan}
+    layouts: dict[type, Callable[[Any], Layout]] = {Generator: _of_aapt, WanTransformer: _of_wan}
     known = type(generator) in layouts
     require(known, "generator", " or ".join(kind.__name__ for kind in layouts), type(generator).__name__)
     return layouts[type(generator)](generator)

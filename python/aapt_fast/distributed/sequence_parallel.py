@@ -2,8 +2,8 @@
 """Sequence parallel (Ulysses, arXiv 2309.14509): every rank has all weights and a part of the tokens.
 
 Attention is the only layer that needs other tokens. For it, queries, keys and values of a part of the heads go to each
-rank, and results come back: two all-to-all per layer, of 4 N d / n numbers per rank together, whatever the window, since
-the cache of a rank holds the past of its own heads.
+rank, and results come back: two all-to-all per layer, of 4 N d / n numbers per rank together, whatever the window,
+since the cache of a rank holds the past of its own heads.
 """
 
 from __future__ import annotations

@@ -75,9 +75,7 @@ class ShardedGenerator:
         return [(k.narrow(2, first, own).contiguous(), v.narrow(2, first, own).contiguous()) for k, v in whole]
 
 
-def shard(
-    model: StreamModel, transport: Transport, scheme: str = "sp", *, whole_decoder: bool = False
-) -> StreamModel:
+def shard(model: StreamModel, transport: Transport, scheme: str = "sp", *, whole_decoder: bool = False) -> StreamModel:
     """The model of this rank, for sessions on all ranks under the same controls. `model` is used up.
 
     Args:
@@ -100,7 +98,13 @@ def shard(
     require(scheme in SCHEMES, "scheme", " or ".join(SCHEMES), repr(scheme))
     generator: Any = model.generator
     kind, config = type(generator).__name__, generator.config
-    facts = {"scheme": scheme, "whole_decoder": str(whole_decoder), "generator": f"{kind} {config}", "grid": str(model.grid), "dtype": str(model.dtype)}
+    facts = {
+        "scheme": scheme,
+        "whole_decoder": str(whole_decoder),
+        "generator": f"{kind} {config}",
+        "grid": str(model.grid),
+        "dtype": str(model.dtype),
+    }
     require_agreement(transport, facts)
     layout = layout_of(generator)
     divisors = [n for n in range(1, config.heads + 1) if config.heads % n == 0]

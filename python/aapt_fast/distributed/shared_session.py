@@ -4,8 +4,8 @@
     rank 0     session.step(control)   session.rewind(3)   session.close()         as any `StreamSession`
     others     session.follow()                                                    until rank 0 closes its session
 
-Before each call rank 0 sends its name and arguments; then all ranks make it, in step. An error that leaves the session of
-rank 0 as it was (a bad control) does the same on all ranks.
+Before each call rank 0 sends its name and arguments; then all ranks make it, in step. An error that leaves the session
+of rank 0 as it was (a bad control) does the same on all ranks.
 """
 
 from __future__ import annotations
@@ -61,7 +61,10 @@ class SharedSession(StreamSession):
     def load(  # type: ignore[override]
         cls, path: str | Path, model: Any, *, transport: Transport, check_every: int = CHECK_EVERY, **options: Any
     ) -> SharedSession:
-        """As `StreamSession.load`, on every rank, from the files of `save`. Raises ValueError for another `check_every`."""
+        """As `StreamSession.load`, on every rank, from the files of `save`.
+
+        Raises ValueError for a `check_every` below 1.
+        """
         require(check_every >= 1, "check_every", "at least 1 step", check_every)
         session = super().load(part_of(path, transport), model, **options)
         assert isinstance(session, SharedSession)
@@ -112,7 +115,7 @@ class SharedSession(StreamSession):
         super().save(part_of(path, self.transport))
 
     def close(self) -> None:
-        """As `StreamSession.close`; with the last one of a session and its forks, `follow` of the other ranks returns."""
+        """As `StreamSession.close`; after the last one of a session and its forks, `follow` of other ranks returns."""
         if not self.closed:
             self._lead("close")
         super().close()

@@ -42,12 +42,21 @@ class RowShards:
         require(latent_rows >= size, "ranks", f"at most {latent_rows}, the rows of the latents", size)
         self.transport = transport
         self.bounds = [latent_rows * rank // size for rank in range(size + 1)]
+        self._shares: Tensor | None = None
 
     @property
     def own(self) -> int:
         """Latent rows of this rank."""
         rank = self.transport.rank
         return self.bounds[rank + 1] - self.bounds[rank]
+
+    def shares(self, like: Tensor) -> Tensor:
+        """The part of the picture that each rank has, [n, 1, 1, 1], on the device of `like`; uploaded once."""
+        if self._shares is None or self._shares.device != like.device:
+            rows = [end - begin for begin, end in zip(self.bounds, self.bounds[1:], strict=False)]
+            with torch.inference_mode(False):
+                self._shares = (torch.tensor(rows) / self.bounds[-1]).to(like.device).view(-1, 1, 1, 1)
+        return self._shares
 
     def split(self, x: Tensor) -> Tensor:
         """The own rows [B, C, T, R, W] of whole frames [B, C, T, H, W]."""
@@ -99,7 +108,9 @@ class RowCache(FeatureCache):
         conv: Any = resample[1]
         batch, _, length = x.shape[:3]
         frames = self._shards.with_neighbours(x).transpose(1, 2).flatten(0, 1)
-        enlarged = F.interpolate(frames, scale_factor=2.0, mode="nearest-exact")[:, :, 1:-1]  # one row of each neighbour
+        enlarged = F.interpolate(frames, scale_factor=2.0, mode="nearest-exact")[
+            :, :, 1:-1
+        ]  # one row of each neighbour
         y = F.conv2d(enlarged, conv.weight, conv.bias, padding=(0, 1))
         return y.unflatten(0, (batch, length)).transpose(1, 2)
 
@@ -144,7 +155,7 @@ class RowCache(FeatureCache):
 
 
 class FixedRowCache(FixedFeatureCache, RowCache):
-    """A `RowCache` from the second chunk of a stream on, in tensors that are written to and never replaced."""
+    """A `RowCache` from the second chunk of a stream on, in tensors [B, C, n, R + 2, W] that are never replaced."""
 
     def __init__(self, shards: RowShards, tensors: dict[str, Tensor]) -> None:
         RowCache.__init__(self, shards, tensors)
@@ -191,8 +202,7 @@ def frame_norm(x: Tensor, norm: FrameNorm, shards: RowShards) -> Tensor:
     squares = (pixels - mean[:, :, None, None, :, None]).square().sum((2, 3, 5))
     of_all = shards.transport.all_gather(torch.stack((mean, squares)))  # [n, 2, B, T, G]
     means, sums = of_all.unbind(1)
-    rows = torch.tensor([end - begin for begin, end in zip(shards.bounds, shards.bounds[1:], strict=False)])
-    shares = (rows / shards.bounds[-1]).to(means).view(-1, 1, 1, 1)
+    shares = shards.shares(means)
     whole_mean = (shares * means).sum(0)
     count = pixels[0, 0, :, :, 0].numel() * shards.bounds[-1] / shards.own
     variance = sums.sum(0) / count + (shares * (means - whole_mean).square()).sum(0)

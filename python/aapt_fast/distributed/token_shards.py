@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The tokens of frames on n ranks: which rank has which, and how they move.
 
-Between the blocks of a network, each rank has a part of the tokens of every frame. Attention needs all tokens, and there
-each rank has a part of the heads. Shapes: B rows, F frames, N tokens of a frame, M = ceil(N / n) tokens of a rank, H
-heads of width D.
+Between the blocks of a network, each rank has a part of the tokens of every frame. Attention needs all tokens, and
+there each rank has a part of the heads. Shapes: B rows, F frames, N tokens of a frame, M = ceil(N / n) tokens of a
+rank, H heads of width D.
 
     split           [B, F, N, ...]      ->  [B, F, M, ...]      a slice; nothing moves
     gather          [B, F, M, ...]      ->  [B, F, N, ...]      all-gather
@@ -11,8 +11,8 @@ heads of width D.
     to_tokens       [B, F, N, H/n, D]   ->  [B, F, M, H, D]     all-to-all
     sum_to_tokens   [B, F, N, d]        ->  [B, F, M, d]        all-to-all, then a sum over what came from all ranks
 
-N is filled up with zero tokens to n M, so that all parts have one size. These tokens pass through the layers that look at
-one token at a time, and are dropped before attention and at the end: at most n - 1 of N (4 of 1,196 at 736 x 416).
+N is filled up with zero tokens to n M, so that all parts have one size. These tokens pass through the layers that look
+at one token at a time, and are dropped before attention and at the end: at most n - 1 of N (4 of 1,196 at 736 x 416).
 """
 
 from __future__ import annotations

@@ -63,6 +63,33 @@ class ThreadTransport:
         return self._meeting.exchange(self.rank, value)
 
 
+class EchoTransport:
+    """A `Transport` for one rank by itself, on any device: what the others would have sent is a copy of its own.
+
+    The numbers are wrong; shapes, devices, memory and the order of launches are those of a rank of so many.
+    """
+
+    def __init__(self, rank: int, size: int) -> None:
+        self.rank, self.size = rank, size
+
+    def all_to_all(self, parts: Tensor) -> Tensor:
+        """[size, ...] -> [size, ...]."""
+        return parts.clone()
+
+    def all_gather(self, x: Tensor) -> Tensor:
+        """[...] -> [size, ...]."""
+        return torch.stack([x] * self.size)
+
+    def neighbours(self, to_previous: Tensor, to_next: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """[...] each."""
+        before = to_previous.clone() if self.rank > 0 else None
+        return before, to_next.clone() if self.rank + 1 < self.size else None
+
+    def gather(self, value: Any) -> list[Any]:
+        """The values of all ranks."""
+        return [value] * self.size
+
+
 def on_ranks(size: int, work: Callable[[ThreadTransport], T]) -> list[T]:
     """The results of `work` on so many ranks. The first error of a rank is raised, and the other ranks are released."""
     meeting = Meeting(size)

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Size, heads and control of a model of this package, from the header of its file. No torch, as the command line asks first.
+"""Size, heads and control of a model of this package, from the header of its file.
 
-`model_file.read_configs` reads everything that the header says, with torch.
+No torch is needed, as the command line asks before it imports that. `model_file.read_configs` reads everything that
+the header says, with torch.
 """
 
 from __future__ import annotations
