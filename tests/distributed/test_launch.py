@@ -3,12 +3,14 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from aapt_fast.distributed import launch
 from aapt_fast.profiling.inputs import random_controls, random_image
@@ -19,9 +21,9 @@ JOB = Path(__file__).with_name("job.py")
 PROGRAM = "import sys; from aapt_fast.distributed import launch; launch.run(int(sys.argv[1]), sys.argv[2:])"
 
 
-def run(ranks, *arguments):
+def run(ranks, *arguments, script=JOB):
     """The agent in a process of its own, as a user's program would call it."""
-    command = [sys.executable, "-c", PROGRAM, str(ranks), str(JOB), *map(str, arguments)]
+    command = [sys.executable, "-c", PROGRAM, str(ranks), str(script), *map(str, arguments)]
     return subprocess.run(
         command, capture_output=True, text=True, timeout=200, env=os.environ | {"OMP_NUM_THREADS": "1"}
     )
@@ -35,6 +37,17 @@ def test_two_processes_make_the_video_of_one(tmp_path):
     with StreamSession(model, random_image(model), seed=7) as session:
         alone = sum(int(session.step(control).sum()) for control in random_controls(model, 4, seed=3))
     assert all(abs(each - alone) < 20 for each in reports[0]["sums"])  # some values are rounded otherwise
+
+
+def test_the_program_of_the_guide_runs_on_two_processes(tmp_path, monkeypatch):
+    page = (Path(__file__).parents[2] / "docs/how-to/use-many-gpus.md").read_text()
+    [program] = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "stream.py").write_text(program)
+    ended = run(2, script="stream.py")
+    assert ended.returncode == 0, ended.stderr
+    with Image.open(tmp_path / "walk.gif") as video:
+        assert video.n_frames > 12  # equal pictures are stored once
 
 
 @pytest.mark.parametrize(
