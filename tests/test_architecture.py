@@ -34,6 +34,7 @@ ARROWS = {
     "models": {"errors", "atomic", "limits", "ops", "media", "worlds"},
     "streaming": {"errors", "atomic", "limits", "not_copied", "ops", "models", "worlds"},
     "serve": {"errors", "media", "models", "streaming", "worlds"},  # browsers and programs
+    "distributed": {"errors", "ops", "models", "streaming"},  # one model on several devices
     "training": {"errors", "atomic", "limits", "progress", "ops", "models", "streaming", "worlds"},
     "integrations": {"errors", "ops", "models", "streaming"},
     "compat": {"errors", "ops", "models", "streaming"},
@@ -50,7 +51,7 @@ MAY_IMPORT = {
     "__main__": {"cli"},
     "testing": LIBRARY | {"__init__"},
 }
-DOCUMENTED_ROOMS = {"ops", "models", "streaming", "worlds", "media"}
+DOCUMENTED_ROOMS = {"ops", "models", "streaming", "distributed", "worlds", "media"}
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 

@@ -30,6 +30,18 @@ class SessionClosed(RuntimeError):
     """A closed session was used."""
 
 
+class RankFailed(RuntimeError):
+    """A rank of a job died or hung, and all others have been ended; the message names the rank."""
+
+
+class RankHung(RuntimeError):
+    """An exchange failed because a rank did not take part in it; the message names the rank."""
+
+
+class RanksDiffer(RuntimeError):
+    """Ranks have different frames, so that their stream cannot go on: a fault of the machine or of this package."""
+
+
 def require(condition: bool, argument: str, expected: object, got: object) -> None:
     """Raise `ValueError("<argument>: expected <expected>, got <got>")` unless `condition` holds."""
     if not condition:

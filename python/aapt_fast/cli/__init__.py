@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import os
 import sys
+import time
 from collections.abc import Sequence
 from importlib import import_module
 from types import ModuleType
@@ -20,9 +21,9 @@ from aapt_fast.cli.checks import check
 from aapt_fast.cli.option_names import name_options
 from aapt_fast.cli.options import make_parser
 from aapt_fast.cli.signals import HeldSignals, handlers_restored, ignore_signals
-from aapt_fast.errors import NO_TORCH, PoolExhausted
+from aapt_fast.errors import NO_TORCH, PoolExhausted, RankFailed, RankHung
 
-USER_ERRORS = (ValueError, TypeError, OSError, ImportError, FloatingPointError, PoolExhausted)
+USER_ERRORS = (ValueError, TypeError, OSError, ImportError, FloatingPointError, PoolExhausted, RankFailed, RankHung)
 STREAMING_COMMANDS = ("generate", "doctor", "bench")
 IDLE_SPINS = "1000"
 OUTPUT_CLOSED = 141
@@ -48,7 +49,9 @@ def program() -> int:
 def _status(argv: Sequence[str] | None) -> int:
     try:
         try:
-            return _run(make_parser().parse_args(argv))
+            arguments = make_parser().parse_args(argv)
+            arguments.argv = list(sys.argv[1:] if argv is None else argv)
+            return _run(arguments)
         finally:
             if sys.stdout is not None:  # it is None where the caller has closed it
                 sys.stdout.flush()
@@ -100,7 +103,14 @@ def _import(arguments: argparse.Namespace) -> ModuleType:
 
 
 def _report(command: str, message: str) -> None:
-    """Print a line on stderr, if that still has a reader: a terminal may have gone."""
+    """Print a line on stderr, if that still has a reader: a terminal may have gone.
+
+    Of several ranks with the same mistake, number 0 reports it; the others give it the time, since the first one that
+    ends takes all others along.
+    """
+    if os.environ.get("RANK", "0") != "0":
+        time.sleep(2)
+        return
     with contextlib.suppress(OSError):
         print(f"{f'aapt-fast {command}'.rstrip()}: {message}", file=sys.stderr)
 

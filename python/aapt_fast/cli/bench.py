@@ -4,44 +4,70 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import json
 import shlex
 import sys
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from aapt_fast.atomic import replacing
 from aapt_fast.cli.busy import competition, processes
 from aapt_fast.cli.checks import parse_size
 from aapt_fast.cli.device import chosen_dtype
 from aapt_fast.cli.doctor import examine
 from aapt_fast.errors import require
+from aapt_fast.models.aapt.presets import generator_preset
 from aapt_fast.profiling.document import DTYPE_NAMES, Document
 from aapt_fast.profiling.frame import STAGES, Choice, measure, results, verdict
-from aapt_fast.profiling.roofline import paper_check, prediction
-from aapt_fast.profiling.systems import LARGE, System, find_system, obstacle
+from aapt_fast.profiling.roofline import LABEL, paper_check, prediction
+from aapt_fast.profiling.scaling import scaling_table
+from aapt_fast.profiling.systems import LARGE, PROMPT_TOKENS, System, find_system, obstacle
 from aapt_fast.streaming.graph import RECORDERS
 
 MET, MISSED, CANNOT_RUN = 0, 1, 2
+SEVERAL = "a step on several GPUs is predicted, not measured"
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure or predict; returns the exit status."""
+    if arguments.question == "scaling":
+        _scaling(arguments.json)
+        return MET
     system = find_system(arguments.preset, parse_size(arguments.resolution), arguments.window)
     choice = _choice(arguments)
     document = Document.new(shlex.join(["aapt-fast", *sys.argv[1:]]))
     document.set(doctor=examine(), question=_question(system, choice, arguments.target))
-    why = obstacle(system, choice.device, choice.dtype)
+    why = SEVERAL if arguments.gpus > 1 else obstacle(system, choice.device, choice.dtype)
     if why is None:
         try:
             status = _measure(document, system, choice, arguments)
         except torch.OutOfMemoryError as error:
             why = f"out of memory: {error}"
     if why is not None:
-        status = _predict(document, system, why, arguments.target)
+        status = _predict(document, system, why, arguments)
     document.path = arguments.json
     document.save()
     print(document.line())
     return status
+
+
+def _scaling(file: Path | None) -> None:
+    """Print the table of `profiling.scaling`, and write its rows to `file`, if one is given."""
+    config = generator_preset("aapt-8b")
+    rows = scaling_table(config, PROMPT_TOKENS)
+    print("aapt-8b with AAPT's light decoder, bfloat16; floor and target: prediction of a roofline, not a measurement")
+    print(f"{'':>22}{'':>9}{'floor':>8}{'target':>8}{'exchange':>10}{'MiB sent':>10}{'paper':>8}")
+    for row in rows:
+        where = f"{row.resolution} on {row.gpus} {row.gpu.split()[0]}"
+        times = f"{row.floor_ms:8.1f}{row.target_ms:8.1f}{row.exchange_ms:10.1f}{row.sent_mib:10.0f}"
+        print(f"{where:<22}{row.scheme:>9}{times}{f'{row.paper_ms:8.0f}' if row.paper_ms else ''}")
+    if file is not None:
+        text = json.dumps({"label": LABEL, "unit": "ms", "rows": [dataclasses.asdict(row) for row in rows]}, indent=1)
+        with replacing(file) as partial:
+            partial.write_text(text + "\n")
 
 
 def _choice(arguments: argparse.Namespace) -> Choice:
@@ -103,26 +129,31 @@ def _measure(document: Document, system: System, choice: Choice, arguments: argp
     return MET if found["met"] else MISSED
 
 
-def _predict(document: Document, system: System, why: str, target_s: float) -> int:
+def _predict(document: Document, system: System, why: str, arguments: argparse.Namespace) -> int:
     """Print the reason why nothing was measured, and a roofline's prediction for two GPUs; returns the exit status."""
-    found = prediction(system.step, system.decoder, target_s)
+    target_s, gpus = arguments.target, arguments.gpus
+    if gpus > 1:
+        heads = system.config.heads
+        require(heads % gpus == 0, "--gpus", f"a number that divides {heads} heads of {system.preset}", gpus)
+    found = prediction(system.step, system.decoder, target_s, gpus, arguments.parallel)
     if system.preset in LARGE:
         found["paper"] = paper_check(system.config, system.prompt)
     why = document.fail(f"frame/{system.preset}", "nothing", why)
     document.set(verdict=None, prediction=found)
     work = found["work"]
-    print(f"{system.preset} cannot run here: {why}")
+    print(f"{system.preset} {'was not measured' if gpus > 1 else 'cannot run here'}: {why}")
     print(f"what follows is a {found['label']}")
     print(
         f"  a step: {work['linear_tflop']:.1f} + {work['attention_tflop']:.1f} TFLOP in linear layers and attention to "
         f"{work['keys']} keys, {work['prompt_attention_tflop']:.1f} to the prompt, {work['decoder_tflop']:.1f} in the "
         f"decoder ({work['decoder']})"
     )
+    count = f"{gpus} " if gpus > 1 else ""
     for each in found["devices"].values():
         word = "would meet" if each["would_meet"] else "would miss"
         print(
-            f"  {each['gpu']}: at least {each['floor_ms']:.1f} ms, {each['target_ms']:.1f} ms with the best public "
-            f"kernel rates, which {word} {1e3 * target_s:g} ms"
+            f"  {count}{each['gpu']}: at least {each['floor_ms']:.1f} ms, {each['target_ms']:.1f} ms with the best "
+            f"public kernel rates, which {word} {1e3 * target_s:g} ms"
         )
     for row in found.get("paper", []):
         print(

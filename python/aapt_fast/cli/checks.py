@@ -86,6 +86,7 @@ def _check_generate(arguments: argparse.Namespace) -> None:
     expected = f"1 to {MOST_EVALUATIONS} evaluations per step"
     require(1 <= arguments.nfe <= MOST_EVALUATIONS, "--nfe", expected, arguments.nfe)
     require(arguments.scale >= 1, "--scale", "at least 1", arguments.scale)
+    require(arguments.gpus >= 1, "--gpus", "at least 1", arguments.gpus)
     if arguments.sheet is not None:
         check_sheet_target(arguments.sheet)
     check_video_target(arguments.out, "--out")
@@ -94,13 +95,15 @@ def _check_generate(arguments: argparse.Namespace) -> None:
 
 
 def _check_fit(arguments: argparse.Namespace, script: tuple[Part, ...] | None) -> None:
-    """Check the file of `--controls`, and whether it and the video fit the model, this machine and the format."""
+    """Check the file of `--controls`; whether it, the video and `--gpus` fit model, machine and format."""
     from aapt_fast.cli.pose_file import read_poses, require_poses_of
 
     poses = None if arguments.controls is None else read_poses(arguments.controls)
     outline = read_outline(model_path(arguments.model, "--model"))
     if outline is None:
         return
+    divides = outline.heads % arguments.gpus == 0
+    require(divides, "--gpus", f"a number that divides {outline.heads} heads of {arguments.model}", arguments.gpus)
     if poses is not None:
         require_poses_of(outline.joints, poses)
     if script is not None:
@@ -167,6 +170,10 @@ def _check_evaluate(arguments: argparse.Namespace) -> None:
 
 
 def _check_bench(arguments: argparse.Namespace) -> None:
+    if arguments.question == "scaling":
+        _check_file_target(arguments.json, "--json")
+        return
+    require(arguments.gpus >= 1, "--gpus", "at least 1", arguments.gpus)
     require(arguments.device in (None, "cuda", "cpu"), "--device", "cuda or cpu", arguments.device)
     require(arguments.target > 0, "--target", "a positive number of seconds", arguments.target)
     _require_one_of("--preset", arguments.preset, PRESETS)

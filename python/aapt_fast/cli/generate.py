@@ -23,6 +23,9 @@ from aapt_fast.cli.first_picture import fit_and_say, read_first_picture, world_o
 from aapt_fast.cli.likeness import number_in_gallery, unlike_gallery
 from aapt_fast.cli.pose_file import read_poses
 from aapt_fast.cli.signals import HeldSignals
+from aapt_fast.distributed import launch
+from aapt_fast.distributed.sharded_generator import shard
+from aapt_fast.distributed.shared_session import SharedSession
 from aapt_fast.media.video_target import require_room
 from aapt_fast.media.video_writer import VideoWriter
 from aapt_fast.models.aapt.sampling import EulerSampler
@@ -47,16 +50,24 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def run(arguments: argparse.Namespace) -> None:
+    if arguments.gpus > 1 and not launch.started_by_torchrun():
+        launch.run(arguments.gpus, ["-m", "aapt_fast", *arguments.argv])
+        return
     report: dict[str, object] | None = None
     try:
         with HeldSignals() as signals:
             try:
                 with signals.let_in():
                     stream = _open_stream(arguments)
+                    if stream.follower is not None:
+                        stream.follower.follow()
+                        launch.end()
+                        return
             except KeyboardInterrupt:
                 say(NOTHING_KEPT)
                 raise
             report = _write(stream, arguments, signals)
+        launch.end()
         print(json.dumps(report))
     except KeyboardInterrupt:
         if report is not None:  # the signal came after the last step
@@ -73,6 +84,12 @@ class _Stream:
     player: Player | FilePlayer
     steps: int
     sheet: ContactSheet | None
+
+    @property
+    def follower(self) -> SharedSession | None:
+        """The session of a rank that does what rank 0 does; None in rank 0, and without ranks."""
+        session = self.session
+        return session if isinstance(session, SharedSession) and session.transport.rank > 0 else None
 
 
 class _Shown:
@@ -94,7 +111,10 @@ def _open_stream(arguments: argparse.Namespace) -> _Stream:
     """Check what only torch, the model and its world can tell; then load the model and open the session."""
     world = world_of(arguments.model)
     script = MEDLEY if arguments.motion is None else arguments.motion
-    device = usable_device(arguments.device)
+    device, transport = usable_device(arguments.device), None
+    if arguments.gpus > 1:
+        transport, device = launch.start(device.type)
+        arguments.quiet = arguments.quiet or transport.rank > 0
     dtype = fast_dtype(device) if arguments.dtype == "auto" else DTYPES[arguments.dtype]
     poses = None if arguments.controls is None else torch.from_numpy(read_poses(arguments.controls))
     frames = video_frames(arguments.frames, read_script(script, world.actions, "--motion"), poses)
@@ -115,7 +135,11 @@ def _open_stream(arguments: argparse.Namespace) -> _Stream:
         player = FilePlayer(poses)
     sheet = None if arguments.sheet is None else ContactSheet(arguments.sheet, world)
     sampler = EulerSampler(arguments.nfe)
-    session = StreamSession(model, start, seed=arguments.seed, sampler=sampler)
+    if transport is None:
+        session = StreamSession(model, start, seed=arguments.seed, sampler=sampler)
+    else:
+        model = shard(model, transport, arguments.parallel)
+        session = SharedSession(model, start, seed=arguments.seed, sampler=sampler, transport=transport)
     return _Stream(model, session, player, steps, sheet)
 
 
@@ -132,7 +156,9 @@ def _write(stream: _Stream, arguments: argparse.Namespace, signals: HeldSignals)
             progress(stream.steps, "stream", "step", quiet=arguments.quiet) as bar,
         ):
             source = _Shown(stream.player, stream.model.video_size[0], stream.sheet is not None)
-            videos = session.frames(source, stream.steps, ahead=stream.model.device.type == "cpu")
+            videos = session.frames(
+                source, stream.steps, ahead=stream.model.device.type == "cpu" and arguments.gpus == 1
+            )
             for _ in range(stream.steps):
                 with signals.let_in():
                     step_begun = time.perf_counter()

@@ -29,6 +29,7 @@ from aapt_fast.training.own_folder import STAGES
 GENERATED_FRAMES = 240
 """Video frames of `generate` without `--frames` and without lengths in a script."""
 DTYPES = ("float32", "bfloat16", "float16")
+SCHEMES = ("sp", "tp")
 CACHE = Path("~/.cache/aapt_fast")
 
 Options = Callable[[argparse.ArgumentParser], None]
@@ -68,6 +69,24 @@ def _number(text: str) -> float:
         return float(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"expected a number, got {text or 'an empty text'}") from None
+
+
+def _add_ranks(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--gpus",
+        type=_integer,
+        default=1,
+        metavar="N",
+        help="share each frame among so many GPUs of this machine, or with --device cpu among so many processes; N has "
+        "to divide the heads of the model, of which mini-person has 4 (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--parallel",
+        choices=SCHEMES,
+        default=SCHEMES[0],
+        help="how --gpus share a frame: sp, by tokens (sequence parallel), exchanges less; tp, by weights (tensor "
+        "parallel), needs less memory (default: %(default)s)",
+    )
 
 
 def add_generate(parser: argparse.ArgumentParser) -> None:
@@ -113,6 +132,7 @@ def add_generate(parser: argparse.ArgumentParser) -> None:
         "--nfe", type=_integer, default=1, help="network evaluations per step; more are slower (default: %(default)s)"
     )
     parser.add_argument("--device", help="cpu | cuda | cuda:1 ... (default: a GPU where there is one)")
+    _add_ranks(parser)
     parser.add_argument(
         "--dtype",
         choices=("auto", "float32", "bfloat16"),
@@ -271,10 +291,16 @@ def add_bench(parser: argparse.ArgumentParser) -> None:
     parser.description = """Measure one latent frame of a preset on this machine, stage by stage, against a target.
 
     aapt-fast bench frame --preset aapt-8b --resolution 736x416 --target 0.16 --json frame.json
+    aapt-fast bench frame --resolution 1280x720 --window 15 --gpus 8 --target 0.17
+    aapt-fast bench scaling
 
 Exit status: 0 the target is met, 1 it is missed, 2 this machine cannot run it, and the document holds a prediction
 instead. A mistake in the arguments is 2 as well, with one line on stderr and no document."""
-    questions = parser.add_subparsers(dest="question", required=True, metavar="frame")
+    questions = parser.add_subparsers(dest="question", required=True, metavar="frame | scaling")
+    scaling = questions.add_parser(
+        "scaling", help="predict a frame of the paper's model and sizes on 1, 2, 4 and 8 GPUs"
+    )
+    scaling.add_argument("--json", type=_file, metavar="FILE", help="file for the rows, as JSON")
     frame = questions.add_parser("frame", help="a whole step: condition, generator, decode, to host")
     frame.add_argument("--preset", default="aapt-8b", help=f"{' | '.join(PRESETS)} (default: %(default)s)")
     _add_system(frame)
@@ -283,6 +309,14 @@ instead. A mistake in the arguments is 2 as well, with one line on stderr and no
         "--json", type=_file, metavar="FILE", help="file for the document, which is also the last line printed"
     )
     frame.add_argument("--device", help="cuda | cpu (default: a GPU where there is one)")
+    frame.add_argument(
+        "--gpus",
+        type=_integer,
+        default=1,
+        metavar="N",
+        help="predict the step on so many GPUs; several are not measured (default: %(default)s)",
+    )
+    frame.add_argument("--parallel", choices=SCHEMES, default=SCHEMES[0], help="as for generate")
     frame.add_argument("--cuda-graph", action="store_true", help="record the step as CUDA graphs, on a GPU")
     frame.add_argument(
         "--steps", type=_integer, default=100, help="timed steps with a full window (default: %(default)s)"

@@ -6,8 +6,9 @@ longer; nothing is faster without doing less. Target: the best rate that public 
 tiles and waves use of it at these very shapes, plus the elementwise passes and a gap per kernel.
 
 Counting: a multiplication and an addition are two FLOP; weights and cached keys and values are read once per step; a
-bidirectional pass over all keys in sight, so no causal half. With several GPUs linear layers and elementwise work are
-split by tokens, attention by heads (two exchanges per layer), the decoder by rows.
+bidirectional pass over all keys in sight, so no causal half. On several GPUs elementwise work is split by tokens,
+attention by heads, the decoder by rows. Linear layers are split by tokens with "sp" (sequence parallel: two exchanges
+per layer), by weights with "tp" (tensor parallel: four), as in `aapt_fast.distributed`.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from aapt_fast.profiling.decoders import Layer, decoder_layers
 
 LABEL = "prediction of a roofline, not a measurement"
 BYTES = 2  # of a bfloat16
+EXCHANGE_S = 8e-6  # of one exchange, before its first byte arrives
 ELEMENTWISE_PASSES = 12  # over the tokens, per block: what fused kernels read and write
 KERNELS_PER_BLOCK, OTHER_KERNELS, KERNELS_PER_DECODER_LAYER = 6, 4, 1.2
 GAP_S = 1e-6  # between two kernels of a CUDA graph
@@ -128,15 +130,28 @@ def tile_efficiency(tokens: int, outputs: int, multiprocessors: int) -> float:
     return max(straight, *(used(outputs, tokens, tile) for tile in rows_are_outputs))
 
 
-def shares(step: Step, gpu: Gpu, gpus: int = 1) -> list[Share]:
-    """List the classes of operators of one step on so many GPUs."""
+def exchanged_bytes(config: GeneratorConfig, gpus: int, scheme: str) -> float:
+    """Bytes that one GPU sends in a step to the others, of queries, keys, values and tokens in bfloat16.
+
+    "sp": q, k, v of own tokens before attention, its results after: of 4 N d / n numbers the part for others. "tp": own
+    tokens to all others before two layers, sums for all others after two: 4 N d / n numbers, for each of the others.
+    """
+    per_other = 4.0 * config.tokens * config.width * BYTES / gpus / (gpus if scheme == "sp" else 1)
+    return config.layers * per_other * (gpus - 1)
+
+
+def shares(step: Step, gpu: Gpu, gpus: int = 1, scheme: str = "sp") -> list[Share]:
+    """List the classes of operators of one step on so many GPUs, which share it by this scheme."""
     config, tokens = step.config, step.config.tokens
     width, hidden = config.width, config.mlp_ratio * config.width
     shapes = [(width, 3 * width), (width, width), (width, hidden), (hidden, width)]
-    own_tokens = -(-tokens // gpus)
-    used = sum(a * b for a, b in shapes) / sum(
-        a * b / tile_efficiency(own_tokens, b, gpu.multiprocessors) for a, b in shapes
-    )
+    by_tokens = scheme == "sp"
+    rows = -(-tokens // gpus) if by_tokens else tokens
+    cut = (gpus, 1, gpus, 1)  # outputs of the first layer of each pair; of the second one the inputs are
+    columns = [b if by_tokens else b // parts for (_, b), parts in zip(shapes, cut, strict=True)]
+    efficiencies = [tile_efficiency(rows, outputs, gpu.multiprocessors) for outputs in columns]
+    work = [a * b for a, b in shapes]
+    used = sum(work) / sum(each / efficiency for each, efficiency in zip(work, efficiencies, strict=True))
     padding = tokens / (-(-tokens // QUERY_TILE) * QUERY_TILE)
     keys = step.keys + step.prompt
 
@@ -149,7 +164,7 @@ def shares(step: Step, gpu: Gpu, gpus: int = 1) -> list[Share]:
     key_bytes = 2.0 * keys * width * BYTES * config.layers
     decoder_bytes = float(sum(layer.elements for layer in step.decoder)) * BYTES
     found = [
-        share("linear", step.linear_flops, float(step.weights * BYTES), gpu.matmul * used, replicated=True),
+        share("linear", step.linear_flops, float(step.weights * BYTES), gpu.matmul * used, replicated=by_tokens),
         share("attention", step.attention_flops(keys), key_bytes, gpu.attention * padding * SPLIT_KEYS),
         share("decode", step.decoder_flops, decoder_bytes, gpu.convolution),
     ]
@@ -158,16 +173,14 @@ def shares(step: Step, gpu: Gpu, gpus: int = 1) -> list[Share]:
     found.append(Share("elementwise", 0.0, token_bytes, 0.0, 1e3 * token_bytes / gpu.copy / gpus))
     found.append(Share("gaps between kernels", 0.0, 0.0, 0.0, 1e3 * kernels * GAP_S))
     if gpus > 1:
-        sent = 4.0 * tokens * width * BYTES * (gpus - 1) / gpus**2  # q, k, v before attention, its result after
-        found.append(
-            Share("exchange", 0.0, sent * config.layers, 0.0, 1e3 * config.layers * (sent / gpu.link + 2 * 8e-6))
-        )
+        sent, exchanges = exchanged_bytes(config, gpus, scheme), (2 if by_tokens else 4) * config.layers
+        found.append(Share("exchange", 0.0, sent, 0.0, 1e3 * (sent / gpu.link + exchanges * EXCHANGE_S)))
     return found
 
 
-def predict(step: Step, gpu: Gpu, gpus: int = 1) -> dict[str, Any]:
+def predict(step: Step, gpu: Gpu, gpus: int = 1, scheme: str = "sp") -> dict[str, Any]:
     """Predict floor and target of one step, whole and by class; ready for JSON."""
-    found = shares(step, gpu, gpus)
+    found = shares(step, gpu, gpus, scheme)
     return {
         "gpu": gpu.name,
         "gpus": gpus,
@@ -177,12 +190,12 @@ def predict(step: Step, gpu: Gpu, gpus: int = 1) -> dict[str, Any]:
     }
 
 
-def prediction(step: Step, decoder: str, target_s: float) -> dict[str, Any]:
-    """Predict one step on one H100 and one H200, with the assumptions; ready for JSON.
+def prediction(step: Step, decoder: str, target_s: float, gpus: int = 1, scheme: str = "sp") -> dict[str, Any]:
+    """Predict one step on so many H100 or H200, with the assumptions; ready for JSON.
 
     `decoder` names that of the step. Each GPU says whether its `target_ms` would meet `target_s`.
     """
-    devices = {name: predict(step, gpu) for name, gpu in GPUS.items()}
+    devices = {name: predict(step, gpu, gpus, scheme) for name, gpu in GPUS.items()}
     return {
         "label": LABEL,
         "dtype": "bfloat16",

@@ -55,7 +55,6 @@ class Stream(nn.Module):
     def __init__(self, config: GeneratorConfig, keys_only: bool = False) -> None:
         super().__init__()
         width, hidden = config.width, config.mlp_ratio * config.width
-        self.heads = config.heads
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.q_norm = nn.Parameter(torch.ones(config.head_dim))
         self.k_norm = nn.Parameter(torch.ones(config.head_dim))
@@ -75,7 +74,7 @@ class Stream(nn.Module):
 
     def project(self, normed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Tokens [..., d] -> raw q, k, v [..., H, D]."""
-        q, k, v = self.qkv(normed).unflatten(-1, (3, self.heads, -1)).unbind(-3)
+        q, k, v = self.qkv(normed).unflatten(-1, (3, -1, len(self.q_norm))).unbind(-3)
         return q, k, v
 
     def mlp(self, normed: Tensor) -> Tensor:
@@ -102,7 +101,7 @@ class Block(nn.Module):
         m = stream.modulate(modulation, x.dtype)
         x, normed = gate_residual_norm(x.flatten(1, 2), _flat(update), gate, m[SCALE1], m[SHIFT1])
         q, k, v = stream.project(normed.view(shape))
-        attended = cache.attend(layer, q, k, v, stream.q_norm, stream.k_norm).reshape(normed.shape)
+        attended = cache.attend(layer, q, k, v, stream.q_norm, stream.k_norm).flatten(1, 2).flatten(-2)
         x, normed = gate_residual_norm(x, stream.out(attended), m[GATE1], m[SCALE2], m[SHIFT2])
         return x.view(shape), stream.mlp(normed).view(shape), m[GATE2]
 

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Size and control of a model of this package, from the header of its file. No torch, as the command line asks first.
+"""Size, heads and control of a model of this package, from the header of its file.
 
-`model_file.read_configs` reads everything that the header says, with torch.
+No torch is needed, as the command line asks before it imports that. `model_file.read_configs` reads everything that
+the header says, with torch.
 """
 
 from __future__ import annotations
@@ -18,10 +19,12 @@ SPATIAL_FACTOR = 8
 
 @dataclass(frozen=True)
 class Outline:
-    """Video size and number of joints of a model, which a video and its poses have to fit."""
+    """Video size, heads and number of joints of a model, which a video, its ranks and its poses have to fit."""
 
     size: tuple[int, int]
     """Height and width of a video frame in pixels."""
+    heads: int
+    """Heads of the attention, which ranks share among them."""
     joints: int | None
     """Joints of a pose; None for a model that no poses drive."""
 
@@ -34,8 +37,8 @@ def read_outline(file: Path) -> Outline | None:
             header = json.loads(opened.read(min(length, LARGEST_HEADER)))
         generator = json.loads(header["__metadata__"]["config"])["generator"]
         height, width = (SPATIAL_FACTOR * int(cells) for cells in generator["grid"])
-        control = generator.get("control")
+        heads, control = int(generator["heads"]), generator.get("control")
         joints = int(control["joints"]) if control is not None and control["kind"] == "pose" else None
     except (KeyError, TypeError, ValueError):
         return None
-    return Outline((height, width), joints)
+    return Outline((height, width), heads, joints)

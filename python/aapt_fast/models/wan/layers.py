@@ -62,13 +62,13 @@ class SelfAttention(nn.Module):
 
     def __init__(self, config: WanConfig) -> None:
         super().__init__()
-        width, self.heads = config.width, config.heads
+        width, self.head_dim = config.width, config.head_dim
         self.q, self.k, self.v, self.o = (nn.Linear(width, width) for _ in range(4))
         self.norm_q, self.norm_k = (nn.RMSNorm(width, config.eps) for _ in range(2))
 
     def forward(self, x: Tensor, cache: Cache, layer: int) -> Tensor:
         """Tokens x [B, F, N, d] -> [B, F, N, d]."""
-        q, k, v = (linear(x).unflatten(-1, (self.heads, -1)) for linear in (self.q, self.k, self.v))
+        q, k, v = (linear(x).unflatten(-1, (-1, self.head_dim)) for linear in (self.q, self.k, self.v))
         return self.o(cache.attend(layer, q, k, v, self.norm_q.weight, self.norm_k.weight).flatten(-2))
 
 

@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A generator that computes a part of each frame, and the whole frame together with the other ranks.
+
+    noise, recycled frame, control     the same on every rank
+    first layer                        all tokens on every rank (3 % of a block's work)
+    blocks                             own tokens; attention by heads, over the rank's own cache; see the schemes
+    last layer                         own tokens, then gathered: every rank has the frame, with the same bits
+
+The network stays the module that it was; hooks on its layers, which `layout.py` names, exchange what has to be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from aapt_fast.distributed.layout import Layout, layout_of
+from aapt_fast.distributed.sequence_parallel import SequenceParallel
+from aapt_fast.distributed.spatial_decoder import RowShards, ShardedVAE
+from aapt_fast.distributed.tensor_parallel import TensorParallel
+from aapt_fast.distributed.token_shards import TokenShards
+from aapt_fast.distributed.transport import Transport, require_agreement
+from aapt_fast.errors import require, require_type
+from aapt_fast.models.stream_model import StreamModel
+from aapt_fast.models.vae.video_stream import LayeredDecoder
+from aapt_fast.ops.cache import Cache, KeysAndValues
+
+
+class Scheme(Protocol):
+    """What differs between the ways to share the work of a block."""
+
+    name: str
+
+    def cut(self, generator: Any, layout: Layout, shards: TokenShards) -> None:
+        """Keep this rank's part of the weights, if it has one."""
+
+    def cache(self, cache: Cache, shards: TokenShards, eps: float, across: bool) -> Any:
+        """What an attention layer sees of the cache of this rank's heads."""
+
+
+SCHEMES: dict[str, type[Any]] = {"sp": SequenceParallel, "tp": TensorParallel}
+
+
+class ShardedShape:
+    """The configuration of a generator with as many heads as one rank has; all else is that of the whole one."""
+
+    def __init__(self, config: Any, ranks: int) -> None:
+        self.heads, self._whole = config.heads // ranks, config
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._whole, name)
+
+
+class ShardedGenerator:
+    """A `VideoGenerator` made of one that has been cut; all that is not defined here is the latter's own."""
+
+    def __init__(self, generator: Any, transport: Transport) -> None:
+        self.whole, self.transport = generator, transport
+        self.config = ShardedShape(generator.config, transport.size)
+
+    def __call__(self, *arguments: Any) -> Any:
+        """As the generator's `forward`."""
+        return self.whole(*arguments)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.whole, name)
+
+    def encode_text(self, text: Tensor, t: Tensor) -> list[KeysAndValues]:
+        """As the generator's, for own heads: per layer [B, L, H / n, D]. Computed whole on every rank, per prompt."""
+        own, first = self.config.heads, self.transport.rank * self.config.heads
+        whole = self.whole.encode_text(text, t)
+        return [(k.narrow(2, first, own).contiguous(), v.narrow(2, first, own).contiguous()) for k, v in whole]
+
+
+def shard(model: StreamModel, transport: Transport, scheme: str = "sp", *, whole_decoder: bool = False) -> StreamModel:
+    """The model of this rank, for sessions on all ranks under the same controls. `model` is used up.
+
+    Args:
+        model: the same on every rank, on this rank's device.
+        transport: to the other ranks.
+        scheme: "sp" (sequence parallel) or "tp" (tensor parallel); the same on every rank.
+        whole_decoder: decode every frame on every rank. Otherwise each rank decodes some rows of the picture, if the
+            decoder has layers that can be cut (those of Wan and AAPT) and the latents have a row for each rank.
+
+    Returns:
+        A model whose sessions give the same frames as those of `model`, up to rounding, with 1 / n of its heads in
+        their pages.
+
+    Raises:
+        TypeError: no `StreamModel`.
+        ValueError: another scheme, a generator of another kind, or with heads that the ranks do not divide; ranks that
+            were given different models or schemes. All ranks raise the same error, before anything has changed.
+    """
+    require_type("model", model, StreamModel)
+    require(scheme in SCHEMES, "scheme", " or ".join(SCHEMES), repr(scheme))
+    generator: Any = model.generator
+    kind, config = type(generator).__name__, generator.config
+    facts = {
+        "scheme": scheme,
+        "whole_decoder": str(whole_decoder),
+        "generator": f"{kind} {config}",
+        "grid": str(model.grid),
+        "dtype": str(model.dtype),
+    }
+    require_agreement(transport, facts)
+    layout = layout_of(generator)
+    divisors = [n for n in range(1, config.heads + 1) if config.heads % n == 0]
+    expected = f"a number that divides {config.heads} heads: {', '.join(map(str, divisors))}"
+    require(transport.size in divisors, "ranks", expected, transport.size)
+    rule, shards = SCHEMES[scheme](), TokenShards(transport)
+    rule.cut(generator, layout, shards)
+    _hook(generator, layout, rule, shards)
+    world = model.world if model.has_world else None
+    vae: Any = model.vae
+    if isinstance(vae, LayeredDecoder) and model.grid[0] >= transport.size and not whole_decoder:
+        vae = ShardedVAE(vae, RowShards(transport, model.grid[0]))
+    parts = ShardedGenerator(generator, transport), vae, model.name, model.text_encoder
+    return StreamModel(*parts, grid=model.grid, world=world)
+
+
+def _hook(generator: Any, layout: Layout, scheme: Scheme, shards: TokenShards) -> None:
+    first = layout.token_inputs[0]
+    for module, argument in layout.token_inputs:
+        begins = (module, argument) == first
+        module.register_forward_pre_hook(partial(_split_argument, shards, argument, begins))
+    for module, argument in layout.attentions:
+        seen = partial(scheme.cache, shards=shards, eps=generator.config.eps, across=layout.norm_across_heads)
+        module.register_forward_pre_hook(partial(_replace_cache, argument, seen))
+    assert layout.last is not None
+    layout.last.register_forward_hook(partial(_gather_result, shards))
+
+
+def _split_argument(
+    shards: TokenShards, argument: int, begins: bool, module: nn.Module, arguments: tuple[Any, ...]
+) -> tuple[Any, ...]:
+    """Own tokens of an argument [B, F, N, ...]; one [B, F, 1, ...] holds for all tokens and stays as it is."""
+    x = arguments[argument]
+    if begins:
+        shards.tokens = x.shape[2]
+    own = x if x.shape[2] == 1 else shards.split(x)
+    return (*arguments[:argument], own, *arguments[argument + 1 :])
+
+
+def _replace_cache(
+    argument: int, seen: Callable[[Cache], Cache], module: nn.Module, arguments: tuple[Any, ...]
+) -> tuple[Any, ...]:
+    return (*arguments[:argument], seen(arguments[argument]), *arguments[argument + 1 :])
+
+
+def _gather_result(shards: TokenShards, module: nn.Module, arguments: tuple[Any, ...], result: Tensor) -> Tensor:
+    """Results [B, F, M, c] or [B, F M, c] of own tokens -> those of all tokens."""
+    if result.dim() == 4:
+        return shards.gather(result)
+    return shards.gather(result.unflatten(1, (-1, shards.own))).flatten(1, 2)

@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The work of one rank in the tests of test_launch.py: `python job.py RESULTS [RANK HOW]`, under torchrun.
+
+Each rank writes what it has found to RESULTS/rank-N.json; so an error of the backend while it ends changes nothing.
+Rank RANK, if given, dies or hangs in the second step.
+"""
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from aapt_fast.distributed import launch
+from aapt_fast.distributed.sharded_generator import shard
+from aapt_fast.distributed.shared_session import SharedSession
+from aapt_fast.profiling.inputs import random_controls, random_image
+from aapt_fast.testing.streams import STREAMS, random_model
+
+
+def play(transport, scheme, hurt):
+    """The sum of the video of four steps, from rank 0."""
+
+    class Session(SharedSession):
+        def step(self, control=None):
+            if self.steps == 1:
+                hurt()
+            return super().step(control)
+
+    model = random_model(STREAMS["pose"])
+    with Session(shard(model, transport, scheme), random_image(model), seed=7, transport=transport) as session:
+        if transport.rank == 0:
+            return sum(int(session.step(control).sum()) for control in random_controls(model, 4, seed=3))
+        session.follow()
+
+
+def main(results, rank="-1", how=""):
+    torch.set_num_threads(1)
+    launch.EXCHANGE_SECONDS = 5
+    transport, _ = launch.start("cpu")
+
+    def hurt():
+        if transport.rank == int(rank):
+            if how == "dies":
+                os.kill(os.getpid(), signal.SIGKILL)
+            time.sleep(600)
+
+    sums = [play(transport, scheme, hurt) for scheme in ("sp", "tp")]
+    Path(results, f"rank-{transport.rank}.json").write_text(json.dumps({"ranks": transport.size, "sums": sums}))
+    launch.end()
+
+
+main(*sys.argv[1:])
