@@ -24,7 +24,7 @@ export AAPT_CUDA CUTLASS_DIR
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test test-planted emulated stubs lint bench wheel train-person train-coin clean FORCE
+.PHONY: help demo test test-planted test-bench emulated stubs lint bench wheel train-person train-coin clean FORCE
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,11 +37,14 @@ PLANTED = tests/kernels/test_planted_bugs*.py tests/test_strict_build.py
 # Disassembles the whole compiled module, for a minute and a half. Continuous integration does it once, in the wheel.
 DISASSEMBLED = tests/test_machine_code.py
 
-test: $(VENV)/.installed-video,test emulated ## run the tests, but for planted bugs and machine code
-	$(PYTEST) $(patsubst %,--ignore-glob='%',$(PLANTED) $(DISASSEMBLED)) tests
+test: $(VENV)/.installed-video,test emulated ## run the tests of the package, in twelve minutes at most
+	$(PYTEST) $(patsubst %,--ignore-glob='%',$(PLANTED) $(DISASSEMBLED)) --ignore=tests/bench tests
 
 test-planted: $(VENV)/.installed-video,test emulated ## see that tests and strict builds notice planted bugs
 	$(PYTEST) $(PLANTED)
+
+test-bench: $(VENV)/.installed-video,test emulated ## run the tests of bench/
+	$(PYTEST) tests/bench
 
 emulated: $(VENV)/.build-tools $(VENV)/.cuda-tools ## build the kernels for the CPU, as the tests run them
 	@$(BIN)/cmake -G Ninja -S . -B build/emulated -DAAPT_EMULATE=ON -DAAPT_PROBES=ON --log-level=WARNING \
