@@ -8,6 +8,7 @@ where the list must be empty, and on a planted violation, which it must find.
 from __future__ import annotations
 
 import ast
+import functools
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -73,7 +74,13 @@ def modules(root: Path) -> Iterator[Module]:
     package = root / "python" / PACKAGE
     for path in sorted(package.rglob("*.py")):
         parts = path.relative_to(package).with_suffix("").parts
-        yield Module(str(path.relative_to(root)), parts, ast.parse(path.read_text(), str(path)))
+        yield Module(str(path.relative_to(root)), parts, parsed(path.read_text(), str(path)))
+
+
+@functools.cache
+def parsed(source: str, file: str) -> ast.Module:
+    """The tree of a source, parsed once for all rules, which only read it."""
+    return ast.parse(source, file)
 
 
 def functions(tree: ast.AST) -> Iterator[Function]:

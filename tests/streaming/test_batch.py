@@ -73,8 +73,7 @@ def assert_same(actual: Sequence[torch.Tensor], expected: Sequence[torch.Tensor]
 # ---- the same stream ----
 
 
-@recorded_or_not
-@pytest.mark.parametrize("nfe", [1, 2])
+@pytest.mark.parametrize(("nfe", "recorded"), [(1, False), (2, True)], ids=["plain", "two evaluations, recorded"])
 def test_sessions_at_other_steps_get_what_they_get_alone(model, nfe, recorded):
     """Other seeds, prompts of other lengths; runs that begin, windows that fill or are full."""
     lead = (0, 1, 3, 6)
@@ -143,8 +142,7 @@ def test_steps_alone_and_in_another_batch_between(model, recorded):
             assert_near(frame, expected, TOLERANCE)
 
 
-@recorded_or_not
-@pytest.mark.parametrize("at", [1, 5])
+@pytest.mark.parametrize(("at", "recorded"), [(1, False), (5, True)], ids=["plain, early", "recorded, late"])
 def test_forks_go_on_together(model, at, recorded):
     """One past, three futures, the pages of the past shared until the sink is rewritten."""
     controls = random_controls(model, at)
@@ -180,9 +178,21 @@ def test_a_reset_is_noticed(model, recorded):
             assert_near(frame, expected, TOLERANCE)
 
 
-@recorded_or_not
-@pytest.mark.parametrize("lead", [(0, 0), (0, 2), (3, 1)], ids=str)
-@pytest.mark.parametrize("first_steps", [None, (1000, 700, 300)], ids=["same", "other first"])
+OTHER_FIRST = (1000, 700, 300)
+
+
+@pytest.mark.parametrize(
+    ("lead", "first_steps", "recorded"),
+    [  # every pair of values
+        ((0, 0), None, False),
+        ((0, 0), OTHER_FIRST, True),
+        ((0, 2), None, True),
+        ((0, 2), OTHER_FIRST, False),
+        ((3, 1), None, False),
+        ((3, 1), OTHER_FIRST, True),
+    ],
+    ids=str,
+)
 def test_blocks_of_a_wan_transformer(lead, first_steps, recorded):
     """Sessions of one that begins its run otherwise step alone as long as some are at their first step."""
     model = StreamModel(random_wan(TINY), random_model(NANO).vae, grid=(4, 6))

@@ -99,7 +99,7 @@ def test_a_clone_continues_bit_for_bit(vae, after):
 @pytest.mark.parametrize("after", [0, 1, 3])
 def test_a_state_goes_on_in_this_stream_and_in_a_new_one(vae, memory, after):
     streams = [in_rings(vae) if memory == "rings" else vae.stream() for _ in range(2)]
-    frames = random_frames(after + 3)
+    frames = random_frames(after + 2)
     for frame in frames[:after]:
         streams[0].decode(frame)
     state = streams[0].state()
