@@ -249,7 +249,10 @@ class Streams:
 
     def _measure(self, stream: Stream, header: Message, now: float) -> None:
         stream.stats = {name: header[name] for name in ("step_ms", "encode_ms", "late", "dropped")}
+        has_stopped = header["paused"] and not stream.state.get("paused")  # by itself: at the end of a replay
         stream.state |= {name: header[name] for name in ("step", "oldest_step", "paused")}
+        if has_stopped:
+            stream.tell_state()
         self.metrics.steps.inc()
         self.metrics.late_steps.inc(max(header["late"] - stream.last_late, 0))
         self.metrics.step.observe(header["step_ms"] / 1e3)
