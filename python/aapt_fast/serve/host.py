@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The streams of a worker process: commands of the server in, pictures and answers out.
 
-    server    control, open, rewind, ...  -> Host.handle -> engine
-    engine    the video of a step         -> encoder's thread -> server
+server    control, open, rewind, ...  -> Host.handle -> engine
+engine    the video of a step         -> encoder's thread -> server
 """
 
 from __future__ import annotations
@@ -197,9 +197,7 @@ class Host:
             return self._open_replay(header, body), b""
         first = self._first(header, body)
         controls = LiveControls(self.model, first, header["action"], header["seed"], self._settings.history)
-        stream = self.engine.open(
-            first, source=controls, prompt=header["prompt"], seed=header["seed"], paused=True
-        )
+        stream = self.engine.open(first, source=controls, prompt=header["prompt"], seed=header["seed"], paused=True)
         return self._host(header, stream, controls), b""
 
     def _open_replay(self, header: Header, body: bytes) -> Header:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import secrets
 import time
@@ -263,7 +264,9 @@ class Streams:
 
     def _refuse(self, header: Message) -> None:
         stream = self._streams.get(header["refused"])
-        for pending in list(stream.pending) if stream is not None else []:
+        if stream is None:
+            return
+        for pending in list(stream.pending):
             if pending.number == header["number"]:
                 stream.pending.remove(pending)
                 error = {"type": "error", "stream": pending.seat.number, "id": pending.id, **header["error"]}
@@ -353,12 +356,9 @@ class Streams:
         """Run a command whose failure nobody waits for: the stream may have ended meanwhile."""
 
         async def quiet() -> None:
-            try:
+            with contextlib.suppress(CallFailed, WorkerGone):
                 await call
-            except (CallFailed, WorkerGone):
-                pass
 
         task = asyncio.get_running_loop().create_task(quiet())
         self._background.add(task)
         task.add_done_callback(self._background.discard)
-
