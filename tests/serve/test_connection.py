@@ -48,6 +48,16 @@ def player_state(opened: dict) -> dict:
     return {"type": "state", "stream": opened["stream"], **state}
 
 
+def test_a_stream_that_stops_by_itself_says_so(running, player):
+    opened = player.open()
+    assert not player.receive("state")["paused"]
+    running.worker.take_step(opened["key"])
+    running.worker.streams[opened["key"]]["paused"] = True  # as at the end of a replay
+    running.worker.take_step(opened["key"])
+    state = player.receive("state")
+    assert (state["paused"], state["step"]) == (True, 2)
+
+
 def test_controls_have_two_receipts_and_old_ones_are_ignored(running, player):
     opened = player.open()
     for number, value in ((5, "walk"), (5, "idle"), (3, "idle"), (9, "idle")):

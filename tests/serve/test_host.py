@@ -24,6 +24,7 @@ from aapt_fast.serve.host import Host, read_upload
 from aapt_fast.serve.settings import Limits, Settings
 from aapt_fast.testing.streams import random_model
 from aapt_fast.worlds import WORLDS
+from aapt_fast.worlds.person.skeleton import CAMERA
 from aapt_fast.worlds.world import FirstFrame
 
 PATIENCE = 60.0
@@ -87,6 +88,7 @@ def test_a_description_and_the_gallery(server):
     found = server.host.describe()
     assert (found["name"], found["width"], found["frames_per_step"], found["gallery"]) == ("nano", 16, 4, 1)
     assert found["control"]["entry"] == [19, 3] and "left_hand" in found["control"]["names"]
+    assert found["control"]["camera"] == dataclasses.asdict(CAMERA)
     assert [5, 6, "left"] in found["control"]["bones"] and [0, 1, "middle"] in found["control"]["bones"]
     [picture] = server.host.gallery_pictures()
     assert Image.open(io.BytesIO(picture)).size == (16, 16)

@@ -4,16 +4,21 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+import os
+import signal
+from pathlib import Path
 
 import pytest
 from tests.serve.fake_worker import FakeWorker
 
 from aapt_fast.serve import link
-from aapt_fast.serve.link import CallFailed, Link, WorkerGone
+from aapt_fast.serve.link import CallFailed, Link, WorkerGone, WorkerProcess
 from aapt_fast.serve.pipe import pack, unpack
 from aapt_fast.serve.run import serving
 from aapt_fast.serve.settings import Limits, Settings
 
+SMALL_WORKER = Path(__file__).with_name("small_worker.py")
 OPEN = {"codecs": ["jpeg"], "key": "a"}
 
 
@@ -52,7 +57,7 @@ def test_messages_are_json_and_bytes():
     assert unpack(pack({"a": [1, "ü"]}, b"\x00\xff")) == ({"a": [1, "ü"]}, b"\x00\xff")
     settings = Settings(token="x", hosts=("a", "b"), limits=Limits(uploads=3))
     assert Settings.from_json(settings.to_json()) == settings
-    with pytest.raises(ValueError, match="^uploads: expected more than 0, got 0"):
+    with pytest.raises(ValueError, match=r"^uploads: expected more than 0, got 0"):
         Limits(uploads=0)
 
 
@@ -86,6 +91,32 @@ def test_a_dead_worker_fails_its_calls_and_another_one_starts(monkeypatch):
     assert len(run(test)) == 2
 
 
+def test_a_killed_process_is_replaced_and_its_folder_removed(monkeypatch, capfd):
+    monkeypatch.setattr(link, "FIRST_PAUSE", 0.01)
+
+    async def test() -> None:
+        start = functools.partial(WorkerProcess, program=[str(SMALL_WORKER)])
+        found = Link(Settings(), start, lambda header, body: None, lambda: None)
+        found.start()
+        seen = []
+        for _ in range(2):
+            await found.ready.wait()
+            answer, body = await found.call("echo", bytes(range(256)) * 1000)
+            assert body == bytes(range(256))[::-1] * 1000 and Path(answer["folder"]).is_dir()
+            seen.append(answer)
+            if len(seen) == 1:
+                os.kill(answer["process"], signal.SIGKILL)
+                while found.ready.is_set():
+                    await asyncio.sleep(0.01)
+        await found.close()
+        assert seen[0]["process"] != seen[1]["process"]
+        for each in seen:
+            assert not Path(each["folder"]).exists() and not Path(f"/proc/{each['process']}").exists()
+
+    asyncio.run(test())
+    assert capfd.readouterr().out == "an ordinary end\n"
+
+
 def test_a_model_that_cannot_be_loaded_ends_the_server():
-    with pytest.raises(ValueError, match="^x.safetensors: nan"), serving(Settings(drain_seconds=0.1), Unloadable):
+    with pytest.raises(ValueError, match=r"^x.safetensors: nan"), serving(Settings(drain_seconds=0.1), Unloadable):
         pass

@@ -118,9 +118,9 @@ def test_models_without_a_world_or_without_control():
     assert taken.shape == (4, 3, *maps.grid) and taken[3, :, 1, 1].tolist() == [0.5, -1.0, 2.0]
     controls.set("camera", None, 2)
     assert not controls.next(4).any() and controls.obeyed == 2
-    with pytest.raises(ValueError, match="^action: expected none: this model has none"):
+    with pytest.raises(ValueError, match=r"^action: expected none: this model has none"):
         controls.set("action", "walk", 3)
     plain = random_model(NANO_TEXT)
     assert LiveControls(plain, FirstFrame(random_image(plain)), None, 0, 4).next(1) is None
-    with pytest.raises(ValueError, match="^action: expected none"):
+    with pytest.raises(ValueError, match=r"^action: expected none"):
         LiveControls(plain, FirstFrame(random_image(plain)), "walk", 0, 4)

@@ -11,10 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-
-pytest.importorskip("fastapi")
-pytest.importorskip("uvicorn")
-
 from tests.serve import fake_server
 
 from aapt_fast.testing.browser import Page

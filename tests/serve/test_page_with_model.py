@@ -10,9 +10,6 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("fastapi")
-pytest.importorskip("uvicorn")
-
 from aapt_fast.testing.browser import Page
 
 PATIENCE_S = 60.0

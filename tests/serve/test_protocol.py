@@ -58,7 +58,7 @@ def test_a_header_has_16_little_endian_bytes():
     assert packed == bytes([4, 3, 2, 1, 5, 0, 0, 0, 6, 0, 0, 0, 8, 7, 2, 3])
     assert Header.unpack(packed + b"picture") == header
     assert Header.unpack(Header(2**32 + 1, 2**33, 0, 0, 1).pack()).frame == 1  # after 5.6 years
-    with pytest.raises(ValueError, match="^data: expected 16 bytes or more, got 3"):
+    with pytest.raises(ValueError, match=r"^data: expected 16 bytes or more, got 3"):
         Header.unpack(b"abc")
 
 

@@ -20,11 +20,11 @@ def test_a_token_is_required_beyond_this_machine():
         require_token(host, None)
         assert is_local(host)
     for host in ("0.0.0.0", "::", "10.0.0.1", "example.org"):
-        with pytest.raises(ValueError, match="^--token: expected a token, as others can reach"):
+        with pytest.raises(ValueError, match=r"^--token: expected a token, as others can reach"):
             require_token(host, None)
         require_token(host, TOKEN)
     for token in ("", "short", "with a space in it ...", "ümlaut-in-the-middle"):
-        with pytest.raises(ValueError, match="^--token: expected 16 or more"):
+        with pytest.raises(ValueError, match=r"^--token: expected 16 or more"):
             require_token("localhost", token)
 
 

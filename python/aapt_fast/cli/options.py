@@ -364,8 +364,9 @@ def add_serve(parser: argparse.ArgumentParser) -> None:
 It listens to this machine alone unless --host says otherwise, and then needs a token. Ctrl-C or SIGTERM lets the
 clients finish for a moment; a second signal ends it at once."""
     parser.add_argument(
-        "--model", default="mini-person", help="mini-person, mini-anyone, or a file that train exported (default: "
-        "%(default)s)",
+        "--model",
+        default="mini-person",
+        help="mini-person, mini-anyone, or a file that train exported (default: %(default)s)",
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: %(default)s)")
     parser.add_argument("--port", type=_integer, default=8000, help="0 for any that is free (default: %(default)s)")
@@ -388,16 +389,25 @@ clients finish for a moment; a second signal ends it at once."""
     access.add_argument("--tls-cert", type=_file, metavar="FILE", help="PEM, for https (default: http)")
     access.add_argument("--tls-key", type=_file, metavar="FILE", help="PEM (default: in the file of --tls-cert)")
     access.add_argument(
-        "--allow-host", action="append", default=[], metavar="NAME", help="under which clients reach it, repeatable "
-        "(default: --host, and the names of this machine's loopback)",
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="under which clients reach it, repeatable (default: --host, and the names of this machine's loopback)",
     )
     access.add_argument(
-        "--origin", action="append", default=[], metavar="URL", help="of another page that may use it, repeatable "
-        "(default: its own page alone)",
+        "--origin",
+        action="append",
+        default=[],
+        metavar="URL",
+        help="of another page that may use it, repeatable (default: its own page alone)",
     )
     access.add_argument(
-        "--limit", action="append", default=[], metavar="NAME=NUMBER", help="one of those in docs/how-to/serve.md, "
-        "repeatable (default: as listed there)",
+        "--limit",
+        action="append",
+        default=[],
+        metavar="NAME=NUMBER",
+        help="one of those in docs/how-to/serve.md, repeatable (default: as listed there)",
     )
 
 

@@ -4,12 +4,11 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import importlib.util
 import re
 import socket
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from aapt_fast.cli.absent import require_there
 from aapt_fast.cli.choices import meant
@@ -87,8 +86,8 @@ def _limits(given: list[str]) -> Limits:
     """The limits of `--limit NAME=NUMBER`, and the others as they are."""
     from aapt_fast.serve.settings import Limits
 
-    kinds = {each.name: type(each.default) for each in dataclasses.fields(Limits)}
-    values = {}
+    kinds = {name: type(value) for name, value in Limits().to_dict().items()}
+    values: dict[str, Any] = {}
     for text in given:
         name, _, number = text.partition("=")
         require(name in kinds, "--limit", f"one of {', '.join(kinds)}", f"{text}{meant(name, kinds)}")

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """A client of `aapt-fast serve` for Python programs: with `async`, or without in `sync_client`.
 
-    async with connect("http://localhost:8000/") as client:
-        stream = await client.open(gallery=0, action="walk")
-        async for frame in stream.frames():
-            show(frame.picture())
-            if frame.number == 48:
-                await stream.control(action="wave")
+async with connect("http://localhost:8000/") as client:
+    stream = await client.open(gallery=0, action="walk")
+    async for frame in stream.frames():
+        show(frame.picture())
+        if frame.number == 48:
+            await stream.control(action="wave")
 """
 
 from __future__ import annotations
@@ -155,7 +155,7 @@ class Stream:
         return await self._client._http(f"/v1/streams/{self.key}/replay")
 
     async def frames(self) -> AsyncIterator[VideoFrame]:
-        """Yield the video frames as they come, until the stream ends. A slow program misses some, whole steps mostly."""
+        """Yield the video frames as they come, until the stream ends. A slow program misses some."""
         while True:
             while self._frames:
                 frame = self._frames.popleft()
@@ -380,7 +380,9 @@ async def connect(url: str, token: str | None = None, codecs: Sequence[str] = ("
     token = token or parse_qs(parts.fragment).get("token", [None])[0]
     address = f"{parts.scheme}://{parts.netloc}"
     where = f"{'wss' if parts.scheme == 'https' else 'ws'}://{parts.netloc}/v1/stream"
-    async with websockets.connect(where, subprotocols=[protocol.SUBPROTOCOL], max_size=None, compression=None) as socket:
+    async with websockets.connect(
+        where, subprotocols=[protocol.SUBPROTOCOL], max_size=None, compression=None
+    ) as socket:
         hello = {"type": "hello", "version": protocol.VERSION, "codecs": list(codecs)}
         await socket.send(json.dumps(hello if token is None else {**hello, "token": token}))
         try:

@@ -144,8 +144,8 @@ class Connection:
         if self._settings.token is not None:
             given = hello.token or bearer_token(self._socket.headers.get("authorization"))
             if not same_token(given, self._settings.token):
-                error = refusal("token", "the token of this server", "none" if given is None else "another one")
-                raise await self._refused(error, protocol.BAD_TOKEN)
+                got = "none" if given is None else "another one"
+                raise await self._refused(refusal("token", "the token of this server", got), protocol.BAD_TOKEN)
         await self._streams.link.ready.wait()
         model = self._streams.link.model
         if model is None:
@@ -195,7 +195,9 @@ class Connection:
         text = received.get("text")
         if text is None:
             raise await self._refused(refusal("message", "a JSON text", "bytes"))
-        if len(text.encode("utf-8", "surrogatepass")) > self._limits.message_bytes:  # other servers than ours pass it on
+        if (
+            len(text.encode("utf-8", "surrogatepass")) > self._limits.message_bytes
+        ):  # other servers than ours pass it on
             raise await self._refused(refusal("message", f"at most {self._limits.message_bytes} bytes", "more"))
         return protocol.read_message(text)
 

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The streams of a worker process: commands of the server in, pictures and answers out.
 
-    server    control, open, rewind, ...  -> Host.handle -> engine
-    engine    the video of a step         -> encoder's thread -> server
+server    control, open, rewind, ...  -> Host.handle -> engine
+engine    the video of a step         -> encoder's thread -> server
 """
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import queue
 import tempfile
@@ -35,7 +36,7 @@ from aapt_fast.serve.settings import Settings
 from aapt_fast.streaming.controls import entry_shape
 from aapt_fast.streaming.engine import StreamEngine
 from aapt_fast.streaming.engine_stream import EngineStream, Shown
-from aapt_fast.worlds.person.skeleton import JOINTS
+from aapt_fast.worlds.person.skeleton import CAMERA, JOINTS
 from aapt_fast.worlds.world import FPS, FirstFrame
 
 Send = Callable[[Header, bytes], None]
@@ -111,11 +112,12 @@ class Host:
         height, width = model.video_size
         kind = "none" if control is None else control.kind
         entry = [] if control is None else list(entry_shape(control, model.grid))
-        bones, names = [], []
+        bones, names, camera = [], [], None
         if control is not None and kind == "pose":
             named = control.joints == len(JOINTS) and model.has_world and model.world.name == "person"
             names = list(JOINTS) if named else [str(joint) for joint in range(control.joints)]
             bones = [[a, b, _side(names[a], names[b])] for a, b in control.limbs]
+            camera = dataclasses.asdict(CAMERA) if named else None
         return {
             "name": model.name,
             "width": width,
@@ -126,7 +128,7 @@ class Host:
             "gallery": len(self.gallery),
             "has_prompt": model.text_encoder is not None,
             "history": self._settings.history,
-            "control": {"kind": kind, "entry": entry, "bones": bones, "names": names},
+            "control": {"kind": kind, "entry": entry, "bones": bones, "names": names, "camera": camera},
             "codecs": ["jpeg", *(["h264"] if has_h264() else [])],
         }
 
@@ -195,9 +197,7 @@ class Host:
             return self._open_replay(header, body), b""
         first = self._first(header, body)
         controls = LiveControls(self.model, first, header["action"], header["seed"], self._settings.history)
-        stream = self.engine.open(
-            first, source=controls, prompt=header["prompt"], seed=header["seed"], paused=True
-        )
+        stream = self.engine.open(first, source=controls, prompt=header["prompt"], seed=header["seed"], paused=True)
         return self._host(header, stream, controls), b""
 
     def _open_replay(self, header: Header, body: bytes) -> Header:

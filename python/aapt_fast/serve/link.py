@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from typing import Any, Protocol
 
@@ -25,6 +25,7 @@ log = logging.getLogger("aapt_fast.serve")
 
 OnMessage = Callable[[Header, bytes], None]
 OnEnd = Callable[[], None]
+WORKER = ("-m", "aapt_fast.serve.worker")
 WAITING_MESSAGES = 10_000  # for a worker that reads none; it is stopped then
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds before another start
 END_SECONDS = 5.0  # that a worker gets to end by itself
@@ -44,16 +45,19 @@ StartProcess = Callable[[Settings, OnMessage, OnEnd], Process]
 
 
 class WorkerProcess:
-    """A `python -m aapt_fast.serve.worker` of its own. `on_message` and `on_end` are called in another thread."""
+    """A process of its own. `on_message` and `on_end` are called in another thread.
 
-    def __init__(self, settings: Settings, on_message: OnMessage, on_end: OnEnd) -> None:
+    `program` are the arguments of Python that start it.
+    """
+
+    def __init__(
+        self, settings: Settings, on_message: OnMessage, on_end: OnEnd, program: Sequence[str] = WORKER
+    ) -> None:
         self._on_message, self._on_end = on_message, on_end
         self._connection, theirs = multiprocessing.Pipe()
         environment = {"OMP_WAIT_POLICY": "passive", **os.environ}  # idle threads leave their core to the browser
-        command = [sys.executable, "-m", "aapt_fast.serve.worker", str(theirs.fileno())]
-        self.process = subprocess.Popen(
-            command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, env=environment
-        )
+        command = [sys.executable, *program, str(theirs.fileno())]
+        self.process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, env=environment)
         theirs.close()
         self._folder = tempfile.TemporaryDirectory(prefix="aapt_fast-")  # outlives a worker that dies
         self._waiting: queue.Queue[bytes | None] = queue.Queue(WAITING_MESSAGES)

@@ -136,7 +136,9 @@ class LiveControls:
 
     def _require_action(self, action: str) -> None:
         names = self._model.world.actions if self._model.has_world else ()
-        require(action in names, "action", f"one of {', '.join(names)}" if names else "none: this model has none", action)
+        require(
+            action in names, "action", f"one of {', '.join(names)}" if names else "none: this model has none", action
+        )
 
     def _new_player(self) -> Player | None:
         if self._action is not None:

@@ -142,5 +142,3 @@ def address(settings: Settings, host: str, port: int, secure: bool) -> str:
     name = f"[{name}]" if ":" in name else name
     token = f"#token={settings.token}" if settings.token is not None else ""
     return f"{'https' if secure else 'http'}://{name}:{port}/{token}"
-
-

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import secrets
 import time
@@ -249,7 +250,10 @@ class Streams:
 
     def _measure(self, stream: Stream, header: Message, now: float) -> None:
         stream.stats = {name: header[name] for name in ("step_ms", "encode_ms", "late", "dropped")}
+        has_stopped = header["paused"] and not stream.state.get("paused")  # by itself: at the end of a replay
         stream.state |= {name: header[name] for name in ("step", "oldest_step", "paused")}
+        if has_stopped:
+            stream.tell_state()
         self.metrics.steps.inc()
         self.metrics.late_steps.inc(max(header["late"] - stream.last_late, 0))
         self.metrics.step.observe(header["step_ms"] / 1e3)
@@ -260,7 +264,9 @@ class Streams:
 
     def _refuse(self, header: Message) -> None:
         stream = self._streams.get(header["refused"])
-        for pending in list(stream.pending) if stream is not None else []:
+        if stream is None:
+            return
+        for pending in list(stream.pending):
             if pending.number == header["number"]:
                 stream.pending.remove(pending)
                 error = {"type": "error", "stream": pending.seat.number, "id": pending.id, **header["error"]}
@@ -350,12 +356,9 @@ class Streams:
         """Run a command whose failure nobody waits for: the stream may have ended meanwhile."""
 
         async def quiet() -> None:
-            try:
+            with contextlib.suppress(CallFailed, WorkerGone):
                 await call
-            except (CallFailed, WorkerGone):
-                pass
 
         task = asyncio.get_running_loop().create_task(quiet())
         self._background.add(task)
         task.add_done_callback(self._background.discard)
-

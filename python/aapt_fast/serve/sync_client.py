@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """`client` without `async`: the same objects, whose calls wait.
 
-    with connect("http://localhost:8000/") as client:
-        stream = client.open(gallery=0, action="walk")
-        for frame in stream.frames():
-            show(frame.picture())
+with connect("http://localhost:8000/") as client:
+    stream = client.open(gallery=0, action="walk")
+    for frame in stream.frames():
+        show(frame.picture())
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ class StreamEngine(NotCopied):
     Args:
         model: of all streams.
         streams: places on the device, at least 1.
-        sampler, cuda_graph, history, replayable: as in `StreamSession`. A stream that has been parked keeps no controls.
+        sampler, cuda_graph, history, replayable: as in `StreamSession`. One that was parked keeps no controls.
         text_length: most tokens of a prompt, for generators whose frames attend to it through the cache.
         parked: streams that may be in files besides. When all places are taken, the one that has been paused for the
             longest time is moved there. 0: none is.

@@ -29,15 +29,18 @@ const TRUNK = [
 
 /** The bodies of one model. Poses are lists of image points [x, y, depth], as the server takes them. */
 export class Body {
-  /** @param {{names: string[], bones: [number, number, string][], camera?: Camera | null}} control */
+  /**
+   * @param {{names: string[], bones: [number, number, string][], camera: Camera | null}} control of `welcome.model`;
+   *   without a camera nothing can be dragged
+   */
   constructor({ names, bones, camera }) {
     this.names = names;
     this.bones = bones;
-    this.camera = camera ?? null;
+    this.camera = camera;
     this.index = new Map(names.map((name, index) => [name, index]));
     const known = (rule) => [rule.joint, rule.root ?? rule.joint].every((name) => this.index.has(name));
     /** Rules of the joints that can be dragged. */
-    this.handles = [...LIMBS, ...TRUNK].filter(known);
+    this.handles = camera ? [...LIMBS, ...TRUNK].filter(known) : [];
   }
 
   /**
@@ -50,7 +53,7 @@ export class Body {
     const rule = this.handles.find((each) => each.joint === joint);
     const joints = points.map((point) => this.#unproject(point));
     const target = this.#unproject([x, y, points[this.index.get(joint)][2]]);
-    if (this.camera) target[1] = Math.max(target[1], 0);  // the floor
+    target[1] = Math.max(target[1], 0);  // the floor
     if (rule.crouches) this.#crouch(joints, target);
     else if (rule.leans) this.#lean(joints, target);
     else if (rule.middle) this.#reach(joints, rule, target);
@@ -121,16 +124,14 @@ export class Body {
     }
   }
 
-  /** Joint in metres, y up and z towards the camera; without a camera in fractions of the picture. */
+  /** The joint in metres, y up and z towards the camera. */
   #unproject([x, y, past]) {
-    if (!this.camera) return [x, 1 - y, -past];
     const { focal, height, distance, horizon } = this.camera;
     const depth = distance + past;
     return [((x - 0.5) * depth) / focal, height - ((y - horizon) * depth) / focal, -past];
   }
 
   #project([x, y, z]) {
-    if (!this.camera) return [x, 1 - y, -z];
     const { focal, height, distance, horizon } = this.camera;
     const depth = distance - z;
     return [0.5 + (focal * x) / depth, horizon - (focal * (y - height)) / depth, -z];

@@ -14,7 +14,7 @@ export class Steer {
     /** @type {HTMLButtonElement[]} */
     this.actions = model.actions.map((name, number) => this.#action(name, number));
     byId("motion-card").hidden = this.actions.length === 0;
-    byId("body-card").hidden = body === null;
+    byId("body-card").hidden = !body?.handles.length;
     if (body) this.#body(body);
     /** @type {CameraControl | null} */
     this.camera = null;
