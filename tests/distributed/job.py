@@ -5,6 +5,7 @@ Each rank writes what it has found to RESULTS/rank-N.json; so an error of the ba
 Rank RANK, if given, dies or hangs in the second step.
 """
 
+import dataclasses
 import json
 import os
 import signal
@@ -21,6 +22,9 @@ from aapt_fast.profiling.inputs import random_controls, random_image
 from aapt_fast.testing.streams import STREAMS, random_model
 
 
+CONFIG = dataclasses.replace(STREAMS["pose"], width=64, heads=8)
+
+
 def play(transport, scheme, hurt):
     """The sum of the video of four steps, from rank 0."""
 
@@ -30,7 +34,7 @@ def play(transport, scheme, hurt):
                 hurt()
             return super().step(control)
 
-    model = random_model(STREAMS["pose"])
+    model = random_model(CONFIG)
     with Session(shard(model, transport, scheme), random_image(model), seed=7, transport=transport) as session:
         if transport.rank == 0:
             return sum(int(session.step(control).sum()) for control in random_controls(model, 4, seed=3))

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Ranks as processes over gloo: the same video as one device, and what happens when one of them fails."""
 
+import dataclasses
 import json
 import os
 import re
@@ -33,7 +34,7 @@ def test_two_processes_make_the_video_of_one(tmp_path):
     ended = run(2, tmp_path)
     reports = [json.loads(path.read_text()) for path in sorted(tmp_path.iterdir())]
     assert [each["ranks"] for each in reports] == [2, 2], ended.stderr
-    model = random_model(STREAMS["pose"])
+    model = random_model(dataclasses.replace(STREAMS["pose"], width=64, heads=8))
     with StreamSession(model, random_image(model), seed=7) as session:
         alone = sum(int(session.step(control).sum()) for control in random_controls(model, 4, seed=3))
     assert all(abs(each - alone) < 20 for each in reports[0]["sums"])  # some values are rounded otherwise

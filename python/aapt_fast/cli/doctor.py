@@ -116,6 +116,7 @@ def examine() -> dict[str, Any]:
         "torch": {
             "version": torch.__version__,
             "cuda": torch.version.cuda or "none",
+            "nccl": nccl_version(),
             "threads": torch.get_num_threads(),
             "cpu": torch.backends.cpu.get_cpu_capability(),
         },
@@ -125,6 +126,13 @@ def examine() -> dict[str, Any]:
         "record": {"kernels of this GPU": record_in_words(device) or "none: no GPU here"},
         "models": {"bundled": sorted(bundled_models())},
     }
+
+
+def nccl_version() -> str:
+    """Version of the NCCL with which several GPUs exchange; "none" in a torch without it."""
+    if not (torch.distributed.is_available() and torch.distributed.is_nccl_available()):
+        return "none"
+    return ".".join(map(str, torch.cuda.nccl.version()))
 
 
 def record_in_words(device: torch.device) -> str | None:

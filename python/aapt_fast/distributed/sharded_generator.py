@@ -15,6 +15,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from aapt_fast.distributed.layout import Layout, layout_of
@@ -105,7 +106,7 @@ def shard(model: StreamModel, transport: Transport, scheme: str = "sp", *, whole
         "grid": str(model.grid),
         "dtype": str(model.dtype),
     }
-    require_agreement(transport, facts)
+    require_agreement(transport, facts | versions(model.device))
     layout = layout_of(generator)
     divisors = [n for n in range(1, config.heads + 1) if config.heads % n == 0]
     expected = f"a number that divides {config.heads} heads: {', '.join(map(str, divisors))}"
@@ -119,6 +120,11 @@ def shard(model: StreamModel, transport: Transport, scheme: str = "sp", *, whole
         vae = ShardedVAE(vae, RowShards(transport, model.grid[0]))
     parts = ShardedGenerator(generator, transport), vae, model.name, model.text_encoder
     return StreamModel(*parts, grid=model.grid, world=world)
+
+
+def versions(device: torch.device) -> dict[str, str]:
+    """What ranks need in common to compute the same: torch, and the kind of their GPU."""
+    return {"torch": torch.__version__, "GPU": torch.cuda.get_device_name(device) if device.type == "cuda" else "none"}
 
 
 def _hook(generator: Any, layout: Layout, scheme: Scheme, shards: TokenShards) -> None:
