@@ -14,12 +14,19 @@ from torch import Tensor
 from aapt_fast import EulerSampler, FewStepSampler, PagePool, Sampler, StreamModel, StreamSession, WindowRule
 from aapt_fast.models.aapt.config import ControlConfig
 from aapt_fast.models.aapt.presets import NANO, NANO_TEXT
+from aapt_fast.profiling.inputs import random_image
 from aapt_fast.testing.streams import play, random_controls, random_model, random_prompt, random_session
 from aapt_fast.testing.wan import TINY, random_wan
 
 pytestmark = pytest.mark.usefixtures("recorded_on_the_cpu")
 MAPS = dataclasses.replace(NANO_TEXT, control=ControlConfig(kind="maps", channels=3, with_previous=True))
-RULES = {"aapt": None, "aapt, maps": None, "wan": WindowRule(2, 2, 3), "wan, moved": WindowRule(1, 2, 1, "saturated")}
+RULES = {
+    "aapt": None,
+    "aapt, maps": None,
+    "wan": WindowRule(2, 2, 3),
+    "wan, image": WindowRule(2, 2, 3),
+    "wan, moved": WindowRule(1, 2, 1, "saturated"),
+}
 KINDS = pytest.mark.parametrize("kind", RULES)
 
 
@@ -43,7 +50,9 @@ def two_prompts(model: StreamModel) -> list[Tensor]:
 
 def opened(kind: str, model: StreamModel, prompt: Tensor, sampler: Sampler | None = None, **options) -> StreamSession:
     options |= {"prompt": prompt, "sampler": sampler or sampler_of(kind)}
-    return random_session(model, **options) if "aapt" in kind else StreamSession(model, seed=7, **options)
+    if "aapt" in kind:
+        return random_session(model, **options)
+    return StreamSession(model, random_image(model) if "image" in kind else None, seed=7, **options)
 
 
 @dataclass(frozen=True)
