@@ -24,7 +24,7 @@ export AAPT_CUDA CUTLASS_DIR
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test test-planted test-bench emulated stubs lint bench wheel train-person train-coin clean FORCE
+.PHONY: help demo serve test test-planted test-bench emulated stubs lint bench wheel train-person train-coin clean FORCE
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,18 +32,21 @@ help: ## show this list
 demo: $(VENV)/.installed-video ## generate a dancing person: demo.mp4 and the contact sheet demo.png
 	$(BIN)/aapt-fast generate --motion dance --frames 240 --out demo.mp4 --sheet demo.png
 
+serve: $(VENV)/.installed-video,serve ## play the bundled model in the browser: prints the address
+	$(BIN)/aapt-fast serve
+
 PYTEST = $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile
 PLANTED = tests/kernels/test_planted_bugs*.py tests/test_strict_build.py
 # Disassembles the whole compiled module, for a minute and a half. Continuous integration does it once, in the wheel.
 DISASSEMBLED = tests/test_machine_code.py
 
-test: $(VENV)/.installed-video,test emulated ## run the tests of the package, in twelve minutes at most
+test: $(VENV)/.installed-video,serve,test emulated ## run the tests of the package, in twelve minutes at most
 	$(PYTEST) $(patsubst %,--ignore-glob='%',$(PLANTED) $(DISASSEMBLED)) --ignore=tests/bench tests
 
-test-planted: $(VENV)/.installed-video,test emulated ## see that tests and strict builds notice planted bugs
+test-planted: $(VENV)/.installed-video,serve,test emulated ## see that tests and strict builds notice planted bugs
 	$(PYTEST) $(PLANTED)
 
-test-bench: $(VENV)/.installed-video,test emulated ## run the tests of bench/
+test-bench: $(VENV)/.installed-video,serve,test emulated ## run the tests of bench/
 	$(PYTEST) tests/bench
 
 emulated: $(VENV)/.build-tools $(VENV)/.cuda-tools ## build the kernels for the CPU, as the tests run them
@@ -61,7 +64,7 @@ lint: $(VENV)/.lint-tools ## check style, formatting and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(VENV)/.installed-video,test ## run the benchmarks
+bench: $(VENV)/.installed-video,serve,test ## run the benchmarks
 	$(BIN)/python -m pytest bench --benchmark-only --timeout 0
 
 # A wheel without CUDA has a name of its own, so that neither of the two replaces the other.

@@ -34,6 +34,7 @@ ARROWS = {
     "media": {"errors", "atomic", "limits"},  # pictures and videos in files
     "models": {"errors", "atomic", "limits", "ops", "media", "worlds"},
     "streaming": {"errors", "atomic", "limits", "not_copied", "ops", "models", "worlds"},
+    "serve": {"errors", "media", "models", "streaming", "worlds"},  # browsers and programs
     "training": {"errors", "atomic", "limits", "progress", "ops", "models", "streaming", "worlds"},
     "integrations": {"errors", "ops", "models", "streaming"},
     "compat": {"errors", "ops", "models", "streaming"},

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from aapt_fast.cli.options import COMMANDS
+from aapt_fast.serve.settings import Limits
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -48,6 +49,19 @@ def test_the_page_about_saved_sessions_runs(tmp_path, monkeypatch):
     assert [len(scope[name]) for name in ("videos", "other", "repeated")] == [8, 3, 6]
     for mine, again in ((scope["videos"][:3], scope["repeated"][:3]), (scope["other"], scope["repeated"][3:])):
         assert all(torch.equal(one, two) for one, two in zip(mine, again, strict=True))
+
+
+def test_the_page_about_the_server_runs():
+    scope = run_page("how-to/serve.md")
+    assert [picture.size for picture in scope["pictures"]] == [(96, 96)] * 24 and scope["obeyed"]
+    assert scope["other"].number == 8 and scope["other"].is_discontinuous and len(scope["replay"]) > 1000
+
+
+def test_the_page_about_the_server_has_the_defaults():
+    page = (DOCS / "how-to/serve.md").read_text()
+    for name, value in Limits().to_dict().items():
+        found = re.search(rf"^\|[^|]*`{name}`[^|]*\| ([^|]*) \|", page, re.MULTILINE)
+        assert found is not None and str(round(value)) in found[1].split(", "), name
 
 
 def test_the_tutorial_runs(tmp_path, monkeypatch):

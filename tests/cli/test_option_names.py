@@ -16,6 +16,7 @@ REQUIRED = {
     "bench": ["frame"],
     "convert": ["mini-person", "--out", "x"],
     "verify": [],
+    "serve": [],
 }
 
 

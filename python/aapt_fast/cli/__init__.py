@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line: `aapt-fast generate | doctor | verify | train | evaluate | bench | convert`.
+"""The command line: `aapt-fast generate | doctor | serve | verify | train | evaluate | bench | convert`.
 
 options.py has the options of all commands, checks.py finds the mistakes that need no torch, and each command has a file
 of its own, imported when it is called.

@@ -60,6 +60,7 @@ def check(arguments: argparse.Namespace) -> None:
         "bench": _check_bench,
         "convert": _check_convert,
         "verify": _check_verify,
+        "serve": _check_serve,
     }
     if arguments.command in checks:
         checks[arguments.command](arguments)
@@ -185,6 +186,13 @@ def _check_verify(arguments: argparse.Namespace) -> None:
             got = (name or "an empty name") + meant(name, KERNELS)
             require(name in KERNELS, "--kernels", f"some of {', '.join(KERNELS)}", got)
     _check_file_target(arguments.json, "--json")
+
+
+def _check_serve(arguments: argparse.Namespace) -> None:
+    from aapt_fast.cli.serve_settings import check_serve
+
+    require_model(arguments.model, "--model")
+    check_serve(arguments)
 
 
 def _check_convert(arguments: argparse.Namespace) -> None:

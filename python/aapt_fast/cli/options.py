@@ -323,6 +323,60 @@ def add_convert(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_serve(parser: argparse.ArgumentParser) -> None:
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.description = """Play a model in the browser, or stream it to programs: prints the address to open.
+
+It listens to this machine alone unless --host says otherwise, and then needs a token. Ctrl-C or SIGTERM lets the
+clients finish for a moment; a second signal ends it at once."""
+    parser.add_argument(
+        "--model",
+        default="mini-person",
+        help="mini-person, mini-anyone, or a file that train exported (default: %(default)s)",
+    )
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: %(default)s)")
+    parser.add_argument("--port", type=_integer, default=8000, help="0 for any that is free (default: %(default)s)")
+    parser.add_argument("--device", help="cpu | cuda | cuda:1 ... (default: a GPU where there is one)")
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), help="(default: bfloat16 where the device computes in it)"
+    )
+    parser.add_argument("--streams", type=_integer, default=4, help="that run at a time (default: %(default)s)")
+    parser.add_argument("--parked", type=_integer, default=8, help="idle ones in files (default: %(default)s)")
+    parser.add_argument("--history", type=_integer, default=60, help="steps to rewind by (default: %(default)s)")
+    parser.add_argument(
+        "--threads", type=_integer, default=1, help="of torch on a CPU, beside a browser one (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--drain", type=_number, default=10.0, help="seconds from the signal to the end (default: %(default)s)"
+    )
+    access = parser.add_argument_group("access")
+    access.add_argument("--token", help="that clients have to know; other users of this machine see it (default: none)")
+    access.add_argument("--token-file", type=_file, metavar="FILE", help="file with it (default: none)")
+    access.add_argument("--tls-cert", type=_file, metavar="FILE", help="PEM, for https (default: http)")
+    access.add_argument("--tls-key", type=_file, metavar="FILE", help="PEM (default: in the file of --tls-cert)")
+    access.add_argument(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="under which clients reach it, repeatable (default: --host, and the names of this machine's loopback)",
+    )
+    access.add_argument(
+        "--origin",
+        action="append",
+        default=[],
+        metavar="URL",
+        help="of another page that may use it, repeatable (default: its own page alone)",
+    )
+    access.add_argument(
+        "--limit",
+        action="append",
+        default=[],
+        metavar="NAME=NUMBER",
+        help="one of those in docs/how-to/serve.md, repeatable (default: as listed there)",
+    )
+
+
 COMMANDS: dict[str, tuple[str, Options]] = {
     "generate": ("Stream a video from a first image and a motion, one latent frame at a time.", add_generate),
     "doctor": ("Say whether this machine is ready, what is installed and which kernels are on.", add_doctor),
@@ -330,6 +384,7 @@ COMMANDS: dict[str, tuple[str, Options]] = {
     "train": ("Train a model by one of the recipes; a stopped run resumes.", add_train),
     "evaluate": ("Measure models against the exact truth: drift, control, sharpness, latency.", add_evaluate),
     "bench": ("Measure one latent frame of a preset on this machine, stage by stage, against a target.", add_bench),
+    "serve": ("Play a model in the browser, or stream it to programs.", add_serve),
     "convert": ("Convert weights to safetensors that load fast, and verify the result.", add_convert),
 }
 """Summary and options of each command; aapt_fast.cli.<command>.run does it."""

@@ -49,7 +49,7 @@ class StreamEngine(NotCopied):
     Args:
         model: of all streams.
         streams: places on the device, at least 1.
-        sampler, cuda_graph, history: as in `StreamSession`.
+        sampler, cuda_graph, history, replayable: as in `StreamSession`. One that was parked keeps no controls.
         text_length: most tokens of a prompt, for generators whose frames attend to it through the cache.
         parked: streams that may be in files besides. When all places are taken, the one that has been paused for the
             longest time is moved there. 0: none is.
@@ -76,6 +76,7 @@ class StreamEngine(NotCopied):
         sampler: Sampler | None = None,
         cuda_graph: bool = False,
         history: int = 0,
+        replayable: bool = False,
         text_length: int = 0,
         parked: int = 0,
         folder: str | Path | None = None,
@@ -87,7 +88,9 @@ class StreamEngine(NotCopied):
             require_integer(name, value)
             require(value >= least, name, f"{least} or more", value)
         self.model, self.places, self.parked_places, self.clock = model, streams, parked, clock
+        require_type("replayable", replayable, bool)
         self._options: dict[str, Any] = {"sampler": sampler, "cuda_graph": cuda_graph, "history": history}
+        self._replayable = replayable
         self._pool = PagePool.for_sessions(model, streams, sampler=sampler, text_length=text_length, history=history)
         self._batched = model.device.type == "cuda" if batch is None else batch
         self._temporary = tempfile.TemporaryDirectory(prefix="aapt_fast-") if folder is None else None
@@ -135,16 +138,36 @@ class StreamEngine(NotCopied):
             TypeError, ValueError, PoolExhausted: as `StreamSession`.
         """
         arguments: dict[str, Any] = {"prompt": prompt, "seed": seed, "image_control": image_control}
+        arguments |= {"replayable": self._replayable, **self._options}
         held = image.control if isinstance(image, FirstFrame) else None
 
         def opened() -> EngineStream:
             self._make_place()
             stream = EngineStream(self, next(self._numbers))
-            stream._session = StreamSession(self.model, image, pool=self._pool, **arguments, **self._options)
+            stream._session = StreamSession(self.model, image, pool=self._pool, **arguments)
             stream._source, stream._control = source, None if held is None else (0, held)
             return self._add(stream, paused)
 
         return self._run(opened).result()
+
+    def open_replay(self, path: str | Path, *, paused: bool = False) -> tuple[EngineStream, Sequence[Tensor | None]]:
+        """Open a stream at the start of the one that wrote the file, and the controls of its steps.
+
+        The stream waits for a control, or a source (`EngineStream.follow`). Raises as `open` and as
+        `StreamSession.from_replay`.
+        """
+
+        def opened() -> tuple[EngineStream, Sequence[Tensor | None]]:
+            self._make_place()
+            stream = EngineStream(self, next(self._numbers))
+            stream._session, controls = StreamSession.from_replay(path, self.model, pool=self._pool, **self._options)
+            return self._add(stream, paused), controls
+
+        return self._run(opened).result()
+
+    def command(self, call: Callable[[], T]) -> Future[T]:
+        """Let the engine's thread call a function between two steps: all that it does to streams happens at once."""
+        return self._run(call)
 
     def close(self) -> None:
         """End all streams and the thread. A second call does nothing."""
@@ -252,11 +275,11 @@ class StreamEngine(NotCopied):
         self._streams.append(stream)
         return stream
 
-    def _fork(self, origin: EngineStream) -> EngineStream:
+    def _fork(self, origin: EngineStream, source: ControlSource | None) -> EngineStream:
         session = origin._live()
         self._make_place(keep=origin)
         stream = EngineStream(self, next(self._numbers))
-        stream._session, stream._control = session.fork(), origin._control
+        stream._session, stream._source, stream._control = session.fork(), source, origin._control
         return self._add(stream, origin.paused)
 
     def _end(self, stream: EngineStream, why: str) -> None:
@@ -270,6 +293,8 @@ class StreamEngine(NotCopied):
             stream._file.unlink(missing_ok=True)
             stream._file = None
         self._streams.remove(stream)
+        for told in stream._told_of_end:
+            told(why)
 
     def _forget_batches(self, stream: EngineStream) -> None:
         self._batches = {key: each for key, each in self._batches.items() if id(stream._session) not in key}

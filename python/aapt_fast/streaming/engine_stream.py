@@ -33,7 +33,7 @@ class Engine(Protocol):
     def _run(self, command: Callable[..., T], *arguments: Any) -> Future[T]:
         """Let the engine's thread call `command` between two steps."""
 
-    def _fork(self, origin: EngineStream) -> EngineStream:
+    def _fork(self, origin: EngineStream, source: ControlSource | None) -> EngineStream:
         """Another stream that goes on from here."""
 
     def _park(self, stream: EngineStream) -> None:
@@ -76,6 +76,7 @@ class EngineStream(NotCopied):
     def __init__(self, engine: Engine, number: int) -> None:
         self._engine, self.number = engine, number
         self._viewers: list[Viewer] = []
+        self._told_of_end: list[Callable[[str], None]] = []
         self._session: StreamSession | None = None
         self._file: Path | None = None  # while it is parked
         self._source: ControlSource | None = None
@@ -107,6 +108,11 @@ class EngineStream(NotCopied):
         """Steps taken since its start."""
         return 0 if self._session is None else self._session.steps
 
+    @property
+    def oldest_step(self) -> int:
+        """The earliest step that `rewind` can go back to; that of now without a history."""
+        return self.steps if self._session is None or self.parked else self._session.oldest_step
+
     def watch(self, viewer: Viewer) -> Callable[[], None]:
         """Call `viewer` with the `Shown` of every step from now on, in the engine's thread; so it has to be quick.
 
@@ -115,6 +121,14 @@ class EngineStream(NotCopied):
         viewers = self._viewers
         viewers.append(viewer)
         return lambda: viewers.remove(viewer) if viewer in viewers else None
+
+    def tell_of_end(self, told: Callable[[str], None]) -> None:
+        """Call `told` with the reason once the stream is over, in the engine's thread."""
+        self._told_of_end.append(told)
+
+    def follow(self, source: ControlSource) -> Future[None]:
+        """Take the controls of the steps from now on from `source.next(4)`, until `control` is called."""
+        return self._engine._run(self._set_source, source)
 
     def control(self, values: object) -> int:
         """Set the control of the next step and of those after it, as `StreamSession.step` takes it; the latest wins.
@@ -153,13 +167,21 @@ class EngineStream(NotCopied):
         """`StreamSession.reset`, with a picture uint8 [H, W, 3] or float [3, H, W], or a `FirstFrame`."""
         return self._engine._run(lambda: self._restart(image, options))
 
-    def fork(self) -> Future[EngineStream]:
-        """Another stream of the engine that goes on from here, paused if this one is.
+    def set_prompt(self, prompt: str | Tensor) -> Future[None]:
+        """`StreamSession.set_prompt`, with a str or embeddings [L, text_width]."""
+        return self._engine._run(lambda: self._live().set_prompt(prompt))
 
-        Without a control that was set here it waits for one, since two streams cannot share a player. The future raises
-        EngineFull without a free place.
+    def export_replay(self, path: str | Path) -> Future[None]:
+        """`StreamSession.export_replay`; for engines with `replayable=True`."""
+        return self._engine._run(lambda: self._live().export_replay(path))
+
+    def fork(self, source: ControlSource | None = None) -> Future[EngineStream]:
+        """Another stream of the engine that goes on from here under the controls of `source`, paused if this one is.
+
+        Without a source, and a control that was set here, it waits for one, since two streams cannot share a player.
+        The future raises EngineFull without a free place.
         """
-        return self._engine._run(lambda: self._engine._fork(self))
+        return self._engine._run(lambda: self._engine._fork(self, source))
 
     def park(self) -> Future[None]:
         """Move the state to a file, and give its place to others. `resume` moves it back."""
@@ -182,6 +204,12 @@ class EngineStream(NotCopied):
             self._engine._unpark(self)
         assert self._session is not None
         return self._session
+
+    def _set_source(self, source: ControlSource) -> None:
+        self._require_running()
+        if not self._wants_step(self.due):  # it has waited for this one
+            self.due = max(self.due, self._engine.clock())
+        self._source = source
 
     def _set_paused(self, paused: bool) -> None:
         self._require_running()

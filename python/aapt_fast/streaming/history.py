@@ -59,6 +59,10 @@ class History:
         while self._moments[0].steps < first_needed:
             self._moments.popleft()
 
+    def oldest(self, newest: int) -> int:
+        """The earliest step to go back to; `newest` where nothing is kept."""
+        return self._lowest if self._moments else newest
+
     def check(self, to_step: int) -> None:
         """Raise ValueError unless `rewind` can go back to `to_step`."""
         require(self.steps > 0, "to_step", "none: the session was opened with history=0", to_step)

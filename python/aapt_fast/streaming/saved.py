@@ -22,13 +22,14 @@ import torch
 from torch import Tensor
 
 from aapt_fast.atomic import replacing
-from aapt_fast.errors import CheckpointError, require
+from aapt_fast.errors import CheckpointError, require, require_seed
 from aapt_fast.models.files.read import open_safetensors
 from aapt_fast.models.files.write import write_safetensors
 from aapt_fast.models.sampling import Sampler
 from aapt_fast.models.stream_model import StreamModel
 from aapt_fast.models.vae.video_stream import DecoderState
 from aapt_fast.streaming.cache_row import RowState
+from aapt_fast.streaming.controls import entry_shape
 from aapt_fast.streaming.past_steps import Made
 from aapt_fast.streaming.run import Run, Start
 
@@ -136,12 +137,35 @@ def read_replay(path: str | Path, model: StreamModel, sampler: Sampler) -> Repla
     """The replay in a file. Raises CheckpointError for another file, and one of another model, sampler or grid."""
     tensors, facts = _read(Path(path), REPLAY, model, sampler)
     with _complete(Path(path), REPLAY):
+        _check_replay(Path(path), tensors, facts, model)
         return Replay(_start(tensors, facts, model), tensors.get("controls"), facts["steps"], facts["exact"])
 
 
 def _on(device: torch.device, made: Made) -> Made:
     frames, control = (None if each is None else each.to(device) for each in made)
     return frames, control
+
+
+def _check_replay(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any], model: StreamModel) -> None:
+    """Raise CheckpointError for tensors that no session of the model has: the file may come from anybody."""
+    config, grid = model.control, model.grid
+    shapes: dict[str, tuple[int | None, ...]] = {"start.image": (1, model.config.latent_channels, 1, *grid)}
+    if config is not None:
+        shapes["start.control"] = (config.entries * config.entry_channels, *grid)
+        shapes["controls"] = (facts["steps"], config.entries, *entry_shape(config, grid))
+    if model.config.text_width > 0:
+        shapes["start.prompt"] = (1, None, model.config.text_width)
+    for name, tensor in tensors.items():
+        shape, found = shapes.get(name), list(tensor.shape)
+        fits = shape is not None and len(shape) == len(found)
+        fits = fits and all(want in (None, have) for want, have in zip(shape or (), found, strict=True))
+        if not fits or not tensor.is_floating_point() or not bool(tensor.isfinite().all()):
+            wanted = "none of this name" if shape is None else f"finite numbers {list(shape)}"
+            raise CheckpointError(f"{path}: expected {name}: {wanted}, got {tensor.dtype} {found}")
+    needed = {"controls"} if config is not None and facts["steps"] else set()
+    for name in needed - tensors.keys():
+        raise KeyError(name)
+    require_seed(facts["seed"])
 
 
 def _present(tensors: dict[str, Tensor | None]) -> dict[str, Tensor]:

@@ -105,6 +105,11 @@ class SessionLife(NotCopied):
         return self._run.steps
 
     @property
+    def oldest_step(self) -> int:
+        """The earliest step that `rewind` can go back to; the newest one without a history."""
+        return self._run.history.oldest(self._run.steps)
+
+    @property
     def seed(self) -> int:
         """Seed of the noise."""
         return self._run.start.seed

@@ -1,0 +1,397 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The streams of a worker process: commands of the server in, pictures and answers out.
+
+server    control, open, rewind, ...  -> Host.handle -> engine
+engine    the video of a step         -> encoder's thread -> server
+"""
+
+from __future__ import annotations
+
+import io
+import queue
+import tempfile
+import threading
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from aapt_fast.errors import EngineFull, SessionClosed, require
+from aapt_fast.media.first_picture import fit_picture
+from aapt_fast.media.pictures import UNREADABLE, show
+from aapt_fast.models.stream_model import StreamModel
+from aapt_fast.serve.encoders import H264Encoder, JpegEncoder, has_h264
+from aapt_fast.serve.live_controls import LiveControls
+from aapt_fast.serve.pipe import Header
+from aapt_fast.serve.protocol import refusal_of
+from aapt_fast.serve.settings import Settings
+from aapt_fast.streaming.controls import entry_shape
+from aapt_fast.streaming.engine import StreamEngine
+from aapt_fast.streaming.engine_stream import EngineStream, Shown
+from aapt_fast.worlds.person.skeleton import JOINTS
+from aapt_fast.worlds.world import FPS, FirstFrame
+
+Send = Callable[[Header, bytes], None]
+FORMATS = ("PNG", "JPEG", "WEBP")
+WAITING = 3  # steps of one stream that wait for the encoder; older ones are dropped
+PROMPT_TOKENS = 512
+
+
+@dataclass
+class _Hosted:
+    """One stream, with what the server sees of it."""
+
+    key: str
+    stream: EngineStream
+    controls: LiveControls
+    codecs: tuple[str, ...]
+    h264: H264Encoder | None = None
+    wants_key: bool = True
+    is_discontinuous: bool = False
+    waiting: int = 0
+    dropped: int = 0
+
+
+@dataclass(frozen=True)
+class _Step:
+    """The video of one step, on its way to the encoder."""
+
+    hosted: _Hosted
+    shown: Shown
+    obeyed: int
+    is_discontinuous: bool
+    entry: torch.Tensor | None
+
+
+class Host:
+    """Serves the streams of one model.
+
+    Args:
+        model: of all streams.
+        gallery: first frames that clients can choose from.
+        settings: of the server.
+        send: takes the messages for the server: a header for JSON and a body; from several threads.
+        folder: for parked streams and replays.
+    """
+
+    def __init__(
+        self, model: StreamModel, gallery: Sequence[FirstFrame], settings: Settings, send: Send, folder: str
+    ) -> None:
+        self.model, self.gallery, self._settings, self._send = model, list(gallery), settings, send
+        self._folder = folder
+        warnings.filterwarnings("ignore", message="control: ")  # poses that no body has: clients may try them
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `Limits.decoded_pixels` is ours
+        text_length = PROMPT_TOKENS if model.text_encoder is not None else 0
+        self.engine = StreamEngine(
+            model,
+            settings.streams,
+            history=settings.history,
+            parked=settings.parked,
+            folder=folder,
+            text_length=text_length,
+            replayable=True,
+        )
+        self._hosted: dict[str, _Hosted] = {}
+        self._commands = ThreadPoolExecutor(1, "aapt_fast-commands")
+        self._pictures = ThreadPoolExecutor(1, "aapt_fast-pictures")
+        self._steps: queue.SimpleQueue[_Step | None] = queue.SimpleQueue()
+        self._encoder = threading.Thread(target=self._encode_steps, name="aapt_fast-encoder", daemon=True)
+        self._encoder.start()
+
+    def describe(self) -> dict[str, Any]:
+        """The `model` of the message `welcome`."""
+        model, control = self.model, self.model.control
+        height, width = model.video_size
+        kind = "none" if control is None else control.kind
+        entry = [] if control is None else list(entry_shape(control, model.grid))
+        bones, names = [], []
+        if control is not None and kind == "pose":
+            named = control.joints == len(JOINTS) and model.has_world and model.world.name == "person"
+            names = list(JOINTS) if named else [str(joint) for joint in range(control.joints)]
+            bones = [[a, b, _side(names[a], names[b])] for a, b in control.limbs]
+        return {
+            "name": model.name,
+            "width": width,
+            "height": height,
+            "fps": int(FPS),
+            "frames_per_step": round(self.engine.period * FPS),
+            "actions": list(model.world.actions) if model.has_world else [],
+            "gallery": len(self.gallery),
+            "has_prompt": model.text_encoder is not None,
+            "history": self._settings.history,
+            "control": {"kind": kind, "entry": entry, "bones": bones, "names": names},
+            "codecs": ["jpeg", *(["h264"] if has_h264() else [])],
+        }
+
+    def gallery_pictures(self) -> list[bytes]:
+        """The first pictures as PNG."""
+        return [_png(fit_picture(each.image, *reversed(self.model.video_size))) for each in self.gallery]
+
+    def handle(self, header: Header, body: bytes) -> None:
+        """Take one message of the server; returns at once. Answers and pictures go to `send`."""
+        kind = header["do"]
+        if kind == "control":
+            self._control(header)
+        elif kind == "codecs":
+            self._set_codecs(header)
+        else:
+            worker = self._pictures if kind == "fit" else self._commands
+            worker.submit(self._answer, header, body)
+
+    def close(self) -> None:
+        """End all streams and threads."""
+        self._commands.shutdown(wait=True, cancel_futures=True)
+        self._pictures.shutdown(wait=True, cancel_futures=True)
+        self.engine.close()
+        self._steps.put(None)
+        self._encoder.join()
+
+    # ---- commands ----
+
+    def _answer(self, header: Header, body: bytes) -> None:
+        answer: Header = {"answer": header["call"]}
+        data = b""
+        try:
+            commands: dict[str, Callable[[Header, bytes], tuple[Header, bytes]]] = {
+                "fit": self._fit,
+                "open": self._open,
+                "fork": self._fork,
+                "replay": self._replay,
+            }
+            more, data = commands.get(header["do"], self._command)(header, body)
+            answer |= more
+        except Exception as error:
+            answer["error"] = refusal_of(error) | ({"full": True} if isinstance(error, EngineFull) else {})
+        self._send(answer, data)
+
+    def _control(self, header: Header) -> None:
+        hosted = self._hosted.get(header["key"])
+        try:
+            if hosted is None:
+                raise SessionClosed("stream: it has ended")
+            hosted.controls.set(header["track"], header["value"], header["number"])
+        except Exception as error:
+            self._send({"refused": header["key"], "number": header["number"], "error": refusal_of(error)}, b"")
+
+    def _set_codecs(self, header: Header) -> None:
+        hosted = self._hosted.get(header["key"])
+        if hosted is not None:
+            hosted.codecs, hosted.wants_key = tuple(header["codecs"]), True
+
+    def _fit(self, header: Header, body: bytes) -> tuple[Header, bytes]:
+        """An uploaded picture -> uint8 [H, W, 3] of the model's size."""
+        height, width = self.model.video_size
+        return {}, fit_picture(read_upload(body, self._settings.limits.decoded_pixels), width, height).tobytes()
+
+    def _open(self, header: Header, body: bytes) -> tuple[Header, bytes]:
+        if "replay" in header:
+            return self._open_replay(header, body), b""
+        first = self._first(header, body)
+        controls = LiveControls(self.model, first, header["action"], header["seed"], self._settings.history)
+        stream = self.engine.open(first, source=controls, prompt=header["prompt"], seed=header["seed"], paused=True)
+        return self._host(header, stream, controls), b""
+
+    def _open_replay(self, header: Header, body: bytes) -> Header:
+        height, width = self.model.video_size
+        unknown = FirstFrame(np.zeros((height, width, 3), np.uint8))
+        controls = LiveControls(self.model, unknown, header["action"], header["seed"], self._settings.history)
+        with tempfile.TemporaryDirectory(dir=self._folder) as folder:
+            path = Path(folder) / "upload.safetensors"
+            path.write_bytes(body)
+            try:
+                stream, taken = self.engine.open_replay(path, paused=True)
+            except ValueError as error:
+                raise ValueError(str(error).replace(f"{path}: ", "replay: ")) from error
+        controls.follow([each for each in taken if each is not None])
+        stream.follow(controls).result()
+        return self._host(header, stream, controls)
+
+    def _host(self, header: Header, stream: EngineStream, controls: LiveControls) -> Header:
+        """Begin to show a stream, which is paused so far."""
+        hosted = _Hosted(header["key"], stream, controls, tuple(header["codecs"]))
+        self._hosted[hosted.key] = hosted
+        stream.tell_of_end(lambda why: self._end(hosted, why))
+        stream.watch(lambda shown: self._show(hosted, shown))
+        if not header["paused"]:
+            stream.resume().result()
+        seed = stream._session.seed if stream._session is not None else 0
+        return self._state(hosted) | {"seed": seed}
+
+    def _fork(self, header: Header, body: bytes) -> tuple[Header, bytes]:
+        origin = self._find(header["origin"])
+
+        def fork() -> tuple[EngineStream, LiveControls, bool]:
+            controls = origin.controls.fork()
+            stream = origin.stream.fork(controls).result()
+            paused = stream.paused
+            stream.pause().result()
+            return stream, controls, paused
+
+        stream, controls, paused = self.engine.command(fork).result()
+        return self._host({**header, "paused": paused}, stream, controls), b""
+
+    def _command(self, header: Header, body: bytes) -> tuple[Header, bytes]:
+        hosted = self._find(header["key"])
+        stream, kind = hosted.stream, header["do"]
+        if kind == "reset":
+            first = self._first(header, body) if "gallery" in header or body else None
+            future: Future[Any] = self.engine.command(lambda: self._restart(hosted, first, header))
+        elif kind == "rewind":
+            future = self.engine.command(lambda: self._rewind(hosted, header["step"]))
+        elif kind == "prompt":
+            future = stream.set_prompt(header["prompt"])
+        else:
+            simple = {
+                "pause": stream.pause,
+                "resume": stream.resume,
+                "step": stream.step_once,
+                "park": stream.park,
+                "close": stream.close,
+                "look": lambda: self.engine.command(lambda: None),
+            }
+            future = simple[kind]()
+        future.result()
+        return self._state(hosted), b""
+
+    def _restart(self, hosted: _Hosted, first: FirstFrame | None, header: Header) -> None:
+        """Reset a stream and its controls between two steps."""
+        hosted.stream.reset(first, prompt=header["prompt"], seed=header["seed"]).result()
+        hosted.controls.begin(first, header["seed"])
+        hosted.is_discontinuous = True
+
+    def _rewind(self, hosted: _Hosted, step: int) -> None:
+        before = hosted.stream.steps
+        hosted.stream.rewind(step).result()
+        hosted.controls.rewind(before - step)
+        hosted.is_discontinuous = True
+
+    def _replay(self, header: Header, body: bytes) -> tuple[Header, bytes]:
+        with tempfile.TemporaryDirectory(dir=self._folder) as folder:
+            path = Path(folder) / "replay.safetensors"
+            self._find(header["key"]).stream.export_replay(path).result()
+            return {}, path.read_bytes()
+
+    def _first(self, header: Header, body: bytes) -> FirstFrame:
+        """The first frame that a message names, or that lies in its body: uint8 [H, W, 3]."""
+        if body:
+            return FirstFrame(np.frombuffer(body, np.uint8).reshape(*self.model.video_size, 3).copy())
+        number = header["gallery"]
+        require(number < len(self.gallery), "first.gallery", f"0..{len(self.gallery) - 1}", number)
+        return self.gallery[number]
+
+    def _find(self, key: str) -> _Hosted:
+        hosted = self._hosted.get(key)
+        if hosted is None:
+            raise SessionClosed("stream: it has ended")
+        return hosted
+
+    def _state(self, hosted: _Hosted) -> Header:
+        stream = hosted.stream
+        return {
+            "step": stream.steps,
+            "oldest_step": stream.oldest_step,
+            "paused": stream.paused,
+            "parked": stream.parked,
+        }
+
+    def _end(self, hosted: _Hosted, why: str) -> None:
+        self._hosted.pop(hosted.key, None)
+        self._send({"ended": hosted.key, "why": why}, b"")
+
+    # ---- pictures ----
+
+    def _show(self, hosted: _Hosted, shown: Shown) -> None:
+        """Hand the video of a step to the encoder; in the engine's thread."""
+        controls = hosted.controls
+        discontinuous, hosted.is_discontinuous = hosted.is_discontinuous, False
+        hosted.wants_key |= discontinuous
+        if controls.replay_has_ended:
+            controls.replay_has_ended = False
+            hosted.stream.pause().result()
+        hosted.waiting += 1
+        self._steps.put(_Step(hosted, shown, controls.obeyed, discontinuous, controls.entry))
+
+    def _encode_steps(self) -> None:
+        while (step := self._steps.get()) is not None:
+            hosted = step.hosted
+            hosted.waiting -= 1
+            if hosted.stream.ended is not None or not hosted.codecs:
+                continue
+            if hosted.waiting >= WAITING:
+                hosted.dropped += 1
+                hosted.wants_key = True
+                continue
+            video = step.shown.video.cpu().numpy()
+            for codec in hosted.codecs:
+                self._encode(step, codec, video)
+
+    def _encode(self, step: _Step, codec: str, video: np.ndarray) -> None:
+        """Encode the video uint8 [F, H, W, 3] of a step, and send it."""
+        hosted, shown, begun = step.hosted, step.shown, time.perf_counter()
+        encoder: JpegEncoder | H264Encoder = JpegEncoder()
+        key = False
+        if codec == "h264":
+            hosted.h264 = hosted.h264 or H264Encoder(video.shape[2], video.shape[1])
+            encoder, key, hosted.wants_key = hosted.h264, hosted.wants_key, False
+        pictures = [encoder.encode(picture, key and number == 0) for number, picture in enumerate(video)]
+        header = {
+            "shown": hosted.key,
+            "step": shown.step,
+            "frame": (shown.step - 1) * len(video),
+            "done": shown.done * 1e3,
+            "step_ms": (shown.done - shown.begun) * 1e3,
+            "encode_ms": (time.perf_counter() - begun) * 1e3 / len(video),
+            "obeyed": step.obeyed,
+            "discontinuous": step.is_discontinuous,
+            "late": hosted.stream.late,
+            "dropped": hosted.dropped,
+            "paused": hosted.stream.paused,
+            "oldest_step": hosted.stream.oldest_step,
+            "codec": codec,
+            "codecs": [number for number, _ in pictures],
+            "sizes": [len(data) for _, data in pictures],
+        }
+        if step.entry is not None and step.entry.ndim == 2:
+            header["pose"] = [[round(number, 4) for number in joint] for joint in step.entry.tolist()]
+        self._send(header, b"".join(data for _, data in pictures))
+
+
+def read_upload(data: bytes, most_pixels: int) -> np.ndarray:
+    """A PNG, JPEG or WebP -> uint8 [H, W, 3]; a picture with more pixels is refused before it is decoded.
+
+    Raises ValueError for everything else.
+    """
+    expected = f"a picture as {', '.join(FORMATS)}"
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as file:
+            width, height = file.size
+            require(width * height <= most_pixels, "image", f"at most {most_pixels} pixels", f"{width} x {height}")
+            return show(file, "image").pixels
+    except Image.DecompressionBombError:
+        require(False, "image", f"at most {most_pixels} pixels", "many more")
+        raise
+    except Image.UnidentifiedImageError:
+        raise ValueError(f"image: expected {expected}, got something else") from None
+    except UNREADABLE as error:
+        if str(error).startswith("image: "):
+            raise
+        raise ValueError(f"image: expected {expected}, got a damaged one: {error}") from error
+
+
+def _png(pixels: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def _side(*names: str) -> str:
+    """The side of the body that a bone is on, by the names of its joints."""
+    sides = {name.partition("_")[0] for name in names} & {"left", "right"}
+    return sides.pop() if len(sides) == 1 else "middle"

@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Run a server until a signal: at the first one it drains, at the second it stops at once."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from types import FrameType
+from typing import Any
+
+import uvicorn
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+
+from aapt_fast.serve.app import Server, create_app
+from aapt_fast.serve.link import StartProcess, WorkerProcess
+from aapt_fast.serve.settings import Settings
+
+SEND_BUFFER = 64 * 1024  # bytes of the system's, for a client: more would be seconds of old pictures
+PING_SECONDS = 20.0
+
+
+class AbortableWebSocket(WebSocketsSansIOProtocol):
+    """A WebSocket whose application can end the connection of a client that takes nothing: `aapt_fast.abort`."""
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        connection = transport.get_extra_info("socket")
+        if connection is not None:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
+        transport.set_write_buffer_limits(high=SEND_BUFFER)
+
+    async def run_asgi(self) -> None:
+        self.scope["extensions"]["aapt_fast.abort"] = self.transport.abort  # type: ignore[typeddict-unknown-key]
+        await super().run_asgi()
+
+
+class DrainingServer(uvicorn.Server):
+    """A uvicorn server that drains before it stops."""
+
+    def __init__(self, config: uvicorn.Config, served: Server, sockets: Sequence[socket.socket]) -> None:
+        super().__init__(config)
+        self.served, self._sockets = served, list(sockets)
+        self._draining: asyncio.Task[None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        self._loop = asyncio.get_running_loop()
+        await super().serve(sockets or self._sockets or None)
+
+    def wait_until_ready(self) -> None:
+        """Wait in another thread until the model is there. Raises ValueError if it cannot be loaded."""
+        link = self.served.streams.link
+        while not link.ready.is_set():
+            time.sleep(0.02)
+        if link.failure is not None:
+            raise ValueError(link.failure)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Drain at the first signal, stop at the second. It is not raised again: this is an ordinary end."""
+        self.stop()
+
+    def stop(self) -> None:
+        """Begin to drain, from any thread; a second call stops at once."""
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._stop)
+
+    def _stop(self) -> None:
+        if self._draining is None:
+            self._draining = asyncio.create_task(self._drain_and_stop())
+        else:
+            self.should_exit = self.force_exit = True
+
+    async def _drain_and_stop(self) -> None:
+        await self.served.drain()
+        self.should_exit = True
+
+
+def make_server(
+    settings: Settings,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    *,
+    sockets: Sequence[socket.socket] = (),
+    certificate: str | None = None,
+    key: str | None = None,
+    start: StartProcess = WorkerProcess,
+) -> DrainingServer:
+    """Make a server: `run()` or `await serve()` serves until a signal, or until `stop()`, and drains.
+
+    Args:
+        settings: of the server.
+        host, port: to listen at, unless there are `sockets`, which listen already.
+        certificate, key: files in PEM, for https.
+        start: makes the worker process.
+    """
+    app = create_app(settings, start)
+    config = uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        ws=AbortableWebSocket,
+        ws_max_size=settings.limits.message_bytes,
+        ws_ping_interval=PING_SECONDS,
+        ws_ping_timeout=PING_SECONDS,
+        ws_per_message_deflate=False,
+        ssl_certfile=certificate,
+        ssl_keyfile=key,
+        log_level="warning",
+        server_header=False,
+        proxy_headers=False,
+        timeout_graceful_shutdown=3,
+        limit_concurrency=4 * settings.limits.connections + 64,
+    )
+    return DrainingServer(config, app.state.server, sockets)
+
+
+@contextlib.contextmanager
+def serving(settings: Settings, start: StartProcess = WorkerProcess) -> Iterator[str]:
+    """Serve this machine from a thread for the time of a `with` block; gives the address once the model is there.
+
+    Raises ValueError for a model that cannot be loaded.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        server = make_server(settings, sockets=[listening], start=start)
+        thread = threading.Thread(target=server.run, name="aapt_fast-server", daemon=True)
+        thread.start()
+        try:
+            server.wait_until_ready()
+            yield address(settings, "127.0.0.1", listening.getsockname()[1], False)
+        finally:
+            server.stop()
+            thread.join()
+
+
+def address(settings: Settings, host: str, port: int, secure: bool) -> str:
+    """The address that a user opens in a browser."""
+    name = "localhost" if host in ("0.0.0.0", "::", "127.0.0.1", "::1", "localhost") else host
+    name = f"[{name}]" if ":" in name else name
+    token = f"#token={settings.token}" if settings.token is not None else ""
+    return f"{'https' if secure else 'http'}://{name}:{port}/{token}"
