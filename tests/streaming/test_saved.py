@@ -155,8 +155,8 @@ def test_files_that_do_not_fit_are_refused(pose_model, tmp_path):
         with pytest.raises(PoolExhausted):
             read(mine, pose_model, pool=pool)
         assert pool.free == pool.available == 1
-        rewritten(mine, version=2)
-        with pytest.raises(CheckpointError, match="expected version 1 of such files, got 2"):
+        rewritten(mine, version=1)
+        with pytest.raises(CheckpointError, match="expected version 2 of such files, got 1"):
             read(mine, pose_model)
         for text in ('{"kind": "state of', json.dumps({"kind": saved.STATE if mine is state else saved.REPLAY})):
             save_file(load_file(mine), mine, {"aapt_fast": text})

@@ -29,6 +29,21 @@ class Prepared:
     """Passed to `Sampler.sample` as it is."""
 
 
+@dataclass(frozen=True)
+class TakenStep:
+    """A step of one session that has been taken: arguments of `Sampler.sample`, and the frames that were shown."""
+
+    frames: Tensor
+    """[1, C, n, h, w]."""
+    noise: Tensor
+    """[draws, 1, C, n, h, w]."""
+    recycled: Tensor | None
+    """[1, C, 1, h, w]."""
+    control: Tensor | None
+    """[1, step_channels, 1, h, w]."""
+    first: bool
+
+
 class Sampler:
     """Base class: one evaluation per step over one cache, without text. A subclass overrides at least `sample`.
 
@@ -94,6 +109,14 @@ class Sampler:
             context: from `prepare`, or `join` for several rows.
             caches: `caches` of them, for B rows.
             first: True in the first step of a run.
+        """
+        raise NotImplementedError
+
+    def recompute(self, generator: Any, taken: TakenStep, context: Any, caches: Sequence[Cache]) -> None:
+        """Write the keys and values of a step that has been `taken` again, under the prompt of another `context`.
+
+        The caches move on by its n frames, which stay as they were shown. A session refuses
+        `set_prompt(policy="recompute")` with a sampler that does not override it.
         """
         raise NotImplementedError
 

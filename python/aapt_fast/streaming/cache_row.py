@@ -173,6 +173,26 @@ class CacheRow:
                     self._spare[frame] = self.pool.allocate(pages_for(self.tokens))
         self._past = dict(sorted(self._past.items()))
 
+    def begin_again(self) -> None:
+        """Forget every frame, so that frame 1 is next. The text stays."""
+        self.drop()
+        for ids in (*self._past.values(), *self._spare.values(), *self._unmoved.values()):
+            self.pool.release(ids)
+        self._past, self._spare, self._unmoved = {}, {}, {}
+        for frame in range(1, self.rule.moved + 1):
+            self._spare[frame] = self.pool.allocate(pages_for(self.tokens))
+        self.unrotated = torch.zeros_like(self.unrotated)  # forks may share the former one
+        self.next_frame = self._floor = 1
+
+    def skip_to(self, next_frame: int) -> None:
+        """Go on with `next_frame`, which no frame in between is seen from; `rewind` cannot go back behind it.
+
+        Raises ValueError, having changed nothing, for a frame that is past.
+        """
+        require(next_frame >= self.next_frame, "next_frame", f"at least {self.next_frame}", next_frame)
+        self.drop()
+        self.next_frame = self._floor = next_frame
+
     def has_room_for(self, text: Sequence[KeysAndValues]) -> bool:
         """True if another `text`, per layer [1, L, Hkv, D], can take the pages of this row's."""
         return self.text is not None and self.text.takes(text[0][0].shape[1])
@@ -205,6 +225,8 @@ class CacheRow:
     def restore(self, state: RowState) -> None:
         """Go on from the `state` of a row with the same rule, tokens and text; `rewind` cannot go back behind it.
 
+        Frames that the history of that row kept, and no next step sees, are left out.
+
         Raises ValueError, having changed nothing, for another number of pages than the frames of `state` have.
         """
         per_frame = pages_for(self.tokens)
@@ -223,7 +245,10 @@ class CacheRow:
         for frame in range(1, self.rule.moved + 1):
             if frame not in self._outside(self.next_frame - 1):
                 self._spare[frame] = self.pool.allocate(per_frame)
+        seen = {frame for frame, _ in self.rule.seen(self.next_frame)}  # by the smallest block that can come next
         for place, frame in enumerate(state.frames):
+            if frame not in seen:
+                continue
             self._past[frame] = self.pool.allocate(per_frame)
             ids = torch.tensor(self._past[frame], device=self.pool.k.device)
             pages = slice(place * per_frame, (place + 1) * per_frame)

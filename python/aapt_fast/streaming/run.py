@@ -23,6 +23,7 @@ from aapt_fast.streaming.cache_row import CacheRow
 from aapt_fast.streaming.graph import GraphMemory, RecordedDecoder, Recording
 from aapt_fast.streaming.history import History
 from aapt_fast.streaming.pages import PagePool, cache_pages, history_pages, pages_for, released_on_failure
+from aapt_fast.streaming.past_steps import PastSteps
 from aapt_fast.streaming.text_pages import TextPages
 
 
@@ -49,6 +50,7 @@ class Run:
     control: Tensor | None  # of the newest step, float32 [entries * entry_channels, h, w]
     memory: GraphMemory | None  # of its recordings, if it is recorded
     history: History
+    past: PastSteps | None  # of a run whose prompt can change
     steps: int = 0
     recordings: weakref.WeakSet[Recording] = field(default_factory=weakref.WeakSet)  # of steps that read its pages
 
@@ -56,6 +58,7 @@ class Run:
         """A run that continues from here on its own, bit for bit. Raises PoolExhausted if `pool` has too few pages."""
         other = copy.copy(self)
         other.recordings, other.history = weakref.WeakSet(), self.history.fork()
+        other.past = None if self.past is None else self.past.fork()
         other.memory = None if self.memory is None else GraphMemory(self.memory.device)
         other.rows = _all_or_none(row.fork(pool) for row in self.rows)
         with released_on_failure(other):
@@ -95,6 +98,8 @@ class Run:
             row.rewind(row.next_frame - (self.steps - to_step) * frames)
         moment = self.history.rewind(to_step, self.decoder, partial(self.decode, model))
         self.steps, self.frame, self.control = moment.steps, moment.frame, moment.control
+        if self.past is not None:
+            self.past.rewind(to_step)
 
     def release(self) -> None:
         """Give back the pages, and the memory of all recordings that read them. A second call does nothing.
@@ -161,11 +166,14 @@ def open_run(
             in_pages.release()  # the row holds it
 
     rows = _all_or_none(row(text) for text in prepared.text)
-    past = History(history, model.device)
-    run = Run(start, rows, prepared.context, decoder, first_frame, start.image, start.control, memory, past)
+    moments = History(history, model.device)
+    run = Run(start, rows, prepared.context, decoder, first_frame, start.image, start.control, memory, moments, None)
     with released_on_failure(run):
         if start.image is not None:
             sampler.remember(generator, start.image, run.context, [PagedCache([row]) for row in rows])
+        if generator.config.text_width > 0:
+            image_frames = rows[0].next_frame - 1
+            run.past = PastSteps(rule, image_frames, history, {0: (start.image, start.control)})
         if memory is not None and first_frame is not None:
             run.decoder = RecordedDecoder(model, decoder, rule.frames, memory)
         run.remember()

@@ -30,9 +30,10 @@ from aapt_fast.models.stream_model import StreamModel
 from aapt_fast.models.vae.video_stream import DecoderState
 from aapt_fast.streaming.cache_row import RowState
 from aapt_fast.streaming.controls import entry_shape
+from aapt_fast.streaming.past_steps import Made
 from aapt_fast.streaming.run import Run, Start
 
-VERSION = 1
+VERSION = 2
 STATE, REPLAY = "state of a session", "replay of a session"
 SAMPLES = 16  # numbers of every weight that its fingerprint looks at
 
@@ -49,6 +50,8 @@ class SavedRun:
     """Control of the newest step, float32 [entries * entry_channels, h, w]."""
     rows: list[RowState]
     decoder: DecoderState
+    past: dict[int, Made]
+    """Frames and control per step that a later one sees; empty for a model without text."""
 
     def restore(self, run: Run, device: torch.device) -> None:
         """Bring a run that has just begun, with the same start, to this state."""
@@ -56,7 +59,9 @@ class SavedRun:
             row.restore(state)
         run.decoder.restore(self.decoder, device)
         run.steps = self.steps
-        run.frame, run.control = (None if each is None else each.to(device) for each in (self.frame, self.control))
+        run.frame, run.control = _on(device, (self.frame, self.control))
+        if run.past is not None:
+            run.past.made |= {step: _on(device, made) for step, made in self.past.items()}
         run.history.forget()
         run.remember()
 
@@ -95,6 +100,8 @@ def write_state(path: str | Path, model: StreamModel, sampler: Sampler, run: Run
         tensors |= {f"rows.{place}.{name}": getattr(state, name) for name in ("k", "v", "unrotated")}
         tensors[f"rows.{place}.frames"] = torch.tensor(state.frames, dtype=torch.int64)
         tensors[f"rows.{place}.next_frame"] = torch.tensor(state.next_frame)
+    for step, (frames, control) in ({} if run.past is None else run.past.made).items():
+        tensors |= _present({f"past.{step}.frames": frames, f"past.{step}.control": control})
     decoder = run.decoder.state()
     tensors |= {f"decoder.{name}": tensor for name, tensor in decoder.tensors.items()}
     facts = {"seed": run.start.seed, "steps": run.steps, "rows": len(run.rows), "decoder_size": decoder.size}
@@ -114,7 +121,9 @@ def read_state(path: str | Path, model: StreamModel, sampler: Sampler) -> SavedR
         size = facts["decoder_size"]
         decoder = DecoderState(layers, None if size is None else tuple(size))
         start = _start(tensors, facts, model)
-        return SavedRun(start, facts["steps"], tensors.get("frame"), tensors.get("control"), rows, decoder)
+        steps = sorted({int(name.split(".")[1]) for name in tensors if name.startswith("past.")})
+        past = {step: (tensors.get(f"past.{step}.frames"), tensors.get(f"past.{step}.control")) for step in steps}
+        return SavedRun(start, facts["steps"], tensors.get("frame"), tensors.get("control"), rows, decoder, past)
 
 
 def write_replay(path: str | Path, model: StreamModel, sampler: Sampler, replay: Replay) -> None:
@@ -130,6 +139,11 @@ def read_replay(path: str | Path, model: StreamModel, sampler: Sampler) -> Repla
     with _complete(Path(path), REPLAY):
         _check_replay(Path(path), tensors, facts, model)
         return Replay(_start(tensors, facts, model), tensors.get("controls"), facts["steps"], facts["exact"])
+
+
+def _on(device: torch.device, made: Made) -> Made:
+    frames, control = (None if each is None else each.to(device) for each in made)
+    return frames, control
 
 
 def _check_replay(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any], model: StreamModel) -> None:

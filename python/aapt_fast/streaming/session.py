@@ -26,6 +26,7 @@ from aapt_fast.streaming.controls import ControlSource, controls_of, image_entri
 from aapt_fast.streaming.frames import FrameIterator
 from aapt_fast.streaming.latency import LatencyCounter
 from aapt_fast.streaming.pages import PagePool
+from aapt_fast.streaming.recompute import can_recompute, recompute_past
 from aapt_fast.streaming.run import Start
 from aapt_fast.streaming.saved import Replay, read_replay, read_state, write_replay, write_state
 from aapt_fast.streaming.session_life import SessionLife
@@ -307,22 +308,34 @@ class StreamSession(SessionLife):
                 step.drop()
                 self._run.rewind(int(to_step), self.model, self.sampler.rule(self.model.generator).frames)
 
-    def set_prompt(self, prompt: str | Tensor) -> None:
+    def set_prompt(self, prompt: str | Tensor, policy: str = "keep") -> None:
         """Go on under another prompt, a str or embeddings [L, text_width], from the next step on.
 
-        The past stays as it was computed under the former prompt, so the picture changes gradually, as old frames leave
-        the window. `reset` starts over instead. `rewind` cannot go back behind the change, and a replay cannot tell it.
-        With `cuda_graph=True` the step is recorded anew.
+        `reset` starts over instead. `rewind` cannot go back behind the change, and a replay cannot tell it. With
+        `cuda_graph=True` the step is recorded anew.
+
+        Args:
+            prompt: as in the constructor.
+            policy: "keep": the past stays as it was computed under the former prompt, so the picture changes gradually,
+                as old frames leave the window. "recompute": keys and values of all frames that the next step sees are
+                computed again under the new prompt, with the frames as they were shown, so the picture follows at once.
+                That takes about as long as so many steps of one evaluation.
 
         Raises:
-            TypeError, ValueError: as the constructor. Nothing has changed.
+            TypeError, ValueError: as the constructor; another policy, or "recompute" with a sampler that does not
+                override `Sampler.recompute`. Nothing has changed.
             PoolExhausted: frames attend to the prompt through pages, and it does not fit those of the former one (or a
                 fork shares these) and the pool has no others left. Nothing has changed.
-            RuntimeError: another thread takes a step of this session now. If recording fails, the session is closed.
+            RuntimeError: another thread takes a step of this session now. If recomputing or recording fails, the
+                session is closed.
             SessionClosed: the session is closed.
         """
+        require(policy in ("keep", "recompute"), "policy", "'keep' or 'recompute'", repr(policy))
         with self._in_one_thread(), computing(self.model):
             self._require_open()
+            kept = policy == "keep" or can_recompute(self.sampler)
+            sampler = type(self.sampler).__name__
+            require(kept, "policy", f"'keep': {sampler} does not override Sampler.recompute", "'recompute'")
             embedded, run = self.model.embed(prompt), copy.copy(self._run)  # another one, so that batches notice
             with self.model.autocast():
                 prepared = self.sampler.prepare(self.model.generator, embedded)
@@ -330,6 +343,8 @@ class StreamSession(SessionLife):
             self._log = None
             with self._closed_on_failure("set_prompt"):
                 run.free_steps()
+                if policy == "recompute":
+                    recompute_past(self.model, self.sampler, run)
                 self._take(run)
 
     def __copy__(self) -> StreamSession:

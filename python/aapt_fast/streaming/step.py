@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from aapt_fast.errors import require_shape
+from aapt_fast.models.aapt.config import ControlConfig
 from aapt_fast.models.sampling import Sampler, noise_numbers
 from aapt_fast.models.stream_model import StreamModel
 from aapt_fast.ops import philox_normal
@@ -121,6 +122,8 @@ class Step:
             cache.finish()
         for run, frames, control in zip(self.runs, computed.frames, computed.controls, strict=True):
             run.frame, run.control, run.steps = frames, control, run.steps + 1
+            if run.past is not None:
+                run.past.add(run.steps, frames, control)
 
     def remember(self) -> None:
         """Keep the state of every run after an adopted and decoded step, for `StreamSession.rewind`."""
@@ -144,9 +147,7 @@ class Step:
     def _compute(self, first: bool) -> Tensor:
         """Noise, and the frames of the sampler, float32 [B, C, n, h, w]. Raises TypeError and ValueError for others."""
         channels, grid = self.model.config.latent_channels, self.model.grid
-        seeds, steps = self._numbers.flatten(1)
-        noise = philox_normal(seeds, steps, (channels, *grid)).unflatten(0, self._numbers.shape[1:])
-        noise = noise.transpose(2, 3).contiguous()  # [draws, B, C, n, h, w]
+        noise = draw_noise(self._numbers, channels, grid)
         inputs = (noise, self._recycled, self._control, self._context, self.caches)
         with self.model.autocast():
             frames = self.sampler.sample(self.model.generator, *inputs, first)
@@ -159,10 +160,10 @@ class Step:
 
         Returns the control of each run, float32 [entries * entry_channels, h, w], or None for a model without.
         """
-        draws, frames, config = self.sampler.draws, self._frames, self.model.control
-        steps = torch.stack([noise_numbers(run.steps * frames + 1, frames, draws) for run in self.runs], 1)
-        seeds = torch.tensor([run.start.seed for run in self.runs])[:, None].expand(steps.shape)
-        on_host = [[torch.stack((seeds, steps))], controls, *(cache.inputs() for cache in self.caches)]
+        config, runs = self.model.control, self.runs
+        seeds, steps = [run.start.seed for run in runs], [run.steps + 1 for run in runs]
+        numbers = noise_inputs(seeds, steps, self._frames, self.sampler.draws)
+        on_host = [[numbers], controls, *(cache.inputs() for cache in self.caches)]
         [numbers], controls, *of_caches = to_device(on_host, self.model.device)
         self._numbers.copy_(numbers)
         for cache, inputs in zip(self.caches, of_caches, strict=True):
@@ -174,8 +175,7 @@ class Step:
         if config is not None and self._control is not None:
             maps = entry_maps(torch.stack(controls), config, self.model.grid).flatten(1, 2)
             for shown, own, run in zip(self._control, maps, self.runs, strict=True):
-                before = run.control if config.with_previous else None
-                shown[:, 0].copy_(own if before is None else torch.cat((own, before)))
+                shown[:, 0].copy_(shown_control(config, own, run.control))
             return maps.unbind()
         return [None] * len(self.runs)
 
@@ -191,3 +191,24 @@ class Step:
         for run in self.runs:
             run.recordings.add(recording)
         return recording
+
+
+def noise_inputs(seeds: Sequence[int], steps: Sequence[int], frames: int, draws: int) -> Tensor:
+    """Seeds and Philox steps of the noises of B runs' steps, counted from 1: int64 [2, draws, B, frames]."""
+    numbers = torch.stack([noise_numbers((step - 1) * frames + 1, frames, draws) for step in steps], 1)
+    return torch.stack((torch.tensor(seeds)[:, None].expand(numbers.shape), numbers))
+
+
+def draw_noise(numbers: Tensor, channels: int, grid: tuple[int, int]) -> Tensor:
+    """Normal noise, float32 [draws, B, C, n, h, w], of the numbers [2, draws, B, n] of `noise_inputs`."""
+    seeds, steps = numbers.flatten(1)
+    noise = philox_normal(seeds, steps, (channels, *grid)).unflatten(0, numbers.shape[1:])
+    return noise.transpose(2, 3).contiguous()
+
+
+def shown_control(config: ControlConfig, own: Tensor, before: Tensor | None) -> Tensor:
+    """Control [step_channels, h, w] that the generator sees in a step: its `own` entries, and those of the step before.
+
+    Both are [entries * entry_channels, h, w]; those before are left out where the model does not take them.
+    """
+    return torch.cat((own, before)) if config.with_previous and before is not None else own

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from aapt_fast.errors import require, require_type
 from aapt_fast.models.evaluations import MOST_EVALUATIONS
-from aapt_fast.models.sampling import Prepared, Sampler
+from aapt_fast.models.sampling import Prepared, Sampler, TakenStep
 from aapt_fast.ops.cache import Cache
 
 
@@ -91,6 +91,10 @@ class EulerSampler(Sampler):
                 velocity = (x - clean) / levels[k]
                 x = x + (levels[k + 1] - levels[k]) * velocity
         return clean
+
+    def recompute(self, generator: Any, taken: TakenStep, context: Any, caches: Sequence[Cache]) -> None:
+        """See `Sampler.recompute`. A frame's keys are those of its own evaluations, from its noise and its inputs."""
+        self.sample(generator, taken.noise, taken.recycled, taken.control, context, caches, taken.first)
 
 
 def sample_frame(

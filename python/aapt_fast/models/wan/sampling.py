@@ -19,7 +19,7 @@ from torch import Tensor
 
 from aapt_fast.errors import require, require_shape, require_type
 from aapt_fast.models.aapt.sampling import shift_time
-from aapt_fast.models.sampling import Prepared, Sampler
+from aapt_fast.models.sampling import Prepared, Sampler, TakenStep
 from aapt_fast.models.wan.layers import WanContext
 from aapt_fast.ops.cache import Cache
 from aapt_fast.ops.window import WindowRule
@@ -136,6 +136,10 @@ class FewStepSampler(Sampler):
             clean = (x - sigma * self._velocity(generator, x, level, context, caches[0]).double()).float()
         self.remember(generator, clean, context, caches)
         return clean
+
+    def recompute(self, generator: Any, taken: TakenStep, context: Any, caches: Sequence[Cache]) -> None:
+        """See `Sampler.recompute`. The keys of a block are those of its clean frames."""
+        self.remember(generator, taken.frames, context, caches)
 
     @staticmethod
     def _velocity(generator: Any, x: Tensor, level: float, context: WanContext, cache: Cache) -> Tensor:
