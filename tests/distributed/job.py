@@ -21,7 +21,6 @@ from aapt_fast.distributed.shared_session import SharedSession
 from aapt_fast.profiling.inputs import random_controls, random_image
 from aapt_fast.testing.streams import STREAMS, random_model
 
-
 CONFIG = dataclasses.replace(STREAMS["pose"], width=64, heads=8)
 
 

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from aapt_fast.atomic import names_folder
 from aapt_fast.cli.choices import (
     ACTIONS,
     HELD_OUT_CLIPS,
@@ -22,7 +21,7 @@ from aapt_fast.cli.choices import (
     meant,
     planned_names,
 )
-from aapt_fast.media.video_target import NAME, is_video_name
+from aapt_fast.cli.option_types import any_path, file_path, integer, number, video_path
 from aapt_fast.models.files.bundled import PRESETS
 from aapt_fast.training.own_folder import STAGES
 
@@ -35,46 +34,10 @@ CACHE = Path("~/.cache/aapt_fast")
 Options = Callable[[argparse.ArgumentParser], None]
 
 
-def _path(text: str) -> Path:
-    """Make a path of an option's text; `Path("")` would be the folder in which the command runs."""
-    if not text:
-        raise argparse.ArgumentTypeError("expected a file or folder, got an empty text")
-    if text == "-":  # in other programs standard input or output
-        raise argparse.ArgumentTypeError("expected a file or folder, got -; ./- is a file or folder of that name")
-    return Path(text)
-
-
-def _file(text: str) -> Path:
-    if text and names_folder(text):
-        raise argparse.ArgumentTypeError(f"expected a file, got {text}, which names a folder")
-    return _path(text)
-
-
-def _video(text: str) -> Path:
-    path = _path(text)
-    if not is_video_name(text):
-        raise argparse.ArgumentTypeError(f"expected {NAME}, got {text}")
-    return path
-
-
-def _integer(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"expected an integer, got {text or 'an empty text'}") from None
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"expected a number, got {text or 'an empty text'}") from None
-
-
 def _add_ranks(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--gpus",
-        type=_integer,
+        type=integer,
         default=1,
         metavar="N",
         help="share each frame among so many GPUs of this machine, or with --device cpu among so many processes; N has "
@@ -109,7 +72,7 @@ def add_generate(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--controls",
-        type=_file,
+        type=file_path,
         metavar="FILE",
         help=f"instead of --motion: .npy or .json with numbers [frames, {JOINTS}, 3]: x and y as fractions 0..1 of "
         "width and height, then the depth in metres (0 at the stage's middle, more is farther away); joints in the "
@@ -118,18 +81,21 @@ def add_generate(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--frames",
-        type=_integer,
+        type=integer,
         help="video frames to make, rounded up to whole steps of 4 (default: those of --controls; the sum of a script "
         f"in which every motion has a length; otherwise {GENERATED_FRAMES})",
     )
     parser.add_argument(
         "--seed",
-        type=_integer,
+        type=integer,
         default=0,
         help="of noise and motion; the same seed gives the same video (default: %(default)s)",
     )
     parser.add_argument(
-        "--nfe", type=_integer, default=1, help="network evaluations per step; more are slower (default: %(default)s)"
+        "--nfe",
+        type=integer,
+        default=1,
+        help="network evaluations per step; more are slower (default: %(default)s)",
     )
     parser.add_argument("--device", help="cpu | cuda | cuda:1 ... (default: a GPU where there is one)")
     _add_ranks(parser)
@@ -141,17 +107,20 @@ def add_generate(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--out",
-        type=_video,
+        type=video_path,
         required=True,
         help="x.mp4, x.gif or a folder of pictures, written as it goes. After Ctrl-C, SIGTERM or SIGHUP the video so "
         "far is kept, beside a file of that name if there is one; the exit status is 130 then",
     )
     parser.add_argument(
-        "--scale", type=_integer, default=4, help="enlarge the written video by this factor (default: %(default)s)"
+        "--scale",
+        type=integer,
+        default=4,
+        help="enlarge the written video by this factor (default: %(default)s)",
     )
     parser.add_argument(
         "--sheet",
-        type=_file,
+        type=file_path,
         metavar="FILE",
         help="also write a picture (.png, .jpg, .webp) of up to twelve frames: controls, truth where known, and video",
     )
@@ -178,7 +147,7 @@ def add_doctor(parser: argparse.ArgumentParser) -> None:
 def _add_system(parser: argparse._ActionsContainer) -> None:
     """Add the options that change a preset."""
     parser.add_argument("--resolution", metavar="WIDTHxHEIGHT", help="size of the video (default: the preset's)")
-    parser.add_argument("--window", type=_integer, help="past frames that a step sees (default: the preset's)")
+    parser.add_argument("--window", type=integer, help="past frames that a step sees (default: the preset's)")
     parser.add_argument(
         "--dtype",
         choices=DTYPES,
@@ -205,7 +174,7 @@ Exit status: 0 every kernel that was tried is right, 1 one is not, 2 a mistake i
     )
     parser.add_argument(
         "--json",
-        type=_file,
+        type=file_path,
         metavar="FILE",
         help="file for all that a maintainer needs: machine, build, findings",
     )
@@ -219,7 +188,7 @@ def add_train(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--out",
-        type=_path,
+        type=any_path,
         required=True,
         help="folder of the run, new or begun before: data, checkpoints, logs, samples",
     )
@@ -259,27 +228,27 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--nfe",
-        type=_integer,
+        type=integer,
         default=1,
         help="network evaluations per step, of rows that give none (default: %(default)s)",
     )
     parser.add_argument(
-        "--clips", type=_integer, default=HELD_OUT_CLIPS, help="number of motions (default: %(default)s)"
+        "--clips", type=integer, default=HELD_OUT_CLIPS, help="number of motions (default: %(default)s)"
     )
     parser.add_argument(
         "--frames",
-        type=_integer,
+        type=integer,
         default=HELD_OUT_FRAMES,
         help="video frames per clip after the given first one, rounded up to whole steps (default: %(default)s)",
     )
     parser.add_argument(
         "--out",
-        type=_path,
+        type=any_path,
         help="folder for report, CSV, plots and contact sheet; a stopped evaluation resumes there",
     )
     parser.add_argument(
         "--pose-network",
-        type=_path,
+        type=any_path,
         default=CACHE,
         help="folder of the network that reads poses off a video; it is trained once (default: %(default)s)",
     )
@@ -300,18 +269,18 @@ instead. A mistake in the arguments is 2 as well, with one line on stderr and no
     scaling = questions.add_parser(
         "scaling", help="predict a frame of the paper's model and sizes on 1, 2, 4 and 8 GPUs"
     )
-    scaling.add_argument("--json", type=_file, metavar="FILE", help="file for the rows, as JSON")
+    scaling.add_argument("--json", type=file_path, metavar="FILE", help="file for the rows, as JSON")
     frame = questions.add_parser("frame", help="a whole step: condition, generator, decode, to host")
     frame.add_argument("--preset", default="aapt-8b", help=f"{' | '.join(PRESETS)} (default: %(default)s)")
     _add_system(frame)
-    frame.add_argument("--target", type=_number, default=0.16, help="seconds per latent frame (default: %(default)s)")
+    frame.add_argument("--target", type=number, default=0.16, help="seconds per latent frame (default: %(default)s)")
     frame.add_argument(
-        "--json", type=_file, metavar="FILE", help="file for the document, which is also the last line printed"
+        "--json", type=file_path, metavar="FILE", help="file for the document, which is also the last line printed"
     )
     frame.add_argument("--device", help="cuda | cpu (default: a GPU where there is one)")
     frame.add_argument(
         "--gpus",
-        type=_integer,
+        type=integer,
         default=1,
         metavar="N",
         help="predict the step on so many GPUs; several are not measured (default: %(default)s)",
@@ -319,11 +288,11 @@ instead. A mistake in the arguments is 2 as well, with one line on stderr and no
     frame.add_argument("--parallel", choices=SCHEMES, default=SCHEMES[0], help="as for generate")
     frame.add_argument("--cuda-graph", action="store_true", help="record the step as CUDA graphs, on a GPU")
     frame.add_argument(
-        "--steps", type=_integer, default=100, help="timed steps with a full window (default: %(default)s)"
+        "--steps", type=integer, default=100, help="timed steps with a full window (default: %(default)s)"
     )
     frame.add_argument(
         "--limit",
-        type=_number,
+        type=number,
         default=60.0,
         help="after about so many seconds fewer steps are timed, at least 5 (default: %(default)s)",
     )
@@ -334,7 +303,10 @@ def add_convert(parser: argparse.ArgumentParser) -> None:
         "source", help="a file of weights, its folder, the folder of a diffusers pipeline, or a bundled model"
     )
     parser.add_argument(
-        "--out", type=_path, required=True, help="a new or empty folder, which appears once all is written and verified"
+        "--out",
+        type=any_path,
+        required=True,
+        help="a new or empty folder, which appears once all is written and verified",
     )
     parser.add_argument(
         "--config",
@@ -350,7 +322,7 @@ def add_convert(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--shard-size",
-        type=_number,
+        type=number,
         default=SHARD_GIB,
         metavar="GIB",
         help="largest file, in GiB; a model of this package stays one file (default: %(default)s)",
@@ -369,25 +341,28 @@ clients finish for a moment; a second signal ends it at once."""
         help="mini-person, mini-anyone, or a file that train exported (default: %(default)s)",
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: %(default)s)")
-    parser.add_argument("--port", type=_integer, default=8000, help="0 for any that is free (default: %(default)s)")
+    parser.add_argument("--port", type=integer, default=8000, help="0 for any that is free (default: %(default)s)")
     parser.add_argument("--device", help="cpu | cuda | cuda:1 ... (default: a GPU where there is one)")
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16"), help="(default: bfloat16 where the device computes in it)"
     )
-    parser.add_argument("--streams", type=_integer, default=4, help="that run at a time (default: %(default)s)")
-    parser.add_argument("--parked", type=_integer, default=8, help="idle ones in files (default: %(default)s)")
-    parser.add_argument("--history", type=_integer, default=60, help="steps to rewind by (default: %(default)s)")
+    parser.add_argument("--streams", type=integer, default=4, help="that run at a time (default: %(default)s)")
+    parser.add_argument("--parked", type=integer, default=8, help="idle ones in files (default: %(default)s)")
+    parser.add_argument("--history", type=integer, default=60, help="steps to rewind by (default: %(default)s)")
     parser.add_argument(
-        "--threads", type=_integer, default=1, help="of torch on a CPU, beside a browser one (default: %(default)s)"
+        "--threads",
+        type=integer,
+        default=1,
+        help="of torch on a CPU, beside a browser one (default: %(default)s)",
     )
     parser.add_argument(
-        "--drain", type=_number, default=10.0, help="seconds from the signal to the end (default: %(default)s)"
+        "--drain", type=number, default=10.0, help="seconds from the signal to the end (default: %(default)s)"
     )
     access = parser.add_argument_group("access")
     access.add_argument("--token", help="that clients have to know; other users of this machine see it (default: none)")
-    access.add_argument("--token-file", type=_file, metavar="FILE", help="file with it (default: none)")
-    access.add_argument("--tls-cert", type=_file, metavar="FILE", help="PEM, for https (default: http)")
-    access.add_argument("--tls-key", type=_file, metavar="FILE", help="PEM (default: in the file of --tls-cert)")
+    access.add_argument("--token-file", type=file_path, metavar="FILE", help="file with it (default: none)")
+    access.add_argument("--tls-cert", type=file_path, metavar="FILE", help="PEM, for https (default: http)")
+    access.add_argument("--tls-key", type=file_path, metavar="FILE", help="PEM (default: in the file of --tls-cert)")
     access.add_argument(
         "--allow-host",
         action="append",

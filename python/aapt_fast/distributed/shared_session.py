@@ -90,10 +90,10 @@ class SharedSession(StreamSession):
         self._lead("rewind", to_step)
         super().rewind(to_step)
 
-    def set_prompt(self, prompt: Any, **options: Any) -> None:
+    def set_prompt(self, prompt: Any, policy: str = "keep") -> None:
         """As `StreamSession.set_prompt`."""
-        self._lead("set_prompt", prompt, **options)
-        super().set_prompt(prompt, **options)
+        self._lead("set_prompt", prompt, policy)
+        super().set_prompt(prompt, policy)
 
     def reset(self, image: Any = None, **options: Any) -> None:
         """As `StreamSession.reset`."""
