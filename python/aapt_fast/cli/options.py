@@ -285,7 +285,7 @@ instead. A mistake in the arguments is 2 as well, with one line on stderr and no
         metavar="N",
         help="predict the step on so many GPUs; several are not measured (default: %(default)s)",
     )
-    frame.add_argument("--parallel", choices=SCHEMES, default=SCHEMES[0], help="as for generate")
+    frame.add_argument("--parallel", choices=SCHEMES, default=SCHEMES[0], help="as for generate (default: %(default)s)")
     frame.add_argument("--cuda-graph", action="store_true", help="record the step as CUDA graphs, on a GPU")
     frame.add_argument(
         "--steps", type=integer, default=100, help="timed steps with a full window (default: %(default)s)"
