@@ -63,19 +63,19 @@ class EncoderMemory(LayerMemory, Protocol):
     """The memory of one stream, and the steps of which its encoder consists. Frames are tensors [B, C, T, H, W]."""
 
     def halve(self, x: Tensor, resample: nn.Sequential) -> Tensor:
-        """Half the height and width by `resample`.
+        """[B, C, T, H, W] -> [B, O, T, H / 2, W / 2] by `resample`.
 
         Zeros below and to the right of every frame, then a 3x3 convolution with stride two.
         """
 
     def halve_time(self, x: Tensor, time_conv: Any) -> Tensor:
-        """One frame from every two by a convolution of them and the frame before.
+        """[B, C, T, H, W] -> [B, C, T / 2, H, W]: from every two frames one, by a convolution that sees the one before.
 
         The first frame of a stream stays as it is.
         """
 
     def halve_all(self, x: Tensor, conv: Any) -> Tensor:
-        """Half the height and width and, with three taps in time, half the frames by a `StridedConv`.
+        """[B, C, T, H, W] -> [B, O, T or T / 2, H / 2, W / 2] by a `StridedConv`.
 
-        Of the first frame of a stream, one is left.
+        With three taps in time it halves the frames, too. Of the first frame of a stream, one is left.
         """

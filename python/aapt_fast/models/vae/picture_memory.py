@@ -54,7 +54,8 @@ class PictureMemory:
         """Norm, SiLU and a causal convolution of x [B, C, 1, H, W], plus `residual` [B, O, 1, H, W]."""
         pixels = _pixels(x)
         normed = torch.empty_like(pixels)
-        norm_silu(pixels, *norm.arguments(), normed, None)
+        gamma, beta, groups, eps = norm.arguments()
+        norm_silu(pixels, gamma, beta, groups, eps, normed, None)
         return _convolve(normed, conv, residual)
 
     def apply(self, function: Callable[..., Tensor], x: Tensor, *others: Tensor) -> Tensor:

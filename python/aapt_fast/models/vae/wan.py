@@ -215,11 +215,15 @@ class WanVAE(ChunkedVAE):
         require(length % factor == 1 % factor, "video", f"1 + {factor} n video frames", length)
         memory = encoder_memory(self, video)
         sizes = [1] + [factor] * ((length - 1) // factor)
-        pieces = [self._encode_chunk(piece, memory) for piece in video.split(sizes, dim=2)]
+        pieces = [self.encode_chunk(piece, memory) for piece in video.split(sizes, dim=2)]
         mean = torch.cat(pieces, dim=2)[:, : self.latent_channels]
         return ((mean - self.latents_mean) / self.latents_std).to(mean.dtype)
 
-    def _encode_chunk(self, video: Tensor, memory: EncoderMemory) -> Tensor:
+    def encode_chunk(self, video: Tensor, memory: EncoderMemory) -> Tensor:
+        """The next video frames [B, 3, F, H, W] of the stream of `memory` -> mean and log-variance [B, 2 z, n, h, w].
+
+        F = 1 and n = 1 for the first chunk, then F = 4 n. The mean is not normalised.
+        """
         blocks = pixels_to_channels(video.to(self.conv1.weight.dtype), self.config.patch_size)
         blocks = blocks.contiguous(memory_format=torch.channels_last_3d)
         return memory.conv(self.encoder(blocks, memory), self.conv1)
