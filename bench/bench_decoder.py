@@ -10,7 +10,7 @@ FLOP, bytes that must move, and what part of the shortest possible time each of 
     diffusers               the decoders of Wan as diffusers has them
     vLLM-Omni, SGLang       the same after the one's fast path, and the other's own, where they are installed
 Each side's first video frames are compared with those of diffusers, for the light decoder with those of torch: peak
-signal to noise in dB. cuDNN may try its algorithms out.
+signal to noise in dB. cuDNN may try its algorithms out. Last comes the encoder of a picture, with kernels and without.
 
     python -m bench.bench_decoder [--decoder light|wan2.1|wan2.2] [--size 736x416|832x480|1280x720] [--compiled]
                                   [--weights FILE] [--layers]
@@ -188,6 +188,29 @@ def measure(
         )
         document.add("results", entry)
         print(f"{side:26} {sample.p50:10.2f} ms {entry['tflops']:8.2f} TFLOP/s {likeness:7.1f} dB", flush=True)
+    measure_picture(document, where.replace("decoder", "encoder", 1), vae, size, device, options.limit_s / 2)
+
+
+def measure_picture(
+    document: Document, name: str, vae: Any, size: tuple[int, int], device: torch.device, limit_s: float
+) -> None:
+    """Time the encoder of one picture of `size` (width, height), with which a session begins."""
+    picture = torch.rand(1, 3, 1, size[1], size[0], device=device, dtype=next(vae.parameters()).dtype) * 2 - 1
+
+    def encode(kernels: str) -> Tensor:
+        with use_kernels(kernels):
+            return vae.encode(picture)
+
+    calls: dict[str, Call] = {TORCH: partial(encode, "none")}
+    with use_kernels("all"):
+        if kernels_run(device, picture.dtype):
+            calls[KERNELS] = partial(encode, "all")
+    with torch.inference_mode():
+        samples = time_interleaved(calls, clock_for(device), limit_s=limit_s * len(calls), warm_ups=2)
+    for side, sample in samples.items():
+        entry = result(f"{name}/{side}", sample, side, baseline=TORCH, ratio=sample.times(samples[TORCH]))
+        document.add("results", entry)
+        print(f"a picture, {side:15} {sample.p50:10.2f} ms", flush=True)
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """CUTLASS's own 3-D convolution for Hopper as a baseline, compiled from the headers that the package is built with.
 
-It has run on no GPU yet; that it compiles for sm_90a has been checked.
+It has run on no GPU yet. For sm_90a it compiles, with CUTLASS 4.2 and CUDA 13.0, in a minute and a half of one core.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ RETURNED = {1: "it does not take these sizes", 2: "the launch failed"}
 
 
 def build(folder: Path) -> ctypes.CDLL:
-    """Compile the convolution into `folder` and load it; takes a minute or two.
+    """Compile the convolution into `folder` and load it.
 
     The headers are those of CUTLASS_DIR, else of the package nvidia-cutlass, as in the package's own build. Raises
     RuntimeError without them, without nvcc, and if nvcc fails.

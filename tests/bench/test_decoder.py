@@ -24,7 +24,9 @@ def test_the_program_with_a_narrow_decoder(name, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr("sys.argv", ["bench_decoder.py", "--tiny", "--decoder", name, "--out", str(out)])
     bench_decoder.main()
     document = json.loads(out.read_text())
-    by_side = {entry["what_ran"]: entry for entry in document["results"]}
+    *decoders, encoder = document["results"]
+    assert encoder["name"] == f"encoder/{name}/64x48/float32/torch" and encoder["p50_ms"] > 0
+    by_side = {entry["what_ran"]: entry for entry in decoders}
     assert by_side.keys() == ({"torch"} if name == "light" else {"torch", "diffusers"})
     entry = by_side["torch"]
     assert entry["name"] == f"decoder/{name}/64x48/float32/torch" and entry["p50_ms"] > 0 and entry["tflops"] > 0
