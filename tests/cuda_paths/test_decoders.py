@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Steps of decoders on the fake GPU against budgets: launches and memory. They may only fall.
+"""Steps of decoders, and encoders of a picture, on the fake GPU against budgets: launches and memory.
 
+They may only fall.
 With kernels the ops of the decoder are stand-ins that launch once and allocate nothing, as the kernels do.
 """
 
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from aapt_fast.models.vae import video_stream
+from aapt_fast.models.vae import picture_memory, video_stream
 from aapt_fast.models.vae.video_stream import DecoderStream
 from aapt_fast.ops.registry import OPS
 from aapt_fast.profiling.decoders import DECODERS, make_vae
@@ -73,7 +74,8 @@ def kernels(monkeypatch) -> None:
 
     for op in ("ring_conv3d", "norm_silu"):
         monkeypatch.setitem(OPS[op], "cuda", launch_once)
-    monkeypatch.setattr(video_stream, "kernels_run", lambda device, dtype: True)
+    for module in (video_stream, picture_memory):
+        monkeypatch.setattr(module, "kernels_run", lambda device, dtype: True)
 
 
 @pytest.fixture(autouse=True)
@@ -144,3 +146,24 @@ def test_a_gpu_without_room_says_so_before_anything_is_allocated(gpu, kernels):
     assert gpu.live_bytes == live
     del hog
     stream.decode(latents)
+
+
+PICTURES = {"wan2.1": (143, 285), "light": (170, 380)}
+"""Launches, and MiB of new tensors at a time, while a picture of 736x416 is encoded with kernels.
+
+Every layer's weight is packed, a launch each."""
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_a_picture_with_kernels(name, gpu, kernels):
+    vae = stream_of(name).vae
+    picture = torch.zeros(1, 3, 1, 416, 736, dtype=torch.bfloat16, device=FAKE_GPU)
+    vae.encode(picture)
+    live = gpu.live_bytes
+    with gpu.counting() as counts:
+        latents = vae.encode(picture)
+    assert latents.shape == latents_of(vae.stream()).shape and latents.device == FAKE_GPU
+    assert not counts.uploads and not counts.syncs
+    assert counts.operators["convolution"] == 0 and counts.operators["zero_"] > 40
+    found = counts.operators.total(), (counts.peak_bytes - live) // MIB
+    assert all(each <= most for each, most in zip(found, PICTURES[name], strict=True)), found

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Streams of whole decoders, narrow ones, by the kernels of `ring_conv3d` and `norm_silu`."""
+"""Streams of whole decoders, and pictures through whole encoders, narrow ones, by `ring_conv3d` and `norm_silu`."""
 
 from __future__ import annotations
 
@@ -39,3 +39,18 @@ def test_a_stream(name, target):
         assert torch.linalg.vector_norm(video - expected) < 0.03 * torch.linalg.vector_norm(expected)
     side = 2 * vae.spatial_factor
     assert isinstance(stream._cache, RingCache) and video.shape == (1, 3, 2, side, side // 2)
+
+
+@pytest.mark.parametrize("name", VAES)
+def test_a_picture(name, target):
+    """Against float32 without kernels. The three colours are padded to the channels that kernels take."""
+    torch.manual_seed(5)
+    vae = VAES[name]().eval().requires_grad_(False)
+    picture = torch.rand(1, 3, 1, 2 * vae.spatial_factor, vae.spatial_factor) * 2 - 1
+    expected = vae.encode(picture)
+    half = vae.to(target.device, torch.bfloat16)
+    with target.kernels(), observe_ops() as calls:
+        latents = half.encode(picture.to(target.device)).float().cpu()
+    ran = calls.what_ran()
+    assert ran.keys() == {"ring_conv3d", "norm_silu"} and all("/" in kernel for kernel in ran.values()), ran
+    assert torch.linalg.vector_norm(latents - expected) < 0.03 * torch.linalg.vector_norm(expected)

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 from aapt_fast.errors import require, require_shape
 from aapt_fast.models.vae.aapt_layers import DownBlock, FrameNorm, MidBlock, UpBlock, convolution
-from aapt_fast.models.vae.feature_cache import FeatureCache
 from aapt_fast.models.vae.layers import name_cached_layers
-from aapt_fast.models.vae.memory import DecoderMemory, Frames
+from aapt_fast.models.vae.memory import DecoderMemory, EncoderMemory, Frames
 from aapt_fast.models.vae.packed_weights import PackedWeights
+from aapt_fast.models.vae.picture_memory import encoder_memory
 from aapt_fast.models.vae.video_stream import ChunkedVAE
 
 RGB = 3
@@ -90,12 +90,12 @@ class Encoder(nn.Module):
         self.conv_norm_out = FrameNorm(groups, widths[-1])
         self.conv_out = convolution(widths[-1], 2 * config.latent_channels)
 
-    def forward(self, video: Tensor, cache: FeatureCache) -> Tensor:
-        """The next chunk [B, 3, T, H, W] of the stream that `cache` belongs to -> [B, 2 z, T', h, w]."""
-        x = self.conv_in(video, cache)
+    def forward(self, video: Tensor, memory: EncoderMemory) -> Tensor:
+        """The next chunk [B, 3, T, H, W] of the stream that `memory` belongs to -> [B, 2 z, T', h, w]."""
+        x = memory.conv(video, self.conv_in)
         for block in self.down_blocks:
-            x = block(x, cache)
-        return cache.norm_conv(self.mid_block(x, cache), self.conv_norm_out, self.conv_out)
+            x = block(x, memory)
+        return memory.norm_conv(self.mid_block(x, memory), self.conv_norm_out, self.conv_out)
 
 
 class Decoder(nn.Module):
@@ -146,10 +146,10 @@ class AAPTVAE(ChunkedVAE):
         `video` has any floating-point dtype, H and W are multiples of 8. Raises ValueError for another shape or dtype.
         """
         self._check_video(video)
-        factor, cache = self.config.temporal_factor, FeatureCache()
+        factor, memory = self.config.temporal_factor, encoder_memory(self, video)
         chunks = video.to(self.encoder.conv_in.weight.dtype).contiguous(memory_format=torch.channels_last_3d)
         sizes = [1] + [factor] * ((video.shape[2] - 1) // factor)
-        pieces = [self.encoder(chunk, cache) for chunk in chunks.split(sizes, dim=2)]
+        pieces = [self.encoder(chunk, memory) for chunk in chunks.split(sizes, dim=2)]
         return torch.cat(pieces, dim=2)[:, : self.latent_channels] * self.config.scaling_factor
 
     def decode_chunk(self, latents: Tensor, memory: DecoderMemory) -> Tensor:

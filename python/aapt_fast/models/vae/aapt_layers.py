@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from aapt_fast.models.vae.feature_cache import FeatureCache
 from aapt_fast.models.vae.layers import CausalConv3d, attend_in_frames, residual_block
-from aapt_fast.models.vae.memory import DecoderMemory, Frames
+from aapt_fast.models.vae.memory import DecoderMemory, EncoderMemory, Frames, LayerMemory
 
 EPS = 1e-6
 
@@ -67,7 +67,7 @@ class ResidualBlock(nn.Module):
         self.norm2, self.conv2 = FrameNorm(groups, out_channels), convolution(out_channels, out_channels)
         self.conv_shortcut = convolution(in_channels, out_channels, 1) if in_channels != out_channels else None
 
-    def forward(self, x: Frames, memory: DecoderMemory) -> Frames:
+    def forward(self, x: Frames, memory: LayerMemory) -> Frames:
         """[B, C, T, H, W] -> [B, O, T, H, W]."""
         return residual_block(memory, x, (self.norm1, self.conv1), (self.norm2, self.conv2), self.conv_shortcut)
 
@@ -81,7 +81,7 @@ class FrameAttention(nn.Module):
         self.to_q, self.to_k, self.to_v = (nn.Linear(channels, channels) for _ in range(3))
         self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
 
-    def forward(self, x: Frames, memory: DecoderMemory) -> Frames:
+    def forward(self, x: Frames, memory: LayerMemory) -> Frames:
         """[B, C, T, H, W] -> the same shape; frames do not see each other."""
         return memory.apply(self.attend, x)
 
@@ -101,7 +101,7 @@ class MidBlock(nn.Module):
         self.resnets = nn.ModuleList(ResidualBlock(channels, channels, groups) for _ in range(2))
         self.attentions = nn.ModuleList([FrameAttention(channels, groups)])
 
-    def forward(self, x: Frames, memory: DecoderMemory) -> Frames:
+    def forward(self, x: Frames, memory: LayerMemory) -> Frames:
         """[B, C, T, H, W] -> the same shape."""
         return self.resnets[1](self.attentions[0](self.resnets[0](x, memory), memory), memory)
 
@@ -169,9 +169,9 @@ class Downsample(nn.Module):
         super().__init__()
         self.conv = StridedConv(channels, temporal)
 
-    def forward(self, x: Tensor, cache: FeatureCache) -> Tensor:
+    def forward(self, x: Tensor, memory: EncoderMemory) -> Tensor:
         """[B, C, T, H, W] -> [B, C, T or T / 2, H / 2, W / 2]."""
-        return self.conv(x, cache)
+        return memory.halve_all(x, self.conv)
 
 
 class DownBlock(nn.Module):
@@ -183,8 +183,8 @@ class DownBlock(nn.Module):
         self.resnets = nn.ModuleList(ResidualBlock(outputs if i else inputs, outputs, groups) for i in range(blocks))
         self.downsamplers = nn.ModuleList([Downsample(outputs, temporal)] if down else [])
 
-    def forward(self, x: Tensor, cache: FeatureCache) -> Tensor:
+    def forward(self, x: Tensor, memory: EncoderMemory) -> Tensor:
         """[B, C, T, H, W] -> [B, O, T or T / 2, H / 2, W / 2], or [B, O, T, H, W] at the last level."""
         for layer in (*self.resnets, *self.downsamplers):
-            x = layer(x, cache)
+            x = layer(x, memory)
         return x

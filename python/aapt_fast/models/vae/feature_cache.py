@@ -21,7 +21,7 @@ class FeatureCache:
     The owner of the stream owns the cache and passes it to every forward call. Stored tensors [B, C, n, H, W] are
     replaced, never written to, so a clone may share them and still is an independent, bit-exact copy.
 
-    It also is the `DecoderMemory` of differentiable decoders: every step calls the layers themselves.
+    It also is the memory of differentiable encoders and decoders (`memory.py`): every step calls the layers themselves.
     """
 
     def __init__(self, tensors: dict[str, Tensor] | None = None) -> None:
@@ -48,7 +48,7 @@ class FeatureCache:
             return F.pad(recent, (0, 0, 0, 0, missing, 0))
         return torch.cat([past[:, :, -missing:], recent], dim=2)
 
-    # ---- steps of a decoder; frames are tensors [B, C, T, H, W] in `torch.channels_last_3d` ----
+    # ---- steps; frames are tensors [B, C, T, H, W] in `torch.channels_last_3d` ----
 
     def conv(self, x: Tensor, conv: nn.Module, residual: Tensor | None = None) -> Tensor:
         """A causal convolution of x [B, C, T, H, W], plus `residual` [B, O, T, H, W]."""
@@ -88,6 +88,22 @@ class FeatureCache:
     def output(self, x: Tensor) -> Tensor:
         """The frames [B, C, T, H, W]."""
         return x
+
+    def halve(self, x: Tensor, resample: nn.Module) -> Tensor:
+        """[B, C, T, H, W] -> [B, O, T, H / 2, W / 2] by `resample`."""
+        return resample(x)
+
+    def halve_time(self, x: Tensor, time_conv: Any) -> Tensor:
+        """[B, C, T, H, W] -> [B, C, T / 2, H, W]; the first frame of a stream stays as it is."""
+        if self.get(time_conv.cache_key) is None:
+            self.append(time_conv.cache_key, x, time_conv.past)
+            return x
+        # A convolution with stride two over [the last frame, chunk] is every second output of one with stride one.
+        return time_conv(x, self)[:, :, 1::2]
+
+    def halve_all(self, x: Tensor, conv: nn.Module) -> Tensor:
+        """[B, C, T, H, W] -> [B, O, T or T / 2, H / 2, W / 2]; of the first frame of a stream one is left."""
+        return conv(x, self)
 
     def _norm_conv_in_one_tensor(self, x: Tensor, norm: Any, conv: Any) -> Tensor:
         """`norm_conv` of x [B, C, T, H, W]: the norm is written behind the past, where the convolution reads both."""

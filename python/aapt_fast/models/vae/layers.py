@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aapt_fast.models.vae.feature_cache import FeatureCache
-from aapt_fast.models.vae.memory import DecoderMemory, Frames
+from aapt_fast.models.vae.memory import Frames, LayerMemory
 from aapt_fast.ops.causal_conv3d import causal_conv3d, tap_major
 
 
@@ -65,7 +65,7 @@ class CausalConv3d(nn.Conv3d):
 class Chain(nn.ModuleList):
     """Layers one after the other, which all take the memory of their stream."""
 
-    def forward(self, x: Frames, memory: DecoderMemory | None) -> Frames:
+    def forward(self, x: Frames, memory: LayerMemory | None) -> Frames:
         """The next chunk of the stream that `memory` belongs to, through all layers."""
         for layer in self:
             x = layer(x, memory)
@@ -73,7 +73,7 @@ class Chain(nn.ModuleList):
 
 
 def residual_block(
-    memory: DecoderMemory,
+    memory: LayerMemory,
     x: Frames,
     first: tuple[nn.Module, CausalConv3d],
     second: tuple[nn.Module, CausalConv3d],

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The protocol between the layers of a video decoder and the memory of its stream.
+"""The protocols between the layers of a video encoder or decoder and the memory of its stream.
 
 A causal layer needs the frames of the past. Where they lie, and where a result is written, is the business of the
-memory: layers say only what follows what. So the wiring of a decoder is written once. There are two memories:
-`FeatureCache` (plain torch, differentiable) and `RingCache` (fixed tensors and the kernels of this package).
+memory: layers say only what follows what. So the wiring of encoders and decoders is written once. There are three
+memories: `FeatureCache` (plain torch, differentiable) for both, and two for the kernels of this package, `RingCache`
+for decoders (fixed tensors) and `PictureMemory` for encoders (a video of one picture, which has no past).
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ Frames: TypeAlias = Any
 In a `FeatureCache` it is a tensor [B, C, T, H, W]. Layers look into it only through `DecoderMemory.apply`."""
 
 
-class DecoderMemory(Protocol):
-    """The memory of one stream, and the steps of which its decoder consists."""
+class LayerMemory(Protocol):
+    """The memory of one stream, and the steps that encoders and decoders have in common."""
 
     def conv(self, x: Frames, conv: Any, residual: Frames | None = None) -> Frames:
         """A causal convolution of x, plus `residual`. `conv` is a `CausalConv3d`."""
@@ -30,6 +31,13 @@ class DecoderMemory(Protocol):
 
         `norm` is an `RMSNorm` over channels or a `FrameNorm`, `conv` a `CausalConv3d`.
         """
+
+    def apply(self, function: Callable[..., Tensor], x: Frames, *others: Frames) -> Frames:
+        """`function` of tensors [B, C, T, H, W] in `torch.channels_last_3d`; it needs no memory and keeps T."""
+
+
+class DecoderMemory(LayerMemory, Protocol):
+    """The memory of one stream, and the steps of which its decoder consists."""
 
     def enlarge(self, x: Frames, resample: nn.Sequential) -> Frames:
         """Twice the height and width by `resample`: nearest neighbours, then a 3x3 convolution of every frame."""
@@ -47,8 +55,27 @@ class DecoderMemory(Protocol):
         first frame of a stream, the first of its `time` frames is kept.
         """
 
-    def apply(self, function: Callable[..., Tensor], x: Frames, *others: Frames) -> Frames:
-        """`function` of tensors [B, C, T, H, W] in `torch.channels_last_3d`; it needs no memory and keeps T."""
-
     def output(self, x: Frames) -> Tensor:
         """The frames of x as a tensor [B, C, T, H, W], for what follows the decoder."""
+
+
+class EncoderMemory(LayerMemory, Protocol):
+    """The memory of one stream, and the steps of which its encoder consists. Frames are tensors [B, C, T, H, W]."""
+
+    def halve(self, x: Tensor, resample: nn.Sequential) -> Tensor:
+        """[B, C, T, H, W] -> [B, O, T, H / 2, W / 2] by `resample`.
+
+        Zeros below and to the right of every frame, then a 3x3 convolution with stride two.
+        """
+
+    def halve_time(self, x: Tensor, time_conv: Any) -> Tensor:
+        """[B, C, T, H, W] -> [B, C, T / 2, H, W]: from every two frames one, by a convolution that sees the one before.
+
+        The first frame of a stream stays as it is.
+        """
+
+    def halve_all(self, x: Tensor, conv: Any) -> Tensor:
+        """[B, C, T, H, W] -> [B, O, T or T / 2, H / 2, W / 2] by a `StridedConv`.
+
+        With three taps in time it halves the frames, too. Of the first frame of a stream, one is left.
+        """

@@ -214,8 +214,7 @@ class DecoderStream:
         weight = next(self.vae.parameters())
         if not kernels_run(weight.device, weight.dtype):
             return FeatureCache()
-        plan, left = ring_plan(self.vae, self.vae.latent_channels, size), memory_left(weight.device)
-        needed = plan.bytes() + max(0, plan.weight_bytes - self.vae.packed_weights.bytes())
+        needed, left = ring_room(self.vae, self.vae.latent_channels, size)
         if left is not None:
             room = f"a size whose decoder fits into the {in_units(left)} of memory left on {weight.device}"
             require(needed <= left, "latents", room, f"{size}, which needs {in_units(needed)}")
@@ -255,6 +254,16 @@ def ring_plan(vae: LayeredDecoder, channels: int, size: tuple[int, ...]) -> Ring
     dtype = next(vae.parameters()).dtype
     vae.run_layers(torch.empty(batch, channels, 1, *grid, dtype=dtype, device="meta"), plan)
     return plan
+
+
+def ring_room(vae: LayeredDecoder, channels: int, size: tuple[int, ...]) -> tuple[int, int | None]:
+    """Bytes that a new `RingCache` for latents of `size` = (batch, height, width) needs, and bytes that are left.
+
+    Packed weights that are not there yet are included. The latter is None where it is unknown.
+    """
+    plan = ring_plan(vae, channels, size)
+    needed = plan.bytes() + max(0, plan.weight_bytes - vae.packed_weights.bytes())
+    return needed, memory_left(next(vae.parameters()).device)
 
 
 def require_latents(latents: Tensor, channels: int) -> None:

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from aapt_fast.errors import require, require_shape
-from aapt_fast.models.vae.feature_cache import FeatureCache
 from aapt_fast.models.vae.layers import CausalConv3d, Chain, name_cached_layers
-from aapt_fast.models.vae.memory import DecoderMemory, Frames
+from aapt_fast.models.vae.memory import DecoderMemory, EncoderMemory, Frames
 from aapt_fast.models.vae.packed_weights import PackedWeights
+from aapt_fast.models.vae.picture_memory import encoder_memory
 from aapt_fast.models.vae.video_stream import ChunkedVAE
 from aapt_fast.models.vae.wan_layers import HALVES, Downsample, FrameAttention, ResidualBlock, RMSNorm, Upsample
 from aapt_fast.models.vae.wan_residual import DownLevel, UpLevel, channels_to_pixels, pixels_to_channels
@@ -133,10 +133,11 @@ class Encoder(nn.Module):
         self.middle = middle_layers(widths[-1])
         self.head = nn.ModuleDict({"0": RMSNorm(widths[-1]), "2": CausalConv3d(widths[-1], 2 * config.z_dim, 3)})
 
-    def forward(self, video: Tensor, cache: FeatureCache) -> Tensor:
-        """The next chunk [B, 3 p^2, T, H, W] of the stream that `cache` belongs to -> [B, 2 z, T', h, w]."""
-        x = self.middle(self.downsamples(self.conv1(video, cache), cache), cache)
-        return cache.norm_conv(x, self.head["0"], self.head["2"])
+    def forward(self, video: Tensor, memory: EncoderMemory) -> Tensor:
+        """The next chunk [B, 3 p^2, T, H, W] of the stream that `memory` belongs to -> [B, 2 z, T', h, w]."""
+        x = memory.conv(video, self.conv1)
+        x = self.middle(self.downsamples(x, memory), memory)
+        return memory.norm_conv(x, self.head["0"], self.head["2"])
 
 
 class Decoder(nn.Module):
@@ -212,16 +213,20 @@ class WanVAE(ChunkedVAE):
         self._check_video(video)
         factor, length = self.config.temporal_factor, video.shape[2]
         require(length % factor == 1 % factor, "video", f"1 + {factor} n video frames", length)
-        cache = FeatureCache()
+        memory = encoder_memory(self, video)
         sizes = [1] + [factor] * ((length - 1) // factor)
-        pieces = [self._encode_chunk(piece, cache) for piece in video.split(sizes, dim=2)]
+        pieces = [self.encode_chunk(piece, memory) for piece in video.split(sizes, dim=2)]
         mean = torch.cat(pieces, dim=2)[:, : self.latent_channels]
         return ((mean - self.latents_mean) / self.latents_std).to(mean.dtype)
 
-    def _encode_chunk(self, video: Tensor, cache: FeatureCache) -> Tensor:
+    def encode_chunk(self, video: Tensor, memory: EncoderMemory) -> Tensor:
+        """The next video frames [B, 3, F, H, W] of the stream of `memory` -> mean and log-variance [B, 2 z, n, h, w].
+
+        F = 1 and n = 1 for the first chunk, then F = 4 n. The mean is not normalised.
+        """
         blocks = pixels_to_channels(video.to(self.conv1.weight.dtype), self.config.patch_size)
         blocks = blocks.contiguous(memory_format=torch.channels_last_3d)
-        return self.conv1(self.encoder(blocks, cache), cache)
+        return memory.conv(self.encoder(blocks, memory), self.conv1)
 
     def decode_chunk(self, latents: Tensor, memory: DecoderMemory) -> Tensor:
         """The next normalised latents [B, z, n, h, w] of the stream of `memory` -> video [B, 3, F, H, W] in -1..1.

@@ -13,9 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from aapt_fast.models.vae.feature_cache import FeatureCache
 from aapt_fast.models.vae.layers import CausalConv3d, attend_in_frames, residual_block
-from aapt_fast.models.vae.memory import DecoderMemory, Frames
+from aapt_fast.models.vae.memory import DecoderMemory, EncoderMemory, Frames, LayerMemory
 from aapt_fast.ops._checks import records_gradients
 from aapt_fast.ops.ring_conv3d import convolve_phases, pack_weight
 
@@ -82,7 +81,7 @@ class ResidualBlock(nn.Module):
         )
         self.shortcut = CausalConv3d(in_channels, out_channels, 1) if in_channels != out_channels else None
 
-    def forward(self, x: Frames, memory: DecoderMemory) -> Frames:
+    def forward(self, x: Frames, memory: LayerMemory) -> Frames:
         """[B, C, T, H, W] -> [B, O, T, H, W]."""
         norm1, conv1, norm2, conv2 = self.residual.values()
         return residual_block(memory, x, (norm1, conv1), (norm2, conv2), self.shortcut)
@@ -97,7 +96,7 @@ class FrameAttention(nn.Module):
         self.to_qkv = nn.Conv2d(channels, 3 * channels, 1)
         self.proj = nn.Conv2d(channels, channels, 1)
 
-    def forward(self, x: Frames, memory: DecoderMemory) -> Frames:
+    def forward(self, x: Frames, memory: LayerMemory) -> Frames:
         """[B, C, T, H, W] -> the same shape; frames do not see each other."""
         return memory.apply(self.attend, x)
 
@@ -160,23 +159,27 @@ def upsample_and_convolve(frames: Tensor, weight: Tensor, bias: Tensor) -> Tenso
     return convolve_phases(frames.permute(0, 2, 3, 1), pack_weight(weight, "upsample"), bias).permute(0, 3, 1, 2)
 
 
+class Halve(nn.Sequential):
+    """Zeros below and to the right of every frame, then a 3x3 convolution with stride two."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(channels, channels, 3, stride=2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, T, H, W] -> [B, C, T, H / 2, W / 2]."""
+        frames = super().forward(x.transpose(1, 2).flatten(0, 1))
+        return frames.unflatten(0, (x.shape[0], x.shape[2])).transpose(1, 2)
+
+
 class Downsample(nn.Module):
     """Half the height and width; with `temporal` also one frame from every two but the first."""
 
     def __init__(self, channels: int, temporal: bool) -> None:
         super().__init__()
-        pad = nn.ZeroPad2d((0, 1, 0, 1))
-        self.resample = nn.Sequential(pad, nn.Conv2d(channels, channels, 3, stride=2))
+        self.resample = Halve(channels)
         self.time_conv = CausalConv3d(channels, channels, (3, 1, 1)) if temporal else None
 
-    def forward(self, x: Tensor, cache: FeatureCache) -> Tensor:
+    def forward(self, x: Tensor, memory: EncoderMemory) -> Tensor:
         """[B, C, T, H, W] -> [B, C, T or T / 2, H / 2, W / 2]; the first frame of a stream stays as it is."""
-        frames = self.resample(x.transpose(1, 2).flatten(0, 1))
-        y = frames.unflatten(0, (x.shape[0], x.shape[2])).transpose(1, 2)
-        if self.time_conv is None:
-            return y
-        if cache.get(self.time_conv.cache_key) is None:
-            cache.append(self.time_conv.cache_key, y, self.time_conv.past)
-            return y
-        # A convolution with stride two over [the last frame, chunk] is every second output of one with stride one.
-        return self.time_conv(y, cache)[:, :, 1::2]
+        y = memory.halve(x, self.resample)
+        return y if self.time_conv is None else memory.halve_time(y, self.time_conv)

@@ -13,9 +13,8 @@ from functools import partial
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from aapt_fast.models.vae.feature_cache import FeatureCache
 from aapt_fast.models.vae.layers import Chain
-from aapt_fast.models.vae.memory import DecoderMemory, Frames
+from aapt_fast.models.vae.memory import DecoderMemory, EncoderMemory, Frames
 from aapt_fast.models.vae.wan_layers import Downsample, ResidualBlock, Upsample
 
 
@@ -31,12 +30,12 @@ class DownLevel(nn.Module):
         self.downsamples = Chain(ResidualBlock(channels, out_channels) for channels in inputs)
         if down:
             self.downsamples.append(Downsample(out_channels, temporal))
-        self.factors = (2 if temporal else 1, 2 if down else 1)
+        self.time, self.space = 2 if temporal else 1, 2 if down else 1
 
-    def forward(self, x: Tensor, cache: FeatureCache) -> Tensor:
+    def forward(self, x: Tensor, memory: EncoderMemory) -> Tensor:
         """[B, C, T, H, W] -> [B, O, T or T / 2, H / 2, W / 2], or the same T, H, W at the last level."""
-        y = self.downsamples(x, cache)
-        return y + average_neighbours(x, y.shape[1], *self.factors)
+        y = self.downsamples(x, memory)
+        return memory.apply(partial(add_averages, time=self.time, space=self.space), y, x)
 
 
 class UpLevel(nn.Module):
@@ -57,6 +56,11 @@ class UpLevel(nn.Module):
         """[B, C, T, H, W] -> [B, O, T or 2 T, 2 H, 2 W], or the same T, H, W at the last level."""
         y = self.upsamples(x, memory)
         return memory.apply(partial(add_copies_, time=self.time_factor), y, x) if self.up else y
+
+
+def add_averages(y: Tensor, x: Tensor, time: int, space: int) -> Tensor:
+    """y [B, O, T / time, H / space, W / space] plus the `average_neighbours` of x [B, C, T, H, W]."""
+    return y + average_neighbours(x, y.shape[1], time, space)
 
 
 def average_neighbours(x: Tensor, outputs: int, time: int, space: int) -> Tensor:
