@@ -25,10 +25,13 @@ class DecoderMemory(Protocol):
     def conv(self, x: Frames, conv: Any, residual: Frames | None = None) -> Frames:
         """A causal convolution of x, plus `residual`. `conv` is a `CausalConv3d`."""
 
-    def norm_conv(self, x: Frames, norm: Any, conv: Any, residual: Frames | None = None) -> Frames:
+    def norm_conv(
+        self, x: Frames, norm: Any, conv: Any, residual: Frames | None = None, last_use: bool = False
+    ) -> Frames:
         """Norm, SiLU and a causal convolution of x, plus `residual`.
 
-        `norm` is an `RMSNorm` over channels or a `FrameNorm`, `conv` a `CausalConv3d`.
+        `norm` is an `RMSNorm` over channels or a `FrameNorm`, `conv` a `CausalConv3d`. `last_use`: no other layer needs
+        x itself, neither as a residual nor for its shortcut, so it need not be stored.
         """
 
     def enlarge(self, x: Frames, resample: nn.Sequential) -> Frames:
@@ -50,5 +53,8 @@ class DecoderMemory(Protocol):
     def apply(self, function: Callable[..., Tensor], x: Frames, *others: Frames) -> Frames:
         """`function` of tensors [B, C, T, H, W] in `torch.channels_last_3d`; it needs no memory and keeps T."""
 
-    def output(self, x: Frames) -> Tensor:
-        """The frames of x as a tensor [B, C, T, H, W], for what follows the decoder."""
+    def output(self, x: Frames, out: str = "float") -> Tensor:
+        """The frames of x as a tensor [B, C, T, H, W] in `torch.channels_last_3d`, for what follows the decoder.
+
+        `out` is "float" for x as it is, and "uint8" for colours: `ops.ring_conv3d.to_uint8` of x in -1..1.
+        """
