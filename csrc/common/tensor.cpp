@@ -30,12 +30,14 @@ const char* dtype_name(Dtype dtype) {
     case Dtype::kFloat16: return "float16";
     case Dtype::kInt32: return "int32";
     case Dtype::kInt64: return "int64";
+    case Dtype::kUInt8: return "uint8";
   }
   return "another dtype";  // Python sends -1 for those: no kernel does them, a composition may
 }
 
 int dtype_bytes(Dtype dtype) {
   switch (dtype) {
+    case Dtype::kUInt8: return 1;
     case Dtype::kBFloat16:
     case Dtype::kFloat16: return 2;
     case Dtype::kFloat32:

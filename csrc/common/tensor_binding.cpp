@@ -8,7 +8,8 @@ namespace aapt {
 void register_tensor(py::module_& module) {
   py::register_local_exception<Unsupported>(module, "Unsupported", PyExc_ValueError);
   py::dict codes;
-  for (const Dtype dtype : {Dtype::kFloat32, Dtype::kBFloat16, Dtype::kFloat16, Dtype::kInt32, Dtype::kInt64}) {
+  for (const Dtype dtype :
+       {Dtype::kFloat32, Dtype::kBFloat16, Dtype::kFloat16, Dtype::kInt32, Dtype::kInt64, Dtype::kUInt8}) {
     codes[dtype_name(dtype)] = static_cast<int>(dtype);
   }
   module.attr("dtypes") = codes;

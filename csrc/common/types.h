@@ -13,7 +13,7 @@
 
 namespace aapt {
 
-enum class Dtype : int { kFloat32, kBFloat16, kFloat16, kInt32, kInt64 };
+enum class Dtype : int { kFloat32, kBFloat16, kFloat16, kInt32, kInt64, kUInt8 };
 
 struct bfloat16 {
   std::uint16_t bits;

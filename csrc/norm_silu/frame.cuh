@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the norm of pixels and that of frames share: where a frame lies, weights of eight channels, SiLU.
+// What the norm of pixels and that of frames share: where a frame lies, weights of eight channels.
 #pragma once
 
 #include "common/arch.h"
@@ -34,11 +34,6 @@ AAPT_DEVICE void load_channels(const NormSiluParams::Weight& weight, int channel
   } else {
     load_weights<Element>(weight.data, weight.is_float32, channel, values);
   }
-}
-
-AAPT_DEVICE float silu(float x) {
-  constexpr float kLog2E = 1.44269504f;
-  return x * arch::reciprocal_approx(1.0f + arch::exp2_approx(-kLog2E * x));
 }
 
 }  // namespace aapt

@@ -10,6 +10,7 @@
 
 #include "common/arch.h"
 #include "common/reduce.cuh"
+#include "common/rms_silu.cuh"
 #include "common/vector.cuh"
 #include "norm_silu/frame.cuh"
 #include "norm_silu/params.h"

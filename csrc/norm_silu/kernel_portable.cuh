@@ -5,9 +5,8 @@
 // registers from the first load to the store. Memory is read once and written once.
 #pragma once
 
-#include <cmath>
-
 #include "common/arch.h"
+#include "common/rms_silu.cuh"
 #include "common/vector.cuh"
 #include "norm_silu/frame.cuh"
 #include "norm_silu/group_norm.cuh"
@@ -63,7 +62,6 @@ AAPT_KERNEL void AAPT_LAUNCH_BOUNDS(Config::kThreads, 1)
   VectorValues gain[Config::kVectors];
 #pragma unroll
   for (int i = 0; i < Config::kVectors; ++i) load_channels<Element>(params.gamma, channel(i), 1.0f, gain[i]);
-  const float size = sqrtf(static_cast<float>(params.channels));
 
 #pragma unroll
   for (int p = 0; p < Config::kPixels; ++p) {
@@ -75,7 +73,7 @@ AAPT_KERNEL void AAPT_LAUNCH_BOUNDS(Config::kThreads, 1)
       squares += has(i) ? sum_of_squares(values[i]) : 0.0f;
     }
     squares = sum_of_pixel(squares, lanes);
-    const float inverse = size * arch::rsqrt_approx(fmaxf(squares, params.eps * params.eps));
+    const float inverse = inverse_norm(squares, params.channels, params.eps);
     const int pixel = first_pixel + p * pixels_at_once;
     if (pixel >= params.pixels) continue;  // the lanes of a later pixel have none either
 #pragma unroll

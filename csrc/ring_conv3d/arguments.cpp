@@ -44,11 +44,11 @@ Kernel kernel_of(const Mode& mode, std::int64_t taps) {
 }
 
 // Frames written per frame: what the columns of a pixel are enough for.
-int frames_per_frame_of(const Mode& mode, std::int64_t columns, std::int64_t out_channels) {
+int frames_per_frame_of(const Mode& mode, const char* argument, std::int64_t columns, std::int64_t out_channels) {
   for (const int count : mode.frames_per_frame) {
     if (columns == std::int64_t{mode.space} * mode.space * count * out_channels) return count;
   }
-  require_valid(false, "out", std::string("as many channels as ") + mode.name + " makes of the rows of the weight",
+  require_valid(false, argument, std::string("as many channels as ") + mode.name + " makes of the rows of the weight",
                 std::to_string(out_channels));
   return 0;
 }
@@ -63,13 +63,53 @@ void require_slots(const char* argument, std::int64_t slots, std::int64_t least)
   require_valid(slots >= least, argument, "at least " + std::to_string(least) + " slots", std::to_string(slots));
 }
 
-bool starts_a_vector(const Tensor& tensor) { return reinterpret_cast<std::uintptr_t>(tensor.data) % 16 == 0; }
+// Checks a ring that results are written to, of the shape [B, slots, H', W', O'] but for its slots.
+RingTarget target_of(const char* argument, const Tensor& tensor, const Tensor& result, const char* start_argument,
+                     const std::optional<Tensor>& start, std::int64_t least) {
+  require_shape(argument, tensor, {result.size(0), kAnySize, result.size(2), result.size(3), result.size(4)});
+  require_slots(argument, tensor.size(1), least);
+  require_dense(argument, tensor);
+  check_start(start_argument, start);
+  return {tensor.data, start ? start->as<const std::int32_t>() : nullptr, to_int(argument, "slots", tensor.size(1))};
+}
+
+bool starts_a_vector(const std::optional<Tensor>& tensor) {
+  return !tensor || reinterpret_cast<std::uintptr_t>(tensor->data) % 16 == 0;
+}
+
+// The norm of each pixel, if one is wanted.
+void add_norm(const RingConv3dArguments& arguments, const Mode& mode, std::int64_t written, RingConv3dParams& params) {
+  const auto& normed = arguments.normed;
+  const auto& gamma = arguments.gamma;
+  require_valid(normed.has_value() == gamma.has_value(), "gamma", normed ? "a tensor, as for normed" : "None",
+                gamma ? "a tensor" : "None");
+  if (!normed) return;
+  const Tensor& result = arguments.result();
+  params.normed = target_of("normed", *normed, result, "normed_start", arguments.normed_start, written);
+  require_dtype("normed", *normed, arguments.ring.dtype);
+  require_valid(!params.bytes, "out", "None or the dtype of the ring beside normed", "uint8");
+  const bool whole_pixels = mode.space * mode.space == mode.phases && params.frames_per_frame == 1;
+  require_valid(whole_pixels, "normed", "None for this mode", mode.name);
+  require_shape("gamma", *gamma, {result.size(4)});
+  require_weight("gamma", *gamma, arguments.ring.dtype);
+  require_16_byte_rows("gamma", *gamma);
+  require_supported(params.vectors, "normed",
+                    "a multiple of 8 channels, in tensors that start at multiples of 16 bytes, for this kernel",
+                    std::to_string(params.out_channels) + " channels");
+  params.gamma = gamma->data;
+  params.gamma_is_float32 = gamma->dtype == Dtype::kFloat32;
+  params.eps = arguments.eps;
+}
 
 }  // namespace
 
 RingConv3dParams params_of(const RingConv3dArguments& arguments) {
-  const auto& [ring, start, weight, bias, residual, out, out_start, frames, mode_name] = arguments;
+  const auto& [ring, start, weight, bias, residual, out, out_start, frames, mode_name, gamma, normed, normed_start,
+               eps] = arguments;
   const Mode& mode = mode_of(mode_name);
+  require_valid(out || normed, "out", "a tensor, as normed is None", "None");
+  const Tensor& result = arguments.result();
+  const char* result_name = out ? "out" : "normed";
   require_valid(frames >= 1, "frames", "at least 1", std::to_string(frames));
   require_shape("ring", ring, {kAnySize, kAnySize, kAnySize, kAnySize, kAnySize});
   const std::int64_t batch = ring.size(0), height = ring.size(2), width = ring.size(3), channels = ring.size(4);
@@ -77,18 +117,19 @@ RingConv3dParams params_of(const RingConv3dArguments& arguments) {
   const Kernel kernel = kernel_of(mode, weight.size(1));
   const std::int64_t outputs = weight.size(2);
   require_slots("ring", ring.size(1), frames + kernel.t - 1);
-  require_shape("out", out, {batch, kAnySize, mode.space * height, mode.space * width, kAnySize});
-  const std::int64_t out_channels = out.size(4);
-  const int frames_per_frame = frames_per_frame_of(mode, mode.phases * outputs, out_channels);
-  require_slots("out", out.size(1), frames * frames_per_frame);
+  require_shape(result_name, result, {batch, kAnySize, mode.space * height, mode.space * width, kAnySize});
+  const std::int64_t out_channels = result.size(4);
+  const int frames_per_frame = frames_per_frame_of(mode, result_name, mode.phases * outputs, out_channels);
+  const std::int64_t written = frames * frames_per_frame;
+  RingConv3dParams params = {};
+  if (out) params.out = target_of("out", *out, result, "out_start", out_start, written);
+  params.bytes = out && out->dtype == Dtype::kUInt8;
+  if (out && !params.bytes) require_dtype("out", *out, ring.dtype);
   check_start("start", start);
-  check_start("out_start", out_start);
 
   require_dense("ring", ring);
   require_dense("weight", weight);
-  require_dense("out", out);
   require_dtype("weight", weight, ring.dtype);
-  require_dtype("out", out, ring.dtype);
   if (bias) {
     require_shape("bias", *bias, {outputs});
     require_dtype("bias", *bias, ring.dtype);
@@ -96,7 +137,7 @@ RingConv3dParams params_of(const RingConv3dArguments& arguments) {
   }
   if (residual) {
     require_shape("residual", *residual,
-                  {batch, frames * frames_per_frame, out.size(2), out.size(3), out_channels});
+                  {batch, written, result.size(2), result.size(3), out_channels});
     require_dtype("residual", *residual, ring.dtype);
     require_dense("residual", *residual);
   }
@@ -107,12 +148,9 @@ RingConv3dParams params_of(const RingConv3dArguments& arguments) {
   require_16_byte_rows("ring", ring);
   require_16_byte_rows("weight", weight);
 
-  RingConv3dParams params = {};
   params.ring = ring.data;
   params.weight = weight.data;
-  params.out = out.data;
   if (start) params.start = start->as<const std::int32_t>();
-  if (out_start) params.out_start = out_start->as<const std::int32_t>();
   if (bias) params.bias = bias->data;
   if (residual) params.residual = residual->data;
   params.batch = to_int("ring", "rows", batch);
@@ -129,11 +167,11 @@ RingConv3dParams params_of(const RingConv3dArguments& arguments) {
   params.outputs = to_int("weight", "rows", outputs);
   params.space = mode.space;
   params.frames_per_frame = frames_per_frame;
-  params.out_slots = to_int("out", "slots", out.size(1));
-  params.out_channels = to_int("out", "channels", out_channels);
-  to_int("out", "elements per frame", out.size(2) * out.size(3) * out_channels);
-  params.vectors = out_channels % kVectorElements == 0 && starts_a_vector(out) &&
-                   (!residual || starts_a_vector(*residual));
+  params.out_channels = to_int(result_name, "channels", out_channels);
+  to_int(result_name, "elements per frame", result.size(2) * result.size(3) * out_channels);
+  params.vectors = out_channels % kVectorElements == 0 && !params.bytes && starts_a_vector(out) &&
+                   starts_a_vector(normed) && starts_a_vector(residual);
+  add_norm(arguments, mode, written, params);
   return params;
 }
 

@@ -53,9 +53,13 @@ struct RingConv3dPortableConfig {
     Element patch[kPatchStages][kPatchPixels * kSlab];
     Element weight[kWeightStages][kOutputs * kSlab];
   };
+  struct Results {
+    Element of_warp[kWarps][kPixelsPerWarp * kResultPitch];
+    float squares[kWarps][kPixelsPerWarp];  // sums over the columns of the warp, for a norm
+  };
   union SharedMemory {
     Stages stages;
-    Element result[kWarps][kPixelsPerWarp * kResultPitch];
+    Results results;
   };
 };
 

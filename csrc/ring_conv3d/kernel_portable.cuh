@@ -11,34 +11,10 @@
 #include "ring_conv3d/config.h"
 #include "ring_conv3d/output.cuh"
 #include "ring_conv3d/params.h"
+#include "ring_conv3d/store_portable.cuh"
+#include "ring_conv3d/tile_portable.cuh"
 
 namespace aapt {
-
-// What a block computes, and which part of it this warp does.
-template <class Config>
-struct ConvTile {
-  int batch, t;
-  int phase, first_output;
-  int first_y, first_x;
-  int warp_row, warp_output;  // first ones of the warp, in the tile
-  int first_slot;             // of the oldest frame that frame t sees
-
-  // Blocks with the same pixels are neighbours: the frames are read from memory once, and from L2 for the others.
-  AAPT_DEVICE explicit ConvTile(const RingConv3dParams& params)
-      : batch(arch::block_index().z), t(arch::block_index().y) {
-    const unsigned output_tiles = (params.outputs + Config::kOutputs - 1) / Config::kOutputs;
-    const unsigned tiles_per_row = (params.width + Config::kTileWidth - 1) / Config::kTileWidth;
-    const unsigned block = arch::block_index().x, others = block / output_tiles, tile = others / params.phases;
-    first_output = static_cast<int>(block % output_tiles) * Config::kOutputs;
-    phase = static_cast<int>(others % params.phases);
-    first_y = static_cast<int>(tile / tiles_per_row) * Config::kTileHeight;
-    first_x = static_cast<int>(tile % tiles_per_row) * Config::kTileWidth;
-    const int warp = arch::warp_index();
-    warp_row = warp % Config::kPixelWarps * Config::kRowsPerWarp;
-    warp_output = warp / Config::kPixelWarps * Config::kOutputsPerWarp;
-    first_slot = ring_slot(params.start, t, params.slots);
-  }
-};
 
 // A step of the sum: frame `frame` of those seen, a slab of its channels, a tap in space. And where its operands lie.
 template <class Config>
@@ -121,10 +97,6 @@ AAPT_DEVICE void load_step(const RingConv3dParams& params, const ConvTile<Config
   arch::cp_async_commit();
 }
 
-// Of a warp: [16 pixels, 8 columns] each.
-template <class Config>
-using ConvSums = float[Config::kRowsPerWarp][Config::kOutputsPerWarp / 8][4];
-
 // sums += pixels weight^T of one step.
 template <class Config>
 AAPT_DEVICE void multiply_step(const RingConv3dParams& params, const ConvTile<Config>& tile,
@@ -158,91 +130,6 @@ AAPT_DEVICE void multiply_step(const RingConv3dParams& params, const ConvTile<Co
   }
 }
 
-// Between the result of a warp in shared memory and a tensor that is laid out as `out` is: move(in_shared, in_tensor)
-// for every piece of 8 channels, or for every element where O' is no multiple of 8. frame_of(place) is the frame of the
-// tensor that a column goes to.
-template <class Config, class FrameOf, class Move>
-AAPT_DEVICE void for_each_result(const RingConv3dParams& params, const ConvTile<Config>& tile,
-                                 typename Config::Element* result, FrameOf frame_of, Move move) {
-  constexpr int kPieces = Config::kOutputsPerWarp / kVectorElements;
-  constexpr int kLanesPerPixel = kPieces > 2 ? 8 : 2;  // neighbours write one pixel
-  static_assert(kPieces <= kLanesPerPixel);
-  const int lane = arch::lane_index(), piece = lane % kLanesPerPixel;
-  if (piece >= kPieces) return;
-  const int first_output = tile.first_output + tile.warp_output + piece * kVectorElements;
-  const int width = params.vectors ? kVectorElements : 1;
-#pragma unroll 1
-  for (int i = 0; i < kVectorElements; i += width) {
-    if (first_output + i >= params.outputs) return;
-    const OutputColumn place(params, tile.phase, first_output + i);
-    auto* frame = frame_of(place);
-#pragma unroll 1
-    for (int pixel = lane / kLanesPerPixel; pixel < Config::kPixelsPerWarp; pixel += 32 / kLanesPerPixel) {
-      const int y = tile.first_y + tile.warp_row + pixel / Config::kTileWidth;
-      const int x = tile.first_x + pixel % Config::kTileWidth;
-      if (y >= params.height || x >= params.width) continue;
-      move(result + pixel * Config::kResultPitch + piece * kVectorElements + i,
-           frame + offset_in_frame(params, place, y, x));
-    }
-  }
-}
-
-// Adds the bias and the residual, rounds and writes.
-template <class Config>
-AAPT_DEVICE void store_tile(const RingConv3dParams& params, const ConvTile<Config>& tile,
-                            const ConvSums<Config>& sums, typename Config::SharedMemory& shared) {
-  using Element = typename Config::Element;
-  Element* result = shared.result[arch::warp_index()];
-  const int lane = arch::lane_index();
-  if (params.residual) {
-    const auto frame_of = [&](const OutputColumn& place) {
-      return static_cast<const Element*>(params.residual) + residual_frame(params, place, tile.batch, tile.t);
-    };
-    for_each_result(params, tile, result, frame_of, [&](Element* in_shared, const Element* in_residual) {
-      if (params.vectors) {
-        *reinterpret_cast<Vector16*>(in_shared) = arch::load_16(in_residual);
-      } else {
-        *in_shared = *in_residual;
-      }
-    });
-    arch::sync_warp();
-  }
-  const auto* bias = static_cast<const Element*>(params.bias);
-#pragma unroll
-  for (int n = 0; n < Config::kOutputsPerWarp / 8; ++n) {
-    // This lane's two columns, in sixteen of the warp's pixels.
-    const int in_warp = 8 * n + lane % 4 * 2;
-    float offset[2] = {};
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const int output = tile.first_output + tile.warp_output + in_warp + i;
-      if (bias && output < params.outputs) offset[i] = arch::to_float(bias[output]);
-    }
-#pragma unroll
-    for (int i = 0; i < 2 * Config::kRowsPerWarp; ++i) {
-      const float* pair = sums[i / 2][n] + i % 2 * 2;
-      Element* place = result + (8 * i + lane / 4) * Config::kResultPitch + in_warp;
-      float low = pair[0] + offset[0], high = pair[1] + offset[1];
-      if (params.residual) {
-        low += arch::to_float(place[0]);
-        high += arch::to_float(place[1]);
-      }
-      *reinterpret_cast<std::uint32_t*>(place) = arch::pack<Element>(low, high);
-    }
-  }
-  arch::sync_warp();  // the result of a warp is its own
-  const auto frame_of = [&](const OutputColumn& place) {
-    return static_cast<Element*>(params.out) + out_frame(params, place, tile.batch, tile.t);
-  };
-  for_each_result(params, tile, result, frame_of, [&](const Element* in_shared, Element* in_out) {
-    if (params.vectors) {
-      arch::store_16(in_out, *reinterpret_cast<const Vector16*>(in_shared));
-    } else {
-      *in_out = *in_shared;
-    }
-  });
-}
-
 template <class Config>
 AAPT_KERNEL void AAPT_LAUNCH_BOUNDS(Config::kThreads, 2)
     ring_conv3d_portable(AAPT_GRID_CONSTANT const RingConv3dParams params) {
@@ -265,7 +152,7 @@ AAPT_KERNEL void AAPT_LAUNCH_BOUNDS(Config::kThreads, 2)
     multiply_step(params, tile, step, shared, sums);
   }
   arch::sync_threads();  // the operands make room for the result
-  store_tile(params, tile, sums, shared);
+  store_tile<Config>(params, tile, sums, shared.results);
 }
 
 template <class Element, int kOutputs, int kTileHeight, int kHalo>

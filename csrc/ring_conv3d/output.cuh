@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// Frames of a ring, and the places in `out` and `residual` of what a block has computed.
+// Frames of a ring, and the places in `out`, `normed` and `residual` of what a block has computed.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 
 #include "common/arch.h"
@@ -38,20 +39,29 @@ AAPT_DEVICE int offset_in_frame(const RingConv3dParams& params, const OutputColu
   return pixel * params.out_channels + place.channel;
 }
 
-// Elements of `out` before the frame that column `place` of frame t of row `batch` goes to.
-AAPT_DEVICE std::int64_t out_frame(const RingConv3dParams& params, const OutputColumn& place, int batch, int t) {
+// Elements of a ring before the frame that column `place` of frame t of row `batch` goes to.
+AAPT_DEVICE std::int64_t target_frame(const RingConv3dParams& params, const RingTarget& target,
+                                      const OutputColumn& place, int batch, int t) {
   const std::int64_t frame_size =
       std::int64_t{params.height} * params.space * params.width * params.space * params.out_channels;
-  const int slot = ring_slot(params.out_start, t * params.frames_per_frame + place.frame, params.out_slots);
-  return (std::int64_t{batch} * params.out_slots + slot) * frame_size;
+  const int slot = ring_slot(target.start, t * params.frames_per_frame + place.frame, target.slots);
+  return (std::int64_t{batch} * target.slots + slot) * frame_size;
 }
 
-// Likewise of `residual`.
-AAPT_DEVICE std::int64_t residual_frame(const RingConv3dParams& params, const OutputColumn& place, int batch, int t) {
+// That frame of `residual`.
+template <class Element>
+AAPT_DEVICE const Element* residual_frame(const RingConv3dParams& params, const OutputColumn& place, int batch, int t) {
   const std::int64_t frame_size =
       std::int64_t{params.height} * params.space * params.width * params.space * params.out_channels;
   const std::int64_t before = std::int64_t{batch} * params.frames + t;
-  return (before * params.frames_per_frame + place.frame) * frame_size;
+  return static_cast<const Element*>(params.residual) +
+         (before * params.frames_per_frame + place.frame) * frame_size;
+}
+
+// A number in -1..1 as a colour in 0..255, rounded to nearest, halves to even; 0 for nan, as torch has it.
+AAPT_DEVICE std::uint8_t colour_of(float x) {
+  const float inside = fminf(fmaxf(x, -1.0f), 1.0f);
+  return static_cast<std::uint8_t>(rintf((inside + 1.0f) * 127.5f));
 }
 
 }  // namespace aapt

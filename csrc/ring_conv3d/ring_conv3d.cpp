@@ -11,7 +11,10 @@
 namespace aapt {
 namespace {
 
-// Blocks as wide as wastes the fewest columns, and the widest of those.
+// Columns of the widest block: a norm needs all channels of a pixel in one.
+constexpr int kWidestBlock = 128;
+
+// Blocks as wide as wastes the fewest columns, and the widest of those. Up to 128 columns these are one block.
 template <class Element>
 void launch_portable(const RingConv3dParams& params, const Stream& stream) {
   if (params.kernel_h == 1) return launch_ring_conv3d_portable<Element, 128, 8, 0>(params, stream);
@@ -27,8 +30,11 @@ void ring_conv3d_portable(const RingConv3dArguments& arguments, const Stream& st
   const RingConv3dParams params = params_of(arguments);
   require_grid("frames", "frames", params.frames);
   require_grid("ring", "rows", params.batch);
+  require_supported(!arguments.normed || params.outputs <= kWidestBlock, "normed",
+                    "at most " + std::to_string(kWidestBlock) + " channels for this kernel",
+                    std::to_string(params.outputs));
   require_capability(stream.device, 8, 0);
-  if (arguments.out.elements() == 0) return;
+  if (arguments.result().elements() == 0) return;
   (arguments.ring.dtype == Dtype::kBFloat16 ? launch_portable<bfloat16> : launch_portable<float16>)(params, stream);
 }
 
@@ -55,8 +61,11 @@ void ring_conv3d_sm90(const RingConv3dArguments& arguments, const Stream& stream
   const TileShape shape{pixels, outputs};
   const bool bf16 = arguments.ring.dtype == Dtype::kBFloat16;
   const LaunchSm90 launch = bf16 ? sm90_of<bfloat16>(shape) : sm90_of<float16>(shape);
+  require_supported(!arguments.normed || params.outputs <= outputs, "normed",
+                    "at most as many channels as a tile, " + std::to_string(outputs) + ", for this kernel",
+                    std::to_string(params.outputs));
   require_hopper(stream.device);
-  if (arguments.out.elements() == 0) return;
+  if (arguments.result().elements() == 0) return;
   launch(sm90_params_of(params, arguments, shape, clusters, stream), stream);
 }
 
@@ -70,13 +79,16 @@ void define(py::module_& module, const char* name,
   module.def(
       name,
       [function](const Tensor& ring, const std::optional<Tensor>& start, const Tensor& weight,
-                 const std::optional<Tensor>& bias, const std::optional<Tensor>& residual, const Tensor& out,
-                 const std::optional<Tensor>& out_start, std::int64_t frames, const std::string& mode, More... more,
-                 const Stream& stream) {
-        function({ring, start, weight, bias, residual, out, out_start, frames, mode}, stream, more...);
+                 const std::optional<Tensor>& bias, const std::optional<Tensor>& residual,
+                 const std::optional<Tensor>& out, const std::optional<Tensor>& out_start, std::int64_t frames,
+                 const std::string& mode, const std::optional<Tensor>& gamma, const std::optional<Tensor>& normed,
+                 const std::optional<Tensor>& normed_start, float eps, More... more, const Stream& stream) {
+        function({ring, start, weight, bias, residual, out, out_start, frames, mode, gamma, normed, normed_start, eps},
+                 stream, more...);
       },
       py::arg("ring"), py::arg("start"), py::arg("weight"), py::arg("bias"), py::arg("residual"), py::arg("out"),
-      py::arg("out_start"), py::arg("frames"), py::arg("mode"), more_names..., py::arg("stream"),
+      py::arg("out_start"), py::arg("frames"), py::arg("mode"), py::arg("gamma"), py::arg("normed"),
+      py::arg("normed_start"), py::arg("eps"), more_names..., py::arg("stream"),
       py::call_guard<py::gil_scoped_release>(), text);
 }
 

@@ -21,6 +21,7 @@ def variant(tests: str, tile: str = "p128-o128") -> dict[str, Any]:
 
 
 REFERENCE = variant("test_equals_reference")
+NORM = variant("test_norm_of_the_result")
 STAY = variant("test_blocks_that_stay")
 TRACED = {**variant("test_equals_reference and 1x3x3"), "traced": True}
 LARGE = variant("test_equals_reference or test_blocks_that_stay", tile="p256-o128")
@@ -110,8 +111,8 @@ BUGS = [
         **REFERENCE,
     ),
     Bug("64 pixels twice", MULTIPLY, "pixels.moved(tile * 64 *", "pixels.moved(0 * 64 *", **LARGE),
-    Bug("the right border is not guarded", STORE, "x < common.width && ", "", **REFERENCE),
-    Bug("the lower border is not guarded", STORE, "y < common.height && ", "", **REFERENCE),
+    Bug("the right border is not guarded", STORE, " && x + 8 * half < params.width", "", **REFERENCE),
+    Bug("the lower border is not guarded", STORE, "y < params.height && ", "", **REFERENCE),
     Bug(
         "outputs beyond the last one", STORE, "return count_ > 0;", "return true;", **variant("test_numbers_of_outputs")
     ),
@@ -122,7 +123,23 @@ BUGS = [
         "arch::lane_index() % 4 * 2 + e + 1;",
         **REFERENCE,
     ),
-    Bug("a residual in the lanes' order", STORE, "          transpose_among_four_lanes(added);\n", "", **REFERENCE),
+    Bug("a residual in the lanes' order", STORE, "        transpose_among_four_lanes(added);\n", "", **REFERENCE),
+    Bug("the norm of half of the columns", STORE, "squares += arch::shuffle_xor(squares, 2);", "", **NORM),
+    Bug("weights of the norm of the first columns", STORE, "is_float32, first, gain)", "is_float32, 0, gain)", **NORM),
+    Bug(
+        "the norm goes to the slot of the result",
+        STORE,
+        "i == 0 ? common.out : common.normed;",
+        "i == 0 ? common.out : RingTarget{common.normed.data, common.out.start, common.normed.slots};",
+        **NORM,
+    ),
+    Bug(
+        "the norm takes the place of the result",
+        STORE,
+        "if (i == 1) normalise",
+        "if (common.normed.data) normalise",
+        **NORM,
+    ),
     Bug("tiles are left out", TILE, "number += params.clusters)", "number += params.clusters + 1)", **STAY),
     Bug(
         "an odd number of tiles",

@@ -27,7 +27,18 @@ PIXEL = {
     "select": "channels and not torch.float",
 }
 GROUPS = {**PIXEL, "select": "group and not torch.float and not channels"}
-CONV, CONFIG, OUTPUT = (f"ring_conv3d/{name}" for name in ("kernel_portable.cuh", "config.h", "output.cuh"))
+# Norms in blocks of 96 and 128 columns, of which two warps have half each, and of 16 and 64 columns.
+WIDE_NORM = {
+    "source": "ring_conv3d/instantiations/bf16_wide.cu",
+    "tests": CONV_TESTS,
+    "select": "norm_of_the_result and (96 or 128) and not torch.float16",
+}
+NARROW_NORM = {**NARROW, "select": "norm_of_the_result and (64 or upsample) and not torch.float16"}
+COLOURS = {**NARROW, "select": "colours and RGB and not torch.float16"}
+CONV, CONFIG, OUTPUT, CONV_STORE = (
+    f"ring_conv3d/{name}" for name in ("kernel_portable.cuh", "config.h", "output.cuh", "store_portable.cuh")
+)
+RMS_SILU = "common/rms_silu.cuh"
 CONV_ARGUMENTS = "ring_conv3d/arguments.cpp"
 PIXEL_NORM, GROUP_NORM, FRAME = (f"norm_silu/{name}.cuh" for name in ("kernel_portable", "group_norm", "frame"))
 
@@ -66,7 +77,7 @@ BUGS = [
     ),
     Bug(
         "no barrier between writing and reading the result",
-        CONV,
+        CONV_STORE,
         "arch::sync_warp();  // the result",
         "// the result",
         **NARROW,
@@ -126,7 +137,7 @@ BUGS = [
     # ---- what ring_conv3d writes ----
     Bug(
         "pixels beyond the end of a row are written",
-        CONV,
+        CONV_STORE,
         "if (y >= params.height || x >= params.width)",
         "if (y >= params.height)",
         **NARROW,
@@ -141,8 +152,8 @@ BUGS = [
     Bug(
         "both frames of a pair go to one slot",
         OUTPUT,
-        "t * params.frames_per_frame + place.frame, params",
-        "t * params.frames_per_frame, params",
+        "t * params.frames_per_frame + place.frame, target",
+        "t * params.frames_per_frame, target",
         **POINT,
     ),
     Bug(
@@ -155,10 +166,42 @@ BUGS = [
     Bug(
         "where `out` starts is not looked at",
         CONV_ARGUMENTS,
-        "kVectorElements == 0 && starts_a_vector(out) &&",
-        "kVectorElements == 0 &&",
+        "!params.bytes && starts_a_vector(out) &&",
+        "!params.bytes &&",
         **CONV_CHECKS,
     ),
+    # ---- norm and colours in ring_conv3d ----
+    Bug(
+        "the norm of half of the columns",
+        CONV_STORE,
+        "other < Config::kWarps; other",
+        "other < Config::kPixelWarps; other",
+        **WIDE_NORM,
+    ),
+    Bug(
+        "no barrier before the squares of another warp are read",
+        CONV_STORE,
+        "arch::sync_threads();  // a pixel's",
+        "// a pixel's",
+        **WIDE_NORM,
+    ),
+    Bug("the squares of two lanes of four", CONV_STORE, "sum += arch::shuffle_xor(sum, 2);", "", **NARROW_NORM),
+    Bug(
+        "what lies beyond the last column counts",
+        CONV_STORE,
+        "inside[0] ? arch::to_float(place[0]) : 0.0f",
+        "arch::to_float(place[0])",
+        **NARROW_NORM,
+    ),
+    Bug(
+        "the norm goes to the slot of the result",
+        CONV_STORE,
+        "target_frame(params, params.normed,",
+        "target_frame(params, RingTarget{params.normed.data, params.out.start, params.normed.slots},",
+        **NARROW_NORM,
+    ),
+    Bug("colours are not clamped", OUTPUT, "fminf(fmaxf(x, -1.0f), 1.0f)", "x", **COLOURS),
+    Bug("colours are cut off", OUTPUT, "rintf((inside + 1.0f) * 127.5f)", "(inside + 1.0f) * 127.5f", **COLOURS),
     # ---- norm_silu, pixels ----
     Bug(
         "idle lanes count",
@@ -170,9 +213,9 @@ BUGS = [
     Bug("pixels beyond the frame are written", PIXEL_NORM, "if (pixel >= params.pixels) continue;", "", **PIXEL),
     Bug(
         "the smallest norm is not squared",
-        PIXEL_NORM,
-        "params.eps * params.eps",
-        "params.eps",
+        RMS_SILU,
+        "eps * eps",
+        "eps",
         **{**PIXEL, "select": "small"},
     ),
     # ---- norm_silu, groups ----

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from aapt_fast.ops import pack_weight, reference, ring_conv3d
+from aapt_fast.ops import norm_silu, pack_weight, reference, ring_conv3d
 from aapt_fast.ops.kernels import stream_of, use_kernels, view
+from aapt_fast.ops.ring_conv3d import most_normed, to_uint8
 from aapt_fast.testing.cases import surrounded
 from aapt_fast.testing.compare import assert_within_twice_torch
 
@@ -87,6 +88,10 @@ def inputs(target, layer: Layer, dtype: torch.dtype, start: int | None = 1, out_
         "out_start": None if out_start is None else number(out_start, device),
         "frames": layer.frames,
         "mode": layer.mode,
+        "gamma": None,
+        "normed": None,
+        "normed_start": None,
+        "eps": 1e-12,
     }
 
 
@@ -201,6 +206,102 @@ def test_rows_that_start_anywhere_are_written_element_by_element(target):
     assert torch.equal(shifted["out"].nan_to_num(), expected.nan_to_num()) and memory[:3].isnan().all()
 
 
+# ---- the norm of a pixel in the same pass, and colours ----
+
+NORMED = {
+    "16 columns": LAYERS["16 columns"],
+    "64 columns": LAYERS["64 columns"],
+    "96 columns": Layer((1, 3, 3), 88, channels=16, size=(9, 5)),
+    "128 columns": LAYERS["128 columns"],
+    "3x1x1": LAYERS["3x1x1"],
+    "upsample": LAYERS["upsample"],
+}
+
+
+def with_norm(target, arguments: Arguments, gamma_dtype: torch.dtype, eps: float = 1e-3) -> Arguments:
+    """The same arguments with a norm, into a ring of two slots more than frames, which are NaN."""
+    out, device = arguments["out"], target.device
+    shape = (out.shape[0], out.shape[1] + 1, *out.shape[2:])
+    return {
+        **arguments,
+        "gamma": surrounded(torch.randn(out.shape[4], device=device).to(gamma_dtype)),
+        "normed": surrounded(torch.full(shape, torch.nan, device=device, dtype=out.dtype)),
+        "normed_start": number(shape[1] - 1, device),
+        "eps": eps,
+    }
+
+
+def run_with_norm(target, arguments: Arguments, schedule: int = 0) -> Arguments:
+    """The arguments with fresh results, after the op has written them."""
+    arguments = {**arguments, "normed": surrounded(torch.full_like(arguments["normed"], torch.nan))}
+    arguments = arguments if arguments["out"] is None else fresh(arguments)
+    with target.kernels(KERNEL, schedule=schedule):
+        ring_conv3d(**arguments)
+    return arguments
+
+
+def assert_norm_of(out: Tensor, arguments: Arguments) -> None:
+    """Frame t of `normed`, from its slot on, is the norm of frame t in slot t + 1 of `out`; other slots are NaN."""
+    normed, start, eps = (arguments[name] for name in ("normed", "normed_start", "eps"))
+    frames = torch.stack([out[:, (1 + t) % out.shape[1]] for t in range(out.shape[1] - 1)], 1)
+    oracle, plain = (torch.full_like(normed, torch.nan, dtype=dtype) for dtype in (torch.float32, normed.dtype))
+    reference.norm_silu(frames.float(), arguments["gamma"].float(), None, 0, eps, oracle, start)
+    with use_kernels("none"):
+        norm_silu(frames, arguments["gamma"], None, 0, eps, plain, start)
+    assert torch.equal(normed.isnan(), oracle.isnan()) and normed.isfinite().any()
+    assert_within_twice_torch(*(x.nan_to_num() for x in (normed, oracle, plain)))
+
+
+@DTYPES
+@SCHEDULES
+@pytest.mark.parametrize("gamma_dtype", [torch.float32, None], ids=["float32 gamma", "gamma"])
+@pytest.mark.parametrize("name", NORMED)
+def test_norm_of_the_result(name, gamma_dtype, schedule, dtype, target):
+    arguments = inputs(target, NORMED[name], dtype)
+    out = run(target, arguments, schedule)
+    arguments = with_norm(target, arguments, gamma_dtype or dtype)
+    both = run_with_norm(target, arguments, schedule)
+    assert torch.equal(both["out"].nan_to_num(), out.nan_to_num())
+    assert_norm_of(out, both)
+    alone = run_with_norm(target, {**arguments, "out": None, "out_start": None}, schedule)
+    assert torch.equal(alone["normed"].nan_to_num(), both["normed"].nan_to_num())
+
+
+def test_norm_of_pixels_of_zeros(target):
+    """As in the first frames of a video: there is nothing to divide by."""
+    arguments = inputs(target, replace(NORMED["16 columns"], size=(2, 3)), torch.bfloat16)
+    arguments["ring"].zero_()
+    arguments = {**arguments, "bias": None, "residual": None}
+    normed = run_with_norm(target, with_norm(target, arguments, torch.float32, eps=1e-12))["normed"]
+    assert normed.nan_to_num().eq(0).all() and normed.isfinite().any()
+
+
+def test_the_norm_writes_nothing_else(target):
+    arguments = with_norm(target, inputs(target, NORMED["96 columns"], torch.float16), torch.float16)
+    memory = torch.full((arguments["normed"].numel() + 64,), torch.nan, device=target.device).half()
+    arguments["normed"] = memory[32:-32].view(arguments["normed"].shape)
+    with target.kernels(KERNEL):
+        ring_conv3d(**arguments)
+    assert memory.isfinite().sum() == arguments["normed"][:, :-2].numel()
+
+
+@pytest.mark.parametrize("name", ["to RGB", "1x1x1", "upsample, 5 columns", "double time", "shuffle, 3 channels"])
+@DTYPES
+def test_colours(name, dtype, target):
+    """Those of the rounded result, to the bit; NaN is 0. Other slots stay as they were."""
+    arguments = inputs(target, replace(LAYERS[name], size=(9, 5)), dtype)
+    arguments["residual"][0, 0, 0, 0, 0] = torch.nan
+    out = run(target, arguments)
+    colours = torch.full_like(out, 77, dtype=torch.uint8)
+    with target.kernels(KERNEL):
+        ring_conv3d(**{**arguments, "out": colours})
+    expected = to_uint8(out)
+    written = torch.zeros(out.shape[1], dtype=torch.bool)
+    written[[(1 + t) % out.shape[1] for t in range(out.shape[1] - 1)]] = True
+    assert out.nan_to_num().abs().max() > 1 and out[:, written].isnan().sum() == 1
+    assert torch.equal(colours[:, written], expected[:, written]) and (colours[:, ~written] == 77).all()
+
+
 UNSUPPORTED = {
     "float32": (
         lambda x: {k: v.float() if isinstance(v, Tensor) and v.is_floating_point() else v for k, v in x.items()},
@@ -215,6 +316,17 @@ UNSUPPORTED = {
         "ring: expected rows of adjacent elements that start at multiples of 16 bytes, got strides",
     ),
 }
+
+
+def test_a_norm_of_more_channels_than_a_block_has_is_refused(target):
+    layer = replace(LAYERS["1x1x1"], size=(1, 2))
+    arguments = with_norm(target, inputs(target, layer, torch.bfloat16), torch.float32)
+    with target.kernels(KERNEL), pytest.raises(ValueError, match=r"normed: expected at most 128 channels .*, got 136"):
+        assert most_normed(target.device) == 128
+        ring_conv3d(**arguments)
+    narrow = with_norm(target, inputs(target, replace(layer, rows=12), torch.bfloat16), torch.float32)
+    with target.kernels(KERNEL), pytest.raises(ValueError, match=r"normed: expected a multiple of 8 .* got 12"):
+        ring_conv3d(**narrow)
 
 
 @pytest.mark.parametrize(("change", "message"), UNSUPPORTED.values(), ids=UNSUPPORTED)
@@ -257,6 +369,29 @@ BAD_ARGUMENTS = {
     "out slots": ({"out": torch.ones(1, 1, 3, 4, 3).half()}, "out: expected at least 2 slots, got 1"),
     "out dtype": ({"out": torch.ones(1, 3, 3, 4, 3)}, "out: expected float16, got float32"),
     "out start": ({"out_start": torch.ones(1)}, "out_start: expected int32, got float32"),
+    "no result": ({"out": None}, "out: expected a tensor, as normed is None, got None"),
+    "gamma alone": ({"gamma": torch.ones(3)}, "gamma: expected None, got a tensor"),
+    "no gamma": ({"normed": torch.ones(1, 3, 3, 4, 3).half()}, "gamma: expected a tensor, as for normed, got None"),
+    "normed": (
+        {"normed": torch.ones(1, 2, 3, 5, 3).half(), "gamma": torch.ones(3)},
+        r"normed: expected shape \[1, any, 3, 4, 3\], got",
+    ),
+    "normed dtype": (
+        {"normed": torch.ones(1, 2, 3, 4, 3), "gamma": torch.ones(3)},
+        "normed: expected float16, got float32",
+    ),
+    "normed slots": (
+        {"normed": torch.ones(1, 1, 3, 4, 3).half(), "gamma": torch.ones(3), "out": None},
+        "normed: expected at least 2 slots, got 1",
+    ),
+    "gamma": (
+        {"normed": torch.ones(1, 2, 3, 4, 3).half(), "gamma": torch.ones(4)},
+        r"gamma: expected shape \[3\], got \[4\]",
+    ),
+    "a norm beside colours": (
+        {"normed": torch.ones(1, 2, 3, 4, 3).half(), "gamma": torch.ones(3), "out": torch.ones(1, 3, 3, 4, 3).byte()},
+        "out: expected None or the dtype of the ring beside normed, got uint8",
+    ),
 }
 
 

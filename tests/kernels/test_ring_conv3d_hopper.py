@@ -6,14 +6,16 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from aapt_fast.ops import pack_weight, reference, ring_conv3d
+from aapt_fast.ops import norm_silu, pack_weight, reference, ring_conv3d
 from aapt_fast.ops.conv_tile import TILES as SHAPES
 from aapt_fast.ops.kernels import use_kernels
+from aapt_fast.ops.ring_conv3d import most_normed, to_uint8
 from aapt_fast.testing.compare import assert_near, assert_within_twice_torch
 
 HOPPER = "ring_conv3d/sm90"
@@ -80,17 +82,31 @@ class Layer:
         }
 
 
+def layer_norm(layer: Layer, device: torch.device) -> dict[str, Any]:
+    """Arguments for the norm of a layer's result, into a ring of NaN with a slot more than `out`."""
+    out: Any = layer.arguments(device)["out"]
+    generator = torch.Generator().manual_seed(layer.out_channels)
+    return {
+        "gamma": torch.randn(layer.out_channels, generator=generator).to(device),
+        "normed": torch.full((out.shape[0], out.shape[1] + 1, *out.shape[2:]), torch.nan).to(out),
+        "normed_start": torch.tensor([2], dtype=torch.int32, device=device),
+        "eps": 1e-3,
+    }
+
+
 Run = Callable[..., Tensor]
 
 
 @pytest.fixture
 def run(hopper, monkeypatch) -> Run:
-    """Run a layer with the kernel: (layer, tile, schedule, clusters) -> out [B, S', H', W', O']."""
+    """Run a layer with the kernel: (layer, tile, schedule, clusters, its arguments) -> out [B, S', H', W', O']."""
     op = importlib.import_module("aapt_fast.ops.ring_conv3d")
 
-    def run(layer: Layer, tile: tuple[int, int], schedule: int = 0, clusters: int = 2) -> Tensor:
+    def run(
+        layer: Layer, tile: tuple[int, int], schedule: int = 0, clusters: int = 2, given: dict[str, Any] | None = None
+    ) -> Tensor:
         monkeypatch.setattr(op, "_tile_and_clusters", lambda *_: (tile, clusters))
-        arguments = layer.arguments(hopper.device)
+        arguments = given or layer.arguments(hopper.device)
         with hopper.kernels(HOPPER, schedule=schedule):
             ring_conv3d(**arguments)
         return arguments["out"]
@@ -171,6 +187,57 @@ def test_every_schedule_gives_the_same_bits(tile, run):
     layer = Layer("1x3x3", channels=32, frames=2)
     first, *others = (run(layer, tile, schedule).nan_to_num() for schedule in range(6))
     assert all(torch.equal(first, other) for other in others)
+
+
+@TILES
+@SCHEDULES
+@DTYPES
+@pytest.mark.parametrize("name", ["3x3x3", "1x1x1", "upsample"])
+@pytest.mark.parametrize("outputs", [8, 56, 0], ids=["O 8", "O 56", "all outputs of a tile"])
+def test_norm_of_the_result(outputs, name, dtype, schedule, tile, run, hopper):
+    """The result with its norm, and the norm alone."""
+    layer = Layer(name, 16, outputs or tile[1], dtype=dtype)
+    out = run(layer, tile, schedule)
+    arguments = {**layer.arguments(hopper.device), **layer_norm(layer, hopper.device)}
+    found = run(layer, tile, schedule, given=arguments)
+    assert torch.equal(found.nan_to_num(), out.nan_to_num())
+    assert_norm_of(out, arguments)
+    alone = {**arguments, "normed": torch.full_like(arguments["normed"], torch.nan), "out": None}
+    run(layer, tile, schedule, given=alone)
+    assert torch.equal(alone["normed"].nan_to_num(), arguments["normed"].nan_to_num())
+
+
+def assert_norm_of(out: Tensor, arguments: dict[str, Any]) -> None:
+    """`normed` has the norm of the frame in slot 1 of `out`; other slots are NaN."""
+    normed, gamma, start, eps = (arguments[name] for name in ("normed", "gamma", "normed_start", "eps"))
+    frame = out[:, 1:2].contiguous()
+    oracle, plain = (torch.full_like(normed, torch.nan, dtype=dtype) for dtype in (torch.float32, normed.dtype))
+    reference.norm_silu(frame.float(), gamma, None, 0, eps, oracle, start)
+    with use_kernels("none"):
+        norm_silu(frame, gamma, None, 0, eps, plain, start)
+    assert torch.equal(normed.isnan(), oracle.isnan()) and normed.isfinite().any()
+    assert_within_twice_torch(*(x.nan_to_num() for x in (normed, oracle, plain)))
+
+
+def test_a_norm_of_more_outputs_than_a_tile_has_is_refused(run, hopper):
+    layer = Layer("1x1x1", 16, 72)
+    with hopper.kernels(HOPPER):
+        assert most_normed(hopper.device) == 192
+    arguments = {**layer.arguments(hopper.device), **layer_norm(layer, hopper.device)}
+    with pytest.raises(ValueError, match=r"normed: expected at most as many channels as a tile, 64, .* got 72"):
+        run(layer, (512, 64), given=arguments)
+
+
+@pytest.mark.parametrize(("name", "channels"), [("3x3x3", 3), ("1x1x1", 12), ("double_time", 16), ("shuffle", 8)])
+def test_colours(name, channels, run, hopper):
+    """Those of the rounded result, to the bit."""
+    layer = Layer(name, 16, channels)
+    out = run(layer, (512, 64))
+    colours = torch.full_like(out, 77, dtype=torch.uint8)
+    run(layer, (512, 64), given={**layer.arguments(hopper.device), "out": colours})
+    written = ~out.isnan().any((0, 2, 3, 4))
+    assert written.sum() == out.shape[1] - 1 and out[:, written].abs().max() > 1
+    assert torch.equal(colours[:, written], to_uint8(out)[:, written]) and (colours[:, ~written] == 77).all()
 
 
 def test_a_tensor_that_starts_between_two_vectors(hopper, run):

@@ -41,3 +41,16 @@ def test_the_tile_takes_the_shortest_time_counted_tile_by_tile(size, outputs):
         return math.ceil(pairs / CLUSTERS) * (products + microseconds * 1e-6)
 
     assert time(conv_tile(*size, 3, outputs, depth, CLUSTERS)) == pytest.approx(min(map(time, TILES)))
+
+
+@pytest.mark.parametrize("outputs", [136, 160, 192])
+def test_a_tile_of_whole_pixels_has_all_outputs(outputs):
+    """Here two tiles per pixel would take less time."""
+    arguments = (52, 92, 1, outputs, 27 * outputs, CLUSTERS)
+    assert (conv_tile(*arguments), conv_tile(*arguments, whole=True)) == ((128, 128), (128, 192))
+
+
+def test_no_tile_has_all_of_many_outputs():
+    """Then the kernel refuses them; the choice is the one without the wish."""
+    arguments = (104, 184, 2, 384, 27 * 384, CLUSTERS)
+    assert conv_tile(*arguments, whole=True) == conv_tile(*arguments)

@@ -56,7 +56,7 @@ ARGUMENTS = {
         "philox_normal": lambda: (torch.tensor([3]), torch.tensor([1]), (2, 3, 4)),
         "ring_conv3d": lambda: (
             *(torch.randn(1, 4, 2, 3, 8), None, torch.randn(1, 27, 8, 8), None, None),
-            *(FRAMES.clone(), None, 2, "same"),
+            *(FRAMES.clone(), None, 2, "same", torch.randn(8), FRAMES.clone(), None, 1e-12),
         ),
     }.items()
 }

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from aapt_fast.ops import causal_conv3d, pack_weight, reference, ring_conv3d
-from aapt_fast.ops.ring_conv3d import convolve_phases
+from aapt_fast.ops import causal_conv3d, norm_silu, pack_weight, reference, ring_conv3d
+from aapt_fast.ops.ring_conv3d import convolve_phases, most_normed, to_uint8
 from aapt_fast.testing.cases import DEVICES, every_second
 from aapt_fast.testing.compare import assert_near, assert_within_twice_torch
 
@@ -194,8 +194,11 @@ def test_a_weight_of_two_dimensions_is_one_with_a_single_frame():
 def test_opcheck():
     weight, bias, mode = layer("same")
     ring, out = torch.randn(BATCH, 4, HEIGHT, WIDTH, CHANNELS), torch.zeros(BATCH, 3, HEIGHT, WIDTH, 2)
-    arguments = (ring, number(3), pack_weight(weight), bias, None, out, number(2), 2, mode)
-    torch.library.opcheck(torch.ops.aapt.ring_conv3d.default, arguments)
+    normed = torch.zeros(BATCH, 2, HEIGHT, WIDTH, 2)
+    for norm in ((None, None, None, 0.0), (torch.ones(2), normed, number(1), 1e-12)):
+        for given in (out, None) if norm[0] is not None else (out,):
+            arguments = (ring, number(3), pack_weight(weight), bias, None, given, number(2), 2, mode, *norm)
+            torch.library.opcheck(torch.ops.aapt.ring_conv3d.default, arguments)
 
 
 def test_compile_keeps_the_mutation():
@@ -210,6 +213,71 @@ def test_compile_keeps_the_mutation():
     compiled = torch.compile(doubled, fullgraph=True, backend="aot_eager")
     assert_near(compiled(outs[0]), doubled(outs[1]), 1e-6)
     assert_near(*outs, 1e-6)
+
+
+# ---- what a convolution does with its result ----
+
+
+def convolved(name: str, dtype: torch.dtype = torch.float32, **more: object) -> dict[str, object]:
+    """Arguments of a layer of MODES on two frames, with a residual; `out` and `normed` have a slot to spare."""
+    weight, bias, mode = layer(name, dtype)
+    space = 2 if mode == "upsample" else 1
+    size = (space * HEIGHT, space * WIDTH, 2)
+    return {
+        "ring": torch.randn(BATCH, 5, HEIGHT, WIDTH, CHANNELS).to(dtype),
+        "start": number(4),
+        "weight": pack_weight(weight, mode),
+        "bias": bias,
+        "residual": torch.randn(BATCH, 2, *size).to(dtype),
+        "out": torch.full((BATCH, 3, *size), torch.nan, dtype=dtype),
+        "out_start": number(2),
+        "frames": 2,
+        "mode": mode,
+        **more,
+    }
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", ["same", "upsample"])
+def test_the_norm_is_norm_silu_of_the_result(name, dtype):
+    arguments = convolved(name, dtype)
+    out, gamma = arguments["out"], torch.randn(2)
+    normed = torch.full((BATCH, 4, *out.shape[2:]), torch.nan, dtype=dtype)
+    alone, expected = normed.clone(), normed.clone()
+    ring_conv3d(**arguments, gamma=gamma, normed=normed, normed_start=number(3), eps=1e-3)
+    norm_silu(out[:, [2, 0]].contiguous(), gamma, None, 0, 1e-3, expected, number(3))
+    assert_near(normed, expected, 1e-6)
+    ring_conv3d(
+        **{**arguments, "out": None, "out_start": None}, gamma=gamma, normed=alone, normed_start=number(3), eps=1e-3
+    )
+    assert torch.equal(alone.nan_to_num(), normed.nan_to_num())
+    oracle, plain = torch.full_like(normed, torch.nan), torch.full_like(out, torch.nan)
+    reference.ring_conv3d(*{**arguments, "out": plain}.values(), gamma, oracle, number(3), 1e-3)
+    assert_near(normed, oracle, 1e-5 if dtype == torch.float32 else 0.05)
+
+
+@pytest.mark.parametrize("name", MODES)
+def test_colours_are_those_of_the_rounded_result(name):
+    weight, bias, mode = layer(name, torch.bfloat16)
+    space, written = 2 if mode in ("upsample", "shuffle") else 1, {"double_time": 4, "shuffle, two frames": 4}
+    ring = torch.randn(BATCH, 5, HEIGHT, WIDTH, CHANNELS).bfloat16()
+    wide = torch.empty(BATCH, written.get(name, 2), space * HEIGHT, space * WIDTH, 2, dtype=torch.bfloat16)
+    colours = torch.empty_like(wide, dtype=torch.uint8)
+    for out in (wide, colours):
+        ring_conv3d(ring, number(4), pack_weight(weight, mode), bias, None, out, None, 2, mode)
+    assert torch.equal(colours, to_uint8(wide)) and wide.abs().max() > 1
+    oracle = torch.empty_like(colours)
+    reference.ring_conv3d(ring.float(), number(4), pack_weight(weight, mode).float(), bias, None, oracle, None, 2, mode)
+    assert (oracle.int() - colours.int()).abs().max() <= 2  # bfloat16 has 256 numbers between 1 and 2
+
+
+def test_colours_of_single_numbers():
+    given = torch.tensor([-1, 1, 0, -torch.inf, 7, torch.nan, 2 / 127.5 - 1])
+    assert to_uint8(given).tolist() == [0, 255, 128, 0, 255, 0, 2]  # halves to even
+
+
+def test_without_a_kernel_there_is_no_limit_to_the_channels_of_a_norm():
+    assert most_normed(torch.device("cpu")) is None
 
 
 def good() -> dict[str, object]:
@@ -274,9 +342,44 @@ BAD_INPUTS = {
     "out size": ({"out": torch.ones(2, 2, 5, 5, 2)}, r"out: expected shape \[2, S', 5, 4, O'\], got \[2, 2, 5, 5, 2\]"),
     "out channels": ({"out": torch.ones(2, 2, 5, 4, 1)}, "out: expected 2 channels, as the weight has 2 rows, got 1"),
     "out slots": ({"out": torch.ones(2, 1, 5, 4, 2)}, "out: expected at least 2 slots, got 1"),
-    "out dtype": ({"out": torch.ones(2, 2, 5, 4, 2).half()}, r"out: expected torch\.float32, got torch\.float16"),
+    "out dtype": ({"out": torch.ones(2, 2, 5, 4, 2).half()}, r"out: expected torch.float32 or torch.uint8, got torch"),
+    "no result": ({"out": None}, "out: expected a tensor, as normed is None, got None"),
+    "normed size": (
+        {"gamma": torch.ones(2), "normed": torch.ones(2, 2, 5, 5, 2)},
+        r"normed: expected shape \[2, S', 5, 4, O'\], got \[2, 2, 5, 5, 2\]",
+    ),
+    "normed slots": (
+        {"gamma": torch.ones(2), "normed": torch.ones(2, 1, 5, 4, 2), "out": None},
+        "normed: expected at least 2 slots, got 1",
+    ),
+    "normed dtype": (
+        {"gamma": torch.ones(2), "normed": torch.ones(2, 2, 5, 4, 2).half()},
+        r"normed: expected torch\.float32, got torch\.float16",
+    ),
+    "normed_start": (
+        {"gamma": torch.ones(2), "normed": torch.ones(2, 2, 5, 4, 2), "normed_start": torch.ones(1)},
+        r"normed_start: expected torch\.int32, got torch\.float32",
+    ),
+    "no gamma": ({"normed": torch.ones(2, 2, 5, 4, 2)}, "gamma: expected a tensor, as there is normed, got None"),
+    "gamma alone": ({"gamma": torch.ones(2)}, "gamma: expected None, as normed is None, got a tensor"),
+    "gamma shape": (
+        {"gamma": torch.ones(3), "normed": torch.ones(2, 2, 5, 4, 2)},
+        r"gamma: expected shape \[2\], got \[3\]",
+    ),
+    "a norm beside colours": (
+        {"gamma": torch.ones(2), "normed": torch.ones(2, 2, 5, 4, 2), "out": torch.ones(2, 2, 5, 4, 2).byte()},
+        r"out: expected None or torch.float32 beside normed, got torch\.uint8",
+    ),
     "out_start": ({"out_start": torch.ones(2).int()}, r"out_start: expected shape \[1\], got \[2\]"),
 }
+
+
+def test_a_norm_is_for_whole_pixels():
+    weight, bias, mode = layer("double_time")
+    normed = torch.ones(BATCH, 4, HEIGHT, WIDTH, 2)
+    given = (torch.ones(BATCH, 4, HEIGHT, WIDTH, CHANNELS), None, pack_weight(weight, mode), bias, None, None, None, 2)
+    with pytest.raises(ValueError, match="normed: expected None for 'double_time', got a tensor"):
+        ring_conv3d(*given, mode, torch.ones(2), normed)
 
 
 @pytest.mark.parametrize(("change", "message"), BAD_INPUTS.values(), ids=BAD_INPUTS)

@@ -103,16 +103,16 @@ def test_the_decoder_of_wan_is_recorded_too():
     model = StreamModel(random_model(NANO).generator, vae)
     latents = torch.randn(1, 16, 6, *model.grid)
     stream, fork_at = vae.stream(), 3
-    expected = [stream.decode(frame) for frame in latents.split(1, 2)]
+    expected = [stream.decode_uint8(frame) for frame in latents.split(1, 2)]
     decoder = vae.stream()
-    assert torch.equal(decoder.decode(latents[:, :, :1]), expected[0])
+    assert torch.equal(decoder.decode_uint8(latents[:, :, :1]), expected[0])
     recorded = RecordedDecoder(model, decoder)
     for number in range(1, 6):
         if number == fork_at:
             fork = recorded.clone()
-        assert torch.equal(recorded.decode(latents[:, :, number : number + 1]), expected[number])
-    for number in range(fork_at, 6):
-        assert torch.equal(fork.decode(latents[:, :, number : number + 1]), expected[number])
+        assert torch.equal(recorded.decode_uint8(latents[:, :, number : number + 1]), expected[number])
+    videos = [fork.decode_uint8(latents[:, :, number : number + 1]) for number in range(fork_at, 6)]
+    assert all(torch.equal(*pair) for pair in zip(videos, expected[fork_at:], strict=True)), "each has its own memory"
 
 
 def test_a_decoder_at_its_beginning_is_not_recorded():

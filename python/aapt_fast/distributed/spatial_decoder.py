@@ -98,7 +98,9 @@ class RowCache(FeatureCache):
         y = self._convolve(x, conv)
         return y if residual is None else y + residual
 
-    def norm_conv(self, x: Tensor, norm: Any, conv: Any, residual: Tensor | None = None) -> Tensor:
+    def norm_conv(
+        self, x: Tensor, norm: Any, conv: Any, residual: Tensor | None = None, last_use: bool = False
+    ) -> Tensor:
         """Norm, SiLU and a causal convolution of x [B, C, T, R, W], plus `residual` [B, O, T, R, W]."""
         normed = frame_norm(x, norm, self._shards) if isinstance(norm, FrameNorm) else norm(x)
         return self.conv(F.silu(normed), conv, residual)

@@ -26,7 +26,7 @@ from aapt_fast.models.files.placement import DTYPES, checked_placement, require_
 from aapt_fast.models.own_process import OwnProcess
 from aapt_fast.models.protocols import GeneratorShape, VideoGenerator
 from aapt_fast.models.resting import require_own_weights, rest_on_host
-from aapt_fast.models.vae.video_stream import VideoDecoder, VideoVAE, frames_to_uint8
+from aapt_fast.models.vae.video_stream import VideoDecoder, VideoVAE
 from aapt_fast.worlds import WORLDS
 from aapt_fast.worlds.world import Oddity, World
 
@@ -263,7 +263,7 @@ class StreamModel:
     def decode(self, decoder: VideoDecoder, frame: Tensor) -> Tensor:
         """The next latent frame [1, C, 1, h, w] of a stream -> its video frames, uint8 [F, H, W, 3]."""
         self.require_own_process()
-        return frames_to_uint8(decoder.decode(frame.to(self._vae_dtype)))[0]
+        return decoder.decode_uint8(frame.to(self._vae_dtype))[0]
 
 
 def _check_offload(offload_text: bool, device: torch.device) -> None:

@@ -20,7 +20,9 @@ TILE_WIDTH = 16
 
 
 @functools.lru_cache(256)
-def conv_tile(height: int, width: int, images: int, outputs: int, depth: int, clusters: int) -> tuple[int, int]:
+def conv_tile(
+    height: int, width: int, images: int, outputs: int, depth: int, clusters: int, whole: bool = False
+) -> tuple[int, int]:
     """Choose the tile with which all outputs take the shortest time.
 
     Args:
@@ -30,11 +32,13 @@ def conv_tile(height: int, width: int, images: int, outputs: int, depth: int, cl
         outputs: of a phase.
         depth: products in a sum: taps times channels.
         clusters: pairs of blocks that run at the same time; the blocks of a pair have different pixels.
+        whole: only a tile that has all outputs of a pixel, if there is one.
 
     Returns:
         (pixels, outputs), a key of TILES.
     """
-    return min(TILES, key=lambda tile: _microseconds(tile, height, width, images, outputs, depth, clusters))
+    fitting = [tile for tile in TILES if tile[1] >= outputs] if whole else []
+    return min(fitting or TILES, key=lambda tile: _microseconds(tile, height, width, images, outputs, depth, clusters))
 
 
 def _microseconds(

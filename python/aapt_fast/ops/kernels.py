@@ -351,6 +351,7 @@ DTYPE_CODES = {
     torch.float16: 2,
     torch.int32: 3,
     torch.int64: 4,
+    torch.uint8: 5,
 }
 """Codes of csrc/common/types.h, which the module repeats as `_C.dtypes`."""
 

@@ -79,9 +79,8 @@ def norm_silu(
     _call(x, gamma, beta, groups, eps, out, out_start)
 
 
-def _composition(
-    x: Tensor, gamma: Tensor, beta: Tensor | None, groups: int, eps: float, out: Tensor, out_start: Tensor | None
-) -> None:
+def normed_silu(x: Tensor, gamma: Tensor, beta: Tensor | None, groups: int, eps: float) -> Tensor:
+    """Compute the norm of x [B, T, H, W, C] and SiLU by torch code -> the same shape and dtype."""
     wide = x if x.dtype == torch.float64 else x.float()
     gain = gamma.to(wide.dtype)
     if groups == 0:
@@ -91,7 +90,13 @@ def _composition(
         images = wide.flatten(0, 1).permute(0, 3, 1, 2)
         shift = None if beta is None else beta.to(wide.dtype)
         y = F.group_norm(images, groups, gain, shift, eps).permute(0, 2, 3, 1).unflatten(0, x.shape[:2])
-    write_frames(F.silu(y).to(x.dtype), out, out_start)
+    return F.silu(y).to(x.dtype)
+
+
+def _composition(
+    x: Tensor, gamma: Tensor, beta: Tensor | None, groups: int, eps: float, out: Tensor, out_start: Tensor | None
+) -> None:
+    write_frames(normed_silu(x, gamma, beta, groups, eps), out, out_start)
 
 
 def _allocate(*_: Any) -> None:

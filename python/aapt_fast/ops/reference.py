@@ -137,7 +137,9 @@ def shifted(frame: Tensor, rows: int, columns: int) -> Tensor:
 
 def ring_conv3d(*arguments: Any) -> None:
     """Convolution tap by tap, from slots of one ring into slots of another. All arguments of `ops.ring_conv3d`."""
-    ring, start, weight, bias, residual, out, out_start, frames, mode = arguments
+    ring, start, weight, bias, residual, out, out_start, frames, mode, *norm = arguments
+    gamma, normed, normed_start, eps = norm or (None, None, None, 0.0)
+    channels = (normed if out is None else out).shape[4]
     sizes = {27: (3, 3, 3), 9: (1, 3, 3), 3: (3, 1, 1), 1: (1, 1, 1)}
     kt, kh, kw = (1, 2, 2) if mode == "upsample" else sizes[weight.shape[1]]
     space = 2 if mode in ("upsample", "shuffle") else 1
@@ -155,16 +157,27 @@ def ring_conv3d(*arguments: Any) -> None:
                         y = y + shifted(frame, top + j, left + k) @ taps[(i * kh + j) * kw + k].T
             columns.append(y)
         # [B, H, W, row, column, frame, O'] -> [B, frame, H, row, W, column, O']
-        blocks = torch.cat(columns, -1).unflatten(-1, (space, space, -1, out.shape[4]))
+        blocks = torch.cat(columns, -1).unflatten(-1, (space, space, -1, channels))
         pixels = blocks.permute(0, 5, 1, 3, 2, 4, 6).flatten(4, 5).flatten(2, 3)
         for number, frame in enumerate(pixels.unbind(1), t * pixels.shape[1]):
             if residual is not None:
                 frame = frame + wide(residual[:, number])
-            out[:, (out_first + number) % out.shape[1]] = frame.to(out.dtype)
+            frame = frame.to(ring.dtype)
+            if normed is not None:
+                first_slot = 0 if normed_start is None else int(normed_start)
+                norm_silu(frame[:, None], gamma, None, 0, eps, normed, first_slot + number)
+            if out is not None:
+                slot = (out_first + number) % out.shape[1]
+                out[:, slot] = colours(frame) if out.dtype == torch.uint8 else frame
+
+
+def colours(frame: Tensor) -> Tensor:
+    """-1..1 in [...] -> 0..255 in uint8 [...]."""
+    return ((frame.double().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 
 def norm_silu(
-    x: Tensor, gamma: Tensor, beta: Tensor | None, groups: int, eps: float, out: Tensor, out_start: Tensor | None
+    x: Tensor, gamma: Tensor, beta: Tensor | None, groups: int, eps: float, out: Tensor, out_start: Tensor | int | None
 ) -> None:
     """RMS norm of each pixel or GroupNorm of each frame, then SiLU: x [B, T, H, W, C] into slots of `out`."""
     first = 0 if out_start is None else int(out_start)

@@ -26,6 +26,13 @@ along a row. So each of the four phases (parity of the row, parity of the column
 
 Then `residual` is added, and frame t of the result goes to slot (out_start + t) mod S' of `out`. Kernels sum in float32
 and round once; the result does not depend on where in its ring a frame lies, to the bit.
+
+Two things that follow a convolution can be done before its result leaves the chip:
+
+    normed[b, (normed_start + t) mod S'']    what `norm_silu` makes of the rounded result with `gamma`, without groups
+    `out` in uint8                           what `to_uint8` makes of the rounded result: colours
+
+With `normed`, `out` may be None: then nobody needs the result itself.
 """
 
 from __future__ import annotations
@@ -38,10 +45,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from aapt_fast.errors import require, require_device, require_dtype, require_shape
-from aapt_fast.ops._checks import check_inference, check_tensor
+from aapt_fast.ops._checks import check_inference, check_tensor, check_vector
 from aapt_fast.ops.causal_conv3d import convolve
-from aapt_fast.ops.conv_tile import conv_tile
-from aapt_fast.ops.kernels import Kernel
+from aapt_fast.ops.conv_tile import TILES, conv_tile
+from aapt_fast.ops.kernels import Kernel, running_kernel
+from aapt_fast.ops.norm_silu import normed_silu
 from aapt_fast.ops.registry import register
 from aapt_fast.ops.ring import check_ring, check_start, read_frames, write_frames
 from aapt_fast.ops.split_schedule import slots_of
@@ -57,6 +65,9 @@ SCALES = {"same": (1, (1,)), "upsample": (2, (1,)), "double_time": (1, (2,)), "s
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
+_MOST_NORMED = {"ring_conv3d/portable": 128, "ring_conv3d/sm90": max(outputs for _, outputs in TILES)}
+"""Columns of the widest block, by kernel."""
+
 
 def ring_conv3d(
     ring: Tensor,
@@ -64,16 +75,20 @@ def ring_conv3d(
     weight: Tensor,
     bias: Tensor | None,
     residual: Tensor | None,
-    out: Tensor,
+    out: Tensor | None,
     out_start: Tensor | None,
     frames: int,
     mode: str = "same",
+    gamma: Tensor | None = None,
+    normed: Tensor | None = None,
+    normed_start: Tensor | None = None,
+    eps: float = 1e-12,
 ) -> None:
     """Convolve T frames of a ring and write the result into slots of another one. Inference only.
 
     T' below is the number of frames written: 2T for "double_time", f T for "shuffle", else T. H' and W' are 2H and 2W
-    for "upsample" and "shuffle", else H and W. All tensors have one device, all but the starts one dtype; autocast
-    changes nothing.
+    for "upsample" and "shuffle", else H and W. All tensors have one device, and one dtype unless it says otherwise;
+    autocast changes nothing.
 
     Args:
         ring: [B, S, H, W, C], contiguous; float32, float64, bfloat16 or float16; S >= T + kt - 1.
@@ -81,16 +96,23 @@ def ring_conv3d(
         weight: [P, taps, O, C], contiguous, made by `pack_weight` for this mode.
         bias: [O], in the order of the packed rows, or None.
         residual: [B, T', H', W', O'], contiguous, added to the result; or None.
-        out: [B, S', H', W', O'], contiguous, changed in place; S' >= T'. Shares no memory with the other arguments.
+        out: [B, S', H', W', O'], contiguous, changed in place; S' >= T'. Shares no memory with the other arguments. In
+            uint8 it gets colours: -1..1 becomes 0..255. None: nowhere, if there is `normed`.
         out_start: int32 [1], 0 or larger, taken modulo S': the slot of the first written frame; None for 0.
         frames: T, at least 1.
         mode: "same", "upsample", "double_time" or "shuffle".
+        gamma: floating point [O'], the weight of the norm; with `normed` only.
+        normed: [B, S'', H', W', O'], contiguous, changed in place; S'' >= T'. Gets SiLU of the norm of every pixel over
+            its O' channels. For "same" and "upsample", and not beside an `out` in uint8; or None.
+        normed_start: int32 [1], 0 or larger, taken modulo S'': the slot of the first frame of `normed`; None for 0.
+        eps: the smallest norm to divide by.
 
     Raises:
         ValueError: wrong shape, dtype, device or strides of an argument, or an unknown mode.
         RuntimeError: an input requires a gradient while gradients are recorded; `causal_conv3d` has a backward.
 
-    Kernels take numbers of channels C that are multiples of 16 (`pack_weight` and the ring pad them with zeros).
+    Kernels take numbers of channels C that are multiples of 16 (`pack_weight` and the ring pad them with zeros), and
+    with `normed` up to `most_normed` channels O' that are a multiple of 8.
     """
     require(mode in TAPS, "mode", " or ".join(TAPS), repr(mode))
     require(frames >= 1, "frames", "at least 1", frames)
@@ -101,13 +123,39 @@ def ring_conv3d(
     if bias is not None:
         check_tensor("bias", bias, weight.shape[2:3], ring.dtype, ring.device)
 
-    written = _check_out(ring, weight, out, frames, mode)
+    require(out is not None or normed is not None, "out", "a tensor, as normed is None", "None")
+    for name, target in (("out", out), ("normed", normed)):
+        if target is not None:
+            written = _check_target(name, ring, weight, target, frames, mode)
+    result = _either(out, normed)
     check_start("out_start", out_start, ring)
+    check_start("normed_start", normed_start, ring)
+    if out is not None:
+        require_dtype("out", out, ring.dtype, torch.uint8)
     if residual is not None:
-        check_tensor("residual", residual, (out.shape[0], written, *out.shape[2:]), ring.dtype, ring.device)
+        check_tensor("residual", residual, (result.shape[0], written, *result.shape[2:]), ring.dtype, ring.device)
         require(residual.is_contiguous(), "residual", "a contiguous tensor", f"strides {list(residual.stride())}")
-    check_inference("ring_conv3d", ring, weight, bias, residual, out, training="causal_conv3d")
-    _call(ring, start, weight, bias, residual, out, out_start, frames, mode)
+    _check_norm(ring, out, gamma, normed, mode)
+    check_inference("ring_conv3d", ring, weight, bias, residual, out, gamma, normed, training="causal_conv3d")
+    _call(ring, start, weight, bias, residual, out, out_start, frames, mode, gamma, normed, normed_start, eps)
+
+
+def most_normed(device: torch.device) -> int | None:
+    """The most channels O' that what runs on `device` normalises in the same pass; None where there is no limit.
+
+    A kernel needs all channels of a pixel in one block; more are left to `norm_silu`.
+    """
+    kernel = running_kernel("ring_conv3d", device)
+    return None if kernel is None else _MOST_NORMED[kernel]
+
+
+def to_uint8(frames: Tensor) -> Tensor:
+    """Frames [...] in -1..1 -> colours 0..255 in uint8 [...], contiguous, rounded to nearest, halves to even.
+
+    What lies outside is taken as the nearest of both, nan as 0.
+    """
+    levels = frames.float().clamp(-1, 1).add_(1).mul_(127.5).round_()
+    return levels.to(torch.uint8, memory_format=torch.contiguous_format)
 
 
 def pack_weight(
@@ -190,20 +238,40 @@ def _check_weight(weight: Tensor, ring: Tensor, mode: str) -> None:
     require(weight.is_contiguous(), "weight", "a contiguous tensor", f"strides {list(weight.stride())}")
 
 
-def _check_out(ring: Tensor, weight: Tensor, out: Tensor, frames: int, mode: str) -> int:
-    """Raise ValueError unless `out` fits the other arguments; return T', the number of frames written."""
+def _either(out: Tensor | None, normed: Tensor | None) -> Tensor:
+    """One of both results [B, S', H', W', O'], which differ in S' only, and maybe in the dtype."""
+    result = normed if out is None else out
+    assert result is not None
+    return result
+
+
+def _check_norm(ring: Tensor, out: Tensor | None, gamma: Tensor | None, normed: Tensor | None, mode: str) -> None:
+    """Raise ValueError unless `gamma` and `normed` fit the other arguments, whose shapes have been checked."""
+    if normed is None:
+        require(gamma is None, "gamma", "None, as normed is None", "a tensor")
+        return
+    require(mode in ("same", "upsample"), "normed", f"None for {mode!r}", "a tensor")
+    require_dtype("normed", normed, ring.dtype)
+    require(gamma is not None, "gamma", "a tensor, as there is normed", "None")
+    assert gamma is not None
+    check_vector("gamma", gamma, normed.shape[4:], ring.device)
+    if out is not None:
+        require(out.dtype != torch.uint8, "out", f"None or {ring.dtype} beside normed", out.dtype)
+
+
+def _check_target(name: str, ring: Tensor, weight: Tensor, out: Tensor, frames: int, mode: str) -> int:
+    """Raise ValueError unless a result fits the other arguments; return T', the number of frames written."""
     space, counts = SCALES[mode]
     batch, _, height, width, _ = ring.shape
-    require_shape("out", out, batch, "S'", space * height, space * width, "O'")
+    require_shape(name, out, batch, "S'", space * height, space * width, "O'")
     columns = weight.shape[0] * weight.shape[2]
     per_frame, rest = divmod(columns, space**2 * max(out.shape[4], 1))
     fits = rest == 0 and per_frame in counts
     widths = " or ".join(f"{columns / (space**2 * count):g}" for count in counts)
-    require(fits, "out", f"{widths} channels, as the weight has {weight.shape[2]} rows", out.shape[4])
-    require_dtype("out", out, ring.dtype)
-    require_device("out", out, ring.device)
+    require(fits, name, f"{widths} channels, as the weight has {weight.shape[2]} rows", out.shape[4])
+    require_device(name, out, ring.device)
     written = frames * per_frame
-    check_ring("out", out, tuple(out.shape), written)
+    check_ring(name, out, tuple(out.shape), written)
     return written
 
 
@@ -213,10 +281,14 @@ def _composition(
     weight: Tensor,
     bias: Tensor | None,
     residual: Tensor | None,
-    out: Tensor,
+    out: Tensor | None,
     out_start: Tensor | None,
     frames: int,
     mode: str,
+    gamma: Tensor | None,
+    normed: Tensor | None,
+    normed_start: Tensor | None,
+    eps: float,
 ) -> None:
     if mode == "upsample":
         seen = read_frames(ring, start, frames)
@@ -227,33 +299,44 @@ def _composition(
         seen = read_frames(ring, start, frames + past).permute(0, 4, 1, 2, 3)
         unpacked = weight[0].unflatten(0, size).permute(3, 4, 0, 1, 2)
         convolved = convolve(seen[:, :, past:], unpacked, bias, seen[:, :, :past] if past else None)
-        y = spread_columns(convolved.permute(0, 2, 3, 4, 1), out.shape[4], SCALES[mode][0])
-    write_frames(y if residual is None else y + residual, out, out_start)
+        out_channels = _either(out, normed).shape[4]
+        y = spread_columns(convolved.permute(0, 2, 3, 4, 1), out_channels, SCALES[mode][0])
+    result = y if residual is None else y + residual
+    if out is not None:
+        write_frames(to_uint8(result) if out.dtype == torch.uint8 else result, out, out_start)
+    if normed is not None:
+        assert gamma is not None
+        write_frames(normed_silu(result, gamma, None, 0, eps), normed, normed_start)
 
 
 def _allocate(*_: Any) -> None:
-    """Nothing: the op changes `out` and returns None."""
+    """Nothing: the op changes `out` and `normed` and returns None."""
 
 
 def _bind(kernel: Kernel, *arguments: Any) -> tuple[None, tuple[Any, ...]]:
     if kernel.variant != "sm90":
         return None, arguments
-    ring, _, weight, *_, frames, _ = arguments
-    tile, clusters = _tile_and_clusters(ring, weight, frames)
+    ring, weight, frames, normed = (arguments[place] for place in (0, 2, 7, 10))
+    tile, clusters = _tile_and_clusters(ring, weight, frames, normed is not None)
     return None, (*arguments, *tile, clusters)
 
 
-def _tile_and_clusters(ring: Tensor, weight: Tensor, frames: int) -> tuple[tuple[int, int], int]:
-    """The tile and the number of clusters of a launch for ring [B, S, H, W, C] and weight [P, taps, O, C]."""
+def _tile_and_clusters(ring: Tensor, weight: Tensor, frames: int, normed: bool) -> tuple[tuple[int, int], int]:
+    """The tile and the number of clusters of a launch for ring [B, S, H, W, C] and weight [P, taps, O, C].
+
+    With `normed` a tile has all outputs, if any does.
+    """
     batch, _, height, width, _ = ring.shape
     phases, taps, outputs, channels = weight.shape
     clusters = slots_of(ring.device, cluster=2)
-    return conv_tile(height, width, batch * frames * phases, outputs, taps * channels, clusters), clusters
+    tile = conv_tile(height, width, batch * frames * phases, outputs, taps * channels, clusters, whole=normed)
+    return tile, clusters
 
 
 _call = register(
-    "ring_conv3d(Tensor ring, Tensor? start, Tensor weight, Tensor? bias, Tensor? residual, Tensor(a!) out,"
-    " Tensor? out_start, SymInt frames, str conv_mode) -> ()",  # an argument `mode` would collide inside torch.compile
+    "ring_conv3d(Tensor ring, Tensor? start, Tensor weight, Tensor? bias, Tensor? residual, Tensor(a!)? out,"
+    " Tensor? out_start, SymInt frames, str conv_mode,"  # an argument `mode` would collide inside torch.compile
+    " Tensor? gamma, Tensor(b!)? normed, Tensor? normed_start, float eps) -> ()",
     _composition,
     allocate=_allocate,
     bind=_bind,

@@ -24,7 +24,7 @@ from aapt_fast.models.autocast import without_autocast
 from aapt_fast.models.sampling import Sampler
 from aapt_fast.models.vae.packed_weights import PackedWeights
 from aapt_fast.models.vae.ring_cache import RingCache
-from aapt_fast.models.vae.video_stream import DecoderStream, LayeredDecoder, Memory, frames_to_uint8
+from aapt_fast.models.vae.video_stream import DecoderStream, LayeredDecoder, Memory
 from aapt_fast.ops._checks import PAGE_SLOTS
 from aapt_fast.streaming.pages import pool_bytes, session_pages
 
@@ -152,7 +152,7 @@ def decoder_memory(
 
     def decode(count: int) -> None:
         latents = torch.empty(1, vae.latent_channels, count, *grid, dtype=dtype, device="meta")
-        frames_to_uint8(stream.decode(latents))
+        stream.decode_uint8(latents)
 
     with without_autocast(torch.device("meta")), torch.no_grad(), _MetaMemory() as meta:
         decode(1)

@@ -168,16 +168,16 @@ class RecordedDecoder:
         dtype = next(iter(model.vae.parameters())).dtype
         shape = (1, model.vae.latent_channels, frames, *model.grid)
         self._latents = torch.zeros(shape, dtype=dtype, device=model.device)
-        step = partial(decoder.step, self._latents)
+        step = partial(decoder.step, self._latents, "uint8")
         self._recording = record(step, memory or GraphMemory(model.device), state)
 
-    def decode(self, latents: Tensor) -> Tensor:
-        """The next latents [1, C, n, h, w] -> video frames [1, 3, 4 n, H, W], which the next call overwrites.
+    def decode_uint8(self, latents: Tensor) -> Tensor:
+        """The next latents [1, C, n, h, w] -> video frames in uint8 [1, 4 n, H, W, 3], a tensor of their own.
 
         Raises ValueError after `reset`.
         """
         self._latents.copy_(latents)
-        return self._recording.replay()
+        return self._recording.replay().clone()
 
     def clone(self, memory: GraphMemory | None = None) -> RecordedDecoder:
         """A decoder that continues from here on its own, bit for bit, with a recording of its own in `memory`."""
@@ -192,6 +192,6 @@ class RecordedDecoder:
         self._decoder.restore(state, device)
 
     def reset(self) -> None:
-        """Forget everything decoded so far, and free the recording: `decode` raises ValueError from here on."""
+        """Forget everything decoded so far, and free the recording: `decode_uint8` raises ValueError from here on."""
         self._decoder.reset()
         self._recording.free()

@@ -134,6 +134,11 @@ def convolution(frames: Tensor, weight: Tensor, bias: Tensor, residual: Tensor, 
     return spread_columns(columns, out_channels, 2 if mode == "shuffle" else 1) + residual
 
 
+def colours(x: Tensor) -> Tensor:
+    """Frames [..., 3] in -1..1 -> colours in uint8 [..., 3]."""
+    return ((x.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
 def norm_silu(x: Tensor, gamma: Tensor, beta: Tensor | None, groups: int, eps: float) -> Tensor:
     """Norm and SiLU of frames [1, T, H, W, C], in float32 inside, as the op; torch.compile makes few kernels of it."""
     wide = x.float()

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,6 +41,9 @@ LAYERS = {
     1: ("shuffle", (1, 1, 1), 2, 1),
 }
 """Layers by the taps of their packed weight: mode of `ring_conv3d`, kernel size, factors of space and time."""
+
+RESULT, NORM, COLOURS = range(3)
+"""What a layer of a decoder leaves: its result; only the norm of that, for the next layer; colours."""
 
 Shape = tuple[int, ...]
 
@@ -210,36 +214,54 @@ def clean_frame_case(shape: Shape, setting: Setting) -> Case:
 def ring_conv3d_case(shape: Shape, setting: Setting) -> Case:
     """A layer of a decoder on the frames of a step; shape: frames, height, width, channels, columns, taps.
 
+    A seventh number says what it leaves, NORM or COLOURS, if it is not the RESULT.
     The ring has no slot to spare, and starts in its second one. Columns are rows of the weight, of a phase: 2 * columns
     * channels * taps FLOP per pixel, four times that for the four phases of an upsampling. Every system has a result of
     its own. Torch code puts the past before the frames first; without that it shows what the convolution takes.
     """
-    frames, height, width, channels, columns, taps = shape
+    frames, height, width, channels, columns, taps, *more = shape
+    leaves = more[0] if more else RESULT
     mode, kernel, space, time = LAYERS[taps]
     past = kernel[0] - 1
     out_channels = columns // time // (4 if mode == "shuffle" else 1)
     result = (1, time * frames, space * height, space * width, out_channels)
     phases = 4 if mode == "upsample" else 1
     flops = 2.0 * frames * height * width * channels * columns * taps * phases
-    numbers = (past + frames) * height * width * channels + phases * taps * columns * channels + 2 * math.prod(result)
-    case = Case("ring_conv3d", shape, setting.dtype, flops, numbers * setting.dtype.itemsize)
+    numbers = (past + frames) * height * width * channels + phases * taps * columns * channels + math.prod(result)
+    written = math.prod(result) * (1 if leaves == COLOURS else setting.dtype.itemsize)
+    case = Case("ring_conv3d", shape, setting.dtype, flops, numbers * setting.dtype.itemsize + written)
     clip = setting.randn(1, past + frames, height, width, channels)
     weight = setting.randn(columns, channels, *kernel) / (channels * math.prod(kernel)) ** 0.5
     bias, residual = setting.randn(columns), setting.randn(*result)
     ring, packed = clip.roll(1, 1), pack_weight(weight, mode)
     start = torch.ones(1, dtype=torch.int32, device=setting.device)
 
+    gamma = setting.randn(out_channels)
+
     def convolve(out: Tensor) -> Tensor:
-        ring_conv3d(ring, start, packed, bias, residual, out, None, frames, mode)
+        norm = (gamma, out) if leaves == NORM else (None, None)
+        ring_conv3d(ring, start, packed, bias, residual, None if leaves == NORM else out, None, frames, mode, *norm)
         return out
+
+    def left(y: Tensor) -> Tensor:
+        if leaves == NORM:
+            return baselines.norm_silu(y, gamma, None, 0, 1e-12)
+        return baselines.colours(y) if leaves == COLOURS else y
+
+    def joined(*parts: Any) -> Tensor:
+        return left(baselines.joined_convolution(*parts))
+
+    def convolved(*parts: Any) -> Tensor:
+        return left(baselines.convolution(*parts))
 
     parts = (clip[:, :past].contiguous(), clip[:, past:].contiguous())
     rest = (weight.contiguous(memory_format=torch.channels_last_3d), bias, residual, mode, out_channels)
-    case.add_plain(setting, partial(baselines.joined_convolution, *parts, *rest))
-    case.systems["plain torch, frames joined before"] = partial(baselines.convolution, clip, *rest)
+    case.add_plain(setting, partial(joined, *parts, *rest))
+    case.systems["plain torch, frames joined before"] = partial(convolved, clip, *rest)
     case.elsewhere.add("plain torch, frames joined before")
-    case.add_composition(setting, partial(convolve, torch.empty_like(residual)))
-    case.add_kernels(setting, partial(convolve, torch.empty_like(residual)))
+    dtype = torch.uint8 if leaves == COLOURS else residual.dtype
+    case.add_composition(setting, partial(convolve, torch.empty_like(residual, dtype=dtype)))
+    case.add_kernels(setting, partial(convolve, torch.empty_like(residual, dtype=dtype)))
     return case
 
 
@@ -291,6 +313,8 @@ SUITES = {
             (2, 104, 184, 384, 384, 27),
             (4, 208, 368, 192, 96, 4),  # its last upsampling
             (4, 416, 736, 96, 3, 27),
+            (4, 416, 736, 96, 96, 27, NORM),
+            (4, 416, 736, 96, 3, 27, COLOURS),
             (4, 416, 736, 64, 64, 27),  # the light decoder of AAPT
             (4, 416, 736, 128, 128, 27),
         ),

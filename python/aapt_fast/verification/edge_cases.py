@@ -277,7 +277,10 @@ def _drawing(seeds: Tensor, steps: Tensor, shape: tuple[int, int, int]) -> Calla
 
 
 def convolving(setting: Setting, width: int | None) -> Iterator[EdgeCase]:
-    """Layers of decoders on small frames, in rings that start anywhere; slots of no frame hold NaN and keep it."""
+    """Layers of decoders on small frames, in rings that start anywhere; slots of no frame hold NaN and keep it.
+
+    Then those whose columns are few enough for a norm in the same pass, and colours.
+    """
     for name, rows, kernel, mode, time in (
         ("to RGB", 3, (3, 3, 3), "same", 1),
         ("64 columns", 56, (3, 3, 3), "same", 1),
@@ -289,9 +292,22 @@ def convolving(setting: Setting, width: int | None) -> Iterator[EdgeCase]:
         ("blocks of pixels of columns", 64, (1, 1, 1), "shuffle", 2),
     ):
         yield _convolving(name, setting, rows, kernel, mode, time)
+        if mode in ("same", "upsample") and 3 < rows <= 128:
+            yield _convolving(f"{name}, with their norm", setting, rows, kernel, mode, time, ("out", "normed"))
+    yield _convolving("the norm of 96 columns only", setting, 96, (1, 3, 3), "same", 1, ("normed",))
+    yield _convolving("colours", setting, 3, (3, 3, 3), "same", 1, ("colours",))
+    yield _convolving("colours of a block of pixels", setting, 12, (3, 3, 3), "same", 1, ("colours",))
 
 
-def _convolving(name: str, setting: Setting, rows: int, kernel: tuple[int, int, int], mode: str, time: int) -> EdgeCase:
+def _convolving(
+    name: str,
+    setting: Setting,
+    rows: int,
+    kernel: tuple[int, int, int],
+    mode: str,
+    time: int,
+    results: tuple[str, ...] = ("out",),
+) -> EdgeCase:
     batch, frames, height, width, channels = 2, 2, 9, 17, 48
     space = 2 if mode in ("upsample", "shuffle") else 1
     seen, written = frames + kernel[0] - 1, frames * time
@@ -301,21 +317,24 @@ def _convolving(name: str, setting: Setting, rows: int, kernel: tuple[int, int, 
     weight = pack_weight(setting.randn(rows, channels, *kernel) / (channels * math.prod(kernel)) ** 0.5, mode)
     out_channels = rows // time // (4 if mode == "shuffle" else 1)
     result = (batch, written, space * height, space * width, out_channels)
-    dense = (ring, weight, setting.randn(rows), setting.randn(*result))
+    dense = (ring, weight, setting.randn(rows), setting.randn(*result), setting.randn(out_channels))
 
-    def convolve(op: Callable[..., None], *tensors: Tensor) -> Tensor:
-        ring, weight, bias, residual = tensors
-        out = torch.full((batch, written + 1, *result[2:]), torch.nan, dtype=ring.dtype, device=ring.device)
-        op(ring, start, weight, bias, residual, out, out_start, frames, mode)
-        return out
+    def convolve(op: Callable[..., None], *tensors: Tensor) -> tuple[Tensor, ...]:
+        ring, weight, bias, residual, gamma = tensors
+        empty = torch.full((batch, written + 1, *result[2:]), torch.nan, dtype=ring.dtype, device=ring.device)
+        made = {each: torch.zeros_like(empty).byte() if each == "colours" else empty.clone() for each in results}
+        out, normed = made.get("colours", made.get("out")), made.get("normed")
+        norm = (gamma, normed, out_start, EPS) if normed is not None else (None, None, None, EPS)
+        op(ring, start, weight, bias, residual, out, out_start, frames, mode, *norm)
+        return tuple(made.values())
 
-    oracle = convolve(reference.ring_conv3d, *(x.double() for x in dense))
+    oracles = convolve(reference.ring_conv3d, *(x.double() for x in dense))
     with use_kernels("none"):
         plain = convolve(ring_conv3d, *dense)
     inputs = tuple(map(surrounded, dense))
-    return EdgeCase(
-        name, (*inputs, start, out_start), lambda: (convolve(ring_conv3d, *inputs),), (Expected(oracle, plain),)
-    )
+    floors = (1.0 if each == "colours" else 1e-6 for each in results)  # a colour may be rounded to the next one
+    expected = tuple(map(Expected, oracles, plain, floors))
+    return EdgeCase(name, (*inputs, start, out_start), lambda: convolve(ring_conv3d, *inputs), expected)
 
 
 def norming(setting: Setting, width: int | None) -> Iterator[EdgeCase]:

@@ -12,13 +12,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from aapt_fast.models.vae import video_stream
+from aapt_fast import ops
+from aapt_fast.models.vae import ring_cache, video_stream
 from aapt_fast.models.vae.aapt import AAPTVAE, AAPTVAEConfig
 from aapt_fast.models.vae.feature_cache import FeatureCache
 from aapt_fast.models.vae.layers import CausalConv3d
+from aapt_fast.models.vae.packed_weights import PackedWeights
 from aapt_fast.models.vae.ring_cache import RingCache
-from aapt_fast.models.vae.video_stream import DecoderStream, ring_plan
+from aapt_fast.models.vae.video_stream import DecoderStream, frames_to_uint8, ring_plan
 from aapt_fast.models.vae.wan import WanVAE, WanVAEConfig
+from aapt_fast.models.vae.wan_layers import RMSNorm
 from aapt_fast.ops.calls import observe_ops
 from aapt_fast.streaming import graph
 from aapt_fast.streaming.graph import RecordedDecoder
@@ -121,11 +124,13 @@ def test_a_recorded_decoder_goes_back_to_its_state_alone(vae, memory, monkeypatc
         stream.decode(first)
     recorded, foreign = RecordedDecoder(model, mine), other.state()
     state = recorded.state()
-    expected = [recorded.decode(frame).clone() for frame in (second, third)]
+    expected = [recorded.decode_uint8(frame) for frame in (second, third)]
     with pytest.raises(ValueError, match="stream: expected one that goes on with the same kernels off or on"):
         recorded.restore(foreign, model.device)
     recorded.restore(state, model.device)
-    assert all(torch.equal(recorded.decode(frame), each) for frame, each in zip((second, third), expected, strict=True))
+    assert all(
+        torch.equal(recorded.decode_uint8(frame), each) for frame, each in zip((second, third), expected, strict=True)
+    )
 
 
 def test_a_reset_starts_a_video_of_another_size(vae):
@@ -146,6 +151,81 @@ def test_both_ops_do_all_the_work(vae):
     assert set(calls.what_ran()) == {"ring_conv3d", "norm_silu"}
 
 
+# ---- what a convolution does with its result ----
+
+
+def recorded_calls(monkeypatch, stream: DecoderStream, frame: Tensor, out: str) -> tuple[list[dict], list[tuple]]:
+    """The arguments that say where results go, of each `ring_conv3d` of a step, and the shapes for each `norm_silu`."""
+    convolutions, norms = [], []
+
+    def convolve(*arguments: object, **more: object) -> None:
+        convolutions.append(more)
+        ops.ring_conv3d(*arguments, **more)
+
+    def normalise(x: Tensor, *arguments: object) -> None:
+        norms.append(tuple(x.shape))
+        ops.norm_silu(x, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ring_cache, "ring_conv3d", convolve)
+        patch.setattr(ring_cache, "norm_silu", normalise)
+        stream.decode(frame, out)
+    return convolutions, norms
+
+
+def test_norms_of_pixels_are_taken_where_convolutions_end(monkeypatch):
+    """Wan 2.1 with a residual block per level and one more: two in the middle, two at each of four levels."""
+    stream, (first, second) = in_rings(make("wan 2.1")), random_frames(2)
+    stream.decode(first)
+    convolutions, norms = recorded_calls(monkeypatch, stream, second, "float")
+    with_norm = [call for call in convolutions if call.get("normed") is not None]
+    # Of 10 blocks, the first norm of one follows attention; then the norm at the end.
+    assert len(norms) == 1 and len(with_norm) == 2 * 10 - 1 + 1
+    assert sum(call["out"] is None for call in with_norm) == 10 + 1, "a block needs what it begins with as a residual"
+
+
+def test_norms_of_more_channels_than_a_kernel_has_at_once_are_left_to_norm_silu(monkeypatch):
+    monkeypatch.setattr(ring_cache, "most_normed", lambda device: 8)
+    vae = make("wan 2.1")
+    stream, plain, (first, second, third) = in_rings(vae), vae.stream(), random_frames(3)
+    assert_near(stream.decode(first), plain.decode(first), 5e-5)
+    convolutions, norms = recorded_calls(monkeypatch, stream, second, "float")
+    plain.decode(second)
+    assert_near(stream.decode(third), plain.decode(third), 5e-5)
+    assert {shape[4] for shape in norms} == {16}
+    assert {call["normed"].shape[4] for call in convolutions if call.get("normed") is not None} == {4, 8}
+
+
+def test_norms_of_whole_frames_are_left_to_norm_silu(monkeypatch):
+    stream, (first, second) = in_rings(make("light")), random_frames(2)
+    stream.decode(first)
+    convolutions, norms = recorded_calls(monkeypatch, stream, second, "float")
+    assert len(norms) > 10 and not any("normed" in call for call in convolutions)
+
+
+def test_frames_are_gone_after_their_last_use():
+    cache = RingCache(PackedWeights())
+    norm, conv = RMSNorm(4), CausalConv3d(4, 4, 3)
+    x = cache.conv(torch.randn(1, 4, 1, 2, 3), CausalConv3d(4, 4, 1))
+    with torch.no_grad():
+        cache.norm_conv(x, norm, conv)
+        assert x.tensor(torch.empty(0)).shape == (1, 1, 2, 3, 4)
+        cache.norm_conv(x, norm, conv, last_use=True)
+        with pytest.raises(ValueError, match="x: expected frames that are still there, got those of a norm_conv with"):
+            cache.norm_conv(x, norm, conv)
+
+
+def test_the_last_convolution_makes_the_colours(vae, monkeypatch):
+    streams, frames = (in_rings(vae), in_rings(vae), vae.stream()), random_frames(3)
+    for frame in frames:
+        colours, *others = (stream.decode(frame, "uint8") for stream in (streams[0], streams[2]))
+        expected = frames_to_uint8(streams[1].decode(frame))
+        assert torch.equal(colours, expected) and colours.is_contiguous()
+        assert all((other.int() - colours.int()).abs().max() <= 1 for other in others)
+    convolutions, _ = recorded_calls(monkeypatch, streams[0], frames[0], "uint8")
+    assert [call["out"].dtype for call in convolutions if call["out"] is not None][-1] == torch.uint8
+
+
 def test_a_step_stays_in_the_same_tensors(vae):
     cache = RingCache(vae.packed_weights)
     places = []
@@ -163,7 +243,7 @@ def test_a_recorded_decoder(vae, monkeypatch):
     assert torch.equal(plain.decode(frames[0]), stream.decode(frames[0]))
     recorded = RecordedDecoder(model, stream)
     for number, frame in enumerate(frames[1:]):
-        assert torch.equal(recorded.decode(frame), plain.decode(frame))
+        assert torch.equal(recorded.decode_uint8(frame), plain.decode_uint8(frame))
         if number == 2:
             recorded = recorded.clone()
 

@@ -124,7 +124,7 @@ class Decoder(nn.Module):
         x = self.mid_block(memory.conv(latents, self.conv_in), memory)
         for block in self.up_blocks:
             x = block(x, memory)
-        return memory.norm_conv(x, self.conv_norm_out, self.conv_out)
+        return memory.norm_conv(x, self.conv_norm_out, self.conv_out, last_use=True)
 
 
 class AAPTVAE(ChunkedVAE):
@@ -152,15 +152,16 @@ class AAPTVAE(ChunkedVAE):
         pieces = [self.encoder(chunk, memory) for chunk in chunks.split(sizes, dim=2)]
         return torch.cat(pieces, dim=2)[:, : self.latent_channels] * self.config.scaling_factor
 
-    def decode_chunk(self, latents: Tensor, memory: DecoderMemory) -> Tensor:
+    def decode_chunk(self, latents: Tensor, memory: DecoderMemory, out: str = "float") -> Tensor:
         """The next scaled latents [B, z, n, h, w] of the stream of `memory` -> video [B, 3, F, H, W] in -1..1.
 
-        F = 1 for the first chunk, which has n = 1, then 4 n.
+        F = 1 for the first chunk, which has n = 1, then 4 n. With `out` "uint8", colours in 0..255.
         """
         dtype = self.decoder.conv_in.weight.dtype
         wide = latents.to(torch.promote_types(dtype, torch.float32)) / self.config.scaling_factor
         frames = wide.to(dtype).contiguous(memory_format=torch.channels_last_3d)
-        return memory.output(self.run_layers(frames, memory)).clamp(-1, 1)
+        video = memory.output(self.run_layers(frames, memory), out)
+        return video.clamp(-1, 1) if out == "float" else video
 
     def run_layers(self, latents: Tensor, memory: DecoderMemory) -> Frames:
         """The next chunk [B, z, n, h, w], in the dtype of the weights, through all layers -> [B, 3, F, H, W]."""

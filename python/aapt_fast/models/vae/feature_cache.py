@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from aapt_fast.ops._checks import records_gradients
 from aapt_fast.ops.causal_conv3d import causal_conv3d
-from aapt_fast.ops.ring_conv3d import spread_columns
+from aapt_fast.ops.ring_conv3d import spread_columns, to_uint8
 
 
 class FeatureCache:
@@ -54,7 +54,9 @@ class FeatureCache:
         """A causal convolution of x [B, C, T, H, W], plus `residual` [B, O, T, H, W]."""
         return _plus(conv(x, self), residual)
 
-    def norm_conv(self, x: Tensor, norm: Any, conv: Any, residual: Tensor | None = None) -> Tensor:
+    def norm_conv(
+        self, x: Tensor, norm: Any, conv: Any, residual: Tensor | None = None, last_use: bool = False
+    ) -> Tensor:
         """Norm, SiLU and a causal convolution of x [B, C, T, H, W], plus `residual` [B, O, T, H, W]."""
         if in_one_tensor(x) and not records_gradients(x, conv.weight, *norm.parameters()):
             return _plus(self._norm_conv_in_one_tensor(x, norm, conv), residual)
@@ -85,9 +87,9 @@ class FeatureCache:
         """`function` of frames [B, C, T, H, W]."""
         return function(x, *others)
 
-    def output(self, x: Tensor) -> Tensor:
-        """The frames [B, C, T, H, W]."""
-        return x
+    def output(self, x: Tensor, out: str = "float") -> Tensor:
+        """The frames [B, C, T, H, W]; `out` "uint8": as colours."""
+        return x if out == "float" else to_uint8(x.permute(0, 2, 3, 4, 1)).permute(0, 4, 1, 2, 3)
 
     def halve(self, x: Tensor, resample: nn.Module) -> Tensor:
         """[B, C, T, H, W] -> [B, O, T, H / 2, W / 2] by `resample`."""

@@ -81,7 +81,8 @@ def residual_block(
 ) -> Frames:
     """Norm, SiLU and convolution, twice, around x or its `shortcut`, a convolution that changes the width."""
     y = memory.norm_conv(x, *first)
-    return memory.norm_conv(y, *second, residual=x if shortcut is None else memory.conv(x, shortcut))
+    added = x if shortcut is None else memory.conv(x, shortcut)
+    return memory.norm_conv(y, *second, residual=added, last_use=True)
 
 
 def attend_in_frames(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -26,10 +26,13 @@ class LayerMemory(Protocol):
     def conv(self, x: Frames, conv: Any, residual: Frames | None = None) -> Frames:
         """A causal convolution of x, plus `residual`. `conv` is a `CausalConv3d`."""
 
-    def norm_conv(self, x: Frames, norm: Any, conv: Any, residual: Frames | None = None) -> Frames:
+    def norm_conv(
+        self, x: Frames, norm: Any, conv: Any, residual: Frames | None = None, last_use: bool = False
+    ) -> Frames:
         """Norm, SiLU and a causal convolution of x, plus `residual`.
 
-        `norm` is an `RMSNorm` over channels or a `FrameNorm`, `conv` a `CausalConv3d`.
+        `norm` is an `RMSNorm` over channels or a `FrameNorm`, `conv` a `CausalConv3d`. `last_use`: no other layer needs
+        x itself, neither as a residual nor for its shortcut, so it need not be stored.
         """
 
     def apply(self, function: Callable[..., Tensor], x: Frames, *others: Frames) -> Frames:
@@ -55,8 +58,11 @@ class DecoderMemory(LayerMemory, Protocol):
         first frame of a stream, the first of its `time` frames is kept.
         """
 
-    def output(self, x: Frames) -> Tensor:
-        """The frames of x as a tensor [B, C, T, H, W], for what follows the decoder."""
+    def output(self, x: Frames, out: str = "float") -> Tensor:
+        """The frames of x as a tensor [B, C, T, H, W] in `torch.channels_last_3d`, for what follows the decoder.
+
+        `out` is "float" for x as it is, and "uint8" for colours: `ops.ring_conv3d.to_uint8` of x in -1..1.
+        """
 
 
 class EncoderMemory(LayerMemory, Protocol):

@@ -50,7 +50,9 @@ class PictureMemory:
         """A causal convolution of x [B, C, 1, H, W], plus `residual` [B, O, 1, H, W]."""
         return _convolve(_pixels(x), conv, residual)
 
-    def norm_conv(self, x: Tensor, norm: Any, conv: Any, residual: Tensor | None = None) -> Tensor:
+    def norm_conv(
+        self, x: Tensor, norm: Any, conv: Any, residual: Tensor | None = None, last_use: bool = False
+    ) -> Tensor:
         """Norm, SiLU and a causal convolution of x [B, C, 1, H, W], plus `residual` [B, O, 1, H, W]."""
         pixels = _pixels(x)
         normed = torch.empty_like(pixels)

@@ -6,6 +6,9 @@ frames writes them there. The past is what the ring still holds, so nothing is c
 that hands on `rate` frames per latent frame has a ring of rate + kt - 1 slots. Where a step reads and writes depends on
 `rate` and kt only: this is kept on the device, once for all layers that agree in them, and moves on after each step.
 
+A norm of pixels that follows a convolution is taken where the convolution ends, if the kernel has all channels there:
+then the result itself is stored only where another layer needs it. Likewise the last convolution makes colours.
+
 One latent frame is decoded at a time. The first one is one frame in every layer, and a convolution with
 `repeats_first` finds copies of it in its past.
 """
@@ -25,7 +28,7 @@ from aapt_fast.models.vae.packed_weights import PackedWeights, new_bytes
 from aapt_fast.ops.kernels import KERNELS, running_kernel
 from aapt_fast.ops.norm_silu import norm_silu
 from aapt_fast.ops.ring import write_frames
-from aapt_fast.ops.ring_conv3d import pack_weight, ring_conv3d
+from aapt_fast.ops.ring_conv3d import most_normed, pack_weight, ring_conv3d, to_uint8
 
 OPS = ("ring_conv3d", "norm_silu")
 RING = "ring."
@@ -45,7 +48,8 @@ class RingFrames:
     Args:
         shape: (B, T, H, W, C).
         rate: frames of every latent frame after the first.
-        compute: writes the frames into a tensor [B, S, H, W, C], the first one to the slot in an int32 [1] or None.
+        compute: `ring_conv3d`, but for the arguments that say where its results go.
+        norms: whether `compute` takes `gamma`, `normed` and `normed_start`.
         tensor: the frames, contiguous, where they are computed already.
     """
 
@@ -53,19 +57,26 @@ class RingFrames:
         self,
         shape: tuple[int, ...],
         rate: int,
-        compute: Callable[[Tensor, Tensor | None], None] | None = None,
+        compute: Callable[..., None] | None = None,
+        norms: bool = False,
         tensor: Tensor | None = None,
     ) -> None:
-        self.shape, self.rate, self._compute, self._tensor = shape, rate, compute, tensor
+        self.shape, self.rate, self._compute, self._norms, self._tensor = shape, rate, compute, norms, tensor
 
     def tensor(self, like: Tensor) -> Tensor:
         """The frames [B, T, H, W, C] in a tensor of their own, which has dtype and device of `like` [...]."""
         if self._tensor is None:
-            assert self._compute is not None
-            self._tensor = like.new_empty(self.shape)
-            self._compute(self._tensor, None)
-            self._compute = None  # and with it what it reads
+            compute, self._tensor = self._take(), like.new_empty(self.shape)
+            compute(out=self._tensor, out_start=None)
         return self._tensor
+
+    def colours(self, like: Tensor) -> Tensor:
+        """The frames in uint8 [B, T, H, W, C], on the device of `like` [...]. Nobody else may need them."""
+        if self._tensor is not None:
+            return to_uint8(self._tensor)
+        colours = like.new_empty(self.shape, dtype=torch.uint8)
+        self._take()(out=colours, out_start=None)
+        return colours
 
     def write(self, ring: Tensor, start: Tensor) -> None:
         """Compute the frames into `ring` [B, S, H, W, C] from slot `start`, int32 [1], on. Nobody else may need them.
@@ -75,8 +86,31 @@ class RingFrames:
         if self._tensor is not None:
             write_frames(self._tensor, ring, start)
         else:
-            assert self._compute is not None
-            self._compute(ring, start)
+            self._take()(out=ring, out_start=start)
+
+    def write_normed(
+        self, norm: tuple[Tensor, Tensor | None, int, float], ring: Tensor, start: Tensor, last_use: bool
+    ) -> None:
+        """Write norm and SiLU of the frames into `ring` [B, S, H, W, C] from slot `start`, int32 [1], on.
+
+        `norm` is (gamma [C], beta [C], groups, eps) of `norm_silu`. With `last_use` nobody else may need the frames.
+        """
+        gamma, _, groups, eps = norm
+        if self._tensor is None and self._norms and groups == 0:
+            compute = self._take()
+            self._tensor = None if last_use else ring.new_empty(self.shape)
+            compute(out=self._tensor, out_start=None, gamma=gamma, normed=ring, normed_start=start, eps=eps)
+        else:
+            norm_silu(self.tensor(ring), *norm, ring, start)
+            if last_use:
+                self._tensor = None
+
+    def _take(self) -> Callable[..., None]:
+        """The computation, which is done once: what it reads is not held any longer."""
+        compute, self._compute = self._compute, None
+        require(compute is not None, "x", "frames that are still there", "those of a norm_conv with last_use=True")
+        assert compute is not None
+        return compute
 
 
 @dataclass(frozen=True)
@@ -120,11 +154,13 @@ class RingCache:
         frames.write(ring, clock.write)
         return self._look_back(conv, ring, clock, frames, residual)
 
-    def norm_conv(self, x: RingFrames, norm: Any, conv: Any, residual: RingFrames | None = None) -> RingFrames:
+    def norm_conv(
+        self, x: RingFrames, norm: Any, conv: Any, residual: RingFrames | None = None, last_use: bool = False
+    ) -> RingFrames:
         """Norm, SiLU and a causal convolution that looks back of x [B, T, H, W, C], plus `residual` [B, T, H, W, O]."""
         ring, clock = self._ring(conv, x)
         gamma, beta, groups, eps = map(self._parameter, norm.arguments())
-        norm_silu(self._tensor(x), gamma, beta, groups, eps, ring, clock.write)
+        x.write_normed((gamma, beta, groups, eps), ring, clock.write, last_use)
         return self._look_back(conv, ring, clock, x, residual)
 
     def enlarge(self, x: RingFrames, resample: nn.Sequential) -> RingFrames:
@@ -159,13 +195,16 @@ class RingCache:
         y = function(*tensors).permute(0, 2, 3, 4, 1).contiguous()
         return RingFrames(tuple(y.shape), x.rate, tensor=y)
 
-    def output(self, x: RingFrames) -> Tensor:
-        """The frames [B, C, T, H, W] of x, in `torch.channels_last_3d`. With them a step ends: the rings move on."""
+    def output(self, x: RingFrames, out: str = "float") -> Tensor:
+        """The frames [B, C, T, H, W] of x, or with `out` "uint8" their colours, in `torch.channels_last_3d`.
+
+        With them a step ends: the rings move on.
+        """
         assert self._positions is not None and self._steps is not None and self._sizes is not None
-        video = self._tensor(x).permute(0, 4, 1, 2, 3)
+        frames = self._tensor(x) if out == "float" else x.colours(self._latents)
         self._positions.add_(1 if self._first else self._steps).remainder_(self._sizes)
         self._first = False
-        return video
+        return frames.permute(0, 4, 1, 2, 3)
 
     # ---- copies ----
 
@@ -305,22 +344,10 @@ class RingCache:
         """Frames that `ring_conv3d` will compute."""
         added = None if residual is None else residual.tensor(ring)
         weight, bias = self._weight(conv, mode), self._parameter(conv.bias)
-        return RingFrames(shape, rate, partial(_launch, ring, start, weight, bias, added, frames, mode))
-
-
-def _launch(
-    ring: Tensor,
-    start: Tensor | None,
-    weight: Tensor,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    frames: int,
-    mode: str,
-    out: Tensor,
-    out_start: Tensor | None,
-) -> None:
-    """`ring_conv3d`, with the arguments of its result last."""
-    ring_conv3d(ring, start, weight, bias, residual, out, out_start, frames, mode)
+        compute = partial(ring_conv3d, ring, start, weight, bias, added, frames=frames, mode=mode)
+        most = most_normed(ring.device)
+        norms = mode in ("same", "upsample") and (most is None or shape[4] <= most)
+        return RingFrames(shape, rate, compute, norms)
 
 
 class RingPlan(RingCache):

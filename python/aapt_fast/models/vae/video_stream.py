@@ -18,6 +18,7 @@ from aapt_fast.models.vae.feature_cache import FeatureCache
 from aapt_fast.models.vae.memory import DecoderMemory, Frames
 from aapt_fast.models.vae.packed_weights import PackedWeights
 from aapt_fast.models.vae.ring_cache import RingCache, RingPlan, kernels_run
+from aapt_fast.ops.ring_conv3d import to_uint8
 
 Memory: TypeAlias = FeatureCache | RingCache
 
@@ -41,6 +42,9 @@ class CausalDecoder(Protocol):
 @runtime_checkable
 class LayeredDecoder(Protocol):
     """A `CausalDecoder` whose layers are written in terms of a `DecoderMemory`; its widths are multiples of 16."""
+
+    def decode_chunk(self, latents: Tensor, memory: Any, out: str = "float") -> Tensor:
+        """As of a `CausalDecoder`; with `out` "uint8", which it passes to `DecoderMemory.output`, colours in 0..255."""
 
     packed_weights: PackedWeights
     """Weights that all its streams share."""
@@ -82,8 +86,8 @@ class DecoderState:
 class VideoDecoder(Protocol):
     """The state of one stream of video: a `DecoderStream`, or its recording."""
 
-    def decode(self, latents: Tensor) -> Tensor:
-        """The next latents [B, C, n, h, w] -> video frames [B, 3, F, H, W], as `DecoderStream.decode` gives them."""
+    def decode_uint8(self, latents: Tensor) -> Tensor:
+        """The next latents [B, C, n, h, w] -> video frames in uint8 [B, F, H, W, 3], a tensor of their own."""
 
     def clone(self) -> VideoDecoder:
         """A decoder that continues from here on its own, bit for bit."""
@@ -145,21 +149,33 @@ class DecoderStream:
         self._warn_of_nan(latents)
         if self._cache is None:
             self._cache, self._size = self._new_memory(size), size
-        video = self.step(latents)
-        return video if out == "float" else frames_to_uint8(video)
+        return self.step(latents, out)
+
+    def decode_uint8(self, latents: Tensor) -> Tensor:
+        """`decode` with `out` "uint8": the next latents [B, C, n, h, w] -> [B, F, H, W, 3]."""
+        return self.decode(latents, "uint8")
 
     @torch.no_grad()
-    def step(self, latents: Tensor) -> Tensor:
-        """The next latents [B, C, n, h, w], which `decode` would take, -> [B, 3, F, H, W]; for steps that are recorded.
+    def step(self, latents: Tensor, out: str = "float") -> Tensor:
+        """The next latents [B, C, n, h, w], which `decode` would take, -> its result; for steps that are recorded.
 
         Nothing is checked. The first chunk of a stream goes through `decode`.
         """
         memory = self._cache
         assert memory is not None
         with without_autocast(latents.device):
-            if isinstance(memory, FeatureCache) or latents.shape[2] == 1:
-                return self.vae.decode_chunk(latents, memory)
-            return torch.cat([self.vae.decode_chunk(frame, memory) for frame in latents.split(1, dim=2)], dim=2)
+            chunks = (latents,) if isinstance(memory, FeatureCache) else latents.split(1, dim=2)
+            videos = [self._decoded(chunk, memory, out) for chunk in chunks]
+        frames = 2 if out == "float" else 1
+        return videos[0] if len(videos) == 1 else torch.cat(videos, dim=frames)
+
+    def _decoded(self, latents: Tensor, memory: Memory, out: str) -> Tensor:
+        """Latents [B, C, n, h, w] that `memory` takes at once -> the result of `decode`."""
+        if out == "float":
+            return self.vae.decode_chunk(latents, memory)
+        if isinstance(self.vae, LayeredDecoder):
+            return self.vae.decode_chunk(latents, memory, out).permute(0, 2, 3, 4, 1).contiguous()
+        return frames_to_uint8(self.vae.decode_chunk(latents, memory))
 
     def fix(self) -> list[Tensor]:
         """Keep the state in the same tensors from here on, for steps that are recorded.
@@ -275,5 +291,4 @@ def require_latents(latents: Tensor, channels: int) -> None:
 
 def frames_to_uint8(video: Tensor) -> Tensor:
     """Video [B, 3, F, H, W] in -1..1 -> uint8 [B, F, H, W, 3] on the same device, rounded to nearest."""
-    wide = video.float().clamp(-1, 1).add_(1).mul_(127.5).round_()
-    return wide.permute(0, 2, 3, 4, 1).to(torch.uint8, memory_format=torch.contiguous_format)
+    return to_uint8(video.permute(0, 2, 3, 4, 1))

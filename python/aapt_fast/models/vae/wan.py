@@ -166,7 +166,7 @@ class Decoder(nn.Module):
         """The next chunk [B, z, T', h, w] of the stream that `memory` belongs to -> [B, 3 p^2, T, H, W]."""
         x = memory.conv(latents, self.conv1)
         x = self.upsamples(self.middle(x, memory), memory)
-        return memory.norm_conv(x, self.head["0"], self.head["2"])
+        return memory.norm_conv(x, self.head["0"], self.head["2"], last_use=True)
 
 
 def middle_layers(width: int) -> Chain:
@@ -228,17 +228,18 @@ class WanVAE(ChunkedVAE):
         blocks = blocks.contiguous(memory_format=torch.channels_last_3d)
         return memory.conv(self.encoder(blocks, memory), self.conv1)
 
-    def decode_chunk(self, latents: Tensor, memory: DecoderMemory) -> Tensor:
+    def decode_chunk(self, latents: Tensor, memory: DecoderMemory, out: str = "float") -> Tensor:
         """The next normalised latents [B, z, n, h, w] of the stream of `memory` -> video [B, 3, F, H, W] in -1..1.
 
-        F = 1 for the first chunk, which has n = 1, then 4 n.
+        F = 1 for the first chunk, which has n = 1, then 4 n. With `out` "uint8", colours in 0..255.
         """
         dtype = self.conv2.weight.dtype
         wide = latents.to(torch.promote_types(dtype, torch.float32))
         latents = (wide * self.latents_std + self.latents_mean).to(dtype)
         latents = latents.contiguous(memory_format=torch.channels_last_3d)
-        blocks = memory.output(self.run_layers(latents, memory))
-        return channels_to_pixels(blocks, self.config.patch_size).clamp(-1, 1)
+        blocks = memory.output(self.run_layers(latents, memory), out)
+        video = channels_to_pixels(blocks, self.config.patch_size)
+        return video.clamp(-1, 1) if out == "float" else video
 
     def run_layers(self, latents: Tensor, memory: DecoderMemory) -> Frames:
         """The next chunk [B, z, n, h, w], in the dtype of the weights, through all layers -> [B, 3 p^2, F, H, W]."""
