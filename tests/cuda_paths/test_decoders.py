@@ -9,14 +9,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 import torch
 
-from aapt_fast.models.vae import picture_memory, ring_cache, video_stream
 from aapt_fast.models.vae.video_stream import DecoderStream
-from aapt_fast.ops.registry import OPS
 from aapt_fast.profiling.decoders import DECODERS, make_vae
 from aapt_fast.streaming.graph import GraphMemory, record
 from aapt_fast.testing.fake_cuda import FAKE_GPU, on_fake_gpu
@@ -24,10 +21,6 @@ from aapt_fast.testing.fake_gpu import Counts, FakeGPU
 from aapt_fast.testing.fake_models import on_meta
 
 MIB = 2**20
-OUT = 5
-"""Place of `out` among the arguments of both ops."""
-NORMED = 10
-"""Place of `normed` among those of `ring_conv3d`, which may have no `out` beside it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,19 +63,6 @@ def latents_of(stream: DecoderStream) -> torch.Tensor:
     return torch.zeros(shape, dtype=torch.bfloat16, device=FAKE_GPU)
 
 
-@pytest.fixture
-def kernels(monkeypatch) -> None:
-    def launch_once(*arguments: Any) -> None:
-        result = arguments[NORMED] if arguments[OUT] is None else arguments[OUT]
-        result[:, :1].zero_()
-
-    for op in ("ring_conv3d", "norm_silu"):
-        monkeypatch.setitem(OPS[op], "cuda", launch_once)
-    for module in (video_stream, picture_memory):
-        monkeypatch.setattr(module, "kernels_run", lambda device, dtype: True)
-    monkeypatch.setattr(ring_cache, "most_normed", lambda device: 192)  # of ring_conv3d/sm90
-
-
 @pytest.fixture(autouse=True)
 def inference() -> Iterator[None]:
     """As in sessions; with autograd's kernels of a torch without CUDA some operators would fall apart."""
@@ -117,7 +97,7 @@ def assert_within(budget: Budget, stream: DecoderStream, counts: Counts, live: i
 
 
 @pytest.mark.parametrize("name", DECODERS)
-def test_a_step_with_kernels(name, gpu, kernels):
+def test_a_step_with_kernels(name, gpu, decoder_kernels):
     stream, counts, live = third_step(gpu, name, "uint8")
     assert counts.operators["cat"] == counts.operators["constant_pad_nd"] == counts.operators["convolution"] == 0
     assert_within(WITH_KERNELS[name], stream, counts, live)
@@ -129,7 +109,7 @@ def test_a_step_without_kernels(name, gpu):
     assert_within(WITHOUT[name], *third_step(gpu, name, "float"))
 
 
-def test_a_recorded_step_with_kernels(gpu, kernels):
+def test_a_recorded_step_with_kernels(gpu, decoder_kernels):
     """Recording copies the slots only; replays read nothing but the rings, the latents and the weights."""
     stream = stream_of("wan2.1")
     latents = latents_of(stream)
@@ -142,7 +122,7 @@ def test_a_recorded_step_with_kernels(gpu, kernels):
     assert recording.replay().shape == (1, 3, 4, 416, 736)
 
 
-def test_a_gpu_without_room_says_so_before_anything_is_allocated(gpu, kernels):
+def test_a_gpu_without_room_says_so_before_anything_is_allocated(gpu, decoder_kernels):
     stream = stream_of("wan2.1")
     hog = torch.empty(gpu.total_bytes - gpu.live_bytes - 3 * 2**30, dtype=torch.uint8, device=FAKE_GPU)
     latents, live = latents_of(stream), gpu.live_bytes
@@ -160,7 +140,7 @@ Every layer's weight is packed, a launch each."""
 
 
 @pytest.mark.parametrize("name", PICTURES)
-def test_a_picture_with_kernels(name, gpu, kernels):
+def test_a_picture_with_kernels(name, gpu, decoder_kernels):
     vae = stream_of(name).vae
     picture = torch.zeros(1, 3, 1, 416, 736, dtype=torch.bfloat16, device=FAKE_GPU)
     vae.encode(picture)

@@ -10,8 +10,6 @@ import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 
 import aapt_fast
-from aapt_fast.integrations import shared_vae
-from aapt_fast.ops.registry import OPS
 from aapt_fast.testing.fake_cuda import FAKE_GPU, on_fake_gpu
 from aapt_fast.testing.fake_gpu import Counts, FakeGPU
 from aapt_fast.testing.fake_kernels import fake_kernels
@@ -90,18 +88,6 @@ def test_a_vae(what, gpu):
 
 
 MIB = 2**20
-
-
-@pytest.fixture
-def decoder_kernels(monkeypatch) -> None:
-    """Stand-ins that launch once and allocate nothing, as the kernels of the decoder do."""
-
-    def launch_once(*arguments: object) -> None:
-        arguments[5][:, :1].zero_()  # `out`
-
-    for op in ("ring_conv3d", "norm_silu"):
-        monkeypatch.setitem(OPS[op], "cuda", launch_once)
-    monkeypatch.setattr(shared_vae, "kernels_run", lambda device, dtype: True)
 
 
 def test_a_vae_on_kernels(gpu, decoder_kernels):
