@@ -138,9 +138,9 @@ def shifted(frame: Tensor, rows: int, columns: int) -> Tensor:
 def ring_conv3d(*arguments: Any) -> None:
     """Convolution tap by tap, from slots of one ring into slots of another. All arguments of `ops.ring_conv3d`."""
     ring, start, weight, bias, residual, out, out_start, frames, mode, *norm = arguments
-    gamma, normed, normed_start, eps = norm or (None, None, None, 0.0)
-    written: Any = normed if out is None else out
-    channels = written.shape[4]
+    given: tuple[Any, ...] = tuple(norm) or (None, None, None, 0.0)
+    gamma, normed, normed_start, eps = given
+    channels = normed.shape[4] if out is None else out.shape[4]
     sizes = {27: (3, 3, 3), 9: (1, 3, 3), 3: (3, 1, 1), 1: (1, 1, 1)}
     kt, kh, kw = (1, 2, 2) if mode == "upsample" else sizes[weight.shape[1]]
     space = 2 if mode in ("upsample", "shuffle") else 1
