@@ -24,7 +24,7 @@ export AAPT_CUDA CUTLASS_DIR
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo serve test test-planted test-bench emulated stubs lint bench wheel train-person train-coin clean FORCE
+.PHONY: help demo serve test test-planted test-bench test-ray emulated stubs lint bench wheel train-person train-coin clean FORCE
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,15 +39,19 @@ PYTEST = $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile
 PLANTED = tests/kernels/test_planted_bugs*.py tests/test_strict_build.py
 # Disassembles the whole compiled module, for a minute and a half. Continuous integration does it once, in the wheel.
 DISASSEMBLED = tests/test_machine_code.py
+RAY = tests/serve/test_ray_app.py
 
 test: $(VENV)/.installed-video,serve,test emulated ## run the tests of the package, in twelve minutes at most
-	$(PYTEST) $(patsubst %,--ignore-glob='%',$(PLANTED) $(DISASSEMBLED)) --ignore=tests/bench tests
+	$(PYTEST) $(patsubst %,--ignore-glob='%',$(PLANTED) $(DISASSEMBLED)) $(RAY:%=--ignore=%) --ignore=tests/bench tests
 
 test-planted: $(VENV)/.installed-video,serve,test emulated ## see that tests and strict builds notice planted bugs
 	$(PYTEST) $(PLANTED)
 
 test-bench: $(VENV)/.installed-video,serve,test emulated ## run the tests of bench/
 	$(PYTEST) tests/bench
+
+test-ray: $(VENV)/.installed-video,ray,serve,test ## run two replicas of the server behind Ray's proxy
+	$(BIN)/python -m pytest -q -s $(RAY)
 
 emulated: $(VENV)/.build-tools $(VENV)/.cuda-tools ## build the kernels for the CPU, as the tests run them
 	@$(BIN)/cmake -G Ninja -S . -B build/emulated -DAAPT_EMULATE=ON -DAAPT_PROBES=ON --log-level=WARNING \
