@@ -76,20 +76,27 @@ def play(stream: SyncStream, frames: int) -> int:
 
 @contextlib.contextmanager
 def watching(address: str, key: str) -> Iterator[tuple[SyncStream, list[str]]]:
-    """Connect until a replica shows the stream; gives it, and the refusals of the others."""
+    """Connect until a replica shows the stream; gives it, and the refusals of the others.
+
+    The newest refused connection stays open meanwhile: Ray gives the next one to a replica that has fewer.
+    """
     refusals: list[str] = []
     deadline = time.monotonic() + PATIENCE
-    while time.monotonic() < deadline:
-        with contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as refused:
+        while time.monotonic() < deadline:
+            stack = contextlib.ExitStack()
             try:
                 client = stack.enter_context(connect(address))
                 stream = client.watch(key)
             except (ValueError, OSError, RuntimeError) as error:
                 refusals.append(str(error))
+                refused.close()
+                refused.push(stack)
+                time.sleep(0.1)
             else:
-                yield stream, refusals
+                with stack:
+                    yield stream, refusals
                 return
-        time.sleep(0.1)
     raise AssertionError(refusals[-3:])
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from tests.cli.models import write_nano_model
+from tests.serve.test_host import Server
 
 from aapt_fast.serve.run import serving
 from aapt_fast.serve.settings import Settings
@@ -28,15 +29,13 @@ def facts_of(shelf: Path) -> dict:
     return json.loads(path.read_text())
 
 
-@pytest.mark.parametrize("kept_as", ["state", "replay"])
-def test_a_stream_goes_on_in_the_next_server(kept_as, tmp_path):
+def test_a_stream_goes_on_in_the_next_server(tmp_path):
     shelf = tmp_path / "shelf"
     settings = Settings(
         str(write_nano_model(tmp_path / "model")),
         dtype="float32",
         streams=2,
         shelf=str(shelf),
-        kept_as=kept_as,
         keep_seconds=0.2,
     )
     with serving(settings) as second_address, connect(second_address) as second:
@@ -46,7 +45,7 @@ def test_a_stream_goes_on_in_the_next_server(kept_as, tmp_path):
                 if frame.number >= 15:
                     break
             facts = facts_of(shelf)
-            assert (facts["kind"], facts["seed"], facts["action"]) == (kept_as, 5, "wave")
+            assert (facts["kind"], facts["seed"], facts["action"]) == ("state", 5, "wave")
             with pytest.raises(
                 ValueError, match=r"^key: expected that of a stream of this server, got one that another"
             ):
@@ -63,6 +62,33 @@ def test_a_stream_goes_on_in_the_next_server(kept_as, tmp_path):
         with pytest.raises(ValueError, match="key: expected that of an open stream"):
             second.watch(key)
     assert [path.name for path in shelf.iterdir()] == []
+
+
+@pytest.mark.parametrize("kind", ["state", "replay"])
+def test_a_copy_goes_on_with_the_same_pictures(kind, tmp_path):
+    """In another host, which fades its player in from the newest pose; under a pose that is held both show the same."""
+    folders = [tmp_path / name for name in ("one", "other")]
+    for folder in folders:
+        folder.mkdir()
+    one, other = (Server(str(folder)) for folder in folders)
+    try:
+        one.open()
+        one.take(steps=3)
+        copy = {"path": str(tmp_path / "x.safetensors"), "kind": kind}
+        kept = one.call("keep", **copy)[0]
+        assert (kept["step"], kept["action"]) == (3, "walk") and len(kept["entry"]) == 19
+        facts = {"action": "walk", "entry": kept["entry"], "seed": 3, "paused": True, "codecs": ["jpeg"]}
+        assert other.call("take over", **copy, **facts)[0]["step"] == 3
+        pose = [[0.5, 0.5, 0.0]] * 19
+        shown = []
+        for server in (one, other):
+            server.host.handle({"do": "control", "key": "a", "track": "pose", "value": pose, "number": 1}, b"")
+            assert "error" not in server.call("step")[0]
+            shown.append(server.steps("a").get(timeout=PATIENCE))
+        assert shown[0][0]["step"] == shown[1][0]["step"] == 4 and shown[0][1] == shown[1][1]
+    finally:
+        one.host.close()
+        other.host.close()
 
 
 def test_a_stream_of_a_server_that_lives_is_left_to_it(tmp_path):
