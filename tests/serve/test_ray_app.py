@@ -100,6 +100,20 @@ def watching(address: str, key: str) -> Iterator[tuple[SyncStream, list[str]]]:
     raise AssertionError(refusals[-3:])
 
 
+def test_arguments_of_serve_run():
+    from aapt_fast.serve.ray_app import application
+
+    application({"hosts": "a.example,b.example", "token": "t" * 16, "sessions": "2", "max_replicas": "3"})
+    for arguments, message in (
+        ({"mdoel": "x"}, "arguments: expected some of model, .*, gpus, got mdoel"),
+        ({"sessions": "few"}, "sessions: expected a whole number, got few"),
+        ({"hosts": "localhost,a.example"}, "--token: expected a token, as others can reach a.example, got none"),
+        ({"kept_as": "video"}, "kept_as: expected state or replay, got video"),
+    ):
+        with pytest.raises(ValueError, match=f"^{message}$"):
+            application(arguments)
+
+
 def test_viewers_share_a_stream_which_survives_its_replica(address, settings):
     with contextlib.ExitStack() as stack:
         client = stack.enter_context(connect(address))

@@ -17,6 +17,7 @@ from ray.serve.config import AutoscalingConfig
 
 from aapt_fast.errors import require
 from aapt_fast.serve.app import create_app
+from aapt_fast.serve.security import require_token
 from aapt_fast.serve.settings import Settings
 
 
@@ -28,24 +29,30 @@ def application(arguments: dict[str, str]) -> serve.Application:
             as in `Settings`; `sessions` per replica, which are its places for streams as well (default 4);
             `min_replicas` (1), `max_replicas` (1), and `gpus` of a replica (0).
 
-    Raises ValueError for others.
+    Raises ValueError for others, and for hosts beyond this machine without a token.
     """
-    left = dict(arguments)
-    numbers = {name: int(left.pop(name, default)) for name, default in (("sessions", "4"), *_REPLICAS)}
-    gpus = float(left.pop("gpus", "0"))
-    texts: dict[str, Any] = {name: left.pop(name) for name in _TEXTS if name in left}
-    require(not left, "arguments", f"some of {', '.join((*_TEXTS, *numbers, 'hosts', 'gpus'))}", ", ".join(left))
+    unknown = ", ".join(sorted(arguments.keys() - {*_TEXTS, *_NUMBERS}))
+    require(not unknown, "arguments", f"some of {', '.join((*_TEXTS, *_NUMBERS))}", unknown)
+    numbers = {}
+    for name, default in _NUMBERS.items():
+        given = arguments.get(name, default)
+        require(given.isdecimal(), name, "a whole number", given)
+        numbers[name] = int(given)
+    texts: dict[str, Any] = {name: arguments[name] for name in _TEXTS if name in arguments}
     if "hosts" in texts:
         texts["hosts"] = tuple(texts["hosts"].split(","))
-    settings = Settings(**texts, streams=numbers["sessions"], parked=2 * numbers["sessions"])
-    return deployment(settings, numbers["min_replicas"], numbers["max_replicas"], gpus).bind()
+    sessions = numbers["sessions"]
+    settings = Settings(**texts, streams=sessions, parked=2 * sessions)
+    for host in settings.hosts:
+        require_token(host, settings.token)
+    return deployment(settings, numbers["min_replicas"], numbers["max_replicas"], numbers["gpus"]).bind()
 
 
-_REPLICAS = (("min_replicas", "1"), ("max_replicas", "1"))
 _TEXTS = ("model", "device", "dtype", "token", "hosts", "shelf", "kept_as")
+_NUMBERS = {"sessions": "4", "min_replicas": "1", "max_replicas": "1", "gpus": "0"}
 
 
-def deployment(settings: Settings, min_replicas: int, max_replicas: int, gpus: float = 0) -> serve.Deployment:
+def deployment(settings: Settings, min_replicas: int, max_replicas: int, gpus: int = 0) -> serve.Deployment:
     """Replicas of the server with these settings; one WebSocket for each of `settings.streams` is what they aim at."""
     scaling = AutoscalingConfig(
         min_replicas=min_replicas, max_replicas=max_replicas, target_ongoing_requests=settings.streams
