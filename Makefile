@@ -24,7 +24,7 @@ export AAPT_CUDA CUTLASS_DIR
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo serve test test-rest emulated stubs lint bench wheel train-person train-coin clean FORCE
+.PHONY: help demo serve test test-rest test-ray emulated stubs lint bench wheel train-person train-coin clean FORCE
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,12 +41,16 @@ REST = tests/kernels/test_planted_bugs*.py tests/test_strict_build.py tests/benc
   tests/cli/test_generate_on_ranks.py
 # Disassembles the whole compiled module, for a minute and a half. Continuous integration does it once, in the wheel.
 DISASSEMBLED = tests/test_machine_code.py
+RAY = tests/serve/test_ray_app.py
 
 test: $(VENV)/.installed-video,serve,test emulated ## run the tests of the package, in twelve minutes at most
-	$(PYTEST) $(patsubst %,--ignore-glob='%',$(REST) $(DISASSEMBLED)) tests
+	$(PYTEST) $(patsubst %,--ignore-glob='%',$(REST) $(DISASSEMBLED) $(RAY)) tests
 
 test-rest: $(VENV)/.installed-video,serve,test emulated ## run the tests that make test leaves out
 	$(PYTEST) $(REST)
+
+test-ray: $(VENV)/.installed-video,ray,serve,test ## run two replicas of the server behind Ray's proxy
+	$(BIN)/python -m pytest -q -s $(RAY)
 
 emulated: $(VENV)/.build-tools $(VENV)/.cuda-tools ## build the kernels for the CPU, as the tests run them
 	@$(BIN)/cmake -G Ninja -S . -B build/emulated -DAAPT_EMULATE=ON -DAAPT_PROBES=ON --log-level=WARNING \

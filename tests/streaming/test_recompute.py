@@ -151,8 +151,11 @@ def test_it_differs_from_keeping_and_the_same_prompt_changes_nothing(kind):
     assert not torch.equal(recomputed.frame, kept.frame)
 
 
-@pytest.mark.parametrize("recorded", [False, True], ids=["plain", "recorded"])
-@KINDS
+@pytest.mark.parametrize(
+    ("kind", "recorded"),
+    [("aapt", True), ("aapt, maps", False), ("wan", False), ("wan, image", False), ("wan, moved", True)],
+    ids=lambda value: {True: "recorded", False: "plain"}.get(value, value),
+)
 def test_forks_files_and_the_way_back(kind, recorded, tmp_path):
     """In a pool that has no page to spare, behind a window that has moved on."""
     model, sampler = model_of(kind), sampler_of(kind)

@@ -5,5 +5,6 @@
                                            |  bytes over a socket pair        link.py pipe.py
                                       worker process: torch, engine, encoders  worker.py host.py encoders.py
 
-protocol.py has the messages, docs/reference/protocol.md describes them.
+protocol.py has the messages, docs/reference/protocol.md describes them. Several servers share streams on a shelf.py;
+ray_app.py runs them as replicas of Ray Serve.
 """

@@ -68,6 +68,7 @@ class Server:
             yield
         finally:
             tidying.cancel()
+            await self.streams.retire()
             await self.streams.link.close()
 
     async def connect(self, socket: WebSocket) -> None:

@@ -17,6 +17,7 @@ from aapt_fast.serve.outbox import Outbox, TooSlow
 from aapt_fast.serve.protocol import BadMessage, refusal
 from aapt_fast.serve.security import bearer_token, same_token
 from aapt_fast.serve.settings import Limits, Settings
+from aapt_fast.serve.shelf import Elsewhere
 from aapt_fast.serve.streams import Seat, Stream, Streams
 from aapt_fast.serve.uploads import Uploads
 
@@ -269,10 +270,14 @@ class Connection:
         if isinstance(message, protocol.Open):
             return await self._open(message)
         if isinstance(message, protocol.Watch):
-            stream = self._streams.find(message.key)
+            self._require_place()
+            try:
+                stream = self._streams.find(message.key) or await self._streams.take_over(message.key, self.codec)
+            except Elsewhere:
+                error = refusal("key", "that of a stream of this server", "one that another server shows")
+                raise BadMessage(error) from None
             if stream is None:
                 raise BadMessage(refusal("key", "that of an open stream", "another one"))
-            self._require_place()
             return self._sit(stream, None)
         seat = self._seats.get(message.stream)
         if seat is None:

@@ -166,6 +166,8 @@ class Host:
                 "open": self._open,
                 "fork": self._fork,
                 "replay": self._replay,
+                "keep": self._keep,
+                "take over": self._take_over,
             }
             more, data = commands.get(header["do"], self._command)(header, body)
             answer |= more
@@ -279,6 +281,34 @@ class Host:
             path = Path(folder) / "replay.safetensors"
             self._find(header["key"]).stream.export_replay(path).result()
             return {}, path.read_bytes()
+
+    def _keep(self, header: Header, body: bytes) -> tuple[Header, bytes]:
+        """Copy a stream to a file of the server's choice. The answer has what `_take_over` needs besides."""
+        hosted, path = self._find(header["key"]), header["path"]
+
+        def copy() -> Header:
+            stream, entry = hosted.stream, hosted.controls.entry
+            save = stream.save if header["kind"] == "state" else stream.export_replay
+            save(path).result()
+            newest = None if entry is None or entry.ndim != 2 else entry.tolist()
+            return self._state(hosted) | {"entry": newest, "action": hosted.controls.action}
+
+        return self.engine.command(copy).result(), b""
+
+    def _take_over(self, header: Header, body: bytes) -> tuple[Header, bytes]:
+        """Go on with a stream from the file of `_keep`."""
+        height, width = self.model.video_size
+        unknown = FirstFrame(np.zeros((height, width, 3), np.uint8))
+        controls = LiveControls(self.model, unknown, header["action"], header["seed"], self._settings.history)
+        if header["kind"] == "state":
+            stream = self.engine.open_saved(header["path"], paused=True)
+        else:
+            stream, taken = self.engine.open_replay(header["path"], paused=True)
+            self.engine.command(lambda: [stream._live().step(control) for control in taken]).result()
+        if header["entry"] is not None:
+            controls.go_on_from(torch.tensor(header["entry"]))
+        stream.follow(controls).result()
+        return self._host(header, stream, controls), b""
 
     def _first(self, header: Header, body: bytes) -> FirstFrame:
         """The first frame that a message names, or that lies in its body: uint8 [H, W, 3]."""

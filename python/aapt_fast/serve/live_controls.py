@@ -119,6 +119,14 @@ class LiveControls:
                 self._taken.pop()
             self._fade()
 
+    def go_on_from(self, entry: Tensor) -> None:
+        """Let the player fade in from the newest control, [J, 3] or [C, h, w], of a stream that began elsewhere."""
+        with self._lock:
+            self._taken.append(entry)
+            if self._player is not None and self._config is not None:
+                self._player.next(BEGINNING)
+            self._fade()
+
     def fork(self) -> LiveControls:
         """The controls of another stream that goes on from here: held ones stay, a player fades in."""
         with self._lock:
@@ -128,6 +136,11 @@ class LiveControls:
                 other._player.next(BEGINNING)
             other._fade()
             return other
+
+    @property
+    def action(self) -> str | None:
+        """The action that the player plays, or would play."""
+        return self._action
 
     @property
     def entry(self) -> Tensor | None:

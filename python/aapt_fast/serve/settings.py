@@ -77,6 +77,17 @@ class Settings:
     drain_seconds: float = 10.0
     """Between the signal to stop and the end."""
     limits: Limits = field(default_factory=Limits)
+    shelf: str | None = None
+    """Folder that servers of this model share, so that one goes on with the streams of another that has ended."""
+    kept_as: str = "state"
+    """Copies there: "state", as large as a session's memory, or "replay", a kilobyte per step, whose steps are taken
+    again."""
+    keep_seconds: float = 2.0
+    """Between two copies of a stream."""
+
+    def __post_init__(self) -> None:
+        require(self.kept_as in ("state", "replay"), "kept_as", "state or replay", self.kept_as)
+        require(self.keep_seconds > 0, "keep_seconds", "more than 0", self.keep_seconds)
 
     def to_json(self) -> str:
         """A text for the worker process."""

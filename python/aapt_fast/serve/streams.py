@@ -10,13 +10,15 @@ import secrets
 import time
 from collections import deque
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
-from aapt_fast.serve.link import CallFailed, Link, StartProcess, WorkerGone
+from aapt_fast.serve.link import CallFailed, Link, StartProcess, WorkerGone, log
 from aapt_fast.serve.metrics import Metrics, SimulatedViewer
 from aapt_fast.serve.pipe import Header as Message
 from aapt_fast.serve.protocol import DISCONTINUITY, FIRST_OF_STEP, H264_KEY, Header
 from aapt_fast.serve.settings import Settings
+from aapt_fast.serve.shelf import Shelf
 
 WORKER_ENDED = "the process that computed it has ended"
 
@@ -84,6 +86,10 @@ class Stream:
     paused_by_server: bool = False
     last_step: float | None = None
     last_late: int = 0
+    kept_step: int = -1
+    """Step whose copy is on the shelf."""
+    kept: float = 0.0
+    """Time of that copy."""
 
     def tell(self, message: dict[str, Any]) -> None:
         """Send a message to everybody who watches, with the stream's number there."""
@@ -103,6 +109,7 @@ class Streams:
         self.link = Link(settings, start, self._receive, self._lose_all)
         self._streams: dict[str, Stream] = {}
         self._background: set[asyncio.Task[None]] = set()  # the event loop keeps weak references only
+        self.shelf = None if settings.shelf is None else Shelf(Path(settings.shelf))
         metrics.watch("streams", "Open streams", lambda: len(self._streams))
         metrics.watch("viewers", "Connections that watch a stream", self._viewers)
         metrics.watch("parked_streams", "Streams in files", self._parked)
@@ -125,6 +132,49 @@ class Streams:
         """Open a stream that goes on from where `origin` is. Raises CallFailed and WorkerGone."""
         key = secrets.token_urlsafe(12)
         return await self._add("fork", key, origin.first, b"", codecs=[codec], origin=origin.key)
+
+    async def take_over(self, key: str, codec: str) -> Stream | None:
+        """Go on with a stream of a server that has ended; None if the shelf has no such stream.
+
+        Raises CallFailed and WorkerGone, and Elsewhere for a stream of another server that lives.
+        """
+        found = None if self.shelf is None else self.shelf.take(key)
+        if found is None:
+            return None
+        facts, path = found
+        options = {name: facts[name] for name in ("kind", "seed", "action", "entry", "paused")}
+        stream = await self._add("take over", key, facts["first"], b"", codecs=[codec], path=str(path), **options)
+        stream.seed = facts["seed"]
+        return stream
+
+    async def keep(self, stream: Stream) -> None:
+        """Copy a stream to the shelf, if there is one and the stream has gone on since the last copy."""
+        step = stream.state.get("step", 0)
+        if self.shelf is None or step == stream.kept_step or stream.state.get("parked"):
+            return
+        stream.kept, path = time.monotonic(), self.shelf.place(stream.key, step)
+        kind = self.settings.kept_as
+        with contextlib.suppress(WorkerGone):
+            try:
+                answer, _ = await self.link.call("keep", key=stream.key, path=str(path), kind=kind)
+            except CallFailed as error:
+                if stream.key in self._streams:
+                    log.error("a stream could not be copied to the shelf: %s", error)
+                return
+            if stream.key in self._streams:
+                facts = {"kind": kind, "seed": stream.seed, "first": stream.first}
+                facts |= {"action": answer["action"], "entry": answer["entry"]}
+                facts["paused"] = answer["paused"] and not stream.paused_by_server
+                self.shelf.put(stream.key, step, facts)
+                stream.kept_step = step
+
+    async def retire(self) -> None:
+        """Copy all streams, and leave them to other servers."""
+        if self.shelf is not None:
+            for stream in list(self._streams.values()):
+                await self.keep(stream)
+            self.shelf.retire()
+            self.shelf = None  # streams that end from now on are not closed by anybody
 
     async def command(self, stream: Stream, do: str, body: bytes = b"", **options: Any) -> None:
         """Let the worker do something to a stream, and tell its viewers. Raises CallFailed and WorkerGone."""
@@ -182,9 +232,13 @@ class Streams:
         while True:
             await asyncio.sleep(1)
             now, limits = time.monotonic(), self.settings.limits
+            if self.shelf is not None:
+                self.shelf.sign()
             for stream in list(self._streams.values()):
                 for seat in stream.seats:
                     seat.client.send({"type": "stats", "stream": seat.number, **self._stats(seat)})
+                if now - stream.kept > self.settings.keep_seconds:
+                    self._in_background(self.keep(stream))
                 idle = stream.idle_since
                 if stream.unwatched_since is not None and now - stream.unwatched_since > limits.close_seconds:
                     self._in_background(self.command(stream, "close"))
@@ -274,6 +328,8 @@ class Streams:
 
     def _end(self, key: str, why: str) -> None:
         stream = self._streams.pop(key, None)
+        if self.shelf is not None and why != WORKER_ENDED:
+            self.shelf.forget(key)
         if stream is not None:
             stream.tell({"type": "ended", "why": why})
             for seat in stream.seats:

@@ -213,19 +213,19 @@ class CacheRow:
             before.release()
 
     def state(self) -> RowState:
-        """A copy of everything that later steps read."""
-        ids = torch.tensor([page for pages in self._past.values() for page in pages], dtype=torch.int64)
+        """A copy of everything that later steps read, without frames that are there for `rewind` alone."""
+        seen = {frame for frame, _ in self.rule.seen(self.next_frame)}  # by the smallest block that can come next
+        past = {frame: pages for frame, pages in self._past.items() if frame in seen}
+        ids = torch.tensor([page for pages in past.values() for page in pages], dtype=torch.int64)
         ids = ids.to(self.pool.k.device)
         k, v, unrotated = (
             tensor.to("cpu", copy=True)
             for tensor in (self.pool.k.index_select(1, ids), self.pool.v.index_select(1, ids), self.unrotated)
         )
-        return RowState(self.next_frame, tuple(self._past), k, v, unrotated)
+        return RowState(self.next_frame, tuple(past), k, v, unrotated)
 
     def restore(self, state: RowState) -> None:
         """Go on from the `state` of a row with the same rule, tokens and text; `rewind` cannot go back behind it.
-
-        Frames that the history of that row kept, and no next step sees, are left out.
 
         Raises ValueError, having changed nothing, for another number of pages than the frames of `state` have.
         """
@@ -245,10 +245,7 @@ class CacheRow:
         for frame in range(1, self.rule.moved + 1):
             if frame not in self._outside(self.next_frame - 1):
                 self._spare[frame] = self.pool.allocate(per_frame)
-        seen = {frame for frame, _ in self.rule.seen(self.next_frame)}  # by the smallest block that can come next
         for place, frame in enumerate(state.frames):
-            if frame not in seen:
-                continue
             self._past[frame] = self.pool.allocate(per_frame)
             ids = torch.tensor(self._past[frame], device=self.pool.k.device)
             pages = slice(place * per_frame, (place + 1) * per_frame)

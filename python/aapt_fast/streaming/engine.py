@@ -165,6 +165,20 @@ class StreamEngine(NotCopied):
 
         return self._run(opened).result()
 
+    def open_saved(self, path: str | Path, *, paused: bool = False) -> EngineStream:
+        """Open a stream that goes on from the file of `EngineStream.save`; like one that was parked, it has no replay.
+
+        The stream waits for a control, or a source (`EngineStream.follow`). Raises as `open` and `StreamSession.load`.
+        """
+
+        def opened() -> EngineStream:
+            self._make_place()
+            stream = EngineStream(self, next(self._numbers))
+            stream._session = StreamSession.load(path, self.model, pool=self._pool, **self._options)
+            return self._add(stream, paused)
+
+        return self._run(opened).result()
+
     def command(self, call: Callable[[], T]) -> Future[T]:
         """Let the engine's thread call a function between two steps: all that it does to streams happens at once."""
         return self._run(call)

@@ -175,6 +175,10 @@ class EngineStream(NotCopied):
         """`StreamSession.export_replay`; for engines with `replayable=True`."""
         return self._engine._run(lambda: self._live().export_replay(path))
 
+    def save(self, path: str | Path) -> Future[None]:
+        """`StreamSession.save`, for `StreamEngine.open_saved`."""
+        return self._engine._run(lambda: self._live().save(path))
+
     def fork(self, source: ControlSource | None = None) -> Future[EngineStream]:
         """Another stream of the engine that goes on from here under the controls of `source`, paused if this one is.
 

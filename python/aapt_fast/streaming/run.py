@@ -109,7 +109,7 @@ class Run:
         for row in self.rows:
             row.release()
         self.free_steps()
-        self.rows, self.context = [], None
+        self.rows, self.context, self.past = [], None, None
 
     def free_steps(self) -> None:
         """Give back the memory of all recordings of its steps."""
