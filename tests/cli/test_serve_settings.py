@@ -62,6 +62,14 @@ def test_mistakes_are_one_line_and_status_2(options, message, capsys):
     assert capsys.readouterr().err.startswith(f"aapt-fast serve: {message}")
 
 
+def test_a_certificate_without_its_key_is_refused(tmp_path, capsys):
+    file = tmp_path / "cert.pem"
+    file.write_text("-----BEGIN CERTIFICATE-----\nnonsense\n-----END CERTIFICATE-----\n")
+    assert main(["serve", "--tls-cert", str(file)]) == 2
+    expected = "aapt-fast serve: --tls-cert: expected a certificate, with its key or --tls-key, in PEM, got "
+    assert capsys.readouterr().err.startswith(expected)
+
+
 def test_a_port_that_is_taken_is_named(capsys):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
