@@ -1,33 +1,38 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The bench of the server, with a nano model on which its times mean nothing."""
+"""The bench of the server, with a worker that takes a step without computing anything."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import threading
 
 from bench import bench_serve
-from bench.bench_serve import Played
-from tests.cli.models import write_nano_model
+from tests.serve.conftest import Running
+
+from aapt_fast.serve.settings import Settings
 
 
-def test_a_player_counts_what_it_sees(tmp_path, monkeypatch):
-    monkeypatch.setattr(bench_serve, "BETWEEN_CONTROLS", 0.1)
-    monkeypatch.setattr(bench_serve, "WARM_UP", 0.2)
-    monkeypatch.setattr(bench_serve, "play", of_the_only_picture(bench_serve.play))
-    with bench_serve.server("--model", str(write_nano_model(tmp_path / "model"))) as (process, address):
-        two = asyncio.run(bench_serve.play_together(address, 2.0, 2, idle=1))
-        assert all(each > 10 for each in bench_serve.memory_mb(process.pid))
-    assert process.returncode == 0 and not os.path.exists(f"/proc/{process.pid}")
+def test_players_count_what_they_see(monkeypatch):
+    monkeypatch.setattr(bench_serve, "BETWEEN_CONTROLS", 0.05)
+    monkeypatch.setattr(bench_serve, "WARM_UP", 0.1)
+    running, over = Running(Settings(drain_seconds=0.2)), threading.Event()
+
+    def take_steps() -> None:
+        while not over.wait(0.01):
+            for key in running.keys:
+                with contextlib.suppress(KeyError):  # it was closed meanwhile
+                    running.worker.take_step(key)
+
+    stepping = threading.Thread(target=take_steps)
+    stepping.start()
+    two = asyncio.run(bench_serve.play_together(running.url, 1.5, 2, idle=1))
+    over.set()
+    stepping.join()
+    running.stop()
     for played in two:
         found = bench_serve.entry("two", played, more=1)
-        assert found["video_fps"] > 0 and found["p50_ms"] > 0 and found["encode_ms"] > 0 and found["more"] == 1
-
-
-def of_the_only_picture(play):
-    """The nano model's gallery has one picture."""
-
-    async def played(address: str, seconds: float, number: int) -> Played:
-        return await play(address, seconds, 0)
-
-    return played
+        assert found["step_ms"] == 5.0 and found["encode_ms"] == 0.5 and found["more"] == 1
+        assert found["video_fps"] > 24 and found["p50_ms"] > 0
+    assert bench_serve.memory_mb(os.getpid())[0] > 10
