@@ -59,7 +59,9 @@ class WorkerProcess:
         command = [sys.executable, *(program or _worker_program()), str(theirs.fileno())]
         self.process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, env=environment)
         theirs.close()
-        self._folder = tempfile.TemporaryDirectory(prefix="aapt_fast-")  # outlives a worker that dies
+        self._folder = tempfile.TemporaryDirectory(
+            prefix="aapt_fast-", ignore_cleanup_errors=True
+        )  # outlives a worker that dies
         self._waiting: queue.Queue[bytes | None] = queue.Queue(WAITING_MESSAGES)
         self._connection.send_bytes(pack({"settings": settings.to_json(), "folder": self._folder.name}))
         for work in (self._read, self._write):

@@ -7,6 +7,7 @@ It reads the settings, then commands, from a socket pair, and ends with it.
 from __future__ import annotations
 
 import contextlib
+import shutil
 import signal
 import threading
 from multiprocessing.connection import Connection
@@ -47,6 +48,7 @@ def main(descriptor: int) -> None:
             host.handle(*unpack(connection.recv_bytes()))
     except (EOFError, OSError):
         host.close()
+        shutil.rmtree(begin["folder"], ignore_errors=True)  # if the server was killed, nobody else removes it
 
 
 def _load(settings: Settings) -> tuple[StreamModel, list[FirstFrame]]:
