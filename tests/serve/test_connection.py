@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import socket
 import threading
@@ -12,6 +13,7 @@ from tests.serve.conftest import Player
 from websockets.exceptions import ConnectionClosed
 
 from aapt_fast.serve import protocol
+from aapt_fast.serve.connection import Connection
 from aapt_fast.serve.protocol import Header
 from aapt_fast.serve.settings import Limits
 
@@ -44,7 +46,7 @@ def test_a_stream_is_opened_shown_and_closed(running, player):
 
 
 def player_state(opened: dict) -> dict:
-    state = {"step": 0, "oldest_step": 0, "paused": False, "parked": False, "viewers": 1}
+    state = {"step": 0, "oldest_step": 0, "paused": False, "parked": False, "action": "walk", "viewers": 1}
     return {"type": "state", "stream": opened["stream"], **state}
 
 
@@ -81,6 +83,8 @@ def test_every_viewer_has_the_ids_of_its_own_controls(running, player, play):
     other = play(running)
     watched = other.ask("watch", key=opened["key"])
     assert (watched["type"], watched["key"], watched["stream"]) == ("opened", opened["key"], 0)
+    while player.receive("state")["viewers"] != 2:
+        pass
     other.send(type="control", stream=0, id=70, track="action", value="walk")
     assert other.receive("received")["id"] == 70
     player.send(type="control", stream=0, id=2, track="action", value="idle")
@@ -107,6 +111,20 @@ def test_pause_rewind_reset_and_fork(running, player):
     assert player.ask("reset", stream=0, seed=8)["type"] == "done"
     commands = [each["do"] for each in running.worker.commands if each.get("key") == opened["key"]]
     assert [each for each in commands if each != "codecs"] == ["open", "pause", "rewind", "reset"]
+
+
+def test_who_comes_to_a_paused_stream_sees_its_newest_step(running, player, play):
+    opened = player.open()
+    running.worker.take_step(opened["key"])
+    assert player.picture() and player.ask("pause", stream=0)["type"] == "done"
+    other = play(running)
+    other.ask("watch", key=opened["key"])
+    header = Header.unpack(other.picture())
+    assert (header.frame, header.flags) == (0, 3)
+    fork = player.ask("fork", stream=0)
+    while Header.unpack(picture := player.picture()).stream != fork["stream"]:
+        pass
+    assert Header.unpack(picture).frame == 0
 
 
 def test_a_stream_that_nobody_watches_waits_for_somebody(running, play):
@@ -231,13 +249,11 @@ def test_a_client_that_never_reads_is_closed_and_others_get_every_step(make_runn
     running = make_running(limits=Limits(slow_seconds=0.5))
     with raw_socket(running) as raw:
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        text = b'{"type":"hello","version":1}'
-        raw.sendall(bytes([0x81, 0x80 | len(text), 0, 0, 0, 0]) + text)
+        send_text(raw, type="hello", version=1)
         player = play(running)
         key = player.open()["key"]
-        watch = json.dumps({"type": "watch", "request": 1, "key": key}).encode()
-        raw.sendall(bytes([0x81, 0x80 | len(watch), 0, 0, 0, 0]) + watch)
-        running.until(lambda: len(running.call(lambda: running.served.streams.find(key).seats)) == 2)
+        send_text(raw, type="watch", request=1, key=key)
+        running.until(lambda: viewers_of(running, key) == 2)
         got = 0
         while running.call(lambda: len(running.served.connections)) == 2:
             running.worker.take_step(key, size=200_000)
@@ -249,6 +265,41 @@ def test_a_client_that_never_reads_is_closed_and_others_get_every_step(make_runn
     assert "aapt_fast_slow_viewers_total 1.0" in text
 
 
+def test_a_client_that_leaves_in_the_middle_of_a_picture_harms_nobody(running, player):
+    opened = player.open()
+    with raw_socket(running) as raw:
+        send_text(raw, type="hello", version=1)
+        send_text(raw, type="watch", request=1, key=opened["key"])
+        running.until(lambda: viewers_of(running, opened["key"]) == 2)
+        running.worker.take_step(opened["key"], size=3_000_000)
+        assert len(raw.recv(100_000)) > 0
+    running.worker.take_step(opened["key"])
+    assert [Header.unpack(player.picture()).frame for _ in range(8)] == list(range(8))
+    running.until(lambda: viewers_of(running, opened["key"]) == 1)
+
+
+def viewers_of(running, key: str) -> int:
+    return len(running.call(lambda: running.served.streams.find(key).seats))
+
+
+def send_text(raw: socket.socket, **message) -> None:
+    """Send a short message in a frame of its own, with a mask of zeros."""
+    text = json.dumps(message).encode()
+    assert len(text) < 126
+    raw.sendall(bytes([0x81, 0x80 | len(text), 0, 0, 0, 0]) + text)
+
+
+def test_a_client_that_leaves_while_its_stream_opens_leaves_none_behind(running, play, monkeypatch):
+    monkeypatch.setattr(running.worker, "_answer", lambda header, body: None)  # it is slow
+    player, count = play(running), len(running.worker.commands)
+    player.send(type="open", request=1, first={"gallery": 0})
+    running.until(lambda: len(running.worker.commands) > count)
+    player.connection.close()
+    key = running.worker.commands[-1]["key"]
+    running.until(lambda: {"do": "close", "call": 0, "key": key} in running.worker.commands)
+    assert running.call(lambda: running.served.streams.find(key)) is None
+
+
 def test_many_connections_come_and_go_and_nothing_stays(running):
     before = threading.active_count()
     for count in range(1000):
@@ -258,6 +309,12 @@ def test_many_connections_come_and_go_and_nothing_stays(running):
     running.until(lambda: len(running.server.server_state.connections) == 0)
     assert running.call(lambda: len(running.server.server_state.tasks)) == 0
     assert threading.active_count() <= before + 1
+    running.until(lambda: not connections_in_memory())
+
+
+def connections_in_memory() -> int:
+    gc.collect()
+    return sum(type(each) is Connection for each in gc.get_objects())
 
 
 def test_a_dead_worker_ends_its_streams_and_another_one_takes_over(make_running, play):

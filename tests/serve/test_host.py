@@ -95,7 +95,7 @@ def test_a_description_and_the_gallery(server):
 
 
 def test_steps_controls_and_states(server):
-    state = {"step": 0, "oldest_step": 0, "paused": True, "parked": False, "seed": 3}
+    state = {"step": 0, "oldest_step": 0, "paused": True, "parked": False, "action": "walk", "seed": 3}
     assert server.open() == {"answer": 1, **state}
     header = server.take()
     assert (header["step"], header["frame"], header["obeyed"], header["codecs"]) == (1, 0, 0, [1] * 4)
@@ -103,7 +103,7 @@ def test_steps_controls_and_states(server):
     pose = [[0.5, 0.5, 0.0]] * 19
     server.host.handle({"do": "control", "key": "a", "track": "pose", "value": pose, "number": 7}, b"")
     header = server.take()
-    assert (header["obeyed"], header["pose"]) == (7, pose)
+    assert (header["obeyed"], header["pose"], header["action"]) == (7, pose, None)
     for message in ({"key": "a", "value": [[0.5]]}, {"key": "nothing", "value": pose}):
         server.host.handle({"do": "control", "track": "pose", "number": 8, **message}, b"")
         assert server.others.get(timeout=PATIENCE)["number"] == 8
@@ -161,6 +161,19 @@ def test_a_replay_goes_out_and_comes_back(server):
     server.call("close", "b")
     server.open("c", data, replay=True, paused=False)
     assert [server.step("c")["paused"] for _ in range(2)] == [False, True]  # it waits at the end of the replay
+
+
+def test_a_stream_that_is_too_long_has_no_replay_until_it_is_reset(tmp_path):
+    server = Server(str(tmp_path), limits=Limits(replay_steps=2))
+    server.open()
+    server.take(steps=2)
+    assert "error" not in server.call("replay")[0]
+    server.take()
+    assert server.call("replay")[0]["error"]["got"] == "one that keeps no controls"
+    server.call("reset", prompt=None, seed=1)
+    server.take()
+    assert "error" not in server.call("replay")[0]
+    server.host.close()
 
 
 def with_tensor(data: bytes, name: str, change) -> bytes:
@@ -233,6 +246,15 @@ def test_bombs_and_other_files_are_refused_before_they_are_decoded(data, got, mo
         monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("it was decoded"))
     with pytest.raises(ValueError, match=f"^image: expected .*{got}"):
         read_upload(data, 10_000)
+
+
+def test_a_stream_whose_encoder_fails_ends_and_others_go_on(server, monkeypatch):
+    server.open(), server.open("b")
+    monkeypatch.setattr(JpegEncoder, "encode", lambda self, pixels, key: 1 / 0)
+    server.call("step")
+    assert server.others.get(timeout=PATIENCE)["why"] == "its encoder failed: ZeroDivisionError: division by zero"
+    monkeypatch.undo()
+    assert server.take("b")["step"] == 1 and "has ended" in server.call("step")[0]["error"]["message"]
 
 
 def test_h264_begins_with_a_key_frame_and_decodes_to_the_picture():

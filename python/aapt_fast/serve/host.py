@@ -29,11 +29,10 @@ from aapt_fast.media.first_picture import fit_picture
 from aapt_fast.media.pictures import UNREADABLE, show
 from aapt_fast.models.stream_model import StreamModel
 from aapt_fast.serve.encoders import H264Encoder, JpegEncoder, has_h264
-from aapt_fast.serve.live_controls import LiveControls
+from aapt_fast.serve.live_controls import LiveControls, kind_of_control
 from aapt_fast.serve.pipe import Header
 from aapt_fast.serve.protocol import refusal_of
 from aapt_fast.serve.settings import Settings
-from aapt_fast.streaming.controls import entry_shape
 from aapt_fast.streaming.engine import StreamEngine
 from aapt_fast.streaming.engine_stream import EngineStream, Shown
 from aapt_fast.worlds.person.skeleton import CAMERA, JOINTS
@@ -69,6 +68,7 @@ class _Step:
     obeyed: int
     is_discontinuous: bool
     entry: torch.Tensor | None
+    action: str | None
 
 
 class Host:
@@ -110,8 +110,7 @@ class Host:
         """The `model` of the message `welcome`."""
         model, control = self.model, self.model.control
         height, width = model.video_size
-        kind = "none" if control is None else control.kind
-        entry = [] if control is None else list(entry_shape(control, model.grid))
+        kind, entry = kind_of_control(model)
         bones, names, camera = [], [], None
         if control is not None and kind == "pose":
             named = control.joints == len(JOINTS) and model.has_world and model.world.name == "person"
@@ -314,8 +313,9 @@ class Host:
         """The first frame that a message names, or that lies in its body: uint8 [H, W, 3]."""
         if body:
             return FirstFrame(np.frombuffer(body, np.uint8).reshape(*self.model.video_size, 3).copy())
-        number = header["gallery"]
-        require(number < len(self.gallery), "first.gallery", f"0..{len(self.gallery) - 1}", number)
+        number, count = header["gallery"], len(self.gallery)
+        expected = f"0..{count - 1}" if count else "none, as this model has no gallery; upload a picture"
+        require(number < count, "first.gallery", expected, number)
         return self.gallery[number]
 
     def _find(self, key: str) -> _Hosted:
@@ -331,11 +331,12 @@ class Host:
             "oldest_step": stream.oldest_step,
             "paused": stream.paused,
             "parked": stream.parked,
+            "action": hosted.controls.action,
         }
 
     def _end(self, hosted: _Hosted, why: str) -> None:
-        self._hosted.pop(hosted.key, None)
-        self._send({"ended": hosted.key, "why": why}, b"")
+        if self._hosted.pop(hosted.key, None) is not None:
+            self._send({"ended": hosted.key, "why": why}, b"")
 
     # ---- pictures ----
 
@@ -347,8 +348,10 @@ class Host:
         if controls.replay_has_ended:
             controls.replay_has_ended = False
             hosted.stream.pause().result()
+        if shown.step == self._settings.limits.replay_steps + 1:
+            hosted.stream.forget_controls().result()
         hosted.waiting += 1
-        self._steps.put(_Step(hosted, shown, controls.obeyed, discontinuous, controls.entry))
+        self._steps.put(_Step(hosted, shown, controls.obeyed, discontinuous, controls.entry, controls.action))
 
     def _encode_steps(self) -> None:
         while (step := self._steps.get()) is not None:
@@ -360,9 +363,13 @@ class Host:
                 hosted.dropped += 1
                 hosted.wants_key = True
                 continue
-            video = step.shown.video.cpu().numpy()
-            for codec in hosted.codecs:
-                self._encode(step, codec, video)
+            try:
+                video = step.shown.video.cpu().numpy()
+                for codec in hosted.codecs:
+                    self._encode(step, codec, video)
+            except Exception as error:
+                self._end(hosted, f"its encoder failed: {type(error).__name__}: {error}")
+                hosted.stream.close()
 
     def _encode(self, step: _Step, codec: str, video: np.ndarray) -> None:
         """Encode the video uint8 [F, H, W, 3] of a step, and send it."""
@@ -385,6 +392,7 @@ class Host:
             "late": hosted.stream.late,
             "dropped": hosted.dropped,
             "paused": hosted.stream.paused,
+            "action": step.action,
             "oldest_step": hosted.stream.oldest_step,
             "codec": codec,
             "codecs": [number for number, _ in pictures],

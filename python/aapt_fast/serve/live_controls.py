@@ -25,6 +25,7 @@ from aapt_fast.streaming.controls import entry_shape, step_values
 from aapt_fast.worlds.world import FirstFrame, Player
 
 FADE = 8  # video frames of a cross-fade
+CAMERA_CHANNELS = 6
 BEGINNING = 16  # video frames in which a player leaves the pose of the first picture
 
 
@@ -130,7 +131,7 @@ class LiveControls:
     def fork(self) -> LiveControls:
         """The controls of another stream that goes on from here: held ones stay, a player fades in."""
         with self._lock:
-            other = LiveControls(self._model, self.first, self._action, self._seed + 1, 0)
+            other = LiveControls(self._model, self.first, self._action, self._seed ^ 1, 0)
             other._held, other._taken = self._held, deque(self._taken, self._taken.maxlen)
             if other._player is not None and self._config is not None:
                 other._player.next(BEGINNING)
@@ -139,8 +140,8 @@ class LiveControls:
 
     @property
     def action(self) -> str | None:
-        """The action that the player plays, or would play."""
-        return self._action
+        """The action that plays now; None while another control goes before it, and without a world."""
+        return None if self._held is not None or self._replay else self._action
 
     @property
     def entry(self) -> Tensor | None:
@@ -199,6 +200,19 @@ class LiveControls:
         if self._faded >= FADE:
             self._fade_from = None
         return blended
+
+
+def kind_of_control(model: StreamModel) -> tuple[str, list[int]]:
+    """The kind of a model's control for clients, and the shape of one entry.
+
+    Maps of six channels are those of a camera: a client sends six numbers, each of which fills a channel.
+    """
+    config = model.control
+    if config is None:
+        return "none", []
+    if config.kind == "maps" and config.channels == CAMERA_CHANNELS:
+        return "camera", [CAMERA_CHANNELS]
+    return config.kind, list(entry_shape(config, model.grid))
 
 
 def _numbers(track: str, value: Any, shape: tuple[int, ...]) -> Tensor:
