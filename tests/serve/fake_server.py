@@ -166,8 +166,9 @@ class FakeServer:
             await socket.send_json({"type": "pong", "time": message["time"], "server_time": 0})
         elif kind in ("open", "watch", "fork"):
             stream = self._opened(socket, message, stream)
-            answer = {"key": stream.key, "seed": 0, "step": stream.step, "paused": stream.paused}
+            answer = {"key": stream.key, "seed": 0, "step": stream.step}
             await socket.send_json({"type": "opened", **echo, "stream": stream.number, **answer})
+            await socket.send_json(stream.state())
         elif kind == "control" and stream:
             stream.control = message["id"]
             applied = {"stream": stream.number, "id": message["id"], "step": stream.step + 1, "frame": 4 * stream.step}

@@ -10,8 +10,8 @@ const RESTART_MS = 1500;  // without a step for so long, what was known of arriv
 /**
  * A clock with a small buffer that adapts itself. Every picture has a due time, one period after the last one's. A step
  * that comes late moves the rest of its pictures, so that at most one is late; afterwards the buffer shrinks slowly to
- * what the arrivals of the last seconds need. Where the server makes fewer pictures than it should, the period grows, so
- * that motion is slow, not jerky.
+ * what the arrivals of the last seconds need. Where the server makes fewer pictures than it should, the period grows,
+ * so that motion is slow, not jerky.
  */
 export class PlayoutClock {
   /** @param {number} fps pictures per second of the video */
@@ -38,7 +38,7 @@ export class PlayoutClock {
     this.period = this.#measuredPeriod();
   }
 
-  /** Tell whether picture `frame` is to be drawn at `now`. */
+  /** Tell whether the next picture is due at `now`. */
   ready(now) {
     return this.due === null || now >= this.due;
   }
