@@ -107,6 +107,12 @@ class FakeServer:
         for socket in list(self.sockets):
             asyncio.run_coroutine_threadsafe(socket.close(1011), self.loop).result()
 
+    def end(self, number: int) -> None:
+        """End a stream, as it happens when the process that computes it dies."""
+        stream = self.streams.pop(number)
+        ended = {"type": "ended", "stream": number, "why": "a test wants it"}
+        asyncio.run_coroutine_threadsafe(stream.socket.send_json(ended), self.loop).result()
+
     def model(self) -> dict[str, Any]:
         """The part of `welcome` about the model."""
         actions = ["idle", "walk", "wave", "jump", "squat", "kick", "dance", "bow"]

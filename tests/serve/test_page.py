@@ -214,6 +214,8 @@ def test_a_stream_starts_from_what_is_chosen(fake: FakeServer, page: Page, tmp_p
     page.click("#start")
     opened = wait_told(fake, "reset", seed=7)
     assert (opened["first"], opened["prompt"]) == ({"gallery": 2}, "a red ball")
+    page.click("#set-prompt")
+    wait_told(fake, "prompt", prompt="a red ball")
     own = tmp_path / "own.png"
     own.write_bytes(fake_server.picture(3, "PNG"))
     choose_file(page, "#upload", own)
@@ -234,6 +236,16 @@ def test_a_lost_connection_is_said_and_found_again(fake: FakeServer, page: Page)
     page.wait_for(f"{DRAWN} > {drawn} + 4")
     page.evaluate("location.reload()")
     page.wait_for(f"{PLAYS} && aapt.stage.active.key === '{key}'")
+
+
+def test_a_stream_that_has_ended_says_so_and_another_one_starts(fake: FakeServer, page: Page) -> None:
+    number = page.evaluate("aapt.stage.active.stream")
+    fake.end(number)
+    page.wait_for("document.querySelector('.badge.live').textContent === 'Ended: a test wants it'")
+    assert page.evaluate("document.querySelector('#pause').disabled")
+    page.click("#start")
+    page.wait_for(f"aapt.stage.active.stream > {number} && {PLAYS}")
+    assert page.evaluate("document.querySelectorAll('.lane').length") == 1
 
 
 def test_a_token_comes_from_the_fragment_only(page: Page) -> None:
