@@ -176,7 +176,7 @@ def play() -> Iterator[Callable[..., Player]]:
         def connect(running: Running, hello: dict[str, Any] | None = None, **options: Any) -> Player:
             url = f"ws://127.0.0.1:{running.port}/v1/stream"
             socket = open_ones.enter_context(
-                connect_socket(url, subprotocols=["aapt-fast.1"], compression=None, **options)
+                connect_socket(url, subprotocols=["aapt-fast.1"], compression=None, max_size=None, **options)
             )
             player = Player(socket)
             if hello is None or hello:

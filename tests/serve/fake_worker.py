@@ -77,6 +77,7 @@ class FakeWorker:
             "late": 0,
             "dropped": 0,
             "paused": stream["paused"],
+            "action": "walk",
             "oldest_step": 0,
             "codec": codec,
             "codecs": numbers,
@@ -105,7 +106,8 @@ class FakeWorker:
                 error = {"argument": "engine", "expected": "a free place", "got": "none", "message": "full"}
                 self._on_message({**answer, "error": {**error, "full": True}}, b"")
                 return
-            stream = {"step": 0, "paused": header.get("paused", False), "parked": False, "obeyed": 0}
+            paused = self.streams[header["origin"]]["paused"] if kind == "fork" else header["paused"]
+            stream = {"step": 0, "paused": paused, "parked": False, "obeyed": 0}
             self.streams[key] = {**stream, "discontinuous": False, "wants_key": True, "codecs": header["codecs"]}
         elif key not in self.streams:
             error = {"argument": "", "expected": "", "got": "", "message": "stream: it has ended"}
@@ -121,4 +123,5 @@ class FakeWorker:
             del self.streams[key]
             self._on_message({"ended": key, "why": "it was closed"}, b"")
         state = {name: stream[name] for name in ("step", "paused", "parked")}
+        state["action"] = "walk"
         self._on_message({**answer, **state, "oldest_step": 0, "seed": header.get("seed") or 0}, b"")

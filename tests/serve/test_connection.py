@@ -44,7 +44,7 @@ def test_a_stream_is_opened_shown_and_closed(running, player):
 
 
 def player_state(opened: dict) -> dict:
-    state = {"step": 0, "oldest_step": 0, "paused": False, "parked": False, "viewers": 1}
+    state = {"step": 0, "oldest_step": 0, "paused": False, "parked": False, "action": "walk", "viewers": 1}
     return {"type": "state", "stream": opened["stream"], **state}
 
 
@@ -81,6 +81,8 @@ def test_every_viewer_has_the_ids_of_its_own_controls(running, player, play):
     other = play(running)
     watched = other.ask("watch", key=opened["key"])
     assert (watched["type"], watched["key"], watched["stream"]) == ("opened", opened["key"], 0)
+    while player.receive("state")["viewers"] != 2:
+        pass
     other.send(type="control", stream=0, id=70, track="action", value="walk")
     assert other.receive("received")["id"] == 70
     player.send(type="control", stream=0, id=2, track="action", value="idle")
@@ -107,6 +109,20 @@ def test_pause_rewind_reset_and_fork(running, player):
     assert player.ask("reset", stream=0, seed=8)["type"] == "done"
     commands = [each["do"] for each in running.worker.commands if each.get("key") == opened["key"]]
     assert [each for each in commands if each != "codecs"] == ["open", "pause", "rewind", "reset"]
+
+
+def test_who_comes_to_a_paused_stream_sees_its_newest_step(running, player, play):
+    opened = player.open()
+    running.worker.take_step(opened["key"])
+    assert player.picture() and player.ask("pause", stream=0)["type"] == "done"
+    other = play(running)
+    other.ask("watch", key=opened["key"])
+    header = Header.unpack(other.picture())
+    assert (header.frame, header.flags) == (0, 3)
+    fork = player.ask("fork", stream=0)
+    while Header.unpack(picture := player.picture()).stream != fork["stream"]:
+        pass
+    assert Header.unpack(picture).frame == 0
 
 
 def test_a_stream_that_nobody_watches_waits_for_somebody(running, play):
@@ -231,13 +247,11 @@ def test_a_client_that_never_reads_is_closed_and_others_get_every_step(make_runn
     running = make_running(limits=Limits(slow_seconds=0.5))
     with raw_socket(running) as raw:
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        text = b'{"type":"hello","version":1}'
-        raw.sendall(bytes([0x81, 0x80 | len(text), 0, 0, 0, 0]) + text)
+        send_text(raw, type="hello", version=1)
         player = play(running)
         key = player.open()["key"]
-        watch = json.dumps({"type": "watch", "request": 1, "key": key}).encode()
-        raw.sendall(bytes([0x81, 0x80 | len(watch), 0, 0, 0, 0]) + watch)
-        running.until(lambda: len(running.call(lambda: running.served.streams.find(key).seats)) == 2)
+        send_text(raw, type="watch", request=1, key=key)
+        running.until(lambda: viewers_of(running, key) == 2)
         got = 0
         while running.call(lambda: len(running.served.connections)) == 2:
             running.worker.take_step(key, size=200_000)
@@ -247,6 +261,30 @@ def test_a_client_that_never_reads_is_closed_and_others_get_every_step(make_runn
         assert got > 3
     text = running.http("/metrics")[1].decode()
     assert "aapt_fast_slow_viewers_total 1.0" in text
+
+
+def test_a_client_that_leaves_in_the_middle_of_a_picture_harms_nobody(running, player):
+    opened = player.open()
+    with raw_socket(running) as raw:
+        send_text(raw, type="hello", version=1)
+        send_text(raw, type="watch", request=1, key=opened["key"])
+        running.until(lambda: viewers_of(running, opened["key"]) == 2)
+        running.worker.take_step(opened["key"], size=3_000_000)
+        assert len(raw.recv(100_000)) > 0
+    running.worker.take_step(opened["key"])
+    assert [Header.unpack(player.picture()).frame for _ in range(8)] == list(range(8))
+    running.until(lambda: viewers_of(running, opened["key"]) == 1)
+
+
+def viewers_of(running, key: str) -> int:
+    return len(running.call(lambda: running.served.streams.find(key).seats))
+
+
+def send_text(raw: socket.socket, **message) -> None:
+    """Send a short message in a frame of its own, with a mask of zeros."""
+    text = json.dumps(message).encode()
+    assert len(text) < 126
+    raw.sendall(bytes([0x81, 0x80 | len(text), 0, 0, 0, 0]) + text)
 
 
 def test_many_connections_come_and_go_and_nothing_stays(running):

@@ -95,7 +95,7 @@ def test_a_description_and_the_gallery(server):
 
 
 def test_steps_controls_and_states(server):
-    state = {"step": 0, "oldest_step": 0, "paused": True, "parked": False, "seed": 3}
+    state = {"step": 0, "oldest_step": 0, "paused": True, "parked": False, "action": "walk", "seed": 3}
     assert server.open() == {"answer": 1, **state}
     header = server.take()
     assert (header["step"], header["frame"], header["obeyed"], header["codecs"]) == (1, 0, 0, [1] * 4)
@@ -103,7 +103,7 @@ def test_steps_controls_and_states(server):
     pose = [[0.5, 0.5, 0.0]] * 19
     server.host.handle({"do": "control", "key": "a", "track": "pose", "value": pose, "number": 7}, b"")
     header = server.take()
-    assert (header["obeyed"], header["pose"]) == (7, pose)
+    assert (header["obeyed"], header["pose"], header["action"]) == (7, pose, None)
     for message in ({"key": "a", "value": [[0.5]]}, {"key": "nothing", "value": pose}):
         server.host.handle({"do": "control", "track": "pose", "number": 8, **message}, b"")
         assert server.others.get(timeout=PATIENCE)["number"] == 8

@@ -19,7 +19,7 @@ from aapt_fast.serve.run import serving
 from aapt_fast.serve.settings import Limits, Settings
 
 SMALL_WORKER = Path(__file__).with_name("small_worker.py")
-OPEN = {"codecs": ["jpeg"], "key": "a"}
+OPEN = {"codecs": ["jpeg"], "key": "a", "paused": False}
 
 
 class Unloadable(FakeWorker):

@@ -103,8 +103,6 @@ class Server:
     async def upload(self, request: Request) -> bytes:
         """The body of a request. Raises Refused for one that is too large, or takes too long."""
         limits = self.settings.limits
-        if len(self.streams) == 0 and not self.streams.link.ready.is_set():
-            raise Refused(503, refusal("server", "a loaded model", "one that is being loaded"))
         parts, size = [], 0
         try:
             with anyio.fail_after(limits.upload_seconds):

@@ -349,8 +349,7 @@ class Connection:
         self._next_number = (number + 1) % 2**16
         seat = self._streams.sit(self, stream, number, opened)
         self._seats[number] = seat
-        state = {"type": "state", "stream": number, **stream.state, "viewers": len(stream.seats)}
-        asyncio.get_running_loop().call_soon(self.send, state)  # after the answer
+        asyncio.get_running_loop().call_soon(stream.tell_state)  # after the answer
         opened_as = {"stream": number, "key": stream.key, "seed": stream.seed, "step": stream.state["step"]}
         return {"type": "opened", **opened_as, "first": stream.first}
 

@@ -69,6 +69,7 @@ class _Step:
     obeyed: int
     is_discontinuous: bool
     entry: torch.Tensor | None
+    action: str | None
 
 
 class Host:
@@ -301,6 +302,7 @@ class Host:
             "oldest_step": stream.oldest_step,
             "paused": stream.paused,
             "parked": stream.parked,
+            "action": hosted.controls.action,
         }
 
     def _end(self, hosted: _Hosted, why: str) -> None:
@@ -318,7 +320,7 @@ class Host:
             controls.replay_has_ended = False
             hosted.stream.pause().result()
         hosted.waiting += 1
-        self._steps.put(_Step(hosted, shown, controls.obeyed, discontinuous, controls.entry))
+        self._steps.put(_Step(hosted, shown, controls.obeyed, discontinuous, controls.entry, controls.action))
 
     def _encode_steps(self) -> None:
         while (step := self._steps.get()) is not None:
@@ -355,6 +357,7 @@ class Host:
             "late": hosted.stream.late,
             "dropped": hosted.dropped,
             "paused": hosted.stream.paused,
+            "action": step.action,
             "oldest_step": hosted.stream.oldest_step,
             "codec": codec,
             "codecs": [number for number, _ in pictures],

@@ -130,6 +130,11 @@ class LiveControls:
             return other
 
     @property
+    def action(self) -> str | None:
+        """The action that plays now; None while another control goes before it, and without a world."""
+        return None if self._held is not None or self._replay else self._action
+
+    @property
     def entry(self) -> Tensor | None:
         """The control of the newest video frame, [J, 3] or [C, h, w]; None before the first step."""
         return self._taken[-1] if self._taken else None

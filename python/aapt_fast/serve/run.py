@@ -51,14 +51,6 @@ class DrainingServer(uvicorn.Server):
         self._loop = asyncio.get_running_loop()
         await super().serve(sockets or self._sockets or None)
 
-    def wait_until_ready(self) -> None:
-        """Wait in another thread until the model is there. Raises ValueError if it cannot be loaded."""
-        link = self.served.streams.link
-        while not link.ready.is_set():
-            time.sleep(0.02)
-        if link.failure is not None:
-            raise ValueError(link.failure)
-
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Drain at the first signal, stop at the second. It is not raised again: this is an ordinary end."""
         self.stop()
@@ -129,11 +121,22 @@ def serving(settings: Settings, start: StartProcess = WorkerProcess) -> Iterator
         thread = threading.Thread(target=server.run, name="aapt_fast-server", daemon=True)
         thread.start()
         try:
-            server.wait_until_ready()
+            _wait_until_ready(server, thread)
             yield address(settings, "127.0.0.1", listening.getsockname()[1], False)
         finally:
             server.stop()
             thread.join()
+
+
+def _wait_until_ready(server: DrainingServer, thread: threading.Thread) -> None:
+    """Wait until the model is there. Raises ValueError if it cannot be loaded."""
+    link = server.served.streams.link
+    while not link.ready.is_set():
+        if not thread.is_alive():
+            raise RuntimeError("server: it has ended before it was ready")
+        time.sleep(0.02)
+    if link.failure is not None:
+        raise ValueError(link.failure)
 
 
 def address(settings: Settings, host: str, port: int, secure: bool) -> str:

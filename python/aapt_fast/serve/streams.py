@@ -15,10 +15,13 @@ from typing import Any, Protocol
 from aapt_fast.serve.link import CallFailed, Link, StartProcess, WorkerGone
 from aapt_fast.serve.metrics import Metrics, SimulatedViewer
 from aapt_fast.serve.pipe import Header as Message
-from aapt_fast.serve.protocol import DISCONTINUITY, FIRST_OF_STEP, H264_KEY, Header
+from aapt_fast.serve.protocol import DISCONTINUITY, FIRST_OF_STEP, H264_DELTA, Header
 from aapt_fast.serve.settings import Settings
 
 WORKER_ENDED = "the process that computed it has ended"
+MOST_PENDING = (
+    4096  # controls of a stream that wait for their step, while it is paused; the oldest have no second receipt
+)
 
 
 class Client(Protocol):
@@ -74,14 +77,16 @@ class Stream:
     first: dict[str, Any]
     seed: int = 0
     seats: list[Seat] = field(default_factory=list)
-    pending: deque[_Pending] = field(default_factory=deque)
+    pending: deque[_Pending] = field(default_factory=lambda: deque(maxlen=MOST_PENDING))
     numbers: Any = field(default_factory=lambda: itertools.count(1))
     state: dict[str, Any] = field(default_factory=dict)
-    """step, oldest_step, paused, parked: as the worker told them last."""
+    """step, oldest_step, paused, parked, action: as the worker told them last."""
     stats: dict[str, Any] = field(default_factory=dict)
     idle_since: float | None = None
     unwatched_since: float | None = None
     paused_by_server: bool = False
+    last_shown: tuple[Message, bytes] | None = None
+    """The newest step as JPEG, for those who come while the stream is paused."""
     last_step: float | None = None
     last_late: int = 0
 
@@ -124,7 +129,9 @@ class Streams:
     async def fork(self, origin: Stream, codec: str) -> Stream:
         """Open a stream that goes on from where `origin` is. Raises CallFailed and WorkerGone."""
         key = secrets.token_urlsafe(12)
-        return await self._add("fork", key, origin.first, b"", codecs=[codec], origin=origin.key)
+        stream = await self._add("fork", key, origin.first, b"", codecs=[codec], origin=origin.key)
+        stream.last_shown = stream.last_shown or origin.last_shown
+        return stream
 
     async def command(self, stream: Stream, do: str, body: bytes = b"", **options: Any) -> None:
         """Let the worker do something to a stream, and tell its viewers. Raises CallFailed and WorkerGone."""
@@ -132,6 +139,7 @@ class Streams:
         if do in ("pause", "resume"):
             stream.paused_by_server = False
         if do in ("reset", "rewind"):
+            stream.last_shown = None
             for seat in stream.seats:
                 seat.viewer.begin_again()
         self._update(stream, answer)
@@ -159,6 +167,9 @@ class Streams:
         if stream.paused_by_server:
             stream.paused_by_server = False
             self._in_background(self.command(stream, "resume"))
+        elif stream.state["paused"] and stream.last_shown is not None and client.codec == "jpeg":
+            header, body = stream.last_shown
+            self._show_to(seat, {**header, "discontinuous": True}, body)
         return seat
 
     def stand_up(self, seat: Seat) -> None:
@@ -210,33 +221,37 @@ class Streams:
         self._apply(stream, header, now)
         if header["codec"] in self._codecs(stream)[:1]:  # a step comes once per codec
             self._measure(stream, header, now)
-        pictures, begin = [], 0
-        for size in header["sizes"]:
-            pictures.append(body[begin : begin + size])
-            begin += size
-        frames = range(header["frame"], header["frame"] + len(pictures))
-        has_key = header["codecs"][0] in (H264_KEY, 1)
+        if header["codec"] == "jpeg":
+            stream.last_shown = (header, body)
         for seat in stream.seats:
             if seat.client.codec == header["codec"]:
-                self._show_to(seat, header, pictures, frames, has_key, now)
+                self._show_to(seat, header, body)
+                self._watch_as_a_viewer(seat, header, now)
+        if header["action"] != stream.state.get("action"):
+            stream.state["action"] = header["action"]
+            stream.tell_state()
 
-    def _show_to(
-        self, seat: Seat, header: Message, pictures: list[bytes], frames: range, has_key: bool, now: float
-    ) -> None:
-        messages = []
-        for place, (frame, picture, codec) in enumerate(zip(frames, pictures, header["codecs"], strict=True)):
-            flags = (place == 0) * (FIRST_OF_STEP | DISCONTINUITY * header["discontinuous"])
+    def _show_to(self, seat: Seat, header: Message, body: bytes) -> None:
+        """Queue the pictures of a step for one viewer, each behind its header."""
+        frames = range(header["frame"], header["frame"] + len(header["sizes"]))
+        messages, begin = [], 0
+        for frame, size, codec in zip(frames, header["sizes"], header["codecs"], strict=True):
+            flags = (begin == 0) * (FIRST_OF_STEP | DISCONTINUITY * header["discontinuous"])
             head = Header(frame, int(header["done"]), seat.obeyed_id, seat.number, codec, flags)
-            messages.append(head.pack() + picture)
-        seat.client.show(seat, messages, frames, has_key)
-        self.metrics.stalls.inc(seat.viewer.arrive(now, len(messages)))
+            messages.append(head.pack() + body[begin : begin + size])
+            begin += size
+        seat.client.show(seat, messages, frames, header["codecs"][0] != H264_DELTA)
+        if "pose" in header:
+            seat.client.send({"type": "pose", "stream": seat.number, "frame": frames[-1], "value": header["pose"]})
+
+    def _watch_as_a_viewer(self, seat: Seat, header: Message, now: float) -> None:
+        """Count the stalls that a viewer notices, and the time to its first picture."""
+        self.metrics.stalls.inc(seat.viewer.arrive(now, len(header["sizes"])))
         if header["paused"]:
             seat.viewer.begin_again()
         if seat.opened is not None:
             self.metrics.first_frame.observe(now - seat.opened)
             seat.opened = None
-        if "pose" in header:
-            seat.client.send({"type": "pose", "stream": seat.number, "frame": frames[-1], "value": header["pose"]})
 
     def _apply(self, stream: Stream, header: Message, now: float) -> None:
         """Send the second receipt of all controls that a step obeys."""
@@ -322,7 +337,7 @@ class Streams:
             stream.paused_by_server = True
 
     def _update(self, stream: Stream, answer: Message) -> None:
-        stream.state = {name: answer[name] for name in ("step", "oldest_step", "paused", "parked")}
+        stream.state = {name: answer[name] for name in ("step", "oldest_step", "paused", "parked", "action")}
         if not answer["paused"]:
             stream.idle_since = None
         elif stream.idle_since is None:
