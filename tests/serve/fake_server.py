@@ -57,13 +57,13 @@ class FakeStream:
 
     def __init__(self, socket: WebSocket, number: int, step: int = 0) -> None:
         self.socket, self.number, self.step, self.paused, self.key = socket, number, step, False, f"key-{number}"
-        self.control, self.fresh = 0, True
+        self.control, self.fresh, self.action = 0, True, "idle"
 
     def state(self) -> dict[str, Any]:
         """The `state` message."""
         oldest = max(0, self.step - HISTORY)
         now = {"step": self.step, "paused": self.paused, "oldest_step": oldest}
-        return {"type": "state", "stream": self.number, **now, "parked": False, "viewers": 1}
+        return {"type": "state", "stream": self.number, **now, "parked": False, "viewers": 1, "action": self.action}
 
     async def take_step(self, control: dict[str, Any]) -> None:
         """Send the pictures of the next step."""
@@ -177,6 +177,7 @@ class FakeServer:
             await socket.send_json(stream.state())
         elif kind == "control" and stream:
             stream.control = message["id"]
+            stream.action = message["value"] if message["track"] == "action" else stream.action
             applied = {"stream": stream.number, "id": message["id"], "step": stream.step + 1, "frame": 4 * stream.step}
             await socket.send_json({"type": "received", "stream": stream.number, "id": message["id"]})
             await socket.send_json({"type": "applied", **applied})
@@ -193,6 +194,7 @@ class FakeServer:
             return stream
         stream = FakeStream(socket, next(self.numbers), origin.step if origin else 0)
         stream.paused = origin is not None and origin.paused
+        stream.action = origin.action if origin else message.get("action")
         self.streams[stream.number] = stream
         return stream
 

@@ -81,7 +81,10 @@ def test_a_motion_is_chosen_and_its_time_to_light_measured(fake: FakeServer, pag
     page.wait_for("aapt.live.controlToPhoton.values.length > 0")
     page.click("#actions button:nth-child(7)")
     assert wait_told(fake, "control", track="action", value="dance")["id"] > control["id"]
-    assert page.evaluate("document.querySelector('#actions [aria-pressed=true]').firstChild.textContent") == "dance"
+    pressed = "document.querySelector('#actions [aria-pressed=true]')?.firstChild.textContent"
+    assert page.evaluate(pressed) == "dance"
+    page.evaluate("location.reload()")
+    page.wait_for(f"{PLAYS} && {pressed} === 'dance'")
 
 
 def test_a_joint_is_dragged_by_mouse_and_let_go(fake: FakeServer, page: Page) -> None:

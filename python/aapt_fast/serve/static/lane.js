@@ -40,7 +40,7 @@ export class Lane extends EventTarget {
     this.#forget();
   }
 
-  /** Show a stream. @param {{stream: number, key: string, step: number}} opened the server's answer */
+  /** Show a stream, from the server's next message on. @param {{stream: number, key: string, step: number}} opened the server's answer */
   adopt(opened) {
     this.#forget();
     this.stream = opened.stream;
@@ -193,6 +193,7 @@ export class Lane extends EventTarget {
   #state(message) {
     if (this.paused || message.paused) this.step = message.step;
     this.viewers = message.viewers;
+    this.action = message.action;
     if (message.paused !== this.paused) this.player.expectGap();
     this.paused = message.paused;
     this.#changed();
