@@ -190,7 +190,7 @@ def _page_address(profile: Path, process: subprocess.Popen[bytes]) -> str:
     port_file, end = profile / "DevToolsActivePort", time.monotonic() + START_S
     while not (port_file.exists() and port_file.read_text().count("\n") >= 1):
         if process.poll() is not None or time.monotonic() > end:
-            raise PageError(f"the browser did not start: {process.args}")
+            raise PageError(f"the browser did not start: {process.args!r}")
         time.sleep(0.05)
     port, path = port_file.read_text().split("\n")[:2]
     with connect(f"ws://127.0.0.1:{port}{path}", max_size=None) as socket:
