@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from typing import Any
 
@@ -79,7 +80,8 @@ def test_any_messages_leave_a_server_that_works(make_running, play):
             for text in texts:
                 player.connection.send(text)
             for key in running.keys[:2]:
-                running.worker.take_step(key)
+                with contextlib.suppress(KeyError):  # a message has closed it meanwhile
+                    running.worker.take_step(key)
             _drain(player)
         except ConnectionClosed as end:
             assert end.rcvd.code in (4400, 1007)

@@ -235,6 +235,15 @@ def test_bombs_and_other_files_are_refused_before_they_are_decoded(data, got, mo
         read_upload(data, 10_000)
 
 
+def test_a_stream_whose_encoder_fails_ends_and_others_go_on(server, monkeypatch):
+    server.open(), server.open("b")
+    monkeypatch.setattr(JpegEncoder, "encode", lambda self, pixels, key: 1 / 0)
+    server.call("step")
+    assert server.others.get(timeout=PATIENCE)["why"] == "its encoder failed: ZeroDivisionError: division by zero"
+    monkeypatch.undo()
+    assert server.take("b")["step"] == 1 and "has ended" in server.call("step")[0]["error"]["message"]
+
+
 def test_h264_begins_with_a_key_frame_and_decodes_to_the_picture():
     av = pytest.importorskip("av")
     pixels = np.zeros((15, 17, 3), np.uint8)

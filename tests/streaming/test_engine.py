@@ -282,3 +282,71 @@ def test_bad_arguments(model, options, error):
     name = next(iter(options))
     with pytest.raises(error, match=f"^{name}: expected"):
         StreamEngine(**{"model": model, "streams": 1, **options})
+
+
+def test_a_fork_follows_a_source_of_its_own(model, clock, make_engine):
+    engine, controls = make_engine(2, history=4), random_controls(model, 4)
+    stream = engine.open(random_image(model), source=Steps(controls))
+    clock.settle(engine)
+    branch = stream.fork(Steps([controls[3]])).result()
+    shown, other = watched(stream), watched(branch)
+    clock.advance(engine, PERIOD)
+    assert [each.step for each in (shown[0], other[0])] == [2, 2]
+    assert torch.equal(other[0].video, expected_video(model, [controls[0], controls[3]])[4:])
+    stream.follow(Steps([controls[2]])).result()
+    clock.advance(engine, PERIOD)
+    assert torch.equal(shown[1].video, expected_video(model, controls[:3])[8:])
+
+
+def test_a_replay_is_opened_and_waits_for_its_controls(model, clock, make_engine, tmp_path):
+    engine, controls = make_engine(2, replayable=True, history=4), random_controls(model, 3)
+    stream = engine.open(random_image(model), source=Steps(controls), seed=5)
+    clock.settle(engine)
+    clock.advance(engine, PERIOD)
+    stream.export_replay(tmp_path / "x.safetensors").result()
+    again, taken = engine.open_replay(tmp_path / "x.safetensors")
+    shown = watched(again)
+    clock.advance(engine, PERIOD)
+    assert not shown
+    again.follow(Steps(list(taken))).result()
+    clock.settle(engine)
+    clock.advance(engine, PERIOD)
+    assert torch.equal(video_of(shown), expected_video(model, controls[:2], 5))
+    assert (again.steps, again.oldest_step) == (2, 0)
+    with pytest.raises(ValueError, match="session: expected one opened with replayable=True"):
+        make_engine(1).open(random_image(model)).export_replay(tmp_path / "y.safetensors").result()
+    with pytest.raises(TypeError, match=r"^replayable: expected bool"):
+        make_engine(1, replayable=1)
+
+
+def test_the_end_of_a_stream_is_told_and_commands_happen_at_once(model, clock, make_engine):
+    engine, told = make_engine(1, history=2), []
+    stream = engine.open(random_image(model), source=Steps(random_controls(model, 5)))
+    stream.tell_of_end(told.append)
+    for _ in range(4):
+        clock.advance(engine, PERIOD)
+    assert stream.oldest_step == stream.steps - 2
+
+    def back_and_pause() -> int:
+        stream.rewind(stream.steps - 1).result()
+        stream.pause().result()
+        return stream.steps
+
+    assert engine.command(back_and_pause).result() == stream.steps and stream.paused
+    stream.close().result(), stream.close().result()
+    assert told == ["it was closed"]
+
+
+def test_the_prompt_of_a_stream_changes(clock, make_engine):
+    model = random_model(NANO_TEXT)
+    engine, other = make_engine(1, model=model, text_length=5), random_prompt(model) * 2
+    stream = engine.open(random_image(model), prompt=random_prompt(model))
+    shown = watched(stream)
+    clock.advance(engine, PERIOD)
+    stream.set_prompt(other).result()
+    clock.advance(engine, PERIOD)
+    session = StreamSession(model, random_image(model), prompt=random_prompt(model))
+    for _ in range(stream.steps - 1):
+        session.step()
+    session.set_prompt(other)
+    assert torch.equal(shown[-1].video, session.step())

@@ -7,6 +7,7 @@ import argparse
 import importlib.util
 import re
 import socket
+import ssl
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +44,8 @@ def check_serve(arguments: argparse.Namespace) -> None:
         path = getattr(arguments, name)
         if path is not None:
             require_there(f"--{name.replace('_', '-')}", "a file in PEM", path)
+    if arguments.tls_cert is not None:
+        _require_certificate(arguments.tls_cert, arguments.tls_key)
     settings_of(arguments)
 
 
@@ -72,6 +75,15 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
         drain_seconds=arguments.drain,
         limits=_limits(arguments.limit),
     )
+
+
+def _require_certificate(certificate: Path, key: Path | None) -> None:
+    """Raise ValueError unless the files hold a certificate and its key."""
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password="")
+    except (OSError, ValueError) as error:  # ssl's errors are OSErrors
+        got = f"{certificate} and {key or 'no other file'}: {error}"
+        raise ValueError(f"--tls-cert: expected a certificate, with its key or --tls-key, in PEM, got {got}") from error
 
 
 def _token(arguments: argparse.Namespace) -> str | None:

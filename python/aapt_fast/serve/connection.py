@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from typing import Any, TypeAlias
 
@@ -20,6 +21,7 @@ from aapt_fast.serve.settings import Limits, Settings
 from aapt_fast.serve.streams import Seat, Stream, Streams
 from aapt_fast.serve.uploads import Uploads
 
+log = logging.getLogger("aapt_fast.serve")
 MOST_BAD_MESSAGES = 20  # of a connection, after which it is closed
 MOST_REQUESTS = 32  # of a connection that wait for the worker
 Answer: TypeAlias = dict[str, Any]
@@ -58,13 +60,14 @@ class Connection:
     def __init__(self, socket: WebSocket, settings: Settings, streams: Streams, uploads: Uploads) -> None:
         self._socket, self._settings, self._streams, self._uploads = socket, settings, streams, uploads
         self._limits: Limits = settings.limits
-        self._outbox = Outbox(self._limits.queued_steps, self._limits.slow_seconds, self._want_key)
+        dropped = streams.metrics.dropped
+        self._outbox = Outbox(self._limits.queued_steps, self._limits.slow_seconds, self._want_key, dropped.inc)
         self._rate = RateLimit(self._limits.messages_per_second)
         self._seats: dict[int, Seat] = {}
         self._next_number = 0
         self._bad_messages = 0
         self._requests: set[asyncio.Task[None]] = set()
-        self._requests_failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._ending: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.is_draining = False
 
     async def serve(self) -> None:
@@ -92,7 +95,6 @@ class Connection:
                 self._outbox.forget(seat)
                 self._streams.stand_up(seat)
             self._seats.clear()
-            self._streams.metrics.dropped.inc(self._outbox.dropped)
             if abort := self._socket.scope["extensions"].get("aapt_fast.abort"):
                 asyncio.get_running_loop().call_later(1, abort)
 
@@ -120,8 +122,8 @@ class Connection:
 
     def end(self) -> None:
         """Close the connection, since the server stops."""
-        if not self._requests_failed.done():
-            self._requests_failed.set_exception(Closed(protocol.DRAIN, "the server stops"))
+        if not self._ending.done():
+            self._ending.set_exception(Closed(protocol.DRAIN, "the server stops"))
 
     def _want_key(self, seat: Seat) -> None:
         self._streams.want_key_frame(seat.stream)
@@ -204,8 +206,8 @@ class Connection:
     async def _write(self) -> None:
         sending = asyncio.ensure_future(self._outbox.send_all(self._send_text, self._socket.send_bytes))
         try:
-            await asyncio.wait([sending, self._requests_failed], return_when=asyncio.FIRST_COMPLETED)
-            for each in (self._requests_failed, sending):
+            await asyncio.wait([sending, self._ending], return_when=asyncio.FIRST_COMPLETED)
+            for each in (self._ending, sending):
                 if each.done():
                     each.result()
         finally:
@@ -261,6 +263,9 @@ class Connection:
             answer.pop("full", None)
         except WorkerGone as gone:
             answer = {"type": "error", **protocol.refusal_of(gone)}
+        except Exception:
+            log.exception("a message of type %s failed", message.type)
+            answer = {"type": "error", **refusal("server", "no mistake of its own", "one, which its log tells")}
         if answer["type"] == "error" and number is not None:
             answer["stream"] = number
         self.send({**answer, "request": message.request})

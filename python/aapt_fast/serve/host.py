@@ -306,8 +306,8 @@ class Host:
         }
 
     def _end(self, hosted: _Hosted, why: str) -> None:
-        self._hosted.pop(hosted.key, None)
-        self._send({"ended": hosted.key, "why": why}, b"")
+        if self._hosted.pop(hosted.key, None) is not None:
+            self._send({"ended": hosted.key, "why": why}, b"")
 
     # ---- pictures ----
 
@@ -332,9 +332,13 @@ class Host:
                 hosted.dropped += 1
                 hosted.wants_key = True
                 continue
-            video = step.shown.video.cpu().numpy()
-            for codec in hosted.codecs:
-                self._encode(step, codec, video)
+            try:
+                video = step.shown.video.cpu().numpy()
+                for codec in hosted.codecs:
+                    self._encode(step, codec, video)
+            except Exception as error:
+                self._end(hosted, f"its encoder failed: {type(error).__name__}: {error}")
+                hosted.stream.close()
 
     def _encode(self, step: _Step, codec: str, video: np.ndarray) -> None:
         """Encode the video uint8 [F, H, W, 3] of a step, and send it."""

@@ -122,7 +122,7 @@ class LiveControls:
     def fork(self) -> LiveControls:
         """The controls of another stream that goes on from here: held ones stay, a player fades in."""
         with self._lock:
-            other = LiveControls(self._model, self.first, self._action, self._seed + 1, 0)
+            other = LiveControls(self._model, self.first, self._action, self._seed ^ 1, 0)
             other._held, other._taken = self._held, deque(self._taken, self._taken.maxlen)
             if other._player is not None and self._config is not None:
                 other._player.next(BEGINNING)

@@ -59,7 +59,6 @@ class Metrics:
         self.dropped = self._counter("dropped_steps", "Steps that were dropped for slow viewers")
         self.slow = self._counter("slow_viewers", "Viewers that were closed since they took nothing")
         self.bad_messages = self._counter("bad_messages", "Messages that were answered with an error")
-        self.worker_starts = self._counter("worker_starts", "Starts of the worker process")
         self._gauge("deadline_attainment", "Share of the steps that were not late", self._attainment)
         self._percentile_gauges()
 

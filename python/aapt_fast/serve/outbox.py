@@ -30,16 +30,23 @@ class Outbox:
         queued_steps: of a stream that may wait; when there are more, the oldest is dropped as a whole.
         slow_seconds: that one message may wait for the network.
         want_key: called for a seat whose H.264 has lost a step, and begins again with a key frame.
+        count_drop: called for every step that is dropped.
     """
 
-    def __init__(self, queued_steps: int, slow_seconds: float, want_key: Callable[[Seat], None]) -> None:
-        self._queued_steps, self._slow_seconds, self._want_key = queued_steps, slow_seconds, want_key
+    def __init__(
+        self,
+        queued_steps: int,
+        slow_seconds: float,
+        want_key: Callable[[Seat], None],
+        count_drop: Callable[[], None],
+    ) -> None:
+        self._queued_steps, self._slow_seconds = queued_steps, slow_seconds
+        self._want_key, self._count_drop = want_key, count_drop
         self._texts: deque[dict[str, Any]] = deque()
         self._seats: list[Seat] = []
         self._waits_for_key: set[Seat] = set()
         self._on_the_way: dict[Seat, deque[int]] = {}  # first frames of steps, of seats that tell what they have shown
         self._changed = asyncio.Event()
-        self.dropped = 0
 
     def add_text(self, message: dict[str, Any]) -> None:
         """Queue a JSON message; they go before pictures."""
@@ -114,7 +121,7 @@ class Outbox:
 
     def _drop(self, seat: Seat) -> None:
         seat.dropped += 1
-        self.dropped += 1
+        self._count_drop()
 
     def _start_with_key(self, seat: Seat) -> None:
         """Drop all H.264 that waits: it cannot be decoded without the step that was dropped."""

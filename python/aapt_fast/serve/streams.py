@@ -110,6 +110,7 @@ class Streams:
         self._background: set[asyncio.Task[None]] = set()  # the event loop keeps weak references only
         metrics.watch("streams", "Open streams", lambda: len(self._streams))
         metrics.watch("viewers", "Connections that watch a stream", self._viewers)
+        metrics.watch("worker_starts", "Starts of the worker process", lambda: self.link.starts)
         metrics.watch("parked_streams", "Streams in files", self._parked)
 
     def __len__(self) -> int:

@@ -6,6 +6,7 @@ It reads the settings, then commands, from a socket pair, and ends with it.
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import sys
 import threading
@@ -27,7 +28,7 @@ def main(descriptor: int) -> None:
     connection, sending = Connection(descriptor), threading.Lock()
 
     def send(header: Header, body: bytes = b"") -> None:
-        with sending:
+        with sending, contextlib.suppress(OSError):  # the server has gone, which the loop below notices
             connection.send_bytes(pack(header, body))
 
     begin, _ = unpack(connection.recv_bytes())
