@@ -83,7 +83,7 @@ class FakeServer:
     """The application and what it was told: `messages` in order, `uploads` by address."""
 
     def __init__(self, control: dict[str, Any], token: str | None = None) -> None:
-        self.control, self.token = control, token
+        self.control, self.token, self.gallery = control, token, 3
         self.messages: list[dict[str, Any]] = []
         self.uploads: list[tuple[str, bytes]] = []
         self.streams: dict[int, FakeStream] = {}
@@ -118,7 +118,14 @@ class FakeServer:
         actions = ["idle", "walk", "wave", "jump", "squat", "kick", "dance", "bow"]
         sizes = {"width": 96, "height": 96, "fps": 24, "frames_per_step": 4, "history": HISTORY}
         actions = actions if self.control["kind"] == "pose" else []
-        return {"name": "fake", **sizes, "actions": actions, "gallery": 3, "has_prompt": True, "control": self.control}
+        return {
+            "name": "fake",
+            **sizes,
+            "actions": actions,
+            "gallery": self.gallery,
+            "has_prompt": True,
+            "control": self.control,
+        }
 
     async def _guard(self, request: Request, follow: Any) -> Response:
         known = not self.token or request.headers.get("authorization") == f"Bearer {self.token}"

@@ -287,6 +287,17 @@ def send_text(raw: socket.socket, **message) -> None:
     raw.sendall(bytes([0x81, 0x80 | len(text), 0, 0, 0, 0]) + text)
 
 
+def test_a_client_that_leaves_while_its_stream_opens_leaves_none_behind(running, play, monkeypatch):
+    monkeypatch.setattr(running.worker, "_answer", lambda header, body: None)  # it is slow
+    player, count = play(running), len(running.worker.commands)
+    player.send(type="open", request=1, first={"gallery": 0})
+    running.until(lambda: len(running.worker.commands) > count)
+    player.connection.close()
+    key = running.worker.commands[-1]["key"]
+    running.until(lambda: {"do": "close", "call": 0, "key": key} in running.worker.commands)
+    assert running.call(lambda: running.served.streams.find(key)) is None
+
+
 def test_many_connections_come_and_go_and_nothing_stays(running):
     before = threading.active_count()
     for count in range(1000):

@@ -11,7 +11,7 @@ import torch
 from aapt_fast.models.aapt.config import ControlConfig
 from aapt_fast.models.aapt.presets import NANO, NANO_TEXT
 from aapt_fast.profiling.inputs import random_image
-from aapt_fast.serve.live_controls import FADE, LiveControls
+from aapt_fast.serve.live_controls import FADE, LiveControls, kind_of_control
 from aapt_fast.testing.streams import random_model
 from aapt_fast.worlds import WORLDS
 from aapt_fast.worlds.world import FirstFrame
@@ -107,6 +107,19 @@ def test_a_bad_value_changes_nothing(controls, track, value, message):
         controls.set(track, value, 5)
     controls.next(4)
     assert controls.obeyed == 0
+
+
+@pytest.mark.parametrize(
+    ("control", "described"),
+    [
+        (None, ("none", [])),
+        (ControlConfig(kind="maps", channels=3), ("maps", [3, 4, 6])),
+        (ControlConfig(kind="maps", channels=6), ("camera", [6])),
+    ],
+)
+def test_kinds_of_control(model, control, described):
+    assert kind_of_control(random_model(dataclasses.replace(NANO_TEXT, control=control))) == described
+    assert kind_of_control(model) == ("pose", [19, 3])
 
 
 def test_models_without_a_world_or_without_control():

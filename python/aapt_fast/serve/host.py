@@ -29,11 +29,10 @@ from aapt_fast.media.first_picture import fit_picture
 from aapt_fast.media.pictures import UNREADABLE, show
 from aapt_fast.models.stream_model import StreamModel
 from aapt_fast.serve.encoders import H264Encoder, JpegEncoder, has_h264
-from aapt_fast.serve.live_controls import LiveControls
+from aapt_fast.serve.live_controls import LiveControls, kind_of_control
 from aapt_fast.serve.pipe import Header
 from aapt_fast.serve.protocol import refusal_of
 from aapt_fast.serve.settings import Settings
-from aapt_fast.streaming.controls import entry_shape
 from aapt_fast.streaming.engine import StreamEngine
 from aapt_fast.streaming.engine_stream import EngineStream, Shown
 from aapt_fast.worlds.person.skeleton import CAMERA, JOINTS
@@ -111,8 +110,7 @@ class Host:
         """The `model` of the message `welcome`."""
         model, control = self.model, self.model.control
         height, width = model.video_size
-        kind = "none" if control is None else control.kind
-        entry = [] if control is None else list(entry_shape(control, model.grid))
+        kind, entry = kind_of_control(model)
         bones, names, camera = [], [], None
         if control is not None and kind == "pose":
             named = control.joints == len(JOINTS) and model.has_world and model.world.name == "person"
@@ -285,8 +283,9 @@ class Host:
         """The first frame that a message names, or that lies in its body: uint8 [H, W, 3]."""
         if body:
             return FirstFrame(np.frombuffer(body, np.uint8).reshape(*self.model.video_size, 3).copy())
-        number = header["gallery"]
-        require(number < len(self.gallery), "first.gallery", f"0..{len(self.gallery) - 1}", number)
+        number, count = header["gallery"], len(self.gallery)
+        expected = f"0..{count - 1}" if count else "none, as this model has no gallery; upload a picture"
+        require(number < count, "first.gallery", expected, number)
         return self.gallery[number]
 
     def _find(self, key: str) -> _Hosted:

@@ -54,6 +54,7 @@ class WorkerProcess:
         self, settings: Settings, on_message: OnMessage, on_end: OnEnd, program: Sequence[str] = WORKER
     ) -> None:
         self._on_message, self._on_end = on_message, on_end
+        self._has_spoken = False
         self._connection, theirs = multiprocessing.Pipe()
         environment = {"OMP_WAIT_POLICY": "passive", **os.environ}  # idle threads leave their core to the browser
         command = [sys.executable, *program, str(theirs.fileno())]
@@ -76,7 +77,7 @@ class WorkerProcess:
         with contextlib.suppress(queue.Full):
             self._waiting.put_nowait(None)
         try:
-            self.process.wait(END_SECONDS)
+            self.process.wait(END_SECONDS if self._has_spoken else 0)  # one that loads its model does not listen
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
@@ -84,7 +85,9 @@ class WorkerProcess:
     def _read(self) -> None:
         try:
             while True:
-                self._on_message(*unpack(self._connection.recv_bytes()))
+                message = self._connection.recv_bytes()
+                self._has_spoken = True
+                self._on_message(*unpack(message))
         except (EOFError, OSError):
             self.process.wait()
             self._folder.cleanup()

@@ -25,6 +25,7 @@ from aapt_fast.streaming.controls import entry_shape, step_values
 from aapt_fast.worlds.world import FirstFrame, Player
 
 FADE = 8  # video frames of a cross-fade
+CAMERA_CHANNELS = 6
 BEGINNING = 16  # video frames in which a player leaves the pose of the first picture
 
 
@@ -191,6 +192,19 @@ class LiveControls:
         if self._faded >= FADE:
             self._fade_from = None
         return blended
+
+
+def kind_of_control(model: StreamModel) -> tuple[str, list[int]]:
+    """The kind of a model's control for clients, and the shape of one entry.
+
+    Maps of six channels are those of a camera: a client sends six numbers, each of which fills a channel.
+    """
+    config = model.control
+    if config is None:
+        return "none", []
+    if config.kind == "maps" and config.channels == CAMERA_CHANNELS:
+        return "camera", [CAMERA_CHANNELS]
+    return config.kind, list(entry_shape(config, model.grid))
 
 
 def _numbers(track: str, value: Any, shape: tuple[int, ...]) -> Tensor:

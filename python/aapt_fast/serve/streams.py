@@ -313,8 +313,10 @@ class Streams:
                 if not error.is_full or not await self._close_longest_unwatched(but=stream):
                     raise
                 answer, _ = await self.link.call(do, body, key=key, **options)
-        except BaseException:
+        except BaseException as error:
             self._streams.pop(key, None)
+            if not isinstance(error, CallFailed):  # the client has gone; the worker may open it all the same
+                self.link.send({"do": "close", "call": 0, "key": key})
             raise
         if key not in self._streams:
             raise WorkerGone("server: the worker has ended")

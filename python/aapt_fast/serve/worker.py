@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 def main(descriptor: int) -> None:
     """Serve the streams of one model until the server closes its end of the connection."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all processes of a terminal; the server ends this one
+    for kind in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # they may go to the whole group of processes;
+        signal.signal(kind, signal.SIG_IGN)  # the server ends this one
     connection, sending = Connection(descriptor), threading.Lock()
 
     def send(header: Header, body: bytes = b"") -> None:
