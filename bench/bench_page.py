@@ -31,7 +31,7 @@ WARM_UP_S = 10.0
 FPS, FRAMES_PER_STEP = 24, 4
 PLAYS = "globalThis.aapt?.stage?.active?.player.counts.drawn > 24"
 BEGIN = """
-    aapt.stage.active.player.counts = { drawn: 0, late: 0, lateInARow: 0, worstInARow: 0, left: 0 };
+    aapt.stage.active.player.counts = { drawn: 0, late: 0, lateInARow: 0, worstInARow: 0 };
     for (const name of ["controlToPhoton", "step", "encode", "decode", "network"]) aapt.live[name].samples = [];
 """
 COLLECT = """({

@@ -57,13 +57,13 @@ class FakeStream:
 
     def __init__(self, socket: WebSocket, number: int, step: int = 0) -> None:
         self.socket, self.number, self.step, self.paused, self.key = socket, number, step, False, f"key-{number}"
-        self.control, self.fresh = 0, True
+        self.control, self.fresh, self.action = 0, True, "idle"
 
     def state(self) -> dict[str, Any]:
         """The `state` message."""
         oldest = max(0, self.step - HISTORY)
         now = {"step": self.step, "paused": self.paused, "oldest_step": oldest}
-        return {"type": "state", "stream": self.number, **now, "parked": False, "viewers": 1}
+        return {"type": "state", "stream": self.number, **now, "parked": False, "viewers": 1, "action": self.action}
 
     async def take_step(self, control: dict[str, Any]) -> None:
         """Send the pictures of the next step."""
@@ -83,7 +83,7 @@ class FakeServer:
     """The application and what it was told: `messages` in order, `uploads` by address."""
 
     def __init__(self, control: dict[str, Any], token: str | None = None) -> None:
-        self.control, self.token = control, token
+        self.control, self.token, self.gallery = control, token, 3
         self.messages: list[dict[str, Any]] = []
         self.uploads: list[tuple[str, bytes]] = []
         self.streams: dict[int, FakeStream] = {}
@@ -107,12 +107,25 @@ class FakeServer:
         for socket in list(self.sockets):
             asyncio.run_coroutine_threadsafe(socket.close(1011), self.loop).result()
 
+    def end(self, number: int) -> None:
+        """End a stream, as it happens when the process that computes it dies."""
+        stream = self.streams.pop(number)
+        ended = {"type": "ended", "stream": number, "why": "a test wants it"}
+        asyncio.run_coroutine_threadsafe(stream.socket.send_json(ended), self.loop).result()
+
     def model(self) -> dict[str, Any]:
         """The part of `welcome` about the model."""
         actions = ["idle", "walk", "wave", "jump", "squat", "kick", "dance", "bow"]
         sizes = {"width": 96, "height": 96, "fps": 24, "frames_per_step": 4, "history": HISTORY}
         actions = actions if self.control["kind"] == "pose" else []
-        return {"name": "fake", **sizes, "actions": actions, "gallery": 3, "has_prompt": True, "control": self.control}
+        return {
+            "name": "fake",
+            **sizes,
+            "actions": actions,
+            "gallery": self.gallery,
+            "has_prompt": True,
+            "control": self.control,
+        }
 
     async def _guard(self, request: Request, follow: Any) -> Response:
         known = not self.token or request.headers.get("authorization") == f"Bearer {self.token}"
@@ -166,10 +179,12 @@ class FakeServer:
             await socket.send_json({"type": "pong", "time": message["time"], "server_time": 0})
         elif kind in ("open", "watch", "fork"):
             stream = self._opened(socket, message, stream)
-            answer = {"key": stream.key, "seed": 0, "step": stream.step, "paused": stream.paused}
+            answer = {"key": stream.key, "seed": 0, "step": stream.step}
             await socket.send_json({"type": "opened", **echo, "stream": stream.number, **answer})
+            await socket.send_json(stream.state())
         elif kind == "control" and stream:
             stream.control = message["id"]
+            stream.action = message["value"] if message["track"] == "action" else stream.action
             applied = {"stream": stream.number, "id": message["id"], "step": stream.step + 1, "frame": 4 * stream.step}
             await socket.send_json({"type": "received", "stream": stream.number, "id": message["id"]})
             await socket.send_json({"type": "applied", **applied})
@@ -186,6 +201,7 @@ class FakeServer:
             return stream
         stream = FakeStream(socket, next(self.numbers), origin.step if origin else 0)
         stream.paused = origin is not None and origin.paused
+        stream.action = origin.action if origin else message.get("action")
         self.streams[stream.number] = stream
         return stream
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,6 +35,14 @@ def fake(served: tuple[FakeServer, str], page: Page) -> FakeServer:
     page.open(url)
     page.wait_for(PLAYS)
     return server
+
+
+@contextlib.contextmanager
+def served_to(page: Page, control: dict[str, Any], token: str | None = None) -> Iterator[tuple[FakeServer, str]]:
+    """A server for one test; the page leaves it before it ends."""
+    with fake_server.running(control, token) as running:
+        yield running
+        page.open("about:blank")
 
 
 NOTE_FRAMES = """(player => {
@@ -81,7 +90,10 @@ def test_a_motion_is_chosen_and_its_time_to_light_measured(fake: FakeServer, pag
     page.wait_for("aapt.live.controlToPhoton.values.length > 0")
     page.click("#actions button:nth-child(7)")
     assert wait_told(fake, "control", track="action", value="dance")["id"] > control["id"]
-    assert page.evaluate("document.querySelector('#actions [aria-pressed=true]').firstChild.textContent") == "dance"
+    pressed = "document.querySelector('#actions [aria-pressed=true]')?.firstChild.textContent"
+    assert page.evaluate(pressed) == "dance"
+    page.evaluate("location.reload()")
+    page.wait_for(f"{PLAYS} && {pressed} === 'dance'")
 
 
 def test_a_joint_is_dragged_by_mouse_and_let_go(fake: FakeServer, page: Page) -> None:
@@ -214,12 +226,28 @@ def test_a_stream_starts_from_what_is_chosen(fake: FakeServer, page: Page, tmp_p
     page.click("#start")
     opened = wait_told(fake, "reset", seed=7)
     assert (opened["first"], opened["prompt"]) == ({"gallery": 2}, "a red ball")
+    page.click("#set-prompt")
+    wait_told(fake, "prompt", prompt="a red ball")
     own = tmp_path / "own.png"
     own.write_bytes(fake_server.picture(3, "PNG"))
     choose_file(page, "#upload", own)
     page.wait_for("document.querySelectorAll('#gallery input').length === 4")
     page.click("#start")
     wait_told(fake, "reset", first={"image": f"images-{len(fake.uploads)}"})
+
+
+def test_a_model_without_pictures_asks_for_one(page: Page, tmp_path: Path) -> None:
+    with served_to(page, fake_server.POSE_CONTROL) as (fake, url):
+        fake.gallery = 0
+        page.open(url)
+        page.wait_for("document.querySelector('#notice').textContent.includes('upload a first picture')")
+        own = tmp_path / "own.png"
+        own.write_bytes(fake_server.picture(3, "PNG"))
+        choose_file(page, "#upload", own)
+        page.wait_for("document.querySelector('#gallery input:checked') !== null")
+        page.click("#start")
+        page.wait_for(PLAYS)
+        assert fake.told("open")[-1]["first"] == {"image": "images-1"}
 
 
 def test_a_lost_connection_is_said_and_found_again(fake: FakeServer, page: Page) -> None:
@@ -236,8 +264,18 @@ def test_a_lost_connection_is_said_and_found_again(fake: FakeServer, page: Page)
     page.wait_for(f"{PLAYS} && aapt.stage.active.key === '{key}'")
 
 
+def test_a_stream_that_has_ended_says_so_and_another_one_starts(fake: FakeServer, page: Page) -> None:
+    number = page.evaluate("aapt.stage.active.stream")
+    fake.end(number)
+    page.wait_for("document.querySelector('.badge.live').textContent === 'Ended: a test wants it'")
+    assert page.evaluate("document.querySelector('#pause').disabled")
+    page.click("#start")
+    page.wait_for(f"aapt.stage.active.stream > {number} && {PLAYS}")
+    assert page.evaluate("document.querySelectorAll('.lane').length") == 1
+
+
 def test_a_token_comes_from_the_fragment_only(page: Page) -> None:
-    with fake_server.running(fake_server.POSE_CONTROL, token="secret") as (_, url):
+    with served_to(page, fake_server.POSE_CONTROL, token="secret") as (_, url):
         page.open(f"{url}#token=secret")
         page.wait_for(PLAYS)
         page.wait_for("[...document.querySelectorAll('#gallery img')].every(image => image.naturalWidth === 96)")
@@ -301,7 +339,7 @@ def test_nothing_is_wider_than_a_phone(fake: FakeServer, page: Page, width: int)
 
 
 def test_a_camera_is_flown_by_keys_mouse_and_touch(page: Page) -> None:
-    with fake_server.running(fake_server.CAMERA_CONTROL) as (fake, url):
+    with served_to(page, fake_server.CAMERA_CONTROL) as (fake, url):
         page.open(url)
         page.wait_for(PLAYS)
         page.press("w", hold=True)

@@ -15,12 +15,16 @@ const length = (a) => Math.sqrt(dot(a, a));
 const clamp = (value, low, high) => Math.max(low, Math.min(high, value));
 
 /** What can be dragged, and how the rest of the body answers. */
-const LIMBS = ["left", "right"].flatMap((side) => [
-  { joint: `${side}_hand`, side, middle: `${side}_elbow`, root: `${side}_shoulder`, bends: [0, -0.3, -1], carries: [] },
-  { joint: `${side}_foot`, side, middle: `${side}_knee`, root: `${side}_hip`, bends: [0, 0, 1], carries: [`${side}_toe`] },
-  { joint: `${side}_elbow`, side, root: `${side}_shoulder`, carries: [`${side}_hand`] },
-  { joint: `${side}_knee`, side, root: `${side}_hip`, carries: [`${side}_foot`, `${side}_toe`] },
-]);
+const LIMBS = ["left", "right"].flatMap((side) => {
+  const [shoulder, elbow, hand] = ["shoulder", "elbow", "hand"].map((name) => `${side}_${name}`);
+  const [hip, knee, foot, toe] = ["hip", "knee", "foot", "toe"].map((name) => `${side}_${name}`);
+  return [
+    { joint: hand, side, middle: elbow, root: shoulder, bends: [0, -0.3, -1], carries: [] },
+    { joint: foot, side, middle: knee, root: hip, bends: [0, 0, 1], carries: [toe] },
+    { joint: elbow, side, root: shoulder, carries: [hand] },
+    { joint: knee, side, root: hip, carries: [foot, toe] },
+  ];
+});
 const TRUNK = [
   { joint: "head", side: "centre", root: "neck", carries: ["nose"] },
   { joint: "chest", side: "centre", root: "pelvis", leans: true },

@@ -6,8 +6,8 @@ import { H264_KEY, JPEG } from "./picture_header.js";
 const H264 = { codec: "avc1.42E01F", optimizeForLatency: true };
 
 /**
- * Codecs to offer to the server. H.264 spares the network, JPEG the processor: so on the server's own machine it is JPEG,
- * unless `wanted` is "h264". WebCodecs exists on localhost and over TLS only.
+ * Codecs to offer to the server. H.264 spares the network, JPEG the processor: so on the server's own machine it is
+ * JPEG, unless `wanted` is "h264". WebCodecs exists on localhost and over TLS only.
  * @param {string | null} wanted "jpeg" or "h264", to offer nothing else
  */
 export async function codecs(wanted) {
@@ -21,11 +21,13 @@ export async function codecs(wanted) {
   }
 }
 
-/** Decodes the pictures of one stream. */
+/** @typedef {import("./picture_header.js").Picture} Picture */
+
+/** Decodes the pictures of one stream. A damaged one is left out. */
 export class Decoder {
   /**
-   * @param {(image: ImageBitmap | VideoFrame, picture: import("./picture_header.js").Picture, ms: number) => void} onImage
-   *   gets every picture in order, with the milliseconds that it took
+   * @param {(image: ImageBitmap | VideoFrame, picture: Picture, ms: number) => void} onImage gets all pictures, in
+   *   order, with the milliseconds that each took
    */
   constructor(onImage) {
     this.onImage = onImage;
@@ -35,10 +37,9 @@ export class Decoder {
     /** @type {Map<number, {picture: any, begun: number}>} */
     this.inVideo = new Map();
     this.number = 0;
-    this.damaged = 0;
   }
 
-  /** Decode one more. A damaged picture is left out and counted. */
+  /** Decode one more. @param {Picture} picture */
   push(picture) {
     if (picture.codec === JPEG) this.#pushJpeg(picture);
     else this.#pushVideo(picture);
@@ -51,14 +52,10 @@ export class Decoder {
   #pushJpeg(picture) {
     const begun = performance.now();
     const decoded = createImageBitmap(new Blob([picture.bytes], { type: "image/jpeg" }));
-    decoded.catch(() => {});  // reported below, in order
+    decoded.catch(() => {});  // looked at below, in order
     this.last = this.last.then(async () => {
-      try {
-        const image = await decoded;
-        this.onImage(image, picture, performance.now() - begun);
-      } catch {
-        this.damaged += 1;
-      }
+      const image = await decoded.catch(() => null);
+      if (image) this.onImage(image, picture, performance.now() - begun);
     });
   }
 
@@ -82,7 +79,7 @@ export class Decoder {
         if (entry) this.onImage(frame, entry.picture, performance.now() - entry.begun);
         else frame.close();
       },
-      error: () => (this.damaged += 1),  // closed by the browser; the next key frame configures another
+      error: () => {},  // the browser has closed it; the next key frame configures another
     });
     this.video.configure(H264);
   }

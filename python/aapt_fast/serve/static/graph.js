@@ -30,7 +30,8 @@ export class Graph {
   draw() {
     const [middle, high] = [this.series.percentile(0.5), this.series.percentile(0.95)];
     this.value.textContent = middle === null ? "–" : `${format(middle)} ms`;
-    const words = middle === null ? "no value yet" : `median ${format(middle)} ms, 95 of 100 at most ${format(high)} ms`;
+    const numbers = `median ${format(middle)} ms, 95 of 100 at most ${format(high)} ms`;
+    const words = middle === null ? "no value yet" : numbers;
     this.canvas.setAttribute("aria-label", `${this.name} in the last minute: ${words}`);
     this.canvas.title = words;
     this.#curve();
@@ -65,7 +66,8 @@ export class Graph {
   }
 }
 
-/** @param {number} ms */
+/** @param {number | null} ms */
 function format(ms) {
+  if (ms === null) return "–";
   return ms < 10 ? ms.toFixed(1) : String(Math.round(ms));
 }

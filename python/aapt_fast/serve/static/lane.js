@@ -25,6 +25,7 @@ export class Lane extends EventTarget {
     this.screen = this.element.querySelector(".screen");
     this.caption = this.element.querySelector(".caption");
     this.badge = this.element.querySelector(".badge.live");
+    this.audience = this.element.querySelector(".badge.viewers");
     this.canvas = this.element.querySelector(".picture");
     this.ambient = this.element.querySelector(".ambient").getContext("2d", { alpha: false });
     this.element.style.setProperty("--shape", model.width / model.height);
@@ -39,16 +40,12 @@ export class Lane extends EventTarget {
     this.#forget();
   }
 
-  /** Show a stream. @param {{stream: number, key: string, seed: number, step: number}} opened the server's answer */
+  /** Show a stream, from the server's next message on. @param {{stream: number, key: string, step: number}} opened the server's answer */
   adopt(opened) {
     this.#forget();
     this.stream = opened.stream;
     this.key = opened.key;
-    this.seed = opened.seed;
     this.step = opened.step;
-    this.paused = opened.paused ?? false;
-    this.action = opened.action ?? this.action;
-    if (opened.pose) this.skeleton?.follow(opened.pose);
     this.#changed();
   }
 
@@ -101,7 +98,6 @@ export class Lane extends EventTarget {
   /** Start over, from another picture, seed or prompt if they are given. @param {object} [fields] of `reset` */
   async restart(fields = {}) {
     await this.request("reset", fields);
-    this.seed = fields.seed ?? this.seed;
     this.player.clear();
     this.photons.clear();
     this.poses.clear();
@@ -114,12 +110,12 @@ export class Lane extends EventTarget {
     this.player.frozen = step !== null;
     this.caption.hidden = step === null;
     this.skeleton?.show(step === null && this.showsSkeleton);
+    const picture = this.past.at(step ?? this.step);
+    if (picture) this.player.show(picture);
     if (step === null) {
       this.player.expectGap();
       return;
     }
-    const picture = this.past.at(step);
-    if (picture) this.player.show(picture);
     const ago = ((this.step - step) * this.model.frames_per_step) / this.model.fps;
     this.caption.textContent = `Step ${step}, ${ago.toFixed(1)} s ago`;
   }
@@ -151,6 +147,8 @@ export class Lane extends EventTarget {
     }
     const alive = now - this.drawnAt < 1000;
     this.badge.dataset.state = alive && !this.paused ? "live" : "";
+    this.audience.hidden = this.viewers < 2;
+    this.audience.textContent = `${this.viewers} viewers`;
     const state = this.paused ? "Paused" : alive ? "Live" : "Waiting";
     this.badge.textContent = this.why ?? state;
   }
@@ -195,9 +193,9 @@ export class Lane extends EventTarget {
   #state(message) {
     if (this.paused || message.paused) this.step = message.step;
     this.viewers = message.viewers;
+    this.action = message.action;
     if (message.paused !== this.paused) this.player.expectGap();
     this.paused = message.paused;
-    if (message.action !== undefined) this.action = message.action ?? this.action;
     this.#changed();
   }
 

@@ -49,7 +49,8 @@ export class Live {
     if (!lane || now - this.last.time < 2 * DRAW_MS) return;
     const { drawn, late } = lane.player.counts;
     const rate = (1000 * (drawn - this.last.drawn)) / (now - this.last.time);
-    if (lane === this.last.lane) byId("rate").textContent = `${rate.toFixed(0)} of ${stage.model.fps} pictures per second, ${late} late`;
+    const words = `${rate.toFixed(0)} of ${stage.model.fps} pictures per second, ${late} late`;
+    if (lane === this.last.lane) byId("rate").textContent = words;
     this.last = { time: now, drawn, lane };
   }
 }

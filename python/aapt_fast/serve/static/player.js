@@ -27,7 +27,7 @@ export class Player {
     this.frozen = false;
     /** Nothing has been drawn yet. */
     this.blank = true;
-    this.counts = { drawn: 0, late: 0, lateInARow: 0, worstInARow: 0, left: 0 };
+    this.counts = { drawn: 0, late: 0, lateInARow: 0, worstInARow: 0 };
     this.lastDrawn = null;
     const scale = Math.max(1, Math.min(4, Math.floor(LARGEST_CANVAS / Math.max(model.width, model.height))));
     canvas.width = scale * model.width;
@@ -49,7 +49,7 @@ export class Player {
     if (picture.first || this.queue.length === 0) this.clock.arrived(picture.frame, performance.now());
     this.queue.push({ image, picture });
     while (this.queue.length > MOST_WAITING) {
-      this.#discard(this.queue.shift());
+      this.queue.shift().image.close();
       this.clock.reset();
     }
   }
@@ -81,11 +81,6 @@ export class Player {
   /** Note that a wait that follows is nobody's fault: a pause, for example. */
   expectGap() {
     this.lastDrawn = null;
-  }
-
-  #discard(queued) {
-    queued.image.close();
-    this.counts.left += 1;
   }
 
   #count(now) {

@@ -44,9 +44,9 @@ export class Shortcuts {
     const target = /** @type {Element} */ (event.target);
     if (event.ctrlKey || event.metaKey || event.altKey || !byId("use-shortcuts").checked) return;
     if (document.querySelector("dialog[open]") || target.matches?.(TYPING) || !this.stage.active) return;
-    const onControl = target.matches?.(PRESSING);
-    const ofControl = onControl && [" ", "Enter"].includes(event.key) || (event.key.startsWith("Arrow") && target.matches?.("input"));
-    if (ofControl) return;
+    const presses = [" ", "Enter"].includes(event.key) && target.matches?.(PRESSING);
+    const moves = event.key.startsWith("Arrow") && target.matches?.("input");
+    if (presses || moves) return;
     if (this.steer.camera?.key(event, true)) {
       event.preventDefault();
       return;
@@ -80,7 +80,8 @@ export class Shortcuts {
 
   #list() {
     const names = { " ": "Space" };
-    const rows = [["1 … 9", "Motions"], ...[...this.keys].map(([key, [words]]) => [names[key] ?? key.toUpperCase(), words])];
+    const rows = [["1 … 9", "Motions"]];
+    for (const [key, [words]] of this.keys) rows.push([names[key] ?? key.toUpperCase(), words]);
     if (this.steer.camera) rows.push(["W A S D", "Move the camera, or arrow keys"]);
     rows.push(["Esc", "Back to the present, let go of the pose"]);
     byId("shortcuts").replaceChildren(...rows.flatMap(([key, words]) => {

@@ -34,8 +34,7 @@ export class Stage extends EventTarget {
   async open(options) {
     const opened = await this.connection.request("open", options);
     this.lanes.splice(0).forEach((lane) => lane.close());
-    this.#add(opened).action = options.action ?? null;
-    this.#changed();
+    this.#add(opened);
   }
 
   /** See and steer a stream of somebody. @param {string} key */
@@ -65,11 +64,16 @@ export class Stage extends EventTarget {
     const origin = this.active;
     const opened = await origin.request("fork");
     const lane = this.#add(opened);
-    lane.action = origin.action;
     lane.past = origin.past.upTo(step ?? opened.step);
     if (origin.skeleton?.points) lane.skeleton.follow(origin.skeleton.points);
-    if (step === null) lane.player.show(origin.canvas);
-    else await lane.rewind(step);
+    lane.player.show(origin.canvas);
+    if (step === null) return lane;
+    lane.player.frozen = true;  // what comes before the rewind is not to be seen
+    try {
+      await lane.rewind(step);
+    } finally {
+      lane.player.frozen = false;
+    }
     return lane;
   }
 

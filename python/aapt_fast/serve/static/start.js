@@ -28,7 +28,8 @@ export class Start {
   /** Start with what is chosen: the steered stream anew, or a stream where there is none. */
   async start() {
     const checked = document.querySelector("#gallery input:checked");
-    const first = this.firsts.get(checked?.value) ?? { gallery: 0 };
+    if (!checked) throw new Error("This model has no pictures of its own: upload a first picture, then press Start.");
+    const first = this.firsts.get(checked.value);
     const { actions, has_prompt } = this.stage.model;
     const prompt = byId("prompt").value;
     const fields = { first, seed: Number(byId("seed").value), ...(has_prompt && prompt ? { prompt } : {}) };

@@ -6,13 +6,14 @@ import { Recorder } from "./recorder.js";
 
 const STRIP_MS = 250;
 
-/** A step of the past that is looked at. @typedef {{lane: import("./lane.js").Lane, step: number, resume: boolean}} Look */
+/** @typedef {import("./lane.js").Lane} Lane */
+/** A step of the past that is looked at. @typedef {{lane: Lane, step: number, resume: boolean}} Look */
 
 export class Transport {
   /** @param {import("./stage.js").Stage} stage */
   constructor(stage) {
     this.stage = stage;
-    /** Null: the present. Its lane stands still meanwhile, and runs again afterwards if `resume`. @type {Look | null} */
+    /** Null: the present. Its lane stands still, and runs again afterwards if `resume`. @type {Look | null} */
     this.looking = null;
     this.recorder = new Recorder();
     byId("pause").onclick = attempt(() => this.togglePause());
