@@ -326,13 +326,13 @@ def _convolving(
         out, normed = made.get("colours", made.get("out")), made.get("normed")
         norm = (gamma, normed, out_start, EPS) if normed is not None else (None, None, None, EPS)
         op(ring, start, weight, bias, residual, out, out_start, frames, mode, *norm)
-        return tuple(made.values())
+        return tuple(x.float() if x.dtype == torch.uint8 else x for x in made.values())
 
     oracles = convolve(reference.ring_conv3d, *(x.double() for x in dense))
     with use_kernels("none"):
         plain = convolve(ring_conv3d, *dense)
     inputs = tuple(map(surrounded, dense))
-    floors = (1.0 if each == "colours" else 1e-6 for each in results)  # a colour may be rounded to the next one
+    floors = (1 / 255 if each == "colours" else 1e-6 for each in results)  # one colour, by rounding
     expected = tuple(map(Expected, oracles, plain, floors))
     return EdgeCase(name, (*inputs, start, out_start), lambda: convolve(ring_conv3d, *inputs), expected)
 
