@@ -44,7 +44,10 @@ class LayeredDecoder(Protocol):
     """A `CausalDecoder` whose layers are written in terms of a `DecoderMemory`; its widths are multiples of 16."""
 
     def decode_chunk(self, latents: Tensor, memory: Any, out: str = "float") -> Tensor:
-        """As of a `CausalDecoder`; with `out` "uint8", which it passes to `DecoderMemory.output`, colours in 0..255."""
+        """As of a `CausalDecoder`: latents [B, C, n, h, w] -> video [B, 3, F, H, W].
+
+        `out` goes to `DecoderMemory.output`: with "uint8" the video is colours in 0..255.
+        """
 
     packed_weights: PackedWeights
     """Weights that all its streams share."""
