@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import socket
 import threading
@@ -12,6 +13,7 @@ from tests.serve.conftest import Player
 from websockets.exceptions import ConnectionClosed
 
 from aapt_fast.serve import protocol
+from aapt_fast.serve.connection import Connection
 from aapt_fast.serve.protocol import Header
 from aapt_fast.serve.settings import Limits
 
@@ -307,6 +309,12 @@ def test_many_connections_come_and_go_and_nothing_stays(running):
     running.until(lambda: len(running.server.server_state.connections) == 0)
     assert running.call(lambda: len(running.server.server_state.tasks)) == 0
     assert threading.active_count() <= before + 1
+    running.until(lambda: not connections_in_memory())
+
+
+def connections_in_memory() -> int:
+    gc.collect()
+    return sum(type(each) is Connection for each in gc.get_objects())
 
 
 def test_a_dead_worker_ends_its_streams_and_another_one_takes_over(make_running, play):

@@ -163,6 +163,19 @@ def test_a_replay_goes_out_and_comes_back(server):
     assert [server.step("c")["paused"] for _ in range(2)] == [False, True]  # it waits at the end of the replay
 
 
+def test_a_stream_that_is_too_long_has_no_replay_until_it_is_reset(tmp_path):
+    server = Server(str(tmp_path), limits=Limits(replay_steps=2))
+    server.open()
+    server.take(steps=2)
+    assert "error" not in server.call("replay")[0]
+    server.take()
+    assert server.call("replay")[0]["error"]["got"] == "one that keeps no controls"
+    server.call("reset", prompt=None, seed=1)
+    server.take()
+    assert "error" not in server.call("replay")[0]
+    server.host.close()
+
+
 def with_tensor(data: bytes, name: str, change) -> bytes:
     """A replay one of whose tensors is another one."""
     header = data[8 : 8 + int.from_bytes(data[:8], "little")]

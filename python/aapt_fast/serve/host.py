@@ -318,6 +318,8 @@ class Host:
         if controls.replay_has_ended:
             controls.replay_has_ended = False
             hosted.stream.pause().result()
+        if shown.step == self._settings.limits.replay_steps + 1:
+            hosted.stream.forget_controls().result()
         hosted.waiting += 1
         self._steps.put(_Step(hosted, shown, controls.obeyed, discontinuous, controls.entry, controls.action))
 

@@ -25,7 +25,6 @@ log = logging.getLogger("aapt_fast.serve")
 
 OnMessage = Callable[[Header, bytes], None]
 OnEnd = Callable[[], None]
-WORKER = ("-m", "aapt_fast.serve.worker")
 WAITING_MESSAGES = 10_000  # for a worker that reads none; it is stopped then
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds before another start
 END_SECONDS = 5.0  # that a worker gets to end by itself
@@ -47,20 +46,22 @@ StartProcess = Callable[[Settings, OnMessage, OnEnd], Process]
 class WorkerProcess:
     """A process of its own. `on_message` and `on_end` are called in another thread.
 
-    `program` are the arguments of Python that start it.
+    `program` are the arguments of Python that start another one than the worker.
     """
 
     def __init__(
-        self, settings: Settings, on_message: OnMessage, on_end: OnEnd, program: Sequence[str] = WORKER
+        self, settings: Settings, on_message: OnMessage, on_end: OnEnd, program: Sequence[str] | None = None
     ) -> None:
         self._on_message, self._on_end = on_message, on_end
         self._has_spoken = False
         self._connection, theirs = multiprocessing.Pipe()
         environment = {"OMP_WAIT_POLICY": "passive", **os.environ}  # idle threads leave their core to the browser
-        command = [sys.executable, *program, str(theirs.fileno())]
+        command = [sys.executable, *(program or _worker_program()), str(theirs.fileno())]
         self.process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, env=environment)
         theirs.close()
-        self._folder = tempfile.TemporaryDirectory(prefix="aapt_fast-")  # outlives a worker that dies
+        self._folder = tempfile.TemporaryDirectory(
+            prefix="aapt_fast-", ignore_cleanup_errors=True
+        )  # outlives a worker that dies
         self._waiting: queue.Queue[bytes | None] = queue.Queue(WAITING_MESSAGES)
         self._connection.send_bytes(pack({"settings": settings.to_json(), "folder": self._folder.name}))
         for work in (self._read, self._write):
@@ -98,6 +99,12 @@ class WorkerProcess:
             while (message := self._waiting.get()) is not None:
                 self._connection.send_bytes(message)
         _shut(self._connection)
+
+
+def _worker_program() -> list[str]:
+    """Arguments of Python that start the worker, with the packages of this process: `-m` would put its folder first."""
+    code = f"import sys; sys.path[:] = {sys.path!r}; from aapt_fast.serve.worker import main; main(int(sys.argv[1]))"
+    return ["-c", code]
 
 
 def _shut(connection: Connection) -> None:

@@ -27,6 +27,8 @@ class Limits:
     """Of an uploaded picture."""
     uploads: int = 64
     """Pictures and replays that are kept; the oldest go."""
+    replay_steps: int = 9_000
+    """Of a stream that has a replay, 25 minutes (8 MB of poses); a longer one has none until it is reset."""
     queued_steps: int = 3
     """Steps that wait for a slow viewer; older ones are dropped."""
     slow_seconds: float = 10.0

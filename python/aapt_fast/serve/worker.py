@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The process with torch: `python -m aapt_fast.serve.worker DESCRIPTOR`, which `ProcessLink` starts.
+"""The process with torch, which `WorkerProcess` starts.
 
 It reads the settings, then commands, from a socket pair, and ends with it.
 """
@@ -7,8 +7,8 @@ It reads the settings, then commands, from a socket pair, and ends with it.
 from __future__ import annotations
 
 import contextlib
+import shutil
 import signal
-import sys
 import threading
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def main(descriptor: int) -> None:
-    """Serve the streams of one model until the server closes its end of the connection."""
+    """Serve the streams of one model until the server closes its end of the connection, a file `descriptor`."""
     for kind in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # they may go to the whole group of processes;
         signal.signal(kind, signal.SIG_IGN)  # the server ends this one
     connection, sending = Connection(descriptor), threading.Lock()
@@ -48,6 +48,7 @@ def main(descriptor: int) -> None:
             host.handle(*unpack(connection.recv_bytes()))
     except (EOFError, OSError):
         host.close()
+        shutil.rmtree(begin["folder"], ignore_errors=True)  # if the server was killed, nobody else removes it
 
 
 def _load(settings: Settings) -> tuple[StreamModel, list[FirstFrame]]:
@@ -62,7 +63,3 @@ def _load(settings: Settings) -> tuple[StreamModel, list[FirstFrame]]:
     torch.set_num_threads(settings.threads)
     model = StreamModel.from_pretrained(settings.model, device=device, dtype=dtype)
     return model, load_gallery(settings.model)
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]))

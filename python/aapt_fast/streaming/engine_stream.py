@@ -175,6 +175,10 @@ class EngineStream(NotCopied):
         """`StreamSession.export_replay`; for engines with `replayable=True`."""
         return self._engine._run(lambda: self._live().export_replay(path))
 
+    def forget_controls(self) -> Future[None]:
+        """`StreamSession.forget_controls`."""
+        return self._engine._run(lambda: self._live().forget_controls())
+
     def fork(self, source: ControlSource | None = None) -> Future[EngineStream]:
         """Another stream of the engine that goes on from here under the controls of `source`, paused if this one is.
 

@@ -21,7 +21,6 @@ from aapt_fast.models.sampling import Sampler
 from aapt_fast.models.stream_model import ImageLike, StreamModel
 from aapt_fast.streaming.ahead import Ahead
 from aapt_fast.streaming.boundary import check_start, checked_seed, computing, separate
-from aapt_fast.streaming.control_log import ControlLog
 from aapt_fast.streaming.controls import ControlSource, controls_of, image_entries
 from aapt_fast.streaming.frames import FrameIterator
 from aapt_fast.streaming.latency import LatencyCounter
@@ -90,7 +89,7 @@ class StreamSession(SessionLife):
         begun = time.perf_counter()
         require_type("replayable", replayable, bool)
         self._set_up(model, sampler, cuda_graph, pool, history)
-        self._log = ControlLog() if replayable else None
+        self._replayable = replayable
         with computing(model):
             image, image_control = separate(model, image, image_control)
             check_start(model, image, prompt)
@@ -162,7 +161,7 @@ class StreamSession(SessionLife):
         replay = read_replay(path, model, session.sampler)
         if not replay.exact:
             warn_caller(f"{path}: some steps were taken in batches, so its video comes again up to rounding only")
-        session._log = ControlLog()
+        session._replayable = True
         with computing(model):
             session._begin(replay.start, begun)
         return session, [None] * replay.steps if replay.controls is None else list(replay.controls)
@@ -393,7 +392,7 @@ class StreamSession(SessionLife):
         """Write the first latent frame, prompt, seed and the control of every step to a .safetensors file.
 
         `from_replay` shows the same video again. Raises as `save`, and ValueError for a session that was opened without
-        `replayable=True`, or by `load`, or whose prompt was changed by `set_prompt`.
+        `replayable=True`, or by `load`, and after `set_prompt` or `forget_controls`, until a `reset`.
         """
         require(self._log is not None, "session", "one opened with replayable=True", "one that keeps no controls")
         assert self._log is not None
@@ -401,6 +400,10 @@ class StreamSession(SessionLife):
             self._require_open()
             controls, exact = self._log.taken(self.steps)
             write_replay(path, self.model, self.sampler, Replay(self._run.start, controls, self.steps, exact))
+
+    def forget_controls(self) -> None:
+        """Keep no more controls until a `reset`: those of an endless stream would take all memory in the end."""
+        self._log = None
 
     def _step_ahead(self, ahead: Ahead) -> Tensor:
         """The next video, as `step` returns it."""

@@ -42,6 +42,8 @@ class SessionLife(NotCopied):
     """Times since the start or the last reset, and whether the steps keep real time."""
     _log: ControlLog | None = None
     """Controls of the steps so far, where they are kept."""
+    _replayable = False
+    """True if every run keeps them."""
 
     def _set_up(
         self, model: StreamModel, sampler: Sampler | None, cuda_graph: bool, pool: PagePool | None, history: int
@@ -159,7 +161,7 @@ class SessionLife(NotCopied):
             with released_on_failure(run):
                 saved.restore(run, self.model.device)
         self._take(run)
-        if self._log is not None:
+        if self._replayable:
             self._log = ControlLog()
         if run.first_frame is not None:
             wait_for(run.first_frame)
