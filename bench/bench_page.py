@@ -83,7 +83,7 @@ def take_picture(page: Page, path: Path) -> None:
     page.wait_for("aapt.stage.lanes.length === 2 && aapt.stage.lanes.every(lane => !lane.paused)")
     page.press("3")
     time.sleep(4.0)
-    page.mouse("mouseMoved", *page.centre(".lane:nth-child(2) .picture"))
+    page.mouse("mouseMoved", *page.centre(".lane:last-child .picture"))
     time.sleep(0.5)
     page.screenshot(path)
     with Image.open(path) as picture:

@@ -69,14 +69,14 @@ class FakeStream:
         """Send the pictures of the next step."""
         frame = 4 * self.step
         self.step += 1
+        fresh, self.fresh = self.fresh, False
         if control["kind"] == "pose":
             await self.socket.send_json({"type": "pose", "stream": self.number, "frame": frame + 3, "value": POSE})
         for index in range(4):
-            flags = (index == 0) + 2 * (index == 0 and self.fresh)
+            flags = (index == 0) + 2 * (index == 0 and fresh)
             now = int(1e3 * time.time()) % 2**32
             header = struct.pack("<IIIHBB", frame + index, now, self.control, self.number, 1, flags)
             await self.socket.send_bytes(header + PICTURES[(frame + index) % len(PICTURES)])
-        self.fresh = False
 
 
 class FakeServer:
@@ -177,9 +177,11 @@ class FakeServer:
         stream = self.streams.get(message.get("stream", -1))
         if kind == "ping":
             await socket.send_json({"type": "pong", "time": message["time"], "server_time": 0})
+        elif kind == "watch" and message["key"] not in [each.key for each in self.streams.values()]:
+            await socket.send_json({"type": "error", **echo, "message": "key: expected that of an open stream"})
         elif kind in ("open", "watch", "fork"):
             stream = self._opened(socket, message, stream)
-            answer = {"key": stream.key, "seed": 0, "step": stream.step}
+            answer = {"key": stream.key, "seed": 0, "step": stream.step, "first": {"gallery": 0}}
             await socket.send_json({"type": "opened", **echo, "stream": stream.number, **answer})
             await socket.send_json(stream.state())
         elif kind == "control" and stream:

@@ -27,9 +27,11 @@ connection.addEventListener("link", ({ detail: { state, text } }) => {
   const link = byId("link");
   link.dataset.state = state;
   link.textContent = state === "refused" ? "Not connected" : text;
+  byId("waiting").textContent = state === "open" ? "Waiting for the first picture" : text;
+  stage?.refresh();
   if (state === "refused") complain(text);
 });
-connection.addEventListener("drain", ({ detail }) => announce(`The server stops in ${detail.seconds} seconds.`));
+connection.addEventListener("drain", ({ detail }) => complain(`The server stops in ${detail.seconds} seconds.`));
 connection.addEventListener("error", ({ detail }) => {
   if (detail.request === undefined) complain(detail.message);
 });
@@ -72,7 +74,12 @@ async function begin(start) {
       complain(`The stream of this address is not there any more, here is a new one. ${error.message}`);
     }
   }
-  await start.start();
+  try {
+    await start.open();
+  } catch (error) {
+    byId("waiting").textContent = `${error.message} Then press Start.`;
+    throw error;
+  }
 }
 
 /** Put the key into the address, so that the page shows the same stream when it is loaded again. */

@@ -13,6 +13,8 @@ const FINAL = new Map([
   [4403, "The server does not accept pages from this address."],
 ]);
 
+const WRONG_TOKEN = "The token of this address is not the server's. Open the address that the server printed last.";
+
 /** An `error` of the server. */
 export class ServerError extends Error {
   /** @param {{argument?: string, expected?: string, got?: string, message: string}} answer */
@@ -52,7 +54,10 @@ export class Connection extends EventTarget {
     this.socket = socket;
     socket.binaryType = "arraybuffer";
     const hello = { type: "hello", version: 1, codecs: this.codecs, ...(this.token ? { token: this.token } : {}) };
-    socket.onopen = () => this.send(hello);
+    socket.onopen = () => {
+      this.send(hello);
+      this.#enter("connecting", "The model is being loaded");
+    };
     socket.onmessage = (event) => this.#receive(event.data);
     socket.onclose = (event) => this.#lost(event);
   }
@@ -119,12 +124,12 @@ export class Connection extends EventTarget {
     this.waiting.clear();
     const final = FINAL.get(event.code);
     if (final) {
-      this.#enter("refused", final);
+      this.#enter("refused", event.code === 4401 && this.token ? WRONG_TOKEN : final);
       return;
     }
-    const full = event.code === 4409;
+    const text = event.code === 4409 ? "Server is full" : this.welcome ? "Connection lost" : "No server yet";
     const pause = Math.min(SLOWEST_RETRY_MS, 400 * 2 ** this.failures++) * (0.8 + 0.4 * Math.random());
-    this.#enter("waiting", full ? "Server is full, trying again" : "Connection lost, trying again");
+    this.#enter("waiting", `${text}, trying again`);
     this.retry = setTimeout(() => this.start(), pause);
   }
 

@@ -1,5 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// Hands a file to the browser's downloads.
+// Hands files to the browser's downloads, and names them.
+
+/** The time now, as part of a file's name. */
+export function timestamp() {
+  return new Date().toISOString().slice(0, 19).replaceAll(":", "-");
+}
 
 /** @param {Blob} blob @param {string} name */
 export function save(blob, name) {

@@ -34,17 +34,21 @@ export class Lane extends EventTarget {
     this.past = new Past(model);
     this.photons = new ControlToPhoton(live.controlToPhoton);
     this.skeleton = body && this.#skeleton(body);
-    this.poses = new Poses();
+    this.poses = new Poses(model.history + 1);
     /** If set, a pose stays when its joint is let go. */
     this.holdsPose = false;
+    /** Counts rewinds and resets: pictures that came before the newest one are not drawn. */
+    this.epoch = 0;
     this.#forget();
   }
 
-  /** Show a stream, from the server's next message on. @param {{stream: number, key: string, step: number}} opened the server's answer */
+  /** Show a stream. @param {{stream: number, key: string, step: number, first: object, seed: number}} opened */
   adopt(opened) {
     this.#forget();
     this.stream = opened.stream;
     this.key = opened.key;
+    this.first = opened.first;
+    this.seed = opened.seed;
     this.step = opened.step;
     this.#changed();
   }
@@ -86,18 +90,24 @@ export class Lane extends EventTarget {
   /** Go back: the step of the past becomes the present. @param {number} step */
   async rewind(step) {
     await this.request("rewind", { step });
+    this.epoch += 1;
     this.step = step;
     this.photons.clear();
-    this.poses.clear();
+    this.poses.forgetAfter(step * this.model.frames_per_step);
     this.player.clear();
     const picture = this.past.at(step);
     if (picture) this.player.show(picture);
+    const pose = this.poses.at(step * this.model.frames_per_step);
+    if (pose) this.skeleton?.follow(pose);
     this.#changed();
   }
 
   /** Start over, from another picture, seed or prompt if they are given. @param {object} [fields] of `reset` */
   async restart(fields = {}) {
     await this.request("reset", fields);
+    this.epoch += 1;
+    this.first = fields.first ?? this.first;
+    this.seed = fields.seed ?? this.seed;
     this.player.clear();
     this.photons.clear();
     this.poses.clear();
@@ -136,7 +146,7 @@ export class Lane extends EventTarget {
 
   /** @param {import("./picture_header.js").Picture} picture */
   picture(picture) {
-    this.decoder.push(picture);
+    this.decoder.push({ ...picture, epoch: this.epoch });
   }
 
   /** Bring badge and caption up to date. Called a few times per second. */
@@ -211,7 +221,7 @@ export class Lane extends EventTarget {
   }
 
   #decoded(image, picture, ms) {
-    if (picture.stream !== this.stream) {
+    if (picture.stream !== this.stream || picture.epoch !== this.epoch) {
       image.close();
       return;
     }

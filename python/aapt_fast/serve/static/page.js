@@ -6,25 +6,30 @@ export function byId(id) {
   return document.getElementById(id);
 }
 
-/** Say something to a screen reader, politely. @param {string} text */
+const ANNOUNCED_MS = 5000;
+const COMPLAINED_MS = 12_000;
+const timers = { announcer: 0, notice: 0 };
+
+/** Show a message for some seconds; a screen reader reads it politely. @param {string} text */
 export function announce(text) {
   byId("announcer").textContent = text;
+  clearTimeout(timers.announcer);
+  timers.announcer = setTimeout(() => (byId("announcer").textContent = ""), ANNOUNCED_MS);
 }
 
-let hide = 0;
-
-/** Show what went wrong, for some seconds. @param {unknown} error */
+/** Show what went wrong, until something works or some seconds later. @param {unknown} error */
 export function complain(error) {
   const notice = byId("notice");
   notice.textContent = error instanceof Error ? error.message : String(error);
   notice.hidden = false;
-  clearTimeout(hide);
-  hide = setTimeout(() => (notice.hidden = true), 9000);
+  clearTimeout(timers.notice);
+  timers.notice = setTimeout(() => (notice.hidden = true), COMPLAINED_MS);
 }
 
 /** Call an async function for a click; what goes wrong is shown. @param {() => unknown} action */
 export function attempt(action) {
   return async () => {
+    byId("notice").hidden = true;
     try {
       await action();
     } catch (error) {

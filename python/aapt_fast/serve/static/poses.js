@@ -1,20 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
 // Where the body is in every video frame: the server tells one pose per step, between them it is interpolated.
 
-const KEPT = 12;
-
 /** @typedef {import("./body.js").Vector} Vector */
 
 /** The poses that the server has told of one stream. */
 export class Poses {
-  constructor() {
+  /** @param {number} kept steps */
+  constructor(kept) {
+    this.kept = kept;
     /** @type {{frame: number, pose: Vector[]}[]} */
     this.known = [];
   }
 
   /** Note the pose in a video frame; poses of later frames, from before a rewind, are forgotten. */
   add(frame, pose) {
-    this.known = [...this.known.filter((each) => each.frame < frame), { frame, pose }].slice(-KEPT);
+    this.known = [...this.known.filter((each) => each.frame < frame), { frame, pose }].slice(-this.kept);
   }
 
   /** The pose in a video frame; null if none is known. @returns {Vector[] | null} */
@@ -25,6 +25,11 @@ export class Poses {
     const share = (frame - before.frame) / (after.frame - before.frame);
     return after.pose.map((point, joint) =>
       point.map((value, axis) => before.pose[joint][axis] + share * (value - before.pose[joint][axis])));
+  }
+
+  /** Forget the poses from this frame on. */
+  forgetAfter(frame) {
+    this.known = this.known.filter((each) => each.frame < frame);
   }
 
   clear() {

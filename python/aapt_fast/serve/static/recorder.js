@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // What is on a canvas -> a video file: MP4 where the browser writes it, else WebM.
 
-import { save } from "./files.js";
+import { save, timestamp } from "./files.js";
 
 const FORMATS = [
   ["video/mp4;codecs=avc1.42E01F", "mp4"],
@@ -54,7 +54,7 @@ export class Recorder {
     media.stream.getTracks().forEach((track) => track.stop());
     const [mimeType, ending] = Recorder.format();
     const blob = new Blob(this.parts, { type: mimeType.split(";")[0] });
-    const name = `aapt-fast-${new Date().toISOString().slice(0, 19).replaceAll(":", "-")}.${ending}`;
+    const name = `aapt-fast-${timestamp()}.${ending}`;
     save(blob, name);
     return { name, blob };
   }

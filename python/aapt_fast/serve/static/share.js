@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // A link to watch and steer the active stream, and its replay file.
 
-import { save } from "./files.js";
+import { save, timestamp } from "./files.js";
 import { announce, attempt, byId } from "./page.js";
 
 export class Share {
@@ -11,7 +11,7 @@ export class Share {
     byId("open-share").onclick = () => this.open();
     byId("copy-link").onclick = attempt(() => this.#copy());
     byId("download-replay").onclick = attempt(() => this.#download());
-    stage.addEventListener("change", () => (byId("open-share").disabled = !stage.active?.key));
+    stage.addEventListener("change", () => (byId("open-share").disabled = !stage.usable));
   }
 
   open() {
@@ -32,7 +32,7 @@ export class Share {
   async #download() {
     const { key } = this.stage.active;
     const response = await this.stage.connection.fetch(`v1/streams/${encodeURIComponent(key)}/replay`);
-    save(await response.blob(), "aapt-fast-replay.safetensors");
+    save(await response.blob(), `aapt-fast-replay-${timestamp()}.safetensors`);
     announce("The replay is saved.");
   }
 }

@@ -80,7 +80,8 @@ export class Shortcuts {
 
   #list() {
     const names = { " ": "Space" };
-    const rows = [["1 … 9", "Motions"]];
+    const motions = Math.min(9, this.stage.model.actions.length);
+    const rows = motions ? [[`1 … ${motions}`, "Motions"]] : [];
     for (const [key, [words]] of this.keys) rows.push([names[key] ?? key.toUpperCase(), words]);
     if (this.steer.camera) rows.push(["W A S D", "Move the camera, or arrow keys"]);
     rows.push(["Esc", "Back to the present, let go of the pose"]);

@@ -69,7 +69,7 @@ export class Skeleton {
     button.className = `handle ${side}`;
     button.tabIndex = -1;  // with a keyboard: the list of joints and its arrows
     button.dataset.joint = joint;
-    button.setAttribute("aria-label", `Drag ${joint.replace("_", " ")}`);
+    button.setAttribute("aria-hidden", "true");  // for a mouse or fingers
     button.onpointerdown = (event) => {
       if (event.button !== 0) return;
       event.preventDefault();

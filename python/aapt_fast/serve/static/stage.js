@@ -6,7 +6,7 @@ import { announce, byId } from "./page.js";
 
 const NAMES = ["A", "B"];
 
-/** Emits "change" when a lane changes, comes, goes or becomes the active one. */
+/** Emits "change" when a lane changes, comes, goes or becomes the active one; "adopted" with the server's `opened`. */
 export class Stage extends EventTarget {
   /**
    * @param {import("./connection.js").Connection} connection
@@ -44,16 +44,37 @@ export class Stage extends EventTarget {
     this.#add(opened);
   }
 
-  /** After the connection was lost: see the same streams again. Lanes whose stream is gone say so. */
+  /** After the connection was lost: see the same streams again. If all are gone, one starts anew as it had begun. */
   async resume() {
-    for (const lane of this.lanes) {
+    const { first, seed, action } = this.active ?? {};
+    for (const lane of [...this.lanes]) {
       try {
         lane.adopt(await this.connection.request("watch", { key: lane.key }));
-      } catch (error) {
-        lane.take({ type: "ended", why: error.message });
+      } catch {
+        lane.take({ type: "ended", why: "the server does not have it any more" });
       }
     }
+    if (first && this.lanes.every((lane) => lane.stream === null)) {
+      await this.open({ first, seed, ...(action ? { action } : {}) });
+      announce("The server was started again, and its streams are gone: this one starts anew.");
+    }
     this.#changed();
+  }
+
+  /** Let go of held poses, and hold no more: something else moves the body. */
+  letGo() {
+    this.settings.hold = byId("hold-pose").checked = false;
+    this.applySettings();
+  }
+
+  /** Bring everything on the page that depends on lanes or the connection up to date. */
+  refresh() {
+    this.#changed();
+  }
+
+  /** True while the steered stream can be told something. */
+  get usable() {
+    return this.active !== null && this.active.stream !== null && this.connection.state === "open";
   }
 
   /**
@@ -112,6 +133,7 @@ export class Stage extends EventTarget {
     lane.element.addEventListener("pointerdown", () => this.active !== lane && this.activate(lane), { capture: true });
     lane.element.querySelector(".choose").onclick = () => this.activate(lane);
     lane.element.querySelector(".keep").onclick = () => this.keep(lane);
+    byId("waiting").hidden = true;
     byId("lanes").append(lane.element);
     this.lanes.push(lane);
     this.active = lane;
@@ -119,6 +141,7 @@ export class Stage extends EventTarget {
     this.applySettings();
     this.onLane(lane);
     this.#changed();
+    this.dispatchEvent(new CustomEvent("adopted", { detail: opened }));
     return lane;
   }
 

@@ -17,6 +17,7 @@ export class Start {
     byId("gallery").replaceChildren();
     for (let number = 0; number < Math.min(model.gallery, MOST_THUMBNAILS); number += 1) this.#galleryPicture(number);
     byId("prompt-row").hidden = !model.has_prompt;
+    stage.addEventListener("adopted", ({ detail }) => this.#show(detail));
     byId("start").disabled = false;
     byId("start").onclick = attempt(() => this.start());
     byId("set-prompt").onclick = attempt(() => stage.active.request("prompt", { prompt: byId("prompt").value }));
@@ -25,14 +26,23 @@ export class Start {
     byId("open-replay").onchange = attempt(() => this.#replay(byId("open-replay")));
   }
 
-  /** Start with what is chosen: the steered stream anew, or a stream where there is none. */
+  /** Start with what is chosen, for a click. */
   async start() {
+    await this.open();
+    announce("The stream starts from the picture that is chosen.");
+  }
+
+  /** Start with what is chosen: the steered stream anew, or a stream where there is none. */
+  async open() {
     const checked = document.querySelector("#gallery input:checked");
     if (!checked) throw new Error("This model has no pictures of its own: upload a first picture, then press Start.");
     const first = this.firsts.get(checked.value);
     const { actions, has_prompt } = this.stage.model;
     const prompt = byId("prompt").value;
-    const fields = { first, seed: Number(byId("seed").value), ...(has_prompt && prompt ? { prompt } : {}) };
+    const seed = byId("seed");
+    if (seed.value === "" || !seed.checkValidity()) throw new Error(`Seed: give a whole number from 0 to ${seed.max}.`);
+    this.stage.letGo();
+    const fields = { first, seed: Number(seed.value), ...(has_prompt && prompt ? { prompt } : {}) };
     const lane = this.stage.active;
     const action = actions.includes(GREETING) ? GREETING : actions[0];
     if (lane && lane.stream !== null) {
@@ -41,7 +51,14 @@ export class Start {
     } else {
       await this.stage.open({ ...fields, ...(action ? { action } : {}) });
     }
-    announce("The stream starts from the picture that you chose.");
+  }
+
+  /** Show what a stream started from. */
+  #show({ first, seed }) {
+    if (seed !== undefined) byId("seed").value = String(seed);
+    const known = [...this.firsts].find(([, each]) => JSON.stringify(each) === JSON.stringify(first));
+    const input = known && document.querySelector(`#gallery input[value="${known[0]}"]`);
+    if (input) input.checked = true;
   }
 
   #galleryPicture(number) {

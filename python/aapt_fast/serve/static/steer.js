@@ -29,7 +29,9 @@ export class Steer {
   /** Play the motion at this place of the list, if there is one. @param {number} number */
   play(number) {
     const name = this.stage.model.actions[number];
-    if (name !== undefined) this.stage.active?.play(name);
+    if (name === undefined || !this.stage.usable) return;
+    this.stage.letGo();
+    this.stage.active.play(name);
   }
 
   /** Turn one of the switches. @param {"show-skeleton" | "hold-pose"} id */
@@ -69,7 +71,7 @@ export class Steer {
     const lane = this.stage.active;
     const playing = lane?.skeleton?.held ? null : lane?.action;
     this.actions.forEach((button, number) => {
-      button.disabled = !lane || lane.stream === null;
+      button.disabled = !this.stage.usable;
       button.setAttribute("aria-pressed", String(this.stage.model.actions[number] === playing));
     });
   }

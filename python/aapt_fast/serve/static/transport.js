@@ -123,7 +123,7 @@ export class Transport {
   #refresh() {
     const { looking } = this;
     const lane = this.stage.active;
-    const usable = lane !== null && lane.stream !== null;
+    const { usable } = this.stage;
     for (const id of ["pause", "step", "reset", "fork", "record", "scrubber"]) byId(id).disabled = !usable;
     if (!lane) return;
     const stopped = lane.paused || looking !== null;
