@@ -32,8 +32,8 @@ help: ## show this list
 demo: $(VENV)/.installed-video ## generate a dancing person: demo.mp4 and the contact sheet demo.png
 	$(BIN)/aapt-fast generate --motion dance --frames 240 --out demo.mp4 --sheet demo.png
 
-serve: $(VENV)/.installed-video,serve ## play the bundled model in the browser: prints the address
-	$(BIN)/aapt-fast serve
+serve: $(VENV)/.installed-video,serve ## play the bundled model in the browser: prints the address (PORT=8000)
+	$(BIN)/aapt-fast serve $(if $(PORT),--port $(PORT))
 
 PYTEST = $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile
 PLANTED = tests/kernels/test_planted_bugs*.py

@@ -74,7 +74,9 @@ def test_a_port_that_is_taken_is_named(capsys):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert main(["serve", "--port", str(port)]) == 2
-    expected = f"aapt-fast serve: --port: expected a free port of this machine, got {port} at 127.0.0.1: Address"
+    expected = (
+        f"aapt-fast serve: --port: expected a free port of this machine (0 takes any), got {port} at 127.0.0.1: Address"
+    )
     assert capsys.readouterr().err.startswith(expected)
     assert main(["serve", "--host", "no.such.name.invalid", "--token", TOKEN]) == 2
     assert capsys.readouterr().err.startswith("aapt-fast serve: --host: expected a name or address of this machine")

@@ -131,7 +131,7 @@ def test_rewind_fork_and_reset_begin_discontinuous(server):
     header, body = server.steps("a").get(timeout=PATIENCE)
     assert header["discontinuous"] and body == pictures[0]  # the same seed, picture and action
     error = server.call("rewind", step=9)[0]["error"]
-    assert (error["argument"], error["got"]) == ("to_step", "9")
+    assert (error["argument"], error["got"]) == ("step", "9")
     assert server.call("reset", body=random_pixels().tobytes(), prompt=None, seed=5)[0]["step"] == 0
 
 

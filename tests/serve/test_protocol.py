@@ -18,7 +18,7 @@ PAGE = Path(__file__).parents[2] / "docs/reference/protocol.md"
 @pytest.mark.parametrize(
     ("text", "argument", "expected", "got"),
     [
-        ("xx", "message", "JSON", "expected value at line 1 column 1"),
+        ("xx", "message", "JSON", "a text that is none: expected value at line 1 column 1"),
         ("[]", "message", "an object", "[]"),
         ("{}", "type", "the type of a message", "none"),
         ('{"type":"pause","request":1,"stream":"0"}', "stream", "a valid integer", "'0'"),

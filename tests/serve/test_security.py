@@ -93,12 +93,12 @@ def test_no_path_of_a_client_leads_out_of_the_folder(running, path):
 
 
 def test_uploads_are_limited_and_have_random_names(make_running):
-    running = make_running(limits=Limits(upload_bytes=1000, upload_seconds=0.5))
-    status, body, _ = running.http("/v1/images", b"x" * 1000)
+    running = make_running(limits=Limits(upload_bytes=2**20, upload_seconds=0.5))
+    status, body, _ = running.http("/v1/images", b"x" * 2**20)
     assert status == 200 and len(json.loads(body)["image"]) == 16
     for path in ("/v1/images", "/v1/replays"):
-        status, body, _ = running.http(path, b"x" * 1001)
-        assert status == 413 and json.loads(body)["expected"] == "at most 1000 bytes"
+        status, body, _ = running.http(path, b"x" * (2**20 + 1))
+        assert status == 413 and json.loads(body)["expected"] == "at most 1 MiB"
         assert running.http(path, b"")[0] == 400
     assert running.http("/v1/gallery/7.png")[0] == 404
     assert running.http("/v1/gallery/x.png")[0] == 422

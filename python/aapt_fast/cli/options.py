@@ -335,7 +335,7 @@ clients finish for a moment; a second signal ends it at once."""
         help="mini-person, mini-anyone, or a file that train exported (default: %(default)s)",
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: %(default)s)")
-    parser.add_argument("--port", type=_integer, default=8000, help="0 for any that is free (default: %(default)s)")
+    parser.add_argument("--port", type=_integer, default=8000, help="0 takes any that is free (default: %(default)s)")
     parser.add_argument("--device", help="cpu | cuda | cuda:1 ... (default: a GPU where there is one)")
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16"), help="(default: bfloat16 where the device computes in it)"
@@ -359,7 +359,7 @@ clients finish for a moment; a second signal ends it at once."""
         action="append",
         default=[],
         metavar="NAME",
-        help="under which clients reach it, repeatable (default: --host, and the names of this machine's loopback)",
+        help="under which clients reach it, repeatable (default: --host, with 0.0.0.0 this machine's name and address)",
     )
     access.add_argument(
         "--origin",

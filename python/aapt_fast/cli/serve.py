@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import socket
 
-from aapt_fast.cli.serve_settings import settings_of
+from aapt_fast.cli.serve_settings import ANY_ADDRESS, own_address, settings_of
 from aapt_fast.progress import say
 from aapt_fast.serve.run import DrainingServer, address, make_server
+from aapt_fast.serve.security import is_local
 from aapt_fast.serve.settings import Settings
 
 WAITING_CONNECTIONS = 128  # that the system keeps until the server takes them
@@ -21,13 +23,24 @@ def run(arguments: argparse.Namespace) -> None:
     with _listen(arguments.host, arguments.port) as listening:
         server = make_server(settings, sockets=[listening], certificate=certificate, key=key)
         port = listening.getsockname()[1]
-        asyncio.run(_serve(server, settings, address(settings, arguments.host, port, certificate is not None)))
+        where = address(settings, arguments.host, port, certificate is not None)
+        asyncio.run(_serve(server, settings, where, _notes(arguments, settings, port)))
     failure = server.served.streams.link.failure
     if failure is not None:
         raise ValueError(failure)
 
 
-async def _serve(server: DrainingServer, settings: Settings, where: str) -> None:
+def _notes(arguments: argparse.Namespace, settings: Settings, port: int) -> list[str]:
+    """Lines about a server that other machines can reach: its address there, and what they can read."""
+    notes, secure = [], arguments.tls_cert is not None
+    if arguments.host in ANY_ADDRESS and (own := own_address()) is not None:
+        notes.append(f"from other machines: {address(settings, own, port, secure)} (--allow-host adds more names)")
+    if not is_local(arguments.host) and not secure:
+        notes.append("without --tls-cert, everybody on the way can read the token and the pictures")
+    return notes
+
+
+async def _serve(server: DrainingServer, settings: Settings, where: str, notes: list[str]) -> None:
     """Serve until a signal, or until the model cannot be loaded; prints the address once it is there."""
 
     async def announce() -> None:
@@ -37,6 +50,8 @@ async def _serve(server: DrainingServer, settings: Settings, where: str) -> None
             server.stop()
         else:
             print(f"{settings.model} is ready: {where}", flush=True)
+            for line in notes:
+                say(line)
             say("Ctrl-C ends it")
 
     say(f"loading {settings.model} ...")
@@ -56,5 +71,6 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=family, backlog=WAITING_CONNECTIONS)
     except OSError as error:
-        expected = "a free port of this machine"
-        raise ValueError(f"--port: expected {expected}, got {port} at {host}: {error.strerror}") from error
+        expected = "a free port of this machine (0 takes any)"
+        reason = os.strerror(error.errno) if error.errno else error
+        raise ValueError(f"--port: expected {expected}, got {port} at {host}: {reason}") from error

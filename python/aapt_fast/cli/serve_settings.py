@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import re
 import socket
@@ -58,7 +59,7 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
     require_token(arguments.host, token)
     hosts = {*Settings.hosts, *(name.lower() for name in arguments.allow_host)}
     if arguments.host in ANY_ADDRESS:
-        hosts |= {socket.gethostname().lower(), socket.getfqdn().lower()}
+        hosts |= own_names()
     else:
         hosts.add(arguments.host.lower())
     return Settings(
@@ -84,6 +85,21 @@ def _require_certificate(certificate: Path, key: Path | None) -> None:
     except (OSError, ValueError) as error:  # ssl's errors are OSErrors
         got = f"{certificate} and {key or 'no other file'}: {error}"
         raise ValueError(f"--tls-cert: expected a certificate, with its key or --tls-key, in PEM, got {got}") from error
+
+
+def own_names() -> set[str]:
+    """Names and addresses under which other machines reach this one, as far as it knows them itself."""
+    names = {socket.gethostname().lower(), socket.getfqdn().lower()}
+    address = own_address()
+    return names if address is None else names | {address}
+
+
+def own_address() -> str | None:
+    """The address of this machine towards others; None without a network. Nothing is sent."""
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect(("192.0.2.1", 9))  # an address of no machine
+        return str(probe.getsockname()[0])
+    return None
 
 
 def _token(arguments: argparse.Namespace) -> str | None:

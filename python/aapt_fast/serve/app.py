@@ -25,7 +25,7 @@ from aapt_fast.serve.link import CallFailed, StartProcess, WorkerGone, WorkerPro
 from aapt_fast.serve.metrics import Metrics
 from aapt_fast.serve.protocol import refusal, refusal_of
 from aapt_fast.serve.security import Guard
-from aapt_fast.serve.settings import Settings
+from aapt_fast.serve.settings import MIB, Settings
 from aapt_fast.serve.streams import Streams
 from aapt_fast.serve.uploads import Uploads
 
@@ -109,7 +109,7 @@ class Server:
                 async for part in request.stream():
                     size += len(part)
                     if size > limits.upload_bytes:
-                        raise Refused(413, refusal("body", f"at most {limits.upload_bytes} bytes", "more"))
+                        raise Refused(413, refusal("body", f"at most {limits.upload_bytes / MIB:.3g} MiB", "more"))
                     parts.append(part)
         except TimeoutError:
             raise Refused(408, refusal("body", f"within {limits.upload_seconds:g} s", "more time")) from None
@@ -195,6 +195,8 @@ def _add_model(app: FastAPI, server: Server) -> None:
 
     @app.get("/v1/gallery/{number}.png")
     async def gallery(number: int) -> Response:
+        if link.model is None:
+            raise WorkerGone("server: the model is being loaded; try again in a moment")
         if not 0 <= number < len(link.gallery):
             raise Refused(404, refusal("number", f"0..{len(link.gallery) - 1}", number))
         return Response(link.gallery[number], media_type="image/png", headers={"Cache-Control": "max-age=3600"})

@@ -31,7 +31,7 @@ from aapt_fast.models.stream_model import StreamModel
 from aapt_fast.serve.encoders import H264Encoder, JpegEncoder, has_h264
 from aapt_fast.serve.live_controls import LiveControls, kind_of_control
 from aapt_fast.serve.pipe import Header
-from aapt_fast.serve.protocol import refusal_of
+from aapt_fast.serve.protocol import refusal, refusal_of
 from aapt_fast.serve.settings import Settings
 from aapt_fast.streaming.engine import StreamEngine
 from aapt_fast.streaming.engine_stream import EngineStream, Shown
@@ -169,7 +169,10 @@ class Host:
             more, data = commands.get(header["do"], self._command)(header, body)
             answer |= more
         except Exception as error:
-            answer["error"] = refusal_of(error) | ({"full": True} if isinstance(error, EngineFull) else {})
+            answer["error"] = refusal_of(error)
+            if isinstance(error, EngineFull):
+                expected = f"a free one of the {self._settings.streams} places of this server"
+                answer["error"] = refusal("streams", expected, "all taken; try again later") | {"full": True}
         self._send(answer, data)
 
     def _control(self, header: Header) -> None:
@@ -209,7 +212,8 @@ class Host:
             try:
                 stream, taken = self.engine.open_replay(path, paused=True)
             except ValueError as error:
-                raise ValueError(str(error).replace(f"{path}: ", "replay: ")) from error
+                said = str(error).replace(f"{path}: ", "replay: ").partition("; ")[0]  # the rest is about weights
+                raise ValueError(said) from error
         controls.follow([each for each in taken if each is not None])
         stream.follow(controls).result()
         return self._host(header, stream, controls)
@@ -269,7 +273,10 @@ class Host:
 
     def _rewind(self, hosted: _Hosted, step: int) -> None:
         before = hosted.stream.steps
-        hosted.stream.rewind(step).result()
+        try:
+            hosted.stream.rewind(step).result()
+        except ValueError as error:
+            raise ValueError(str(error).replace("to_step:", "step:")) from error
         hosted.controls.rewind(before - step)
         hosted.is_discontinuous = True
 
@@ -382,10 +389,11 @@ def read_upload(data: bytes, most_pixels: int) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as file:
             width, height = file.size
-            require(width * height <= most_pixels, "image", f"at most {most_pixels} pixels", f"{width} x {height}")
+            expected = f"at most {most_pixels / 1e6:g} megapixels"
+            require(width * height <= most_pixels, "image", expected, f"{width} x {height}")
             return show(file, "image").pixels
     except Image.DecompressionBombError:
-        require(False, "image", f"at most {most_pixels} pixels", "many more")
+        require(False, "image", f"at most {most_pixels / 1e6:g} megapixels", "many more")
         raise
     except Image.UnidentifiedImageError:
         raise ValueError(f"image: expected {expected}, got something else") from None

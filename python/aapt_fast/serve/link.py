@@ -213,9 +213,10 @@ class Link:
             self._pause = FIRST_PAUSE
             self.ready.set()
         elif "failed" in header:
-            log.error("the model could not be loaded: %s", header["failed"]["message"])
             if self.model is None:
                 self.failure = header["failed"]["message"]
+            else:
+                log.error("the model could not be loaded again: %s", header["failed"]["message"])
         else:
             self._on_message(header, body)
 

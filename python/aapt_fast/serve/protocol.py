@@ -197,7 +197,7 @@ def _refusal(error: ValidationError) -> dict[str, object]:
     kind, place, context = found["type"], list(map(str, found["loc"][1:])), found.get("ctx", {})  # loc[0]: the type
     got = f"{found['input']!r}"[:100]
     if kind == "json_invalid":
-        return refusal("message", "JSON", context["error"])
+        return refusal("message", "JSON", f"a text that is none: {context['error']}")
     if kind.startswith("union_tag"):
         return refusal("type", context.get("expected_tags", "the type of a message"), context.get("tag", "none")[:100])
     if place[:1] == ["value"]:

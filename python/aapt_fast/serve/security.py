@@ -113,7 +113,7 @@ class Guard:
         """Status and error for a request that is not allowed; None for the others."""
         host = headers.get("host", "")
         if _name_of(host) not in self._settings.hosts:
-            return 421, refusal("Host", f"one of {', '.join(self._settings.hosts)}", host[:100])
+            return 421, refusal("Host", f"one of {', '.join(self._settings.hosts)}; --allow-host adds one", host[:100])
         origin = headers.get("origin")
         if origin is not None and not self._is_allowed(origin, host):
             return 403, refusal("Origin", "the page of this server, or one of --origin", origin[:100])

@@ -177,6 +177,8 @@ class Streams:
         """The client does not watch any more; a stream without viewers is paused."""
         stream = seat.stream
         stream.seats.remove(seat)
+        for pending in [each for each in stream.pending if each.seat is seat]:  # its second receipt reaches nobody
+            stream.pending.remove(pending)
         if stream.seats:
             self._choose_codecs(stream)
             stream.tell_state()

@@ -55,9 +55,11 @@ def _load(settings: Settings) -> tuple[StreamModel, list[FirstFrame]]:
     import torch
 
     from aapt_fast.models.files.model_file import load_gallery
-    from aapt_fast.models.files.placement import fast_dtype
+    from aapt_fast.models.files.placement import fast_dtype, require_usable_device
     from aapt_fast.models.stream_model import StreamModel
 
+    if settings.device is not None:
+        require_usable_device(settings.device, "--device")
     device = torch.device(settings.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = fast_dtype(device) if settings.dtype is None else getattr(torch, settings.dtype)
     torch.set_num_threads(settings.threads)
