@@ -82,7 +82,7 @@ def take_picture(page: Page, path: Path) -> None:
     page.press("t")
     page.wait_for("aapt.stage.lanes.length === 2 && aapt.stage.lanes.every(lane => !lane.paused)")
     page.press("3")
-    time.sleep(4.0)
+    time.sleep(6.0)  # until its message is gone
     page.mouse("mouseMoved", *page.centre(".lane:last-child .picture"))
     time.sleep(0.5)
     page.screenshot(path)
