@@ -225,7 +225,7 @@ def pipeline(saved, tmp_path) -> Path:
 
 def test_the_page_runs(pipeline):
     """docs/how-to/stream-a-wan-checkpoint.md, from loading to the decoder alone, with the names of small files."""
-    load, stream, schedules, decoder = re.findall(r"```py\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    load, stream, switch, schedules, decoder = re.findall(r"```py\n(.*?)```", PAGE.read_text(), re.DOTALL)
     scope: dict = {"path": pipeline}
 
     def run(block: str) -> None:
@@ -243,6 +243,9 @@ def test_the_page_runs(pipeline):
     other = aapt_fast.StreamSession(model, prompt="runs", seed=0)
     other.step()
     assert not torch.equal(other.step(), frames)
+    scope["session"] = other
+    run(switch)
+    assert other.step().shape == (12, 16, 32, 3)
     run(schedules)
     assert scope["session"].step().shape == (1, 16, 32, 3)
     shown: list[tuple] = []

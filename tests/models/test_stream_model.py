@@ -20,6 +20,7 @@ from aapt_fast.models.aapt.generator import Generator
 from aapt_fast.models.aapt.presets import NANO, NANO_TEXT
 from aapt_fast.models.stream_model import StreamModel
 from aapt_fast.models.vae.mini import MiniVAE
+from aapt_fast.models.vae.video_stream import ChunkedVAE
 from aapt_fast.models.vae.wan import WanVAE, WanVAEConfig
 from aapt_fast.models.wan.transformer import WanTransformer
 from aapt_fast.testing.streams import SMALL_VAE
@@ -117,11 +118,13 @@ def test_dtypes_meet_at_the_edges():
 
 @pytest.mark.parametrize(("level", "byte"), [(-1.0, 0), (1.0, 255), (0.0, 128), (-0.5, 64), (1.7, 255)])
 def test_decoded_pixels_are_rounded_to_bytes(level, byte):
-    class Flat:
-        def decode(self, latents):
+    class Flat(ChunkedVAE):
+        latent_channels = 16
+
+        def decode_chunk(self, latents, cache):
             return torch.full((1, 3, 4, 2, 2), level)
 
-    video = make_model().decode(Flat(), torch.zeros(1, 16, 1, 4, 4))
+    video = make_model().decode(Flat().stream(), torch.zeros(1, 16, 1, 4, 4))
     assert video.dtype == torch.uint8 and video.shape == (4, 2, 2, 3) and video.eq(byte).all()
 
 

@@ -51,7 +51,7 @@ def dense_heads(stream, x, modulation, tables):
     """Raw tokens -> heads of normalised, rotated q and k, and of v, each [B, H, N, D]."""
     m = modulation + stream.modulation
     normed = reference.rms_norm(x, 1e-6) * (1 + m[:, 1:2]) + m[:, 0:1]
-    q, k, v = (normed @ stream.qkv.weight.T).unflatten(-1, (3, stream.heads, -1)).unbind(-3)
+    q, k, v = (normed @ stream.qkv.weight.T).unflatten(-1, (3, -1, len(stream.q_norm))).unbind(-3)
     q = reference.normalise_and_rotate(q, stream.q_norm, *tables, 1e-6)
     k = reference.normalise_and_rotate(k, stream.k_norm, *tables, 1e-6)
     return [each.transpose(1, 2) for each in (q, k, v)]
