@@ -20,7 +20,6 @@ from aapt_fast.cli.contact_sheet import ContactSheet
 from aapt_fast.cli.device import usable_device
 from aapt_fast.cli.file_player import FilePlayer
 from aapt_fast.cli.first_picture import fit_and_say, read_first_picture, world_of
-from aapt_fast.cli.likeness import number_in_gallery, unlike_gallery
 from aapt_fast.cli.pose_file import read_poses
 from aapt_fast.cli.signals import HeldSignals
 from aapt_fast.distributed import launch
@@ -31,6 +30,7 @@ from aapt_fast.media.video_writer import VideoWriter
 from aapt_fast.models.aapt.sampling import EulerSampler
 from aapt_fast.models.files.model_file import load_gallery
 from aapt_fast.models.files.placement import fast_dtype
+from aapt_fast.models.likeness import gallery_errors, number_in_gallery, unlike_gallery
 from aapt_fast.models.stream_model import StreamModel
 from aapt_fast.ops import observe_ops
 from aapt_fast.progress import progress, say, without_messages
@@ -207,7 +207,7 @@ def _advise(first: FirstFrame, model: StreamModel, arguments: argparse.Namespace
     if number is not None:
         say(f"--image: a copy of number {number} in the gallery; with --image {number} the motion begins in its pose")
         return
-    if odd := unlike_gallery(first.image, model, gallery):
+    if odd := unlike_gallery(first.image, model, gallery_errors(model, gallery)):
         say(f"--image: {odd}")
     if arguments.controls is None:
         say(UNKNOWN_POSE)

@@ -205,9 +205,9 @@ def _add_model(app: FastAPI, server: Server) -> None:
 
 def _add_uploads(app: FastAPI, server: Server) -> None:
     @app.post("/v1/images")
-    async def add_image(request: Request) -> dict[str, str]:
-        _, fitted = await server.streams.link.call("fit", await server.upload(request))
-        return {"image": server.uploads.add("image", fitted)}
+    async def add_image(request: Request) -> dict[str, str | None]:
+        found, fitted = await server.streams.link.call("fit", await server.upload(request))
+        return {"image": server.uploads.add("image", fitted), "note": found.get("note")}
 
     @app.post("/v1/replays")
     async def add_replay(request: Request) -> dict[str, str]:

@@ -27,6 +27,7 @@ from PIL import Image
 from aapt_fast.errors import EngineFull, SessionClosed, require
 from aapt_fast.media.first_picture import fit_picture
 from aapt_fast.media.pictures import UNREADABLE, show
+from aapt_fast.models.likeness import gallery_errors, unlike_gallery
 from aapt_fast.models.stream_model import StreamModel
 from aapt_fast.serve.encoders import H264Encoder, JpegEncoder, has_h264
 from aapt_fast.serve.live_controls import LiveControls, kind_of_control
@@ -100,6 +101,7 @@ class Host:
             replayable=True,
         )
         self._hosted: dict[str, _Hosted] = {}
+        self._gallery_errors: list[float] | None = None  # computed for the first upload
         self._commands = ThreadPoolExecutor(1, "aapt_fast-commands")
         self._pictures = ThreadPoolExecutor(1, "aapt_fast-pictures")
         self._steps: queue.SimpleQueue[_Step | None] = queue.SimpleQueue()
@@ -192,9 +194,12 @@ class Host:
             hosted.codecs, hosted.wants_key = tuple(header["codecs"]), True
 
     def _fit(self, header: Header, body: bytes) -> tuple[Header, bytes]:
-        """An uploaded picture -> uint8 [H, W, 3] of the model's size."""
+        """An uploaded picture -> uint8 [H, W, 3] of the model's size, and a note if it is unlike the gallery."""
         height, width = self.model.video_size
-        return {}, fit_picture(read_upload(body, self._settings.limits.decoded_pixels), width, height).tobytes()
+        picture = fit_picture(read_upload(body, self._settings.limits.decoded_pixels), width, height)
+        if self._gallery_errors is None:
+            self._gallery_errors = gallery_errors(self.model, self.gallery)
+        return {"note": unlike_gallery(picture, self.model, self._gallery_errors)}, picture.tobytes()
 
     def _open(self, header: Header, body: bytes) -> tuple[Header, bytes]:
         if "replay" in header:

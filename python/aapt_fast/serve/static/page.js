@@ -6,7 +6,7 @@ export function byId(id) {
   return document.getElementById(id);
 }
 
-const ANNOUNCED_MS = 5000;
+const ANNOUNCED_MS = 8000;
 const COMPLAINED_MS = 12_000;
 const timers = { announcer: 0, notice: 0 };
 

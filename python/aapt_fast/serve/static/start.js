@@ -86,12 +86,12 @@ export class Start {
     const file = input.files[0];
     if (!file) return;
     const response = await this.connection.fetch("v1/images", { method: "POST", body: file });
-    const { image: id } = await response.json();
+    const { image: id, note } = await response.json();
     const image = this.#thumbnail(`image-${id}`, { image: id }, `Own picture ${file.name}`);
     image.src = URL.createObjectURL(file);
     image.previousElementSibling.checked = true;
     input.value = "";
-    announce("The picture is chosen. Press Start.");
+    announce(`The picture is chosen. Press Start.${note ? ` But ${note}.` : ""}`);
   }
 
   async #replay(input) {

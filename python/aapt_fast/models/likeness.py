@@ -38,13 +38,20 @@ def number_in_gallery(picture: np.ndarray, gallery: Sequence[FirstFrame]) -> int
     return None
 
 
-def unlike_gallery(picture: np.ndarray, model: StreamModel, gallery: Sequence[FirstFrame]) -> str | None:
-    """A sentence about a picture uint8 [H, W, 3] of the model's size if it is unlike its gallery, else None."""
-    if not gallery:
+def gallery_errors(model: StreamModel, gallery: Sequence[FirstFrame]) -> list[float]:
+    """The `codec_error` of every picture of a model's gallery."""
+    return [codec_error(first.image, model) for first in gallery]
+
+
+def unlike_gallery(picture: np.ndarray, model: StreamModel, known: Sequence[float]) -> str | None:
+    """A sentence about a picture uint8 [H, W, 3] of the model's size if it is unlike its gallery, else None.
+
+    `known` are the `gallery_errors`; without any nothing can be said.
+    """
+    if not known:
         return None
     if plainness(picture) > PLAIN:
         return NO_DETAIL
-    known = [codec_error(first.image, model) for first in gallery]
     error, least, most = codec_error(picture, model), min(known), max(known)
     if error < BELOW * least:
         return NO_DETAIL

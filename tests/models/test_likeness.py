@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from aapt_fast import FirstFrame, StreamModel, load_gallery
-from aapt_fast.cli.likeness import number_in_gallery, unlike_gallery
+from aapt_fast.models.likeness import gallery_errors, number_in_gallery, unlike_gallery
 from aapt_fast.worlds.person.world import PersonWorld
 
 
@@ -22,6 +22,11 @@ def model() -> StreamModel:
 @pytest.fixture(scope="module")
 def gallery() -> list[FirstFrame]:
     return load_gallery("mini-person")[::5]
+
+
+@pytest.fixture(scope="module")
+def errors(model, gallery) -> list[float]:
+    return gallery_errors(model, gallery)
 
 
 def smooth_noise() -> np.ndarray:
@@ -52,20 +57,20 @@ PLAIN = {
 
 
 @pytest.mark.parametrize("name", PLAIN)
-def test_pictures_without_detail_are_called_so(name, model, gallery):
-    said = unlike_gallery(PLAIN[name], model, gallery)
+def test_pictures_without_detail_are_called_so(name, model, errors):
+    said = unlike_gallery(PLAIN[name], model, errors)
     assert said is not None and said.startswith("the picture has hardly any detail, so no person is to be seen in it")
 
 
 @pytest.mark.parametrize("name", UNLIKE)
-def test_pictures_from_elsewhere_are_unlike(name, model, gallery):
-    said = unlike_gallery(UNLIKE[name], model, gallery)
+def test_pictures_from_elsewhere_are_unlike(name, model, errors):
+    said = unlike_gallery(UNLIKE[name], model, errors)
     assert said is not None and said.startswith("the picture is unlike those that mini-person was trained on (error of")
 
 
 @pytest.mark.parametrize("clip", range(3))
-def test_strangers_of_the_same_world_are_like(clip, model, gallery):
-    assert unlike_gallery(PersonWorld().first_frame(777, clip, 96).image, model, gallery) is None
+def test_strangers_of_the_same_world_are_like(clip, model, errors):
+    assert unlike_gallery(PersonWorld().first_frame(777, clip, 96).image, model, errors) is None
 
 
 def test_copies_of_the_gallery_are_found(gallery):
