@@ -40,7 +40,7 @@ class Server:
         self.others: queue.Queue[dict] = queue.Queue()
         self._lock = threading.Lock()
         settings = {"streams": 3, "parked": 2, "history": 8, "limits": Limits(decoded_pixels=10_000), **settings}
-        gallery = [FirstFrame(random_image(model))]
+        gallery = [FirstFrame(((random_image(model) + 1) * 127.5).byte().permute(1, 2, 0).numpy())]
         self.host = Host(model, gallery, Settings(**settings), self._send, folder)
 
     def _send(self, header: dict, body: bytes) -> None:
