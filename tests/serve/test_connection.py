@@ -114,6 +114,16 @@ def test_pause_rewind_reset_and_fork(running, player):
     assert [each for each in commands if each != "codecs"] == ["open", "pause", "rewind", "reset"]
 
 
+def test_a_prompt_says_what_becomes_of_the_past(running, player):
+    opened = player.open()
+    for fields, policy in (({}, "keep"), ({"policy": "recompute"}, "recompute")):
+        assert player.ask("prompt", stream=opened["stream"], prompt="rain", **fields)["type"] == "done"
+        sent = [each for each in running.worker.commands if each.get("key") == opened["key"] and each["do"] == "prompt"]
+        assert (sent[-1]["prompt"], sent[-1]["policy"]) == ("rain", policy)
+    refused = player.ask("prompt", stream=opened["stream"], prompt="rain", policy="forget")
+    assert (refused["type"], refused["argument"]) == ("error", "policy")
+
+
 def test_who_comes_to_a_paused_stream_sees_its_newest_step(running, player, play):
     opened = player.open()
     running.worker.take_step(opened["key"])

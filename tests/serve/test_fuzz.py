@@ -35,6 +35,7 @@ messages = st.fixed_dictionaries(
         "step": small,
         "key": st.text(max_size=3),
         "prompt": st.text(max_size=3),
+        "policy": st.sampled_from(["keep", "recompute", "forget"]),
         "time": st.floats(),
         "extra": anything,
     },
@@ -47,12 +48,12 @@ def whole(message: dict[str, Any]) -> dict[str, Any]:
         "open": ("request", "first"),
         "watch": ("request", "key"),
         "control": ("stream", "id", "track", "value"),
-        "prompt": ("request", "stream", "prompt"),
+        "prompt": ("request", "stream", "prompt", "policy"),
         "rewind": ("request", "stream", "step"),
         "ping": ("time",),
     }.get(message["type"], ("request", "stream"))
     usual = {"request": 1, "stream": 0, "first": {"gallery": 0}, "id": 1, "track": "action", "value": None}
-    usual |= {"step": 0, "key": "x", "prompt": "", "time": 1}
+    usual |= {"step": 0, "key": "x", "prompt": "", "policy": "keep", "time": 1}
     return {"type": message["type"], **{name: message.get(name, usual[name]) for name in needed}}
 
 

@@ -337,16 +337,17 @@ def test_the_end_of_a_stream_is_told_and_commands_happen_at_once(model, clock, m
     assert told == ["it was closed"]
 
 
-def test_the_prompt_of_a_stream_changes(clock, make_engine):
+@pytest.mark.parametrize("policy", ["keep", "recompute"])
+def test_the_prompt_of_a_stream_changes(clock, make_engine, policy):
     model = random_model(NANO_TEXT)
     engine, other = make_engine(1, model=model, text_length=5), random_prompt(model) * 2
     stream = engine.open(random_image(model), prompt=random_prompt(model))
     shown = watched(stream)
     clock.advance(engine, PERIOD)
-    stream.set_prompt(other).result()
+    stream.set_prompt(other, policy).result()
     clock.advance(engine, PERIOD)
     session = StreamSession(model, random_image(model), prompt=random_prompt(model))
     for _ in range(stream.steps - 1):
         session.step()
-    session.set_prompt(other)
+    session.set_prompt(other, policy)
     assert torch.equal(shown[-1].video, session.step())

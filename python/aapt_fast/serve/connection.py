@@ -298,7 +298,7 @@ class Connection:
             self._outbox.restart(seat)
             await self._streams.command(stream, "rewind", step=message.step)
         elif isinstance(message, protocol.SetPrompt):
-            await self._streams.command(stream, "prompt", prompt=message.prompt)
+            await self._streams.command(stream, "prompt", prompt=message.prompt, policy=message.policy)
         elif message.type == "close":
             await self._close_stream(seat)
         else:

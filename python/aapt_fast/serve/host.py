@@ -258,7 +258,7 @@ class Host:
         elif kind == "rewind":
             future = self.engine.command(lambda: self._rewind(hosted, header["step"]))
         elif kind == "prompt":
-            future = stream.set_prompt(header["prompt"])
+            future = stream.set_prompt(header["prompt"], header["policy"])
         else:
             simple = {
                 "pause": stream.pause,

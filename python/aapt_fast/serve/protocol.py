@@ -113,12 +113,13 @@ class Reset(Message):
 
 
 class SetPrompt(Message):
-    """Go on under another prompt."""
+    """Go on under another prompt; `policy` is that of `StreamSession.set_prompt`."""
 
     type: Literal["prompt"]
     request: Request
     stream: StreamNumber
     prompt: Prompt
+    policy: Literal["keep", "recompute"] = "keep"
 
 
 class Rewind(Message):

@@ -89,9 +89,9 @@ class SyncStream:
         """`Stream.reset`."""
         self._loop.run(self._stream.reset(first=first, seed=seed))
 
-    def set_prompt(self, prompt: str) -> None:
+    def set_prompt(self, prompt: str, policy: str = "keep") -> None:
         """`Stream.set_prompt`."""
-        self._loop.run(self._stream.set_prompt(prompt))
+        self._loop.run(self._stream.set_prompt(prompt, policy))
 
     def fork(self) -> SyncStream:
         """`Stream.fork`."""

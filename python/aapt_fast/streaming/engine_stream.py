@@ -167,9 +167,9 @@ class EngineStream(NotCopied):
         """`StreamSession.reset`, with a picture uint8 [H, W, 3] or float [3, H, W], or a `FirstFrame`."""
         return self._engine._run(lambda: self._restart(image, options))
 
-    def set_prompt(self, prompt: str | Tensor) -> Future[None]:
-        """`StreamSession.set_prompt`, with a str or embeddings [L, text_width]."""
-        return self._engine._run(lambda: self._live().set_prompt(prompt))
+    def set_prompt(self, prompt: str | Tensor, policy: str = "keep") -> Future[None]:
+        """`StreamSession.set_prompt`, with a str or embeddings [L, text_width], and its policy for the past."""
+        return self._engine._run(lambda: self._live().set_prompt(prompt, policy))
 
     def export_replay(self, path: str | Path) -> Future[None]:
         """`StreamSession.export_replay`; for engines with `replayable=True`."""
