@@ -32,8 +32,8 @@ help: ## show this list
 demo: $(VENV)/.installed-video ## generate a dancing person: demo.mp4 and the contact sheet demo.png
 	$(BIN)/aapt-fast generate --motion dance --frames 240 --out demo.mp4 --sheet demo.png
 
-serve: $(VENV)/.installed-video,serve ## play the bundled model in the browser: prints the address (PORT=8000)
-	$(BIN)/aapt-fast serve $(if $(PORT),--port $(PORT))
+serve: $(VENV)/.installed-video,serve ## play the bundled models in the browser: prints their addresses (PORT=8000)
+	$(BIN)/aapt-fast serve --model mini-person --model mini-anyone $(if $(PORT),--port $(PORT))
 
 PYTEST = $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile
 # Left out by `make test`, for its time: planted bugs, builds, jobs of several processes, and what serves bench/.

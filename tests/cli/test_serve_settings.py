@@ -9,7 +9,7 @@ import pytest
 
 from aapt_fast.cli import main, serve_settings
 from aapt_fast.cli.options import make_parser
-from aapt_fast.cli.serve_settings import settings_of
+from aapt_fast.cli.serve_settings import models_of, settings_of
 from aapt_fast.serve.settings import Settings
 
 TOKEN = "sixteen-letters-or-more"
@@ -21,6 +21,7 @@ def settings(*options: str) -> Settings:
 
 def test_without_options_they_are_the_defaults():
     assert settings() == Settings(hosts=tuple(sorted(Settings.hosts)))
+    assert models_of(make_parser().parse_args(["serve"])) == ["mini-person"]
 
 
 def test_options_become_settings(tmp_path):
@@ -44,6 +45,14 @@ def test_options_become_settings(tmp_path):
         (["--token", TOKEN, "--token-file", "x"], "--token: expected either it or --token-file, got both"),
         (["--token-file", "nothing-there"], "--token-file: expected a file with the token, got nothing-there"),
         (["--model", "mini-persom"], "--model: expected mini-anyone | mini-person, or a file"),
+        (
+            ["--model", "mini-person", "--model", "mini-persom"],
+            "--model: expected mini-anyone | mini-person, or a file",
+        ),
+        (
+            ["--model", "mini-person", "--model", "mini-person"],
+            "--model: expected each model once, got mini-person twice",
+        ),
         (["--port", "70000"], "--port: expected 0..65535, got 70000"),
         (["--streams", "0"], "--streams: expected 1 or more, got 0"),
         (["--parked", "-1"], "--parked: expected 0 or more, got -1"),

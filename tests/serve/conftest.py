@@ -11,7 +11,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ PATIENCE = 30.0  # seconds until a test gives up
 class Running:
     """A server in a thread, and what tests look at in it."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, more_models: Sequence[str] = ()) -> None:
         self.workers: list[FakeWorker] = []
 
         def start(*arguments: Any) -> FakeWorker:
@@ -41,8 +41,8 @@ class Running:
         self._listening = socket.create_server(("127.0.0.1", 0), backlog=512)
         self.port = self._listening.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
-        self.server = make_server(settings, sockets=[self._listening], start=start)
-        self.served = self.server.served
+        self.server = make_server(settings, sockets=[self._listening], start=start, more_models=more_models)
+        self.served = self.server.served[0]
         self.loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
@@ -158,8 +158,8 @@ def make_running() -> Iterator[Callable[..., Running]]:
     """Makes servers with other settings; they stop after the test."""
     made: list[Running] = []
 
-    def make(**settings: Any) -> Running:
-        made.append(Running(Settings(**{"streams": 50, "drain_seconds": 0.2, **settings})))
+    def make(more_models: Sequence[str] = (), **settings: Any) -> Running:
+        made.append(Running(Settings(**{"streams": 50, "drain_seconds": 0.2, **settings}), more_models))
         return made[-1]
 
     yield make
@@ -173,8 +173,8 @@ def play() -> Iterator[Callable[..., Player]]:
     """Connects to a server, and says hello unless the test does."""
     with contextlib.ExitStack() as open_ones:
 
-        def connect(running: Running, hello: dict[str, Any] | None = None, **options: Any) -> Player:
-            url = f"ws://127.0.0.1:{running.port}/v1/stream"
+        def connect(running: Running, hello: dict[str, Any] | None = None, place: str = "", **options: Any) -> Player:
+            url = f"ws://127.0.0.1:{running.port}{place}/v1/stream"
             socket = open_ones.enter_context(
                 connect_socket(url, subprotocols=["aapt-fast.1"], compression=None, max_size=None, **options)
             )

@@ -92,6 +92,7 @@ class FakeServer:
         self.app = FastAPI()
         self.app.middleware("http")(self._guard)
         self.app.add_api_websocket_route("/v1/stream", self._stream)
+        self.app.add_api_route("/v1/models", lambda: [{"name": "fake", "path": ""}])
         self.app.add_api_route("/v1/gallery/{number}.png", self._gallery)
         self.app.add_api_route("/v1/streams/{key}/replay", self._replay)
         self.app.add_api_route("/favicon.ico", lambda: Response(status_code=204))  # of pages that are no page of ours

@@ -16,6 +16,7 @@ from tests.cli.models import write_nano_model
 from aapt_fast.serve.client import Stream, connect
 from aapt_fast.serve.run import serving
 from aapt_fast.serve.settings import Settings
+from aapt_fast.serve.sync_client import connect as connect_sync
 
 PATIENCE = 60.0
 TOKEN = "sixteen-letters-or-more"
@@ -39,7 +40,20 @@ async def pictures(stream: Stream, count: int) -> list[int]:
 def test_the_command_serves_and_drains(tmp_path):
     model, token = write_nano_model(tmp_path / "model"), tmp_path / "token"
     token.write_text(TOKEN + "\n")
-    options = ["--model", str(model), "--port", "0", "--token-file", str(token), "--drain", "2", "--dtype", "float32"]
+    options = [
+        "--model",
+        str(model),
+        "--model",
+        "mini-anyone",
+        "--port",
+        "0",
+        "--token-file",
+        str(token),
+        "--drain",
+        "2",
+        "--dtype",
+        "float32",
+    ]
     command = [sys.executable, "-m", "aapt_fast", "serve", *options]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     watchdog = threading.Timer(4 * PATIENCE, server.kill)
@@ -47,6 +61,10 @@ def test_the_command_serves_and_drains(tmp_path):
     try:
         line = server.stdout.readline()
         assert " is ready: http://localhost:" in line and line.endswith(f"/#token={TOKEN}\n")
+        other = server.stdout.readline()
+        assert other.startswith("mini-anyone is ready: ") and other.endswith(f"/models/2/#token={TOKEN}\n")
+        with connect_sync(other.split()[-1]) as client:
+            assert client.model["name"] == "mini-anyone" and next(client.open().frames()).number == 0
         asyncio.run(asyncio.wait_for(_use_and_stop(server, line.split()[-1]), 3 * PATIENCE))
         assert server.wait(PATIENCE) == 0 and server.stdout.read() == ""
     finally:
@@ -68,8 +86,9 @@ async def _use_and_stop(server: subprocess.Popen, address: str) -> None:
         with pytest.raises(ValueError, match=r"^server: expected one that goes on"):
             await client.open()
         assert len(await pictures(stream, 4)) == 4  # streams go on meanwhile
-        [worker] = children_of(server.pid)
-    while Path(f"/proc/{worker}").exists():
+        workers = children_of(server.pid)
+        assert len(workers) == 2
+    while any(Path(f"/proc/{worker}").exists() for worker in workers):
         await asyncio.sleep(0.02)
 
 

@@ -198,7 +198,8 @@ def _check_verify(arguments: argparse.Namespace) -> None:
 def _check_serve(arguments: argparse.Namespace) -> None:
     from aapt_fast.cli.serve_settings import check_serve
 
-    require_model(arguments.model, "--model")
+    for model in arguments.model:
+        require_model(model, "--model")
     check_serve(arguments)
 
 

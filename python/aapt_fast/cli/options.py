@@ -337,8 +337,10 @@ It listens to this machine alone unless --host says otherwise, and then needs a 
 clients finish for a moment; a second signal ends it at once."""
     parser.add_argument(
         "--model",
-        default="mini-person",
-        help="mini-person, mini-anyone, or a file that train exported (default: %(default)s)",
+        action="append",
+        default=[],
+        help="mini-person, mini-anyone, or a file that train exported; repeatable, the page lets one choose "
+        "(default: mini-person)",
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: %(default)s)")
     parser.add_argument("--port", type=integer, default=8000, help="0 takes any that is free (default: %(default)s)")

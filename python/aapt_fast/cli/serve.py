@@ -8,7 +8,7 @@ import asyncio
 import os
 import socket
 
-from aapt_fast.cli.serve_settings import ANY_ADDRESS, own_address, settings_of
+from aapt_fast.cli.serve_settings import ANY_ADDRESS, models_of, own_address, settings_of
 from aapt_fast.progress import say
 from aapt_fast.serve.run import DrainingServer, address, make_server
 from aapt_fast.serve.security import is_local
@@ -21,13 +21,14 @@ def run(arguments: argparse.Namespace) -> None:
     settings = settings_of(arguments)
     certificate, key = (None if path is None else str(path) for path in (arguments.tls_cert, arguments.tls_key))
     with _listen(arguments.host, arguments.port) as listening:
-        server = make_server(settings, sockets=[listening], certificate=certificate, key=key)
+        more = models_of(arguments)[1:]
+        server = make_server(settings, sockets=[listening], certificate=certificate, key=key, more_models=more)
         port = listening.getsockname()[1]
-        where = address(settings, arguments.host, port, certificate is not None)
-        asyncio.run(_serve(server, settings, where, _notes(arguments, settings, port)))
-    failure = server.served.streams.link.failure
-    if failure is not None:
-        raise ValueError(failure)
+        count = range(1, len(server.served) + 1)
+        places = [address(settings, arguments.host, port, certificate is not None, number) for number in count]
+        asyncio.run(_serve(server, places, _notes(arguments, settings, port)))
+    if server.failure is not None:
+        raise ValueError(server.failure)
 
 
 def _notes(arguments: argparse.Namespace, settings: Settings, port: int) -> list[str]:
@@ -40,21 +41,21 @@ def _notes(arguments: argparse.Namespace, settings: Settings, port: int) -> list
     return notes
 
 
-async def _serve(server: DrainingServer, settings: Settings, where: str, notes: list[str]) -> None:
-    """Serve until a signal, or until the model cannot be loaded; prints the address once it is there."""
+async def _serve(server: DrainingServer, places: list[str], notes: list[str]) -> None:
+    """Serve until a signal, or until a model cannot be loaded; prints the addresses `places` once they are there."""
 
     async def announce() -> None:
-        link = server.served.streams.link
-        await link.ready.wait()
-        if link.failure is not None:
-            server.stop()
-        else:
-            print(f"{settings.model} is ready: {where}", flush=True)
-            for line in notes:
-                say(line)
-            say("Ctrl-C ends it")
+        for each, place in zip(server.served, places, strict=True):
+            await each.streams.link.ready.wait()
+            if server.failure is not None:
+                server.stop()
+                return
+            print(f"{each.settings.model} is ready: {place}", flush=True)
+        for line in notes:
+            say(line)
+        say("Ctrl-C ends it")
 
-    say(f"loading {settings.model} ...")
+    say(f"loading {', '.join(each.settings.model for each in server.served)} ...")
     announcing = asyncio.create_task(announce())
     try:
         await server.serve()

@@ -63,7 +63,7 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
     else:
         hosts.add(arguments.host.lower())
     return Settings(
-        model=arguments.model,
+        model=models_of(arguments)[0],
         device=arguments.device,
         dtype=arguments.dtype,
         streams=arguments.streams,
@@ -76,6 +76,16 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
         drain_seconds=arguments.drain,
         limits=_limits(arguments.limit),
     )
+
+
+def models_of(arguments: argparse.Namespace) -> list[str]:
+    """The models of `--model`, in their order. Raises ValueError if one is given twice."""
+    from aapt_fast.serve.settings import Settings
+
+    models = arguments.model or [Settings.model]
+    for number, model in enumerate(models):
+        require(model not in models[:number], "--model", "each model once", f"{model} twice")
+    return models
 
 
 def _require_certificate(certificate: Path, key: Path | None) -> None:

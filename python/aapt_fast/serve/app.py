@@ -3,146 +3,86 @@
 
     uvicorn.run(create_app(Settings(model="mini-person")))
 
-`aapt_fast.serve.run` adds what an application cannot do by itself: to drain at the signal to stop.
+With several models each has a `Server` and a worker process of its own. The first is at `/`, the others at `/models/2/`
+and so on, with the same page and the same addresses below. `aapt_fast.serve.run` adds what an application cannot do by
+itself: to drain at the signal to stop.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+import dataclasses
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import anyio
 from fastapi import FastAPI, Request, WebSocket
 from fastapi.responses import FileResponse, JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
 
-from aapt_fast.serve import protocol
-from aapt_fast.serve.connection import Connection
 from aapt_fast.serve.link import CallFailed, StartProcess, WorkerGone, WorkerProcess
-from aapt_fast.serve.metrics import Metrics
 from aapt_fast.serve.protocol import refusal, refusal_of
 from aapt_fast.serve.security import Guard
-from aapt_fast.serve.settings import MIB, Settings
-from aapt_fast.serve.streams import Streams
-from aapt_fast.serve.uploads import Uploads
+from aapt_fast.serve.server import Refused, Server
+from aapt_fast.serve.settings import Settings
 
 STATIC = Path(__file__).parent / "static"
 REPLAY_TYPE = "application/octet-stream"
 
 
-class Refused(Exception):
-    """An HTTP request that is answered with a status and an error."""
-
-    def __init__(self, status: int, error: dict[str, object]) -> None:
-        super().__init__(error["message"])
-        self.status, self.error = status, error
+def place_of(number: int) -> str:
+    """The path of model number 1, 2, ... below that of the server, with a slash at its end unless it is the first."""
+    return "" if number == 1 else f"models/{number}/"
 
 
-class Server:
-    """The state of one application: its streams, uploads and connections.
-
-    Args:
-        settings: of the server.
-        start: makes the worker process.
-    """
-
-    def __init__(self, settings: Settings, start: StartProcess) -> None:
-        self.settings, self.metrics = settings, Metrics()
-        self.streams = Streams(settings, self.metrics, start)
-        limits = settings.limits
-        self.uploads = Uploads(limits.uploads, limits.uploads * limits.upload_bytes // 4)
-        self.connections: set[Connection] = set()
-        self.is_draining = False
-        self.metrics.watch("connections", "Open WebSockets", lambda: len(self.connections))
-        self.metrics.watch("queued_steps", "Steps that wait for the network", self._queued)
-
-    @contextlib.asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
-        """Start the worker; at the end of the block close everything."""
-        self.streams.link.start()
-        tidying = asyncio.create_task(self.streams.tidy())
-        try:
-            yield
-        finally:
-            tidying.cancel()
-            await self.streams.retire()
-            await self.streams.link.close()
-
-    async def connect(self, socket: WebSocket) -> None:
-        """Serve one WebSocket until it ends."""
-        full = len(self.connections) >= self.settings.limits.connections
-        if full or self.is_draining:
-            await socket.accept()
-            code, reason = (protocol.FULL, "all connections are taken") if full else (protocol.DRAIN, "it stops")
-            await socket.close(code, f"the server refuses: {reason}")
-            return
-        connection = Connection(socket, self.settings, self.streams, self.uploads)
-        self.connections.add(connection)
-        try:
-            await connection.serve()
-        finally:
-            self.connections.discard(connection)
-
-    async def drain(self) -> None:
-        """Take no more streams, tell all clients, and return when they are gone or the time for that is over."""
-        self.is_draining = True
-        seconds = self.settings.drain_seconds
-        for connection in self.connections:
-            connection.drain(seconds)
-        with anyio.move_on_after(seconds):
-            while self.connections:
-                await asyncio.sleep(0.05)
-        for connection in self.connections:
-            connection.end()
-        with anyio.move_on_after(2):
-            while self.connections:
-                await asyncio.sleep(0.05)
-
-    async def upload(self, request: Request) -> bytes:
-        """The body of a request. Raises Refused for one that is too large, or takes too long."""
-        limits = self.settings.limits
-        parts, size = [], 0
-        try:
-            with anyio.fail_after(limits.upload_seconds):
-                async for part in request.stream():
-                    size += len(part)
-                    if size > limits.upload_bytes:
-                        raise Refused(413, refusal("body", f"at most {limits.upload_bytes / MIB:.3g} MiB", "more"))
-                    parts.append(part)
-        except TimeoutError:
-            raise Refused(408, refusal("body", f"within {limits.upload_seconds:g} s", "more time")) from None
-        if size == 0:
-            raise Refused(400, refusal("body", "a file", "nothing"))
-        return b"".join(parts)
-
-    def _queued(self) -> int:
-        return sum(connection.queued for connection in self.connections)
-
-
-def create_app(settings: Settings, start: StartProcess = WorkerProcess) -> FastAPI:
-    """The application of one server; `app.state.server` is its `Server`.
+def create_app(settings: Settings, start: StartProcess = WorkerProcess, *, more_models: Sequence[str] = ()) -> FastAPI:
+    """The application of one model or more; `app.state.servers` has their `Server`s, `app.state.server` the first.
 
     Args:
         settings: model, limits and token.
-        start: makes the worker process, called when the application starts and whenever a worker has died.
+        start: makes a worker process, called when the application starts and whenever a worker has died.
+        more_models: as `Settings.model`, for as many servers with the same settings otherwise.
     """
-    server = Server(settings, start)
+    models = (settings.model, *more_models)
+    servers = [Server(dataclasses.replace(settings, model=model), start) for model in models]
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        async with server.running():
+        async with contextlib.AsyncExitStack() as stack:
+            for server in servers:
+                await stack.enter_async_context(server.running())
             yield
 
     app = FastAPI(title="aapt_fast", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
-    app.state.server = server
+    app.state.server, app.state.servers = servers[0], servers
     app.add_middleware(Guard, settings=settings)
-    _add_health(app, server)
-    _add_model(app, server)
+    for number, server in enumerate(servers[1:], 2):
+        below = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+        _add_all(below, server, [server], servers)
+        app.mount(f"/{place_of(number)}".rstrip("/"), below)
+    _add_all(app, servers[0], servers, servers)
+    return app
+
+
+def _add_all(app: FastAPI, server: Server, checked: Sequence[Server], servers: Sequence[Server]) -> None:
+    """Add what is at the addresses of one `server`. `checked` are those that `/ready` speaks for."""
+    _add_errors(app)
+    _add_health(app, server, checked)
+    _add_model(app, server, servers)
     _add_uploads(app, server)
 
+    @app.websocket("/v1/stream")
+    async def stream(socket: WebSocket) -> None:
+        await server.connect(socket)
+
+    @app.get("/", include_in_schema=False)
+    async def page() -> Response:
+        return FileResponse(STATIC / "index.html")
+
+    app.mount("/", StaticFiles(directory=STATIC))
+
+
+def _add_errors(app: FastAPI) -> None:
     @app.exception_handler(Refused)
     async def refuse(_: Request, refused: Refused) -> Response:
         return JSONResponse(refused.error, refused.status)
@@ -155,19 +95,8 @@ def create_app(settings: Settings, start: StartProcess = WorkerProcess) -> FastA
     async def gone(_: Request, error: WorkerGone) -> Response:
         return JSONResponse(refusal_of(error), 503)
 
-    @app.websocket("/v1/stream")
-    async def stream(socket: WebSocket) -> None:
-        await server.connect(socket)
 
-    @app.get("/", include_in_schema=False)
-    async def page() -> Response:
-        return FileResponse(STATIC / "index.html")
-
-    app.mount("/", StaticFiles(directory=STATIC))
-    return app
-
-
-def _add_health(app: FastAPI, server: Server) -> None:
+def _add_health(app: FastAPI, server: Server, checked: Sequence[Server]) -> None:
     @app.get("/health")
     async def health() -> dict[str, Any]:
         return {"status": "alive", "worker_starts": server.streams.link.starts}
@@ -176,7 +105,7 @@ def _add_health(app: FastAPI, server: Server) -> None:
     async def ready() -> Response:
         if server.is_draining:
             return JSONResponse({"status": "draining"}, 503)
-        if not server.streams.link.ready.is_set() or server.streams.link.model is None:
+        if not all(each.is_ready for each in checked):
             return JSONResponse({"status": "loading"}, 503)
         return JSONResponse({"status": "ready"})
 
@@ -185,8 +114,12 @@ def _add_health(app: FastAPI, server: Server) -> None:
         return Response(server.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
-def _add_model(app: FastAPI, server: Server) -> None:
+def _add_model(app: FastAPI, server: Server, servers: Sequence[Server]) -> None:
     link = server.streams.link
+
+    @app.get("/v1/models")
+    async def models() -> list[dict[str, str]]:
+        return [{"name": each.name, "path": place_of(number)} for number, each in enumerate(servers, 1)]
 
     @app.get("/v1/model")
     async def model() -> Response:

@@ -137,9 +137,9 @@ class Stream:
         """Start over, from another first frame or with another seed if they are given."""
         await self._ask("reset", first=first, seed=seed)
 
-    async def set_prompt(self, prompt: str) -> None:
-        """Go on under another prompt."""
-        await self._ask("prompt", prompt=prompt)
+    async def set_prompt(self, prompt: str, policy: str = "keep") -> None:
+        """Go on under another prompt; `policy` is that of `StreamSession.set_prompt`."""
+        await self._ask("prompt", prompt=prompt, policy=policy)
 
     async def fork(self) -> Stream:
         """Another stream that goes on from here; it is paused if this one is."""
@@ -378,8 +378,8 @@ async def connect(url: str, token: str | None = None, codecs: Sequence[str] = ("
     """
     parts = urlsplit(url)
     token = token or parse_qs(parts.fragment).get("token", [None])[0]
-    address = f"{parts.scheme}://{parts.netloc}"
-    where = f"{'wss' if parts.scheme == 'https' else 'ws'}://{parts.netloc}/v1/stream"
+    place = f"://{parts.netloc}{parts.path.rstrip('/')}"  # the path is that of one of several models
+    address, where = parts.scheme + place, f"{'wss' if parts.scheme == 'https' else 'ws'}{place}/v1/stream"
     async with websockets.connect(
         where, subprotocols=[protocol.SUBPROTOCOL], max_size=None, compression=None
     ) as socket:

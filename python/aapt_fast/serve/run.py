@@ -15,8 +15,9 @@ from typing import Any
 import uvicorn
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
-from aapt_fast.serve.app import Server, create_app
+from aapt_fast.serve.app import create_app, place_of
 from aapt_fast.serve.link import StartProcess, WorkerProcess
+from aapt_fast.serve.server import Server
 from aapt_fast.serve.settings import Settings
 
 SEND_BUFFER = 64 * 1024  # bytes of the system's, for a client: more would be seconds of old pictures
@@ -39,11 +40,11 @@ class AbortableWebSocket(WebSocketsSansIOProtocol):
 
 
 class DrainingServer(uvicorn.Server):
-    """A uvicorn server that drains before it stops."""
+    """A uvicorn server that drains before it stops. `served` are those of its models."""
 
-    def __init__(self, config: uvicorn.Config, served: Server, sockets: Sequence[socket.socket]) -> None:
+    def __init__(self, config: uvicorn.Config, servers: Sequence[Server], sockets: Sequence[socket.socket]) -> None:
         super().__init__(config)
-        self.served, self._sockets = served, list(sockets)
+        self.served, self._sockets = list(servers), list(sockets)
         self._draining: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -66,8 +67,13 @@ class DrainingServer(uvicorn.Server):
         else:
             self.should_exit = self.force_exit = True
 
+    @property
+    def failure(self) -> str | None:
+        """The reason why a model could not be loaded; None if there is none so far."""
+        return next((why for each in self.served if (why := each.streams.link.failure) is not None), None)
+
     async def _drain_and_stop(self) -> None:
-        await self.served.drain()
+        await asyncio.gather(*(each.drain() for each in self.served))
         self.should_exit = True
 
 
@@ -80,6 +86,7 @@ def make_server(
     certificate: str | None = None,
     key: str | None = None,
     start: StartProcess = WorkerProcess,
+    more_models: Sequence[str] = (),
 ) -> DrainingServer:
     """Make a server: `run()` or `await serve()` serves until a signal, or until `stop()`, and drains.
 
@@ -87,9 +94,10 @@ def make_server(
         settings: of the server.
         host, port: to listen at, unless there are `sockets`, which listen already.
         certificate, key: files in PEM, for https.
-        start: makes the worker process.
+        start: makes a worker process.
+        more_models: see `create_app`.
     """
-    app = create_app(settings, start)
+    app = create_app(settings, start, more_models=more_models)
     config = uvicorn.Config(
         app,
         host=host,
@@ -105,19 +113,21 @@ def make_server(
         server_header=False,
         proxy_headers=False,
         timeout_graceful_shutdown=3,
-        limit_concurrency=4 * settings.limits.connections + 64,
+        limit_concurrency=4 * settings.limits.connections * len(app.state.servers) + 64,
     )
-    return DrainingServer(config, app.state.server, sockets)
+    return DrainingServer(config, app.state.servers, sockets)
 
 
 @contextlib.contextmanager
-def serving(settings: Settings, start: StartProcess = WorkerProcess) -> Iterator[str]:
-    """Serve this machine from a thread for the time of a `with` block; gives the address once the model is there.
+def serving(
+    settings: Settings, start: StartProcess = WorkerProcess, *, more_models: Sequence[str] = ()
+) -> Iterator[str]:
+    """Serve this machine from a thread for the time of a `with` block; gives the address once the models are there.
 
-    Raises ValueError for a model that cannot be loaded.
+    `start` and `more_models` are those of `create_app`. Raises ValueError for a model that cannot be loaded.
     """
     with socket.create_server(("127.0.0.1", 0)) as listening:
-        server = make_server(settings, sockets=[listening], start=start)
+        server = make_server(settings, sockets=[listening], start=start, more_models=more_models)
         thread = threading.Thread(target=server.run, name="aapt_fast-server", daemon=True)
         thread.start()
         try:
@@ -129,19 +139,18 @@ def serving(settings: Settings, start: StartProcess = WorkerProcess) -> Iterator
 
 
 def _wait_until_ready(server: DrainingServer, thread: threading.Thread) -> None:
-    """Wait until the model is there. Raises ValueError if it cannot be loaded."""
-    link = server.served.streams.link
-    while not link.ready.is_set():
+    """Wait until the models are there. Raises ValueError if one cannot be loaded."""
+    while not all(each.streams.link.ready.is_set() for each in server.served):
         if not thread.is_alive():
             raise RuntimeError("server: it has ended before it was ready")
         time.sleep(0.02)
-    if link.failure is not None:
-        raise ValueError(link.failure)
+    if server.failure is not None:
+        raise ValueError(server.failure)
 
 
-def address(settings: Settings, host: str, port: int, secure: bool) -> str:
-    """The address that a user opens in a browser."""
+def address(settings: Settings, host: str, port: int, secure: bool, number: int = 1) -> str:
+    """The address that a user opens in a browser to play model number 1, 2, ..."""
     name = "localhost" if host in ("0.0.0.0", "::", "127.0.0.1", "::1", "localhost") else host
     name = f"[{name}]" if ":" in name else name
     token = f"#token={settings.token}" if settings.token is not None else ""
-    return f"{'https' if secure else 'http'}://{name}:{port}/{token}"
+    return f"{'https' if secure else 'http'}://{name}:{port}/{place_of(number)}{token}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hmac
 import ipaddress
+import re
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -40,7 +41,8 @@ HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Permissions-Policy": "camera=(), microphone=(), geolocation=()",
 }
-OPEN_PATHS = ("/health", "/ready")  # for load balancers, which have no token
+GUARDED = re.compile(r"(/models/\d+)?/(v1/|metrics)")
+"""Paths that need the token. The page has nothing to hide, and load balancers, which ask for health, have no token."""
 LEAST_TOKEN = 16  # characters
 
 
@@ -117,7 +119,7 @@ class Guard:
         origin = headers.get("origin")
         if origin is not None and not self._is_allowed(origin, host):
             return 403, refusal("Origin", "the page of this server, or one of --origin", origin[:100])
-        needs_token = scope["type"] == "http" and scope["path"].startswith(("/v1/", "/metrics"))
+        needs_token = scope["type"] == "http" and GUARDED.match(scope["path"])
         if needs_token and self._settings.token is not None:
             given = bearer_token(headers.get("authorization"))
             if not same_token(given, self._settings.token):

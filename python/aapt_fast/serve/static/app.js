@@ -5,6 +5,7 @@ import { Body } from "./body.js";
 import { Connection } from "./connection.js";
 import { codecs } from "./decoder.js";
 import { Live } from "./live.js";
+import { showModels } from "./models.js";
 import { announce, attempt, byId, complain, fragment } from "./page.js";
 import { Share } from "./share.js";
 import { Shortcuts } from "./shortcuts.js";
@@ -42,7 +43,7 @@ connection.addEventListener("welcome", attempt(async () => {
 
 /** Make the parts for this model, and begin: with the stream of the link, else with a new one. */
 async function build(model) {
-  byId("model-name").textContent = `${model.name}, ${model.width}×${model.height}`;
+  attempt(() => showModels(connection, model))();
   stage = new Stage(connection, model, live, model.control.kind === "pose" ? new Body(model.control) : null);
   const steer = new Steer(stage);
   const transport = new Transport(stage);

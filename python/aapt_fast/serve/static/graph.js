@@ -8,13 +8,15 @@ export class Graph {
    * @param {string} name
    * @param {import("./measures.js").Series} series
    * @param {string} colour a CSS colour
+   * @param {string} meaning what is measured
    */
-  constructor(parent, name, series, colour) {
+  constructor(parent, name, series, colour, meaning) {
     this.name = name;
     this.series = series;
     this.colour = colour;
     const box = parent.appendChild(document.createElement("div"));
     box.className = "graph";
+    box.title = meaning;
     const label = box.appendChild(document.createElement("span"));
     label.className = "name";
     label.textContent = name;

@@ -17,13 +17,13 @@ export class Live {
     this.decode = new Series();
     this.network = new Series();
     const series = [
-      ["Control to photon", this.controlToPhoton, "#8d80ff"],
-      ["Step", this.step, "#22c7e6"],
-      ["Network", this.network, "#3ddc97"],
-      ["Encode", this.encode, "#ffb454"],
-      ["Decode", this.decode, "#ff7a90"],
+      ["Control to photon", this.controlToPhoton, "#8d80ff", "From your key or click to the first picture that obeys it"],
+      ["Step", this.step, "#22c7e6", "The model's time for the next four pictures"],
+      ["Network", this.network, "#3ddc97", "To the server and back"],
+      ["Encode", this.encode, "#ffb454", "The server's time to compress a picture"],
+      ["Decode", this.decode, "#ff7a90", "The browser's time to unpack a picture"],
     ];
-    this.graphs = series.map(([name, values, colour]) => new Graph(byId("graphs"), name, values, colour));
+    this.graphs = series.map((each) => new Graph(byId("graphs"), ...each));
     connection.addEventListener("stats", ({ detail }) => this.#take(detail));
     connection.addEventListener("pong", () => this.network.add(connection.roundTrip));
     this.last = { time: performance.now(), drawn: 0, lane: null };
