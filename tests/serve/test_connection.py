@@ -210,7 +210,9 @@ def test_garbage_is_closed_and_others_stay(running, player, play):
     assert player.open()["type"] == "opened"
 
 
-def test_invalid_utf_8_and_half_a_message_are_closed(running, player):
+def test_invalid_utf_8_and_half_a_message_are_closed(make_running, play, capfd):
+    running = make_running()
+    player = play(running)
     for rest in (b"\x81\x82\x00\x00\x00\x00\xff\xfe", b"\x81\xfe"):  # a masked text; one that never ends
         with raw_socket(running) as raw:
             raw.sendall(rest)
@@ -219,6 +221,7 @@ def test_invalid_utf_8_and_half_a_message_are_closed(running, player):
                 pass
     assert player.open()["type"] == "opened"
     running.until(lambda: running.call(lambda: len(running.served.connections)) == 1)
+    assert "Traceback" not in capfd.readouterr().err  # a client could fill the log
 
 
 def raw_socket(running) -> socket.socket:

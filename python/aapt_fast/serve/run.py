@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import socket
 import threading
 import time
@@ -115,7 +116,13 @@ def make_server(
         timeout_graceful_shutdown=3,
         limit_concurrency=4 * settings.limits.connections * len(app.state.servers) + 64,
     )
+    logging.getLogger("uvicorn.error").addFilter(_is_no_clients_mistake)
     return DrainingServer(config, app.state.servers, sockets)
+
+
+def _is_no_clients_mistake(record: logging.LogRecord) -> bool:
+    """Keep out of the log what a client can repeat at will: a text that is not UTF-8 closes its connection, no more."""
+    return not str(record.msg).startswith("Invalid UTF-8")
 
 
 @contextlib.contextmanager
