@@ -164,7 +164,7 @@ def test_stage_1_starts_from_the_conversion_of_the_pretrained_model(
 ) -> None:
     starts = []
 
-    def note_start(folder, config, clips, channel_weights, evaluate, start, watch):
+    def note_start(folder, config, clips, channel_weights, evaluate, start, watch, place):
         starts.append(start)
         return start or Generator(config.model)
 
@@ -224,11 +224,11 @@ def test_a_recipe_may_start_from_a_model(person: Path, tmp_path: Path, monkeypat
     starts = []
     file = person / PERSON.name / "model.safetensors"
 
-    def note_codec(folder, config, clip_sets, held_out, start, watch):
+    def note_codec(folder, config, clip_sets, held_out, start, watch, place):
         starts.append(start)
         return start
 
-    def note_diffusion(folder, config, clips, channel_weights, evaluate, start, watch):
+    def note_diffusion(folder, config, clips, channel_weights, evaluate, start, watch, place):
         starts.append(start)
         return start
 

@@ -292,7 +292,7 @@ def generator_pull(
         watched = dataclasses.replace(segment, fake=frames)
         fake, real = judge(discriminator, watched, draw_viewing(segment, config, run.share))
         adversarial = relativistic_generator_loss(fake, real.detach())
-        towards_real = torch.autograd.grad(adversarial, frames)[0]
+        towards_real = run.share.of_context(torch.autograd.grad(adversarial, frames)[0])
         towards_real[:, :, : segment.overlap] = 0  # these frames are not generated again
         size = run.share.norm(towards_real)
         run.track(adversarial=adversarial, pulls=size / max(length, 1e-12))

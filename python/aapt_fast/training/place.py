@@ -20,9 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from aapt_fast.distributed import launch
-from aapt_fast.distributed.transport import Transport, require_agreement, sum_over_ranks
+from aapt_fast.distributed.context_parallel import share_tokens
+from aapt_fast.distributed.transport import TorchTransport, Transport, require_agreement, sum_over_ranks
 from aapt_fast.errors import require
 from aapt_fast.training.precision import mixed_precision, training_dtype
+from aapt_fast.training.recomputing import recompute
 
 T = TypeVar("T")
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
@@ -34,7 +36,7 @@ class Place:
     Args:
         device: of this process.
         transport: to the other ranks; None: a process by itself.
-        context: number of ranks that share the tokens of the same rows (training/context_parallel.py).
+        context: number of ranks that share the tokens of the same rows (distributed/context_parallel.py).
         recompute: compute the blocks of a network again in the backward pass, instead of keeping what they computed.
         sharded: cut weights among the ranks; False only where ranks are no processes.
 
@@ -56,10 +58,14 @@ class Place:
         fits = context >= 1 and self.size % context == 0
         require(fits, "context", f"a number that divides {self.size} ranks", context)
         self.mesh: Any = None
+        self.tokens: Transport | None = None  # to the ranks of the same context
         if transport is not None and sharded:
             from torch.distributed.device_mesh import init_device_mesh  # a second, which one process does not need
 
             self.mesh = init_device_mesh(device.type, (self.size,))
+            if context > 1:
+                both = init_device_mesh(device.type, (self.size // context, context), mesh_dim_names=("rows", "tokens"))
+                self.tokens = TorchTransport(both["tokens"].get_group())
 
     @property
     def is_first(self) -> bool:
@@ -115,6 +121,10 @@ class Place:
             keep: keep the weights of blocks whole from the first forward pass until `settle`, for a model that takes
                 many steps per update (as in ZeRO-2); else only while a block computes (ZeRO-3).
         """
+        for block in blocks_of(model) if self.recompute else ():
+            recompute(block)
+        if self.tokens is not None and blocks_of(model):
+            share_tokens(model, self.tokens)
         if self.mesh is None:
             return model.to(self.device)
         from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
@@ -195,6 +205,11 @@ class Share:
         if self.place.transport is None:
             return pull.norm()
         return self._sum((self.part * pull).square().sum()).sqrt()
+
+    def of_context(self, pull: Tensor) -> Tensor:
+        """The gradient [...] with respect to what all ranks of a context have, from the part that this one got."""
+        tokens = self.place.tokens
+        return pull if tokens is None else sum_over_ranks(tokens, pull) / self.place.context
 
     def _sum(self, own: Tensor) -> Tensor:
         assert self.place.transport is not None
