@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The work of one rank in the tests of test_train_*.py: `python train_job.py FOLDER STEPS`, under torchrun.
+"""The work of one rank in the tests of test_train_on_ranks.py: `python train_job.py FOLDER STEPS [OPTION...]`.
 
-Every stage trains for so many of its steps in FOLDER/STAGE, or goes on there. The weights go to FOLDER/STAGE.pt.
+Every stage trains in FOLDER/STAGE, or goes on there, until it has taken STEPS more steps or all of them. The weights of
+one that is done go to FOLDER/STAGE.pt. Options: context (two ranks share tokens), recompute.
 """
 
 import sys
@@ -26,7 +27,6 @@ def main(folder, steps, *options):
             weights = place.whole_state(model)
             if place.is_first:
                 torch.save(weights, Path(folder, f"{name}.pt"))
-    place.wait()
     launch.end()
 
 

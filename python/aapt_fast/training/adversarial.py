@@ -149,15 +149,7 @@ def train_adversarial(
     weigh the latent channels in the distances. Raises ValueError if all three weights are 0, for levels that do not
     ascend in 0..1, for an unknown optimiser, for exact penalties on ranks, or if the clips are shorter than a segment.
     """
-    distances = config.reconstruction > 0 or config.refinement > 0
-    zero = "reconstruction and refinement are 0"
-    require(distances or config.adversarial > 0, "adversarial", f"a weight above 0, as {zero}", 0)
-    require(distances or not config.balanced, "balanced", f"False, as {zero}", True)
-    smallest, largest = config.refinement_levels
-    require(0 < smallest <= largest <= 1, "refinement_levels", "two ascending levels in 0..1", config.refinement_levels)
-    require(config.optimiser in OPTIMISERS, "optimiser", " or ".join(OPTIMISERS), config.optimiser)
-    exact = config.exact_penalties and place.mesh is not None
-    require(not exact, "exact_penalties", "False on ranks: FSDP2 has no second derivative", True)
+    _check_config(config, place)
     clips.require_frames(config.segment_frames)
     torch.manual_seed(config.seed)
     generator = Generator(config.model)
@@ -215,6 +207,19 @@ def train_adversarial(
                 (share.weight * loss / len(segments)).backward()
             trainer.descend(discriminator, judge_optimiser)
     return generator
+
+
+def _check_config(config: AdversarialConfig, place: Place) -> None:
+    """Raise ValueError for settings that contradict each other, or the place."""
+    distances = config.reconstruction > 0 or config.refinement > 0
+    zero = "reconstruction and refinement are 0"
+    require(distances or config.adversarial > 0, "adversarial", f"a weight above 0, as {zero}", 0)
+    require(distances or not config.balanced, "balanced", f"False, as {zero}", True)
+    smallest, largest = config.refinement_levels
+    require(0 < smallest <= largest <= 1, "refinement_levels", "two ascending levels in 0..1", config.refinement_levels)
+    require(config.optimiser in OPTIMISERS, "optimiser", " or ".join(OPTIMISERS), config.optimiser)
+    exact = config.exact_penalties and place.mesh is not None
+    require(not exact, "exact_penalties", "False on ranks: FSDP2 has no second derivative", True)
 
 
 def adam(generator: Generator, rate: float) -> torch.optim.Optimizer:

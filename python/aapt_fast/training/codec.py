@@ -63,16 +63,12 @@ def train_codec(
     model, critic = MiniVAE(config.model), PatchDiscriminator()
     if start is None:
         model.fit_linear(_linear_sample(clip_sets))
+        model.load_state_dict(place.first_says(model.state_dict()))  # another machine may find axes of another sign
     else:
         model.load_state_dict(start.state_dict())
     share, held_out = place.share(config.batch), held_out.to(place.device)
     place.put(model, ("encode", "decode", "reconstruct"))
     place.put(critic)
-    linear = [p for name, p in model.named_parameters() if name.startswith("linear")]
-    convolutional = [p for name, p in model.named_parameters() if not name.startswith("linear")]
-    rate, slow = config.learning_rate, config.learning_rate * config.linear_rate
-    groups = [{"params": convolutional, "lr": rate}, {"params": linear, "lr": slow}]
-    optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=1e-4, fused=True)
     critic_optimiser = torch.optim.AdamW(critic.parameters(), lr=4e-4, betas=(0.5, 0.9))
     judged = {"critic": critic, "critic_optimiser": critic_optimiser}
     sheet = folder / "samples.png" if place.is_first else None
@@ -82,7 +78,7 @@ def train_codec(
         model,
         lambda: evaluate_codec(model, held_out, sheet),
         watch,
-        optimiser,
+        _optimiser(model, config),
         more=judged,
         share=share,
     )
@@ -127,6 +123,15 @@ def train_codec(
             trainer.descend(critic, critic_optimiser)
 
     return model
+
+
+def _optimiser(model: MiniVAE, config: CodecConfig) -> torch.optim.Optimizer:
+    """AdamW, slower for the linear maps."""
+    linear = [p for name, p in model.named_parameters() if name.startswith("linear")]
+    convolutional = [p for name, p in model.named_parameters() if not name.startswith("linear")]
+    rate, slow = config.learning_rate, config.learning_rate * config.linear_rate
+    groups = [{"params": convolutional, "lr": rate}, {"params": linear, "lr": slow}]
+    return torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=1e-4, fused=True)
 
 
 @torch.no_grad()

@@ -116,11 +116,12 @@ class Place:
         """The model itself, its weights on the device and cut among the ranks.
 
         Args:
-            model: with the same float32 weights on every rank.
+            model: with the same float32 weights on every rank; else all ranks raise the same ValueError.
             methods: names of those that are called besides `forward`.
             keep: keep the weights of blocks whole from the first forward pass until `settle`, for a model that takes
                 many steps per update (as in ZeRO-2); else only while a block computes (ZeRO-3).
         """
+        self.require_same(weights=_bits(model) if self.transport else "")
         for block in blocks_of(model) if self.recompute else ():
             recompute(block)
         if self.tokens is not None and blocks_of(model):
@@ -220,6 +221,11 @@ class Share:
 def blocks_of(model: nn.Module) -> list[nn.Module]:
     """The blocks of a generator or of a discriminator, which are the bulk of it; none of another network."""
     return [*getattr(getattr(model, "trunk", model), "blocks", ())]
+
+
+def _bits(model: nn.Module) -> int:
+    """A number that changes with the weights: the sum of their bits."""
+    return sum(int(each.detach().float().view(torch.int32).sum(dtype=torch.int64)) for each in model.parameters())
 
 
 def uncut(x: Any) -> Tensor:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Activation checkpointing: blocks that keep their inputs only, and compute the rest again in the backward pass.
 
-A rollout keeps what every block computed for every frame of a segment: about 34 numbers per token and channel. With
-this it keeps the inputs of each block, and the keys and values that the cache holds anyway, for a third more work.
+A rollout keeps what every block computed for every frame of a segment: 34 bytes or more per token and channel, without
+what attention keeps (Korthikanti et al. 2022, arXiv 2205.05198, section 4). With this it keeps the inputs of each
+block, and the keys and values that the cache holds anyway, for a third more work.
 """
 
 from __future__ import annotations

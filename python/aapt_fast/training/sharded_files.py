@@ -31,8 +31,8 @@ SHARDS = "shards"
 def save_shards(path: Path, content: Mapping[str, Any], place: Place) -> None:
     """Write `content`, whose "state" holds tensors [...] that may be cut among ranks, unless its "step" is there.
 
-    All ranks have to call it. Raises FloatingPointError on all of them, naming the first value that is not finite; the
-    old checkpoint stays then.
+    All ranks have to call it. Raises FloatingPointError on all of them, naming the first value that is not finite, and
+    OSError if one of them cannot write; the old checkpoint stays then.
     """
     import torch.distributed.checkpoint as dcp  # takes half a second
 
@@ -45,7 +45,10 @@ def save_shards(path: Path, content: Mapping[str, Any], place: Place) -> None:
         return
     tensors: dict[str, Tensor] = {}
     described = _mapped(content["state"], lambda tensor: _described(tensor, tensors))
-    dcp.save(tensors, checkpoint_id=folder, process_group=_group(place))
+    try:
+        dcp.save(tensors, checkpoint_id=folder, process_group=_group(place))
+    except dcp.CheckpointException as error:  # no Exception
+        raise OSError(f"{folder}: a checkpoint could not be written: {_first_cause(error)}") from error
     if place.is_first:
         save_whole(path, {**content, "state": described, SHARDS: folder.name})
         for other in path.parent.glob(f"{path.stem}-*"):
@@ -65,8 +68,8 @@ def load_shards(path: Path, content: Mapping[str, Any], place: Place) -> Any:
     state = _filled(content["state"], place, tensors)
     try:
         dcp.load(tensors, checkpoint_id=folder, process_group=_group(place))
-    except Exception as error:  # torch raises many kinds, whose texts are long
-        got = f"a missing or damaged one ({type(error).__name__})"
+    except (Exception, dcp.CheckpointException) as error:  # many kinds, whose texts are long
+        got = f"a missing or damaged one ({_first_cause(error)})"
         raise CheckpointError(f"{folder}: expected a whole folder of this training, got {got}") from error
     name = next((name for name, tensor in tensors.items() if not own_part(tensor).isfinite().all()), None)
     if place.anywhere(name is not None):
@@ -120,6 +123,13 @@ def _mapped(content: Any, change: Callable[[Any], Any]) -> Any:
     if isinstance(content, Mapping):
         return {key: _mapped(value, change) for key, value in content.items()}
     return [_mapped(value, change) for value in content] if isinstance(content, list | tuple) else content
+
+
+def _first_cause(error: BaseException) -> str:
+    """What went wrong on the first rank where something did, in a line."""
+    failures = getattr(error, "failures", {})
+    cause = next(iter(failures.values()))[0] if failures else error
+    return f"{type(cause).__name__}: {cause}".splitlines()[0]
 
 
 def _group(place: Place) -> Any:
