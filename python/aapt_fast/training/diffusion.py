@@ -140,7 +140,8 @@ def decoder_sensitivity(decode: Callable[[Tensor], Tensor], latents: Tensor, siz
     video, changes, same = decode(latents), [], torch.Generator().manual_seed(0)  # a resumed run has the same weights
     for channel in range(latents.shape[1]):
         disturbed = latents.clone()
-        disturbed[:, channel] += size * torch.randn(disturbed[:, channel].shape, generator=same)
+        noise = torch.randn(disturbed[:, channel].shape, generator=same).to(latents.device)
+        disturbed[:, channel] += size * noise
         changes.append((decode(disturbed) - video).square().mean())
     weights = torch.stack(changes).sqrt()
     return weights / weights.mean()

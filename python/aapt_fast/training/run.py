@@ -28,6 +28,7 @@ from aapt_fast.training.place import UNSHARED, Share
 from aapt_fast.training.sharded_files import load_shards, require_same_kind, save_shards
 
 CHECKPOINT = "checkpoint.pt"
+CHECKPOINT_SECONDS = 60.0
 
 
 Stop: TypeAlias = Callable[[], AbstractContextManager[Callable[[], bool]]]
@@ -71,7 +72,7 @@ class TrainingRun:
         *,
         watch: Watch = UNWATCHED,
         share: Share = UNSHARED,
-        checkpoint_seconds: float = 60,
+        checkpoint_seconds: float = CHECKPOINT_SECONDS,
     ) -> None:
         self.folder = folder
         self.share, self._place = share, share.place
@@ -79,7 +80,7 @@ class TrainingRun:
         self._state, self._watch = state, watch
         self._seconds_before = 0.0
         self._started = self._saved = time.monotonic()
-        self._checkpoint_seconds = checkpoint_seconds
+        self._checkpoint_seconds = self._pause = checkpoint_seconds
         self._averages: dict[str, float] = {}
         folder.mkdir(parents=True, exist_ok=True)
         self._check_config(config)
@@ -91,7 +92,9 @@ class TrainingRun:
         return self._seconds_before + time.monotonic() - self._started
 
     def steps(self, total: int, seed: int) -> Iterator[int]:
-        """Yield the remaining steps, torch seeded for each; saves every minute, when the watch stops it, at the end.
+        """Yield the remaining steps, torch seeded for each; saves when the watch stops it, at the end, and in between.
+
+        That is every minute, or more rarely where saving would take more than a tenth of the time.
 
         Raises KeyboardInterrupt once it has been stopped and saved.
         """
@@ -104,7 +107,7 @@ class TrainingRun:
                 bar.update()
                 shown = {name: f"{value:.4g}" for name, value in self._averages.items()}
                 bar.set_postfix(shown, refresh=False)
-                if self._place.first_says(time.monotonic() - self._saved > self._checkpoint_seconds):
+                if self._place.first_says(time.monotonic() - self._saved > self._pause):
                     self.save()
             self.save()
             if self._place.anywhere(stopped()):
@@ -150,12 +153,13 @@ class TrainingRun:
             "averages": self._averages,
             "state": {name: part.state_dict() for name, part in self._state.items()},
         }
-        path = self.folder / CHECKPOINT
+        path, begun = self.folder / CHECKPOINT, time.monotonic()
         try:
             save_finite(path, content) if self._place.transport is None else save_shards(path, content, self._place)
         except FloatingPointError as error:
             self.fail(str(error))
         self._saved = time.monotonic()
+        self._pause = self._checkpoint_seconds * max(1.0, 10 * (self._saved - begun) / CHECKPOINT_SECONDS)
 
     def _check_config(self, config: Any) -> None:
         require_same_config(self.folder, config)

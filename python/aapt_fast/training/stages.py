@@ -205,8 +205,9 @@ class RecipeRun:
         config, (clips, channel_weights, _) = self._recipe.pretrain, self._data(stage)
         assert config is not None  # as `take` checks
         with torch.no_grad():
-            vae, (video, _) = self._codec(), held_out_clips(self._recipe.held_out_gallery)
-            held_out = vae.encode(video.to(self._place.device)).cpu()
+            vae, device = self._codec(), self._place.device
+            video, _ = held_out_clips(self._recipe.held_out_gallery)
+            held_out = vae.to(device).encode(video.to(device)).cpu()
         evaluation = HeldOutError(held_out[:, :, : config.clip_frames])
         return train_bidirectional(folder, config, clips.latents, channel_weights, evaluation, watch, self._place)
 
