@@ -96,8 +96,10 @@ class Place:
         return result
 
     def anywhere(self, happened: bool) -> bool:
-        """True on every rank if something has happened on one of them."""
-        return happened if self.transport is None else any(self.transport.gather(happened))
+        """True on every rank if something has happened on one of them. A rank that hangs is noticed here."""
+        if self.transport is None:
+            return happened
+        return bool(self.transport.all_gather(torch.tensor([happened], device=self.device)).any())
 
     def first_says(self, value: T) -> T:
         """The value that the first rank has, on every rank."""

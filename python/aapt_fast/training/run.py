@@ -107,7 +107,8 @@ class TrainingRun:
                 bar.update()
                 shown = {name: f"{value:.4g}" for name, value in self._averages.items()}
                 bar.set_postfix(shown, refresh=False)
-                if self._place.first_says(time.monotonic() - self._saved > self._pause):
+                due = time.monotonic() - self._saved > self._pause
+                if self._place.anywhere(due and self._place.is_first):
                     self.save()
             self.save()
             if self._place.anywhere(stopped()):
