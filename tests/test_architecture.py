@@ -36,7 +36,7 @@ ARROWS = {
     "streaming": {"errors", "atomic", "limits", "not_copied", "ops", "models", "worlds"},
     "serve": {"errors", "media", "models", "streaming", "worlds"},  # browsers and programs
     "distributed": {"errors", "ops", "models", "streaming"},  # one model on several devices
-    "training": {"errors", "atomic", "limits", "progress", "ops", "models", "streaming", "worlds"},
+    "training": {"errors", "atomic", "limits", "progress", "ops", "models", "streaming", "distributed", "worlds"},
     "integrations": {"errors", "ops", "models", "streaming"},
     "compat": {"errors", "ops", "models", "streaming"},
     "worlds": {"errors", "limits", "not_copied", "media"},

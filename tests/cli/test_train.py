@@ -10,6 +10,7 @@ import pytest
 
 from aapt_fast.cli import main, train
 from aapt_fast.progress import say
+from aapt_fast.training.place import Place
 from aapt_fast.training.recipes import ANYONE, Recipe
 from aapt_fast.training.run import CHECKPOINT, Stop, TrainingRun, Watch
 
@@ -42,7 +43,7 @@ def test_a_signal_ends_the_step_and_the_command_with_status_130(
 ) -> None:
     before = signal.getsignal(kind)
 
-    def steps(recipe: Recipe, out: Path, stages: tuple[str, ...], stop: Stop) -> None:
+    def steps(recipe: Recipe, out: Path, stages: tuple[str, ...], stop: Stop, place: Place) -> None:
         run = TrainingRun(out, recipe.consistency, {}, watch=Watch("a stage", stop))
         for step in run.steps(9, seed=0):
             if step == 1:

@@ -20,6 +20,7 @@ from aapt_fast.models.aapt.generator import Generator
 from aapt_fast.models.aapt.presets import NANO
 from aapt_fast.models.vae.mini import MiniVAE, MiniVAEConfig
 from aapt_fast.testing.compare import assert_near
+from aapt_fast.testing.fake_cuda import FAKE_GPU, fake_cuda
 from aapt_fast.training import (
     adversarial,
     codec,
@@ -38,11 +39,12 @@ from aapt_fast.training.codec import CodecConfig
 from aapt_fast.training.consistency import ConsistencyConfig
 from aapt_fast.training.data import ClipSetConfig, make_clip, render_clips
 from aapt_fast.training.diffusion import DiffusionConfig
+from aapt_fast.training.place import Place
 from aapt_fast.training.plan import result_path
 from aapt_fast.training.pose_network import PoseNetworkConfig
 from aapt_fast.training.pretrain import PretrainConfig
 from aapt_fast.training.recipes import ANYONE, COMPANY, COMPANY_CLIPS, PERSON, Recipe
-from aapt_fast.training.run import CHECKPOINT
+from aapt_fast.training.run import CHECKPOINT, UNWATCHED
 from aapt_fast.training.step_latency import step_latency
 from aapt_fast.training.trial import STEPS, trial_of
 from aapt_fast.worlds.person.company.company import Company
@@ -164,7 +166,7 @@ def test_stage_1_starts_from_the_conversion_of_the_pretrained_model(
 ) -> None:
     starts = []
 
-    def note_start(folder, config, clips, channel_weights, evaluate, start, watch):
+    def note_start(folder, config, clips, channel_weights, evaluate, start, watch, place):
         starts.append(start)
         return start or Generator(config.model)
 
@@ -219,16 +221,36 @@ def test_held_out_motions_are_held_out_and_persons_are_known(recipe: Recipe) -> 
     assert len({each.name for each in sets}) == len(sets) and len({each.world.company for each in sets}) == 1
 
 
+def test_data_and_evaluations_of_stages_are_on_the_gpu_of_the_place(person: Path, tmp_path: Path, monkeypatch) -> None:
+    shutil.copytree(person, tmp_path / "run")
+    asked = []
+
+    def look(folder, config, clips, channel_weights, evaluate, *others):
+        assert channel_weights.device == others[-1].device == FAKE_GPU
+        model = Generator(config.model).to(FAKE_GPU)
+        asked.extend(evaluate(model))
+        return model
+
+    monkeypatch.setattr(stages, "train_diffusion", look)
+    monkeypatch.setattr(stages, "train_bidirectional", look)
+    monkeypatch.setattr(stages.RecipeRun, "_load", lambda run, model, stage: model)
+    with fake_cuda():
+        run = stages.RecipeRun(tiny(PERSON), tmp_path / "run", Place(FAKE_GPU))
+        for stage in ("diffusion", "pretrain"):
+            run.take(stage, UNWATCHED)
+    assert {"psnr_4", "strangers_psnr_4", "error_0.5"} <= set(asked)
+
+
 def test_a_recipe_may_start_from_a_model(person: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Codec and stage 1 get the weights of a file that another run has exported."""
     starts = []
     file = person / PERSON.name / "model.safetensors"
 
-    def note_codec(folder, config, clip_sets, held_out, start, watch):
+    def note_codec(folder, config, clip_sets, held_out, start, watch, place):
         starts.append(start)
         return start
 
-    def note_diffusion(folder, config, clips, channel_weights, evaluate, start, watch):
+    def note_diffusion(folder, config, clips, channel_weights, evaluate, start, watch, place):
         starts.append(start)
         return start
 

@@ -140,6 +140,8 @@ def _check_system(arguments: argparse.Namespace, preset: str | None) -> None:
 
 
 def _check_train(arguments: argparse.Namespace) -> None:
+    require(arguments.gpus >= 1, "--gpus", "at least 1", arguments.gpus)
+    require(arguments.device in (None, "cuda", "cpu"), "--device", "cuda or cpu", arguments.device)
     if arguments.start is not None:
         starts = arguments.recipe in STARTED_RECIPES
         require(starts, "--start", "none for a recipe that begins from nothing", arguments.start)

@@ -206,6 +206,15 @@ def add_train(parser: argparse.ArgumentParser) -> None:
         help="the same stages with few clips and steps, some minutes on two quiet cores: to see that training "
         "works, in a folder of its own; the model is good for nothing else",
     )
+    parser.add_argument("--device", help="cuda | cpu (default: a GPU where there is one)")
+    parser.add_argument(
+        "--gpus",
+        type=integer,
+        default=1,
+        metavar="N",
+        help="share each batch among so many GPUs of this machine, or with --device cpu among so many processes; a run "
+        "goes on with any number, but not with 1 after several or several after 1 (default: %(default)s)",
+    )
     parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
 
 

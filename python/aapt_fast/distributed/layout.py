@@ -38,7 +38,7 @@ class Layout:
     token_inputs: list[tuple[nn.Module, int]] = field(default_factory=list)
     """Modules and the number of an argument [B, F, N or 1, ...] of which they shall see their own tokens."""
     last: nn.Module | None = None
-    """Its result, one row per token, is gathered."""
+    """Its result, one row per token, is gathered; None for a network whose tokens somebody else gathers."""
     attentions: list[tuple[nn.Module, int]] = field(default_factory=list)
     """Modules and the number of their argument that is the cache."""
     norm_across_heads: bool = False
@@ -59,7 +59,7 @@ def layout_of(generator: Any) -> Layout:
 
 def _of_aapt(generator: Generator) -> Layout:
     """Video tokens are cut. The text stream, which runs once per prompt, is whole on every rank."""
-    layout = Layout(token_inputs=[(generator.blocks[0], 0)], last=generator.unpatch)
+    layout = Layout(token_inputs=[(generator.blocks[0], 0)], last=getattr(generator, "unpatch", None))
     for number, block in enumerate(_blocks(generator)):
         stream, name = block.video, f"blocks.{number}.video"
         layout.attentions.append((block, 4))

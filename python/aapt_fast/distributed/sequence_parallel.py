@@ -32,6 +32,11 @@ class ExchangedHeads:
     def __init__(self, cache: Cache, shards: TokenShards, eps: float, across: bool) -> None:
         self._cache, self._shards, self._eps, self._across = cache, shards, eps, across
 
+    def moment(self, layer: int) -> ExchangedHeads:
+        """The same view of the cache's moment; see `GrowingCache.moment`."""
+        cache: Any = self._cache
+        return ExchangedHeads(cache.moment(layer), self._shards, self._eps, self._across)
+
     def attend(
         self, layer: int, q: Tensor, k: Tensor, v: Tensor, q_weight: Tensor | None, k_weight: Tensor | None
     ) -> Tensor:

@@ -113,7 +113,7 @@ def shard(model: StreamModel, transport: Transport, scheme: str = "sp", *, whole
     require(transport.size in divisors, "ranks", expected, transport.size)
     rule, shards = SCHEMES[scheme](), TokenShards(transport)
     rule.cut(generator, layout, shards)
-    _hook(generator, layout, rule, shards)
+    exchange_tokens(generator, layout, rule, shards)
     world = model.world if model.has_world else None
     vae: Any = model.vae
     if isinstance(vae, LayeredDecoder) and model.grid[0] >= transport.size and not whole_decoder:
@@ -127,7 +127,8 @@ def versions(device: torch.device) -> dict[str, str]:
     return {"torch": torch.__version__, "GPU": torch.cuda.get_device_name(device) if device.type == "cuda" else "none"}
 
 
-def _hook(generator: Any, layout: Layout, scheme: Scheme, shards: TokenShards) -> None:
+def exchange_tokens(generator: Any, layout: Layout, scheme: Scheme, shards: TokenShards) -> None:
+    """Let the layers of a generator exchange what they have to, from now on; its blocks get own tokens."""
     first = layout.token_inputs[0]
     for module, argument in layout.token_inputs:
         begins = (module, argument) == first
@@ -135,8 +136,8 @@ def _hook(generator: Any, layout: Layout, scheme: Scheme, shards: TokenShards) -
     for module, argument in layout.attentions:
         seen = partial(scheme.cache, shards=shards, eps=generator.config.eps, across=layout.norm_across_heads)
         module.register_forward_pre_hook(partial(_replace_cache, argument, seen))
-    assert layout.last is not None
-    layout.last.register_forward_hook(partial(_gather_result, shards))
+    if layout.last is not None:
+        layout.last.register_forward_hook(partial(_gather_result, shards))
 
 
 def _split_argument(

@@ -57,8 +57,8 @@ class GrowingCache:
     No tensor is changed in place, so gradients flow through the cached keys and values. `attend` may be repeated for a
     layer before `advance`, for example at the next noise level of the same frames: the last call counts. A call of
     more frames than the rule's `frames` is cut into blocks, from its first frame; the last block may be shorter.
-    Frames that no later step sees are dropped. To recompute blocks in the backward pass (activation checkpointing),
-    call `advance` after `backward`.
+    Frames that no later step sees are dropped. To recompute a block in the backward pass (activation checkpointing),
+    let it see the `moment` of its first pass.
 
     Args:
         layers: number of layers.
@@ -130,6 +130,17 @@ class GrowingCache:
             self._new[layer] = {}
         self._tables = {}
 
+    def moment(self, layer: int) -> GrowingCache:
+        """A cache in which `layer` can attend once more to what it sees now, whatever happens to this one meanwhile.
+
+        Tensors are shared, not copied.
+        """
+        other = GrowingCache(self.layers, self.rule, self.rope, self.text, eps=self.eps)
+        other.next_frame = self.next_frame
+        other._past[layer] = dict(self._past[layer])
+        other._unrotated[layer] = dict(self._unrotated[layer])
+        return other
+
     def kept(self, layer: int) -> tuple[KeysAndValues | None, dict[int, Tensor], dict[int, KeysAndValues]]:
         """Tensors that a layer keeps between two calls, [B, N, Hkv, D] each.
 
@@ -197,6 +208,10 @@ class WholeClipCache:
             require(layer < len(self.text), "text", f"an entry for layer {layer}", f"{len(self.text)} entries")
             parts.insert(0, _of_batch(self.text[layer], len(q)))
         return attention(rotated_q, parts).view(q.shape)
+
+    def moment(self, layer: int) -> WholeClipCache:
+        """This cache, as `attend` changes nothing in it; see `GrowingCache.moment`."""
+        return self
 
     def advance(self, frames: int) -> None:
         """See `Cache.advance`. Raises RuntimeError on a second call: there is nothing to continue from."""

@@ -47,6 +47,7 @@ from aapt_fast.training.losses import (
     relativistic_discriminator_loss,
     relativistic_generator_loss,
 )
+from aapt_fast.training.place import ALONE, UNSHARED, Place, Share
 from aapt_fast.training.precision import mixed_precision
 from aapt_fast.training.refinement import Reader
 from aapt_fast.training.run import UNWATCHED, TrainingRun, Watch
@@ -140,20 +141,15 @@ def train_adversarial(
     channel_weights: Tensor,
     evaluate: Evaluation,
     watch: Watch = UNWATCHED,
+    place: Place = ALONE,
 ) -> Generator:
     """Train from `start` (stage 2's weights); the discriminator starts from `trunk` (stage 1's). Returns the average.
 
-    `trunk` is the teacher of the refinement, too. `channel_weights` [C] weigh the latent channels in the distances.
-    Raises ValueError if all three weights are 0, for levels that do not ascend in 0..1, for an unknown optimiser, or if
-    the clips are shorter than a segment.
+    It trains at `place`. `trunk` is the teacher of the refinement, too, and put there for it. `channel_weights` [C]
+    weigh the latent channels in the distances. Raises ValueError if all three weights are 0, for levels that do not
+    ascend in 0..1, for an unknown optimiser, for exact penalties on ranks, or if the clips are shorter than a segment.
     """
-    distances = config.reconstruction > 0 or config.refinement > 0
-    zero = "reconstruction and refinement are 0"
-    require(distances or config.adversarial > 0, "adversarial", f"a weight above 0, as {zero}", 0)
-    require(distances or not config.balanced, "balanced", f"False, as {zero}", True)
-    smallest, largest = config.refinement_levels
-    require(0 < smallest <= largest <= 1, "refinement_levels", "two ascending levels in 0..1", config.refinement_levels)
-    require(config.optimiser in OPTIMISERS, "optimiser", " or ".join(OPTIMISERS), config.optimiser)
+    _check_config(config, place)
     clips.require_frames(config.segment_frames)
     torch.manual_seed(config.seed)
     generator = Generator(config.model)
@@ -161,6 +157,12 @@ def train_adversarial(
     trunk = trunk.eval().requires_grad_(False)
     discriminator = Discriminator(config.model, whole_clip=config.whole_clip)
     discriminator.start_from(trunk)
+    share = place.share(config.batch)
+    place.put(generator, keep=True)
+    place.put(discriminator)
+    if config.refinement > 0:
+        place.put(trunk)
+    channel_weights = channel_weights.to(place.device)
     # RMSProp with alpha 0.9, which is Adam without momentum (APT appendix)
     judge_optimiser = torch.optim.Adam(discriminator.parameters(), lr=config.discriminator_rate, betas=(0.0, 0.9))
     judged = {"discriminator": discriminator, "judge_optimiser": judge_optimiser}
@@ -173,6 +175,7 @@ def train_adversarial(
         optimiser=adam(generator, config.rate) if config.optimiser == "adam" else None,
         more=judged,
         average_decay=config.average_decay,
+        share=share,
     )
     run = trainer.run
 
@@ -181,27 +184,42 @@ def train_adversarial(
         batch = long_batch(clips, config, step)
 
         # the generator: each segment is rolled out, read, judged and differentiated
-        discriminator.requires_grad_(False)
+        place.freeze(discriminator, True)
         segments = []
         noise = torch.randn_like(batch.clean)
-        reader = Reader(trunk, config.refinement_levels, noise) if config.refinement > 0 else None
+        batch, noise = batch.each(share.own), share.own(noise)
+        reader = Reader(trunk, config.refinement_levels, noise, share) if config.refinement > 0 else None
         for segment in roll_out(generator, batch, noise, config.segment_frames, config.overlap, frozen):
             segments.append(segment)
             if not frozen:
                 reading = reader.read(*segment.new) if reader else None
                 pull = generator_pull(discriminator, segment, config, channel_weights, run, reading)
-                segment.fake.backward(pull / (batch.clean.shape[2] // config.segment_frames))
+                segment.fake.backward(share.weight * pull / (batch.clean.shape[2] // config.segment_frames))
         if not frozen:
             trainer.apply_gradients()
         watch_motion(segments, run)
 
         # the discriminator, on the same frames
         if config.adversarial > 0:
-            discriminator.requires_grad_(True)
+            place.freeze(discriminator, False)
             for segment in segments:
-                (discriminator_loss(discriminator, segment, config, run) / len(segments)).backward()
+                loss = discriminator_loss(discriminator, segment, config, run)
+                (share.weight * loss / len(segments)).backward()
             trainer.descend(discriminator, judge_optimiser)
     return generator
+
+
+def _check_config(config: AdversarialConfig, place: Place) -> None:
+    """Raise ValueError for settings that contradict each other, or the place."""
+    distances = config.reconstruction > 0 or config.refinement > 0
+    zero = "reconstruction and refinement are 0"
+    require(distances or config.adversarial > 0, "adversarial", f"a weight above 0, as {zero}", 0)
+    require(distances or not config.balanced, "balanced", f"False, as {zero}", True)
+    smallest, largest = config.refinement_levels
+    require(0 < smallest <= largest <= 1, "refinement_levels", "two ascending levels in 0..1", config.refinement_levels)
+    require(config.optimiser in OPTIMISERS, "optimiser", " or ".join(OPTIMISERS), config.optimiser)
+    exact = config.exact_penalties and place.mesh is not None
+    require(not exact, "exact_penalties", "False on ranks: FSDP2 has no second derivative", True)
 
 
 def adam(generator: Generator, rate: float) -> torch.optim.Optimizer:
@@ -228,7 +246,7 @@ def roll_out(
     made = [previous]  # every frame so far, without gradient
     for first in range(0, batch.clean.shape[2], segment_frames):
         cache, new = cache.detach(), []
-        with torch.set_grad_enabled(not frozen), mixed_precision():
+        with torch.set_grad_enabled(not frozen), mixed_precision(noise.device):
             for frame in range(first, first + segment_frames):
                 here = slice(frame, frame + 1)
                 fake = sample_frame(generator, noise[:, :, here], made[-1], batch.control[:, :, here], [cache])
@@ -263,7 +281,7 @@ def generator_pull(
     frames = segment.fake.detach().requires_grad_()
     new = frames[:, :, segment.overlap :]
     pull, length = torch.zeros_like(frames), 1.0
-    distances = torch.zeros(())
+    distances = torch.zeros((), device=frames.device)
     if config.reconstruction > 0:
         error = frame_distance(new, segment.real[:, :, segment.overlap :], channel_weights)
         distances = distances + config.reconstruction * error
@@ -274,15 +292,16 @@ def generator_pull(
         run.track(refinement=error)
     if distances.requires_grad:
         pull = torch.autograd.grad(distances, frames)[0]
-        length = float(pull.norm())
+        length = float(run.share.norm(pull))
     if config.adversarial > 0:
         watched = dataclasses.replace(segment, fake=frames)
-        fake, real = judge(discriminator, watched, draw_viewing(segment, config))
+        fake, real = judge(discriminator, watched, draw_viewing(segment, config, run.share))
         adversarial = relativistic_generator_loss(fake, real.detach())
-        towards_real = torch.autograd.grad(adversarial, frames)[0]
+        towards_real = run.share.of_context(torch.autograd.grad(adversarial, frames)[0])
         towards_real[:, :, : segment.overlap] = 0  # these frames are not generated again
-        run.track(adversarial=adversarial, pulls=towards_real.norm() / max(length, 1e-12))
-        factor = length / towards_real.norm().clamp_min(1e-12) if config.balanced else 1.0
+        size = run.share.norm(towards_real)
+        run.track(adversarial=adversarial, pulls=size / max(length, 1e-12))
+        factor = length / size.clamp_min(1e-12) if config.balanced else 1.0
         pull = pull + config.adversarial * factor * towards_real
     return pull
 
@@ -291,7 +310,7 @@ def discriminator_loss(
     discriminator: Discriminator, segment: Segment, config: AdversarialConfig, run: TrainingRun
 ) -> Tensor:
     """Relativistic loss and R1, R2 of a segment. All passes share a viewing: penalties do not measure its chance."""
-    viewing = draw_viewing(segment, config)
+    viewing = draw_viewing(segment, config, run.share)
     recorded = config.penalty > 0 and config.exact_penalties
     fake_frames = segment.fake.detach().requires_grad_(recorded)
     real_frames = segment.real.detach().clone().requires_grad_(recorded)
@@ -308,8 +327,8 @@ def discriminator_loss(
         else:
             disturbed = dataclasses.replace(
                 segment,
-                fake=fake_frames + config.sigma * torch.randn_like(fake_frames),
-                real=real_frames + config.sigma * torch.randn_like(real_frames),
+                fake=fake_frames + config.sigma * run.share.randn_like(fake_frames),
+                real=real_frames + config.sigma * run.share.randn_like(real_frames),
             )
             fake_near, real_near = judge(discriminator, disturbed, viewing)
             penalties = approximate_penalty(real, real_near) + approximate_penalty(fake, fake_near)
@@ -323,7 +342,7 @@ def judge(discriminator: Discriminator, segment: Segment, viewing: Viewing) -> t
     fakes = viewing.show(segment.fake, segment.fake_previous)
     reals = viewing.show(segment.real, segment.real_previous)
     frames, previous = (torch.cat(pair) for pair in zip(fakes, reals, strict=True))
-    with mixed_precision():
+    with mixed_precision(frames.device):
         logits = discriminator(frames, previous, segment.control.repeat(2, 1, 1, 1, 1), viewing.t.repeat(2))
     if not discriminator.whole_clip:
         logits = logits[:, segment.overlap :]
@@ -331,18 +350,22 @@ def judge(discriminator: Discriminator, segment: Segment, viewing: Viewing) -> t
     return fake, real
 
 
-def draw_viewing(segment: Segment, config: AdversarialConfig) -> Viewing:
+def draw_viewing(segment: Segment, config: AdversarialConfig, share: Share = UNSHARED) -> Viewing:
     """A level for every row: t uniform as in AAPT section 2.3, or shifted; noise if frames are shown noised."""
-    t = shift_time(torch.rand(len(segment.real)), config.discriminator_shift).clamp_min(SMALLEST_T)
-    return Viewing(t, torch.randn(2, *segment.real.shape) if config.noised else None)
+    t = shift_time(share.own(torch.rand(share.batch(segment.real))), config.discriminator_shift).clamp_min(SMALLEST_T)
+    if not config.noised:
+        return Viewing(t, None)
+    return Viewing(t, torch.stack([share.randn_like(segment.real) for _ in range(2)]))
 
 
 @torch.no_grad()
 def watch_motion(segments: list[Segment], run: TrainingRun) -> None:
     """Track the dynamic degree, generated over true motion, and warn if it is that of a still or of noise."""
-    made = sum(float((s.fake - s.fake_previous).abs().mean()) for s in segments)
-    true = sum(float((s.real - s.real_previous).abs().mean()) for s in segments)
-    degree = made / max(true, 1e-9)
-    run.track(dynamic_degree=torch.tensor(degree))
-    if not 0.3 < degree < 3 and run.step % 10 == 0:
+    made = torch.stack([(s.fake - s.fake_previous).abs().mean() for s in segments]).sum()
+    true = torch.stack([(s.real - s.real_previous).abs().mean() for s in segments]).sum()
+    made, true = run.share.mean(torch.stack([made, true])).unbind()
+    ratio = made / true.clamp_min(1e-9)
+    run.track(dynamic_degree=ratio)
+    degree = float(ratio)
+    if run.share.place.is_first and not 0.3 < degree < 3 and run.step % 10 == 0:
         say(f"step {run.step}: the generated video moves {degree:.2f} times as much as the true one")

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -23,9 +24,13 @@ class Batch:
     recycled: Tensor  # [B, C, F, h, w], the true frame before each
     control: Tensor  # [B, step_channels, F, h, w]
 
+    def each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """A batch of what `change` makes of each tensor [B, ...]."""
+        return Batch(change(self.clean), change(self.recycled), change(self.control))
+
     def cut(self, span: slice) -> Batch:
         """The frames of `span` of every row."""
-        return Batch(self.clean[:, :, span], self.recycled[:, :, span], self.control[:, :, span])
+        return self.each(lambda frames: frames[:, :, span])
 
 
 class Clips(Protocol):

@@ -18,6 +18,7 @@ from aapt_fast.models.vae.patch_discriminator import PatchDiscriminator
 from aapt_fast.training.data import ClipSet, to_float
 from aapt_fast.training.losses import codec_loss, relativistic_discriminator_loss, relativistic_generator_loss
 from aapt_fast.training.metrics import psnr, sharpness, ssim
+from aapt_fast.training.place import ALONE, Place
 from aapt_fast.training.precision import mixed_precision
 from aapt_fast.training.run import UNWATCHED, Watch
 from aapt_fast.training.sheet import save_comparison
@@ -50,38 +51,45 @@ def train_codec(
     held_out: Tensor,
     start: MiniVAE | None = None,
     watch: Watch = UNWATCHED,
+    place: Place = ALONE,
 ) -> MiniVAE:
     """Train on `clip_sets`, evaluate on the videos `held_out` [n, 3, 1 + 4 k, H, W]; returns the averaged weights.
 
-    `start`, of configuration config.model, gives the first weights of a new run (None: random ones and a PCA).
+    It trains at `place`, whose ranks all have the clips. `start`, of configuration config.model, gives the first
+    weights of a new run (None: random ones and a PCA).
     """
     require(len(clip_sets) > 0, "clip_sets", "at least one set of clips", "none")
     torch.manual_seed(config.seed)
     model, critic = MiniVAE(config.model), PatchDiscriminator()
     if start is None:
         model.fit_linear(_linear_sample(clip_sets))
+        model.load_state_dict(place.first_says(model.state_dict()))  # another machine may find axes of another sign
     else:
         model.load_state_dict(start.state_dict())
-    linear = [p for name, p in model.named_parameters() if name.startswith("linear")]
-    convolutional = [p for name, p in model.named_parameters() if not name.startswith("linear")]
-    rate, slow = config.learning_rate, config.learning_rate * config.linear_rate
-    groups = [{"params": convolutional, "lr": rate}, {"params": linear, "lr": slow}]
-    optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=1e-4, fused=True)
+    share, held_out = place.share(config.batch), held_out.to(place.device)
+    place.put(model, ("encode", "decode", "reconstruct"))
+    place.put(critic)
     critic_optimiser = torch.optim.AdamW(critic.parameters(), lr=4e-4, betas=(0.5, 0.9))
     judged = {"critic": critic, "critic_optimiser": critic_optimiser}
-    sheet = folder / "samples.png"
+    sheet = folder / "samples.png" if place.is_first else None
     trainer = Trainer(
-        folder, config, model, lambda: evaluate_codec(model, held_out, sheet), watch, optimiser, more=judged
+        folder,
+        config,
+        model,
+        lambda: evaluate_codec(model, held_out, sheet),
+        watch,
+        _optimiser(model, config),
+        more=judged,
+        share=share,
     )
 
-    def reconstruct(truth: Tensor, noise_level: Tensor) -> tuple[Tensor, Tensor]:
+    def reconstruct(truth: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         latents = model.encode(truth)
-        video = model.reconstruct(latents + noise_level * torch.randn_like(latents))
+        video = model.reconstruct(latents + noise)
         video = video[:, :, 3:].float()
-        excess = (latents.float().square().mean() - 1).clamp_min(0)
-        return video, codec_loss(video, truth) + 1e-3 * excess
+        return video, codec_loss(video, truth), latents.float().square().mean()
 
-    if config.compile:
+    if config.compile and place.compiles:
         reconstruct = torch.compile(reconstruct)
 
     for step in trainer.steps():
@@ -89,26 +97,41 @@ def train_codec(
         adversarial = step >= config.gan_from * config.steps
         truth = _random_crops(clip_sets, config)
         noise_level = config.latent_noise * torch.rand(len(truth), 1, 1, 1, 1)
-        with mixed_precision():
-            video, loss = reconstruct(truth, noise_level)
+        size = config.crop // model.spatial_factor
+        shape = (len(truth), model.latent_channels, 1 + (config.crop_frames - 1) // 4, size, size)
+        noise = noise_level * torch.randn(shape)
+        truth, noise = share.own(truth), share.own(noise)
+        with mixed_precision(place.device):
+            video, loss, power = reconstruct(truth, noise)
+        excess = (power + share.mean(power) - power.detach() - 1).clamp_min(0)  # of all rows, with the gradient of own
+        loss = loss + 1e-3 * excess
         trainer.run.track(loss=loss)
         if adversarial:
-            critic.requires_grad_(False)
-            with mixed_precision():
+            place.freeze(critic, True)
+            with mixed_precision(place.device):
                 fake, real = critic(video).float(), critic(truth).float()
             loss = loss + config.gan_weight * relativistic_generator_loss(fake, real)
-            critic.requires_grad_(True)
         trainer.update(loss)
 
         if adversarial:
-            with mixed_precision():
+            place.freeze(critic, False)
+            with mixed_precision(place.device):
                 fake, real = critic(video.detach()).float(), critic(truth).float()
             critic_loss = relativistic_discriminator_loss(fake, real)
             trainer.run.track(critic=critic_loss)
-            critic_loss.backward()
+            (share.weight * critic_loss).backward()
             trainer.descend(critic, critic_optimiser)
 
     return model
+
+
+def _optimiser(model: MiniVAE, config: CodecConfig) -> torch.optim.Optimizer:
+    """AdamW, slower for the linear maps."""
+    linear = [p for name, p in model.named_parameters() if name.startswith("linear")]
+    convolutional = [p for name, p in model.named_parameters() if not name.startswith("linear")]
+    rate, slow = config.learning_rate, config.learning_rate * config.linear_rate
+    groups = [{"params": convolutional, "lr": rate}, {"params": linear, "lr": slow}]
+    return torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=1e-4, fused=True)
 
 
 @torch.no_grad()

@@ -24,6 +24,7 @@ from aapt_fast.models.aapt.sampling import timesteps
 from aapt_fast.training.clips import Clips, disturb_recycled
 from aapt_fast.training.diffusion import Evaluation
 from aapt_fast.training.losses import frame_distance
+from aapt_fast.training.place import ALONE, Place
 from aapt_fast.training.precision import mixed_precision
 from aapt_fast.training.run import UNWATCHED, Watch
 from aapt_fast.training.schedule import add_noise, wide
@@ -56,8 +57,11 @@ def train_consistency(
     channel_weights: Tensor,
     evaluate: Evaluation,
     watch: Watch = UNWATCHED,
+    place: Place = ALONE,
 ) -> Generator:
-    """Distil the frozen `teacher`, whose weights the student starts from; returns the averaged weights.
+    """Distil the frozen `teacher`, whose weights the student starts from, at `place`; returns the averaged weights.
+
+    `teacher` itself is put there.
 
     `channel_weights` [C] weigh the latent channels in the loss. Raises ValueError for clips that are too short.
     """
@@ -65,7 +69,11 @@ def train_consistency(
     teacher = teacher.eval().requires_grad_(False)
     student = Generator(config.model)
     student.load_state_dict(teacher.state_dict())
-    trainer = Trainer(folder, config, student, lambda: evaluate(student), watch)
+    share = place.share(config.batch)
+    for model in (teacher, student):
+        place.put(model)
+    channel_weights = channel_weights.to(place.device)
+    trainer = Trainer(folder, config, student, lambda: evaluate(student), watch, share=share)
     levels = timesteps(config.levels, config.model.shift)
 
     for _ in trainer.steps():
@@ -75,8 +83,10 @@ def train_consistency(
         )
         drawn = torch.randint(config.levels, (config.batch,))
         t, t_next = levels[drawn], levels[drawn + 1]
-        x = add_noise(batch.clean, torch.randn_like(batch.clean), t)
-        with mixed_precision():
+        noise = torch.randn_like(batch.clean)
+        batch, noise, t, t_next = batch.each(share.own), share.own(noise), share.own(t), share.own(t_next)
+        x = add_noise(batch.clean, noise, t)
+        with mixed_precision(place.device):
             with torch.no_grad():
                 end = teacher(x, batch.recycled, batch.control, t, teacher.new_cache())
                 x_next = euler_step(x, end, t, t_next)

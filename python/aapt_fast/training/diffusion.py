@@ -30,6 +30,7 @@ from aapt_fast.errors import require, require_shape
 from aapt_fast.models.aapt.config import GeneratorConfig
 from aapt_fast.models.aapt.generator import Generator
 from aapt_fast.training.clips import Clips, disturb_recycled
+from aapt_fast.training.place import ALONE, Place
 from aapt_fast.training.precision import mixed_precision
 from aapt_fast.training.run import UNWATCHED, Watch
 from aapt_fast.training.schedule import add_noise, sample_timesteps
@@ -66,8 +67,9 @@ def train_diffusion(
     evaluate: Evaluation,
     start: Generator | None = None,
     watch: Watch = UNWATCHED,
+    place: Place = ALONE,
 ) -> Generator:
-    """Train on `clips`; returns the averaged weights.
+    """Train on `clips`, which every rank has, at `place`; returns the averaged weights.
 
     `channel_weights` [C] weigh the latent channels in the loss. `evaluate` is called on the averaged weights. `start`,
     a model of configuration config.model, gives the first weights of a new run (None: random ones); a run that has
@@ -82,12 +84,15 @@ def train_diffusion(
     model = Generator(config.model)
     if start is not None:
         model.load_state_dict(start.state_dict())
-    trainer = Trainer(folder, config, model, lambda: evaluate(model), watch)
+    share = place.share(config.batch)
+    place.put(model)
+    channel_weights = channel_weights.to(place.device)
+    trainer = Trainer(folder, config, model, lambda: evaluate(model), watch, share=share)
 
     def predict(noised: Tensor, recycled: Tensor, control: Tensor, t: Tensor) -> Tensor:
         return model(noised, recycled, control, t, model.new_cache())
 
-    if config.compile:
+    if config.compile and place.compiles:
         predict = torch.compile(predict)
 
     for _ in trainer.steps():
@@ -96,10 +101,12 @@ def train_diffusion(
             clips.sample(config.batch, config.clip_frames, config.share_at_start), config.recycled_noise
         )
         t = sample_timesteps(config.batch, config.model.shift, config.share_at_one)
-        noised = add_noise(batch.clean, torch.randn_like(batch.clean), t)
+        noise = torch.randn_like(batch.clean)
+        batch, noise, t = batch.each(share.own), share.own(noise), share.own(t)
+        noised = add_noise(batch.clean, noise, t)
 
         # one training step
-        with mixed_precision():
+        with mixed_precision(place.device):
             predicted = predict(noised, batch.recycled, batch.control, t)
         loss = flow_matching_loss(predicted, batch.clean, t, channel_weights, config.smallest_t)
         trainer.run.track(loss=loss)
@@ -133,7 +140,8 @@ def decoder_sensitivity(decode: Callable[[Tensor], Tensor], latents: Tensor, siz
     video, changes, same = decode(latents), [], torch.Generator().manual_seed(0)  # a resumed run has the same weights
     for channel in range(latents.shape[1]):
         disturbed = latents.clone()
-        disturbed[:, channel] += size * torch.randn(disturbed[:, channel].shape, generator=same)
+        noise = torch.randn(disturbed[:, channel].shape, generator=same).to(latents.device)
+        disturbed[:, channel] += size * noise
         changes.append((decode(disturbed) - video).square().mean())
     weights = torch.stack(changes).sqrt()
     return weights / weights.mean()

@@ -9,9 +9,11 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from aapt_fast.training.place import own_part
+
 
 class WeightAverage:
-    """Keeps an average of the parameters of `model`; `applied()` swaps it in for an evaluation."""
+    """Keeps an average of the parameters of `model`, cut as they are; `applied()` swaps it in for an evaluation."""
 
     def __init__(self, model: nn.Module, decay: float = 0.995) -> None:
         self._parameters = dict(model.named_parameters())
@@ -23,7 +25,7 @@ class WeightAverage:
         """Move the average towards the weights after update number `step` (0-based)."""
         decay = min(self._decay, (step + 1) / (step + 10))
         for name, parameter in self._parameters.items():
-            self.average[name].lerp_(parameter, 1 - decay)
+            own_part(self.average[name]).lerp_(own_part(parameter), 1 - decay)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
@@ -34,9 +36,12 @@ class WeightAverage:
         finally:
             self._swap()
 
+    @torch.no_grad()
     def _swap(self) -> None:
-        for name, parameter in self._parameters.items():
-            parameter.data, self.average[name] = self.average[name], parameter.data
+        for name, parameter in self._parameters.items():  # by values: FSDP2 knows weights by their memory
+            before = parameter.clone()
+            parameter.copy_(self.average[name])
+            self.average[name].copy_(before)
 
     @torch.no_grad()
     def copy_to_model(self) -> None:

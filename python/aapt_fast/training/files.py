@@ -39,7 +39,7 @@ def save_finite(path: Path, content: Mapping[str, Any]) -> None:
 
     Raises FloatingPointError naming the first value that is not finite; the old file stays then.
     """
-    name = _first_not_finite(content)
+    name = first_not_finite(content)
     if name:
         raise FloatingPointError(f"{name} is not finite, so it was not saved in {path}")
     save_whole(path, content)
@@ -60,13 +60,13 @@ def load_finite(path: Path, then: str = "the stage begins again") -> Any:
     `then` is what happens once the file has been removed, for the message.
     """
     content = load_whole(path, then)
-    name = _first_not_finite(content)
+    name = first_not_finite(content)
     if name:
         raise CheckpointError(f"{path}: {name}: expected finite values, got nan or inf; remove it, and {then}")
     return content
 
 
-def load_whole(path: Path, then: str) -> Any:
+def load_whole(path: Path, then: str = "the stage begins again") -> Any:
     """The content of a file of torch.save. Raises CheckpointError for a damaged file, OSError for one out of reach."""
     try:
         return torch.load(path, weights_only=True)
@@ -103,7 +103,7 @@ def fingerprint(card: object, *modules: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _first_not_finite(content: object, name: str = "") -> str | None:
+def first_not_finite(content: object, name: str = "") -> str | None:
     """The name of the first value in nested content that is not finite, or None."""
     if isinstance(content, Tensor):
         return None if bool(content.isfinite().all()) else name
@@ -113,4 +113,4 @@ def _first_not_finite(content: object, name: str = "") -> str | None:
         parts = [*content.items()]
     else:
         parts = [*enumerate(content)] if isinstance(content, list | tuple) else []
-    return next((found for key, part in parts if (found := _first_not_finite(part, f"{name}.{key}".lstrip(".")))), None)
+    return next((found for key, part in parts if (found := first_not_finite(part, f"{name}.{key}".lstrip(".")))), None)

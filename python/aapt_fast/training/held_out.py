@@ -21,23 +21,26 @@ from aapt_fast.training.sheet import save_comparison
 class HeldOutRollout:
     """One-evaluation rollouts of held-out clips, with PSNR at a few video frames.
 
-    Every call writes the sample sheet `sheet`: rows of truth and generated video. The names of the numbers begin with
-    `prefix`.
+    Every call writes the sample sheet `sheet`, unless that is None: rows of truth and generated video. The names of the
+    numbers begin with `prefix`. All runs on the device of `vae`.
     """
 
     def __init__(
-        self, vae: MiniVAE, model: GeneratorConfig, config: ClipSetConfig, sheet: Path, prefix: str = ""
+        self, vae: MiniVAE, model: GeneratorConfig, config: ClipSetConfig, sheet: Path | None, prefix: str = ""
     ) -> None:
         self._vae, self._sheet, self._prefix = vae, sheet, prefix
-        self._truth, controls = held_out_clips(config)
-        self._controls = clip_controls(controls, require_control(model), model.grid)
+        truth, controls = held_out_clips(config)
+        self._truth = truth.to(vae.latent_std.device)
+        self._controls = clip_controls(controls, require_control(model), model.grid).to(self._truth.device)
         self._image = vae.encode(self._truth[:, :, :1]).detach()
 
     @torch.no_grad()
     def __call__(self, generator: Generator) -> dict[str, float]:
-        frames = rollout(generator, self._image, self._controls, torch.arange(len(self._truth)))
+        seeds = torch.arange(len(self._truth), device=self._truth.device)
+        frames = rollout(generator, self._image, self._controls, seeds)
         video = self._vae.decode(torch.cat([self._image, frames], dim=2))
-        save_comparison(self._sheet, self._truth, video)
+        if self._sheet is not None:
+            save_comparison(self._sheet, self._truth, video)
         curve = psnr(video, self._truth).mean(0)
         sharp = sharpness(video, self._truth)[:, len(curve) * 2 // 3 :].mean()
         marks = [mark for mark in (4, 12, 40, 60, 120, 240) if mark < len(curve)]

@@ -8,7 +8,8 @@ takes twenty times as long, and more than the rest of a training step.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,17 +27,23 @@ class Float32Muon(torch.optim.Muon):
         for group in self.param_groups:
             for weight in group["params"]:
                 if weight.grad is not None:
-                    self._move(weight, group)
+                    towards = self.towards(weight, group)
+                    update = orthogonal(towards, group["ns_coefficients"], group["ns_steps"], group["eps"])
+                    self.move(weight, update, group, weight.shape)
 
-    def _move(self, weight: Tensor, group: dict) -> None:
+    def towards(self, weight: Tensor, group: dict[str, Any]) -> Tensor:
+        """The direction [rows, columns] in which gradient and momentum pull a weight; the momentum takes its step."""
         state = self.state[weight]
         if not state:
             state["momentum_buffer"] = torch.zeros_like(weight)
         average: Tensor = state["momentum_buffer"]
+        assert weight.grad is not None
         average.lerp_(weight.grad, 1 - group["momentum"])
-        towards = weight.grad.lerp(average, group["momentum"]) if group["nesterov"] else average
-        rows, columns = weight.shape
-        update = orthogonal(towards, group["ns_coefficients"], group["ns_steps"], group["eps"])
+        return weight.grad.lerp(average, group["momentum"]) if group["nesterov"] else average
+
+    def move(self, weight: Tensor, update: Tensor, group: dict[str, Any], shape: Sequence[int]) -> None:
+        """Move a weight [rows, columns], or rows of one, against `update`; `shape` is that of the whole matrix."""
+        rows, columns = shape
         weight.mul_(1 - group["lr"] * group["weight_decay"])
         weight.add_(update, alpha=-group["lr"] * math.sqrt(max(1, rows / columns)))
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from aapt_fast.training.muon import Float32Muon
+from aapt_fast.training.place import uncut
 
 
 class Stateful(Protocol):
@@ -42,13 +43,19 @@ def descend(model: nn.Module, optimiser: Optimiser, largest_norm: float = math.i
     Raises FloatingPointError, before any weight moves, naming the first parameter whose gradient is not finite.
     """
     gradients = {name: each.grad for name, each in model.named_parameters() if each.grad is not None}
-    norm = nn.utils.get_total_norm(gradients.values())
+    norm = uncut(nn.utils.get_total_norm(gradients.values()))
     if not norm.isfinite():
-        bad = [name for name, gradient in gradients.items() if not gradient.norm().isfinite()]
+        bad = [name for name, gradient in gradients.items() if not uncut(gradient.norm()).isfinite()]
         raise FloatingPointError(f"the gradient of {bad[0] if bad else 'all weights together'} is not finite")
     nn.utils.clip_grads_with_norm_(model.parameters(), largest_norm, norm)
     optimiser.step()
     optimiser.zero_grad()
+
+
+def matrices_in(name: str, parameter: Tensor) -> int:
+    """How many matrices for Muon a parameter [...] of a network is, one below the other; 0 if it is for AdamW."""
+    inner = name.startswith(("blocks.", "head.", "control_stem.")) and name.endswith("weight")
+    return (3 if ".qkv." in name else 1) if inner and parameter.ndim in (2, 4) else 0
 
 
 class MatrixOptimiser:
@@ -62,8 +69,7 @@ class MatrixOptimiser:
         self._views: list[tuple[nn.Parameter, Tensor, slice]] = []
         self._rest: list[nn.Parameter] = []
         for name, parameter in model.named_parameters():
-            if self._is_inner_matrix(name, parameter):
-                parts = 3 if ".qkv." in name else 1
+            if parts := matrices_in(name, parameter):
                 rows = len(parameter) // parts
                 for part in range(parts):
                     span = slice(part * rows, (part + 1) * rows)
@@ -72,11 +78,6 @@ class MatrixOptimiser:
                 self._rest.append(parameter)
         self._muon = Float32Muon([view for view, _, _ in self._views], lr=matrix_rate, weight_decay=weight_decay)
         self._adam = torch.optim.AdamW(self._rest, lr=rate, betas=(0.9, 0.95), weight_decay=weight_decay, fused=True)
-
-    @staticmethod
-    def _is_inner_matrix(name: str, parameter: nn.Parameter) -> bool:
-        inner = name.startswith(("blocks.", "head.", "control_stem."))
-        return inner and name.endswith("weight") and parameter.ndim in (2, 4)
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:

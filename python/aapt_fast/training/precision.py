@@ -8,10 +8,14 @@ import torch
 from aapt_fast.models.files.placement import fast_dtype
 
 
-def mixed_precision() -> torch.autocast:
-    """The context in which networks train: autocast to bfloat16 on a CPU that computes in it, else plain float32.
+def training_dtype(device: torch.device) -> torch.dtype:
+    """The dtype of matrix products: bfloat16 on a device that computes in it, else float32.
 
     A CPU without such instructions emulates them, at a fifth of the speed of float32.
     """
-    device = torch.device("cpu")
-    return torch.autocast(device.type, torch.bfloat16, enabled=fast_dtype(device) is torch.bfloat16)
+    return fast_dtype(device)
+
+
+def mixed_precision(device: torch.device) -> torch.autocast:
+    """The context in which networks train: autocast to `training_dtype`."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=training_dtype(device) is torch.bfloat16)

@@ -21,6 +21,7 @@ from aapt_fast.errors import require
 from aapt_fast.models.aapt.config import GeneratorConfig
 from aapt_fast.models.aapt.generator import Generator
 from aapt_fast.training.diffusion import Evaluation, flow_matching_loss
+from aapt_fast.training.place import ALONE, Place
 from aapt_fast.training.precision import mixed_precision
 from aapt_fast.training.run import UNWATCHED, Watch
 from aapt_fast.training.schedule import add_noise, sample_timesteps
@@ -50,8 +51,9 @@ def train_bidirectional(
     channel_weights: Tensor,
     evaluate: Evaluation,
     watch: Watch = UNWATCHED,
+    place: Place = ALONE,
 ) -> Generator:
-    """Train on spans of the clips `latents` [clips, C, frames, h, w]; returns the averaged weights.
+    """Train on spans of the clips `latents` [clips, C, frames, h, w], at `place`; returns the averaged weights.
 
     `channel_weights` [C] weigh the latent channels in the loss. `evaluate` is called on the averaged weights.
     Raises ValueError for an autoregressive model and for clips that are too short.
@@ -61,7 +63,10 @@ def train_bidirectional(
     require(1 <= config.clip_frames <= frames, "clip_frames", f"1..{frames}, the frames of a clip", config.clip_frames)
     torch.manual_seed(config.seed)
     model = Generator(config.model)
-    trainer = Trainer(folder, config, model, lambda: evaluate(model), watch)
+    share = place.share(config.batch)
+    place.put(model)
+    channel_weights = channel_weights.to(place.device)
+    trainer = Trainer(folder, config, model, lambda: evaluate(model), watch, share=share)
 
     for _ in trainer.steps():
         # a batch of clips, each at its own t
@@ -69,10 +74,12 @@ def train_bidirectional(
         picks = torch.randint(clips, (config.batch,))
         clean = latents[picks][:, :, first : first + config.clip_frames]
         t = sample_timesteps(config.batch, config.model.shift, share_at_one=0.0)
-        noised = add_noise(clean, torch.randn_like(clean), t)
+        noise = torch.randn_like(clean)
+        clean, noise, t = share.own(clean), share.own(noise), share.own(t)
+        noised = add_noise(clean, noise, t)
 
         # one training step
-        with mixed_precision():
+        with mixed_precision(place.device):
             predicted = model(noised, None, None, t, model.whole_clip_cache())
         loss = flow_matching_loss(predicted, clean, t, channel_weights, config.smallest_t)
         trainer.run.track(loss=loss)
@@ -96,8 +103,9 @@ class HeldOutError:
     def __call__(self, model: Generator) -> dict[str, float]:
         errors = {}
         for level in self._levels:
-            noised = (1 - level) * self._latents + level * self._noise
-            t = torch.full((len(noised),), level)
+            latents = self._latents.to(model.weight.device)
+            noised = (1 - level) * latents + level * self._noise.to(latents.device)
+            t = torch.full((len(noised),), level, device=latents.device)
             predicted = model(noised, None, None, t, model.whole_clip_cache(*noised.shape[-2:]))
-            errors[f"error_{level:g}"] = float((predicted - self._latents).square().mean())
+            errors[f"error_{level:g}"] = float((predicted - latents).square().mean())
         return errors

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from aapt_fast.models.aapt.generator import Generator
+from aapt_fast.training.place import UNSHARED, Share
 from aapt_fast.training.precision import mixed_precision
 from aapt_fast.training.schedule import add_noise
 
@@ -27,11 +28,12 @@ class Reader:
         teacher: stage 1, of the generator's configuration.
         levels: smallest and largest t [B], which are drawn evenly.
         noise: [B, C, n, h, w], of all frames of the rollout.
+        share: of the batch that the rows of `noise` are.
     """
 
-    def __init__(self, teacher: Generator, levels: tuple[float, float], noise: Tensor) -> None:
+    def __init__(self, teacher: Generator, levels: tuple[float, float], noise: Tensor, share: Share = UNSHARED) -> None:
         smallest, largest = levels
-        self.t = smallest + (largest - smallest) * torch.rand(len(noise))
+        self.t = smallest + (largest - smallest) * share.own(torch.rand(share.batch(noise)))
         self._teacher, self._noise, self._cache = teacher, noise, teacher.new_cache(*noise.shape[-2:])
         self._frames = 0  # so far
 
@@ -44,5 +46,5 @@ class Reader:
         span = slice(self._frames, self._frames + frames.shape[2])
         self._frames = span.stop
         noised = add_noise(frames, self._noise[:, :, span], self.t)
-        with mixed_precision():
+        with mixed_precision(noised.device):
             return self._teacher(noised, previous, control, self.t, self._cache)

@@ -24,8 +24,11 @@ from aapt_fast.errors import CheckpointError
 from aapt_fast.progress import progress, say
 from aapt_fast.training.files import load_finite, load_module, save_finite, write_csv, write_text
 from aapt_fast.training.optimiser import Stateful
+from aapt_fast.training.place import UNSHARED, Share
+from aapt_fast.training.sharded_files import load_shards, require_same_kind, save_shards
 
 CHECKPOINT = "checkpoint.pt"
+CHECKPOINT_SECONDS = 60.0
 
 
 Stop: TypeAlias = Callable[[], AbstractContextManager[Callable[[], bool]]]
@@ -55,8 +58,10 @@ UNWATCHED = Watch()
 class TrainingRun:
     """A run in a folder of its own: `config.json`, `log.csv`, `checkpoint.pt`, sample sheets.
 
+    On ranks, all of them make the same calls, and `share` is that of the rank. The first one writes log and messages.
+
     Raises ValueError when the folder holds a run with another configuration, CheckpointError when its checkpoint
-    cannot be read, is not finite or does not fit `state`.
+    cannot be read, is not finite, does not fit `state`, or is of ranks where this process is none, or vice versa.
     """
 
     def __init__(
@@ -66,14 +71,16 @@ class TrainingRun:
         state: dict[str, Stateful],
         *,
         watch: Watch = UNWATCHED,
-        checkpoint_seconds: float = 60,
+        share: Share = UNSHARED,
+        checkpoint_seconds: float = CHECKPOINT_SECONDS,
     ) -> None:
         self.folder = folder
+        self.share, self._place = share, share.place
         self.step = 0
         self._state, self._watch = state, watch
         self._seconds_before = 0.0
         self._started = self._saved = time.monotonic()
-        self._checkpoint_seconds = checkpoint_seconds
+        self._checkpoint_seconds = self._pause = checkpoint_seconds
         self._averages: dict[str, float] = {}
         folder.mkdir(parents=True, exist_ok=True)
         self._check_config(config)
@@ -85,29 +92,35 @@ class TrainingRun:
         return self._seconds_before + time.monotonic() - self._started
 
     def steps(self, total: int, seed: int) -> Iterator[int]:
-        """Yield the remaining steps, torch seeded for each; saves every minute, when the watch stops it, at the end.
+        """Yield the remaining steps, torch seeded for each; saves when the watch stops it, at the end, and in between.
+
+        That is every minute, or more rarely where saving would take more than a tenth of the time.
 
         Raises KeyboardInterrupt once it has been stopped and saved.
         """
-        title = self._watch.title or self.folder.name
-        with self._watch.stop() as stopped, progress(total, title, "step", done=self.step) as bar:
-            while self.step < total and not stopped():
+        title, quiet = self._watch.title or self.folder.name, not self._place.is_first
+        with self._watch.stop() as stopped, progress(total, title, "step", done=self.step, quiet=quiet) as bar:
+            while self.step < total and not self._place.anywhere(stopped()):
                 torch.manual_seed(seed * 1_000_003 + self.step)
                 yield self.step
                 self.step += 1
                 bar.update()
                 shown = {name: f"{value:.4g}" for name, value in self._averages.items()}
                 bar.set_postfix(shown, refresh=False)
-                if time.monotonic() - self._saved > self._checkpoint_seconds:
+                due = time.monotonic() - self._saved > self._pause
+                if self._place.anywhere(due and self._place.is_first):
                     self.save()
             self.save()
-            if stopped():
+            if self._place.anywhere(stopped()):
                 raise KeyboardInterrupt(f"stopped after step {self.step} of {total}; {on_disk(self.folder)}")
 
     def track(self, **values: torch.Tensor) -> None:
-        """Note the losses of this step; raises FloatingPointError naming loss and step if one is not finite."""
-        for name, value in values.items():
-            number = float(value.detach())
+        """Note the losses [] of this step, each the mean over own rows, or one that all ranks have.
+
+        Raises FloatingPointError naming loss and step if one is not finite.
+        """
+        means = self.share.mean(torch.stack([value.detach().float() for value in values.values()]))
+        for name, number in zip(values, means.tolist(), strict=True):
             if not math.isfinite(number):
                 self.fail(f"{name} is {number}")
             self._averages[name] = 0.97 * self._averages.get(name, number) + 0.03 * number
@@ -121,6 +134,8 @@ class TrainingRun:
 
         There is one row per step: a step that is taken again after a kill replaces its row and those after it.
         """
+        if not self._place.is_first:
+            return
         row = {"step": self.step, "seconds": round(self.seconds), **self._averages, **values}
         path = self.folder / "log.csv"
         old: list[dict[str, Any]] = list(csv.DictReader(path.read_text().splitlines())) if path.exists() else []
@@ -139,16 +154,19 @@ class TrainingRun:
             "averages": self._averages,
             "state": {name: part.state_dict() for name, part in self._state.items()},
         }
+        path, begun = self.folder / CHECKPOINT, time.monotonic()
         try:
-            save_finite(self.folder / CHECKPOINT, content)
+            save_finite(path, content) if self._place.transport is None else save_shards(path, content, self._place)
         except FloatingPointError as error:
             self.fail(str(error))
         self._saved = time.monotonic()
+        self._pause = self._checkpoint_seconds * max(1.0, 10 * (self._saved - begun) / CHECKPOINT_SECONDS)
 
     def _check_config(self, config: Any) -> None:
         require_same_config(self.folder, config)
         path = self.folder / "config.json"
-        if not path.exists():
+        self._place.wait()  # all have looked at the file before it is written
+        if self._place.is_first and not path.exists():
             write_text(path, json.dumps(dataclasses.asdict(config), indent=1))
 
     def _resume(self) -> None:
@@ -156,12 +174,15 @@ class TrainingRun:
         if not path.exists():
             return
         content = load_finite(path)
+        require_same_kind(path, content, self._place)
         try:
+            alone = self._place.transport is None
+            state = content["state"] if alone else load_shards(path, content, self._place)
             for name, part in self._state.items():
-                if isinstance(part, torch.nn.Module):
-                    load_module(part, content["state"][name], path)
+                if alone and isinstance(part, torch.nn.Module):
+                    load_module(part, state[name], path)
                 else:
-                    part.load_state_dict(content["state"][name])
+                    part.load_state_dict(state[name])
             self.step, self._seconds_before = content["step"], content["seconds"]
             self._averages = content["averages"]
         except CheckpointError:

@@ -17,7 +17,9 @@ from aapt_fast.atomic import replacing
 def save_comparison(path: Path, truth: Tensor, video: Tensor) -> None:
     """Write nine frames of up to four clips [n, 3, T, H, W] in -1..1, each true row above that of `video`."""
     picks = torch.linspace(0, truth.shape[2] - 1, 9).long()
-    rows = [row[:, picks].transpose(0, 1) for pair in zip(truth[:4], video[:4], strict=True) for row in pair]
+    rows = [
+        row[:, picks].transpose(0, 1) for pair in zip(truth[:4].cpu(), video[:4].cpu(), strict=True) for row in pair
+    ]
     save_sheet(path, rows, zoom=2)
 
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TypeVar
 
@@ -44,6 +44,7 @@ from aapt_fast.training.evaluate import Row, evaluate
 from aapt_fast.training.files import fingerprint, load_finite, load_module, save_finite, write_text
 from aapt_fast.training.held_out import HeldOutRollout
 from aapt_fast.training.own_folder import STAGES
+from aapt_fast.training.place import ALONE, Place
 from aapt_fast.training.plan import (
     WITHOUT_CLIPS,
     describe_plan,
@@ -74,23 +75,38 @@ COMPARED = (
 
 
 @torch.inference_mode(False)
-def train(recipe: Recipe, out: Path, stages: tuple[str, ...] = MAIN_STAGES, stop: Stop = never_stop) -> None:
+def train(
+    recipe: Recipe,
+    out: Path,
+    stages: tuple[str, ...] = MAIN_STAGES,
+    stop: Stop = never_stop,
+    place: Place = ALONE,
+) -> None:
     """Run the stages in order; each starts from the results of those before in `out`, or resumes its own.
 
-    The plan is written to stderr first. `stop` is that of `Watch`; a KeyboardInterrupt says what is on disk.
+    The plan is written to stderr first. `stop` is that of `Watch`; a KeyboardInterrupt says what is on disk. All ranks
+    of `place` have to call this; they share the file system that `out` is on. Clips, export and evaluation are made by
+    the first of them.
+
     Raises ValueError for an unknown stage, one whose predecessor has not finished, a folder in which another process is
-    training, that belongs to another recipe or holds other files, and a recipe that fits neither memory nor disk.
+    training, that belongs to another recipe or holds other files, a recipe that fits neither memory nor disk, and more
+    ranks than a batch has rows.
     """
     for stage in stages:
         require(stage in STAGES, "stage", " | ".join(STAGES), stage)
     chosen = [stage for stage in STAGES if stage in stages]
     require_room(recipe, out, chosen)
-    run = RecipeRun(recipe, out)
+    for stage in chosen:
+        if (config := stage_config(recipe, stage)) is not None:
+            place.share(config.batch)  # raises for more ranks than rows
+    run = RecipeRun(recipe, out, place)
     run.require_own_folder()
     run.require_predecessors(chosen)
-    with _alone_in(out):
-        run.require_own_folder()  # again, as a process that has just ended may have taken the folder
-        note_recipe(recipe, out)
+    place.wait()  # no rank writes before all have looked
+    with _alone_in(out) if place.is_first else nullcontext():
+        if place.is_first:
+            run.require_own_folder()  # again, as a process that has just ended may have taken the folder
+            note_recipe(recipe, out)
         say(describe_plan(recipe, out, chosen))
         for number, stage in enumerate(chosen, 1):
             title = f"stage {number} of {len(chosen)}: {stage}"
@@ -118,10 +134,13 @@ def _alone_in(out: Path) -> Iterator[None]:
 
 
 class RecipeRun:
-    """The stages of one recipe in the folder `out`. Raises as `from_pretrained` does for the recipe's `start`."""
+    """The stages of one recipe in the folder `out`, trained at `place`.
 
-    def __init__(self, recipe: Recipe, out: Path) -> None:
-        self._recipe, self._out = recipe, out
+    Raises as `from_pretrained` does for the recipe's `start`.
+    """
+
+    def __init__(self, recipe: Recipe, out: Path, place: Place = ALONE) -> None:
+        self._recipe, self._out, self._place = recipe, out, place
         self._start: tuple[Generator, MiniVAE] | None = None
         if recipe.start is not None:
             start = StreamModel.from_pretrained(recipe.start)
@@ -152,11 +171,10 @@ class RecipeRun:
                     self._require_finished(name)
 
     def take(self, stage: str, watch: Watch) -> None:
-        """Run a stage of `STAGES`, or take over what is there of it."""
-        if stage == "export":
-            self._export()
-        elif stage == "evaluate":
-            self._evaluate()
+        """Run a stage of `STAGES`, or take over what is there of it; returns when all ranks have done so."""
+        if stage in WITHOUT_CLIPS:
+            if self._place.is_first:
+                self._export() if stage == "export" else self._evaluate()
         elif stage != "pretrain" or self._recipe.pretrain is not None:
             trainings: dict[str, Callable[[str, Path, Watch], Generator | MiniVAE]] = {
                 "codec": self._train_codec,
@@ -165,16 +183,20 @@ class RecipeRun:
                 "consistency": self._train_consistency,
             }
             model = trainings.get(stage, self._train_adversarial)(stage, self._out / stage, watch)
-            (self._out / stage).mkdir(parents=True, exist_ok=True)
-            save_finite(result_path(self._out, stage), model.state_dict())
+            weights = self._place.whole_state(model)
+            if self._place.is_first:
+                (self._out / stage).mkdir(parents=True, exist_ok=True)
+                save_finite(result_path(self._out, stage), weights)
+        self._place.wait()
 
     def _train_codec(self, stage: str, folder: Path, watch: Watch) -> MiniVAE:
         """Stage 0: the VAE, on the gallery and on strangers; or that of the recipe's `start`, as it is."""
         recipe, vae = self._recipe, self._start[1] if self._start else None
         if recipe.codec is not None:
-            sets = [render_clips(self._out / "data", config) for config in (recipe.strangers, recipe.gallery)]
-            vae = train_codec(folder, recipe.codec, sets, held_out_clips(recipe.held_out_strangers)[0], vae, watch)
-            calibrate(vae, sets)
+            sets, held_out = self._clip_sets(), held_out_clips(recipe.held_out_strangers)[0]
+            vae = train_codec(folder, recipe.codec, sets, held_out, vae, watch, self._place)
+            with self._place.evaluating():
+                calibrate(vae, sets)
         assert vae is not None  # as Recipe checks
         return vae
 
@@ -183,9 +205,11 @@ class RecipeRun:
         config, (clips, channel_weights, _) = self._recipe.pretrain, self._data(stage)
         assert config is not None  # as `take` checks
         with torch.no_grad():
-            held_out = self._codec().encode(held_out_clips(self._recipe.held_out_gallery)[0])
+            vae, device = self._codec(), self._place.device
+            video, _ = held_out_clips(self._recipe.held_out_gallery)
+            held_out = vae.to(device).encode(video.to(device)).cpu()
         evaluation = HeldOutError(held_out[:, :, : config.clip_frames])
-        return train_bidirectional(folder, config, clips.latents, channel_weights, evaluation, watch)
+        return train_bidirectional(folder, config, clips.latents, channel_weights, evaluation, watch, self._place)
 
     def _train_diffusion(self, stage: str, folder: Path, watch: Watch) -> Generator:
         """Stage 1 of AAPT: teacher-forced flow matching on the gallery's latents.
@@ -195,13 +219,16 @@ class RecipeRun:
         """
         recipe = self._recipe
         start = self._start[0] if self._start else self._pretrained()
-        _note_start(folder, recipe.start or ("stage pretrain" if start else "random weights"))
-        return train_diffusion(folder, recipe.diffusion, *self._data(stage), start, watch)
+        self._place.in_turn(
+            lambda: _note_start(folder, recipe.start or ("stage pretrain" if start else "random weights"))
+        )
+        return train_diffusion(folder, recipe.diffusion, *self._data(stage), start, watch, self._place)
 
     def _train_consistency(self, stage: str, folder: Path, watch: Watch) -> Generator:
         """Stage 2 of AAPT: consistency distillation of stage 1."""
         teacher = self._generator("diffusion")
-        return train_consistency(folder, self._recipe.consistency, teacher, *self._data(stage), watch)
+        config = self._recipe.consistency
+        return train_consistency(folder, config, teacher, *self._data(stage), watch, self._place)
 
     def _train_adversarial(self, stage: str, folder: Path, watch: Watch) -> Generator:
         """Stage 3 of AAPT: student forcing. Starts from stage 2 if it has finished, the discriminator from stage 1.
@@ -210,7 +237,8 @@ class RecipeRun:
         """
         trunk = self._generator("diffusion")
         start = self._generator(last_stage(self._out, before="adversarial"))
-        return train_adversarial(folder, stage_config(self._recipe, stage), start, trunk, *self._data(stage), watch)
+        config = stage_config(self._recipe, stage)
+        return train_adversarial(folder, config, start, trunk, *self._data(stage), watch, self._place)
 
     def _export(self) -> None:
         """Write the bundle `out`/NAME: weights in float16, first frames, and the states of the world in them."""
@@ -245,18 +273,25 @@ class RecipeRun:
 
         The evaluation during training comes with them; its sample sheets go to the stage's folder.
         """
-        recipe, vae, folder = self._recipe, self._codec(), self._out / "data"
+        recipe, vae, folder = self._recipe, self._codec().to(self._place.device), self._out / "data"
         model, configs = recipe.diffusion.model, (recipe.gallery, recipe.strangers)
-        sets = [render_clips(folder, config) for config in configs]
-        latents = torch.cat([encode_clips(vae, each, folder) for each in sets])
+        strangers_set, gallery_set = self._clip_sets()
+        sets = [gallery_set, strangers_set]
+        latents = torch.cat(self._place.in_turn(lambda: [encode_clips(vae, each, folder) for each in sets]))
         scenes = torch.tensor([config.scene(clip) for config in configs for clip in range(config.clips)])
         clips = LatentClips(latents, torch.cat([each.controls for each in sets]), model, scenes)
-        gallery = HeldOutRollout(vae, model, recipe.held_out_gallery, self._out / stage / "samples.png")
-        strangers = HeldOutRollout(
-            vae, model, recipe.held_out_strangers, self._out / stage / "strangers.png", "strangers_"
-        )
-        weights = decoder_sensitivity(vae.decode, latents[:4, :, :6])
+        sheets = [
+            self._out / stage / name if self._place.is_first else None for name in ("samples.png", "strangers.png")
+        ]
+        gallery = HeldOutRollout(vae, model, recipe.held_out_gallery, sheets[0])
+        strangers = HeldOutRollout(vae, model, recipe.held_out_strangers, sheets[1], "strangers_")
+        weights = decoder_sensitivity(vae.decode, latents[:4, :, :6].to(self._place.device))
         return clips, weights, lambda generator: gallery(generator) | strangers(generator)
+
+    def _clip_sets(self) -> list[ClipSet]:
+        """The clips of strangers and those of the gallery, rendered by the first rank."""
+        configs = (self._recipe.strangers, self._recipe.gallery)
+        return self._place.in_turn(lambda: [render_clips(self._out / "data", config) for config in configs])
 
     def _codec(self) -> MiniVAE:
         """The finished codec, frozen."""
@@ -294,7 +329,7 @@ def calibrate(vae: MiniVAE, clip_sets: list[ClipSet], clips: int = 16) -> None:
     """Set `latent_std` so that the latents of the data have unit standard deviation."""
     vae.latent_std.fill_(1.0)
     sample = [clip_set.clip(i) for clip_set in clip_sets for i in range(min(clips, len(clip_set)))]
-    latents: list[Tensor] = [vae.encode(video[None]) for video in sample]
+    latents: list[Tensor] = [vae.encode(video[None].to(vae.latent_std.device)).float() for video in sample]
     vae.latent_std.copy_(torch.cat(latents).std())
 
 
@@ -314,7 +349,8 @@ def encode_clips(vae: MiniVAE, clip_set: ClipSet, folder: Path) -> Tensor:
             for batch in torch.arange(config.clips).split(8):  # always the same batches, for the same bits
                 again = [int(clip) for clip in batch if int(clip) in missing]
                 if again:
-                    latents = vae.encode(torch.stack([clip_set.clip(int(clip)) for clip in batch]))
+                    video = torch.stack([clip_set.clip(int(clip)) for clip in batch])
+                    latents = vae.encode(video.to(vae.latent_std.device)).cpu()
                     for clip in again:
                         rows.write(clip, values=latents[clip - int(batch[0])].numpy())
                     bar.update(len(again))
