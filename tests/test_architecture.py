@@ -34,7 +34,7 @@ ARROWS = {
     "media": {"errors", "atomic", "limits"},  # pictures and videos in files
     "models": {"errors", "atomic", "limits", "ops", "media", "worlds"},
     "streaming": {"errors", "atomic", "limits", "not_copied", "ops", "models", "worlds"},
-    "serve": {"errors", "media", "models", "streaming", "worlds"},  # browsers and programs
+    "serve": {"errors", "media", "models", "streaming", "distributed", "worlds"},  # browsers and programs
     "distributed": {"errors", "ops", "models", "streaming"},  # one model on several devices
     "training": {"errors", "atomic", "limits", "progress", "ops", "models", "streaming", "worlds"},
     "integrations": {"errors", "ops", "models", "streaming"},

@@ -355,6 +355,7 @@ clients finish for a moment; a second signal ends it at once."""
         default=1,
         help="of torch on a CPU, beside a browser one (default: %(default)s)",
     )
+    _add_ranks(parser)
     parser.add_argument(
         "--drain", type=number, default=10.0, help="seconds from the signal to the end (default: %(default)s)"
     )

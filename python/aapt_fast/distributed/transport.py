@@ -12,9 +12,11 @@ always the same bits, whatever the backend and its rings, for the bytes of a red
 
 from __future__ import annotations
 
+import io
+import pickle
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, Protocol
@@ -55,7 +57,7 @@ class Transport(Protocol):
         """
 
     def gather(self, value: Any) -> list[Any]:
-        """The values of all ranks, which have to be such that pickle can copy them."""
+        """The values of all ranks, which have to be such that pickle can copy them; tensors arrive on the host."""
 
 
 class TorchTransport:
@@ -64,15 +66,21 @@ class TorchTransport:
     Args:
         group: of tensors; None for all processes.
         commands: of objects, the same ranks; None for `group`. Over gloo, they do not touch a GPU.
+        on_failure: called before RankHung is raised, for a program that has to end as a whole.
 
     Raises:
         ValueError: `torch.distributed` has not been initialised (see `launch.start`).
     """
 
-    def __init__(self, group: dist.ProcessGroup | None = None, commands: dist.ProcessGroup | None = None) -> None:
+    def __init__(
+        self,
+        group: dist.ProcessGroup | None = None,
+        commands: dist.ProcessGroup | None = None,
+        on_failure: Callable[[RankHung], object] | None = None,
+    ) -> None:
         started = dist.is_available() and dist.is_initialized()
         require(started, "group", "processes that have called aapt_fast.distributed.launch.start()", "none")
-        self.group, self.commands = group, commands or group
+        self.group, self.commands, self._on_failure = group, commands or group, on_failure
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
 
     def all_to_all(self, parts: Tensor) -> Tensor:
@@ -106,10 +114,12 @@ class TorchTransport:
 
     def gather(self, value: Any) -> list[Any]:
         """See `Transport.gather`."""
-        values: list[Any] = [None] * self.size
+        sent = io.BytesIO()
+        _HostPickler(sent).dump(value)
+        parts: list[Any] = [None] * self.size
         with self._named():
-            dist.all_gather_object(values, value, group=self.commands)
-        return values
+            dist.all_gather_object(parts, sent.getvalue(), group=self.commands)
+        return [pickle.loads(part) for part in parts]
 
     @contextmanager
     def _named(self) -> Iterator[None]:
@@ -122,6 +132,8 @@ class TorchTransport:
                 get_error_handler().record_exception(hung)
             else:
                 time.sleep(1)  # rank 0 knows more
+            if self._on_failure is not None:
+                self._on_failure(hung)
             raise hung from error
 
     def _missing(self) -> str:
@@ -132,6 +144,16 @@ class TorchTransport:
             found = re.search(r"Ranks? ([\d, ]*\d) failed", str(error))
             return found[1] if found else "0" if self.rank else "unknown"
         return "unknown"
+
+
+class _HostPickler(pickle.Pickler):
+    """Copies tensors on a GPU to the host: on another rank that number is the GPU of somebody else."""
+
+    def reducer_override(self, value: Any) -> Any:
+        """How to make a copy of `value`, as of `pickle`."""
+        if isinstance(value, Tensor) and value.device.type != "cpu":
+            return value.detach().cpu().__reduce_ex__(pickle.DEFAULT_PROTOCOL)
+        return NotImplemented
 
 
 def sum_over_ranks(transport: Transport, x: Tensor) -> Tensor:

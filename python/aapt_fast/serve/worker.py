@@ -1,15 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """The process with torch, which `WorkerProcess` starts.
 
-It reads the settings, then commands, from a socket pair, and ends with it.
+It reads the settings, then commands, from a socket pair, and ends with it. Where several GPUs share each frame, it is
+rank 0, and starts a process of its own for every other rank: these do what it does, and end with it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import signal
+import sys
 import threading
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING
 
@@ -18,28 +22,43 @@ from aapt_fast.serve.protocol import refusal_of
 from aapt_fast.serve.settings import Settings
 
 if TYPE_CHECKING:
+    import torch
+
+    from aapt_fast.distributed.launch import Followers
     from aapt_fast.models.stream_model import StreamModel
-    from aapt_fast.worlds.world import FirstFrame
+    from aapt_fast.serve.host import Host
+
+END_SECONDS = 3.0  # that other ranks get to end by themselves; the server gives this process five
 
 
 def main(descriptor: int) -> None:
     """Serve the streams of one model until the server closes its end of the connection, a file `descriptor`."""
-    for kind in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # they may go to the whole group of processes;
-        signal.signal(kind, signal.SIG_IGN)  # the server ends this one
+    _ignore_signals()
     connection, sending = Connection(descriptor), threading.Lock()
+    started = threading.Event()
 
     def send(header: Header, body: bytes = b"") -> None:
         with sending, contextlib.suppress(OSError):  # the server has gone, which the loop below notices
             connection.send_bytes(pack(header, body))
 
-    begin, _ = unpack(connection.recv_bytes())
-    settings = Settings.from_json(begin["settings"])
-    try:
-        from aapt_fast.serve.host import Host
+    def lose(why: object) -> None:
+        """End this process, as another rank has failed."""
+        if followers is not None:
+            followers.kill()
+        send({"ending": str(why)} if started.is_set() else {"failed": {"message": f"gpus: {why}"}})
+        os._exit(1)
 
-        host = Host(*_load(settings), settings, send, begin["folder"])
+    begin, _ = unpack(connection.recv_bytes())
+    settings, folder = Settings.from_json(begin["settings"]), begin["folder"]
+    followers: Followers | None = None
+    try:
+        device = _device(settings)
+        if settings.gpus > 1:
+            followers = _start_followers(settings, device, lose)
+        host = _open(settings, device, send, folder, lose)
         pictures = host.gallery_pictures()
         send({"ready": host.describe(), "sizes": list(map(len, pictures))}, b"".join(pictures))
+        started.set()
     except Exception as error:
         send({"failed": refusal_of(error)})
         return
@@ -47,21 +66,85 @@ def main(descriptor: int) -> None:
         while True:
             host.handle(*unpack(connection.recv_bytes()))
     except (EOFError, OSError):
+        if followers is not None:
+            followers.let_end()
         host.close()
-        shutil.rmtree(begin["folder"], ignore_errors=True)  # if the server was killed, nobody else removes it
+        if followers is not None:
+            from aapt_fast.distributed import launch
+
+            launch.end()
+            followers.close(END_SECONDS)
+        shutil.rmtree(folder, ignore_errors=True)  # if the server was killed, nobody else removes it
 
 
-def _load(settings: Settings) -> tuple[StreamModel, list[FirstFrame]]:
+def follow() -> None:
+    """Be a rank above 0: open, step and close the sessions that rank 0 does, until it ends."""
+    from aapt_fast.distributed import launch, shard
+    from aapt_fast.distributed.shared_sessions import SharedSessions
+
+    _ignore_signals()
+    settings = Settings.from_json(launch.end_with_rank_0())
+    transport, device = launch.start(_device(settings).type)
+    model = shard(_load(settings, device), transport, settings.parallel)
+    SharedSessions(model, transport).follow()
+    launch.end()
+
+
+def _ignore_signals() -> None:
+    """Leave signals to the server: they may go to the whole group of processes, and it ends this one."""
+    for kind in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(kind, signal.SIG_IGN)
+
+
+def _start_followers(settings: Settings, device: torch.device, lose: Callable[[object], object]) -> Followers:
+    """Processes for the ranks above 0. Raises ValueError, before, for fewer GPUs than ranks."""
+    from aapt_fast.distributed.launch import Followers, require_gpus
+
+    if device.type == "cuda":
+        require_gpus(settings.gpus)
+    code = f"import sys; sys.path[:] = {sys.path!r}; from aapt_fast.serve.worker import follow; follow()"
+    return Followers(settings.gpus, ["-c", code], settings.to_json(), lose)
+
+
+def _open(
+    settings: Settings,
+    device: torch.device,
+    send: Callable[[Header, bytes], None],
+    folder: str,
+    lose: Callable[[object], object],
+) -> Host:
+    """Load the model, on rank 0 of several together with the others."""
+    from aapt_fast.models.files.model_file import load_gallery
+    from aapt_fast.serve.host import Host
+
+    if settings.gpus == 1:
+        return Host(_load(settings, device), load_gallery(settings.model), settings, send, folder)
+    from aapt_fast.distributed import launch, shard
+    from aapt_fast.distributed.shared_sessions import SharedSessions
+
+    transport, device = launch.start(device.type, on_failure=lose)
+    whole = _load(settings, device)
+    sessions = SharedSessions(shard(whole, transport, settings.parallel), transport)
+    return Host(whole, load_gallery(settings.model), settings, send, folder, sessions)
+
+
+def _device(settings: Settings) -> torch.device:
+    """The device that the settings name. Raises ValueError for one that torch cannot use."""
     import torch
 
-    from aapt_fast.models.files.model_file import load_gallery
-    from aapt_fast.models.files.placement import fast_dtype, require_usable_device
-    from aapt_fast.models.stream_model import StreamModel
+    from aapt_fast.models.files.placement import require_usable_device
 
     if settings.device is not None:
         require_usable_device(settings.device, "--device")
-    device = torch.device(settings.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return torch.device(settings.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def _load(settings: Settings, device: torch.device) -> StreamModel:
+    import torch
+
+    from aapt_fast.models.files.placement import fast_dtype
+    from aapt_fast.models.stream_model import StreamModel
+
     dtype = fast_dtype(device) if settings.dtype is None else getattr(torch, settings.dtype)
     torch.set_num_threads(settings.threads)
-    model = StreamModel.from_pretrained(settings.model, device=device, dtype=dtype)
-    return model, load_gallery(settings.model)
+    return StreamModel.from_pretrained(settings.model, device=device, dtype=dtype)

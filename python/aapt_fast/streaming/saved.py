@@ -14,7 +14,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from aapt_fast.atomic import replacing
-from aapt_fast.errors import CheckpointError, require, require_seed
+from aapt_fast.errors import CheckpointError, require, require_seed, warn_caller
 from aapt_fast.models.files.read import open_safetensors
 from aapt_fast.models.files.write import write_safetensors
 from aapt_fast.models.sampling import Sampler
@@ -76,6 +76,14 @@ class Replay:
     steps: int
     exact: bool
     """False if some steps were taken in batches: the same frames up to rounding."""
+
+    def on(self, device: torch.device) -> Replay:
+        """The same with its start on `device`."""
+        start = self.start
+        image, control, prompt = (
+            None if part is None else part.to(device) for part in (start.image, start.control, start.prompt)
+        )
+        return replace(self, start=Start(image, control, prompt, start.seed))
 
 
 def fingerprint(model: StreamModel) -> str:
@@ -134,10 +142,15 @@ def write_replay(path: str | Path, model: StreamModel, sampler: Sampler, replay:
 
 
 def read_replay(path: str | Path, model: StreamModel, sampler: Sampler) -> Replay:
-    """The replay in a file. Raises CheckpointError for another file, and one of another model, sampler or grid."""
+    """The replay in a file, with a UserWarning if it is not exact.
+
+    Raises CheckpointError for another file, and one of another model, sampler or grid.
+    """
     tensors, facts = _read(Path(path), REPLAY, model, sampler)
     with _complete(Path(path), REPLAY):
         _check_replay(Path(path), tensors, facts, model)
+        if not facts["exact"]:
+            warn_caller(f"{path}: some steps were taken in batches, so its video comes again up to rounding only")
         return Replay(_start(tensors, facts, model), tensors.get("controls"), facts["steps"], facts["exact"])
 
 
