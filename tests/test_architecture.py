@@ -35,7 +35,7 @@ ARROWS = {
     "models": {"errors", "atomic", "limits", "ops", "media", "worlds"},
     "streaming": {"errors", "atomic", "limits", "not_copied", "ops", "models", "worlds"},
     "serve": {"errors", "media", "models", "streaming", "distributed", "worlds"},  # browsers and programs
-    "distributed": {"errors", "ops", "models", "streaming"},  # one model on several devices
+    "distributed": {"errors", "limits", "ops", "models", "streaming", "profiling"},  # one model on several devices
     "training": {"errors", "atomic", "limits", "progress", "ops", "models", "streaming", "worlds"},
     "integrations": {"errors", "ops", "models", "streaming"},
     "compat": {"errors", "ops", "models", "streaming"},

@@ -24,7 +24,7 @@ def test_a_rank_of_aapt_8b_at_1280x720(gpu, scheme, most_gib):
 
     def peak_with(layers: int) -> int:
         whole = aapt_model(dataclasses.replace(system.config, layers=layers), vae=system.vae)
-        model = shard(whole, EchoTransport(3, RANKS), scheme)
+        model = shard(whole, EchoTransport(3, RANKS), scheme, whole_decoder=False)
         with StreamSession(model, random_image(model), prompt=random_prompt(model, system.prompt)) as session:
             session.step()
             with gpu.counting() as second:

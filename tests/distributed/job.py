@@ -34,7 +34,9 @@ def play(transport, scheme, hurt):
             return super().step(control)
 
     model = random_model(CONFIG)
-    with Session(shard(model, transport, scheme), random_image(model), seed=7, transport=transport) as session:
+    with Session(
+        shard(model, transport, scheme, whole_decoder=False), random_image(model), seed=7, transport=transport
+    ) as session:
         if transport.rank == 0:
             return sum(int(session.step(control).sum()) for control in random_controls(model, 4, seed=3))
         session.follow()

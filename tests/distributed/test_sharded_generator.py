@@ -55,7 +55,7 @@ def frames_of(model):
 
 
 def streamed(copies, scheme, transport):
-    return frames_of(shard(copies[transport.rank], transport, scheme))
+    return frames_of(shard(copies[transport.rank], transport, scheme, whole_decoder=False))
 
 
 @pytest.mark.parametrize("scheme", ["sp", "tp"])

@@ -26,7 +26,7 @@ def on_two(model, lead, *, follow=SharedSession.follow, opened=None, **options):
     image = random_image(model)
 
     def work(transport):
-        own = shard(copies[transport.rank], transport)
+        own = shard(copies[transport.rank], transport, whole_decoder=False)
         options_here = {"transport": transport, **options}
         session = opened(own, options_here) if opened else SharedSession(own, image, seed=7, history=4, **options_here)
         with session:

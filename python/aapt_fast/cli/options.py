@@ -28,7 +28,7 @@ from aapt_fast.training.own_folder import STAGES
 GENERATED_FRAMES = 240
 """Video frames of `generate` without `--frames` and without lengths in a script."""
 DTYPES = ("float32", "bfloat16", "float16")
-SCHEMES = ("sp", "tp")
+SCHEMES = ("auto", "sp", "tp")
 CACHE = Path("~/.cache/aapt_fast")
 
 Options = Callable[[argparse.ArgumentParser], None]
@@ -48,7 +48,7 @@ def _add_ranks(parser: argparse.ArgumentParser) -> None:
         choices=SCHEMES,
         default=SCHEMES[0],
         help="how --gpus share a frame: sp, by tokens (sequence parallel), exchanges less; tp, by weights (tensor "
-        "parallel), needs less memory (default: %(default)s)",
+        "parallel), needs less memory; auto, the faster one that fits, by a model of the GPU (default: %(default)s)",
     )
 
 

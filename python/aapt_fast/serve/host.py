@@ -81,7 +81,7 @@ class Host:
         settings: of the server.
         send: takes the messages for the server: a header for JSON and a body; from several threads.
         folder: for parked streams and replays.
-        sessions: of ranks that share each frame; None for those of this process. `model` is the whole one then.
+        sessions: of ranks that share each frame, where `model` decodes alone; None for those of this process.
     """
 
     def __init__(

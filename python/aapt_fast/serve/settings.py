@@ -70,7 +70,7 @@ class Settings:
     """Steps by which `rewind` can go back; 60 are ten seconds."""
     gpus: int = 1
     """Ranks that share each frame, one per GPU; with device "cpu" so many processes."""
-    parallel: str = "sp"
+    parallel: str = "auto"
     """The way they share it, as of `distributed.shard`."""
     threads: int = 1
     """Torch's threads on a CPU. With more, each operator waits for the slowest, above all beside a browser."""

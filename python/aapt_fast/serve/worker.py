@@ -15,7 +15,7 @@ import sys
 import threading
 from collections.abc import Callable
 from multiprocessing.connection import Connection
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from aapt_fast.serve.pipe import Header, pack, unpack
 from aapt_fast.serve.protocol import refusal_of
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import torch
 
     from aapt_fast.distributed.launch import Followers
+    from aapt_fast.distributed.transport import Transport
     from aapt_fast.models.stream_model import StreamModel
     from aapt_fast.serve.host import Host
 
@@ -79,14 +80,12 @@ def main(descriptor: int) -> None:
 
 def follow() -> None:
     """Be a rank above 0: open, step and close the sessions that rank 0 does, until it ends."""
-    from aapt_fast.distributed import launch, shard
-    from aapt_fast.distributed.shared_sessions import SharedSessions
+    from aapt_fast.distributed import SharedSessions, launch
 
     _ignore_signals()
     settings = Settings.from_json(launch.end_with_rank_0())
     transport, device = launch.start(_device(settings).type)
-    model = shard(_load(settings, device), transport, settings.parallel)
-    SharedSessions(model, transport).follow()
+    SharedSessions(_load_part(settings, device, transport), transport).follow()
     launch.end()
 
 
@@ -117,15 +116,18 @@ def _open(
     from aapt_fast.models.files.model_file import load_gallery
     from aapt_fast.serve.host import Host
 
+    gallery = load_gallery(settings.model)
     if settings.gpus == 1:
-        return Host(_load(settings, device), load_gallery(settings.model), settings, send, folder)
-    from aapt_fast.distributed import launch, shard
-    from aapt_fast.distributed.shared_sessions import SharedSessions
+        from aapt_fast.models.stream_model import StreamModel
+
+        model = StreamModel.from_pretrained(settings.model, **_placement(settings, device))
+        return Host(model, gallery, settings, send, folder)
+    from aapt_fast.distributed import SharedSessions, launch
+    from aapt_fast.distributed.sharded_generator import decoding_alone
 
     transport, device = launch.start(device.type, on_failure=lose)
-    whole = _load(settings, device)
-    sessions = SharedSessions(shard(whole, transport, settings.parallel), transport)
-    return Host(whole, load_gallery(settings.model), settings, send, folder, sessions)
+    sessions = SharedSessions(_load_part(settings, device, transport), transport)
+    return Host(decoding_alone(sessions.model), gallery, settings, send, folder, sessions)
 
 
 def _device(settings: Settings) -> torch.device:
@@ -139,12 +141,18 @@ def _device(settings: Settings) -> torch.device:
     return torch.device(settings.device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
-def _load(settings: Settings, device: torch.device) -> StreamModel:
+def _load_part(settings: Settings, device: torch.device, transport: Transport) -> StreamModel:
+    """The model of one rank of several."""
+    from aapt_fast.distributed import shard
+
+    return shard(settings.model, transport, settings.parallel, **_placement(settings, device))
+
+
+def _placement(settings: Settings, device: torch.device) -> dict[str, Any]:
+    """Device and dtype of the model. Sets torch's threads."""
     import torch
 
     from aapt_fast.models.files.placement import fast_dtype
-    from aapt_fast.models.stream_model import StreamModel
 
-    dtype = fast_dtype(device) if settings.dtype is None else getattr(torch, settings.dtype)
     torch.set_num_threads(settings.threads)
-    return StreamModel.from_pretrained(settings.model, device=device, dtype=dtype)
+    return {"device": device, "dtype": fast_dtype(device) if settings.dtype is None else settings.dtype}

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -88,14 +88,19 @@ class Replay:
 
 def fingerprint(model: StreamModel) -> str:
     """A number for the weights of generator and VAE: 64 hexadecimal digits, from a few values of each of them."""
+    modules: list[Any] = [model.generator, model.vae]
+    return fingerprint_of([item for module in modules for item in sorted(module.state_dict().items())])
+
+
+def fingerprint_of(weights: Iterable[tuple[str, Tensor]]) -> str:
+    """A number for named weights [...]: 64 hexadecimal digits, from a few values of each of them."""
     parts = []
     digest = hashlib.sha256()
-    modules: list[Any] = [model.generator, model.vae]
-    for module in modules:
-        for name, weight in sorted(module.state_dict().items()):
-            places = torch.linspace(0, max(weight.numel() - 1, 0), min(SAMPLES, weight.numel())).long()
-            digest.update(f"{name} {weight.dtype} {list(weight.shape)}".encode())
-            parts.append(weight.detach().flatten()[places.to(weight.device)].double())
+    for name, weight in weights:
+        numbers = weight.detach().view(torch.uint8) if weight.element_size() == 1 else weight.detach()
+        places = torch.linspace(0, max(weight.numel() - 1, 0), min(SAMPLES, weight.numel())).long()
+        digest.update(f"{name} {weight.dtype} {list(weight.shape)}".encode())
+        parts.append(numbers.flatten()[places.to(weight.device)].double())
     digest.update(torch.cat([part.cpu() for part in parts]).numpy().tobytes())
     return digest.hexdigest()
 
