@@ -30,6 +30,8 @@ from aapt_fast.errors import RankFailed, RankHung, require
 
 EXCHANGE_SECONDS = 60
 """Seconds after which a rank gives up an exchange of tensors."""
+START_SECONDS = 600
+"""Seconds that ranks wait for each other in `start`: machines load programs at different speeds."""
 IDLE = timedelta(days=30)
 """For how long ranks wait for a command of rank 0: a user may think."""
 
@@ -64,9 +66,10 @@ def start(
         if place.index < torch.cuda.device_count():
             torch.cuda.set_device(place)
     if not dist.is_initialized():
-        dist.init_process_group(backend, timeout=timedelta(seconds=EXCHANGE_SECONDS))
+        dist.init_process_group(backend, timeout=timedelta(seconds=START_SECONDS))
+    group = dist.new_group(backend=backend, timeout=timedelta(seconds=EXCHANGE_SECONDS))
     commands = dist.new_group(backend="gloo", timeout=IDLE)
-    transport = TorchTransport(commands=commands, on_failure=on_failure)
+    transport = TorchTransport(group, commands, on_failure)
     require_gpus_of_all(transport, place)
     return transport, place
 
