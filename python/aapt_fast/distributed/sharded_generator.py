@@ -32,6 +32,7 @@ from aapt_fast.models.files.read import Change
 from aapt_fast.models.stream_model import StreamModel
 from aapt_fast.models.vae.video_stream import LayeredDecoder
 from aapt_fast.ops.cache import Cache, KeysAndValues
+from aapt_fast.profiling.document import package_version
 from aapt_fast.streaming.saved import fingerprint_of
 
 
@@ -180,8 +181,9 @@ def _cut(
 
 
 def versions(device: torch.device) -> dict[str, str]:
-    """What ranks need in common to compute the same: torch, and the kind of their GPU."""
-    return {"torch": torch.__version__, "GPU": torch.cuda.get_device_name(device) if device.type == "cuda" else "none"}
+    """What ranks need in common to compute the same: this package, torch, and the kind of their GPU."""
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else "none"
+    return {"aapt_fast": package_version(), "torch": torch.__version__, "GPU": gpu}
 
 
 def _hook(generator: Any, layout: Layout, scheme: Scheme, shards: TokenShards) -> None:
