@@ -27,8 +27,8 @@ SPATIAL_FACTOR = 8
 def best_scheme(generator: Any, grid: tuple[int, int] | None, ranks: int, device: torch.device) -> str:
     """Choose "sp" or "tp": the faster one, unless the whole weights do not fit on the device.
 
-    `generator` may be on the meta device, without values: its weights are still to come then. The answer of one rank
-    holds for all, as they have equal devices.
+    `generator` may be on the meta device, without values: its weights are still to come then. Ranks compare their
+    answers, as one may have less memory left than others.
     """
     size = generator.fit_grid(grid, SPATIAL_FACTOR)
     weights = sum(each.nbytes for each in generator.parameters() if each.is_meta)

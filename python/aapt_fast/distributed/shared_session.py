@@ -74,7 +74,8 @@ class SharedSession(StreamSession):
     ) -> tuple[SharedSession, Sequence[Tensor | None]]:
         """As `StreamSession.from_replay`, on every rank, from a file that rank 0 alone reads.
 
-        With "tp" it fits ranks of the same number only. Raises ValueError for a `check_every` below 1.
+        With "tp" it fits ranks of the same number only. Errors of reading are raised on every rank, ValueError for a
+        `check_every` below 1.
         """
         require(check_every >= 1, "check_every", "at least 1 step", check_every)
         begun = time.perf_counter()
@@ -135,8 +136,7 @@ class SharedSession(StreamSession):
 
     def close(self) -> None:
         """As `StreamSession.close`; after the last one of a session and its forks, `follow` of other ranks returns."""
-        if not self.closed:
-            self._lead("close")
+        self._lead("close")
         super().close()
 
     def follow(self) -> None:
@@ -152,8 +152,9 @@ class SharedSession(StreamSession):
         self._number = self._family.add(self)
 
     def _lead(self, name: str, *arguments: Any, **options: Any) -> None:
-        """Let the other ranks make this call, too."""
-        self._family.lead(self._number, name, *arguments, **options)
+        """Let the other ranks make this call, too; not for a closed session, of which they have heard."""
+        if not self.closed:
+            self._family.lead(self._number, name, *arguments, **options)
 
     def _compare(self) -> None:
         sums = self.transport.gather(zlib.crc32(self.frame.cpu().numpy().tobytes()))

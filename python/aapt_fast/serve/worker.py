@@ -61,6 +61,8 @@ def main(descriptor: int) -> None:
         send({"ready": host.describe(), "sizes": list(map(len, pictures))}, b"".join(pictures))
         started.set()
     except Exception as error:
+        if followers is not None:
+            followers.kill()
         send({"failed": refusal_of(error)})
         return
     try:
