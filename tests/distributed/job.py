@@ -2,6 +2,7 @@
 """The work of one rank in the tests of test_launch.py: `python job.py RESULTS [RANK HOW]`, under torchrun.
 
 Each rank writes what it has found to RESULTS/rank-N.json; so an error of the backend while it ends changes nothing.
+After `launch.end` it adds the names of its threads.
 Rank RANK, if given, dies or hangs in the second step.
 """
 
@@ -55,8 +56,12 @@ def main(results, rank="-1", how=""):
             time.sleep(600)
 
     sums = [play(transport, scheme, hurt) for scheme in ("sp", "tp")]
-    Path(results, f"rank-{transport.rank}.json").write_text(json.dumps({"ranks": transport.size, "sums": sums}))
+    report = {"ranks": transport.size, "sums": sums}
+    file = Path(results, f"rank-{transport.rank}.json")
+    file.write_text(json.dumps(report))
     launch.end()
+    threads = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
+    file.write_text(json.dumps({**report, "threads": threads}))
 
 
 main(*sys.argv[1:])

@@ -16,6 +16,7 @@ import io
 import pickle
 import re
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -80,8 +81,21 @@ class TorchTransport:
     ) -> None:
         started = dist.is_available() and dist.is_initialized()
         require(started, "group", "processes that have called aapt_fast.distributed.launch.start()", "none")
-        self.group, self.commands, self._on_failure = group, commands or group, on_failure
+        tensors = group or dist.group.WORLD
+        # Not kept alive: a group ends its threads when torch drops it. Later, at the end of Python, they may abort.
+        self._group, self._commands = weakref.ref(tensors), weakref.ref(commands or tensors)
+        self._on_failure = on_failure
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
+
+    @property
+    def group(self) -> dist.ProcessGroup | None:
+        """The processes that exchange tensors; None after `launch.end`."""
+        return self._group()
+
+    @property
+    def commands(self) -> dist.ProcessGroup | None:
+        """The processes that exchange objects; None after `launch.end`."""
+        return self._commands()
 
     def all_to_all(self, parts: Tensor) -> Tensor:
         """See `Transport.all_to_all`: [size, ...] -> [size, ...]."""
