@@ -3,7 +3,7 @@
 
 Each rank writes what it has found to RESULTS/rank-N.json; so an error of the backend while it ends changes nothing.
 After `launch.end` it adds the names of its threads.
-Rank RANK, if given, dies or hangs in the second step.
+Rank RANK, if given, dies or hangs in the second step, or hangs before it ("hangs idle").
 """
 
 import dataclasses
@@ -31,8 +31,11 @@ def play(transport, scheme, hurt):
     class Session(SharedSession):
         def step(self, control=None):
             if self.steps == 1:
-                hurt()
-            return super().step(control)
+                hurt(None)
+            video = super().step(control)
+            if self.steps == 1:
+                hurt("idle")
+            return video
 
     model = random_model(CONFIG)
     with Session(
@@ -45,12 +48,13 @@ def play(transport, scheme, hurt):
 
 def main(results, rank="-1", how=""):
     torch.set_num_threads(1)
-    if how == "hangs":
+    if how.startswith("hangs"):
         launch.EXCHANGE_SECONDS = 5
     transport, _ = launch.start("cpu")
 
-    def hurt():
-        if transport.rank == int(rank):
+    def hurt(place):
+        """Called by step 2, and after step 1, between two commands, with "idle"."""
+        if transport.rank == int(rank) and (place == "idle") == (how == "hangs idle"):
             if how == "dies":
                 os.kill(os.getpid(), signal.SIGKILL)
             time.sleep(600)

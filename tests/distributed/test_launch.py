@@ -55,7 +55,11 @@ def test_the_program_of_the_guide_runs_on_two_processes(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("how", "said"),
-    [("dies", "rank 1 ended with signal 9"), ("hangs", "rank 1 did not answer")],
+    [
+        ("dies", "rank 1 ended with signal 9"),
+        ("hangs", "rank 1 did not answer"),
+        ("hangs idle", "rank 1 did not answer"),
+    ],
 )
 def test_a_rank_that_fails_ends_the_job_and_is_named(tmp_path, how, said):
     begun = time.monotonic()

@@ -45,7 +45,7 @@ class Family:
         """Let the other ranks make this call, too. Raises ValueError on a rank above 0 that does not follow."""
         if not self._following:
             require(self.transport.rank == 0, name, "rank 0; the others call follow()", self.transport.rank)
-            self.transport.gather((number, name, arguments, options))
+            self.transport.broadcast((number, name, arguments, options))
 
     def follow(self) -> None:
         """Make the calls of rank 0 until all members are closed. For ranks above 0.
@@ -56,7 +56,7 @@ class Family:
         require(rank > 0, "follow", "a rank above 0; rank 0 leads", rank)
         self._following = True
         while not all(each.closed for each in self.members.values()):
-            number, name, arguments, options = self.transport.gather(None)[0]
+            number, name, arguments, options = self.transport.broadcast(None)
             member = self.members[number]
             try:
                 getattr(member, name)(*arguments, **options)
@@ -93,7 +93,7 @@ def from_rank_0(transport: Transport, call: Callable[[], T]) -> T:
             outcome = (call(), None)
         except Exception as error:
             outcome = (None, error)
-    result, failure = transport.gather(outcome)[0]
+    result, failure = transport.broadcast(outcome)
     if failure is not None:
         raise failure
     return result

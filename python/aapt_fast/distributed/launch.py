@@ -31,7 +31,7 @@ from aapt_fast.errors import RankFailed, RankHung, require
 EXCHANGE_SECONDS = 60
 """Seconds after which a rank gives up an exchange of tensors."""
 START_SECONDS = 600
-"""Seconds that ranks wait for each other in `start`: machines load programs at different speeds."""
+"""Seconds that ranks wait for each other in `start`, and to compare: machines load files at different speeds."""
 IDLE = timedelta(days=30)
 """For how long ranks wait for a command of rank 0: a user may think."""
 
@@ -68,8 +68,10 @@ def start(
     if not dist.is_initialized():
         dist.init_process_group(backend, timeout=timedelta(seconds=START_SECONDS))
     group = dist.new_group(backend=backend, timeout=timedelta(seconds=EXCHANGE_SECONDS))
-    commands = dist.new_group(backend="gloo", timeout=IDLE)
-    transport = TorchTransport(group, commands, on_failure)
+    objects = dist.new_group(backend="gloo", timeout=timedelta(seconds=START_SECONDS))
+    patience = timedelta(seconds=EXCHANGE_SECONDS) if dist.get_rank() == 0 else IDLE
+    commands = dist.new_group(backend="gloo", timeout=patience)
+    transport = TorchTransport(group, objects, commands, on_failure)
     require_gpus_of_all(transport, place)
     return transport, place
 

@@ -5,6 +5,7 @@
     all_gather    everybody has the tensors of all
     neighbours    everybody has a tensor of the rank before and of the rank after
     gather        everybody has the objects of all; for what is small and not a tensor
+    broadcast     everybody has an object of rank 0
 
 Sums over ranks are an `all_to_all` of the parts and then a sum on the device, in the order of the ranks and in float32:
 always the same bits, whatever the backend and its rings, for the bytes of a reduce-scatter.
@@ -60,13 +61,17 @@ class Transport(Protocol):
     def gather(self, value: Any) -> list[Any]:
         """The values of all ranks, which have to be such that pickle can copy them; tensors arrive on the host."""
 
+    def broadcast(self, value: Any) -> Any:
+        """The value of rank 0, likewise. Other ranks wait for it as long as rank 0 takes; what they give is ignored."""
+
 
 class TorchTransport:
     """A `Transport` over a process group of `torch.distributed`: NCCL for tensors on GPUs, gloo for those on CPUs.
 
     Args:
         group: of tensors; None for all processes.
-        commands: of objects, the same ranks; None for `group`. Over gloo, they do not touch a GPU.
+        objects: of `gather`, the same ranks; None for `group`. Over gloo, they do not touch a GPU.
+        commands: of `broadcast`, likewise. Its time limit on ranks above 0 is how long rank 0 may take.
         on_failure: called before RankHung is raised, for a program that has to end as a whole.
 
     Raises:
@@ -76,6 +81,7 @@ class TorchTransport:
     def __init__(
         self,
         group: dist.ProcessGroup | None = None,
+        objects: dist.ProcessGroup | None = None,
         commands: dist.ProcessGroup | None = None,
         on_failure: Callable[[RankHung], object] | None = None,
     ) -> None:
@@ -83,8 +89,10 @@ class TorchTransport:
         require(started, "group", "processes that have called aapt_fast.distributed.launch.start()", "none")
         tensors = group or dist.group.WORLD
         # Not kept alive: a group ends its threads when torch drops it. Later, at the end of Python, they may abort.
-        self._group, self._commands = weakref.ref(tensors), weakref.ref(commands or tensors)
+        self._group, self._objects = weakref.ref(tensors), weakref.ref(objects or tensors)
+        self._commands = weakref.ref(commands or objects or tensors)
         self._on_failure = on_failure
+        self._hung: RankHung | None = None
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
 
     @property
@@ -93,9 +101,9 @@ class TorchTransport:
         return self._group()
 
     @property
-    def commands(self) -> dist.ProcessGroup | None:
+    def objects(self) -> dist.ProcessGroup | None:
         """The processes that exchange objects; None after `launch.end`."""
-        return self._commands()
+        return self._objects()
 
     def all_to_all(self, parts: Tensor) -> Tensor:
         """See `Transport.all_to_all`: [size, ...] -> [size, ...]."""
@@ -128,20 +136,32 @@ class TorchTransport:
 
     def gather(self, value: Any) -> list[Any]:
         """See `Transport.gather`."""
-        sent = io.BytesIO()
-        _HostPickler(sent).dump(value)
         parts: list[Any] = [None] * self.size
         with self._named():
-            dist.all_gather_object(parts, sent.getvalue(), group=self.commands)
+            dist.all_gather_object(parts, _pickled(value), group=self.objects)
         return [pickle.loads(part) for part in parts]
+
+    def broadcast(self, value: Any) -> Any:
+        """See `Transport.broadcast`."""
+        sent = [_pickled(value) if self.rank == 0 else None]
+        with self._named():
+            dist.broadcast_object_list(sent, group=self._commands(), group_src=0)
+        part = sent[0]
+        assert part is not None
+        return pickle.loads(part)
 
     @contextmanager
     def _named(self) -> Iterator[None]:
-        """Raise RankHung, with the number of the rank that is missing, if the exchange in the `with` block fails."""
+        """Raise RankHung, with the number of the rank that is missing, if the exchange in the `with` block fails.
+
+        From then on, all exchanges raise it at once: the connections are lost.
+        """
+        if self._hung is not None:
+            raise self._hung
         try:
             yield
         except RuntimeError as error:
-            hung = RankHung(f"rank {self._missing()} did not answer: it hangs or has died")
+            hung = self._hung = RankHung(f"rank {self._missing()} did not answer: it hangs or has died")
             if self.rank == 0:  # for the message of `launch.run`
                 get_error_handler().record_exception(hung)
             else:
@@ -153,7 +173,7 @@ class TorchTransport:
     def _missing(self) -> str:
         """The rank, or ranks, that do not answer, in words."""
         try:
-            dist.monitored_barrier(self.commands, timeout=CALL_ROLL, wait_all_ranks=True)
+            dist.monitored_barrier(self.objects, timeout=CALL_ROLL, wait_all_ranks=True)
         except (RuntimeError, ValueError) as error:
             found = re.search(r"Ranks? ([\d, ]*\d) failed", str(error))
             return found[1] if found else "0" if self.rank else "unknown"
@@ -168,6 +188,12 @@ class _HostPickler(pickle.Pickler):
         if isinstance(value, Tensor) and value.device.type != "cpu":
             return value.detach().cpu().__reduce_ex__(pickle.DEFAULT_PROTOCOL)
         return NotImplemented
+
+
+def _pickled(value: Any) -> bytes:
+    file = io.BytesIO()
+    _HostPickler(file).dump(value)
+    return file.getvalue()
 
 
 def sum_over_ranks(transport: Transport, x: Tensor) -> Tensor:
