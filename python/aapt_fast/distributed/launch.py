@@ -179,6 +179,18 @@ class Followers:
             process.stdin.flush()
             threading.Thread(target=self._watch, args=(rank, process), daemon=True).start()
 
+    def ended(self, seconds: float) -> str | None:
+        """The end of one of them, in words; waits so many seconds for one. None if all of them live."""
+        until = time.monotonic() + seconds
+        while True:
+            for rank, process in enumerate(self.processes, 1):
+                status = process.poll()
+                if status is not None:
+                    return _ended(rank, status)
+            if time.monotonic() > until:
+                return None
+            time.sleep(0.02)
+
     def let_end(self) -> None:
         """Take their ends for ordinary from here on."""
         self._closing = True

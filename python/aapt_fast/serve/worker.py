@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from aapt_fast.models.stream_model import StreamModel
     from aapt_fast.serve.host import Host
 
+DEATH_SECONDS = 1.0  # between the connection's loss and the end of a process that has died
 END_SECONDS = 3.0  # that other ranks get to end by themselves; the server gives this process five
 
 
@@ -36,18 +37,21 @@ def main(descriptor: int) -> None:
     """Serve the streams of one model until the server closes its end of the connection, a file `descriptor`."""
     _ignore_signals()
     connection, sending = Connection(descriptor), threading.Lock()
-    started = threading.Event()
+    started, losing = threading.Event(), threading.Lock()
 
     def send(header: Header, body: bytes = b"") -> None:
         with sending, contextlib.suppress(OSError):  # the server has gone, which the loop below notices
             connection.send_bytes(pack(header, body))
 
     def lose(why: object) -> None:
-        """End this process, as another rank has failed."""
-        if followers is not None:
-            followers.kill()
-        send({"ending": str(why)} if started.is_set() else {"failed": {"message": f"gpus: {why}"}})
-        os._exit(1)
+        """End this process, as another rank has failed; from the thread that notices it first."""
+        with losing:
+            said = why
+            if followers is not None:
+                said = followers.ended(DEATH_SECONDS) or why
+                followers.kill()
+            send({"ending": str(said)} if started.is_set() else {"failed": {"message": f"gpus: {said}"}})
+            os._exit(1)
 
     begin, _ = unpack(connection.recv_bytes())
     settings, folder = Settings.from_json(begin["settings"]), begin["folder"]
