@@ -72,7 +72,7 @@ async def play(client: Client) -> list[np.ndarray]:
     return pictures + await steps(stream, 1)
 
 
-def test_two_ranks_show_the_pictures_of_one(tmp_path):
+def test_two_ranks_show_the_pictures_of_one():
     alone, together = (served(settings, play) for settings in (SETTINGS, dataclasses.replace(SETTINGS, gpus=2)))
     assert len(alone) == len(together) == 28
     assert all(np.abs(one - other).max() <= 8 for one, other in zip(alone, together, strict=True))  # JPEGs
