@@ -34,8 +34,8 @@ ARROWS = {
     "media": {"errors", "atomic", "limits"},  # pictures and videos in files
     "models": {"errors", "atomic", "limits", "ops", "media", "worlds"},
     "streaming": {"errors", "atomic", "limits", "not_copied", "ops", "models", "worlds"},
-    "serve": {"errors", "media", "models", "streaming", "worlds"},  # browsers and programs
-    "distributed": {"errors", "ops", "models", "streaming"},  # one model on several devices
+    "serve": {"errors", "media", "models", "streaming", "distributed", "worlds"},  # browsers and programs
+    "distributed": {"errors", "limits", "ops", "models", "streaming", "profiling"},  # one model on several devices
     "training": {"errors", "atomic", "limits", "progress", "ops", "models", "streaming", "distributed", "worlds"},
     "integrations": {"errors", "ops", "models", "streaming"},
     "compat": {"errors", "ops", "models", "streaming"},

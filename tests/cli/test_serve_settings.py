@@ -58,6 +58,12 @@ def test_options_become_settings(tmp_path):
         (["--parked", "-1"], "--parked: expected 0 or more, got -1"),
         (["--drain", "nan"], "--drain: expected 0..3600 seconds, got nan"),
         (["--device", "tpu"], "--device: expected cpu, cuda or cuda:N, got tpu"),
+        (["--gpus", "3"], "--gpus: expected a number that divides 4 heads of mini-person, got 3"),
+        (["--gpus", "0"], "--gpus: expected at least 1, got 0"),
+        (
+            ["--gpus", "2", "--device", "cuda:1"],
+            "--device: expected cpu or cuda with several --gpus, got cuda:1",
+        ),
         (["--limit", "streem=1"], "--limit: expected one of connections"),
         (["--limit", "uploads=x"], "--limit: expected uploads= and an integer, got uploads=x"),
         (["--limit", "uploads=0"], "--limit uploads: expected more than 0, got 0"),

@@ -8,7 +8,7 @@ import torch
 
 from aapt_fast.distributed.sharded_generator import shard
 from aapt_fast.distributed.shared_session import SharedSession
-from aapt_fast.errors import RanksDiffer
+from aapt_fast.errors import RanksDiffer, SessionClosed
 from aapt_fast.profiling.inputs import random_controls, random_image
 from aapt_fast.streaming.session import StreamSession
 from aapt_fast.testing.streams import STREAMS, random_model
@@ -26,7 +26,7 @@ def on_two(model, lead, *, follow=SharedSession.follow, opened=None, **options):
     image = random_image(model)
 
     def work(transport):
-        own = shard(copies[transport.rank], transport)
+        own = shard(copies[transport.rank], transport, whole_decoder=False)
         options_here = {"transport": transport, **options}
         session = opened(own, options_here) if opened else SharedSession(own, image, seed=7, history=4, **options_here)
         with session:
@@ -53,6 +53,19 @@ def test_rank_0_alone_decides(model):
         expected = use(alone)
     video = on_two(model, use)
     assert (video.int() - expected.int()).abs().max() <= 1  # a value between two numbers may be rounded otherwise
+
+
+def test_a_closed_session_says_so_and_waits_for_nobody(model):
+    def use(session):
+        session.close()
+        with pytest.raises(SessionClosed):
+            session.step(random_controls(model, 1)[0])
+        with pytest.raises(SessionClosed):
+            session.fork()
+        session.close()
+        return True
+
+    assert on_two(model, use)
 
 
 def test_files_of_all_ranks_go_on(model, tmp_path):

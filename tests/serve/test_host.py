@@ -20,8 +20,9 @@ from safetensors.torch import save as save_tensors
 from aapt_fast.models.aapt.presets import NANO
 from aapt_fast.profiling.inputs import random_image
 from aapt_fast.serve.encoders import H264Encoder, JpegEncoder
-from aapt_fast.serve.host import Host, read_upload
+from aapt_fast.serve.host import Host
 from aapt_fast.serve.settings import Limits, Settings
+from aapt_fast.serve.uploaded_picture import read_upload
 from aapt_fast.testing.streams import random_model
 from aapt_fast.worlds import WORLDS
 from aapt_fast.worlds.person.skeleton import CAMERA

@@ -208,7 +208,7 @@ def test_a_full_engine_refuses_and_parks_the_longest_idle_stream(model, clock, m
     assert torch.equal(shown[0].video, expected_video(model, controls[:2])[4:])
     streams[1].park().result()
     streams[1].close().result()
-    assert not list(tmp_path.iterdir()) and engine._pool.available == engine._pool.pages // 2
+    assert not list(tmp_path.iterdir()) and engine._sessions._pool.available == engine._sessions._pool.pages // 2
 
 
 def test_one_bad_stream_ends_alone(model, clock, make_engine):

@@ -39,7 +39,7 @@ from aapt_fast.models.evaluations import MOST_EVALUATIONS
 from aapt_fast.models.files.bundled import PRESETS, bundled_models
 from aapt_fast.models.files.find import model_path, own_model_path, require_path, weight_file
 from aapt_fast.models.files.gallery import Gallery, read_gallery
-from aapt_fast.models.files.outline import read_outline
+from aapt_fast.models.files.outline import Outline, read_outline
 from aapt_fast.models.files.recognise import CONVERTED, PIPELINE, PRESET, recognise, refusal
 from aapt_fast.training.own_folder import TRIAL, require_own_folder, require_report_folder, require_same_note
 
@@ -86,7 +86,6 @@ def _check_generate(arguments: argparse.Namespace) -> None:
     expected = f"1 to {MOST_EVALUATIONS} evaluations per step"
     require(1 <= arguments.nfe <= MOST_EVALUATIONS, "--nfe", expected, arguments.nfe)
     require(arguments.scale >= 1, "--scale", "at least 1", arguments.scale)
-    require(arguments.gpus >= 1, "--gpus", "at least 1", arguments.gpus)
     if arguments.sheet is not None:
         check_sheet_target(arguments.sheet)
     check_video_target(arguments.out, "--out")
@@ -100,15 +99,25 @@ def _check_fit(arguments: argparse.Namespace, script: tuple[Part, ...] | None) -
 
     poses = None if arguments.controls is None else read_poses(arguments.controls)
     outline = read_outline(model_path(arguments.model, "--model"))
+    _check_ranks(arguments, arguments.model, outline)
     if outline is None:
         return
-    divides = outline.heads % arguments.gpus == 0
-    require(divides, "--gpus", f"a number that divides {outline.heads} heads of {arguments.model}", arguments.gpus)
     if poses is not None:
         require_poses_of(outline.joints, poses)
     if script is not None:
         steps = -(-video_frames(arguments.frames, script, poses) // FRAMES_PER_STEP)
         require_room(arguments.out, FRAMES_PER_STEP * steps, outline.size, arguments.scale)
+
+
+def _check_ranks(arguments: argparse.Namespace, model: str, outline: Outline | None) -> None:
+    """Check whether `--gpus` fits the model, of this outline, and `--device`."""
+    require(arguments.gpus >= 1, "--gpus", "at least 1", arguments.gpus)
+    if arguments.gpus > 1:
+        expected = "cpu or cuda with several --gpus"
+        require(arguments.device in (None, "cpu", "cuda"), "--device", expected, arguments.device)
+    if outline is not None:
+        divides = outline.heads % arguments.gpus == 0
+        require(divides, "--gpus", f"a number that divides {outline.heads} heads of {model}", arguments.gpus)
 
 
 def _check_doctor(arguments: argparse.Namespace) -> None:
@@ -198,10 +207,11 @@ def _check_verify(arguments: argparse.Namespace) -> None:
 
 
 def _check_serve(arguments: argparse.Namespace) -> None:
-    from aapt_fast.cli.serve_settings import check_serve
+    from aapt_fast.cli.serve_settings import check_serve, models_of
 
-    for model in arguments.model:
+    for model in models_of(arguments):
         require_model(model, "--model")
+        _check_ranks(arguments, model, read_outline(model_path(model, "--model")))
     check_serve(arguments)
 
 

@@ -118,7 +118,10 @@ def _open_stream(arguments: argparse.Namespace) -> _Stream:
     dtype = fast_dtype(device) if arguments.dtype == "auto" else DTYPES[arguments.dtype]
     poses = None if arguments.controls is None else torch.from_numpy(read_poses(arguments.controls))
     frames = video_frames(arguments.frames, read_script(script, world.actions, "--motion"), poses)
-    model = StreamModel.from_pretrained(arguments.model, device=device, dtype=dtype)
+    if transport is None:
+        model = StreamModel.from_pretrained(arguments.model, device=device, dtype=dtype)
+    else:
+        model = shard(arguments.model, transport, arguments.parallel, device=device, dtype=dtype)
     with without_messages(arguments.quiet):
         start = read_first_picture(arguments.image, arguments.model)
         if start.pose is None:
@@ -138,7 +141,6 @@ def _open_stream(arguments: argparse.Namespace) -> _Stream:
     if transport is None:
         session = StreamSession(model, start, seed=arguments.seed, sampler=sampler)
     else:
-        model = shard(model, transport, arguments.parallel)
         session = SharedSession(model, start, seed=arguments.seed, sampler=sampler, transport=transport)
     return _Stream(model, session, player, steps, sheet)
 

@@ -69,6 +69,8 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
         streams=arguments.streams,
         parked=arguments.parked,
         history=arguments.history,
+        gpus=arguments.gpus,
+        parallel=arguments.parallel,
         threads=arguments.threads,
         token=token,
         hosts=tuple(sorted(hosts)),

@@ -4,5 +4,6 @@
 from aapt_fast.distributed.launch import end, start
 from aapt_fast.distributed.sharded_generator import shard
 from aapt_fast.distributed.shared_session import SharedSession
+from aapt_fast.distributed.shared_sessions import SharedSessions
 
-__all__ = ["SharedSession", "end", "shard", "start"]
+__all__ = ["SharedSession", "SharedSessions", "end", "shard", "start"]

@@ -49,6 +49,10 @@ class DifferentiableTransport:
         """See `Transport.gather`."""
         return self._transport.gather(value)
 
+    def broadcast(self, value: Any) -> Any:
+        """See `Transport.broadcast`."""
+        return self._transport.broadcast(value)
+
 
 def share_tokens(model: Any, transport: Transport) -> None:
     """Let the ranks of `transport` share the tokens of each row in a `Generator` or `Discriminator`.

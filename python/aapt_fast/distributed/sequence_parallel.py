@@ -15,6 +15,7 @@ from torch import Tensor
 
 from aapt_fast.distributed.layout import Layout
 from aapt_fast.distributed.token_shards import TokenShards
+from aapt_fast.models.files.read import Change
 from aapt_fast.ops.cache import Cache
 from aapt_fast.ops.kv_write import normalise_and_rotate
 
@@ -53,8 +54,9 @@ class SequenceParallel:
 
     name = "sp"
 
-    def cut(self, generator: Any, layout: Layout, shards: TokenShards) -> None:
+    def cut(self, generator: Any, layout: Layout, shards: TokenShards) -> dict[str, Change]:
         """Nothing: all weights stay as they are."""
+        return {}
 
     def cache(self, cache: Cache, shards: TokenShards, eps: float, across: bool) -> ExchangedHeads:
         """The cache of an attention layer that has own tokens and all heads."""

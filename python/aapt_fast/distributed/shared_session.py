@@ -10,27 +10,23 @@ of rank 0 as it was (a bad control) does the same on all ranks.
 
 from __future__ import annotations
 
+import time
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from aapt_fast.distributed.family import Family, from_rank_0
 from aapt_fast.distributed.transport import Transport
 from aapt_fast.errors import RanksDiffer, require
 from aapt_fast.streaming.frames import FrameIterator
+from aapt_fast.streaming.saved import read_replay
 from aapt_fast.streaming.session import StreamSession
 
 CHECK_EVERY = 64
 """Steps between two comparisons of the ranks' frames."""
-
-
-class _Family:
-    """A session and its forks, which the ranks know by their numbers."""
-
-    def __init__(self) -> None:
-        self.members: list[SharedSession] = []
-        self.following = False
 
 
 class SharedSession(StreamSession):
@@ -47,6 +43,7 @@ class SharedSession(StreamSession):
         The errors of `StreamSession`, on every rank.
     """
 
+    is_shared = True
     transport: Transport
     """To the other ranks."""
 
@@ -70,6 +67,25 @@ class SharedSession(StreamSession):
         assert isinstance(session, SharedSession)
         session._join(transport, check_every)
         return session
+
+    @classmethod
+    def from_replay(  # type: ignore[override]
+        cls, path: str | Path, model: Any, *, transport: Transport, check_every: int = CHECK_EVERY, **options: Any
+    ) -> tuple[SharedSession, Sequence[Tensor | None]]:
+        """As `StreamSession.from_replay`, on every rank, from a file that rank 0 alone reads.
+
+        With "tp" it fits ranks of the same number only. Errors of reading are raised on every rank, ValueError for a
+        `check_every` below 1.
+        """
+        require(check_every >= 1, "check_every", "at least 1 step", check_every)
+        begun = time.perf_counter()
+        session = object.__new__(cls)
+        set_up = {"sampler": None, "cuda_graph": False, "pool": None, "history": 0} | options
+        session._set_up(model, **set_up)
+        replay = from_rank_0(transport, lambda: read_replay(path, model, session.sampler))
+        controls = session._begin_replay(replay.on(model.device), begun)
+        session._join(transport, check_every)
+        return session, controls
 
     def step(self, control: object = None) -> Tensor:
         """As `StreamSession.step`: uint8 [4, H, W, 3]. Raises RanksDiffer, too, which closes the session."""
@@ -100,13 +116,17 @@ class SharedSession(StreamSession):
         self._lead("reset", image, **options)
         super().reset(image, **options)
 
+    def forget_controls(self) -> None:
+        """As `StreamSession.forget_controls`."""
+        self._lead("forget_controls")
+        super().forget_controls()
+
     def fork(self) -> SharedSession:
         """As `StreamSession.fork`; the other ranks, which follow this session, follow the fork, too."""
         self._lead("fork")
         other = super().fork()
         assert isinstance(other, SharedSession)
-        other._number = len(self._family.members)
-        self._family.members.append(other)
+        other._number = self._family.add(other)
         return other
 
     def save(self, path: str | Path) -> None:
@@ -116,8 +136,7 @@ class SharedSession(StreamSession):
 
     def close(self) -> None:
         """As `StreamSession.close`; after the last one of a session and its forks, `follow` of other ranks returns."""
-        if not self.closed:
-            self._lead("close")
+        self._lead("close")
         super().close()
 
     def follow(self) -> None:
@@ -125,28 +144,17 @@ class SharedSession(StreamSession):
 
         Raises the error of a step that has closed a session.
         """
-        require(self.transport.rank > 0, "follow", "a rank above 0; rank 0 leads", self.transport.rank)
-        family = self._family
-        family.following = True
-        while not all(each.closed for each in family.members):
-            number, name, arguments, options = self.transport.gather(None)[0]
-            session = family.members[number]
-            try:
-                getattr(session, name)(*arguments, **options)
-            except Exception:
-                if session.closed:
-                    raise
+        self._family.follow()
 
-    def _join(self, transport: Transport, check_every: int) -> None:
+    def _join(self, transport: Transport, check_every: int, family: Family | None = None) -> None:
         self.transport, self._check_every = transport, check_every
-        self._family, self._number = _Family(), 0
-        self._family.members.append(self)
+        self._family = family or Family(transport)
+        self._number = self._family.add(self)
 
     def _lead(self, name: str, *arguments: Any, **options: Any) -> None:
-        """Let the other ranks make this call, too."""
-        if not self._family.following:
-            require(self.transport.rank == 0, name, "rank 0; the others call follow()", self.transport.rank)
-            self.transport.gather((self._number, name, arguments, options))
+        """Let the other ranks make this call, too; not for a closed session, of which they have heard."""
+        if not self.closed:
+            self._family.lead(self._number, name, *arguments, **options)
 
     def _compare(self) -> None:
         sums = self.transport.gather(zlib.crc32(self.frame.cpu().numpy().tobytes()))

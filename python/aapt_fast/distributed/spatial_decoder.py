@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A video decoder whose ranks have some rows of the picture each.
 
-    latents, whole      ->  own rows  ->  layers  ->  own rows of video  ->  gathered: the whole video on every rank
+    latents, whole  ->  own rows  ->  layers  ->  own rows of video, uint8  ->  gathered: the whole video on every rank
 
 A convolution needs one row above and one below its own ones. Ranks give these rows to their neighbours, and convolve
 without padding in this direction, so nothing is computed that is thrown away; beyond the picture there are zeros. Past
@@ -22,7 +22,7 @@ from aapt_fast.distributed.transport import Transport
 from aapt_fast.errors import require
 from aapt_fast.models.vae.aapt_layers import FrameNorm
 from aapt_fast.models.vae.feature_cache import FeatureCache, FixedFeatureCache
-from aapt_fast.models.vae.video_stream import DecoderStream
+from aapt_fast.models.vae.video_stream import DecoderStream, frames_to_uint8
 from aapt_fast.ops.ring_conv3d import spread_columns
 
 
@@ -188,9 +188,26 @@ class ShardedVAE:
         own = self._shards.split(latents).contiguous(memory_format=torch.channels_last_3d)
         return self._shards.gather(self.whole.decode_chunk(own, memory))
 
+    def decode_chunk_uint8(self, latents: Tensor, memory: RowCache) -> Tensor:
+        """The next latents [B, C, n, h, w], whole -> video uint8 [B, F, H, W, 3], whole; bytes are exchanged."""
+        own = self._shards.split(latents).contiguous(memory_format=torch.channels_last_3d)
+        rows = frames_to_uint8(self.whole.decode_chunk(own, memory))
+        return self._shards.gather(rows.permute(0, 4, 1, 2, 3)).permute(0, 2, 3, 4, 1).contiguous()
+
     def stream(self) -> DecoderStream:
         """A decoder at the start of a video."""
-        return DecoderStream(self, memory=lambda: RowCache(self._shards))
+        return RowStream(self, memory=lambda: RowCache(self._shards))
+
+
+class RowStream(DecoderStream):
+    """A `DecoderStream` of a `ShardedVAE`."""
+
+    vae: ShardedVAE
+
+    def _decoded(self, latents: Tensor, memory: Any, out: str) -> Tensor:
+        if out == "uint8":
+            return self.vae.decode_chunk_uint8(latents, memory)
+        return self.vae.decode_chunk(latents, memory)
 
 
 def frame_norm(x: Tensor, norm: FrameNorm, shards: RowShards) -> Tensor:

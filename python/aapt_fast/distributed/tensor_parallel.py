@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from aapt_fast.distributed.layout import Layout, Shard
 from aapt_fast.distributed.token_shards import TokenShards
 from aapt_fast.distributed.transport import Transport, sum_over_ranks
+from aapt_fast.models.files.read import Change
 from aapt_fast.ops.cache import Cache
 
 
@@ -64,22 +65,27 @@ class TensorParallel:
 
     name = "tp"
 
-    def cut(self, generator: Any, layout: Layout, shards: TokenShards) -> None:
+    def cut(self, generator: Any, layout: Layout, shards: TokenShards) -> dict[str, Change]:
         """Keep this rank's part of the weights, and let the pairs of linear layers exchange tokens.
 
-        Raises ValueError for a dimension that the ranks do not divide; nothing has changed then.
+        Returns the functions from whole parameters [...] to those parts, by name. Raises ValueError for a dimension
+        that the ranks do not divide; nothing has changed then.
         """
-        transport = shards.transport
         parameters = dict(generator.named_parameters())
-        parts = {name: part(parameters[name], shard, name, transport) for name, shard in layout.shards.items()}
+        parts = {
+            name: partial(part, shard=shard, name=name, transport=shards.transport)
+            for name, shard in layout.shards.items()
+        }
         with torch.no_grad():
-            for name, own in parts.items():
+            own = {name: in_own_memory(take(parameters[name])) for name, take in parts.items()}
+            for name, kept in own.items():
                 module, _, last = name.rpartition(".")
-                kept = nn.Parameter(own, requires_grad=parameters[name].requires_grad)
-                setattr(generator.get_submodule(module), last, kept)
+                parameter = nn.Parameter(kept, requires_grad=parameters[name].requires_grad)
+                setattr(generator.get_submodule(module), last, parameter)
         for first, second in layout.wide:
             first.register_forward_pre_hook(partial(_gather_input, shards))
             second.register_forward_hook(partial(_sum_output, shards))
+        return dict(parts)
 
     def cache(self, cache: Cache, shards: TokenShards, eps: float, across: bool) -> OwnHeads:
         """The cache of an attention layer that has all tokens and own heads."""
@@ -87,16 +93,20 @@ class TensorParallel:
 
 
 def part(weight: Tensor, shard: Shard, name: str, transport: Transport) -> Tensor:
-    """The part of a parameter [...] that this rank keeps, in memory of its own. Raises ValueError if it has none."""
+    """The part of a parameter [...] that this rank keeps, a view if possible. Raises ValueError if it has none."""
     if shard.first_only:
-        return weight.detach().clone() if transport.rank == 0 else torch.zeros_like(weight)
+        return weight.detach() if transport.rank == 0 else torch.zeros_like(weight)
     parts = shard.groups * transport.size
     length = weight.shape[shard.dim]
     if length % parts:
         raise ValueError(f"{name}: expected a dimension that {transport.size} ranks divide, got {list(weight.shape)}")
     grouped = weight.detach().unflatten(shard.dim, (shard.groups, transport.size, -1))
-    own = grouped.select(shard.dim + 1, transport.rank).flatten(shard.dim, shard.dim + 1)
-    return own.clone(memory_format=torch.contiguous_format)
+    return grouped.select(shard.dim + 1, transport.rank).flatten(shard.dim, shard.dim + 1)
+
+
+def in_own_memory(part: Tensor) -> Tensor:
+    """A contiguous copy of a part [...], so that the whole can be freed."""
+    return part.clone(memory_format=torch.contiguous_format)
 
 
 def _gather_input(shards: TokenShards, module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -5,6 +5,7 @@
     all_gather    everybody has the tensors of all
     neighbours    everybody has a tensor of the rank before and of the rank after
     gather        everybody has the objects of all; for what is small and not a tensor
+    broadcast     everybody has an object of rank 0
 
 Sums over ranks are an `all_to_all` of the parts and then a sum on the device, in the order of the ranks and in float32:
 always the same bits, whatever the backend and its rings, for the bytes of a reduce-scatter.
@@ -12,9 +13,12 @@ always the same bits, whatever the backend and its rings, for the bytes of a red
 
 from __future__ import annotations
 
+import io
+import pickle
 import re
 import time
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, Protocol
@@ -55,7 +59,10 @@ class Transport(Protocol):
         """
 
     def gather(self, value: Any) -> list[Any]:
-        """The values of all ranks, which have to be such that pickle can copy them."""
+        """The values of all ranks, which have to be such that pickle can copy them; tensors arrive on the host."""
+
+    def broadcast(self, value: Any) -> Any:
+        """The value of rank 0, likewise. Other ranks wait for it as long as rank 0 takes; what they give is ignored."""
 
 
 class TorchTransport:
@@ -63,17 +70,40 @@ class TorchTransport:
 
     Args:
         group: of tensors; None for all processes.
-        commands: of objects, the same ranks; None for `group`. Over gloo, they do not touch a GPU.
+        objects: of `gather`, the same ranks; None for `group`. Over gloo, they do not touch a GPU.
+        commands: of `broadcast`, likewise. Its time limit on ranks above 0 is how long rank 0 may take.
+        on_failure: called before RankHung is raised, for a program that has to end as a whole.
 
     Raises:
         ValueError: `torch.distributed` has not been initialised (see `launch.start`).
     """
 
-    def __init__(self, group: dist.ProcessGroup | None = None, commands: dist.ProcessGroup | None = None) -> None:
+    def __init__(
+        self,
+        group: dist.ProcessGroup | None = None,
+        objects: dist.ProcessGroup | None = None,
+        commands: dist.ProcessGroup | None = None,
+        on_failure: Callable[[RankHung], object] | None = None,
+    ) -> None:
         started = dist.is_available() and dist.is_initialized()
         require(started, "group", "processes that have called aapt_fast.distributed.launch.start()", "none")
-        self.group, self.commands = group, commands or group
+        tensors = group or dist.group.WORLD
+        # Not kept alive: a group ends its threads when torch drops it. Later, at the end of Python, they may abort.
+        self._group, self._objects = weakref.ref(tensors), weakref.ref(objects or tensors)
+        self._commands = weakref.ref(commands or objects or tensors)
+        self._on_failure = on_failure
+        self._hung: RankHung | None = None
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
+
+    @property
+    def group(self) -> dist.ProcessGroup | None:
+        """The processes that exchange tensors; None after `launch.end`."""
+        return self._group()
+
+    @property
+    def objects(self) -> dist.ProcessGroup | None:
+        """The processes that exchange objects; None after `launch.end`."""
+        return self._objects()
 
     def all_to_all(self, parts: Tensor) -> Tensor:
         """See `Transport.all_to_all`: [size, ...] -> [size, ...]."""
@@ -106,32 +136,64 @@ class TorchTransport:
 
     def gather(self, value: Any) -> list[Any]:
         """See `Transport.gather`."""
-        values: list[Any] = [None] * self.size
+        parts: list[Any] = [None] * self.size
         with self._named():
-            dist.all_gather_object(values, value, group=self.commands)
-        return values
+            dist.all_gather_object(parts, _pickled(value), group=self.objects)
+        return [pickle.loads(part) for part in parts]
+
+    def broadcast(self, value: Any) -> Any:
+        """See `Transport.broadcast`."""
+        sent = [_pickled(value) if self.rank == 0 else None]
+        with self._named():
+            dist.broadcast_object_list(sent, group=self._commands(), group_src=0)
+        part = sent[0]
+        assert part is not None
+        return pickle.loads(part)
 
     @contextmanager
     def _named(self) -> Iterator[None]:
-        """Raise RankHung, with the number of the rank that is missing, if the exchange in the `with` block fails."""
+        """Raise RankHung, with the number of the rank that is missing, if the exchange in the `with` block fails.
+
+        From then on, all exchanges raise it at once: the connections are lost.
+        """
+        if self._hung is not None:
+            raise self._hung
         try:
             yield
         except RuntimeError as error:
-            hung = RankHung(f"rank {self._missing()} did not answer: it hangs or has died")
+            hung = self._hung = RankHung(f"rank {self._missing()} did not answer: it hangs or has died")
             if self.rank == 0:  # for the message of `launch.run`
                 get_error_handler().record_exception(hung)
             else:
                 time.sleep(1)  # rank 0 knows more
+            if self._on_failure is not None:
+                self._on_failure(hung)
             raise hung from error
 
     def _missing(self) -> str:
         """The rank, or ranks, that do not answer, in words."""
         try:
-            dist.monitored_barrier(self.commands, timeout=CALL_ROLL, wait_all_ranks=True)
+            dist.monitored_barrier(self.objects, timeout=CALL_ROLL, wait_all_ranks=True)
         except (RuntimeError, ValueError) as error:
             found = re.search(r"Ranks? ([\d, ]*\d) failed", str(error))
             return found[1] if found else "0" if self.rank else "unknown"
         return "unknown"
+
+
+class _HostPickler(pickle.Pickler):
+    """Copies tensors on a GPU to the host: on another rank that number is the GPU of somebody else."""
+
+    def reducer_override(self, value: Any) -> Any:
+        """How to make a copy of `value`, as of `pickle`."""
+        if isinstance(value, Tensor) and value.device.type != "cpu":
+            return value.detach().cpu().__reduce_ex__(pickle.DEFAULT_PROTOCOL)
+        return NotImplemented
+
+
+def _pickled(value: Any) -> bytes:
+    file = io.BytesIO()
+    _HostPickler(file).dump(value)
+    return file.getvalue()
 
 
 def sum_over_ranks(transport: Transport, x: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from aapt_fast.models.files.load_vae import load_vae
 from aapt_fast.models.files.lora import LoraFiles
 from aapt_fast.models.files.model_file import read_model, write_model
 from aapt_fast.models.files.placement import DTYPES, checked_placement, require_usable_dtype
+from aapt_fast.models.files.read import Cut
 from aapt_fast.models.own_process import OwnProcess
 from aapt_fast.models.protocols import GeneratorShape, VideoGenerator
 from aapt_fast.models.resting import require_own_weights, rest_on_host
@@ -112,6 +113,7 @@ class StreamModel:
         lora: LoraFiles | None = None,
         lora_scale: float | Sequence[float] = 1.0,
         offload_text: bool = False,
+        cut: Cut | None = None,
     ) -> StreamModel:
         """A model from files, ready to stream.
 
@@ -126,6 +128,7 @@ class StreamModel:
             grid, text_encoder, offload_text: as in the constructor; embeddings have the shape [L, text_width]. While
                 a model is loaded, all of its weights are on `device`.
             lora, lora_scale: LoRA files for a Wan transformer, and their strength, as in `load_generator`.
+            cut: for a generator that keeps a part of itself; `distributed.shard` calls this with one.
 
         Raises:
             ValueError: a name that is not bundled, a device that torch cannot use, another dtype, parts that do not fit
@@ -140,12 +143,12 @@ class StreamModel:
         _check_offload(offload_text, device)
         if vae is None:
             require(not lora, "lora", "None: LoRA files are merged into Wan transformers, with vae=, only", lora)
-            generator, own_vae, name = read_model(path, device=device, dtype=dtype)
+            generator, own_vae, name = read_model(path, device=device, dtype=dtype, cut=cut)
             world = _world_of(path)
             return cls(generator, own_vae, name, text_encoder, grid=grid, world=world, offload_text=offload_text)
         if isinstance(vae, str | os.PathLike):
             vae = load_vae(vae, device=device, dtype=dtype)
-        loaded = load_generator(path, device=device, dtype=dtype, lora=lora, lora_scale=lora_scale)
+        loaded = load_generator(path, device=device, dtype=dtype, lora=lora, lora_scale=lora_scale, cut=cut)
         world = _world_of(path) if isinstance(loaded, Generator) else None
         name = Path(path).name
         return cls(loaded, vae, name, text_encoder, grid=grid, world=world, offload_text=offload_text)

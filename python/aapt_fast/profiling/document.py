@@ -174,8 +174,13 @@ def commit(checkout: Path = CHECKOUT) -> str:
     name = _answer([*git, "rev-parse", "--short", "HEAD"]) if (checkout / "csrc").is_dir() else None
     if name:
         return name + ("+" if _answer([*git, "status", "--porcelain", "-uno"]) else "")
+    return f"version {package_version()}"
+
+
+def package_version() -> str:
+    """Version of the installed package; "unknown" for a source tree that was never installed."""
     try:
-        return f"version {version('aapt_fast')}"
+        return version("aapt_fast")
     except PackageNotFoundError:
         return "unknown"
 

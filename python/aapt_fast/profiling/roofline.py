@@ -16,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from aapt_fast.models.aapt.config import GeneratorConfig
 from aapt_fast.models.vae.aapt import LIGHT
@@ -72,6 +72,12 @@ class Step:
     config: GeneratorConfig
     prompt: int
     decoder: Sequence[Layer]
+
+    @property
+    def blocks(self) -> Blocks:
+        """The part of the generator that the way of sharing changes."""
+        config = self.config
+        return Blocks(config.tokens, config.width, config.mlp_ratio * config.width, config.layers)
 
     @property
     def keys(self) -> int:
@@ -130,7 +136,88 @@ def tile_efficiency(tokens: int, outputs: int, multiprocessors: int) -> float:
     return max(straight, *(used(outputs, tokens, tile) for tile in rows_are_outputs))
 
 
-def exchanged_bytes(config: GeneratorConfig, gpus: int, scheme: str) -> float:
+@dataclass(frozen=True)
+class Blocks:
+    """The blocks of a generator: all of it whose time depends on the way in which several GPUs share it."""
+
+    tokens: int
+    """Of a step."""
+    width: int
+    hidden: int
+    """Width inside the MLP."""
+    layers: int
+
+    @property
+    def products(self) -> list[tuple[int, int]]:
+        """Inputs and outputs of the linear layers of a block."""
+        width, hidden = self.width, self.hidden
+        return [(width, 3 * width), (width, width), (width, hidden), (hidden, width)]
+
+    @property
+    def weights(self) -> int:
+        """Numbers in the linear layers of all blocks."""
+        return self.layers * sum(inputs * outputs for inputs, outputs in self.products)
+
+
+def used_share(blocks: Blocks, gpu: Gpu, gpus: int, scheme: str) -> float:
+    """Compute the useful share of tensor core time in the linear layers of one of so many GPUs."""
+    by_tokens = scheme == "sp"
+    rows = -(-blocks.tokens // gpus) if by_tokens else blocks.tokens
+    cut = (gpus, 1, gpus, 1)  # outputs of the first layer of each pair; of the second one the inputs are
+    columns = [b if by_tokens else b // parts for (_, b), parts in zip(blocks.products, cut, strict=True)]
+    efficiencies = [tile_efficiency(rows, outputs, gpu.multiprocessors) for outputs in columns]
+    work = [a * b for a, b in blocks.products]
+    return sum(work) / sum(each / efficiency for each, efficiency in zip(work, efficiencies, strict=True))
+
+
+def exchange_s(blocks: Blocks, gpu: Gpu, gpus: int, scheme: str) -> float:
+    """Seconds that one of so many GPUs spends on the exchanges of a step."""
+    if gpus == 1:
+        return 0.0
+    exchanges = (2 if scheme == "sp" else 4) * blocks.layers
+    return exchanged_bytes(blocks, gpus, scheme) / gpu.link + exchanges * EXCHANGE_S
+
+
+def sharing_s(blocks: Blocks, gpu: Gpu, gpus: int, scheme: str) -> float:
+    """Seconds of a step on one of so many GPUs that depend on the scheme: linear layers of the blocks, and exchanges.
+
+    By tokens every GPU reads all weights, by weights its own ones.
+    """
+    flops, read = 2.0 * blocks.tokens * blocks.weights, float(blocks.weights * BYTES)
+    rate = gpu.matmul * used_share(blocks, gpu, gpus, scheme)
+    moving = read / gpu.copy / (1 if scheme == "sp" else gpus)
+    return max(flops / rate / gpus, moving) + exchange_s(blocks, gpu, gpus, scheme)
+
+
+def decoding_s(layers: Sequence[Layer], gpu: Gpu, gpus: int = 1) -> float:
+    """Seconds of decoding a frame on so many GPUs, which have some rows each and exchange them before each layer."""
+    work = sum(layer.flops for layer in layers) / gpu.convolution
+    moving = float(sum(layer.elements for layer in layers)) * BYTES / gpu.copy
+    return max(work, moving) / gpus + (EXCHANGE_S * halo_exchanges(layers) if gpus > 1 else 0.0)
+
+
+def halo_exchanges(layers: Sequence[Layer]) -> int:
+    """Exchanges of a decoder whose rows are shared: before each layer that looks at other rows, and the video."""
+    return 1 + sum(layer.attention or layer.taps[1] > 1 for layer in layers)
+
+
+class HasBlocks(Protocol):
+    """What `exchanged_bytes` reads of a `GeneratorConfig`, or of `Blocks`."""
+
+    @property
+    def tokens(self) -> int:
+        """Of a step."""
+
+    @property
+    def width(self) -> int:
+        """Of the tokens."""
+
+    @property
+    def layers(self) -> int:
+        """Blocks."""
+
+
+def exchanged_bytes(config: HasBlocks, gpus: int, scheme: str) -> float:
     """Bytes that one GPU sends in a step to the others, of queries, keys, values and tokens in bfloat16.
 
     "sp": q, k, v of own tokens before attention, its results after: of 4 N d / n numbers the part for others. "tp": own
@@ -142,16 +229,8 @@ def exchanged_bytes(config: GeneratorConfig, gpus: int, scheme: str) -> float:
 
 def shares(step: Step, gpu: Gpu, gpus: int = 1, scheme: str = "sp") -> list[Share]:
     """List the classes of operators of one step on so many GPUs, which share it by this scheme."""
-    config, tokens = step.config, step.config.tokens
-    width, hidden = config.width, config.mlp_ratio * config.width
-    shapes = [(width, 3 * width), (width, width), (width, hidden), (hidden, width)]
-    by_tokens = scheme == "sp"
-    rows = -(-tokens // gpus) if by_tokens else tokens
-    cut = (gpus, 1, gpus, 1)  # outputs of the first layer of each pair; of the second one the inputs are
-    columns = [b if by_tokens else b // parts for (_, b), parts in zip(shapes, cut, strict=True)]
-    efficiencies = [tile_efficiency(rows, outputs, gpu.multiprocessors) for outputs in columns]
-    work = [a * b for a, b in shapes]
-    used = sum(work) / sum(each / efficiency for each, efficiency in zip(work, efficiencies, strict=True))
+    config, tokens, width, blocks = step.config, step.config.tokens, step.config.width, step.blocks
+    by_tokens, used = scheme == "sp", used_share(blocks, gpu, gpus, scheme)
     padding = tokens / (-(-tokens // QUERY_TILE) * QUERY_TILE)
     keys = step.keys + step.prompt
 
@@ -173,17 +252,29 @@ def shares(step: Step, gpu: Gpu, gpus: int = 1, scheme: str = "sp") -> list[Shar
     found.append(Share("elementwise", 0.0, token_bytes, 0.0, 1e3 * token_bytes / gpu.copy / gpus))
     found.append(Share("gaps between kernels", 0.0, 0.0, 0.0, 1e3 * kernels * GAP_S))
     if gpus > 1:
-        sent, exchanges = exchanged_bytes(config, gpus, scheme), (2 if by_tokens else 4) * config.layers
-        found.append(Share("exchange", 0.0, sent, 0.0, 1e3 * (sent / gpu.link + exchanges * EXCHANGE_S)))
+        sent, seconds = exchanged_bytes(config, gpus, scheme), exchange_s(blocks, gpu, gpus, scheme)
+        seconds += EXCHANGE_S * halo_exchanges(step.decoder)  # of few bytes
+        found.append(Share("exchange", 0.0, sent, 0.0, 1e3 * seconds))
     return found
 
 
+def best_scheme(blocks: Blocks, gpu: Gpu, gpus: int) -> str:
+    """Choose between "sp" and "tp" by the time of a step; the former where both are equal."""
+    return min(("sp", "tp"), key=lambda scheme: sharing_s(blocks, gpu, gpus, scheme))
+
+
 def predict(step: Step, gpu: Gpu, gpus: int = 1, scheme: str = "sp") -> dict[str, Any]:
-    """Predict floor and target of one step, whole and by class; ready for JSON."""
+    """Predict floor and target of one step, whole and by class; ready for JSON.
+
+    `scheme` is "sp", "tp", or "auto" for the faster one.
+    """
+    if scheme == "auto":
+        scheme = best_scheme(step.blocks, gpu, gpus)
     found = shares(step, gpu, gpus, scheme)
     return {
         "gpu": gpu.name,
         "gpus": gpus,
+        "scheme": scheme if gpus > 1 else "",
         "floor_ms": sum(share.floor_ms for share in found),
         "target_ms": sum(share.target_ms for share in found),
         "shares": [dataclasses.asdict(share) for share in found],

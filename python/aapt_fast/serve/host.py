@@ -26,7 +26,6 @@ from PIL import Image
 
 from aapt_fast.errors import EngineFull, SessionClosed, require
 from aapt_fast.media.first_picture import fit_picture
-from aapt_fast.media.pictures import UNREADABLE, show
 from aapt_fast.models.likeness import gallery_errors, unlike_gallery
 from aapt_fast.models.stream_model import StreamModel
 from aapt_fast.serve.encoders import H264Encoder, JpegEncoder, has_h264
@@ -34,13 +33,14 @@ from aapt_fast.serve.live_controls import LiveControls, kind_of_control
 from aapt_fast.serve.pipe import Header
 from aapt_fast.serve.protocol import refusal, refusal_of
 from aapt_fast.serve.settings import Settings
+from aapt_fast.serve.uploaded_picture import read_upload
 from aapt_fast.streaming.engine import StreamEngine
 from aapt_fast.streaming.engine_stream import EngineStream, Shown
+from aapt_fast.streaming.session_source import SessionSource
 from aapt_fast.worlds.person.skeleton import CAMERA, JOINTS
 from aapt_fast.worlds.world import FPS, FirstFrame
 
 Send = Callable[[Header, bytes], None]
-FORMATS = ("PNG", "JPEG", "WEBP")
 WAITING = 3  # steps of one stream that wait for the encoder; older ones are dropped
 PROMPT_TOKENS = 512
 
@@ -81,10 +81,17 @@ class Host:
         settings: of the server.
         send: takes the messages for the server: a header for JSON and a body; from several threads.
         folder: for parked streams and replays.
+        sessions: of ranks that share each frame, where `model` decodes alone; None for those of this process.
     """
 
     def __init__(
-        self, model: StreamModel, gallery: Sequence[FirstFrame], settings: Settings, send: Send, folder: str
+        self,
+        model: StreamModel,
+        gallery: Sequence[FirstFrame],
+        settings: Settings,
+        send: Send,
+        folder: str,
+        sessions: SessionSource | None = None,
     ) -> None:
         self.model, self.gallery, self._settings, self._send = model, list(gallery), settings, send
         self._folder = folder
@@ -92,13 +99,14 @@ class Host:
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `Limits.decoded_pixels` is ours
         text_length = PROMPT_TOKENS if model.text_encoder is not None else 0
         self.engine = StreamEngine(
-            model,
+            model if sessions is None else sessions.model,
             settings.streams,
             history=settings.history,
             parked=settings.parked,
             folder=folder,
             text_length=text_length,
             replayable=True,
+            sessions=sessions,
         )
         self._hosted: dict[str, _Hosted] = {}
         self._gallery_errors: list[float] | None = None  # computed for the first upload
@@ -413,29 +421,6 @@ class Host:
         if step.entry is not None and step.entry.ndim == 2:
             header["pose"] = [[round(number, 4) for number in joint] for joint in step.entry.tolist()]
         self._send(header, b"".join(data for _, data in pictures))
-
-
-def read_upload(data: bytes, most_pixels: int) -> np.ndarray:
-    """A PNG, JPEG or WebP -> uint8 [H, W, 3]; a picture with more pixels is refused before it is decoded.
-
-    Raises ValueError for everything else.
-    """
-    expected = f"a picture as {', '.join(FORMATS)}"
-    try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as file:
-            width, height = file.size
-            expected = f"at most {most_pixels / 1e6:g} megapixels"
-            require(width * height <= most_pixels, "image", expected, f"{width} x {height}")
-            return show(file, "image").pixels
-    except Image.DecompressionBombError:
-        require(False, "image", f"at most {most_pixels / 1e6:g} megapixels", "many more")
-        raise
-    except Image.UnidentifiedImageError:
-        raise ValueError(f"image: expected {expected}, got something else") from None
-    except UNREADABLE as error:
-        if str(error).startswith("image: "):
-            raise
-        raise ValueError(f"image: expected {expected}, got a damaged one: {error}") from error
 
 
 def _png(pixels: np.ndarray) -> bytes:

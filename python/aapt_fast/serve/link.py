@@ -217,6 +217,8 @@ class Link:
                 self.failure = header["failed"]["message"]
             else:
                 log.error("the model could not be loaded again: %s", header["failed"]["message"])
+        elif "ending" in header:
+            log.error("the worker ends: %s", header["ending"])
         else:
             self._on_message(header, body)
 

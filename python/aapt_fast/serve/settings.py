@@ -68,6 +68,10 @@ class Settings:
     """Streams that may lie in files besides."""
     history: int = 60
     """Steps by which `rewind` can go back; 60 are ten seconds."""
+    gpus: int = 1
+    """Ranks that share each frame, one per GPU; with device "cpu" so many processes."""
+    parallel: str = "auto"
+    """The way they share it, as of `distributed.shard`."""
     threads: int = 1
     """Torch's threads on a CPU. With more, each operator waits for the slowest, above all beside a browser."""
     token: str | None = None
@@ -90,6 +94,11 @@ class Settings:
     def __post_init__(self) -> None:
         require(self.kept_as in ("state", "replay"), "kept_as", "state or replay", self.kept_as)
         require(self.keep_seconds > 0, "keep_seconds", "more than 0", self.keep_seconds)
+        require(self.gpus >= 1, "gpus", "at least 1", self.gpus)
+        alone = self.gpus == 1 or self.device in (None, "cpu", "cuda")
+        require(alone, "device", "cpu or cuda where several GPUs share a frame", self.device)
+        copies = self.gpus == 1 or self.shelf is None or self.kept_as == "replay"
+        require(copies, "kept_as", "replay where several GPUs share a frame", self.kept_as)
 
     def to_json(self) -> str:
         """A text for the worker process."""

@@ -122,6 +122,7 @@ def _check(sessions: list[StreamSession]) -> None:
         require_type("sessions", session, StreamSession)
         session._require_open()
         first = sessions[0]
+        require(not session.is_shared, "sessions", "sessions of one device each", "one that several ranks share")
         require(session.model is first.model, "sessions", "sessions of the same model object", "of several")
         in_one = "sessions in one pool: StreamSession(..., pool=PagePool.for_sessions(...))"
         require(session._pool is first._pool, "sessions", in_one, "sessions in several")

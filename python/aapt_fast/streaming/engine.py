@@ -32,8 +32,8 @@ from aapt_fast.not_copied import NotCopied
 from aapt_fast.streaming.batch import SessionBatch
 from aapt_fast.streaming.controls import ControlSource
 from aapt_fast.streaming.engine_stream import EngineStream, Shown
-from aapt_fast.streaming.pages import PagePool
 from aapt_fast.streaming.session import StreamSession
+from aapt_fast.streaming.session_source import OwnSessions, SessionSource
 from aapt_fast.worlds.world import FPS, FirstFrame
 
 T = TypeVar("T")
@@ -54,8 +54,11 @@ class StreamEngine(NotCopied):
         parked: streams that may be in files besides. When all places are taken, the one that has been paused for the
             longest time is moved there. 0: none is.
         folder: for these files; None for a temporary one. They are deleted with their streams.
-        batch: take the steps of streams that are due together, in one evaluation; None where that pays: on a GPU.
+        batch: take the steps of streams that are due together, in one evaluation; None where that pays: on a GPU, for
+            sessions that can.
         clock: gives the time in seconds.
+        sessions: opens the sessions, of `model`; None for sessions of this process. `distributed.SharedSessions` opens
+            them on all ranks of a job; the engine belongs to rank 0 then, and its end is theirs.
 
     Raises:
         TypeError, ValueError: an argument of another type or range.
@@ -82,6 +85,7 @@ class StreamEngine(NotCopied):
         folder: str | Path | None = None,
         batch: bool | None = None,
         clock: Clock = time.monotonic,
+        sessions: SessionSource | None = None,
     ) -> None:
         require_type("model", model, StreamModel)
         for name, value, least in (("streams", streams, 1), ("parked", parked, 0)):
@@ -91,8 +95,12 @@ class StreamEngine(NotCopied):
         require_type("replayable", replayable, bool)
         self._options: dict[str, Any] = {"sampler": sampler, "cuda_graph": cuda_graph, "history": history}
         self._replayable = replayable
-        self._pool = PagePool.for_sessions(model, streams, sampler=sampler, text_length=text_length, history=history)
-        self._batched = model.device.type == "cuda" if batch is None else batch
+        self._sessions = sessions or OwnSessions(model)
+        require(self._sessions.model is model, "sessions", "sessions of the engine's model", "of another")
+        together = self._sessions.shares_steps
+        require(together or not batch, "batch", "False for sessions that several ranks share", batch)
+        self._sessions.reserve(streams, sampler=sampler, text_length=text_length, history=history)
+        self._batched = together and (model.device.type == "cuda" if batch is None else batch)
         self._temporary = tempfile.TemporaryDirectory(prefix="aapt_fast-") if folder is None else None
         self._folder = Path(self._temporary.name if self._temporary is not None else str(folder))
         self._streams: list[EngineStream] = []
@@ -144,7 +152,7 @@ class StreamEngine(NotCopied):
         def opened() -> EngineStream:
             self._make_place()
             stream = EngineStream(self, next(self._numbers))
-            stream._session = StreamSession(self.model, image, pool=self._pool, **arguments)
+            stream._session = self._sessions.open(image, **arguments)
             stream._source, stream._control = source, None if held is None else (0, held)
             return self._add(stream, paused)
 
@@ -160,7 +168,7 @@ class StreamEngine(NotCopied):
         def opened() -> tuple[EngineStream, Sequence[Tensor | None]]:
             self._make_place()
             stream = EngineStream(self, next(self._numbers))
-            stream._session, controls = StreamSession.from_replay(path, self.model, pool=self._pool, **self._options)
+            stream._session, controls = self._sessions.from_replay(path, **self._options)
             return self._add(stream, paused), controls
 
         return self._run(opened).result()
@@ -174,7 +182,7 @@ class StreamEngine(NotCopied):
         def opened() -> EngineStream:
             self._make_place()
             stream = EngineStream(self, next(self._numbers))
-            stream._session = StreamSession.load(path, self.model, pool=self._pool, **self._options)
+            stream._session = self._sessions.load(path, **self._options)
             return self._add(stream, paused)
 
         return self._run(opened).result()
@@ -227,6 +235,7 @@ class StreamEngine(NotCopied):
         for stream in list(self._streams):
             self._end(stream, "its engine was closed")
         self._batches.clear()
+        self._sessions.close()
         if self._temporary is not None:
             self._temporary.cleanup()
 
@@ -304,7 +313,7 @@ class StreamEngine(NotCopied):
         if stream._session is not None:
             stream._session.close()
         if stream._file is not None:
-            stream._file.unlink(missing_ok=True)
+            self._sessions.delete(stream._file)
             stream._file = None
         self._streams.remove(stream)
         for told in stream._told_of_end:
@@ -344,8 +353,8 @@ class StreamEngine(NotCopied):
     def _unpark(self, stream: EngineStream) -> None:
         assert stream._file is not None
         self._make_place(keep=stream)
-        stream._session = StreamSession.load(stream._file, self.model, pool=self._pool, **self._options)
-        stream._file.unlink(missing_ok=True)
+        stream._session = self._sessions.load(stream._file, **self._options)
+        self._sessions.delete(stream._file)
         stream._file = None
 
 

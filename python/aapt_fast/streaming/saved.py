@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from aapt_fast.atomic import replacing
-from aapt_fast.errors import CheckpointError, require, require_seed
+from aapt_fast.errors import CheckpointError, require, require_seed, warn_caller
 from aapt_fast.models.files.read import open_safetensors
 from aapt_fast.models.files.write import write_safetensors
 from aapt_fast.models.sampling import Sampler
@@ -77,17 +77,30 @@ class Replay:
     exact: bool
     """False if some steps were taken in batches: the same frames up to rounding."""
 
+    def on(self, device: torch.device) -> Replay:
+        """The same with its start on `device`."""
+        start = self.start
+        image, control, prompt = (
+            None if part is None else part.to(device) for part in (start.image, start.control, start.prompt)
+        )
+        return replace(self, start=Start(image, control, prompt, start.seed))
+
 
 def fingerprint(model: StreamModel) -> str:
     """A number for the weights of generator and VAE: 64 hexadecimal digits, from a few values of each of them."""
+    modules: list[Any] = [model.generator, model.vae]
+    return fingerprint_of([item for module in modules for item in sorted(module.state_dict().items())])
+
+
+def fingerprint_of(weights: Iterable[tuple[str, Tensor]]) -> str:
+    """A number for named weights [...]: 64 hexadecimal digits, from a few values of each of them."""
     parts = []
     digest = hashlib.sha256()
-    modules: list[Any] = [model.generator, model.vae]
-    for module in modules:
-        for name, weight in sorted(module.state_dict().items()):
-            places = torch.linspace(0, max(weight.numel() - 1, 0), min(SAMPLES, weight.numel())).long()
-            digest.update(f"{name} {weight.dtype} {list(weight.shape)}".encode())
-            parts.append(weight.detach().flatten()[places.to(weight.device)].double())
+    for name, weight in weights:
+        numbers = weight.detach().view(torch.uint8) if weight.element_size() == 1 else weight.detach()
+        places = torch.linspace(0, max(weight.numel() - 1, 0), min(SAMPLES, weight.numel())).long()
+        digest.update(f"{name} {weight.dtype} {list(weight.shape)}".encode())
+        parts.append(numbers.flatten()[places.to(weight.device)].double())
     digest.update(torch.cat([part.cpu() for part in parts]).numpy().tobytes())
     return digest.hexdigest()
 
@@ -134,10 +147,15 @@ def write_replay(path: str | Path, model: StreamModel, sampler: Sampler, replay:
 
 
 def read_replay(path: str | Path, model: StreamModel, sampler: Sampler) -> Replay:
-    """The replay in a file. Raises CheckpointError for another file, and one of another model, sampler or grid."""
+    """The replay in a file, with a UserWarning if it is not exact.
+
+    Raises CheckpointError for another file, and one of another model, sampler or grid.
+    """
     tensors, facts = _read(Path(path), REPLAY, model, sampler)
     with _complete(Path(path), REPLAY):
         _check_replay(Path(path), tensors, facts, model)
+        if not facts["exact"]:
+            warn_caller(f"{path}: some steps were taken in batches, so its video comes again up to rounding only")
         return Replay(_start(tensors, facts, model), tensors.get("controls"), facts["steps"], facts["exact"])
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from aapt_fast.errors import require, require_integer, require_type, warn_caller
+from aapt_fast.errors import require, require_integer, require_type
 from aapt_fast.models.sampling import Sampler
 from aapt_fast.models.stream_model import ImageLike, StreamModel
 from aapt_fast.streaming.ahead import Ahead
@@ -159,13 +159,14 @@ class StreamSession(SessionLife):
         begun = time.perf_counter()
         session = object.__new__(cls)
         session._set_up(model, sampler, cuda_graph, pool, history)
-        replay = read_replay(path, model, session.sampler)
-        if not replay.exact:
-            warn_caller(f"{path}: some steps were taken in batches, so its video comes again up to rounding only")
-        session._replayable = True
-        with computing(model):
-            session._begin(replay.start, begun)
-        return session, [None] * replay.steps if replay.controls is None else list(replay.controls)
+        return session, session._begin_replay(read_replay(path, model, session.sampler), begun)
+
+    def _begin_replay(self, replay: Replay, begun: float) -> Sequence[Tensor | None]:
+        """Begin as the session of a replay did; returns the controls of its steps."""
+        self._replayable = True
+        with computing(self.model):
+            self._begin(replay.start, begun)
+        return [None] * replay.steps if replay.controls is None else list(replay.controls)
 
     def __repr__(self) -> str:
         state = "open" if self._closed is None else f"closed {self._closed}"

@@ -40,6 +40,8 @@ class SessionLife(NotCopied):
 
     latency: LatencyCounter
     """Times since the start or the last reset, and whether the steps keep real time."""
+    is_shared = False
+    """True for a session that is on several ranks, which step in step (`aapt_fast.distributed.SharedSession`)."""
     _log: ControlLog | None = None
     """Controls of the steps so far, where they are kept."""
     _replayable = False

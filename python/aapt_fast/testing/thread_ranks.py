@@ -62,6 +62,10 @@ class ThreadTransport:
         """The values of all ranks."""
         return self._meeting.exchange(self.rank, value)
 
+    def broadcast(self, value: Any) -> Any:
+        """The value of rank 0."""
+        return self._meeting.exchange(self.rank, value)[0]
+
 
 class EchoTransport:
     """A `Transport` for one rank by itself, on any device: what the others would have sent is a copy of its own.
@@ -88,6 +92,10 @@ class EchoTransport:
     def gather(self, value: Any) -> list[Any]:
         """The values of all ranks."""
         return [value] * self.size
+
+    def broadcast(self, value: Any) -> Any:
+        """The value of rank 0."""
+        return value
 
 
 def on_ranks(size: int, work: Callable[[ThreadTransport], T]) -> list[T]:

@@ -19,7 +19,7 @@ from aapt_fast.models.files.lora import LoraFiles, merged
 from aapt_fast.models.files.model_file import is_own_file, read_model
 from aapt_fast.models.files.named_weights import NamedWeights, read_part
 from aapt_fast.models.files.placement import WAN_DTYPES, checked_placement
-from aapt_fast.models.files.read import read_config
+from aapt_fast.models.files.read import Cut, read_config
 from aapt_fast.models.files.recognise import TRANSFORMER
 from aapt_fast.models.files.trainable import outside_inference_mode
 from aapt_fast.models.wan.config import WanConfig
@@ -49,6 +49,7 @@ def load_generator(
     config: Mapping[str, Any] | None = None,
     lora: LoraFiles | None = None,
     lora_scale: float | Sequence[float] = 1.0,
+    cut: Cut | None = None,
 ) -> Generator | WanTransformer:
     """The generator in a file or folder, in evaluation mode.
 
@@ -68,6 +69,7 @@ def load_generator(
             a causal model sees (`num_frame_per_block`, `local_attn_size`, `sink_size`).
         lora: LoRA files to merge into a Wan transformer, one or several.
         lora_scale: strength of all of them, or one number for each.
+        cut: for a generator that keeps a part of itself (`read.Cut`); None for all of it.
 
     Raises:
         CheckpointError: file, key, expected and got: a damaged file, a missing, extra or misshapen tensor, a
@@ -90,12 +92,12 @@ def load_generator(
     if is_own_file(file):
         require(not config, "config", "None: files of our own say everything", config)
         require(not lora, "lora", "None: LoRA files are merged into Wan transformers only", lora)
-        return read_model(file, device=device, dtype=dtype or torch.float32)[0]
+        return read_model(file, device=device, dtype=dtype or torch.float32, cut=cut)[0]
     weights = open_wan_transformer(folder, config)
     model = meta_wan_transformer(weights, dtype)
     if lora is not None:
         weights = merged(weights, model.state_dict(), lora, lora_scale)
-    weights.fill(model, device)
+    weights.fill(model, device, cut)
     return model.eval()
 
 

@@ -26,6 +26,7 @@ from aapt_fast.models.files.find import model_path, require_path
 from aapt_fast.models.files.gallery import read_gallery
 from aapt_fast.models.files.placement import DTYPES, WAN_DTYPES, require_usable_dtype
 from aapt_fast.models.files.read import (
+    Cut,
     computing_dtype,
     fill,
     open_safetensors,
@@ -86,14 +87,17 @@ def _require_replaceable(path: Path) -> None:
 
 
 @outside_inference_mode
-def read_model(path: str | Path, *, device: torch.device | str, dtype: torch.dtype) -> tuple[Generator, MiniVAE, str]:
+def read_model(
+    path: str | Path, *, device: torch.device | str, dtype: torch.dtype, cut: Cut | None = None
+) -> tuple[Generator, MiniVAE, str]:
     """Generator, VAE and name of a bundled model or of a file of `write_model`, in any floating `dtype`.
 
+    `cut` is for a generator that keeps a part of itself.
     Raises ValueError for a name that is not bundled; TypeError for a path of another type; CheckpointError (file, key,
     expected, got) for a bad file.
     """
     file = _OwnFile(model_path(path))
-    return file.generator(dtype, device), file.vae(dtype, device), file.name
+    return file.generator(dtype, device, cut), file.vae(dtype, device), file.name
 
 
 def read_configs(path: str | Path) -> tuple[GeneratorConfig, MiniVAEConfig]:
@@ -174,21 +178,26 @@ class _OwnFile:
         except (KeyError, TypeError, ValueError) as error:
             raise _unreadable(self.path, error) from error
 
-    def generator(self, dtype: torch.dtype, device: torch.device | str) -> Generator:
-        return self._part("generator", lambda data: Generator(GeneratorConfig.from_json(data)), dtype, device)
+    def generator(self, dtype: torch.dtype, device: torch.device | str, cut: Cut | None = None) -> Generator:
+        return self._part("generator", lambda data: Generator(GeneratorConfig.from_json(data)), dtype, device, cut)
 
     def vae(self, dtype: torch.dtype, device: torch.device | str) -> MiniVAE:
         return self._part("vae", lambda data: MiniVAE(MiniVAEConfig.from_json(data)), dtype, device)
 
     def _part(
-        self, part: str, build: Callable[[Any], Module], dtype: torch.dtype, device: torch.device | str
+        self,
+        part: str,
+        build: Callable[[Any], Module],
+        dtype: torch.dtype,
+        device: torch.device | str,
+        cut: Cut | None = None,
     ) -> Module:
         try:
             with torch.device("meta"):
                 module = build(self._configs[part]).to(dtype)
         except (KeyError, TypeError, ValueError) as error:
             raise _unreadable(self.path, error) from error
-        fill(module, self.tensors[part], self.path, file_key=f"{part}.{{}}".format, device=device)
+        fill(module, self.tensors[part], self.path, file_key=f"{part}.{{}}".format, device=device, cut=cut)
         return module.eval()
 
 

@@ -11,7 +11,7 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
-from aapt_fast.models.files.read import Change, fill, read_tensors
+from aapt_fast.models.files.read import Change, Cut, fill, read_tensors
 from aapt_fast.models.files.recognise import part_names, require_kind
 from aapt_fast.models.files.scaled_fp8 import split_scales
 
@@ -31,9 +31,9 @@ class NamedWeights(Generic[Config]):
     changes: Mapping[str, Sequence[Change]] = field(default_factory=dict)
     """Changes made to tensors as they are read, by their names in the file."""
 
-    def fill(self, module: nn.Module, device: torch.device | str) -> None:
+    def fill(self, module: nn.Module, device: torch.device | str, cut: Cut | None = None) -> None:
         """Give a module on the meta device these weights, as `read.fill` does."""
-        fill(module, self.tensors, self.source, file_key=self.file_key, device=device, changes=self.changes)
+        fill(module, self.tensors, self.source, file_key=self.file_key, device=device, changes=self.changes, cut=cut)
 
 
 def read_part(

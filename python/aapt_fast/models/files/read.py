@@ -40,6 +40,12 @@ WHOLE = "a whole safetensors file"
 
 Change = Callable[[Tensor], Tensor]
 """From a tensor [...] in a file to the one that a model gets: same shape, wider dtype."""
+Cut = Callable[[nn.Module, Mapping[str, Tensor]], Mapping[str, Change]]
+"""Lets a module without values keep a part of itself, as a rank of several does (`distributed.shard`).
+
+It is given the module and the tensors [...] of the file by the names in the module, whose names and shapes are checked.
+Returns, by name, the functions from such a tensor to the part that the module keeps, a view of it where that can be.
+"""
 
 
 def read_tensors(path: str | Path, groups: tuple[str, ...] = ()) -> dict[str, Tensor]:
@@ -129,6 +135,7 @@ def fill(
     file_key: Callable[[str], str] = str,
     device: torch.device | str = "cpu",
     changes: Mapping[str, Sequence[Change]] | None = None,
+    cut: Cut | None = None,
 ) -> None:
     """Give every parameter and persistent buffer of `module` its values, in the dtype that the module has.
 
@@ -143,6 +150,7 @@ def fill(
         file_key: from a name in the module to the name in the file.
         device: of a module on the meta device.
         changes: made to tensors [...] as they are read, by their names in the file.
+        cut: for a module on the meta device that keeps a part of itself. Of what it leaves, nothing is read.
 
     Raises CheckpointError (file, key, expected, got) for a missing, extra or misshapen tensor, one of another kind of
     dtype, and values that are not finite. Nothing is written before names, shapes and kinds are checked.
@@ -152,12 +160,17 @@ def fill(
     require(not unsaved, "module", "values in buffers that no file holds", f"meta tensors: {', '.join(unsaved)}")
     keys = {name: file_key(name) for name in expected}
     check_tensors(expected, keys, tensors, source)
+    parts: Mapping[str, Change] = {}
+    if cut is not None:
+        parts = cut(module, {name: tensors[key] for name, key in keys.items()})
+        expected = module.state_dict()
     from_nothing = any(target.is_meta for target in expected.values())
     values = {}
     with torch.inference_mode(False), torch.no_grad():  # whatever the caller's mode, the weights can be trained
         for name, target in expected.items():
             value = torch.empty_like(target, device=device) if from_nothing else target
             given = changed(tensors[keys[name]], (changes or {}).get(keys[name], ()))
+            given = parts[name](given) if name in parts else given
             value.copy_(given)
             require_finite(given if given.dtype == value.dtype else value, keys[name], source)
             values[name] = value

@@ -6,7 +6,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -103,6 +103,9 @@ class VideoDecoder(Protocol):
 
     def restore(self, state: DecoderState, device: torch.device) -> None:
         """Go back to what `state()` was, of this decoder or of another one of the same VAE, whose weights are there."""
+
+
+StreamT = TypeVar("StreamT", bound="DecoderStream")
 
 
 class DecoderStream:
@@ -209,17 +212,20 @@ class DecoderStream:
             got = "one that goes on with the same kernels off or on"
             require(not self._fixed, "stream", got, "a recorded one with others")
             layered: Any = self.vae
-            self._cache = RingCache(layered.packed_weights) if kind is RingCache else FeatureCache()
+            if self._make_memory is not None:
+                self._cache = self._make_memory()
+            else:
+                self._cache = RingCache(layered.packed_weights) if kind is RingCache else FeatureCache()
         with torch.inference_mode(False), torch.no_grad():  # a step outside of inference mode may write to them
             tensors = {name: tensor.to(device, copy=True) for name, tensor in state.tensors.items()}
         if self._cache is not None:
             self._cache.restore(tensors)
         self._size = state.size
 
-    def clone(self) -> DecoderStream:
+    def clone(self: StreamT) -> StreamT:
         """A stream that continues from here on its own, bit for bit like this one."""
         require(not self._closed, "stream", "an open one", "one that has been closed")
-        other = DecoderStream(self.vae, self._make_memory)
+        other = type(self)(self.vae, self._make_memory)
         other._cache, other._size = None if self._cache is None else self._cache.clone(), self._size
         other._warned = self._warned
         return other
