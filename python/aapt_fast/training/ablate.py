@@ -55,14 +55,13 @@ CONSISTENCY = ConsistencyConfig(
 )
 REFINED = AdversarialConfig(
     model=MODEL,
-    steps=500,
+    steps=1500,
     batch=32,
     segment_frames=1,
-    segments=6,
+    segments=10,
     overlap=0,
     reconstruction=0.0,
     refinement=1.0,
-    refinement_levels=(0.35, 0.65),
     matrix_rate=0.005,
     rate=5e-4,
     average_decay=0.99,

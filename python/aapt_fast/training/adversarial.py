@@ -68,7 +68,8 @@ class AdversarialConfig:
     overlap: int = 2  # frames of the segment before that the discriminator is shown; they get no logit
     reconstruction: float = 1.0
     refinement: float = 0.0  # weight of the distance to the teacher's reading of the frame
-    refinement_levels: tuple[float, float] = (0.3, 0.6)  # smallest and largest t that the teacher reads at
+    refinement_levels: tuple[float, float] = (0.4, 0.7)  # smallest and largest t that the teacher reads from
+    refinement_evaluations: int = 3  # of the teacher for each frame
     adversarial: float = 0.0
     balanced: bool = False  # `adversarial` is the ratio of its pull on the frames to that of the distances
     penalty: float = 300.0  # lambda of R1 and R2; the paper's is 1000
@@ -106,11 +107,9 @@ class Segment:
     control: Tensor
 
     @property
-    def new(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Generated frames, those before them and controls, [B, ..., F, h, w] each, without the overlap."""
-        parts = (self.fake, self.fake_previous, self.control)
-        frames, previous, control = (part[:, :, self.overlap :] for part in parts)
-        return frames, previous, control
+    def new(self) -> tuple[Tensor, Tensor]:
+        """Generated frames and controls, [B, ..., F, h, w] each, without the overlap."""
+        return self.fake[:, :, self.overlap :], self.control[:, :, self.overlap :]
 
 
 @dataclass(frozen=True)
@@ -188,12 +187,13 @@ def train_adversarial(
         segments = []
         noise = torch.randn_like(batch.clean)
         batch, noise = batch.each(share.own), share.own(noise)
-        reader = Reader(trunk, config.refinement_levels, noise, share) if config.refinement > 0 else None
+        image, reading = batch.recycled[:, :, :1], (config.refinement_levels, config.refinement_evaluations)
+        reader = Reader(trunk, *reading, noise, image, share) if config.refinement > 0 else None
         for segment in roll_out(generator, batch, noise, config.segment_frames, config.overlap, frozen):
             segments.append(segment)
             if not frozen:
-                reading = reader.read(*segment.new) if reader else None
-                pull = generator_pull(discriminator, segment, config, channel_weights, run, reading)
+                target = reader.read(*segment.new) if reader else None
+                pull = generator_pull(discriminator, segment, config, channel_weights, run, target)
                 segment.fake.backward(share.weight * pull / (batch.clean.shape[2] // config.segment_frames))
         if not frozen:
             trainer.apply_gradients()
@@ -217,6 +217,7 @@ def _check_config(config: AdversarialConfig, place: Place) -> None:
     require(distances or not config.balanced, "balanced", f"False, as {zero}", True)
     smallest, largest = config.refinement_levels
     require(0 < smallest <= largest <= 1, "refinement_levels", "two ascending levels in 0..1", config.refinement_levels)
+    require(config.refinement_evaluations >= 1, "refinement_evaluations", "at least 1", config.refinement_evaluations)
     require(config.optimiser in OPTIMISERS, "optimiser", " or ".join(OPTIMISERS), config.optimiser)
     exact = config.exact_penalties and place.mesh is not None
     require(not exact, "exact_penalties", "False on ranks: FSDP2 has no second derivative", True)
