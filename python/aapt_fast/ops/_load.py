@@ -11,6 +11,7 @@ import functools
 import importlib
 import importlib.util
 import sys
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from types import ModuleType
 
@@ -56,12 +57,13 @@ def extension() -> ModuleType:
 
 def absence(package: Path = Path(__file__).parents[1]) -> str:
     """Say why the folder `package` has no compiled module for this Python, and how to get one."""
-    others = ", ".join(path.name for path in sorted(package.glob("_C.*.so")))
+    own = f"_C{EXTENSION_SUFFIXES[0]}"
+    others = ", ".join(path.name for path in sorted(package.glob("_C.*.so")) if path.name != own)
     if others:
         python = f"Python {sys.version_info[0]}.{sys.version_info[1]}"
         return (
-            f"{_NAME}: expected the compiled module for {python}, got that of another Python, {others}. Install the wheel "
-            f"for {python}, or run `pip install .` with it in a checkout of aapt_fast."
+            f"{_NAME}: expected the compiled module for {python}, got that of another Python, {others}. Install the "
+            f"wheel for {python}, or run `pip install .` with it in a checkout of aapt_fast."
         )
     return (
         f"{_NAME}: expected the compiled module, got none. Build it: run `pip install .` in a checkout of "
