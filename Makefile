@@ -76,7 +76,7 @@ bench: $(VENV)/.installed-video,serve,test ## run the benchmarks
 	$(BIN)/python -m pytest bench --benchmark-only --timeout 0
 
 docs: $(VENV)/.installed-video,serve,test $(VENV)/.release-tools ## build the documentation as a site, in build/site
-	$(BIN)/python -m mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
 
 # A wheel without CUDA has a name of its own, so that neither of the two replaces the other.
 wheel: $(TOOLS) ## build a wheel in dist/
