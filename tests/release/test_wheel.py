@@ -85,6 +85,14 @@ def test_it_has_the_package_and_nothing_else(wheel: Path) -> None:
     assert set(tracked) <= {f"python/{name}" for name in names}
 
 
+def test_pip_refuses_the_wheel_of_another_python(wheel: Path, tmp_path: Path) -> None:
+    other = tmp_path / re.sub(r"-cp3\d+-cp3\d+-", "-cp399-cp399-", wheel.name)
+    other.symlink_to(wheel)
+    command = [sys.executable, "-m", "pip", "install", "--no-index", "--no-deps", "--dry-run", other]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode != 0 and "is not a supported wheel on this platform" in done.stderr
+
+
 def test_auditwheel_finds_it_fit_for_other_machines(wheel: Path) -> None:
     """Debian 12 gives manylinux_2_34; an older system would give a smaller number."""
     shown = subprocess.run(
