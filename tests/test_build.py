@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 import aapt_fast
-from aapt_fast.ops._load import extension, extension_or_none
+from aapt_fast.ops._load import absence, extension, extension_or_none
 from aapt_fast.ops.kernels import KERNELS
 
 REPOSITORY = Path(__file__).parents[1]
@@ -130,6 +130,15 @@ def test_an_extension_that_does_not_load_is_an_error(monkeypatch):
     monkeypatch.setattr(importlib, "import_module", fail)
     with pytest.raises(RuntimeError, match=r"expected a module built for this machine, got GLIBC_9\.9 not found"):
         extension_or_none.__wrapped__()
+
+
+def test_the_module_of_another_python_is_named(tmp_path):
+    (tmp_path / "_C.cpython-399-x86_64-linux-gnu.so").touch()
+    here = f"Python {sys.version_info[0]}.{sys.version_info[1]}"
+    assert absence(tmp_path).startswith(
+        f"aapt_fast._C: expected the compiled module for {here}, got that of another Python, "
+        f"_C.cpython-399-x86_64-linux-gnu.so. Install the wheel for {here}"
+    )
 
 
 def test_loading_happens_once():

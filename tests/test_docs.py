@@ -3,13 +3,17 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 import torch
 
-from aapt_fast.cli.options import COMMANDS
+import aapt_fast
+from aapt_fast.cli.options import COMMANDS, make_parser
 from aapt_fast.serve.settings import Limits
 
 ROOT = Path(__file__).parent.parent
@@ -92,3 +96,53 @@ def test_the_notice_names_files_that_exist():
     assert places and [place for place in places if not (ROOT / "python/aapt_fast" / place).exists()] == []
     assert all(name in notice for name in ("pybind11", "CUTLASS", "CUDA runtime"))
     assert 'license-files = ["LICENSE", "NOTICE"]' in (ROOT / "pyproject.toml").read_text()
+
+
+# ---- every snippet is run, or checked as far as it can be without a GPU ----
+
+RUN_BY = {
+    "README.md": "tests/test_readme.py",
+    "docs/how-to/add-a-decoder.md": "tests/models/vae/test_decoder_from_outside.py",
+    "docs/how-to/add-a-preset.md": "tests/models/aapt/test_presets.py",
+    "docs/how-to/add-a-sampler.md": "tests/streaming/test_sampler_from_outside.py",
+    "docs/how-to/add-a-world.md": "tests/worlds/test_new_world.py",
+    "docs/how-to/add-an-op.md": "tests/ops/test_how_to.py",
+    "docs/how-to/branch-and-save.md": "tests/test_docs.py",
+    "docs/how-to/compile-a-patched-pipeline.md": "tests/integrations/test_compiled.py",
+    "docs/how-to/patch-diffusers.md": "tests/integrations/test_wan_pipeline.py",
+    "docs/how-to/save-gpu-memory.md": "tests/test_docs.py",
+    "docs/how-to/serve.md": "tests/test_docs.py",
+    "docs/how-to/stream-a-wan-checkpoint.md": "tests/integrations/test_text.py",
+    "docs/how-to/use-many-gpus.md": "tests/distributed/test_launch.py",
+    "docs/reference/compatibility.md": "tests/compat/test_wan.py",
+    "docs/tutorial/first-stream.md": "tests/test_docs.py",
+}
+"""Pages with Python in them, and the test that runs it."""
+
+
+@pytest.mark.parametrize("page", [*PAGES, *CARDS, "README.md", "CONTRIBUTING.md", "bench/README.md"])
+def test_a_page_with_python_is_run_by_a_test(page):
+    if re.search(r"^```py(thon)?$", (ROOT / page).read_text(), re.MULTILINE):
+        assert page in RUN_BY, "run its snippets in a test, and name the test here"
+        assert Path(page).name in (ROOT / RUN_BY[page]).read_text() or page == "README.md"
+
+
+def test_the_snippet_that_needs_a_gpu_names_options_that_exist():
+    """docs/how-to/save-gpu-memory.md: a device of which none is here, in a call whose arguments are checked."""
+    (block,) = re.findall(r"```py\n(.*?)```", (DOCS / "how-to/save-gpu-memory.md").read_text(), re.DOTALL)
+    (call,) = (node for node in ast.walk(ast.parse(block)) if isinstance(node, ast.Call))
+    assert ast.unparse(call.func) == "aapt_fast.StreamModel.from_pretrained"
+    options = {keyword.arg: None for keyword in call.keywords}
+    inspect.signature(aapt_fast.StreamModel.from_pretrained).bind(*call.args, **options)
+
+
+@pytest.mark.parametrize("page", [*PAGES, "README.md"])
+def test_commands_of_a_page_are_understood(page):
+    """Options of each call of aapt-fast in a block of shell, and targets of make."""
+    blocks = "\n".join(re.findall(r"```sh\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)).replace("\\\n", " ")
+    for line in blocks.splitlines():
+        words = shlex.split(line, comments=True)
+        if "aapt-fast" in words:
+            make_parser().parse_args(words[words.index("aapt-fast") + 1 :])
+        for target in words[1:2] if words[:1] == ["make"] else []:
+            assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE), line

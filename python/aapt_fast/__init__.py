@@ -129,7 +129,9 @@ def __getattr__(name: str) -> object:
     if name == "__version__":
         value: object = _version()
     elif name in _MODULES:
-        value = getattr(_import(_MODULES[name]), name)
+        from aapt_fast.errors import import_with_torch
+
+        value = getattr(import_with_torch(_MODULES[name]), name)
     else:
         raise AttributeError(f"module 'aapt_fast' has no attribute {name!r}")
     globals()[name] = value
@@ -138,19 +140,6 @@ def __getattr__(name: str) -> object:
 
 def __dir__() -> list[str]:
     return __all__
-
-
-def _import(module: str) -> object:
-    from importlib import import_module
-
-    try:
-        return import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name == "torch":
-            from aapt_fast.errors import NO_TORCH
-
-            raise ImportError(NO_TORCH) from error
-        raise
 
 
 def _version() -> str:

@@ -3,15 +3,45 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import warnings
+from importlib import import_module
 from numbers import Integral
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # the command line answers --help without torch
     import torch
 
+OLDEST_TORCH = (2, 9)
 NO_TORCH = "aapt_fast needs PyTorch 2.9 or newer, and none is installed here: pip install torch"
+
+
+def import_with_torch(module: str) -> ModuleType:
+    """Import a module of this package that needs torch.
+
+    Raises ImportError, which says what to install, where torch is missing or older than `OLDEST_TORCH`.
+    """
+    try:
+        found = import_module(module)
+    except Exception as error:  # an old torch lacks all kinds of things
+        without = isinstance(error, ModuleNotFoundError) and error.name == "torch"
+        if (sentence := NO_TORCH if without else _old_torch()) is not None:
+            raise ImportError(sentence) from error
+        raise
+    if (sentence := _old_torch()) is not None:
+        raise ImportError(sentence)
+    return found
+
+
+def _old_torch() -> str | None:
+    """One sentence if the torch that is loaded is too old; None if it is not, or if none is loaded."""
+    version = str(getattr(sys.modules.get("torch"), "__version__", ""))
+    numbers = re.match(r"(\d+)\.(\d+)", version)
+    if numbers is None or (int(numbers[1]), int(numbers[2])) >= OLDEST_TORCH:
+        return None
+    return f"aapt_fast needs PyTorch 2.9 or newer, and {version} is installed here: pip install --upgrade torch"
 
 
 class CheckpointError(ValueError):

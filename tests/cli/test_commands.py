@@ -18,6 +18,7 @@ from PIL import Image
 
 from aapt_fast.cli import checks, doctor, main
 from aapt_fast.cli import generate as generating
+from aapt_fast.cli.doctor_text import in_one_line
 from aapt_fast.models.stream_model import StreamModel
 from aapt_fast.ops._load import extension
 from aapt_fast.ops.kernels import KERNELS, use_kernels
@@ -385,10 +386,10 @@ def test_generate_and_doctor_tell_the_same_truth(
 def test_doctor_explains_a_kernel_in_a_line(names: str, line: str, one_kernel: ModuleType) -> None:
     with use_kernels(names, extension=one_kernel):
         facts = doctor.examine_kernel(KERNELS["philox_normal/portable"], torch.device("cpu"))
-    assert doctor.in_one_line(facts) == line
+    assert in_one_line(facts) == line
 
 
 def test_doctor_without_a_compiled_module(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("aapt_fast.ops.kernels.extension_or_none", lambda: None)
     facts = doctor.examine_kernel(KERNELS["paged_attention/portable"], torch.device("cpu"))
-    assert doctor.in_one_line(facts) == "off: the compiled module is missing"
+    assert in_one_line(facts) == "off: the compiled module is missing"

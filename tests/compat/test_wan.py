@@ -2,9 +2,11 @@
 from __future__ import annotations
 
 import inspect
+import re
 import sys
 from functools import partial
-from types import ModuleType
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -120,3 +122,24 @@ def test_functions_are_replaced_where_they_are_called(family):
 def test_packages_without_the_functions_are_refused(family, package):
     with pytest.raises(ValueError, match="package: expected an imported package with flash_attention or attention"):
         wan.replaced_in(package).__enter__()
+
+
+@pytest.mark.parametrize("page", ["docs/how-to/patch-diffusers.md", "docs/reference/compatibility.md"])
+def test_the_pages_about_original_code_run(page, monkeypatch):
+    """With a package `wan` whose pipeline calls its attention, which none but ours can compute here."""
+
+    def attention(q, k, v, **options):
+        raise AssertionError("the original was called")
+
+    package = ModuleType("wan")
+    package.attention = attention
+    monkeypatch.setitem(sys.modules, "wan", package)
+    q, k, v = random_qkv(2, 9, 64)
+    pipeline = SimpleNamespace(inference=lambda noise, prompts: package.attention(q, k, v))
+    text = (Path(__file__).parents[2] / page).read_text()
+    (block,) = (block for block in re.findall(r"```py\n(.*?)```", text, re.DOTALL) if "replaced_in" in block)
+    scope = {"torch": torch, "q": q, "k": k, "v": v, "noise": None, "pipeline": pipeline}
+    exec(compile(block, page, "exec"), scope)
+    assert_near(scope["video"], rows_of_attention(q, k, v)[0], 1e-5)
+    assert_near(scope.get("out", scope["video"]), scope["video"], 1e-5)
+    assert package.attention is attention

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import copy
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -83,3 +85,17 @@ def test_a_pipeline_is_saved_as_what_it_was(pipe, tmp_path):
     pipe.save_pretrained(before[1])
     for file in sorted(path for path in before[0].rglob("*") if path.is_file()):
         assert (before[1] / file.relative_to(before[0])).read_bytes() == file.read_bytes(), file
+
+
+def test_the_page_about_pipelines_runs(pipe):
+    """Its first block, with a call of the small pipeline in place of one with a prompt in words."""
+    page = (Path(__file__).parents[2] / "docs/how-to/patch-diffusers.md").read_text()
+    block = re.findall(r"```py\n(.*?)```", page, re.DOTALL)[0]
+    call = 'pipe(prompt="a cat walks on the grass").frames'
+    assert call in block
+    expected = frames(pipe)
+    scope = {"pipe": pipe, "video": frames}
+    exec(compile(block.replace(call, "video(pipe)"), "patch-diffusers.md", "exec"), scope)
+    assert scope["report"].parts() == {"vae"}
+    assert_near(scope["frames"], expected, TOLERANCE)
+    assert torch.equal(frames(pipe), expected)  # unpatched at its end

@@ -13,7 +13,6 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from importlib import import_module
 from types import ModuleType
 
 from aapt_fast.atomic import NO_ROOM
@@ -21,7 +20,7 @@ from aapt_fast.cli.checks import check
 from aapt_fast.cli.option_names import name_options
 from aapt_fast.cli.options import make_parser
 from aapt_fast.cli.signals import HeldSignals, handlers_restored, ignore_signals
-from aapt_fast.errors import NO_TORCH, PoolExhausted, RankFailed, RankHung
+from aapt_fast.errors import PoolExhausted, RankFailed, RankHung, import_with_torch
 
 USER_ERRORS = (ValueError, TypeError, OSError, ImportError, FloatingPointError, PoolExhausted, RankFailed, RankHung)
 STREAMING_COMMANDS = ("generate", "doctor", "bench")
@@ -75,8 +74,7 @@ def _run(arguments: argparse.Namespace) -> int:
     except USER_ERRORS as error:
         if _is_of_the_output(error):
             raise
-        without_torch = isinstance(error, ModuleNotFoundError) and error.name == "torch"
-        _report(arguments.command, NO_TORCH if without_torch else name_options(str(error), arguments))
+        _report(arguments.command, name_options(str(error), arguments))
         return 2
     except KeyboardInterrupt as stop:
         _report(arguments.command, str(stop) or "stopped")
@@ -97,7 +95,7 @@ def _import(arguments: argparse.Namespace) -> ModuleType:
     """The module of a command whose arguments have passed the checks without torch."""
     try:
         check(arguments)
-        return import_module(f"aapt_fast.cli.{arguments.command}")
+        return import_with_torch(f"aapt_fast.cli.{arguments.command}")
     except KeyboardInterrupt as stop:
         raise KeyboardInterrupt(f"{stop}; no file was written") from None
 

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Say whether this machine is ready, what is installed, what each op would run and which kernels are on."""
+"""Say whether this machine is ready, what is installed, what each op would run and what is missing.
+
+The exit status is 0, or 1 if something is installed wrongly: `faults` names it and what to type. A slow machine and a
+GPU that `aapt-fast verify` has not seen are no faults.
+"""
 
 from __future__ import annotations
 
@@ -14,41 +18,54 @@ from typing import Any
 import torch
 
 from aapt_fast.cli import plan
-from aapt_fast.cli.busy import competition, processes
+from aapt_fast.cli.busy import processes
 from aapt_fast.cli.choices import FRAMES_PER_STEP
 from aapt_fast.cli.device import usable_device
+from aapt_fast.cli.doctor_installation import commit_of, extras, faults, module_fault, record_in_words
+from aapt_fast.cli.doctor_memory import memory_needed
+from aapt_fast.cli.doctor_text import MODEL, REAL_TIME, screen
 from aapt_fast.models.files.bundled import bundled_models
 from aapt_fast.models.files.model_file import load_gallery
 from aapt_fast.models.files.placement import fast_dtype
 from aapt_fast.models.stream_model import StreamModel
 from aapt_fast.ops._load import extension_or_none
-from aapt_fast.ops.kernels import GPU_WITHOUT_CUDA, KERNELS, Kernel, no_kernel_runs, obstacle, record_for, selection
+from aapt_fast.ops.kernels import KERNELS, Kernel, obstacle, record_for, running_kernel, selection
+from aapt_fast.ops.record import driver_version
 from aapt_fast.ops.registry import OPS, implementation
 from aapt_fast.streaming.session import StreamSession
 
-MODEL = "mini-person"
-REAL_TIME = 24.0  # video frames per second
 WARM_UP, TIMED = 6, 12  # steps
-BUILD_WITH_CUDA = "where nvcc is installed, `AAPT_CUDA=ON pip install .` in a checkout of aapt_fast builds it with CUDA"
+BY_TESTS = "the tests of the package compare it with each op's reference"
 
 
-def run(arguments: argparse.Namespace) -> None:
+def run(arguments: argparse.Namespace) -> int:
+    """Print the report, on one screen or as one JSON document; returns the exit status."""
     if arguments.plan is not None:
         plan.run(arguments)
-        return
-    found = verdict()
-    report = {"verdict": found, **examine()}
-    if arguments.json:
-        print(json.dumps(report))
-        return
-    print("\n".join(in_words(found)))
-    for section, facts in report.items():
-        if section == "verdict":
-            continue
-        print(section)
-        items = facts.items() if isinstance(facts, dict) else enumerate(facts)
-        for name, value in items:
-            print(f"  {name}: {in_one_line(value) if section == 'kernels' else value}")
+        return 0
+    device = usable_device(None)
+    wrong = faults(device)
+    broken = importable_fault()
+    report: dict[str, Any] = {"verdict": verdict() if broken is None else not_ready(broken), "faults": wrong}
+    if broken is None:
+        report |= examine()
+        report["memory"] = memory_needed(device, fast_dtype(device))
+    print(json.dumps(report) if arguments.json else screen(report))
+    return 1 if wrong else 0
+
+
+def importable_fault() -> str | None:
+    """Say why nothing can run: there is a compiled module that does not load. None without one, as torch runs then."""
+    try:
+        extension_or_none()
+    except RuntimeError:
+        return module_fault()
+    return None
+
+
+def not_ready(why: str) -> dict[str, Any]:
+    """The verdict where nothing can run."""
+    return {"ready": False, "why": why}
 
 
 def verdict() -> dict[str, Any]:
@@ -82,26 +99,6 @@ def verdict() -> dict[str, Any]:
     }
 
 
-def in_words(found: dict[str, Any]) -> list[str]:
-    """Lines for a person: first the verdict, then advice where there is any."""
-    word = "Ready" if found["ready"] else "Slower than real time"
-    mp4 = "yes" if found["mp4"] else "no (pip install 'aapt_fast[video]')"
-    lines = [
-        f"{word} on this {found['device']}: {MODEL} makes about {found['video_fps']:.0f} video frames per second in "
-        f"{found['dtype']} (real time is {REAL_TIME:.0f}); mp4: {mp4}"
-    ]
-    if found["device"] == "CPU":
-        if others := competition(found["busy"]):
-            lines.append(f"{others[0].upper()}{others[1:]}.")
-        lines.append(
-            "Your own programs stay fast beside other processes with session.frames(player, ahead=True), as generate "
-            "does."
-        )
-    else:
-        lines.append(f"Kernels: {found['kernels']}.")
-    return lines
-
-
 def examine() -> dict[str, Any]:
     """Facts about installation and machine, and what each op would run, as JSON-ready values."""
     module = extension_or_none()
@@ -111,8 +108,14 @@ def examine() -> dict[str, Any]:
         for i in range(torch.cuda.device_count())
     ]
     return {
-        "build": module.build_info() if module else {"compiled module": "missing; pip install . builds it"},
-        "python": {"version": platform.python_version(), "machine": platform.machine()},
+        "build": {**module.build_info(), "commit": commit_of(module)}
+        if module
+        else {"compiled module": "missing; pip install . builds it"},
+        "python": {
+            "version": platform.python_version(),
+            "machine": platform.machine(),
+            "libc": " ".join(platform.libc_ver()),
+        },
         "torch": {
             "version": torch.__version__,
             "cuda": torch.version.cuda or "none",
@@ -121,10 +124,13 @@ def examine() -> dict[str, Any]:
             "cpu": torch.backends.cpu.get_cpu_capability(),
         },
         "gpu": gpus or {"found": "none"},
+        "driver": driver_version() if gpus else "none",
         "ops": {op: implementation(op, device) for op in sorted(OPS)},
+        "verified_by": {op: verified_by(op, device) for op in sorted(OPS)},
         "kernels": {name: examine_kernel(kernel, device) for name, kernel in KERNELS.items()},
         "record": {"kernels of this GPU": record_in_words(device) or "none: no GPU here"},
         "models": {"bundled": sorted(bundled_models())},
+        "extras": extras(),
     }
 
 
@@ -135,25 +141,20 @@ def nccl_version() -> str:
     return ".".join(map(str, torch.cuda.nccl.version()))
 
 
-def record_in_words(device: torch.device) -> str | None:
-    """One sentence about the record of a GPU's kernels, or why none can run and what helps; None on a CPU."""
-    if device.type != "cuda":
-        return None
+def verified_by(op: str, device: torch.device) -> str:
+    """Say what found the implementation right that a call of `op` on `device` chooses now."""
+    kernel = running_kernel(op, device)
+    if kernel is None:
+        return BY_TESTS
     found = record_for(device, selection())
-    if found is not None:
-        return found.in_words()
-    why = no_kernel_runs(device, selection())
-    if why is None:
-        return "this GPU or this build can run none"
-    return f"none can run: {why}" + (f"; {BUILD_WITH_CUDA}" if why == GPU_WITHOUT_CUDA else "")
+    tried = None if found is None or found.record is None else found.record.kernels.get(kernel)
+    if tried is None or tried.fault is not None:
+        return f"nothing: the choice {', '.join(selection().names)} runs it all the same"
+    assert found is not None and found.record is not None
+    return f"`aapt-fast verify` on this {found.gpu}, {found.record.date}"
 
 
 def examine_kernel(kernel: Kernel, device: torch.device) -> dict[str, Any]:
     """A kernel's state on this device and the reason, by the rule that calls of its op go by."""
     why = obstacle(kernel, device, selection())
     return {"on": why is None, "why": why or f"chosen by {', '.join(selection().names)}"}
-
-
-def in_one_line(facts: dict[str, Any]) -> str:
-    """The findings of `examine_kernel` in words."""
-    return f"{'on' if facts['on'] else 'off'}: {facts['why']}"

@@ -59,10 +59,10 @@ def make_plan(system: System, dtype: torch.dtype, device: torch.device, offload_
 
 def judge(system: System, dtype: torch.dtype, plan: MemoryPlan, device: torch.device, free: int | None) -> str:
     """One sentence: whether the session fits into the `free` bytes of the device and, if not, what helps."""
-    needs = f"a session of {system.preset} needs about {_gib(plan.total())}"
+    needs = f"a session of {system.preset} needs about {gib(plan.total())}"
     if free is None:
         return f"Unknown: {needs}, and this system does not say how much memory is available"
-    here = f"{_gib(free)} that are free on this {_name(device)}"
+    here = f"{gib(free)} that are free on this {_name(device)}"
     if plan.total() <= free:
         return f"Fits: {needs} of the {here}"
     helps = ", or ".join(_remedies(system, dtype, plan, device, free))
@@ -74,15 +74,15 @@ def _remedies(system: System, dtype: torch.dtype, plan: MemoryPlan, device: torc
     found = []
     with_kernels = plan.total(kernels=True)
     if device.type == "cuda" and with_kernels <= free:
-        found.append(f"kernels that `aapt-fast verify` has found right and fast: {_gib(with_kernels)}")
+        found.append(f"kernels that `aapt-fast verify` has found right and fast: {gib(with_kernels)}")
     config, offloads = system.config, plan.on_host > 0
     half = system.memory(torch.bfloat16, offloads).total() if dtype == torch.float32 else plan.total()
     if half <= free:
-        found.append(f"--dtype bfloat16: {_gib(half)}")
+        found.append(f"--dtype bfloat16: {gib(half)}")
     if device.type == "cuda" and config.text_width and not offloads:
         offloaded = system.memory(dtype, offload_text=True)
         if offloaded.total() <= free:
-            found.append(f"--offload-text: {_gib(offloaded.total())}, and {_gib(offloaded.on_host)} of host memory")
+            found.append(f"--offload-text: {gib(offloaded.total())}, and {gib(offloaded.on_host)} of host memory")
     frame = pool_bytes(config.layers, pages_for(config.tokens), config.heads, config.head_dim, dtype)
     window = config.window + (free - plan.total()) // frame  # rounded down: fewer frames than are too many
     if window >= 1 and not system.bundled:
@@ -95,11 +95,11 @@ def explain(system: System, plan: MemoryPlan) -> dict[str, tuple[int, str]]:
     config = system.config
     prompt = f" and a prompt of {system.prompt} tokens" if system.prompt else ""
     rule = config.window_rule
-    on_host = f" (text stream, {_gib(plan.on_host)} in host memory, not counted)" if plan.on_host else ""
+    on_host = f" (text stream, {gib(plan.on_host)} in host memory, not counted)" if plan.on_host else ""
     return {
         "weights": (
             plan.generator + plan.vae,
-            f"generator {_gib(plan.generator)}{on_host}, VAE {_gib(plan.vae)}, decoder: {system.decoder}",
+            f"generator {gib(plan.generator)}{on_host}, VAE {gib(plan.vae)}, decoder: {system.decoder}",
         ),
         "pages": (plan.pages, f"keys and values of {rule.capacity} frames{prompt} in {config.layers} layers"),
         "decoder state": (plan.decoder_state, "past features of its causal layers"),
@@ -120,10 +120,10 @@ def in_words(found: dict[str, Any]) -> list[str]:
     lines = [
         f"{found['verdict']}.",
         f"{found['preset']} at {found['resolution']}, window {found['window']}, weights in {found['dtype']}:",
-        *(f"  {name:15}{_gib(size):>10}  {rule}" for name, (size, rule) in found["parts"].items()),
+        *(f"  {name:15}{gib(size):>10}  {rule}" for name, (size, rule) in found["parts"].items()),
         f"  {'text encoder':15}{'':10}  {found['text_encoder']}",
-        f"  {'sum':15}{_gib(found['needed_bytes']):>10}  of all, but attention and activations or decoding only",
-        f"  {'with kernels':15}{_gib(found['needed_bytes_with_kernels']):>10}  without attention's copies, with the "
+        f"  {'sum':15}{gib(found['needed_bytes']):>10}  of all, but attention and activations or decoding only",
+        f"  {'with kernels':15}{gib(found['needed_bytes_with_kernels']):>10}  without attention's copies, with the "
         "decoder's frames in rings",
     ]
     return [*lines, "Not counted: working memory of torch's libraries, on a GPU some hundred MiB."]
@@ -133,6 +133,6 @@ def _name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
 
 
-def _gib(count: int) -> str:
+def gib(count: int) -> str:
     """Bytes in GiB or, below a tenth, in MiB."""
     return f"{count / 2**30:.1f} GiB" if count >= 2**30 / 10 else f"{count / 2**20:.1f} MiB"

@@ -76,6 +76,8 @@ def crop_size(size: tuple[int, int], wanted: tuple[int, int]) -> tuple[int, int]
 def fit_picture(picture: object, width: int, height: int) -> numpy.ndarray:
     """The middle of a picture with the aspect ratio of `width` x `height`, resized to it: uint8 [height, width, 3].
 
+        first = aapt_fast.FirstFrame(aapt_fast.fit_picture(PIL.Image.open("me.jpg"), 96, 96))
+
     Args:
         picture: of any size, as `FirstFrame` takes it: a PIL image, uint8 [H, W, 3], or float [3, H, W] in -1..1.
         width, height: in pixels; of a model, `height, width = model.video_size`.
@@ -83,8 +85,6 @@ def fit_picture(picture: object, width: int, height: int) -> numpy.ndarray:
     Raises:
         TypeError: an argument of another type.
         ValueError: a picture of another shape, dtype or range; a size below 1, or one that no memory has room for.
-
-        first = aapt_fast.FirstFrame(aapt_fast.fit_picture(PIL.Image.open("me.jpg"), 96, 96))
     """
     for name, size in (("width", width), ("height", height)):
         require_integer(name, size)

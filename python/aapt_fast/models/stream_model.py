@@ -117,6 +117,9 @@ class StreamModel:
     ) -> StreamModel:
         """A model from files, ready to stream.
 
+            model = StreamModel.from_pretrained("mini-person")
+            model = StreamModel.from_pretrained("self_forcing_dmd.pt", vae="Wan2.1_VAE.pth", dtype=torch.bfloat16)
+
         Args:
             path: a bundled model by name (`mini-person`, `mini-anyone`), a file of `save_pretrained` or the folder with
                 one; with `vae` anything that `load_generator` reads.
@@ -135,9 +138,6 @@ class StreamModel:
                 together.
             TypeError: an argument of another type.
             CheckpointError: a bad file, or one of another kind; the message names file, key, expected and got.
-
-            model = StreamModel.from_pretrained("mini-person")
-            model = StreamModel.from_pretrained("self_forcing_dmd.pt", vae="Wan2.1_VAE.pth", dtype=torch.bfloat16)
         """
         device, dtype = checked_placement(path, device, require_usable_dtype(dtype), DTYPES)
         _check_offload(offload_text, device)

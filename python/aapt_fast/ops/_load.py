@@ -10,6 +10,8 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
+import sys
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from types import ModuleType
 
@@ -49,8 +51,21 @@ def extension() -> ModuleType:
     """The compiled module. Raises `RuntimeError` saying how to get it when it was not built or does not load."""
     module = extension_or_none()
     if module is None:
-        raise RuntimeError(
-            f"{_NAME}: expected the compiled module, got none. Build it: run `pip install .` in a checkout of "
-            "aapt_fast (a C++ compiler is enough; with nvcc it includes the CUDA code)."
-        )
+        raise RuntimeError(absence())
     return module
+
+
+def absence(package: Path = Path(__file__).parents[1]) -> str:
+    """Say why the folder `package` has no compiled module for this Python, and how to get one."""
+    own = f"_C{EXTENSION_SUFFIXES[0]}"
+    others = ", ".join(path.name for path in sorted(package.glob("_C.*.so")) if path.name != own)
+    if others:
+        python = f"Python {sys.version_info[0]}.{sys.version_info[1]}"
+        return (
+            f"{_NAME}: expected the compiled module for {python}, got that of another Python, {others}. Install the "
+            f"wheel for {python}, or run `pip install .` with it in a checkout of aapt_fast."
+        )
+    return (
+        f"{_NAME}: expected the compiled module, got none. Build it: run `pip install .` in a checkout of "
+        "aapt_fast (a C++ compiler is enough; with nvcc it includes the CUDA code)."
+    )

@@ -218,6 +218,11 @@ class StreamSession(SessionLife):
 
         `async for` takes each step in another thread, so that an event loop serves others meanwhile.
 
+            for frames in session.frames(player):
+                show(frames)
+                if key_pressed():
+                    player.play("wave")
+
         Args:
             source: a player, whose `next(4)` gives the control of a step (`model.world.player(first, "walk")`), and
                 ends the video if it raises StopIteration; or an iterable of controls, one per step, with which the
@@ -234,13 +239,7 @@ class StreamSession(SessionLife):
         Raises:
             TypeError, ValueError: a source or a number of another kind or shape, or `ahead` on a GPU; at once, before
                 the first step.
-            SessionClosed: the session is closed; at once, too.
-            The errors of `step`, in that step.
-
-            for frames in session.frames(player):
-                show(frames)
-                if key_pressed():
-                    player.play("wave")
+            SessionClosed: the session is closed; at once, too. The errors of `step` come in that step.
         """
         self._require_open()
         if steps is not None:
