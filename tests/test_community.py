@@ -35,9 +35,10 @@ def test_issue_templates_ask_for_the_report_of_doctor(path: Path) -> None:
 
 
 def test_what_the_security_policy_says_of_files_is_so() -> None:
-    """Every torch.load names weights_only=True, and nothing is unpickled otherwise."""
+    """Every torch.load names weights_only=True; otherwise nothing is unpickled but what ranks of one job say."""
     assert "weights_only=True" in (ROOT / "SECURITY.md").read_text()
     sources = {path: path.read_text() for path in (ROOT / "python").rglob("*.py")}
     loads = [(path, call) for path, text in sources.items() for call in re.findall(r"torch\.load\([^\n]*", text)]
     assert loads and [call for call in loads if "weights_only=True" not in call[1]] == []
-    assert [path for path, text in sources.items() if re.search(r"\bpickle\.loads?\(", text)] == []
+    unpickled = [path.name for path, text in sources.items() if re.search(r"\bpickle\.loads?\(", text)]
+    assert unpickled == ["transport.py"] and "pickle" in (ROOT / "SECURITY.md").read_text()

@@ -70,14 +70,15 @@ def test_bench_frame(gpu, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
 
 
 def test_doctor(gpu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """Its trial runs on the first GPU, here with a smaller model."""
+    """Its trial runs on the first GPU, here with a smaller model; the build without CUDA is a fault there."""
     monkeypatch.setattr(doctor, "MODEL", str(write_nano_model(tmp_path / "model")))
     monkeypatch.setattr(doctor, "WARM_UP", 0)
     monkeypatch.setattr(doctor, "TIMED", 1)
-    assert main(["doctor"]) == 0
+    assert main(["doctor"]) == 1
     printed = capsys.readouterr().out
     assert "on this fake GPU: " in printed and "video frames per second in bfloat16" in printed
-    assert "\nKernels: none can run: " in printed and "  paged_attention: torch's fused attention" in printed
+    assert "\nKernels: none can run: " in printed and "\nWrong: the machine has a GPU" in printed
+    assert "\nops      torch's fused attention (" in printed
 
 
 def test_doctor_plans_for_the_memory_of_the_gpu(gpu, capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,7 +18,7 @@ import pytest
 import yaml
 
 from aapt_fast.cli.options import make_parser
-from aapt_fast.serve.security import OPEN_PATHS
+from aapt_fast.serve.security import GUARDED
 from aapt_fast.serve.settings import Settings
 
 REPOSITORY = Path(__file__).parents[2]
@@ -158,7 +158,7 @@ def test_probes_ask_for_what_the_server_answers_without_a_token(pod: dict[str, A
     assert [probe["path"] for probe in probes] == ["/health", "/health", "/ready"]
     ports = {port["name"]: port["containerPort"] for port in container["ports"]}
     for probe in probes:
-        assert probe["path"] in OPEN_PATHS and ports[probe["port"]] == 8000
+        assert not GUARDED.match(probe["path"]) and ports[probe["port"]] == 8000
         (host,) = (header["value"] for header in probe["httpHeaders"] if header["name"] == "Host")
         assert host in Settings.hosts
 

@@ -165,4 +165,5 @@ def torch_private(gpu: FakeGPU) -> dict[str, Any]:
     return {
         "_host_emptyCache": lambda: gpu.refuse_in_recording("a release of cached memory"),
         "_cuda_clearCublasWorkspaces": gpu.forget_workspaces,
+        "_cuda_getDriverVersion": lambda: 13_000,
     }
