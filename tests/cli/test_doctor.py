@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import sys
@@ -246,3 +247,25 @@ def test_it_fits_one_screen() -> None:
     lines = screen(report).splitlines()
     assert len(lines) <= 40 and max(map(len, lines)) <= 120
     assert all(any(name in line for line in lines) for name in (*ops, "aapt-8b", "NVIDIA", "Wrong: 2 builds"))
+
+
+@pytest.mark.parametrize(
+    ("loaded", "said"),
+    [(22809, "2.28.9 (torch was built with 2.27.5)"), (22705, "2.27.5"), (None, "2.27.5")],
+)
+def test_both_versions_of_nccl(loaded: int | None, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library that pip brought may be newer than the one that torch was built with."""
+
+    class Library:
+        def __init__(self, name: str, mode: int) -> None:
+            if loaded is None or not mode & os.RTLD_NOLOAD:
+                raise OSError(f"{name}: cannot open shared object file")
+
+        def ncclGetVersion(self, number: Any) -> int:
+            number._obj.value = loaded
+            return 0
+
+    monkeypatch.setattr(ctypes, "CDLL", Library)
+    monkeypatch.setattr(torch.distributed, "is_nccl_available", lambda: True)
+    monkeypatch.setattr(torch.cuda.nccl, "version", lambda: (2, 27, 5))
+    assert doctor_installation.nccl_version() == said

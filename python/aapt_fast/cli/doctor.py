@@ -21,7 +21,7 @@ from aapt_fast.cli import plan
 from aapt_fast.cli.busy import processes
 from aapt_fast.cli.choices import FRAMES_PER_STEP
 from aapt_fast.cli.device import usable_device
-from aapt_fast.cli.doctor_installation import commit_of, extras, faults, module_fault, record_in_words
+from aapt_fast.cli.doctor_installation import commit_of, extras, faults, module_fault, nccl_version, record_in_words
 from aapt_fast.cli.doctor_memory import memory_needed
 from aapt_fast.cli.doctor_text import MODEL, REAL_TIME, screen
 from aapt_fast.models.files.bundled import bundled_models
@@ -132,13 +132,6 @@ def examine() -> dict[str, Any]:
         "models": {"bundled": sorted(bundled_models())},
         "extras": extras(),
     }
-
-
-def nccl_version() -> str:
-    """Version of the NCCL with which several GPUs exchange; "none" in a torch without it."""
-    if not (torch.distributed.is_available() and torch.distributed.is_nccl_available()):
-        return "none"
-    return ".".join(map(str, torch.cuda.nccl.version()))
 
 
 def verified_by(op: str, device: torch.device) -> str:

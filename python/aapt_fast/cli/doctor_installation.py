@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
+import os
 from collections.abc import Sequence
 from importlib.metadata import distributions
 from pathlib import Path
@@ -119,3 +121,27 @@ def commit_of(module: ModuleType) -> str:
 def extras() -> dict[str, Any]:
     """Say for each extra of the package whether it is installed."""
     return {extra: importlib.util.find_spec(module) is not None for extra, module in EXTRAS.items()}
+
+
+def nccl_version() -> str:
+    """Versions of the NCCL with which several GPUs exchange: the loaded library's, and the one torch was built with.
+
+    "none" where torch was built without it. One number where both are the same, or NCCL is part of torch's own library.
+    """
+    if not (torch.distributed.is_available() and torch.distributed.is_nccl_available()):
+        return "none"
+    built = ".".join(map(str, torch.cuda.nccl.version()))
+    loaded = loaded_nccl_version()
+    return built if loaded in (None, built) else f"{loaded} (torch was built with {built})"
+
+
+def loaded_nccl_version() -> str | None:
+    """Ask the NCCL library that torch has loaded for its version; None where there is no such library."""
+    try:
+        library = ctypes.CDLL("libnccl.so.2", mode=os.RTLD_LAZY | os.RTLD_NOLOAD)
+    except OSError:
+        return None
+    number = ctypes.c_int()
+    if library.ncclGetVersion(ctypes.byref(number)) != 0:
+        return None
+    return f"{number.value // 10_000}.{number.value // 100 % 100}.{number.value % 100}"
