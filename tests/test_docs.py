@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import inspect
 import re
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
@@ -96,6 +98,18 @@ def test_the_notice_names_files_that_exist():
     assert places and [place for place in places if not (ROOT / "python/aapt_fast" / place).exists()] == []
     assert all(name in notice for name in ("pybind11", "CUTLASS", "CUDA runtime"))
     assert 'license-files = ["LICENSE", "NOTICE"]' in (ROOT / "pyproject.toml").read_text()
+
+
+def test_figures_are_drawn_from_the_results_that_are_there(monkeypatch):
+    """docs/figures/*.svg: `python docs/figures.py` writes them anew."""
+    spec = importlib.util.spec_from_file_location("figures", DOCS / "figures.py")
+    figures = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "figures", figures)
+    spec.loader.exec_module(figures)
+    drawn = {f"{name}.svg": draw() for name, draw in figures.FIGURES.items()}
+    assert drawn == {path.name: path.read_text() for path in (DOCS / "figures").iterdir()}
+    pages = "\n".join((ROOT / page).read_text() for page in PAGES)
+    assert [name for name in drawn if f"figures/{name}" not in pages] == []
 
 
 # ---- every snippet is run, or checked as far as it can be without a GPU ----
