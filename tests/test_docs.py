@@ -70,6 +70,19 @@ def test_the_page_about_the_server_has_the_defaults():
         assert found is not None and str(round(value)) in found[1].split(", "), name
 
 
+def test_the_page_about_decoding_runs(tmp_path, monkeypatch):
+    """The messages that it explains are those of the package."""
+    monkeypatch.chdir(tmp_path)
+    scope = run_page("how-to/decode-a-stream.md")
+    assert [len(frames) for frames in scope["video"]] == [1] + [4] * 6 and Path("decoded.gif").stat().st_size > 1000
+    assert scope["one"].shape == (1, 3, 4, 96, 96) and not torch.equal(scope["one"], scope["two"])
+    assert all((mine == his.numpy()).all() for mine, his in zip(scope["shown"], scope["video"][-2:], strict=True))
+    source = (ROOT / "python/aapt_fast/models/vae/video_stream.py").read_text()
+    page = (DOCS / "how-to/decode-a-stream.md").read_text()
+    said = re.findall(r"^\| `latents: expected ([a-z, ]+)`", page, re.MULTILINE)
+    assert len(said) == 4 and [words for words in said if words not in source] == []
+
+
 def test_the_tutorial_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     scope = run_page("tutorial/first-stream.md")
@@ -123,6 +136,7 @@ RUN_BY = {
     "docs/how-to/add-an-op.md": "tests/ops/test_how_to.py",
     "docs/how-to/branch-and-save.md": "tests/test_docs.py",
     "docs/how-to/compile-a-patched-pipeline.md": "tests/integrations/test_compiled.py",
+    "docs/how-to/decode-a-stream.md": "tests/test_docs.py",
     "docs/how-to/patch-diffusers.md": "tests/integrations/test_wan_pipeline.py",
     "docs/how-to/save-gpu-memory.md": "tests/test_docs.py",
     "docs/how-to/serve.md": "tests/test_docs.py",
