@@ -10,6 +10,7 @@ from aapt_fast.models.files.convert import SHARD_BYTES
 from aapt_fast.ops.kernels import KERNELS
 from aapt_fast.profiling.frame import FEWEST_STEPS, FRAMES_PER_STEP
 from aapt_fast.profiling.systems import VIDEO_SCALE
+from aapt_fast.training import own_videos
 from aapt_fast.training.evaluate import MIRROR_FROM
 from aapt_fast.training.recipes import HELD_OUT, HELD_OUT_SETS, RECIPES
 from aapt_fast.worlds import WORLDS
@@ -29,7 +30,7 @@ def test_models() -> None:
 
 
 def test_training() -> None:
-    assert tuple(RECIPES) == choices.RECIPES
+    assert (tuple(RECIPES), own_videos.NAME) == (choices.RECIPES, choices.OWN)
     assert tuple(name for name, recipe in RECIPES.items() if recipe.start) == choices.STARTED_RECIPES
     assert tuple(KERNELS) == choices.KERNELS
     assert {VIDEO_SCALE * config.patch for config in GENERATORS.values()} == {choices.SIDE_MULTIPLE}

@@ -12,6 +12,7 @@ REQUIRED = {
     "generate": ["--out", "x"],
     "doctor": [],
     "train": ["person", "--out", "x"],
+    "data": ["check", "films"],
     "evaluate": [],
     "bench": ["frame"],
     "convert": ["mini-person", "--out", "x"],

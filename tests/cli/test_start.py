@@ -126,7 +126,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"aapt-fast {aapt_fast.__version__}\n"
 
 
-WITHOUT_DEFAULT = {"--out", "--controls", "--sheet", "--row", "--config", "--json"}
+WITHOUT_DEFAULT = {"--out", "--data", "--controls", "--sheet", "--row", "--config", "--json"}
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -25,6 +25,7 @@ from aapt_fast.cli.choices import (
     LEAST_FRAMES,
     MEDLEY,
     MODEL_NAMES,
+    OWN,
     SIDE_MULTIPLE,
     STARTED_RECIPES,
     WORLD,
@@ -151,13 +152,19 @@ def _check_system(arguments: argparse.Namespace, preset: str | None) -> None:
 def _check_train(arguments: argparse.Namespace) -> None:
     require(arguments.gpus >= 1, "--gpus", "at least 1", arguments.gpus)
     require(arguments.device in (None, "cuda", "cpu"), "--device", "cuda or cpu", arguments.device)
+    own = arguments.recipe == OWN
+    require(own or arguments.data is None, "--data", f"none for the recipe {arguments.recipe}", arguments.data)
+    require(own or not arguments.skip_faults, "--skip-faults", f"the recipe {OWN} beside it", arguments.recipe)
+    require(not own or arguments.data is not None, "--data", "a folder of videos", None)
+    if own:
+        require(arguments.data.is_dir(), "--data", "a folder that exists", arguments.data)
     if arguments.start is not None:
         starts = arguments.recipe in STARTED_RECIPES
         require(starts, "--start", "none for a recipe that begins from nothing", arguments.start)
         require_model(arguments.start, "--start")
     require_folder("--out", arguments.out)
     require_own_folder("--out", arguments.out)
-    name = MODEL_NAMES[arguments.recipe] + (TRIAL if arguments.trial else "")
+    name = MODEL_NAMES.get(arguments.recipe, OWN) + (TRIAL if arguments.trial else "")
     start = arguments.start or (DEFAULT_START if arguments.recipe in STARTED_RECIPES else None)
     require_same_note("--out", arguments.out, name, start)
 

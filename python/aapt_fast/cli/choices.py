@@ -20,6 +20,8 @@ PART_FRAMES = 48
 JOINTS = 19
 """Joints of a pose in that world."""
 RECIPES = ("person", "anyone", "company")
+OWN = "own"
+"""The recipe for a folder of videos, and the name of its model."""
 STARTED_RECIPES = ("anyone", "company")
 """Recipes that begin from another model."""
 DEFAULT_START = "mini-person"

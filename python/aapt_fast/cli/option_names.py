@@ -6,7 +6,13 @@ from __future__ import annotations
 import argparse
 import re
 
-POSITIONAL = {"train": ("recipe",), "evaluate": ("model",), "bench": ("question",), "convert": ("source",)}
+POSITIONAL = {
+    "train": ("recipe",),
+    "evaluate": ("model",),
+    "bench": ("question",),
+    "convert": ("source",),
+    "data": ("folder",),
+}
 """Destinations of the arguments that have no dashes, by command."""
 ELSEWHERE = {
     "generate": {"path": "--model"},

@@ -15,6 +15,7 @@ from aapt_fast.cli.choices import (
     HELD_OUT_SETS,
     JOINTS,
     MEDLEY,
+    OWN,
     PART_FRAMES,
     RECIPES,
     SHARD_GIB,
@@ -166,9 +167,14 @@ Exit status: 0 every kernel that was tried is right, 1 one is not, 2 a mistake i
 def add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "recipe",
-        choices=RECIPES,
-        help="person: 16 persons, from nothing; anyone: any person, from --start; company: beside passers-by",
+        choices=(*RECIPES, OWN),
+        help="person: 16 persons, from nothing; anyone: any person, from --start; company: beside passers-by; own: the "
+        "videos of --data, from nothing",
     )
+    parser.add_argument(
+        "--data", type=any_path, metavar="FOLDER", help="videos of the recipe own, with or without controls beside them"
+    )
+    parser.add_argument("--skip-faults", action="store_true", help="leave out videos of --data that cannot be read")
     parser.add_argument(
         "--out",
         type=any_path,
@@ -198,6 +204,14 @@ def add_train(parser: argparse.ArgumentParser) -> None:
         help="share each batch among so many GPUs of this machine, or with --device cpu among so many processes; a run "
         "goes on with any number, but not with 1 after several or several after 1 (default: %(default)s)",
     )
+    parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
+
+
+def add_data(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = "The exit status is 1 if there are faults."
+    parser.add_argument("question", choices=("check",), metavar="check", help="decode every video, and list faults")
+    parser.add_argument("folder", type=any_path, help="folder that `train own --data` is to be given")
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
     parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
 
 
@@ -326,6 +340,7 @@ COMMANDS: dict[str, tuple[str, Options]] = {
     "doctor": ("Say whether this machine is ready, what is installed and which kernels are on.", add_doctor),
     "verify": ("Try the kernels on this GPU, and remember which ones are right and fast.", add_verify),
     "train": ("Train a model by one of the recipes; a stopped run resumes.", add_train),
+    "data": ("Say what a folder of videos holds, and what cannot be trained on.", add_data),
     "evaluate": ("Measure models against the exact truth: drift, control, sharpness, latency.", add_evaluate),
     "bench": ("Measure one latent frame of a preset on this machine, stage by stage, against a target.", add_bench),
     "serve": ("Play a model in the browser, or stream it to programs.", add_serve),

@@ -6,10 +6,12 @@ from __future__ import annotations
 import argparse
 import dataclasses
 
+from aapt_fast.cli.choices import OWN
 from aapt_fast.cli.device import usable_device
 from aapt_fast.cli.signals import HeldSignals
 from aapt_fast.distributed import launch
 from aapt_fast.progress import without_messages
+from aapt_fast.training.own_videos import own_recipe
 from aapt_fast.training.place import Place, join
 from aapt_fast.training.recipes import RECIPES
 from aapt_fast.training.stages import MAIN_STAGES, train
@@ -20,7 +22,8 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.gpus > 1 and not launch.started_by_torchrun():
         launch.run(arguments.gpus, ["-m", "aapt_fast", *arguments.argv])
         return
-    recipe = RECIPES[arguments.recipe]
+    own = arguments.recipe == OWN
+    recipe = own_recipe(arguments.data, arguments.skip_faults) if own else RECIPES[arguments.recipe]
     if arguments.start is not None:
         recipe = dataclasses.replace(recipe, start=arguments.start)
     if arguments.trial:

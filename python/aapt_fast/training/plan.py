@@ -83,7 +83,7 @@ def require_room(recipe: Recipe, out: Path, stages: Sequence[str]) -> None:
     if not _needs_clips(recipe, stages):
         return
     model, cells = recipe.diffusion.model, 0
-    for config in (recipe.strangers, recipe.gallery):
+    for config in recipe.training_sets:
         cells += config.clips * (1 + (config.frames - 1) // 4) * model.latent_channels * model.grid[0] * model.grid[1]
     new = sum(rows.nbytes for rows in _clips(recipe, out) if not rows.there)
     if new:  # else they have their room, and latents had it
@@ -106,4 +106,4 @@ def _needs_clips(recipe: Recipe, stages: Sequence[str]) -> bool:
 
 
 def _clips(recipe: Recipe, out: Path) -> list[Rows]:
-    return [clip_rows(out / "data", config) for config in (recipe.strangers, recipe.gallery)]
+    return [clip_rows(out / "data", config) for config in recipe.training_sets]

@@ -29,9 +29,9 @@ class Recipe:
     """Clips and settings of one model. `name` is that of the exported model; all sets are of one world."""
 
     name: str
-    strangers: ClipSetConfig  # every clip has a scene of its own
+    strangers: ClipSetConfig | None  # every clip has a scene of its own; None: the gallery is all there is
     gallery: ClipSetConfig  # scenes that the generator is to know best
-    held_out_strangers: ClipSetConfig  # scenes for the evaluations during training that no clip has shown
+    held_out_strangers: ClipSetConfig | None  # scenes for the evaluations during training that no clip has shown
     held_out_gallery: ClipSetConfig
     first_frames: ClipSetConfig  # the gallery that comes with the model
     held_out: tuple[ClipSetConfig, ...]  # for the final evaluations; the first is the gallery's
@@ -48,6 +48,11 @@ class Recipe:
     def trial(self) -> bool:
         """True for a recipe of `trial_of`, whose model is good for nothing."""
         return self.name.endswith(TRIAL)
+
+    @property
+    def training_sets(self) -> tuple[ClipSetConfig, ...]:
+        """The sets that all stages train on."""
+        return (self.gallery,) if self.strangers is None else (self.strangers, self.gallery)
 
     def __post_init__(self) -> None:
         nothing = self.start is None

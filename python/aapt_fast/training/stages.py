@@ -190,10 +190,10 @@ class RecipeRun:
         self._place.wait()
 
     def _train_codec(self, stage: str, folder: Path, watch: Watch) -> MiniVAE:
-        """Stage 0: the VAE, on the gallery and on strangers; or that of the recipe's `start`, as it is."""
+        """Stage 0: the VAE, on all training sets; or that of the recipe's `start`, as it is."""
         recipe, vae = self._recipe, self._start[1] if self._start else None
         if recipe.codec is not None:
-            sets, held_out = self._clip_sets(), held_out_clips(recipe.held_out_strangers)[0]
+            sets, held_out = self._clip_sets(), held_out_clips(recipe.held_out_strangers or recipe.held_out_gallery)[0]
             vae = train_codec(folder, recipe.codec, sets, held_out, vae, watch, self._place)
             with self._place.evaluating():
                 calibrate(vae, sets)
@@ -274,24 +274,27 @@ class RecipeRun:
         The evaluation during training comes with them; its sample sheets go to the stage's folder.
         """
         recipe, vae, folder = self._recipe, self._codec().to(self._place.device), self._out / "data"
-        model, configs = recipe.diffusion.model, (recipe.gallery, recipe.strangers)
-        strangers_set, gallery_set = self._clip_sets()
-        sets = [gallery_set, strangers_set]
+        model, configs, sets = recipe.diffusion.model, recipe.training_sets[::-1], self._clip_sets()[::-1]
         latents = torch.cat(self._place.in_turn(lambda: [encode_clips(vae, each, folder) for each in sets]))
         scenes = torch.tensor([config.scene(clip) for config in configs for clip in range(config.clips)])
         clips = LatentClips(latents, torch.cat([each.controls for each in sets]), model, scenes)
         sheets = [
             self._out / stage / name if self._place.is_first else None for name in ("samples.png", "strangers.png")
         ]
-        gallery = HeldOutRollout(vae, model, recipe.held_out_gallery, sheets[0])
-        strangers = HeldOutRollout(vae, model, recipe.held_out_strangers, sheets[1], "strangers_")
+        rollouts = [HeldOutRollout(vae, model, recipe.held_out_gallery, sheets[0])]
+        if recipe.held_out_strangers is not None:
+            rollouts.append(HeldOutRollout(vae, model, recipe.held_out_strangers, sheets[1], "strangers_"))
         weights = decoder_sensitivity(vae.decode, latents[:4, :, :6].to(self._place.device))
-        return clips, weights, lambda generator: gallery(generator) | strangers(generator)
+
+        def evaluation(generator: Generator) -> dict[str, float]:
+            return {name: value for each in rollouts for name, value in each(generator).items()}
+
+        return clips, weights, evaluation
 
     def _clip_sets(self) -> list[ClipSet]:
-        """The clips of strangers and those of the gallery, rendered by the first rank."""
-        configs = (self._recipe.strangers, self._recipe.gallery)
-        return self._place.in_turn(lambda: [render_clips(self._out / "data", config) for config in configs])
+        """The clips of the training sets, rendered by the first rank."""
+        folder, configs = self._out / "data", self._recipe.training_sets
+        return self._place.in_turn(lambda: [render_clips(folder, config) for config in configs])
 
     def _codec(self) -> MiniVAE:
         """The finished codec, frozen."""

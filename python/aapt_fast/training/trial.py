@@ -27,9 +27,9 @@ def trial_of(recipe: Recipe) -> Recipe:
     return dataclasses.replace(
         recipe,
         name=f"{recipe.name}{TRIAL}",
-        strangers=dataclasses.replace(recipe.strangers, clips=CLIPS),
+        strangers=recipe.strangers and dataclasses.replace(recipe.strangers, clips=CLIPS),
         gallery=dataclasses.replace(recipe.gallery, clips=CLIPS),
-        held_out_strangers=_short(recipe.held_out_strangers),
+        held_out_strangers=recipe.held_out_strangers and _short(recipe.held_out_strangers),
         held_out_gallery=_short(recipe.held_out_gallery),
         held_out=(_short(first),),
         codec=recipe.codec and dataclasses.replace(recipe.codec, compile=False, **_few_steps("codec")),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Procedural worlds with exact ground truth: data for training, truth for evaluation, live control for streams.
+"""Worlds: data for training, truth for evaluation, live control for streams. Procedural ones, and one's own videos.
 
 The worlds are imported when `WORLDS` is first used: the command line reads scripts of motions without torch.
 """
@@ -25,9 +25,10 @@ def __getattr__(name: str) -> Any:
 
 def _make_worlds() -> dict[str, World]:
     """Worlds by the name in a model's gallery.json; a new one is listed here."""
+    from aapt_fast.worlds.filmed.world import FilmedWorld
     from aapt_fast.worlds.person.world import PersonWorld
 
-    return {"person": PersonWorld()}
+    return {"person": PersonWorld(), "filmed": FilmedWorld()}
 
 
 def list_motions(world: str = "person") -> tuple[str, ...]:
