@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import importlib.util
 import inspect
 import re
@@ -13,10 +14,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 import aapt_fast
 from aapt_fast.cli.options import COMMANDS, make_parser
 from aapt_fast.serve.settings import Limits
+from aapt_fast.training import ablate
+from aapt_fast.training.coin import coin_model
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -91,6 +95,24 @@ def test_the_tutorial_runs(tmp_path, monkeypatch):
     assert scope["what_if"].steps == scope["session"].steps + 1
 
 
+def test_the_tutorial_about_training_runs(tmp_path, monkeypatch):
+    """With a smaller model and two steps of each stage."""
+    monkeypatch.chdir(tmp_path)
+    model = coin_model(width=16, heads=1, layers=1)
+    for name in ("DIFFUSION", "CONSISTENCY", "REFINED"):
+        config = getattr(ablate, name)
+        monkeypatch.setattr(ablate, name, dataclasses.replace(config, model=model, steps=2, batch=2))
+    scope = run_page("tutorial/aapt-on-a-coin.md")
+    assert scope["batch"].clean.shape == (2, 4, 4, 8, 8)
+    assert sorted(path.name for path in Path("runs/tutorial").iterdir()) == [
+        "1-diffusion",
+        "2-consistency",
+        "3-refinement",
+    ]
+    with Image.open("coin.png") as picture:
+        assert picture.size == (8 * 10 * 6, 4 * 10 * 6) and len(picture.getcolors()) > 10
+
+
 def test_the_command_line_page_names_every_command():
     page = (DOCS / "reference/command-line.md").read_text()
     assert set(re.findall(r"aapt-fast ([a-z]+)", page)) == set(COMMANDS)
@@ -144,6 +166,7 @@ RUN_BY = {
     "docs/how-to/train-on-many-gpus.md": "tests/distributed/test_train_on_ranks.py",
     "docs/how-to/use-many-gpus.md": "tests/distributed/test_launch.py",
     "docs/reference/compatibility.md": "tests/compat/test_wan.py",
+    "docs/tutorial/aapt-on-a-coin.md": "tests/test_docs.py",
     "docs/tutorial/first-stream.md": "tests/test_docs.py",
 }
 """Pages with Python in them, and the test that runs it."""
