@@ -20,6 +20,7 @@ from aapt_fast.cli.device import chosen_dtype
 from aapt_fast.cli.doctor import examine
 from aapt_fast.errors import require
 from aapt_fast.models.aapt.presets import generator_preset
+from aapt_fast.profiling.compare import compare, read_results
 from aapt_fast.profiling.document import DTYPE_NAMES, Document
 from aapt_fast.profiling.frame import STAGES, Choice, measure, results, verdict
 from aapt_fast.profiling.roofline import LABEL, paper_check, prediction
@@ -35,6 +36,10 @@ def run(arguments: argparse.Namespace) -> int:
     """Measure or predict; returns the exit status."""
     if arguments.question == "scaling":
         _scaling(arguments.json)
+        return MET
+    if arguments.question == "compare":
+        first, second = map(read_results, arguments.documents)
+        print("\n".join(compare(first, second).in_words()))
         return MET
     system = find_system(arguments.preset, parse_size(arguments.resolution), arguments.window)
     choice = _choice(arguments)

@@ -188,6 +188,10 @@ def _check_evaluate(arguments: argparse.Namespace) -> None:
 
 
 def _check_bench(arguments: argparse.Namespace) -> None:
+    if arguments.question == "compare":
+        for path in arguments.documents:
+            require_there("documents", "a file", path)
+        return
     if arguments.question == "scaling":
         _check_file_target(arguments.json, "--json")
         return

@@ -268,10 +268,13 @@ def add_bench(parser: argparse.ArgumentParser) -> None:
     aapt-fast bench frame --preset aapt-8b --resolution 736x416 --target 0.16 --json frame.json
     aapt-fast bench frame --resolution 1280x720 --window 15 --gpus 8 --target 0.17
     aapt-fast bench scaling
+    aapt-fast bench compare before.json after.json
 
 Exit status: 0 the target is met, 1 it is missed, 2 this machine cannot run it, and the document holds a prediction
 instead. A mistake in the arguments is 2 as well, with one line on stderr and no document."""
-    questions = parser.add_subparsers(dest="question", required=True, metavar="frame | scaling")
+    questions = parser.add_subparsers(dest="question", required=True, metavar="frame | scaling | compare")
+    compare = questions.add_parser("compare", help="the results of two documents side by side")
+    compare.add_argument("documents", type=Path, nargs=2, metavar="FILE", help="written by --json, or by bench/")
     scaling = questions.add_parser(
         "scaling", help="predict a frame of the paper's model and sizes on 1, 2, 4 and 8 GPUs"
     )
