@@ -49,11 +49,11 @@ def put_before_camera(
     corner: np.ndarray, u: np.ndarray, v: np.ndarray, half: float, rays: int, limits: np.ndarray
 ) -> Planes:
     """Planes of quads [Q, 3] in the camera's axes; `limits` [Q, 4] is the window in which each may be seen."""
-    normal = np.cross(v, u)
+    normal = cross(v, u)
     height = (normal * corner).sum(1)  # below 0 where the front is seen
     safe = np.where(np.abs(height) > 1e-9, height, 1e-9)
     # det [u v p] = u . (v x p) = -(normal . p)
-    inverse = np.stack([np.cross(v, corner), np.cross(corner, u), -normal], axis=1) / -safe[:, None, None]
+    inverse = np.stack([cross(v, corner), cross(corner, u), -normal], axis=1) / -safe[:, None, None]
     corners = np.stack([corner, corner + u, corner + u + v, corner + v], axis=1)
     window = corners_in_window(corners, half, rays)
     window[:, ::2] = np.maximum(window[:, ::2], limits[:, ::2])
@@ -77,6 +77,15 @@ def balls_in_window(centre: np.ndarray, radius: np.ndarray, half: float, rays: i
     window = np.stack(found, axis=1).astype(np.int64)
     window[z < -radius] = 0
     return window
+
+
+def cross(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Cross products of vectors [N, 3], faster than NumPy's."""
+    out = np.empty_like(a)
+    out[:, 0] = a[:, 1] * b[:, 2] - a[:, 2] * b[:, 1]
+    out[:, 1] = a[:, 2] * b[:, 0] - a[:, 0] * b[:, 2]
+    out[:, 2] = a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0]
+    return out
 
 
 class DepthBuffer:

@@ -51,7 +51,8 @@ class Renderer:
         self._half = (camera or Camera()).half
         self._buffer = DepthBuffer(self._half, size * samples)
         self._rooms: dict[int, tuple[QuadTable, BallTable]] = {}
-        self._frames: dict[int, QuadTable] = {}
+        self._frames: dict[tuple[float, ...], QuadTable] = {}
+        self._scene: _Scene | None = None
         self._light = np.full(4, DOOR_LIGHT, np.float32)  # the first map is that of all doors
         place = (((np.arange(size) + 0.5) / size * 2 - 1) * self._half).astype(np.float32)
         self._x, self._y = (each.ravel() for each in np.meshgrid(place, -place))
@@ -60,19 +61,14 @@ class Renderer:
         """The picture from `pose` [6], with doors [D, 2] opened by so much, each into its room -1 or 1."""
         turned = rotation(pose)
         windows = self.visible_rooms(pose, doors)
-        table, balls, limits, ball_limits = self._gather(windows, doors)
+        scene, limits, ball_limits = self._gather(windows, doors)
+        table, balls, rays = scene.table, scene.balls, len(self._buffer.surface)
         quads = table.quads
         corner = (quads.corner - pose[:3]) @ turned
-        planes = put_before_camera(
-            corner, quads.u @ turned, quads.v @ turned, self._half, len(self._buffer.surface), limits
-        )
-        normal = np.cross(quads.v, quads.u)
-        normal /= np.linalg.norm(normal, axis=1, keepdims=True)
-        heights = np.abs((normal * (pose[:3] - quads.corner)).sum(1)).astype(np.float32)
+        planes = put_before_camera(corner, quads.u @ turned, quads.v @ turned, self._half, rays, limits)
+        heights = np.abs((scene.normals * (pose[:3] - quads.corner)).sum(1)).astype(np.float32)
         seen = ((balls.centre - pose[:3]) @ turned).astype(np.float32)
-        window = balls_in_window(seen, balls.radius, self._half, len(self._buffer.surface))
-        window[:, ::2] = np.maximum(window[:, ::2], ball_limits[:, ::2])
-        window[:, 1::2] = np.minimum(window[:, 1::2], ball_limits[:, 1::2])
+        window = _both(balls_in_window(seen, balls.radius, self._half, rays), ball_limits)
         buffer = self._buffer
         buffer.clear()
         buffer.draw_quads(planes)
@@ -138,45 +134,33 @@ class Renderer:
                 corners = (_opening(door) - pose[:3]) @ turned
                 window = corners_in_window(corners[None], self._half, rays)[0]
                 limits = found[room]
-                window = np.array(
-                    [max(window[0], limits[0]), min(window[1], limits[1]), max(window[2], limits[2]), min(window[3], limits[3])]
-                )
+                window = _both(window, limits)
                 if window[0] >= window[1] or window[2] >= window[3]:
                     continue
                 beyond = door.other(room)
                 before = found.get(beyond)
                 if before is not None:
-                    window = np.array(
-                        [min(window[0], before[0]), max(window[1], before[1]), min(window[2], before[2]), max(window[3], before[3])]
-                    )
+                    window = _either(window, before)
                     if (window == before).all():
                         continue
                 found[beyond] = window
                 waiting.append(beyond)
         return found
 
-    def _gather(
-        self, windows: dict[int, np.ndarray], doors: np.ndarray
-    ) -> tuple[QuadTable, BallTable, np.ndarray, np.ndarray]:
+    def _gather(self, windows: dict[int, np.ndarray], doors: np.ndarray) -> tuple[_Scene, np.ndarray, np.ndarray]:
         """Everything in the visible rooms, and the windows [Q, 4] and [B, 4] in which it may be seen."""
-        tables, balls, limits, ball_limits = [], [], [], []
         at_doors: dict[int, np.ndarray] = {}
         for room, window in windows.items():
-            table, own = self._room(room)
-            tables.append(table)
-            balls.append(own)
-            limits.append(np.broadcast_to(window, (len(table.quads), 4)))
-            ball_limits.append(np.broadcast_to(window, (len(own), 4)))
             for number in self.house.plan.doors_of(room):
-                before = at_doors.get(number, window)
-                at_doors[number] = np.array(
-                    [min(window[0], before[0]), max(window[1], before[1]), min(window[2], before[2]), max(window[3], before[3])]
-                )
-        for number, window in at_doors.items():
-            for table in self._door(number, doors[number]):
-                tables.append(table)
-                limits.append(np.broadcast_to(window, (len(table.quads), 4)))
-        return _joined(tables), _joined_balls(balls), np.concatenate(limits), np.concatenate(ball_limits)
+                at_doors[number] = _either(at_doors.get(number, window), window)
+        key = (tuple(windows), tuple((number, *doors[number]) for number in at_doors))
+        if self._scene is None or self._scene.key != key:
+            rooms = [self._room(room) for room in windows]
+            at = [self._door(number, doors[number]) for number in at_doors]
+            self._scene = _Scene(key, [table for table, _ in rooms] + at, [balls for _, balls in rooms])
+        scene = self._scene
+        limits = np.array([*windows.values(), *at_doors.values()])
+        return scene, limits.repeat(scene.sizes, axis=0), limits[: len(windows)].repeat(scene.ball_sizes, axis=0)
 
     def _room(self, number: int) -> tuple[QuadTable, BallTable]:
         if number not in self._rooms:
@@ -189,15 +173,19 @@ class Renderer:
             self._rooms[number] = table, _ball_table(house.balls_of(number), room.style.lamp, room.lamp)
         return self._rooms[number]
 
-    def _door(self, number: int, state: np.ndarray) -> list[QuadTable]:
-        """The frame of a door and its leaf; the frame is made once."""
+    def _door(self, number: int, state: np.ndarray) -> QuadTable:
+        """The frame of a door and its leaf; doors that do not move are kept."""
         door, (leaf, handle, _) = self.house.plan.doors[number], self.house.wood
-        if number not in self._frames:
-            self._frames[number] = self._constant(self.house.frame_of(number))
-        if not door.has_leaf:
-            return [self._frames[number]]
-        moving = build_leaf(door, leaf, handle, float(state[0]), float(state[1]))
-        return [self._frames[number], self._constant(moving)]
+        key = (number, *state)
+        if key in self._frames:
+            return self._frames[key]
+        quads = self.house.frame_of(number)
+        if door.has_leaf:
+            quads = quads + build_leaf(door, leaf, handle, float(state[0]), float(state[1]))
+        table = self._constant(quads)
+        if state[0] in (0, 1):
+            self._frames[key] = table
+        return table
 
     def _constant(self, quads: list[Quad]) -> QuadTable:
         """Quads that the same light falls on everywhere."""
@@ -212,7 +200,7 @@ def in_parts(shade: Shade) -> Shade:
         colour, depth = np.empty((3, len(x)), np.float32), np.empty(len(x), np.float32)
         for start in range(0, len(x), PART):
             part = slice(start, start + PART)
-            colour[:, part], depth[part] = shade(surface[part], x[part], y[part])
+            colour[:, part], depth[part] = shade(surface[part].astype(np.intp), x[part], y[part])
         return colour, depth
 
     return parts
@@ -246,15 +234,30 @@ def _ball_table(balls: list[Ball], lamp: np.ndarray, place: np.ndarray) -> BallT
     )
 
 
-def _joined(tables: list[QuadTable]) -> QuadTable:
-    quads = Quads(*(np.concatenate([getattr(t.quads, f.name) for t in tables]) for f in fields(Quads)))
-    return QuadTable(
-        quads,
-        np.concatenate([t.light_start for t in tables]),
-        np.concatenate([t.light_counts for t in tables]),
-        np.concatenate([t.lamp for t in tables]),
-    )
+class _Scene:
+    """Tables of several rooms and doors, joined."""
+
+    def __init__(self, key: tuple[object, ...], tables: list[QuadTable], balls: list[BallTable]) -> None:
+        self.key = key
+        self.sizes = np.array([len(table.quads) for table in tables])
+        self.ball_sizes = np.array([len(each) for each in balls])
+        quads = Quads(*(np.concatenate([getattr(t.quads, f.name) for t in tables]) for f in fields(Quads)))
+        names = ("light_start", "light_counts", "lamp")
+        self.table = QuadTable(quads, *(np.concatenate([getattr(t, name) for t in tables]) for name in names))
+        self.balls = BallTable(*(np.concatenate([getattr(t, f.name) for t in balls]) for f in fields(BallTable)))
+        normals = np.cross(quads.v, quads.u)
+        self.normals = normals / np.linalg.norm(normals, axis=1, keepdims=True)
 
 
-def _joined_balls(tables: list[BallTable]) -> BallTable:
-    return BallTable(*(np.concatenate([getattr(t, f.name) for t in tables]) for f in fields(BallTable)))
+def _both(window: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """What two windows [..., 4] have in common; empty windows stay empty."""
+    found = np.maximum(window, other)
+    found[..., 1::2] = np.minimum(window[..., 1::2], other[..., 1::2])
+    return found
+
+
+def _either(window: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """The smallest window [4] around two."""
+    found = np.minimum(window, other)
+    found[1::2] = np.maximum(window[1::2], other[1::2])
+    return found

@@ -117,8 +117,10 @@ def sample_texture(texture: np.ndarray, u: np.ndarray, v: np.ndarray, footprint:
     left, low = np.floor(x), np.floor(y)
     fx, fy = (x - left)[:, None], (y - low)[:, None]
     column, row = left.astype(np.int32) & last, low.astype(np.int32)
-    under, over = offset + (row & last) * size + column, offset + ((row + 1) & last) * size + column
-    pairs = tiles.pairs.take(np.concatenate([under, over])).view(np.uint8).reshape(2, -1, 8)
+    both = np.empty((2, len(u)), np.intp)
+    np.add(offset + (row & last) * size, column, out=both[0])
+    np.add(offset + ((row + 1) & last) * size, column, out=both[1])
+    pairs = tiles.pairs.take(both).view(np.uint8).reshape(2, -1, 8)
     mean = pairs[0].astype(np.float32)
     mean += (pairs[1] - mean) * fy
     masks = mean[:, :4]
@@ -132,7 +134,7 @@ def sample_light(light: np.ndarray, start: np.ndarray, counts: tuple[np.ndarray,
     x, y = s * (columns - 1).astype(np.float32), r * (rows - 1).astype(np.float32)
     left, low = np.minimum(x.astype(np.int32), columns - 2), np.minimum(y.astype(np.int32), rows - 2)
     fx, fy = x - left.astype(np.float32), y - low.astype(np.float32)
-    node = start + low * columns + left
+    node = (start + low * columns + left).astype(np.intp)
     under = light.take(node)
     under = under + (light.take(node + 1) - under) * fx
     over = light.take(node + columns)
