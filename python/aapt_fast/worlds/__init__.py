@@ -26,8 +26,10 @@ def __getattr__(name: str) -> Any:
 def _make_worlds() -> dict[str, World]:
     """Worlds by the name in a model's gallery.json; a new one is listed here."""
     from aapt_fast.worlds.person.world import PersonWorld
+    from aapt_fast.worlds.rooms.world import RoomsWorld
 
-    return {"person": PersonWorld()}
+    worlds: tuple[World, ...] = (PersonWorld(), RoomsWorld(), RoomsWorld(cell=8))
+    return {world.name: world for world in worlds}
 
 
 def list_motions(world: str = "person") -> tuple[str, ...]:

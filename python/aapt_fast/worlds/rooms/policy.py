@@ -18,6 +18,7 @@ from aapt_fast.worlds.world import FPS
 DECIDES = 4  # video frames between two decisions, those of a latent frame
 NEAR, FAR = 1.1, 3.2  # metres from which things are looked at
 BEFORE_DOOR = 0.85  # metres
+HOLDS = 0.15  # share of the goals that are to hold still
 
 
 @dataclass
@@ -108,6 +109,8 @@ class Guide:
         rng, place = self._rng, self._walker.pose[[0, 2]]
         room = self._house.plan.room_at(place)
         self._extra = np.zeros(6)
+        if rng.random() < HOLDS:
+            return _Goal([], None, int(rng.integers(3, 8)), False)
         if rng.random() < 0.5:  # while standing: move aside, up or down, or tilt
             axis = int(rng.choice([0, 0, 0, 1, 5]))
             self._extra[axis] = rng.choice([-0.5, 0.5])
