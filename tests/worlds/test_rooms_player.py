@@ -10,10 +10,9 @@ import pytest
 import torch
 
 from aapt_fast import FirstFrame
-from aapt_fast.worlds.rooms.camera import read_maps, turn_angles
-from aapt_fast.worlds.rooms.policy import guided_poses
-from aapt_fast.worlds.rooms.camera import control_maps
+from aapt_fast.worlds.rooms.camera import control_maps, read_maps, turn_angles
 from aapt_fast.worlds.rooms.house import make_house
+from aapt_fast.worlds.rooms.policy import guided_poses
 from aapt_fast.worlds.rooms.walker import FASTEST, Walker
 from aapt_fast.worlds.rooms.world import RoomsWorld
 from aapt_fast.worlds.world import FPS, Player, SteeredPlayer
@@ -77,7 +76,7 @@ def test_a_hand_steers():
 def test_a_medley_is_the_data_policy():
     start = first()
     house = make_house(start.scene)
-    poses, doors = guided_poses(Walker(house, start.pose), 9, 25)
+    poses, _ = guided_poses(Walker(house, start.pose), 9, 25)
     player = WORLD.player(start, seed=9)
     found = torch.cat([player.next(4) for _ in range(6)])
     assert torch.equal(found, control_maps(poses, 2)[1:])

@@ -62,13 +62,13 @@ def test_depth_is_the_distance_to_walls_floor_and_ceiling(turn):
 def test_a_ball_and_a_box_are_where_they_are():
     piece, box = Piece(), Piece()
     piece.ball((2.0, 1.5, 3.0), 0.4, plain(RED, glow=1.0))
-    box.box((0.5, 0, 2.5), (1.0, 2, 3.0), plain(GREEN))
+    box.box((1.2, 0, 2.5), (1.5, 2, 3.0), plain(GREEN))
     picture = Renderer(house_of(piece, box), 128).render(pose(2.0, 1.0), CLOSED)
     assert abs(picture.depth[64, 64] - 1.6) < 0.01
     red = (picture.image[..., 0] > 150) & (picture.image[..., 1] < 40)
     radius = 0.4 / np.sqrt(2.0**2 - 0.4**2) / Camera().half * 64  # of its outline, in pixels
     assert abs(red.sum() / (np.pi * radius**2) - 1) < 0.03
-    column = int((0.5 + (0.75 - 2.0) / 1.5 / Camera().half / 2) * 128)
+    column = int((0.5 + (1.35 - 2.0) / 1.5 / Camera().half / 2) * 128)
     assert abs(picture.depth[80, column] - 1.5) < 0.01
     assert picture.image[80, column, 1] > 2 * picture.image[80, column, 0]
 
@@ -166,7 +166,9 @@ def test_balls_are_lit_from_their_lamp():
     assert image[rows[0], 32, 0] > 1.15 * image[rows[1], 32, 0]
 
 
-@pytest.mark.parametrize(("size", "samples", "message"), [(20, 1, "size: expected"), (32, 3, "samples: expected 1 or 2")])
+@pytest.mark.parametrize(
+    ("size", "samples", "message"), [(20, 1, "size: expected"), (32, 3, "samples: expected 1 or 2")]
+)
 def test_bad_settings(size, samples, message):
     with pytest.raises(ValueError, match=message):
         Renderer(house_of(), size, samples=samples)

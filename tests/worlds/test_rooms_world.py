@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import pickle
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -50,14 +51,14 @@ def test_houses_are_shared_by_number():
 
 def test_futures_begin_alike_and_end_differently():
     differ = 0
-    for clip in range(6):
-        futures = [WORLD.clip(11, clip, 73, SIZE, future) for future in range(3)]
+    for clip in range(4):
+        futures = [WORLD.clip(11, clip, 61, SIZE, future) for future in range(3 if clip == 0 else 2)]
         for other in futures[1:]:
             assert torch.equal(futures[0].video[0], other.video[0])
             assert torch.equal(futures[0].controls, other.controls)
-        last = [each.video[-24:].float() for each in futures]
-        differ += (last[0] - last[1]).abs().mean() > 4 and (last[1] - last[2]).abs().mean() > 4
-    assert differ >= 3
+        last = [each.video[-20:].float() for each in futures]
+        differ += all((a - b).abs().mean() > 4 for a, b in pairwise(last))
+    assert differ >= 2
 
 
 def test_futures_keep_what_was_seen_and_the_way_free():
@@ -71,9 +72,7 @@ def test_futures_keep_what_was_seen_and_the_way_free():
         assert start in known.rooms and other.rooms[start].style.wall.texture == house.rooms[start].style.wall.texture
         assert all(is_free(other, place, opened, 0.29) for place, opened in zip(poses[:, [0, 2]], doors, strict=True))
         unseen = [room for room in range(len(house.rooms)) if room not in known.rooms]
-        changed += sum(
-            other.rooms[room].style.wall.texture != house.rooms[room].style.wall.texture for room in unseen
-        )
+        changed += sum(other.rooms[room].style.wall.texture != house.rooms[room].style.wall.texture for room in unseen)
     assert changed >= 5
 
 
@@ -124,13 +123,13 @@ def test_the_policy_decides_at_latent_frames_and_is_smooth():
 
 def test_mirrored_clips_turn_the_other_way():
     opposite = 0
-    for clip in range(6):
+    for clip in range(4):
         plain, mirrored = WORLD.clip(5, clip, 17, SIZE), WORLD.mirrored(5, clip, 17, SIZE)
         assert torch.equal(plain.video[0], mirrored.video[0])
         (_, turned), (_, other) = (read_maps(each.controls) for each in (plain, mirrored))
         assert_near(other[:, 0, 2], -turned[:, 0, 2], 1e-4)
         opposite += (turned[:, 0, 2].abs().max() > 0.01).item()
-    assert opposite >= 3
+    assert opposite >= 2
 
 
 def test_first_frames_are_those_of_the_clips():

@@ -109,7 +109,10 @@ class SteeredPlayer(Player, Protocol):
     """A player of a camera that a hand can fly as well."""
 
     def steer(self, speeds: Sequence[float]) -> None:
-        """Leave the script for six speeds in -1..1: right, up, forwards, pitch, yaw, roll. Raises ValueError for others."""
+        """Leave the script for six speeds in -1..1: right, up, forwards, pitch, yaw, roll.
+
+        Raises ValueError for others.
+        """
 
 
 class World(Protocol):

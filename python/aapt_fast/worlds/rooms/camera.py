@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The camera: its pose, its rays, and the control maps that say how it moved since the video frame before.
 
-A pose is (x, y, z, yaw, pitch, roll), metres and radians. The camera's own axes are right, up, forwards; yaw turns it to
-the right, pitch upwards, roll its right side down.
+A pose is (x, y, z, yaw, pitch, roll), metres and radians. The camera's own axes are right, up, forwards; yaw turns it
+to the right, pitch upwards, roll its right side down.
 
 A control map has six channels at latent resolution: origin and direction of the ray through the middle of every latent
 cell, in the axes of the camera one video frame earlier, as in AAPT. Both are measured from the rays of a camera that
@@ -46,7 +46,7 @@ class Camera:
         return (((np.arange(cells) + 0.5) / cells * 2 - 1) * self.half).astype(np.float64)
 
     def rays(self, cells: int) -> Tensor:
-        """Unit directions float32 [3, cells, cells] (right, up, forwards) through the middles of cells, row 0 on top."""
+        """Unit directions float32 [3, cells, cells] (right, up, forwards) through cells; row 0 is the top one."""
         place = torch.from_numpy(self.places(cells))
         y, x = torch.meshgrid(-place, place, indexing="ij")
         return torch.nn.functional.normalize(torch.stack([x, y, torch.ones_like(x)]), dim=0).float()
@@ -72,7 +72,7 @@ def rotation(pose: np.ndarray) -> np.ndarray:
 
 
 def motions(poses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Motion from each pose [T, 6] to the next, in the axes of the first: metres [T - 1, 3], rotations [T - 1, 3, 3]."""
+    """Motion from each pose [T, 6] to the next, in its axes: [T - 1, 3] metres, rotations [T - 1, 3, 3]."""
     turned = rotation(poses)
     back = turned[:-1].transpose(0, 2, 1)
     moved = (back @ (poses[1:, :3] - poses[:-1, :3])[..., None])[..., 0]

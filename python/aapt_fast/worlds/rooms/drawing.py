@@ -18,7 +18,9 @@ def draw_motions(maps: Tensor, size: int, camera: Camera) -> Tensor:
     the ring when it goes back; the blue bars show steps to the side and upwards.
     """
     moved, turned = read_maps(maps, camera)
-    speed = (torch.cat([moved, turn_angles(turned)], dim=1) * FPS).cpu() / torch.tensor(FASTEST[[0, 1, 2, 4, 3, 5]]).float()
+    speed = (torch.cat([moved, turn_angles(turned)], dim=1) * FPS).cpu() / torch.tensor(
+        FASTEST[[0, 1, 2, 4, 3, 5]]
+    ).float()
     right, up, forwards, yaw, pitch, _ = (each[:, None, None] for each in speed.clamp(-1, 1).unbind(1))
     place = (torch.arange(size) + 0.5) / size * 2 - 1
     x, y = place[None, None, :], -place[None, :, None]
@@ -32,6 +34,11 @@ def draw_motions(maps: Tensor, size: int, camera: Camera) -> Tensor:
     aside = cover(torch.maximum((x - 0.35 * right).abs() - 0.35 * right.abs(), (y + 0.92).abs() - 0.04))
     above = cover(torch.maximum((y - 0.35 * up).abs() - 0.35 * up.abs(), (x - 0.92).abs() - 0.04))
     image = torch.full((len(maps), 3, size, size), 0.1)
-    for shape, colour in ((ring, (0.6, 0.6, 0.6)), (disc, (1.0, 0.85, 0.2)), (aside, (0.3, 0.6, 1.0)), (above, (0.3, 0.6, 1.0))):
+    for shape, colour in (
+        (ring, (0.6, 0.6, 0.6)),
+        (disc, (1.0, 0.85, 0.2)),
+        (aside, (0.3, 0.6, 1.0)),
+        (above, (0.3, 0.6, 1.0)),
+    ):
         image = image.lerp(torch.tensor(colour)[None, :, None, None].expand_as(image), shape[:, None].expand_as(image))
     return image.to(maps.device)

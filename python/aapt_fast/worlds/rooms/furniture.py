@@ -79,7 +79,9 @@ def _bed(palette: Palette) -> Piece:
     piece, wood = Piece(), palette.wooden()
     sheet = Material(palette.pick(("fabric", "rug0", "rug2", "rug3", "dots")), palette.bright(), 0.9)
     half = palette.between(0.5, 0.8)
-    piece.box((-half - 0.05, 0, -0.06), (half + 0.05, 1.0, 0), replace(wood, texture="panels", metres=0.5), faces="xXyz")
+    piece.box(
+        (-half - 0.05, 0, -0.06), (half + 0.05, 1.0, 0), replace(wood, texture="panels", metres=0.5), faces="xXyz"
+    )
     piece.box((-half, 0.1, -1.9), (half, 0.32, -0.06), wood, faces="xXz")
     piece.box((-half, 0.32, -1.88), (half, 0.55, -0.06), sheet, faces="xXyz")
     piece.box((-half * 0.7, 0.55, -0.5), (half * 0.7, 0.66, -0.1), Material("fabric", (WHITE, 0.9 * WHITE, WHITE), 0.5))

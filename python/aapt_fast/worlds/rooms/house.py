@@ -175,7 +175,12 @@ class _Filling:
             return False
         aside, (x, z) = self.palette.between(-length, length), self.room.centre
         gap = 0.02 if solid else 0.0
-        origin = {0: (x + aside, z1 - gap), 1: (x1 - gap, z + aside), 2: (x + aside, z0 + gap), 3: (x0 + gap, z + aside)}
+        origin = {
+            0: (x + aside, z1 - gap),
+            1: (x1 - gap, z + aside),
+            2: (x + aside, z0 + gap),
+            3: (x0 + gap, z + aside),
+        }
         place = origin[turn]
         if not solid and any(
             abs(place[door.axis] - door.at) < 0.3 and abs(place[1 - door.axis] - door.along) < half + 0.65

@@ -32,7 +32,7 @@ def light_quads(quads: Sequence[Quad], room: Room, lamp: np.ndarray, boxes: Sequ
     A quad inside a box or on it has no shadow of that box.
     """
     corners, points, normals, owners = [], [], [], []
-    counts = np.zeros((len(quads), 2), np.int32)
+    counts: np.ndarray = np.zeros((len(quads), 2), np.int32)
     for number, quad in enumerate(quads):
         lengths = np.array([np.linalg.norm(quad.u), np.linalg.norm(quad.v)])
         counts[number] = np.clip(np.ceil(lengths * NODES_PER_METRE) + 1, 2, MOST_NODES)

@@ -53,6 +53,11 @@ class Door:
         """x, z of the middle, [2]."""
         return np.array([self.at, self.along] if self.axis == 0 else [self.along, self.at])
 
+    @property
+    def stands_at(self) -> np.ndarray:
+        """Its middle on the floor, [3]."""
+        return np.insert(self.place, 1, 0.0)
+
     def before(self, room: int, distance: float) -> np.ndarray:
         """x, z [2] of the point in one of its rooms, straight before the opening."""
         place = self.place
@@ -82,9 +87,7 @@ class Plan:
 
     def room_at(self, place: np.ndarray) -> int:
         """The room in or nearest to the place x, z [2]."""
-        distances = [
-            max(*(np.array(room.low) - place), *(place - np.array(room.high))) for room in self.rooms
-        ]
+        distances = [max(*(np.array(room.low) - place), *(place - np.array(room.high))) for room in self.rooms]
         return int(np.argmin(distances))
 
 

@@ -26,8 +26,8 @@ MANY_FRAMES = 10_000  # in one call, above which it is worth the time to ask the
 class RoomsPlayer(NotCopied):
     """Live camera for a stream that starts from the picture `first`; see `worlds.world.Player`.
 
-    In a known house the camera stops at walls, things and closed doors, as it does in clips. What a model shows behind a
-    door is its own invention, though, and the walls there may be others than those of the house.
+    In a known house the camera stops at walls, things and closed doors, as it does in clips. What a model shows behind
+    a door is its own invention, though, and the walls there may be others than those of the house.
     """
 
     no_copy = (
@@ -57,7 +57,7 @@ class RoomsPlayer(NotCopied):
         self._begin_part()
 
     def steer(self, speeds: Sequence[float]) -> None:
-        """Leave the script for six speeds in -1..1, in the order of `walker.AXES`: right, up, forwards, pitch, yaw, roll.
+        """Leave the script for six speeds in -1..1: right, up, forwards, pitch, yaw, roll, as in `walker.AXES`.
 
         Raises ValueError for anything else.
         """

@@ -154,7 +154,7 @@ class Guide:
             return [point]
         room = self._house.plan.rooms[self._house.plan.room_at(place)]
         for _ in range(8):
-            via = self._rng.uniform(np.array(room.low) + 0.5, np.array(room.high) - 0.5)
+            via = np.asarray(self._rng.uniform(np.array(room.low) + 0.5, np.array(room.high) - 0.5))
             if clear_between(self._house, place, via) and clear_between(self._house, via, point):
                 return [via, point]
         return None
@@ -184,7 +184,7 @@ def first_pose(house: House, seed: int) -> np.ndarray:
     for _ in range(24):
         number = int(rng.integers(len(house.rooms)))
         room = house.plan.rooms[number]
-        place = rng.uniform(np.array(room.low) + 0.6, np.array(room.high) - 0.6)
+        place = np.asarray(rng.uniform(np.array(room.low) + 0.6, np.array(room.high) - 0.6))
         thing = house.rooms[number].things[int(rng.integers(len(house.rooms[number].things)))]
         middle = (thing.low + thing.high) / 2
         step = middle[[0, 2]] - place
@@ -200,7 +200,9 @@ def first_pose(house: House, seed: int) -> np.ndarray:
     return best
 
 
-def guided_poses(walker: Walker, seed: int, frames: int, mirror: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+def guided_poses(
+    walker: Walker, seed: int, frames: int, mirror: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Poses [frames, 6] and doors [frames, D, 2] of a guided walk; the first is where the walker is.
 
     With `mirror` [6] the same decisions are taken, and other signs of the axes obeyed.

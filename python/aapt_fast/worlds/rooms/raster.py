@@ -94,8 +94,8 @@ class DepthBuffer:
     def __init__(self, half: float, rays: int) -> None:
         place = (((np.arange(rays) + 0.5) / rays * 2 - 1) * half).astype(np.float32)
         self._x, self._y = place, -place
-        self.surface = np.full((rays, rays), -1, np.int32)
-        self.nearness = np.zeros((rays, rays), np.float32)
+        self.surface: np.ndarray = np.full((rays, rays), -1, np.int32)
+        self.nearness: np.ndarray = np.zeros((rays, rays), np.float32)
 
     def clear(self) -> None:
         """Forget everything."""

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Renderer of the rooms world: poses of a camera in a house -> pictures, depth, and the rooms that are seen.
 
-Rooms that no opening shows are left out. With `samples` = 2 every pixel that shows an edge is made of four rays; textures
-are filtered by themselves, so that the inside of a surface needs one.
+Rooms that no opening shows are left out. With `samples` = 2 every pixel that shows an edge is made of four rays;
+textures are filtered by themselves, so that the inside of a surface needs one.
 """
 
 from __future__ import annotations
@@ -53,9 +53,10 @@ class Renderer:
         self._rooms: dict[int, tuple[QuadTable, BallTable]] = {}
         self._frames: dict[tuple[float, ...], QuadTable] = {}
         self._scene: _Scene | None = None
-        self._light = np.full(4, DOOR_LIGHT, np.float32)  # the first map is that of all doors
+        self._light: np.ndarray = np.full(4, DOOR_LIGHT, np.float32)  # the first map is that of all doors
         place = (((np.arange(size) + 0.5) / size * 2 - 1) * self._half).astype(np.float32)
-        self._x, self._y = (each.ravel() for each in np.meshgrid(place, -place))
+        x, y = np.meshgrid(place, -place)
+        self._x, self._y = x.ravel(), y.ravel()
 
     def render(self, pose: np.ndarray, doors: np.ndarray) -> Picture:
         """The picture from `pose` [6], with doors [D, 2] opened by so much, each into its room -1 or 1."""
@@ -79,7 +80,8 @@ class Renderer:
             """RGB [3, N] and depth [N] of surfaces [N] along rays."""
             if not (surface < 0).any() and not (surface >= len(quads)).any():
                 return shade_quads(table, self._light, planes.inverse, heights, surface, x, y, pixel)
-            colour, depth = np.zeros((3, len(x)), np.float32), np.full(len(x), np.inf, np.float32)
+            colour: np.ndarray = np.zeros((3, len(x)), np.float32)
+            depth: np.ndarray = np.full(len(x), np.inf, np.float32)
             on = np.flatnonzero((surface >= 0) & (surface < len(quads)))
             colour[:, on], depth[on] = shade_quads(
                 table, self._light, planes.inverse, heights, surface[on], x[on], y[on], pixel
@@ -106,7 +108,7 @@ class Renderer:
         colour, depth = shade(surface, self._x, self._y)
         edge = np.flatnonzero((four != surface[:, None]).any(1))
         quarter = np.float32(self._half / size / 2)
-        mixed = np.zeros((3, len(edge)), np.float32)
+        mixed: np.ndarray = np.zeros((3, len(edge)), np.float32)
         for number, (dy, dx) in enumerate(((1, -1), (1, 1), (-1, -1), (-1, 1))):
             part, first = shade(four[edge, number], self._x[edge] + dx * quarter, self._y[edge] + dy * quarter)
             mixed += 0.25 * np.clip(part * EXPOSURE, 0, 1)
@@ -189,7 +191,7 @@ class Renderer:
 
     def _constant(self, quads: list[Quad]) -> QuadTable:
         """Quads that the same light falls on everywhere."""
-        counts = np.full((len(quads), 2), 2, np.int32)
+        counts: np.ndarray = np.full((len(quads), 2), 2, np.int32)
         return _table(quads, LightMap(self._light, np.zeros(len(quads), np.int32), counts), np.ones(3))
 
 
@@ -197,7 +199,8 @@ def in_parts(shade: Shade) -> Shade:
     """The same function, called for `PART` rays at a time, whose arrays stay in the processor's cache."""
 
     def parts(surface: np.ndarray, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        colour, depth = np.empty((3, len(x)), np.float32), np.empty(len(x), np.float32)
+        colour: np.ndarray = np.empty((3, len(x)), np.float32)
+        depth: np.ndarray = np.empty(len(x), np.float32)
         for start in range(0, len(x), PART):
             part = slice(start, start + PART)
             colour[:, part], depth[part] = shade(surface[part].astype(np.intp), x[part], y[part])

@@ -50,7 +50,7 @@ def shade_quads(
     `inverse` [Q, 3, 3] as in `raster.Planes`, `heights` [Q] the cameras' distances from the planes, `pixel` the width
     of a pixel at distance 1, `light` [..] the values of all light maps.
     """
-    rows = [inverse[:, row, column].take(which) for row in range(3) for column in range(3)]
+    rows: list[np.ndarray] = [inverse[:, row, column].take(which) for row in range(3) for column in range(3)]
     z = 1 / (rows[6] * x + rows[7] * y + rows[8])
     s = np.clip((rows[0] * x + rows[1] * y + rows[2]) * z, 0, 1)
     r = np.clip((rows[3] * x + rows[4] * y + rows[5]) * z, 0, 1)
@@ -61,9 +61,17 @@ def shade_quads(
     squeezed = np.maximum(heights.take(which) / (z * ray), 0.03)  # cosine of the angle with the normal
     footprint = density.take(which) * z * np.float32(SHARPNESS * pixel) / np.sqrt(squeezed)
     tiles = quads.tiles
-    masks = sample_texture(quads.texture.take(which), s * tiles[:, 0].take(which), r * tiles[:, 1].take(which), footprint)
-    bright = sample_light(light, table.light_start.take(which), (table.light_counts[:, 0].take(which), table.light_counts[:, 1].take(which)), s, r)
-    glow = quads.glow.take(which)
+    masks = sample_texture(
+        quads.texture.take(which), s * tiles[:, 0].take(which), r * tiles[:, 1].take(which), footprint
+    )
+    bright = sample_light(
+        light,
+        table.light_start.take(which),
+        (table.light_counts[:, 0].take(which), table.light_counts[:, 1].take(which)),
+        s,
+        r,
+    )
+    glow: np.ndarray = quads.glow.take(which)
     return _mix(quads.colours, table.lamp, which, masks, bright, glow), z
 
 
@@ -85,7 +93,7 @@ def shade_balls(
     footprint = TEXELS * SHARPNESS * z * pixel / (radius * np.pi) / np.maximum(-outwards[:, 2], 0.2)
     masks = sample_texture(table.texture[which], u * 2, v, footprint)
     place = table.centre[which] + normal * radius[:, None]
-    bright = direct_light(place, normal, table.lamp_place[which]).astype(np.float32)
+    bright: np.ndarray = direct_light(place, normal, table.lamp_place[which]).astype(np.float32)
     bright *= 0.82 + 0.18 * normal[:, 1]
     return _mix(table.colours, table.lamp, which, masks, bright, table.glow[which]), z
 
@@ -95,12 +103,12 @@ def _mix(
 ) -> np.ndarray:
     """RGB [3, N] of masks [3, N] under a brightness [N]; what glows has its own light instead."""
     first, second, shade = masks
-    out = np.empty((3, len(which)), np.float32)
+    out: np.ndarray = np.empty((3, len(which)), np.float32)
     for channel in range(3):
-        colour = colours[:, channel].take(which)
+        colour: np.ndarray = colours[:, channel].take(which)
         colour += first * colours[:, channel + 3].take(which)
         colour += second * colours[:, channel + 6].take(which)
-        lit = bright * lamp[:, channel].take(which)
+        lit: np.ndarray = bright * lamp[:, channel].take(which)
         np.multiply(colour, shade * (lit + glow * (1.05 - lit)), out=out[channel])
     return out
 
@@ -110,33 +118,35 @@ def sample_texture(texture: np.ndarray, u: np.ndarray, v: np.ndarray, footprint:
     tiles = library()
     exponent = (footprint.view(np.int32) >> 23) - 127  # of a float32: the whole part of its logarithm
     level = np.minimum(np.maximum(exponent, 0), LEVELS - 1)
-    offset = tiles.offsets.take(texture * LEVELS + level)
+    offset: np.ndarray = tiles.offsets.take(texture * LEVELS + level)
     size = np.right_shift(np.int32(TEXELS), level)
     last, wide = size - 1, size.astype(np.float32)
     x, y = u * wide - np.float32(0.5), v * wide - np.float32(0.5)
     left, low = np.floor(x), np.floor(y)
     fx, fy = (x - left)[:, None], (y - low)[:, None]
     column, row = left.astype(np.int32) & last, low.astype(np.int32)
-    both = np.empty((2, len(u)), np.intp)
+    both: np.ndarray = np.empty((2, len(u)), np.intp)
     np.add(offset + (row & last) * size, column, out=both[0])
     np.add(offset + ((row + 1) & last) * size, column, out=both[1])
-    pairs = tiles.pairs.take(both).view(np.uint8).reshape(2, -1, 8)
-    mean = pairs[0].astype(np.float32)
+    pairs: np.ndarray = tiles.pairs.take(both).view(np.uint8).reshape(2, -1, 8)
+    mean: np.ndarray = pairs[0].astype(np.float32)
     mean += (pairs[1] - mean) * fy
     masks = mean[:, :4]
     masks += (mean[:, 4:] - masks) * fx
     return np.ascontiguousarray(masks[:, :3].T) * np.float32(1 / 255)
 
 
-def sample_light(light: np.ndarray, start: np.ndarray, counts: tuple[np.ndarray, np.ndarray], s: np.ndarray, r: np.ndarray) -> np.ndarray:
+def sample_light(
+    light: np.ndarray, start: np.ndarray, counts: tuple[np.ndarray, np.ndarray], s: np.ndarray, r: np.ndarray
+) -> np.ndarray:
     """Brightness [N] between the nodes of light maps that begin at `start` [N] and have `counts` [2, N] nodes."""
     columns, rows = counts[0], counts[1]
     x, y = s * (columns - 1).astype(np.float32), r * (rows - 1).astype(np.float32)
     left, low = np.minimum(x.astype(np.int32), columns - 2), np.minimum(y.astype(np.int32), rows - 2)
     fx, fy = x - left.astype(np.float32), y - low.astype(np.float32)
     node = (start + low * columns + left).astype(np.intp)
-    under = light.take(node)
+    under: np.ndarray = light.take(node)
     under = under + (light.take(node + 1) - under) * fx
-    over = light.take(node + columns)
+    over: np.ndarray = light.take(node + columns)
     over = over + (light.take(node + columns + 1) - over) * fx
     return under + (over - under) * fy

@@ -117,7 +117,7 @@ def build_frame(door: Door, wood: Material) -> Piece:
         piece.box((inner, 0, -out), (outer, DOOR_HEIGHT + 0.09, out), wood, faces="xXzZ")
     piece.box((-half, DOOR_HEIGHT, -out), (half, DOOR_HEIGHT + 0.09, out), wood, faces="YzZ")
     piece.quads.append(Quad(_at(-half, 0.0, -WALL / 2), _at(2 * half, 0, 0), _at(0, 0, WALL), wood))
-    return piece.placed((door.place[0], 0, door.place[1]), 1 if door.axis == 0 else 0)
+    return piece.placed(door.stands_at, 1 if door.axis == 0 else 0)
 
 
 def build_leaf(door: Door, leaf: Material, handle: Material, opened: float, swing: float) -> list[Quad]:
@@ -128,7 +128,7 @@ def build_leaf(door: Door, leaf: Material, handle: Material, opened: float, swin
     through[2 if door.axis == 1 else 0] = 1.0
     out = closed * np.cos(angle) + through * np.sin(angle)
     normal = through * np.cos(angle) - closed * np.sin(angle)
-    hinge = _at(door.place[0], 0, door.place[1]) - closed * DOOR_WIDTH / 2
+    hinge = door.stands_at - closed * DOOR_WIDTH / 2
     up = _at(0, DOOR_HEIGHT, 0)
     quads = _slab(hinge, out * DOOR_WIDTH, up, normal * LEAF, leaf)
     for side in (-1, 1):

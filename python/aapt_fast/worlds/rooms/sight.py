@@ -29,8 +29,6 @@ def known_at_first(house: House, poses: np.ndarray, doors: np.ndarray, camera: C
     return Known(frozenset(seen), out_of_sight(poses[0], camera), poses[:, [0, 2]])
 
 
-def other_future(
-    house: House, seed: int, future: int, poses: np.ndarray, doors: np.ndarray, camera: Camera
-) -> House:
+def other_future(house: House, seed: int, future: int, poses: np.ndarray, doors: np.ndarray, camera: Camera) -> House:
     """Future number `future` of house number `seed` for a clip with these poses [T, 6] and first `doors` [D, 2]."""
     return house if future == 0 else make_house(seed, future, known_at_first(house, poses, doors, camera))

@@ -2,7 +2,7 @@
 """Library of procedural textures: tiles of three masks, from which a surface makes its own colours.
 
 A texel holds (first, second, shade) in 0..1. A surface with the colours c0, c1, c2 shows
-`shade * (c0 + first * (c1 - c0) + second * (c2 - c0))`. All tiles repeat without a seam unless they fill a surface once.
+`shade * (c0 + first * (c1 - c0) + second * (c2 - c0))`. Tiles repeat without a seam unless they fill a surface once.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ class Library:
 @functools.cache
 def library() -> Library:
     """The textures, drawn once per process."""
+    makers: dict[str, Callable[[np.random.Generator], Masks]]
     makers = {**SURFACES, **{name: functools.partial(_picture, number) for number, name in enumerate(PICTURES)}}
     parts, offsets, count = [], [], 0
     for number, maker in enumerate(makers.values()):
@@ -47,7 +48,11 @@ def library() -> Library:
             count += len(parts[-1])
             if len(tile) > 1:
                 tile = tile.reshape(len(tile) // 2, 2, len(tile) // 2, 2, 3).mean((1, 3))
-    return Library(np.concatenate(parts).view(np.uint64)[:, 0], np.array(offsets, np.int32), {name: n for n, name in enumerate(makers)})
+    return Library(
+        np.concatenate(parts).view(np.uint64)[:, 0],
+        np.array(offsets, np.int32),
+        {name: n for n, name in enumerate(makers)},
+    )
 
 
 def grid() -> tuple[np.ndarray, np.ndarray]:
@@ -95,9 +100,18 @@ def _parquet(rng: np.random.Generator) -> Masks:
     u, v = grid()
     across = (np.floor(u * 4) + np.floor(v * 4)) % 2
     strip = np.where(across > 0, u, v)
-    joint = np.maximum(_line(_apart(strip, 1 / 16), 0.01), np.maximum(_line(_apart(u, 0.25), 0.012), _line(_apart(v, 0.25), 0.012)))
+    joint = np.maximum(
+        _line(_apart(strip, 1 / 16), 0.01), np.maximum(_line(_apart(u, 0.25), 0.012), _line(_apart(v, 0.25), 0.012))
+    )
     tone = rng.random((16, 16, 2))[np.floor(v * 16).astype(int) // 1, np.floor(u * 16).astype(int), 0]
-    tone = np.where(across > 0, rng.random((4, 16))[(v * 4).astype(int), (u * 16).astype(int)], rng.random((16, 4))[(v * 16).astype(int), (u * 4).astype(int)]) + 0 * tone
+    tone = (
+        np.where(
+            across > 0,
+            rng.random((4, 16))[(v * 4).astype(int), (u * 16).astype(int)],
+            rng.random((16, 4))[(v * 16).astype(int), (u * 4).astype(int)],
+        )
+        + 0 * tone
+    )
     return 0.35 * across + 0.5 * tone, np.zeros((1, 1)), (0.85 + 0.15 * smooth_noise(rng, 20, 20)) * (1 - 0.5 * joint)
 
 

@@ -81,7 +81,7 @@ class RoomsWorld:
         )
 
     def from_gallery(self, image: np.ndarray, pose: tuple[float, ...], scene: int | None) -> FirstFrame:
-        """A first frame of the picture uint8 [H, W, 3] and the camera's pose (6 numbers); raises ValueError for others."""
+        """A first frame of the picture uint8 [H, W, 3] and six numbers of a pose; raises ValueError for others."""
         cells = self._cells(len(image))
         return FirstFrame(image, torch.zeros(CHANNELS, cells, cells), read_pose(pose), scene)
 
