@@ -55,8 +55,8 @@ class Renderer:
         self._scene: _Scene | None = None
         self._light: np.ndarray = np.full(4, DOOR_LIGHT, np.float32)  # the first map is that of all doors
         place = (((np.arange(size) + 0.5) / size * 2 - 1) * self._half).astype(np.float32)
-        x, y = np.meshgrid(place, -place)
-        self._x, self._y = x.ravel(), y.ravel()
+        self._x: np.ndarray = np.tile(place, size)
+        self._y: np.ndarray = np.repeat(-place, size)
 
     def render(self, pose: np.ndarray, doors: np.ndarray) -> Picture:
         """The picture from `pose` [6], with doors [D, 2] opened by so much, each into its room -1 or 1."""
