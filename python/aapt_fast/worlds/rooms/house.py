@@ -20,7 +20,7 @@ from aapt_fast.worlds.rooms.plan import BODY, DOOR_WIDTH, Door, Plan, Room, make
 from aapt_fast.worlds.rooms.shell import SKIRTING, Style, build_frame, build_shell, draw_style
 from aapt_fast.worlds.rooms.surfaces import Ball, Material, Piece, Quad
 
-REACH = 0.7  # metres around a thing on which it has a shadow
+REACH = 0.75  # metres around a thing on which it may have a shadow
 DOOR_CLEAR = 1.3  # metres before a door where nothing stands
 
 Box = tuple[np.ndarray, np.ndarray]

@@ -97,22 +97,15 @@ def _planks(rng: np.random.Generator) -> Masks:
 
 
 def _parquet(rng: np.random.Generator) -> Masks:
+    """Squares of four strips each, in turns upright and level."""
     u, v = grid()
-    across = (np.floor(u * 4) + np.floor(v * 4)) % 2
-    strip = np.where(across > 0, u, v)
-    joint = np.maximum(
-        _line(_apart(strip, 1 / 16), 0.01), np.maximum(_line(_apart(u, 0.25), 0.012), _line(_apart(v, 0.25), 0.012))
-    )
-    tone = rng.random((16, 16, 2))[np.floor(v * 16).astype(int) // 1, np.floor(u * 16).astype(int), 0]
-    tone = (
-        np.where(
-            across > 0,
-            rng.random((4, 16))[(v * 4).astype(int), (u * 16).astype(int)],
-            rng.random((16, 4))[(v * 16).astype(int), (u * 4).astype(int)],
-        )
-        + 0 * tone
-    )
-    return 0.35 * across + 0.5 * tone, np.zeros((1, 1)), (0.85 + 0.15 * smooth_noise(rng, 20, 20)) * (1 - 0.5 * joint)
+    upright = (np.floor(u * 4) + np.floor(v * 4)) % 2
+    levels = _cells(rng, np.floor(v * 16) + 0 * u, np.floor(u * 4) + 0 * v, 16, 4)
+    uprights = _cells(rng, np.floor(v * 4) + 0 * u, np.floor(u * 16) + 0 * v, 4, 16)
+    between = _line(_apart(np.where(upright > 0, u, v), 1 / 16), 0.01)
+    joint = np.maximum(between, np.maximum(_line(_apart(u, 0.25), 0.012), _line(_apart(v, 0.25), 0.012)))
+    tone = 0.35 * upright + 0.5 * np.where(upright > 0, uprights, levels)
+    return tone, np.zeros((1, 1)), (0.85 + 0.15 * smooth_noise(rng, 20, 20)) * (1 - 0.5 * joint)
 
 
 def _tiles(rng: np.random.Generator) -> Masks:
