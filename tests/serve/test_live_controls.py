@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from aapt_fast.models.aapt.config import ControlConfig
-from aapt_fast.models.aapt.presets import NANO, NANO_TEXT
+from aapt_fast.models.aapt.presets import NANO, NANO_TEXT, ROOMS_CONTROL
 from aapt_fast.profiling.inputs import random_image
 from aapt_fast.serve.live_controls import FADE, LiveControls, kind_of_control
 from aapt_fast.testing.streams import random_model
@@ -137,3 +137,25 @@ def test_models_without_a_world_or_without_control():
     assert LiveControls(plain, FirstFrame(random_image(plain)), None, 0, 4).next(1) is None
     with pytest.raises(ValueError, match=r"^action: expected none"):
         LiveControls(plain, FirstFrame(random_image(plain)), "walk", 0, 4)
+
+
+def test_a_hand_flies_the_camera_of_a_world_and_gives_it_back():
+    """Speeds go to the player, and each cell of the maps gets a ray of its own."""
+    world = WORLDS["rooms-8"]
+    model = random_model(dataclasses.replace(NANO, control=ROOMS_CONTROL), world=world)
+    controls = LiveControls(model, FirstFrame(random_image(model)), "stand", 0, 8)
+    assert not controls.next(4).any() and controls.action == "stand"
+    controls.set("camera", [0.5, 0, 1, 0, -2, 0], 1)  # a drag may be longer than full speed
+    player = world.player(FirstFrame(random_image(model)), "stand", 0)
+    player.next(4)
+    player.steer([0.5, 0, 1, 0, -1, 0])
+    taken = torch.cat([controls.next(4) for _ in range(4)])
+    assert torch.equal(taken, player.next(16)) and controls.action is None and controls.obeyed == 1
+    assert taken.shape == (16, 6, *model.grid) and taken[-1, 3].std() > 0.01
+    controls.set("camera", None, 2)
+    assert controls.action == "stand" and controls.next(24)[-1].abs().max() < 0.05
+    controls.set("camera", [0, 0, 1, 0, 0, 0], 3)
+    controls.set("action", "turn_left", 4)
+    assert controls.action == "turn_left"
+    with pytest.raises(ValueError, match=r"^camera: expected numbers \[6\], got \[2\]"):
+        controls.set("camera", [1.0, 2.0], 5)

@@ -179,7 +179,7 @@ def test_a_user_plays_it(run: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     model, sheet = str(run / "nano-column" / "model.safetensors"), str(tmp_path / "sheet.png")
     generate = ["generate", "--model", model, "--frames", "8", "--scale", "1", "--sheet", sheet]
     assert main([*generate, "--out", str(tmp_path / "a"), "--motion", "right:8"]) == 2
-    assert "--model: expected a gallery of the world person | filmed, got column" in capsys.readouterr().err
+    assert f"--model: expected a gallery of the world {' | '.join(WORLDS)}, got column" in capsys.readouterr().err
     monkeypatch.setitem(WORLDS, "column", WORLD)
     assert main([*generate, "--out", str(tmp_path / "b"), "--motion", "right:8"]) == 0
     report = json.loads(capsys.readouterr().out.splitlines()[-1])

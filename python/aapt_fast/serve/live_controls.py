@@ -3,7 +3,7 @@
 
     action      a player of the model's world, from where it is
     pose        one entry that is held: it goes before the action until a client takes it back
-    camera      likewise, for models whose control is maps
+    camera      likewise, for models whose control is maps; six speeds where the player of the world can be steered
     replay      the controls of an uploaded replay, until they end or a client sets another track
 
 Where a player follows another control, poses are cross-faded, so that the body never jumps.
@@ -22,7 +22,7 @@ from torch import Tensor
 from aapt_fast.errors import require
 from aapt_fast.models.stream_model import StreamModel
 from aapt_fast.streaming.controls import entry_shape, step_values
-from aapt_fast.worlds.world import FirstFrame, Player
+from aapt_fast.worlds.world import FirstFrame, Player, SteeredPlayer
 
 FADE = 8  # video frames of a cross-fade
 CAMERA_CHANNELS = 6
@@ -47,6 +47,7 @@ class LiveControls:
         self.first, self._seed = first, seed
         self._lock = threading.Lock()
         self._action, self._held = action, None
+        self._is_steered = False
         self._newest = self.obeyed = 0
         self._replay: deque[Tensor] = deque()
         self.replay_has_ended = False
@@ -59,6 +60,7 @@ class LiveControls:
     def begin(self, first: FirstFrame | None = None, seed: int | None = None) -> None:
         """Start over under the same action, from another picture or with another seed if they are given."""
         self.first = self.first if first is None else first
+        self._is_steered = False
         self._seed = self._seed if seed is None else seed
         self._fade_from = None
         self._taken.clear()
@@ -74,13 +76,16 @@ class LiveControls:
             require(value is None or isinstance(value, str), track, "a name, or null", value)
             if value is not None:
                 self._require_action(value)
-        else:
+        elif not self._can_steer(track):
             value = self._entry(track, value)
         with self._lock:
             if track == "action":
                 self._action = value or self._action
                 if self._player is not None and value is not None:
                     self._player.play(value)
+                    self._is_steered = False
+            elif self._can_steer(track):
+                self._steer(track, value)
             else:
                 if value is None and self._held is not None:
                     self._fade()
@@ -141,12 +146,24 @@ class LiveControls:
     @property
     def action(self) -> str | None:
         """The action that plays now; None while another control goes before it, and without a world."""
-        return None if self._held is not None or self._replay else self._action
+        return None if self._held is not None or self._is_steered or self._replay else self._action
 
     @property
     def entry(self) -> Tensor | None:
         """The control of the newest video frame, [J, 3] or [C, h, w]; None before the first step."""
         return self._taken[-1] if self._taken else None
+
+    def _can_steer(self, track: str) -> bool:
+        return track == "camera" and isinstance(self._player, SteeredPlayer)
+
+    def _steer(self, track: str, speeds: Any) -> None:
+        """Give six speeds to the player; None goes back to the action."""
+        assert isinstance(self._player, SteeredPlayer) and self._action is not None
+        if speeds is None:
+            self._player.play(self._action)
+        else:
+            self._player.steer(_numbers(track, speeds, (CAMERA_CHANNELS,)).clamp(-1, 1).tolist())
+        self._is_steered = speeds is not None
 
     def _require_action(self, action: str) -> None:
         names = self._model.world.actions if self._model.has_world else ()

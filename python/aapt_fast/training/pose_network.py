@@ -63,12 +63,12 @@ class PoseNetwork(nn.Module):
     def __init__(self, widths: tuple[int, int, int]) -> None:
         super().__init__()
         half, quarter, eighth = widths
-        self.stem = _convolution(12, half)
-        self.quarter = nn.Sequential(_convolution(half, quarter, 2), _Residual(quarter))
-        self.eighth = nn.Sequential(_convolution(quarter, eighth, 2), _Residual(eighth))
-        self.sixteenth = nn.Sequential(_convolution(eighth, eighth, 2), _Residual(eighth), _Residual(eighth))
-        self.join = _convolution(quarter + 2 * eighth, quarter, kernel=1)
-        self.last = _convolution(quarter, 64)
+        self.stem = convolution(12, half)
+        self.quarter = nn.Sequential(convolution(half, quarter, 2), Residual(quarter))
+        self.eighth = nn.Sequential(convolution(quarter, eighth, 2), Residual(eighth))
+        self.sixteenth = nn.Sequential(convolution(eighth, eighth, 2), Residual(eighth), Residual(eighth))
+        self.join = convolution(quarter + 2 * eighth, quarter, kernel=1)
+        self.last = convolution(quarter, 64)
         self.heat = nn.Conv2d(64, len(JOINTS), 1)
 
     def forward(self, frames: Tensor) -> tuple[Tensor, Tensor]:
@@ -84,15 +84,18 @@ class PoseNetwork(nn.Module):
         return self.heat(last), last.mean((2, 3))
 
 
-def _convolution(inputs: int, outputs: int, stride: int = 1, kernel: int = 3) -> nn.Sequential:
+def convolution(inputs: int, outputs: int, stride: int = 1, kernel: int = 3) -> nn.Sequential:
+    """A convolution with batch norm and ReLU."""
     convolution = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False)
     return nn.Sequential(convolution, nn.BatchNorm2d(outputs), nn.ReLU())
 
 
-class _Residual(nn.Module):
+class Residual(nn.Module):
+    """Two convolutions beside the identity; maps [N, width, h, w] to the same shape."""
+
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.first, self.second = _convolution(width, width), _convolution(width, width)
+        self.first, self.second = convolution(width, width), convolution(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.second(self.first(x))
@@ -206,7 +209,7 @@ def train_pose_network(config: PoseNetworkConfig, folder: Path) -> PoseReader:
             for group in optimiser.param_groups:
                 group["lr"] = config.rate * warm_cosine(step, config.steps)
             picks = torch.randint(len(frames), (config.batch,), generator=generator)
-            _loss(network(_disturbed(frames[picks], generator))[0], points[picks]).backward()
+            _loss(network(disturbed(frames[picks], generator))[0], points[picks]).backward()
             descend(network, optimiser)
             bar.update()
     network.eval().requires_grad_(False)
@@ -245,7 +248,7 @@ def _frame_rows(config: PoseNetworkConfig, clips: int, seed: int, folder: Path) 
     return Rows(folder, name, card, clips, {"frames": ("uint8", frame), "points": ("float32", joints)})
 
 
-def _disturbed(frames: Tensor, generator: torch.Generator) -> Tensor:
+def disturbed(frames: Tensor, generator: torch.Generator) -> Tensor:
     """Frames uint8 [N, 3, S, S] -> -1..1, half of them blurred, with a little noise: as videos of a model may be."""
     video = frames.float() / 127.5 - 1
     blurred = F.avg_pool2d(F.pad(video, (1, 1, 1, 1), mode="replicate"), 3, 1)

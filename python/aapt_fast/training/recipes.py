@@ -12,6 +12,7 @@ from aapt_fast.errors import require
 from aapt_fast.models.aapt.convert import bidirectional
 from aapt_fast.models.aapt.presets import MINI_PERSON
 from aapt_fast.training.adversarial import AdversarialConfig
+from aapt_fast.training.camera_network import CameraNetworkConfig, camera_reader, describe_camera_kept
 from aapt_fast.training.codec import CodecConfig
 from aapt_fast.training.consistency import ConsistencyConfig
 from aapt_fast.training.data import ClipSetConfig
@@ -159,7 +160,15 @@ def _read_poses(size: int, folder: Path) -> ControlReader:
     return pose_reader(PoseNetworkConfig(size=size), folder)
 
 
-READERS: dict[str, Callable[[int, Path], ControlReader]] = {"person": _read_poses}
+def _read_camera(size: int, folder: Path) -> ControlReader:
+    return camera_reader(CameraNetworkConfig(size=size), folder)
+
+
+READERS: dict[str, Callable[[int, Path], ControlReader]] = {
+    "person": _read_poses,
+    "rooms": _read_camera,
+    "rooms-8": _read_camera,
+}
 """Control readers by the name of their world; each takes the size in pixels and the folder that keeps the network."""
 
 
@@ -172,4 +181,6 @@ def describe_reader(config: ClipSetConfig, folder: Path) -> str:
     """The parts of the set's control reader that are in `folder`, in words."""
     if config.world.name not in READERS:
         return "this world needs no pose network"
-    return describe_kept(PoseNetworkConfig(size=config.size), folder)
+    if config.world.name == "person":
+        return describe_kept(PoseNetworkConfig(size=config.size), folder)
+    return describe_camera_kept(CameraNetworkConfig(size=config.size), folder)

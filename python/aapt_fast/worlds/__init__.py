@@ -27,8 +27,10 @@ def _make_worlds() -> dict[str, World]:
     """Worlds by the name in a model's gallery.json; a new one is listed here."""
     from aapt_fast.worlds.filmed.world import FilmedWorld
     from aapt_fast.worlds.person.world import PersonWorld
+    from aapt_fast.worlds.rooms.world import RoomsWorld
 
-    return {"person": PersonWorld(), "filmed": FilmedWorld()}
+    worlds: tuple[World, ...] = (PersonWorld(), RoomsWorld(), RoomsWorld(cell=8), FilmedWorld())
+    return {world.name: world for world in worlds}
 
 
 def list_motions(world: str = "person") -> tuple[str, ...]:

@@ -9,8 +9,9 @@ of the latent frames. docs/how-to/add-a-world.md says which files a new world ne
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -101,6 +102,17 @@ class Player(Protocol):
 
     def truth(self, size: int) -> Tensor | None:
         """True video [frames, 3, size, size] in 0..1 of the last `next`; None for a first picture from elsewhere."""
+
+
+@runtime_checkable
+class SteeredPlayer(Player, Protocol):
+    """A player of a camera that a hand can fly as well."""
+
+    def steer(self, speeds: Sequence[float]) -> None:
+        """Leave the script for six speeds in -1..1: right, up, forwards, pitch, yaw, roll.
+
+        Raises ValueError for others.
+        """
 
 
 class World(Protocol):

@@ -20,6 +20,9 @@ PERSON_LIMBS = (
 
 PERSON_CONTROL = ControlConfig(kind="pose", joints=19, limbs=PERSON_LIMBS, entries=4, with_previous=True)
 
+ROOMS_CONTROL = ControlConfig(kind="maps", channels=6, entries=4, with_previous=True)
+"""Origin and direction of the ray through every latent cell (worlds/rooms/camera.py)."""
+
 MINI_PERSON = GeneratorConfig(
     width=224,
     heads=4,

@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the first video frame of a clip shows of a house, and its other futures, which keep that."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from aapt_fast.worlds.rooms.camera import Camera, rotation
+from aapt_fast.worlds.rooms.house import Hides, House, Known, make_house
+from aapt_fast.worlds.rooms.renderer import Renderer
+
+
+def out_of_sight(pose: np.ndarray, camera: Camera) -> Hides:
+    """A test for boxes, given by two corners [3]: True for those of which `pose` [6] sees no part."""
+    turned, half = rotation(pose), camera.half
+
+    def hides(low: np.ndarray, high: np.ndarray) -> bool:
+        corners = np.array([[x, y, z] for x in (low[0], high[0]) for y in (low[1], high[1]) for z in (low[2], high[2])])
+        x, y, z = ((corners - pose[:3]) @ turned).T
+        beyond = (z < 0, x > half * z, x < -half * z, y > half * z, y < -half * z)
+        return any(bool(side.all()) for side in beyond)
+
+    return hides
+
+
+def known_at_first(house: House, poses: np.ndarray, doors: np.ndarray, camera: Camera) -> Known:
+    """What futures share of a clip with these poses [T, 6], which begins with `doors` [D, 2]."""
+    seen = Renderer(house, 8, camera).visible_rooms(poses[0], doors)
+    return Known(frozenset(seen), out_of_sight(poses[0], camera), poses[:, [0, 2]])
+
+
+def other_future(house: House, seed: int, future: int, poses: np.ndarray, doors: np.ndarray, camera: Camera) -> House:
+    """Future number `future` of house number `seed` for a clip with these poses [T, 6] and first `doors` [D, 2]."""
+    return house if future == 0 else make_house(seed, future, known_at_first(house, poses, doors, camera))
