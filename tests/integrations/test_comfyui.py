@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The node pack for ComfyUI: loaded as ComfyUI's loader does, run as its executor does, with stand-ins for its hooks.
-
-tests/integrations/test_comfyui_original.py runs it in a checkout of ComfyUI.
-"""
+"""The node pack for ComfyUI: loaded as its loader does, run as its executor does, with stand-ins for its objects."""
 
 from __future__ import annotations
 
@@ -19,11 +16,14 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from tests.integrations.comfy_vae import VAE
 from torch import Tensor
 
 import aapt_fast
 from aapt_fast import AAPTPipeline
-from aapt_fast.integrations import comfyui
+from aapt_fast.integrations import comfyui, vae_layers
+from aapt_fast.models.vae.wan import WanVAE, WanVAEConfig
+from aapt_fast.testing.compare import assert_near
 
 PACK = Path(comfyui.__file__).parent
 PAGE = Path(__file__).parents[2] / "docs/how-to/use-in-comfyui.md"
@@ -99,7 +99,7 @@ def test_every_way_of_installing_gives_the_mappings(how, tmp_path):
 
 
 def test_nodes_declare_what_comfyui_reads(nodes):
-    wires: set[str] = {"IMAGE"}
+    wires: set[str] = {"IMAGE", "VAE"}
     for node in nodes.values():
         wires |= set(node.RETURN_TYPES)
     for name, node in nodes.items():
@@ -274,3 +274,61 @@ def test_the_workflow_of_the_page_runs(nodes):
     assert {step["class_type"] for step in workflow.values()} - set(nodes) == {"CreateVideo", "SaveVideo"}
     images, fps = done["2"]
     assert images.shape == (96, 96, 96, 3) and fps == 24.0
+
+
+# ---- the VAE of ComfyUI ----
+
+
+@pytest.fixture
+def vae() -> VAE:
+    return VAE()
+
+
+def decoded(vae: VAE) -> Tensor:
+    return vae.first_stage_model.decode(torch.randn(1, 8, 4, 5, 6, generator=torch.Generator().manual_seed(1)))
+
+
+def test_the_wan_vae_is_patched_in_place_and_back(nodes, vae, monkeypatch):
+    expected, ran = decoded(vae), []
+    original = vae_layers.causal_conv3d
+    monkeypatch.setattr(vae_layers, "causal_conv3d", lambda *given: (ran.append(len(given)), original(*given))[1])
+    made = run(nodes["AAPTPatchVAE"], vae=vae)
+    assert made["vae"] is vae and made["report"].startswith("WanVAE: 4 replaced, 0 left alone")
+    assert_near(decoded(vae), expected, 1e-5)
+    assert len(ran) == 8  # two convolutions, four frames
+    back = run(nodes["AAPTPatchVAE"], vae=vae, enabled=False)
+    assert back["report"].startswith("WanVAE: 0 replaced, 4 left alone") and torch.equal(decoded(vae), expected)
+    assert len(ran) == 8
+
+
+def test_patch_takes_the_object_of_comfyui_itself(vae):
+    report = aapt_fast.patch(vae)
+    assert len(report.replaced) == 4 and report.parts() == {"vae"}
+    assert {finding.where.partition(".")[0] for finding in report.replaced} == {"first_stage_model"}
+
+
+def test_layers_that_cast_their_weights_run_as_they_are(vae, monkeypatch):
+    layers = [*vae.first_stage_model.convs, vae.first_stage_model.up.resample[1]]
+    for layer, name in zip(layers, ("comfy_cast_weights", "weight_function", "bias_function"), strict=True):
+        setattr(layer, name, (object(),))
+    expected = decoded(vae)
+    aapt_fast.patch(vae)
+    for layer in layers:
+        layer.casts = 0
+    monkeypatch.setattr(vae_layers, "causal_conv3d", None)
+    monkeypatch.setattr(vae_layers, "upsample_and_convolve", None)
+    assert_near(decoded(vae), expected, 1e-6)
+    assert [layer.casts for layer in layers] == [4, 4, 4]
+
+
+def test_another_vae_is_refused(nodes):
+    other = types.SimpleNamespace(first_stage_model=torch.nn.Linear(1, 1))
+    for enabled in (True, False):
+        with pytest.raises(TypeError, match=r"vae: expected the VAE of Wan 2.1 or 2.2, got one of Linear"):
+            run(nodes["AAPTPatchVAE"], vae=other, enabled=enabled)
+
+
+def test_our_own_wan_vae_is_refused_by_patch():
+    """Its class has the name of ComfyUI's."""
+    with pytest.raises(TypeError, match="own and fast already"):
+        aapt_fast.patch(WanVAE(WanVAEConfig(base_dim=4)))

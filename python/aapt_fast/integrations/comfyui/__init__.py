@@ -5,8 +5,12 @@ This folder is a node pack: a link to it in custom_nodes, or a file there that i
 docs/how-to/use-in-comfyui.md says how.
 """
 
-from aapt_fast.integrations.comfyui.nodes import LoadModel, Stream
+from aapt_fast.integrations.comfyui.nodes import LoadModel, PatchVAE, Stream
 
-NODE_CLASS_MAPPINGS = {"AAPTLoadModel": LoadModel, "AAPTStream": Stream}
-NODE_DISPLAY_NAME_MAPPINGS = {"AAPTLoadModel": "Load model (aapt_fast)", "AAPTStream": "Stream video (aapt_fast)"}
+NODE_CLASS_MAPPINGS = {"AAPTLoadModel": LoadModel, "AAPTStream": Stream, "AAPTPatchVAE": PatchVAE}
+NODE_DISPLAY_NAME_MAPPINGS = {
+    "AAPTLoadModel": "Load model (aapt_fast)",
+    "AAPTStream": "Stream video (aapt_fast)",
+    "AAPTPatchVAE": "Patch Wan VAE (aapt_fast)",
+}
 __all__ = ["NODE_CLASS_MAPPINGS", "NODE_DISPLAY_NAME_MAPPINGS"]

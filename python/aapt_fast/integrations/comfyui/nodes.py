@@ -10,6 +10,8 @@ from torch import Tensor
 
 from aapt_fast.errors import require, require_integer, require_shape, require_type
 from aapt_fast.integrations.comfyui.host import Progress, chosen_device
+from aapt_fast.integrations.explain import explain
+from aapt_fast.integrations.patch import patch, unpatch
 from aapt_fast.integrations.pipeline import AAPTPipeline
 from aapt_fast.models.files.bundled import list_models
 from aapt_fast.models.files.placement import fast_dtype
@@ -119,6 +121,35 @@ class Stream:
             callback_on_step_end=lambda _, step, __, made: bar.update(step + 1, made["frames"][-1]),
         )
         return made.frames[0].permute(0, 2, 3, 1).contiguous().cpu(), FPS
+
+
+class PatchVAE:
+    """ComfyUI's Wan VAE with faster layers, changed in place."""
+
+    CATEGORY = "aapt_fast"
+    DESCRIPTION = "Makes a Wan VAE faster, in place; the report says which layers were replaced."
+    RETURN_TYPES = ("VAE", "STRING")
+    RETURN_NAMES = ("vae", "report")
+    FUNCTION = "patch"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> Inputs:
+        enabled = "false gives the VAE its own layers again: ComfyUI keeps a loaded VAE, and with it the change"
+        return {
+            "required": {"vae": ("VAE",), "enabled": ("BOOLEAN", {"default": True, "tooltip": enabled})},
+        }
+
+    def patch(self, vae: Any, enabled: bool = True) -> tuple[Any, str]:
+        """Patch the VAE, or bring its own layers back; returns it, and the report of `explain`.
+
+        Raises TypeError unless it is a Wan VAE.
+        """
+        model = getattr(vae, "first_stage_model", vae)
+        try:
+            (patch if enabled else unpatch)(model)
+        except TypeError as error:
+            raise TypeError(f"vae: expected the VAE of Wan 2.1 or 2.2, got one of {type(model).__name__}") from error
+        return vae, str(explain(model))
 
 
 def _picture(image: Tensor) -> Tensor:
