@@ -37,7 +37,7 @@ ARROWS = {
     "serve": {"errors", "media", "models", "streaming", "distributed", "worlds"},  # browsers and programs
     "distributed": {"errors", "limits", "ops", "models", "streaming", "profiling"},  # one model on several devices
     "training": {"errors", "atomic", "limits", "progress", "ops", "models", "streaming", "distributed", "worlds"},
-    "integrations": {"errors", "ops", "models", "streaming"},
+    "integrations": {"errors", "ops", "media", "models", "streaming", "worlds"},
     "compat": {"errors", "ops", "models", "streaming"},
     "worlds": {"errors", "limits", "not_copied", "media"},
     "verification": {"errors", "limits", "ops", "models", "streaming", "profiling"},  # holds kernels against torch

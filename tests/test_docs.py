@@ -165,6 +165,7 @@ RUN_BY = {
     "docs/how-to/stream-a-wan-checkpoint.md": "tests/integrations/test_text.py",
     "docs/how-to/train-on-many-gpus.md": "tests/distributed/test_train_on_ranks.py",
     "docs/how-to/use-many-gpus.md": "tests/distributed/test_launch.py",
+    "docs/how-to/use-as-a-diffusers-pipeline.md": "tests/integrations/test_pipeline.py",
     "docs/reference/compatibility.md": "tests/compat/test_wan.py",
     "docs/tutorial/aapt-on-a-coin.md": "tests/test_docs.py",
     "docs/tutorial/first-stream.md": "tests/test_docs.py",

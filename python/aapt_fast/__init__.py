@@ -20,6 +20,7 @@ Models
     TextEncoder         prompts in words for Wan transformers
 
 Streaming
+    AAPTPipeline        whole videos, by calls as diffusers' pipelines take them
     StreamSession       one user's stream: step, fork, reset, close
     SessionBatch        several sessions that take each step in one network evaluation
     StreamEngine        many streams in real time, in a thread of their own
@@ -66,6 +67,7 @@ if TYPE_CHECKING:
     from aapt_fast.integrations.patch import patch as patch
     from aapt_fast.integrations.patch import patched as patched
     from aapt_fast.integrations.patch import unpatch as unpatch
+    from aapt_fast.integrations.pipeline import AAPTPipeline as AAPTPipeline
     from aapt_fast.integrations.report import PatchReport as PatchReport
     from aapt_fast.integrations.text import TextEncoder as TextEncoder
     from aapt_fast.media.first_picture import fit_picture as fit_picture
@@ -91,6 +93,7 @@ if TYPE_CHECKING:
 
 # Modules of the public names. Each is imported when its name is first used: `import aapt_fast` does not import torch.
 _MODULES = {
+    "AAPTPipeline": "aapt_fast.integrations.pipeline",
     "CheckpointError": "aapt_fast.errors",
     "EngineFull": "aapt_fast.errors",
     "EulerSampler": "aapt_fast.models.aapt.sampling",

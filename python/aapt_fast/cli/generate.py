@@ -18,7 +18,6 @@ from aapt_fast.cli.checks import video_frames
 from aapt_fast.cli.choices import FRAMES_PER_STEP
 from aapt_fast.cli.contact_sheet import ContactSheet
 from aapt_fast.cli.device import usable_device
-from aapt_fast.cli.file_player import FilePlayer
 from aapt_fast.cli.first_picture import fit_and_say, read_first_picture, world_of
 from aapt_fast.cli.pose_file import read_poses
 from aapt_fast.cli.signals import HeldSignals
@@ -36,6 +35,7 @@ from aapt_fast.ops import observe_ops
 from aapt_fast.progress import progress, say, without_messages
 from aapt_fast.streaming.session import StreamSession
 from aapt_fast.worlds.script import read_script
+from aapt_fast.worlds.track_player import TrackPlayer
 from aapt_fast.worlds.world import FPS, MEDLEY, FirstFrame, Player
 
 NOTHING_KEPT = "nothing was kept: no video frame was finished"
@@ -81,7 +81,7 @@ class _Stream:
 
     model: StreamModel
     session: StreamSession
-    player: Player | FilePlayer
+    player: Player | TrackPlayer
     steps: int
     sheet: ContactSheet | None
 
@@ -95,7 +95,7 @@ class _Stream:
 class _Shown:
     """A player whose controls and truth are kept until the video frames that they belong to are there."""
 
-    def __init__(self, player: Player | FilePlayer, size: int, keeps: bool) -> None:
+    def __init__(self, player: Player | TrackPlayer, size: int, keeps: bool) -> None:
         self._player, self._size, self._keeps = player, size, keeps
         self.shown: deque[tuple[Tensor, Tensor | None]] = deque()  # per step, the oldest first
 
@@ -129,13 +129,13 @@ def _open_stream(arguments: argparse.Namespace) -> _Stream:
             _advise(start, model, arguments)
     steps = -(-frames // FRAMES_PER_STEP)
     require_room(arguments.out, FRAMES_PER_STEP * steps, model.video_size, arguments.scale)
-    player: Player | FilePlayer = world.player(start, script, arguments.seed)
+    player: Player | TrackPlayer = world.player(start, script, arguments.seed)
     if poses is not None:
         if odd := world.odd_controls(poses):
             if not arguments.quiet:
                 say(f"--controls: {odd}")
             warnings.filterwarnings("ignore", message="control: ")  # the session's, about the same poses
-        player = FilePlayer(poses)
+        player = TrackPlayer(poses)
     sheet = None if arguments.sheet is None else ContactSheet(arguments.sheet, world)
     sampler = EulerSampler(arguments.nfe)
     if transport is None:

@@ -24,9 +24,9 @@ def patch(obj: Any, *, attention: bool = True, vae: bool = True, strict: bool = 
     """Replace slow parts of `obj` by faster ones with the same results.
 
     Args:
-        obj: a diffusers `WanPipeline`, `WanTransformer3DModel` or `AutoencoderKLWan`; the original `WanVAE_`; a
-            `CausalWanModel` of Self-Forcing and its relatives, the decoder of its demo; or an object that holds such
-            parts.
+        obj: a diffusers `WanPipeline`, `WanTransformer3DModel` or `AutoencoderKLWan`; the original `WanVAE_`; the
+            `WanVAE` of ComfyUI; a `CausalWanModel` of Self-Forcing and its relatives, the decoder of its demo; or an
+            object that holds such parts, as ComfyUI's `VAE`.
         attention: replace attention of transformers.
         vae: replace layers of encoder and decoder.
         strict: raise if a place of the parts above is left alone.

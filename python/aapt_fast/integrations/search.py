@@ -16,12 +16,14 @@ from aapt_fast.models.files.recognise import recognise
 
 PACKAGE = __package__.partition(".")[0]
 
-# Class -> (module, function) of this room. Modules are imported when such an object is found, so that the others do not
-# need diffusers.
+# Class, by its name or its module and name -> (module, function) of this room. Modules are imported when such an object
+# is found, so that the others do not need diffusers.
 KNOWN = {
     "AutoencoderKLWan": ("diffusers", "vae_sites"),
     "WanTransformer3DModel": ("diffusers_attention", "transformer_sites"),
     "WanVAE_": ("vae_layers", "layer_sites"),
+    "comfy.ldm.wan.vae.WanVAE": ("vae_layers", "layer_sites"),  # the name alone is also that of a class of ours
+    "comfy.ldm.wan.vae2_2.WanVAE": ("vae_layers", "layer_sites"),
     "VAEDecoderWrapper": ("vae_layers", "layer_sites"),  # of Self-Forcing's demo: its caller keeps the cache
     "CausalWanModel": ("wan", "causal_model_sites"),
     "CausalInferencePipeline": ("wan", "pipeline_sites"),
@@ -65,11 +67,17 @@ def swapped_in(obj: Any) -> list[Any]:
 
 def _known_models(obj: Any, where: str) -> Iterator[tuple[str, nn.Module, Callable[[Any, str], Iterator[Site]]]]:
     for place, root in _modules_in(obj, where):
-        for name, module in root.named_modules(prefix=place):
-            known = next((cls.__name__ for cls in type(module).__mro__ if cls.__name__ in KNOWN), None)
+        for place_in, module in root.named_modules(prefix=place):
+            known = next((name for name in _names(type(module)) if name in KNOWN), None)
             if known is not None:
                 file, function = KNOWN[known]
-                yield name, module, getattr(import_module(f"{__package__}.{file}"), function)
+                yield place_in, module, getattr(import_module(f"{__package__}.{file}"), function)
+
+
+def _names(kind: type) -> Iterator[str]:
+    """Names of a class and its bases, each alone and with its module."""
+    for base in kind.__mro__:
+        yield from (base.__name__, f"{base.__module__}.{base.__qualname__}")
 
 
 def _modules_in(obj: Any, where: str) -> Iterator[tuple[str, nn.Module]]:

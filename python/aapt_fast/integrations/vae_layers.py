@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Faster layers for the Wan VAE of diffusers and of the original code, which have the same attributes.
+"""Faster layers for the Wan VAE of diffusers, ComfyUI and the original code, which have the same attributes.
 
 Each class here holds the methods that `swap` puts before those of one layer. They use the layer's own parameters, and
 the last frames that its caller passes. The original runs for calls that are not faster here: other dtypes, autocast, on
@@ -41,17 +41,40 @@ def _leaner_here(x: Tensor, weight: Tensor) -> bool:
     return x.is_cuda and same and not torch.is_autocast_enabled("cuda") and not records_gradients(x, weight)
 
 
+def _casts_weights(layer: nn.Module) -> bool:
+    """Tell if a layer is one of ComfyUI that casts, moves or changes its weights in each call."""
+    return any(getattr(layer, name, None) for name in ("comfy_cast_weights", "weight_function", "bias_function"))
+
+
+def _is_plain(conv: nn.Module) -> bool:
+    """Tell if a layer computes what `nn.Conv2d` does with the weights that it holds, without hooks."""
+    kind = type(conv)
+    of_comfyui = kind.__module__ == "comfy.ops" and isinstance(conv, nn.Conv2d) and not _casts_weights(conv)
+    return (kind is nn.Conv2d or of_comfyui) and not conv._forward_hooks and not conv._forward_pre_hooks
+
+
 class FastCausalConv3d(Original):
     """`forward` of a causal convolution through `ops.causal_conv3d`."""
 
-    def forward(self, x: Tensor, cache_x: Tensor | None = None) -> Tensor:
-        """Convolve x [B, C, T, H, W], preceded by cache_x [B, C, 1 or 2, H, W] or zeros -> [B, O, T', H', W']."""
+    def forward(
+        self,
+        x: Tensor,
+        cache_x: Tensor | None = None,
+        cache_list: list[Tensor | None] | None = None,
+        cache_idx: int = 0,
+    ) -> Tensor:
+        """Convolve x [B, C, T, H, W], preceded by cache_x [B, C, 1 or 2, H, W] or zeros -> [B, O, T', H', W'].
+
+        In ComfyUI the caller gives cache_x as cache_list[cache_idx], which is emptied.
+        """
+        if cache_list is not None:
+            cache_x, cache_list[cache_idx] = cache_list[cache_idx], None
         past = self.kernel_size[0] - 1
         strided = self.stride[0] == 2
         known = 0 if cache_x is None or self._padding[4] == 0 else cache_x.shape[2]
         too_short = strided and x.shape[2] <= past
         runs = _faster_here(x, self.weight) or (_leaner_here(x, self.weight) and not strided)
-        if not runs or x.dim() != 5 or known > past or too_short:
+        if not runs or x.dim() != 5 or known > past or too_short or _casts_weights(self):
             return super().forward(x, cache_x)
         if strided:  # every second output of the convolution with stride one, whose first frames are the past
             return causal_conv3d(x[:, :, past:], self.weight, self.bias, x[:, :, :past])[:, :, ::2]
@@ -92,7 +115,7 @@ class FastUpsample(Original):
     def forward(self, frames: Tensor) -> Tensor:
         """Enlarge frames [N, C, h, w] -> [N, O, 2 h, 2 w]."""
         conv = self[1]
-        untouched = type(conv) is nn.Conv2d and not conv._forward_hooks and not conv._forward_pre_hooks
+        untouched = _is_plain(conv)
         if untouched and _leaner_here(frames, conv.weight):
             return conv(F.interpolate(frames, scale_factor=2.0, mode="nearest-exact"))
         if not untouched or frames.dtype != torch.float32 or not _faster_here(frames, conv.weight):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A player of the poses that `--controls` gives."""
+"""A player of poses that are all known before the stream begins."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 
-class FilePlayer:
-    """Plays the `poses` [frames, joints, 3] of a file; the last is held."""
+class TrackPlayer:
+    """Plays a track of `poses` [frames, joints, 3]; the last is held."""
 
     def __init__(self, poses: Tensor) -> None:
         self._poses, self._frame = poses, 0
@@ -20,4 +20,4 @@ class FilePlayer:
         return self._poses[picks]
 
     def truth(self, size: int) -> None:
-        """None: a file of poses has no person and no room."""
+        """None: a track of poses has no person and no room."""
