@@ -6,7 +6,12 @@ from __future__ import annotations
 import argparse
 import re
 
-POSITIONAL = {"train": ("recipe",), "evaluate": ("model",), "bench": ("question",), "convert": ("source",)}
+POSITIONAL = {
+    "train": ("recipe",),
+    "evaluate": ("model",),
+    "bench": ("question", "first", "second"),
+    "convert": ("source",),
+}
 """Destinations of the arguments that have no dashes, by command."""
 ELSEWHERE = {
     "generate": {"path": "--model"},
