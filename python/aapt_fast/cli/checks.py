@@ -184,7 +184,9 @@ def _check_bench(arguments: argparse.Namespace) -> None:
     _check_file_target(arguments.json, "--json")
     if arguments.question == "compare":
         for place in ("first", "second"):
-            require_there(place, "a file", getattr(arguments, place))
+            path = getattr(arguments, place)
+            require_there(place, "a file", path)
+            require(not os.path.isdir(path), place, "a file", f"the folder {path}")
     elif arguments.question != "scaling":
         _check_measured(arguments)
         if arguments.question == "frame":
