@@ -104,7 +104,7 @@ def read_results(path: Path) -> dict[str, Any]:
     require(not content.get("rehearsal"), str(path), "measurements", "a rehearsal, whose times mean nothing")
     found = problems(content)
     more = f", and {len(found) - 1} more problems" if len(found) > 1 else ""
-    require(not found, str(path), f"entries of schema {content['schema']}", f"a document that fails: {found[:1]}{more}")
+    require(not found, str(path), f"entries of schema {content['schema']}", f"{''.join(found[:1])}{more}")
     return content
 
 
