@@ -36,23 +36,29 @@ from aapt_fast.errors import require
 from aapt_fast.models.files.load_vae import load_vae
 from aapt_fast.models.vae.aapt import AAPTVAEConfig
 from aapt_fast.models.vae.ring_cache import kernels_run
-from aapt_fast.models.vae.video_stream import DecoderStream
 from aapt_fast.models.vae.wan import WanVAE
 from aapt_fast.ops.kernels import use_kernels
+from aapt_fast.profiling.decoder_steps import (
+    COMPARED_FRAMES,
+    KERNELS,
+    TORCH,
+    OwnStep,
+    Step,
+    open_sides,
+    own_sides,
+    random_vae,
+    result_name,
+)
 from aapt_fast.profiling.decoders import DECODERS, VAEConfig, decoder_layers, layer_rows, make_vae, table_of
 from aapt_fast.profiling.document import Document, result
 from aapt_fast.profiling.interleaved import Call, clock_for, time_interleaved
 from aapt_fast.profiling.roofline import H100
-from aapt_fast.profiling.systems import default_dtype
-from aapt_fast.streaming.graph import RECORDERS, GraphMemory, record
-from bench.baselines.wan_decoders import OTHERS, Step, diffusers_step
+from bench.baselines.wan_decoders import OTHERS, diffusers_step
 from bench.harness import ceilings
 from bench.harness.program import current_device, finish, open_document, parser
 
 SIZES = ("736x416", "832x480", "1280x720")
-TORCH, KERNELS, COMPILED, DIFFUSERS = "torch", "kernels", "torch, compiled", "diffusers"
-COMPARED_FRAMES = 3
-"""Latent frames whose video is compared: the first one, the first doubled one, the steady state."""
+COMPILED, DIFFUSERS = "torch, compiled", "diffusers"
 
 
 @dataclass(frozen=True)
@@ -81,43 +87,11 @@ def grid_of(config: VAEConfig, size: tuple[int, int]) -> tuple[int, int]:
     return size[1] // scale, size[0] // scale
 
 
-class OwnStep:
-    """A `Step` of a new stream of this package under a choice of kernels, compiled from the second latent frame on."""
-
-    def __init__(self, vae: Any, kernels: str, compiler: Callable[..., Any] | None = None) -> None:
-        self._vae, self._kernels, self._compiler = vae, kernels, compiler
-        self.stream: DecoderStream = vae.stream()
-        self._later: Step | None = None
-
-    def __call__(self, latents: Tensor) -> Tensor:
-        """The next latents [1, z, 1, h, w] -> [1, 3, F, H, W]."""
-        with use_kernels(self._kernels):
-            if self._later is not None:
-                return self._later(latents)
-            video = self.stream.decode(latents)
-            if self._compiler is not None:
-                self.stream.fix()
-                self._later = self._compiler(self.stream.step)
-            return video
-
-    def recorded(self, latents: Tensor) -> Call:
-        """The next step with these latents [1, z, 1, h, w] as a recording, of a stream of its own; after two steps."""
-        if self._later is not None:
-            return record(partial(self, latents), GraphMemory(latents.device), self.stream.fix()).replay
-        other = self.stream.clone()
-        state = other.fix()
-        with use_kernels(self._kernels):
-            return record(partial(other.step, latents), GraphMemory(latents.device), state).replay
-
-
 def sides_of(vae: Any, options: Options, device: torch.device, dtype: torch.dtype) -> dict[str, Callable[[], Step]]:
     """What makes a step of a new stream, by the names of the sides."""
-    sides: dict[str, Callable[[], Step]] = {TORCH: partial(OwnStep, vae, "none")}
+    sides = own_sides(vae, device, dtype)
     if options.compiler is not None:
         sides[COMPILED] = partial(OwnStep, vae, "none", options.compiler)
-    with use_kernels("all"):
-        if kernels_run(device, dtype):
-            sides[KERNELS] = partial(OwnStep, vae, "all")
     if isinstance(vae, WanVAE):
         sides[DIFFUSERS] = partial(diffusers_step, vae)
         sides |= {name: partial(make, vae) for name, make in OTHERS.items()}
@@ -130,27 +104,6 @@ def psnr(video: Tensor, expected: Tensor) -> float:
     return math.inf if error == 0 else 10 * math.log10(4 / error)
 
 
-def open_sides(
-    document: Document, name: str, sides: dict[str, Callable[[], Step]], frames: list[Tensor]
-) -> tuple[dict[str, Call], dict[str, Tensor]]:
-    """Calls that decode the last of `frames`, each [1, z, 1, h, w], and the videos of all, by side.
-
-    A side that cannot run becomes a failure in the document.
-    """
-    calls: dict[str, Call] = {}
-    videos: dict[str, Tensor] = {}
-    for side, open_side in sides.items():
-        try:
-            step = open_side()
-            videos[side] = torch.cat([step(frame) for frame in frames], 2).float().cpu()
-            calls[side] = partial(step, frames[-1])
-            if isinstance(step, OwnStep) and frames[-1].device.type in RECORDERS:
-                calls[f"{side}, recorded"] = step.recorded(frames[-1])
-        except (ImportError, RuntimeError) as error:
-            print(f"{name}: {side}: no result: {document.fail(name, side, error)}", flush=True)
-    return calls, videos
-
-
 def measure(
     document: Document, name: str, config: VAEConfig, size: tuple[int, int], device: torch.device, options: Options
 ) -> None:
@@ -160,11 +113,10 @@ def measure(
     if options.weights is not None:
         vae = load_vae(options.weights, device=device, dtype=dtype)
     else:
-        with device, default_dtype(dtype), torch.no_grad():
-            vae = make_vae(config).eval().requires_grad_(False).to(dtype)
+        vae = random_vae(config, device, dtype)
     height, width = grid_of(config, size)
     latents = torch.randn(1, vae.latent_channels, COMPARED_FRAMES, height, width, device=device, dtype=dtype)
-    where = f"decoder/{name}/{size[0]}x{size[1]}/{str(dtype).removeprefix('torch.')}"
+    where = result_name(name, size, dtype)
     with torch.inference_mode():
         calls, videos = open_sides(document, where, sides_of(vae, options, device, dtype), list(latents.split(1, 2)))
         samples = time_interleaved(calls, clock_for(device), limit_s=options.limit_s * len(calls), warm_ups=2)

@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from aapt_fast.profiling.document import SCHEMA
+from aapt_fast.profiling.schema import SCHEMA
 from bench.harness.program import ROOT
 
 RESULTS = ROOT / "bench" / "results"

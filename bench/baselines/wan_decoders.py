@@ -20,8 +20,7 @@ from torch import Tensor
 
 from aapt_fast.models.vae.wan import WanVAE
 from aapt_fast.models.vae.wan_keys import WanVAEKeys
-
-Step = Callable[[Tensor], Tensor]
+from aapt_fast.profiling.decoder_steps import Step
 
 VLLM_OMNI = "vllm_omni.diffusion.distributed.autoencoders.wan_vae_fastpath.install"
 SGLANG = "sglang.multimodal_gen"

@@ -10,11 +10,11 @@ import pytest
 import torch
 from bench import bench_decoder
 from bench.baselines import wan_decoders
-from bench.baselines.wan_decoders import Step
 from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
 from torch import Tensor
 
+from aapt_fast.profiling.decoder_steps import OwnStep, Step
 from aapt_fast.profiling.decoders import DECODERS, Layer, decoder_layers, layer_rows, make_vae, table_of
 
 
@@ -139,7 +139,7 @@ def test_a_compiled_step_goes_on_where_the_first_one_ended():
         compiled.append(step)
         return step
 
-    step, plain = bench_decoder.OwnStep(vae, "none", compiler), vae.stream()
+    step, plain = OwnStep(vae, "none", compiler), vae.stream()
     for _ in range(3):
         latents = torch.randn(1, 16, 1, 2, 3)
         assert bench_decoder.psnr(step(latents), plain.decode(latents)) > 100

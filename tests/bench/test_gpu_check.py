@@ -18,7 +18,7 @@ from bench.gpu_check import Stage, run_stages, stages
 from bench.harness.program import NO_GPU, ROOT
 
 from aapt_fast.profiling.document import Document
-from aapt_fast.testing.documents import problems
+from aapt_fast.profiling.schema import problems
 
 WITHOUT_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 

@@ -10,8 +10,8 @@ from bench.harness.ceilings import Ceilings
 
 from aapt_fast.profiling.document import Document
 from aapt_fast.profiling.interleaved import WallClock
+from aapt_fast.profiling.schema import problems
 from aapt_fast.profiling.timing import Sample
-from aapt_fast.testing.documents import problems
 from aapt_fast.verification.case import Case, Setting
 from aapt_fast.verification.cases import SUITES
 

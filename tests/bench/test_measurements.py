@@ -23,11 +23,11 @@ from aapt_fast.models.vae.wan import WanVAEConfig
 from aapt_fast.ops.kernels import KERNELS, Kernel
 from aapt_fast.profiling.document import Document
 from aapt_fast.profiling.roofline import Step
+from aapt_fast.profiling.schema import problems
 from aapt_fast.profiling.systems import default_dtype
 from aapt_fast.profiling.timing import Sample
 from aapt_fast.streaming import graph
 from aapt_fast.testing import targets
-from aapt_fast.testing.documents import problems
 from aapt_fast.testing.recorder import record_on_cpu
 from aapt_fast.verification.case import obstacles
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from bench import bench_host_frames, bench_together
 
+from aapt_fast.profiling.schema import problems
 from aapt_fast.streaming.graph import RECORDERS
-from aapt_fast.testing.documents import problems
 from aapt_fast.testing.recorder import record_on_cpu
 
 

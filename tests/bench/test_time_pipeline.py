@@ -8,7 +8,7 @@ import json
 import pytest
 from bench import time_pipeline
 
-from aapt_fast.testing.documents import problems
+from aapt_fast.profiling.schema import problems
 
 PIPELINES = """
 import time

@@ -11,8 +11,8 @@ import pytest
 import torch
 from bench import bench_wan_blocks
 
+from aapt_fast.profiling.schema import problems
 from aapt_fast.testing import targets
-from aapt_fast.testing.documents import problems
 
 CPU = torch.device("cpu")
 

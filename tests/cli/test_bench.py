@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from aapt_fast.cli import bench, main
+from aapt_fast.cli import bench_frame, main
 from aapt_fast.models.files.placement import fast_dtype
 from aapt_fast.profiling.frame import Measured, verdict
+from aapt_fast.profiling.schema import problems
 from aapt_fast.profiling.stages import StepTime
 from aapt_fast.streaming.graph import RECORDERS
-from aapt_fast.testing.documents import problems
 from aapt_fast.testing.recorder import record_on_cpu
 
 NANO = ("--preset", "nano", "--device", "cpu", "--steps", "5")
@@ -131,7 +131,7 @@ def test_running_out_of_memory_in_the_middle_is_no_crash(capsys, monkeypatch):
     def measure(*arguments, **options):
         raise torch.OutOfMemoryError("CUDA out of memory.\nTried")
 
-    monkeypatch.setattr(bench, "measure", measure)
+    monkeypatch.setattr(bench_frame, "measure", measure)
     status, document, _ = run(capsys, *NANO)
     assert status == 2 and document["failures"][0]["reason"] == "out of memory: CUDA out of memory. Tried"
 

@@ -56,7 +56,7 @@ def test_help_and_version_need_no_torch(arguments: list[str]) -> None:
         ("generate --out x --loud", " generate: expected options of aapt-fast generate, got --loud"),
         ("convert mini-person --out x more", " convert: expected options of aapt-fast convert, got more"),
         ("--loud", ": the following arguments are required: command"),
-        ("bench", " bench: the following arguments are required: frame"),
+        ("bench", " bench: the following arguments are required: all"),
         (
             "train persn --out x",
             " train: recipe: invalid choice: 'persn', did you mean person? (choose from person, any",

@@ -11,9 +11,9 @@ import torch
 from bench.harness.program import open_document
 
 from aapt_fast.profiling import document as module
-from aapt_fast.profiling.document import SECTIONS, Document, ask_gpu, commit, result
+from aapt_fast.profiling.document import Document, ask_gpu, commit, result
+from aapt_fast.profiling.schema import SECTIONS, problems
 from aapt_fast.profiling.timing import Sample
-from aapt_fast.testing.documents import problems
 
 RESULT = result(
     "kernel/paged_attention/1196x35880x24x128/bf16",

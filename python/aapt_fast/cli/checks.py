@@ -188,23 +188,27 @@ def _check_evaluate(arguments: argparse.Namespace) -> None:
 
 
 def _check_bench(arguments: argparse.Namespace) -> None:
+    _check_file_target(arguments.json, "--json")
     if arguments.question == "compare":
-        for path in arguments.documents:
-            require_there("documents", "a file", path)
-        return
-    if arguments.question == "scaling":
-        _check_file_target(arguments.json, "--json")
-        return
-    require(arguments.gpus >= 1, "--gpus", "at least 1", arguments.gpus)
+        for place in ("first", "second"):
+            path = getattr(arguments, place)
+            require_there(place, "a file", path)
+            require(not os.path.isdir(path), place, "a file", f"the folder {path}")
+    elif arguments.question != "scaling":
+        _check_measured(arguments)
+        if arguments.question == "frame":
+            require(arguments.gpus >= 1, "--gpus", "at least 1", arguments.gpus)
+            _require_one_of("--preset", arguments.preset, PRESETS)
+            _check_system(arguments, arguments.preset)
+
+
+def _check_measured(arguments: argparse.Namespace) -> None:
     require(arguments.device in (None, "cuda", "cpu"), "--device", "cuda or cpu", arguments.device)
     require(arguments.target > 0, "--target", "a positive number of seconds", arguments.target)
-    _require_one_of("--preset", arguments.preset, PRESETS)
     require(arguments.steps >= FEWEST_STEPS, "--steps", f"at least {FEWEST_STEPS}", arguments.steps)
     require(arguments.limit > 0, "--limit", "a positive number of seconds", arguments.limit)
-    _check_system(arguments, arguments.preset)
     told = arguments.json is not None and str(arguments.json) == "/dev/stdout"
     require(not told, "--json", "a file", "/dev/stdout, whose last line is that document already")
-    _check_file_target(arguments.json, "--json")
 
 
 def _check_verify(arguments: argparse.Namespace) -> None:

@@ -31,6 +31,7 @@ HELD_OUT_SETS = ("gallery", "strangers", "company")
 HELD_OUT_CLIPS = 16
 HELD_OUT_FRAMES = 360
 """Clips, and video frames after the first one, of the held-out set of the gallery."""
+DTYPES = ("float32", "bfloat16", "float16")
 FRAMES_PER_STEP = 4
 """Video frames of a step of the models that `generate` takes."""
 SHARD_GIB = 4.0

@@ -9,7 +9,7 @@ import re
 POSITIONAL = {
     "train": ("recipe",),
     "evaluate": ("model",),
-    "bench": ("question",),
+    "bench": ("question", "first", "second"),
     "convert": ("source",),
     "data": ("folder",),
 }

@@ -8,8 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
+from aapt_fast.cli.bench_options import add_bench, add_system
 from aapt_fast.cli.choices import (
     ACTIONS,
+    DTYPES,
     HELD_OUT_CLIPS,
     HELD_OUT_FRAMES,
     HELD_OUT_SETS,
@@ -23,14 +25,13 @@ from aapt_fast.cli.choices import (
     planned_names,
 )
 from aapt_fast.cli.option_types import any_path, file_path, integer, number, video_path
-from aapt_fast.cli.rank_options import SCHEMES, add_ranks
+from aapt_fast.cli.rank_options import add_ranks
 from aapt_fast.cli.serve_options import add_serve
 from aapt_fast.models.files.bundled import PRESETS
 from aapt_fast.training.own_folder import STAGES
 
 GENERATED_FRAMES = 240
 """Video frames of `generate` without `--frames` and without lengths in a script."""
-DTYPES = ("float32", "bfloat16", "float16")
 CACHE = Path("~/.cache/aapt_fast")
 
 Options = Callable[[argparse.ArgumentParser], None]
@@ -120,22 +121,11 @@ def add_doctor(parser: argparse.ArgumentParser) -> None:
         f"{' | '.join(planned_names())} (default: say what is ready here)",
     )
     with_plan = parser.add_argument_group("with --plan")
-    _add_system(with_plan)
+    add_system(with_plan)
     with_plan.add_argument(
         "--offload-text",
         action="store_true",
         help="count the weights of the text stream in host memory, as StreamModel(..., offload_text=True) keeps them",
-    )
-
-
-def _add_system(parser: argparse._ActionsContainer) -> None:
-    """Add the options that change a preset."""
-    parser.add_argument("--resolution", metavar="WIDTHxHEIGHT", help="size of the video (default: the preset's)")
-    parser.add_argument("--window", type=integer, help="past frames that a step sees (default: the preset's)")
-    parser.add_argument(
-        "--dtype",
-        choices=DTYPES,
-        help="of the weights (default: bfloat16 on a GPU that computes in it, else float32)",
     )
 
 
@@ -261,52 +251,6 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
 
 
-def add_bench(parser: argparse.ArgumentParser) -> None:
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.description = """Measure one latent frame of a preset on this machine, stage by stage, against a target.
-
-    aapt-fast bench frame --preset aapt-8b --resolution 736x416 --target 0.16 --json frame.json
-    aapt-fast bench frame --resolution 1280x720 --window 15 --gpus 8 --target 0.17
-    aapt-fast bench scaling
-    aapt-fast bench compare before.json after.json
-
-Exit status: 0 the target is met, 1 it is missed, 2 this machine cannot run it, and the document holds a prediction
-instead. A mistake in the arguments is 2 as well, with one line on stderr and no document."""
-    questions = parser.add_subparsers(dest="question", required=True, metavar="frame | scaling | compare")
-    compare = questions.add_parser("compare", help="the results of two documents side by side")
-    compare.add_argument("documents", type=Path, nargs=2, metavar="FILE", help="written by --json, or by bench/")
-    scaling = questions.add_parser(
-        "scaling", help="predict a frame of the paper's model and sizes on 1, 2, 4 and 8 GPUs"
-    )
-    scaling.add_argument("--json", type=file_path, metavar="FILE", help="file for the rows, as JSON")
-    frame = questions.add_parser("frame", help="a whole step: condition, generator, decode, to host")
-    frame.add_argument("--preset", default="aapt-8b", help=f"{' | '.join(PRESETS)} (default: %(default)s)")
-    _add_system(frame)
-    frame.add_argument("--target", type=number, default=0.16, help="seconds per latent frame (default: %(default)s)")
-    frame.add_argument(
-        "--json", type=file_path, metavar="FILE", help="file for the document, which is also the last line printed"
-    )
-    frame.add_argument("--device", help="cuda | cpu (default: a GPU where there is one)")
-    frame.add_argument(
-        "--gpus",
-        type=integer,
-        default=1,
-        metavar="N",
-        help="predict the step on so many GPUs; several are not measured (default: %(default)s)",
-    )
-    frame.add_argument("--parallel", choices=SCHEMES, default=SCHEMES[0], help="as for generate (default: %(default)s)")
-    frame.add_argument("--cuda-graph", action="store_true", help="record the step as CUDA graphs, on a GPU")
-    frame.add_argument(
-        "--steps", type=integer, default=100, help="timed steps with a full window (default: %(default)s)"
-    )
-    frame.add_argument(
-        "--limit",
-        type=number,
-        default=60.0,
-        help="after about so many seconds fewer steps are timed, at least 5 (default: %(default)s)",
-    )
-
-
 def add_convert(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "source", help="a file of weights, its folder, the folder of a diffusers pipeline, or a bundled model"
@@ -345,7 +289,7 @@ COMMANDS: dict[str, tuple[str, Options]] = {
     "train": ("Train a model by one of the recipes; a stopped run resumes.", add_train),
     "data": ("Say what a folder of videos holds, and what cannot be trained on.", add_data),
     "evaluate": ("Measure models against the exact truth: drift, control, sharpness, latency.", add_evaluate),
-    "bench": ("Measure one latent frame of a preset on this machine, stage by stage, against a target.", add_bench),
+    "bench": ("Measure this machine, predict what it cannot run, and compare two documents.", add_bench),
     "serve": ("Play a model in the browser, or stream it to programs.", add_serve),
     "convert": ("Convert weights to safetensors that load fast, and verify the result.", add_convert),
 }

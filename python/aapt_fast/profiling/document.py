@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Documents of measurements: this machine, then lists of entries, schema 1 of bench/README.md.
+"""Documents of measurements, as `profiling.schema` has them: this machine, then lists of entries.
 
 A run may be several processes, one after the other: each opens the document and adds to it. A document with a path is
 on the disk whenever a method returns, so a run that is killed keeps what it had.
@@ -20,10 +20,9 @@ import torch
 
 from aapt_fast.atomic import replacing
 from aapt_fast.errors import require
+from aapt_fast.profiling.schema import SCHEMA, SECTIONS, read_document
 from aapt_fast.profiling.timing import Sample
 
-SCHEMA = 1
-SECTIONS = ("results", "measurements", "failures", "stages", "clocks")
 DTYPE_NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 CHECKOUT = Path(__file__).parents[3]
 
@@ -48,12 +47,8 @@ class Document:
 
     @staticmethod
     def open(path: Path, command: str) -> Document:
-        """Read the document in `path`, or begin one. Raises ValueError for another schema."""
-        if not path.exists():
-            return Document.new(command, path)
-        content = json.loads(path.read_text())
-        require(content.get("schema") == SCHEMA, str(path), f"schema {SCHEMA}", content.get("schema"))
-        return Document(content, path)
+        """Read the document in `path`, or begin one. Raises ValueError for damaged JSON and for another schema."""
+        return Document(read_document(path), path) if path.exists() else Document.new(command, path)
 
     def add(self, section: str, entry: dict[str, Any]) -> None:
         """Append an entry to a list. Raises ValueError for a list that is none of `SECTIONS`."""

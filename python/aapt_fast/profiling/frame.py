@@ -136,7 +136,7 @@ def seconds_since_process_start() -> float | None:
 
 
 def results(system: System, choice: Choice, measured: Measured) -> list[dict[str, Any]]:
-    """Make one result of schema 1 (bench/README.md) per phase, with its stages."""
+    """Make one result per phase, with its stages."""
     width, height = system.size
     flops = system.step.generator_flops + system.step.decoder_flops
     inside = {part: {"p50_ms": percentile([step[part] for step in measured.inside], 50)} for part in INSIDE}
@@ -150,6 +150,7 @@ def results(system: System, choice: Choice, measured: Measured) -> list[dict[str
             tflops=flops / sample.p50 / 1e9 if full else None,
             ours=True,
             phase=phase,
+            geometry={"width": width, "height": height, "window": system.config.window, "nfe": 1},
             stages={stage: percentiles([each.stages[stage] for each in times]) for stage in STAGES},
             inside_generator=inside if full else None,
             video_fps=1e3 * FRAMES_PER_STEP / sample.p50,
