@@ -193,7 +193,11 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize(("arguments", "error", "message"), WRONG, ids=[str(list(each[0].items())) for each in WRONG])
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    WRONG,
+    ids=[f"{number}, {next(iter(each[0]))}" for number, each in enumerate(WRONG)],
+)
 def test_mistakes_name_argument_expected_and_got_before_the_first_step(pipe, arguments, error, message):
     steps: list[int] = []
     with pytest.raises(error, match=message):
