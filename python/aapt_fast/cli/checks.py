@@ -188,7 +188,6 @@ def _check_evaluate(arguments: argparse.Namespace) -> None:
 
 
 def _check_bench(arguments: argparse.Namespace) -> None:
-    _check_file_target(arguments.json, "--json")
     if arguments.question == "compare":
         for place in ("first", "second"):
             path = getattr(arguments, place)
@@ -200,6 +199,7 @@ def _check_bench(arguments: argparse.Namespace) -> None:
             require(arguments.gpus >= 1, "--gpus", "at least 1", arguments.gpus)
             _require_one_of("--preset", arguments.preset, PRESETS)
             _check_system(arguments, arguments.preset)
+    _check_file_target(arguments.json, "--json")
 
 
 def _check_measured(arguments: argparse.Namespace) -> None:
