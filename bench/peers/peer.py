@@ -18,7 +18,7 @@ Step = Callable[[], Tensor]
 
 @dataclass(frozen=True)
 class Geometry:
-    """What one step makes. Times of different geometries are no ratio.
+    """Video that one step makes. Times of different geometries are no ratio.
 
     `frames_in_sight` are latent frames that attention sees, those of the step included, and `nfe` evaluations of the
     network per block of latent frames; None if the system does not tell.

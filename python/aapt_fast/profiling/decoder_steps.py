@@ -63,7 +63,7 @@ def random_vae(config: VAEConfig, device: torch.device, dtype: torch.dtype) -> A
 
 
 def own_sides(vae: Any, device: torch.device, dtype: torch.dtype) -> dict[str, Callable[[], Step]]:
-    """What makes a step of a new stream of this package: by torch's operators, and by the kernels where they run."""
+    """Makers of a step of a new stream of this package: by torch's operators, and by the kernels where they run."""
     sides: dict[str, Callable[[], Step]] = {TORCH: partial(OwnStep, vae, "none")}
     with use_kernels("all"):
         if kernels_run(device, dtype):

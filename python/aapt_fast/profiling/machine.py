@@ -24,7 +24,7 @@ SCALE = 8
 
 @dataclass(frozen=True)
 class Plan:
-    """What to measure, and how long. Sizes are (width, height) in pixels of the video."""
+    """Systems to measure, and limits of time. Sizes are (width, height) in pixels of the video."""
 
     device: torch.device
     dtype: torch.dtype

@@ -86,7 +86,7 @@ class House:
 
 @dataclass(frozen=True)
 class Known:
-    """What another future of a house keeps: all that the first video frame may show, and the camera's way."""
+    """The part that another future of a house keeps: all that the first video frame may show, and the camera's way."""
 
     rooms: frozenset[int]  # rooms that the frame shows a part of
     hides: Hides

@@ -23,7 +23,7 @@ HOLDS = 0.15  # share of the goals that are to hold still
 
 @dataclass
 class _Goal:
-    """Where to go next and what to look at there; `gaze` [3] None: look where the way leads."""
+    """Place to go next and thing to look at there; `gaze` [3] None: look where the way leads."""
 
     way: list[np.ndarray]  # x, z [2] of the points still to reach
     gaze: np.ndarray | None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which surface every ray of a camera hits first: quads and balls in the camera's axes, against a depth buffer.
+"""The surface that every ray of a camera hits first: quads and balls in the camera's axes, against a depth buffer.
 
 A ray has the direction (dx, dy, 1). On the plane of a quad with corner p and sides u, v (all in the camera's axes),
 `s u + r v + p = z d` at the depth z, so (s, r, 1) / z is the inverse of the matrix [u v p] times d: linear in dx, dy.

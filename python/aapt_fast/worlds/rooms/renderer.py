@@ -253,7 +253,7 @@ class _Scene:
 
 
 def _both(window: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """What two windows [..., 4] have in common; empty windows stay empty."""
+    """The part that two windows [..., 4] have in common; empty windows stay empty."""
     found = np.maximum(window, other)
     found[..., 1::2] = np.minimum(window[..., 1::2], other[..., 1::2])
     return found

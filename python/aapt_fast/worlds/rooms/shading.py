@@ -17,7 +17,7 @@ SHARPNESS = 1.3  # factor on the texels in a pixel, of which at most 2 are left 
 
 @dataclass(frozen=True)
 class QuadTable:
-    """What shading looks up per quad: arrays with one entry, or row of entries, per quad."""
+    """Values that shading looks up per quad: arrays with one entry, or row of entries, per quad."""
 
     quads: Quads
     light_start: np.ndarray  # int32 [Q]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the first video frame of a clip shows of a house, and its other futures, which keep that."""
+"""The part of a house that the first video frame of a clip shows, and its other futures, which keep that."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def out_of_sight(pose: np.ndarray, camera: Camera) -> Hides:
 
 
 def known_at_first(house: House, poses: np.ndarray, doors: np.ndarray, camera: Camera) -> Known:
-    """What futures share of a clip with these poses [T, 6], which begins with `doors` [D, 2]."""
+    """The part of a house that futures share of a clip with these poses [T, 6], which begins with `doors` [D, 2]."""
     seen = Renderer(house, 8, camera).visible_rooms(poses[0], doors)
     return Known(frozenset(seen), out_of_sight(poses[0], camera), poses[:, [0, 2]])
 
