@@ -59,7 +59,7 @@ def tensors_of(state, name: str = "state"):
 def test_interrupted_and_resumed_equals_straight_on(tmp_path, clip_set, held_out, monkeypatch):
     """Codec, critic, average and both optimisers, bit by bit; the critic has joined before the interruption."""
     monkeypatch.setattr(codec, "evaluate_codec", lambda *_: {})
-    straight = train_codec(tmp_path / "straight", SHORT, [clip_set], held_out)
+    straight = train_codec(tmp_path / "straight", SHORT, [clip_set], {"": held_out})
 
     evaluations = []
 
@@ -70,8 +70,8 @@ def test_interrupted_and_resumed_equals_straight_on(tmp_path, clip_set, held_out
     watch = Watch(stop=lambda: nullcontext(lambda: len(evaluations) == 2))  # at step 3
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt, match="stopped after step 4"):
         patch.setattr(codec, "evaluate_codec", noting)
-        train_codec(tmp_path / "resumed", SHORT, [clip_set], held_out, watch=watch)
-    resumed = train_codec(tmp_path / "resumed", SHORT, [clip_set], held_out)
+        train_codec(tmp_path / "resumed", SHORT, [clip_set], {"": held_out}, watch=watch)
+    resumed = train_codec(tmp_path / "resumed", SHORT, [clip_set], {"": held_out})
     for name, tensor in straight.state_dict().items():
         assert torch.equal(resumed.state_dict()[name], tensor), name
     expected = dict(tensors_of(checkpoint(tmp_path / "straight")))
@@ -81,15 +81,15 @@ def test_interrupted_and_resumed_equals_straight_on(tmp_path, clip_set, held_out
 
 
 def test_another_configuration_is_refused_by_name(tmp_path, clip_set, held_out):
-    train_codec(tmp_path, dataclasses.replace(SHORT, steps=1), [clip_set], held_out)
+    train_codec(tmp_path, dataclasses.replace(SHORT, steps=1), [clip_set], {"": held_out})
     with pytest.raises(ValueError, match=r"^steps, gan_weight: expected the values in"):
-        train_codec(tmp_path, dataclasses.replace(SHORT, steps=2, gan_weight=1.0), [clip_set], held_out)
+        train_codec(tmp_path, dataclasses.replace(SHORT, steps=2, gan_weight=1.0), [clip_set], {"": held_out})
 
 
 @pytest.mark.parametrize(("gan_from", "trained"), [(0.0, True), (1.0, False)])
 def test_the_critic_joins_when_it_is_due(tmp_path, clip_set, held_out, monkeypatch, gan_from, trained):
     monkeypatch.setattr(codec, "evaluate_codec", lambda *_: {})
-    train_codec(tmp_path, dataclasses.replace(SHORT, steps=2, gan_from=gan_from), [clip_set], held_out)
+    train_codec(tmp_path, dataclasses.replace(SHORT, steps=2, gan_from=gan_from), [clip_set], {"": held_out})
     state = checkpoint(tmp_path)
     assert bool(state["critic_optimiser"]["state"]) == trained
     with (tmp_path / "log.csv").open() as file:
@@ -98,14 +98,14 @@ def test_the_critic_joins_when_it_is_due(tmp_path, clip_set, held_out, monkeypat
 
 def test_no_clips_are_refused(tmp_path, held_out):
     with pytest.raises(ValueError, match="clip_sets: expected at least one set of clips, got none"):
-        train_codec(tmp_path, SHORT, [], held_out)
+        train_codec(tmp_path, SHORT, [], {"": held_out})
 
 
 def test_a_video_that_is_not_finite_stops_the_run(tmp_path, clip_set, held_out, monkeypatch):
     monkeypatch.setattr(codec, "evaluate_codec", lambda *_: {})
     monkeypatch.setattr(codec, "to_float", lambda video: torch.full((len(video), 3, 5, 16, 16), torch.nan))
     with pytest.raises(FloatingPointError, match="loss is nan at step 0"):
-        train_codec(tmp_path, SHORT, [clip_set], held_out)
+        train_codec(tmp_path, SHORT, [clip_set], {"": held_out})
 
 
 def test_random_crops_come_from_everywhere(clip_set):
@@ -130,7 +130,7 @@ def test_the_codec_learns(tmp_path, clip_set):
     """Forty steps from the linear codec: the average improves on what it was trained on, and the sheet shows it."""
     whole_clips = dataclasses.replace(SHORT, batch=3, crop=32, crop_frames=9)
     config = dataclasses.replace(whole_clips, steps=40, learning_rate=1e-2, gan_from=0.8, evaluate_every=100)
-    train_codec(tmp_path, config, [clip_set], clip_set.clip(0)[None])
+    train_codec(tmp_path, config, [clip_set], {"": clip_set.clip(0)[None]})
     with (tmp_path / "log.csv").open() as file:
         first, last = csv.DictReader(file)
     assert float(first["psnr"]) == pytest.approx(float(first["psnr_linear"]), abs=1e-3)

@@ -43,12 +43,12 @@ from aapt_fast.training.place import Place
 from aapt_fast.training.plan import result_path
 from aapt_fast.training.pose_network import PoseNetworkConfig
 from aapt_fast.training.pretrain import PretrainConfig
-from aapt_fast.training.recipes import ANYONE, COMPANY, COMPANY_CLIPS, PERSON, Recipe
+from aapt_fast.training.recipes import ANYONE, PERSON, Recipe
 from aapt_fast.training.run import CHECKPOINT, UNWATCHED
 from aapt_fast.training.step_latency import step_latency
 from aapt_fast.training.trial import STEPS, trial_of
-from aapt_fast.worlds.person.company.company import Company
 from aapt_fast.worlds.person.world import PersonWorld
+from aapt_fast.worlds.rooms.world import RoomsWorld
 from aapt_fast.worlds.world import clip_seed
 
 CLIPS = {"strangers": 2, "gallery": 4, "held_out_strangers": 2, "held_out_gallery": 2, "first_frames": 2}
@@ -206,19 +206,25 @@ def test_stages_in_the_wrong_order_say_what_is_missing_and_leave_nothing(tmp_pat
     assert list(tmp_path.iterdir()) == []
 
 
+def known_scenes(world: PersonWorld | RoomsWorld) -> int:
+    """The number of scenes that clips of `world` share; 0 where each has its own."""
+    return world.houses if isinstance(world, RoomsWorld) else world.identities
+
+
 @pytest.mark.parametrize("recipe", recipes.RECIPES.values(), ids=recipes.RECIPES)
 def test_held_out_motions_are_held_out_and_persons_are_known(recipe: Recipe) -> None:
     trained = {clip_seed(each.seed, clip) for each in (recipe.strangers, recipe.gallery) for clip in range(each.clips)}
     held_out = (recipe.held_out_strangers, recipe.held_out_gallery, recipe.first_frames, *recipe.held_out)
     assert not trained & {clip_seed(each.seed, clip) for each in held_out for clip in range(each.clips)}
     seen = {each.scene(clip) for each in (recipe.strangers, recipe.gallery) for clip in range(each.clips)}
-    unseen = [each for each in held_out if each.world.identities == 0]
+    unseen = [each for each in held_out if known_scenes(each.world) == 0]
     assert unseen and not seen & {each.scene(clip) for each in unseen for clip in range(each.clips)}
     known = {recipe.gallery.scene(clip) for clip in range(recipe.gallery.clips)}
-    assert known == set(range(recipe.gallery.world.identities))
-    assert known >= {each.scene(clip) for each in held_out if each.world.identities for clip in range(each.clips)}
+    assert known == set(range(known_scenes(recipe.gallery.world)))
+    assert known >= {each.scene(clip) for each in held_out if known_scenes(each.world) for clip in range(each.clips)}
     sets = [*(getattr(recipe, name) for name in CLIPS), *recipe.held_out]
-    assert len({each.name for each in sets}) == len(sets) and len({each.world.company for each in sets}) == 1
+    assert len({each.name for each in sets}) == len(sets) and len({each.world.name for each in sets}) == 1
+    assert len({getattr(each.world, "company", None) for each in sets}) == 1
 
 
 def test_data_and_evaluations_of_stages_are_on_the_gpu_of_the_place(person: Path, tmp_path: Path, monkeypatch) -> None:
@@ -281,11 +287,6 @@ def test_recipes_that_contradict_themselves_are_refused() -> None:
         dataclasses.replace(PERSON, codec=None)
     with pytest.raises(ValueError, match=r"pretrain: expected None, as stage 1 begins from mini-person"):
         dataclasses.replace(PERSON, start="mini-person")
-
-
-def test_company_has_more_persons_and_company() -> None:
-    assert COMPANY.gallery == COMPANY_CLIPS and COMPANY_CLIPS.world.company == Company()
-    assert COMPANY_CLIPS.world.identities == 64 and PERSON.gallery.world.company is None
 
 
 def test_the_last_finished_stage_counts(tmp_path: Path) -> None:

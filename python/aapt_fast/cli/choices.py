@@ -19,13 +19,13 @@ MEDLEY = "medley"
 PART_FRAMES = 48
 JOINTS = 19
 """Joints of a pose in that world."""
-RECIPES = ("person", "anyone", "company")
+RECIPES = ("person", "anyone", "company", "rooms")
 OWN = "own"
 """The recipe for a folder of videos, and the name of its model."""
 STARTED_RECIPES = ("anyone", "company")
 """Recipes that begin from another model."""
 DEFAULT_START = "mini-person"
-MODEL_NAMES = {"person": "mini-person", "anyone": "mini-anyone", "company": "mini-company"}
+MODEL_NAMES = {"person": "mini-person", "anyone": "mini-anyone", "company": "mini-company", "rooms": "mini-rooms"}
 """Names of the models that the recipes make."""
 HELD_OUT_SETS = ("gallery", "strangers", "company")
 HELD_OUT_CLIPS = 16

@@ -25,9 +25,6 @@ from aapt_fast.profiling.memory import MemoryPlan, plan_memory
 from aapt_fast.profiling.roofline import Step
 
 LARGE = ("aapt-8b",)  # with AAPT's light decoder; the others have the package's small one
-VIDEO_SCALE = 8
-"""Pixels per latent cell, down and across, in all of these systems."""
-
 PROMPT_TOKENS = 128
 CPU_FLOPS = 1e12
 """FLOP of a step that a CPU does in a few seconds; a system with more is not tried on one."""
@@ -46,8 +43,8 @@ class System:
     @property
     def size(self) -> tuple[int, int]:
         """(width, height) of the video."""
-        height, width = self.config.grid
-        return VIDEO_SCALE * width, VIDEO_SCALE * height
+        (height, width), scale = self.config.grid, self.vae.spatial_factor
+        return scale * width, scale * height
 
     @property
     def prompt(self) -> int:
@@ -93,17 +90,18 @@ def find_system(preset: str, size: tuple[int, int] | None = None, window: int | 
         config, vae = read_configs(preset)
     else:
         config, vae = generator_preset(preset), LIGHT if large else MiniVAEConfig()
-    native = (VIDEO_SCALE * config.grid[1], VIDEO_SCALE * config.grid[0])
+    scale = vae.spatial_factor
+    native = (scale * config.grid[1], scale * config.grid[0])
     width, height = size or native
-    multiple = VIDEO_SCALE * config.patch
+    multiple = scale * config.patch
     for name, length in (("width", width), ("height", height)):
-        why = f"a positive multiple of {multiple} = {VIDEO_SCALE} pixels per cell x patches of {config.patch}"
+        why = f"a positive multiple of {multiple} = {scale} pixels per cell x patches of {config.patch}"
         require(length > 0 and length % multiple == 0, f"resolution {name}", why, length)
     if bundled:
         expected = f"{native[0]}x{native[1]}, that of the bundled {preset}"
         require((width, height) == native, "resolution", expected, f"{width}x{height}")
         require(window in (None, config.window), "window", f"{config.window}, that of the bundled {preset}", window)
-    grid = (height // VIDEO_SCALE, width // VIDEO_SCALE)
+    grid = (height // scale, width // scale)
     config = dataclasses.replace(config, grid=grid, window=config.window if window is None else window)
     return System(preset, config, vae, "AAPT's light one" if large else "the package's small one", bundled)
 

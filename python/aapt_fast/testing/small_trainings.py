@@ -95,7 +95,7 @@ def codec(folder: Path, place: Place, watch: Watch) -> Any:
     held_out = torch.zeros(1, 3, 5, 32, 32)
     torch.manual_seed(4)
     start = MiniVAE(model)
-    return train_codec(folder, config, [_Videos(video.numpy())], held_out, start, watch, place)  # type: ignore[list-item]
+    return train_codec(folder, config, [_Videos(video.numpy())], {"": held_out}, start, watch, place)  # type: ignore[list-item]
 
 
 class _Videos:

@@ -6,6 +6,7 @@ aapt-fast train person --stage codec --out runs/person
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,15 +49,16 @@ def train_codec(
     folder: Path,
     config: CodecConfig,
     clip_sets: list[ClipSet],
-    held_out: Tensor,
+    held_out: Mapping[str, Tensor],
     start: MiniVAE | None = None,
     watch: Watch = UNWATCHED,
     place: Place = ALONE,
 ) -> MiniVAE:
     """Train on `clip_sets`, evaluate on the videos `held_out` [n, 3, 1 + 4 k, H, W]; returns the averaged weights.
 
-    It trains at `place`, whose ranks all have the clips. `start`, of configuration config.model, gives the first
-    weights of a new run (None: random ones and a PCA).
+    The keys of `held_out` stand before the names of its numbers and of its sample sheet. It trains at `place`, whose
+    ranks all have the clips. `start`, of configuration config.model, gives the first weights of a new run (None: random
+    ones and a PCA).
     """
     require(len(clip_sets) > 0, "clip_sets", "at least one set of clips", "none")
     torch.manual_seed(config.seed)
@@ -66,17 +68,17 @@ def train_codec(
         model.load_state_dict(place.first_says(model.state_dict()))  # another machine may find axes of another sign
     else:
         model.load_state_dict(start.state_dict())
-    share, held_out = place.share(config.batch), held_out.to(place.device)
+    share, held_out = place.share(config.batch), {name: video.to(place.device) for name, video in held_out.items()}
     place.put(model, ("encode", "decode", "reconstruct"))
     place.put(critic)
     critic_optimiser = torch.optim.AdamW(critic.parameters(), lr=4e-4, betas=(0.5, 0.9))
     judged = {"critic": critic, "critic_optimiser": critic_optimiser}
-    sheet = folder / "samples.png" if place.is_first else None
+
     trainer = Trainer(
         folder,
         config,
         model,
-        lambda: evaluate_codec(model, held_out, sheet),
+        lambda: _evaluate_sets(model, held_out, folder if place.is_first else None),
         watch,
         _optimiser(model, config),
         more=judged,
@@ -134,6 +136,15 @@ def _optimiser(model: MiniVAE, config: CodecConfig) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=1e-4, fused=True)
 
 
+def _evaluate_sets(model: MiniVAE, held_out: Mapping[str, Tensor], folder: Path | None) -> dict[str, float]:
+    """Numbers of `evaluate_codec` for all sets, with the names of the sets in front; sample sheets go to `folder`."""
+    numbers: dict[str, float] = {}
+    for name, video in held_out.items():
+        measured = evaluate_codec(model, video, None if folder is None else folder / f"{name}samples.png")
+        numbers |= {f"{name}{key}": value for key, value in measured.items()}
+    return numbers
+
+
 @torch.no_grad()
 def evaluate_codec(model: MiniVAE, held_out: Tensor, sheet: Path | None = None) -> dict[str, float]:
     """PSNR (dB), SSIM and sharpness of the codec and of its linear part on videos [n, 3, 1 + 4 k, H, W]."""
@@ -153,10 +164,11 @@ def evaluate_codec(model: MiniVAE, held_out: Tensor, sheet: Path | None = None) 
     }
 
 
-def _linear_sample(clip_sets: list[ClipSet], clips: int = 64) -> Tensor:
-    """Some whole clips [n, 3, 4 k, H, W] for the PCA."""
-    sample = [clip_set.clip(i) for clip_set in clip_sets for i in range(0, len(clip_set), -(-len(clip_set) // clips))]
-    return torch.stack(sample)[:, :, 1:]
+def _linear_sample(clip_sets: list[ClipSet], clips: int = 96) -> Tensor:
+    """About so many clips [n, 3, 4 k, H, W] for the PCA, from all sets alike and as long as the shortest."""
+    frames, share = min(each.video.shape[1] for each in clip_sets), -(-clips // len(clip_sets))
+    sample = [each.clip(i)[:, 1:frames] for each in clip_sets for i in range(0, len(each), -(-len(each) // share))]
+    return torch.stack(sample)
 
 
 def _random_crops(clip_sets: list[ClipSet], config: CodecConfig) -> Tensor:

@@ -106,4 +106,4 @@ def _needs_clips(recipe: Recipe, stages: Sequence[str]) -> bool:
 
 
 def _clips(recipe: Recipe, out: Path) -> list[Rows]:
-    return [clip_rows(out / "data", config) for config in recipe.training_sets]
+    return [clip_rows(out / "data", config) for config in recipe.codec_sets]

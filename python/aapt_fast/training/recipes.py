@@ -10,7 +10,8 @@ from pathlib import Path
 
 from aapt_fast.errors import require
 from aapt_fast.models.aapt.convert import bidirectional
-from aapt_fast.models.aapt.presets import MINI_PERSON
+from aapt_fast.models.aapt.presets import MINI_PERSON, MINI_ROOMS
+from aapt_fast.models.vae.mini import LARGE as LARGE_VAE
 from aapt_fast.training.adversarial import AdversarialConfig
 from aapt_fast.training.camera_network import CameraNetworkConfig, camera_reader, describe_camera_kept
 from aapt_fast.training.codec import CodecConfig
@@ -23,11 +24,15 @@ from aapt_fast.training.pose_network import PoseNetworkConfig, describe_kept, po
 from aapt_fast.training.pretrain import PretrainConfig
 from aapt_fast.worlds.person.company.company import Company
 from aapt_fast.worlds.person.world import PersonWorld
+from aapt_fast.worlds.rooms.world import RoomsWorld
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Clips and settings of one model. `name` is that of the exported model; all sets are of one world."""
+    """Clips and settings of one model. `name` is that of the exported model.
+
+    All sets are of one world but those of `also_coded`, which are there so that one codec serves the models of several.
+    """
 
     name: str
     strangers: ClipSetConfig | None  # every clip has a scene of its own; None: the gallery is all there is
@@ -41,6 +46,7 @@ class Recipe:
     diffusion: DiffusionConfig
     consistency: ConsistencyConfig
     adversarial: AdversarialConfig
+    also_coded: tuple[tuple[ClipSetConfig, ClipSetConfig], ...] = ()  # only for the codec: to train and to evaluate it
     start: str | None = None  # a bundled model or a file, whose weights the codec and stage 1 start from
     minutes: Mapping[str, float] = field(default_factory=dict)  # by stage and "render", of the run that was `measured`
     measured: str = ""
@@ -54,6 +60,11 @@ class Recipe:
     def training_sets(self) -> tuple[ClipSetConfig, ...]:
         """The sets that all stages train on."""
         return (self.gallery,) if self.strangers is None else (self.strangers, self.gallery)
+
+    @property
+    def codec_sets(self) -> tuple[ClipSetConfig, ...]:
+        """The sets that the codec trains on; those of the training where it is taken from the start."""
+        return self.training_sets + (tuple(training for training, _ in self.also_coded) if self.codec else ())
 
     def __post_init__(self) -> None:
         nothing = self.start is None
@@ -153,7 +164,51 @@ COMPANY = dataclasses.replace(
     minutes={},  # never measured as a whole
 )
 
-RECIPES = {"person": PERSON, "anyone": ANYONE, "company": COMPANY}
+# Videos of 192 x 192 pixels. The recipe of the rooms trains one codec, 16 pixels per latent cell, for both worlds.
+LARGE = 192
+LARGE_CODEC = CodecConfig(
+    model=LARGE_VAE,
+    steps=2800,
+    crop=128,
+    evaluate_every=400,
+)
+LARGE_PERSON = ClipSetConfig("person-large", STRANGERS, clips=480, frames=33, size=LARGE, seed=1)
+HELD_OUT_LARGE_PERSON = dataclasses.replace(LARGE_PERSON, name="held-out-large-person", clips=6, seed=3)
+HELD_OUT_ROOMS = ClipSetConfig("held-out-rooms", RoomsWorld(), clips=6, frames=33, size=LARGE, seed=23)
+KNOWN_ROOMS = RoomsWorld(houses=16)
+
+# Chance decides: stage 1 is trained at all levels, as on the coin, and stage 3 is refinement, which keeps the choices.
+ROOMS = Recipe(
+    name="mini-rooms",
+    strangers=ClipSetConfig("rooms-open", RoomsWorld(), clips=800, size=LARGE, seed=21),
+    gallery=ClipSetConfig("rooms-gallery", KNOWN_ROOMS, clips=400, size=LARGE, seed=22),
+    held_out_strangers=HELD_OUT_ROOMS,
+    held_out_gallery=dataclasses.replace(HELD_OUT_ROOMS, name="held-out-known-rooms", world=KNOWN_ROOMS, seed=24),
+    first_frames=ClipSetConfig("first-frames-rooms", KNOWN_ROOMS, clips=16, frames=5, size=LARGE, seed=26),
+    held_out=(
+        ClipSetConfig("rooms-held-out", KNOWN_ROOMS, clips=16, frames=241, size=LARGE, seed=25),
+        ClipSetConfig("rooms-held-out-unseen", RoomsWorld(), clips=16, frames=121, size=LARGE, seed=27),
+    ),
+    codec=LARGE_CODEC,
+    also_coded=((LARGE_PERSON, HELD_OUT_LARGE_PERSON),),
+    pretrain=None,
+    diffusion=DiffusionConfig(model=MINI_ROOMS, steps=5000, share_at_one=0.15, recycled_noise=0.1),
+    consistency=ConsistencyConfig(model=MINI_ROOMS, steps=400, recycled_noise=0.1, matrix_rate=3e-3, rate=3e-4),
+    adversarial=AdversarialConfig(
+        model=MINI_ROOMS,
+        steps=400,
+        segment_frames=5,
+        segments=2,
+        reconstruction=0.0,
+        refinement=1.0,
+        matrix_rate=0.003,
+        rate=2e-4,
+        average_decay=0.99,
+        evaluate_every=100,
+    ),
+)
+
+RECIPES = {"person": PERSON, "anyone": ANYONE, "company": COMPANY, "rooms": ROOMS}
 
 
 def _read_poses(size: int, folder: Path) -> ControlReader:

@@ -38,7 +38,7 @@ from aapt_fast.training.adversarial import train_adversarial
 from aapt_fast.training.clips import LatentClips
 from aapt_fast.training.codec import train_codec
 from aapt_fast.training.consistency import train_consistency
-from aapt_fast.training.data import ClipSet, held_out_clips, render_clips
+from aapt_fast.training.data import ClipSet, ClipSetConfig, held_out_clips, render_clips
 from aapt_fast.training.diffusion import Evaluation, decoder_sensitivity, train_diffusion
 from aapt_fast.training.evaluate import Row, evaluate
 from aapt_fast.training.files import fingerprint, load_finite, load_module, save_finite, write_text
@@ -190,10 +190,12 @@ class RecipeRun:
         self._place.wait()
 
     def _train_codec(self, stage: str, folder: Path, watch: Watch) -> MiniVAE:
-        """Stage 0: the VAE, on all training sets; or that of the recipe's `start`, as it is."""
+        """Stage 0: the VAE, on all sets of the codec; or that of the recipe's `start`, as it is."""
         recipe, vae = self._recipe, self._start[1] if self._start else None
         if recipe.codec is not None:
-            sets, held_out = self._clip_sets(), held_out_clips(recipe.held_out_strangers or recipe.held_out_gallery)[0]
+            sets, own = self._clip_sets(recipe.codec_sets), recipe.held_out_strangers or recipe.held_out_gallery
+            held_out = {"": held_out_clips(own)[0]}
+            held_out |= {f"{other.world.name}_": held_out_clips(other)[0] for _, other in recipe.also_coded}
             vae = train_codec(folder, recipe.codec, sets, held_out, vae, watch, self._place)
             with self._place.evaluating():
                 calibrate(vae, sets)
@@ -274,7 +276,8 @@ class RecipeRun:
         The evaluation during training comes with them; its sample sheets go to the stage's folder.
         """
         recipe, vae, folder = self._recipe, self._codec().to(self._place.device), self._out / "data"
-        model, configs, sets = recipe.diffusion.model, recipe.training_sets[::-1], self._clip_sets()[::-1]
+        model, configs = recipe.diffusion.model, recipe.training_sets[::-1]
+        sets = self._clip_sets(configs)
         latents = torch.cat(self._place.in_turn(lambda: [encode_clips(vae, each, folder) for each in sets]))
         scenes = torch.tensor([config.scene(clip) for config in configs for clip in range(config.clips)])
         clips = LatentClips(latents, torch.cat([each.controls for each in sets]), model, scenes)
@@ -291,9 +294,9 @@ class RecipeRun:
 
         return clips, weights, evaluation
 
-    def _clip_sets(self) -> list[ClipSet]:
-        """The clips of the training sets, rendered by the first rank."""
-        folder, configs = self._out / "data", self._recipe.training_sets
+    def _clip_sets(self, configs: Sequence[ClipSetConfig]) -> list[ClipSet]:
+        """The clips of these sets, rendered by the first rank."""
+        folder = self._out / "data"
         return self._place.in_turn(lambda: [render_clips(folder, config) for config in configs])
 
     def _codec(self) -> MiniVAE:

@@ -10,8 +10,7 @@ import pytest
 
 from aapt_fast.models.aapt.config import ControlConfig
 from aapt_fast.models.aapt.presets import NANO, NANO_TEXT
-from aapt_fast.models.files.outline import SPATIAL_FACTOR, read_outline
-from aapt_fast.models.vae.mini import SPACE
+from aapt_fast.models.files.outline import read_outline
 from aapt_fast.testing.streams import random_model
 
 WITH_MAPS = dataclasses.replace(NANO, control=ControlConfig(kind="maps", channels=3))
@@ -19,7 +18,6 @@ WITH_MAPS = dataclasses.replace(NANO, control=ControlConfig(kind="maps", channel
 
 @pytest.mark.parametrize(("config", "joints"), [(NANO, 19), (NANO_TEXT, None), (WITH_MAPS, None)])
 def test_size_and_joints(tmp_path: Path, config, joints) -> None:
-    assert SPATIAL_FACTOR == SPACE
     model, file = random_model(config), tmp_path / "x.safetensors"
     model.save_pretrained(file)
     outline = read_outline(file)

@@ -198,3 +198,25 @@ def test_odd_videos_are_refused(shape, message):
 def test_odd_latents_are_refused():
     with pytest.raises(ValueError, match=r"latents: expected shape \[B, 6, n, h, w\], got \[1, 5, 2, 2, 2\]"):
         MiniVAE(TINY).decode(torch.zeros(1, 5, 2, 2, 2))
+
+
+@torch.no_grad()
+def test_four_levels_make_a_codec_of_16_pixels_per_cell():
+    """A stream of it equals the whole clip, and bad sizes are refused."""
+    vae = perturbed(MiniVAEConfig(5, (4, 4, 4, 4), (1, 1, 1, 1), (4, 4, 6, 8), (1, 1, 1, 1)))
+    assert vae.spatial_factor == 16
+    latents = torch.randn(1, 5, 3, 2, 3)
+    whole, stream = vae.decode(latents), vae.stream()
+    assert whole.shape == (1, 3, 9, 32, 48)
+    parts = [stream.decode(latents[:, :, frame : frame + 1]) for frame in range(3)]
+    assert_near(torch.cat(parts, 2), whole, 2e-5, "stream")
+    assert vae.encode(whole).shape == latents.shape
+    with pytest.raises(ValueError, match=r"video: expected H, W multiples of 16, got \(24, 32\)"):
+        vae.encode(torch.zeros(1, 3, 5, 24, 32))
+
+
+def test_other_numbers_of_levels_are_refused():
+    with pytest.raises(ValueError, match=r"decoder_widths: expected 3 or 4 levels, got \(8, 8\)"):
+        MiniVAEConfig(decoder_widths=(8, 8))
+    with pytest.raises(ValueError, match=r"encoder_blocks: expected 4 levels, got \(1, 1, 2\)"):
+        MiniVAEConfig(encoder_widths=(4,) * 4, decoder_widths=(4,) * 4, decoder_blocks=(1,) * 4)

@@ -36,6 +36,22 @@ MINI_PERSON = GeneratorConfig(
     rope_theta=30.0,
 )
 
+MINI_ROOMS = GeneratorConfig(
+    width=256,
+    heads=4,
+    layers=6,
+    grid=(12, 12),
+    window=5,
+    latent_channels=48,
+    mlp_ratio=3,
+    control=ROOMS_CONTROL,
+    control_width=64,
+    head_width=96,
+    prediction="frame",
+    shift=3.0,
+    rope_theta=30.0,
+)
+
 NANO = dataclasses.replace(
     MINI_PERSON, width=32, heads=2, layers=2, grid=(4, 4), window=2, control_width=8, head_width=8, head_blocks=1
 )

@@ -13,9 +13,6 @@ from pathlib import Path
 
 from aapt_fast.models.files.recognise import LARGEST_HEADER
 
-SPATIAL_FACTOR = 8
-"""Pixels per latent cell of a `MiniVAE`, in both directions."""
-
 
 @dataclass(frozen=True)
 class Outline:
@@ -35,8 +32,9 @@ def read_outline(file: Path) -> Outline | None:
         with file.open("rb") as opened:
             length = int.from_bytes(opened.read(8), "little")
             header = json.loads(opened.read(min(length, LARGEST_HEADER)))
-        generator = json.loads(header["__metadata__"]["config"])["generator"]
-        height, width = (SPATIAL_FACTOR * int(cells) for cells in generator["grid"])
+        configs = json.loads(header["__metadata__"]["config"])
+        generator, scale = configs["generator"], 2 ** len(configs["vae"]["decoder_widths"])
+        height, width = (scale * int(cells) for cells in generator["grid"])
         heads, control = int(generator["heads"]), generator.get("control")
         joints = int(control["joints"]) if control is not None and control["kind"] == "pose" else None
     except (KeyError, TypeError, ValueError):

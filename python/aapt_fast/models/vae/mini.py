@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A small causal video VAE, 4x in time and 8x in space, that trains and streams on a CPU.
+"""A small causal video VAE, 4x in time and 8x or 16x in space, that trains and streams on a CPU.
 
-Both sides are a linear map of whole 8x8x4 blocks (initialised from the PCA of the data, so training starts from the
-best linear codec) plus a convolutional branch whose last layer starts at zero. The first video frame is a latent frame
-of its own (it stands in for all four video frames of its block); every later latent frame holds four video frames.
-Temporal convolutions look at the present and the previous frame only, so a stream equals the whole clip.
+Both sides are a linear map of whole blocks, 8x8x4 or 16x16x4 (initialised from the PCA of the data, so training starts
+from the best linear codec), plus a convolutional branch whose last layer starts at zero. The first video frame is a
+latent frame of its own (it stands in for all four video frames of its block); every later latent frame holds four
+video frames. Temporal convolutions look at the present and the previous frame only, so a stream equals the whole clip.
 """
 
 from __future__ import annotations
@@ -31,19 +31,39 @@ from aapt_fast.models.vae.layers import (
 )
 from aapt_fast.models.vae.video_stream import DecoderStream, require_latents
 
-SPACE, TIME, RGB = 8, 4, 3
-BLOCK = RGB * TIME * SPACE * SPACE
+TIME, RGB = 4, 3
+LEVELS = ("full", "half", "quarter", "eighth")
+"""Resolutions of the convolutions; full stands for half of the pixels in either direction."""
 
 
 @dataclass(frozen=True)
 class MiniVAEConfig:
-    """Widths and numbers of blocks, listed from full resolution downwards."""
+    """Widths and numbers of blocks of the levels, listed from full resolution downwards.
+
+    Three levels make a codec of 8 pixels per latent cell, four one of 16. Raises ValueError for other numbers.
+    """
 
     latent_channels: int = 16
-    encoder_widths: tuple[int, int, int] = (48, 96, 160)
-    encoder_blocks: tuple[int, int, int] = (1, 1, 2)
-    decoder_widths: tuple[int, int, int] = (48, 112, 192)
-    decoder_blocks: tuple[int, int, int] = (2, 2, 2)
+    encoder_widths: tuple[int, ...] = (48, 96, 160)
+    encoder_blocks: tuple[int, ...] = (1, 1, 2)
+    decoder_widths: tuple[int, ...] = (48, 112, 192)
+    decoder_blocks: tuple[int, ...] = (2, 2, 2)
+
+    def __post_init__(self) -> None:
+        levels = len(self.decoder_widths)
+        require(levels in (3, 4), "decoder_widths", "3 or 4 levels", self.decoder_widths)
+        for name in ("encoder_widths", "encoder_blocks", "decoder_blocks"):
+            require(len(getattr(self, name)) == levels, name, f"{levels} levels", getattr(self, name))
+
+    @property
+    def spatial_factor(self) -> int:
+        """Pixels per latent cell along height and along width: 8 or 16."""
+        return 2 ** len(self.decoder_widths)
+
+    @property
+    def levels(self) -> tuple[str, ...]:
+        """Names of the levels, from full resolution downwards."""
+        return LEVELS[: len(self.decoder_widths)]
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> MiniVAEConfig:
@@ -52,6 +72,10 @@ class MiniVAEConfig:
             key: tuple(value) if isinstance(value, list) else value for key, value in data.items()
         }
         return cls(**fields)
+
+
+LARGE = MiniVAEConfig(48, (32, 64, 112, 128), (1, 1, 1, 1), (32, 96, 160, 160), (2, 2, 2, 1))
+"""The codec of 16 pixels per latent cell."""
 
 
 class NarrowConv(CausalConv3d):
@@ -105,96 +129,103 @@ class ResidualBlock(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Folded video [B, 12, n, H, W] -> correction of the linear code [B, z, n, H/8, W/8]."""
+    """Folded video [B, 12, n, H, W] -> correction of the linear code [B, z, n, H/s, W/s], s pixels per latent cell."""
 
     def __init__(self, config: MiniVAEConfig) -> None:
         super().__init__()
-        full, half, quarter = config.encoder_widths
-        counts = config.encoder_blocks
-        self.conv_in = convolution(RGB * TIME * 4, full, taps=1, kernel=3)
-        self.blocks_full = Chain(ResidualBlock(full, taps=1) for _ in range(counts[0]))
-        self.down_half = convolution(4 * full, half, taps=1, kernel=1)
-        self.blocks_half = Chain(ResidualBlock(half, taps=2) for _ in range(counts[1]))
-        self.down_quarter = convolution(4 * half, quarter, taps=1, kernel=1)
-        self.blocks_quarter = Chain(ResidualBlock(quarter, taps=2) for _ in range(counts[2]))
-        self.norm_out = ChannelNorm(quarter)
-        self.conv_out = convolution(quarter, config.latent_channels, taps=1, kernel=1, init_std=0.0, narrow=True)
+        widths, self.levels = config.encoder_widths, config.levels
+        self.conv_in = convolution(RGB * TIME * 4, widths[0], taps=1, kernel=3)
+        for level, above, width, count in zip(self.levels, (0, *widths), widths, config.encoder_blocks, strict=False):
+            if above:
+                self.add_module(f"down_{level}", convolution(4 * above, width, taps=1, kernel=1))
+            taps = 2 if above else 1
+            self.add_module(f"blocks_{level}", Chain(ResidualBlock(width, taps=taps) for _ in range(count)))
+        self.norm_out = ChannelNorm(widths[-1])
+        self.conv_out = convolution(widths[-1], config.latent_channels, taps=1, kernel=1, init_std=0.0, narrow=True)
 
     def forward(self, folded: Tensor, cache: FeatureCache | None) -> Tensor:
-        """Folded video [B, 12, n, H, W] -> [B, z, n, H/8, W/8]; `cache` carries a stream on."""
-        x = self.blocks_full(self.conv_in(fold_space(folded, 2)), cache)
-        x = self.blocks_half(self.down_half(fold_space(x, 2)), cache)
-        x = self.blocks_quarter(self.down_quarter(fold_space(x, 2)), cache)
+        """Folded video [B, 12, n, H, W] -> [B, z, n, H/s, W/s]; `cache` carries a stream on."""
+        x = self.conv_in(fold_space(folded, 2))
+        for level in self.levels:
+            if level != LEVELS[0]:
+                x = self.get_submodule(f"down_{level}")(fold_space(x, 2))
+            x = self.get_submodule(f"blocks_{level}")(x, cache)
         return self.conv_out(F.silu(self.norm_out(x), inplace=True))
 
 
 class Decoder(nn.Module):
-    """Latents [B, z, n, h, w] -> correction of the linear decoding [B, 3, 4 n, 8 h, 8 w]."""
+    """Latents [B, z, n, h, w] -> correction of the linear decoding [B, 3, 4 n, s h, s w], s pixels per latent cell.
+
+    Time doubles on the way to the levels half and full.
+    """
 
     def __init__(self, config: MiniVAEConfig) -> None:
         super().__init__()
-        full, half, quarter = config.decoder_widths
-        counts = config.decoder_blocks
-        self.conv_in = convolution(config.latent_channels, quarter, taps=2, kernel=3, narrow=True)
-        self.blocks_quarter = Chain(ResidualBlock(quarter, taps=2) for _ in range(counts[2]))
-        self.up_half = convolution(quarter, 8 * half, taps=1, kernel=1)
-        self.blocks_half = Chain(ResidualBlock(half, taps=2) for _ in range(counts[1]))
-        self.up_full = convolution(half, 8 * full, taps=1, kernel=1)
-        self.blocks_full = Chain(ResidualBlock(full, taps=1) for _ in range(counts[0]))
-        self.norm_out = ChannelNorm(full)
-        self.conv_out = convolution(full, RGB * 4, taps=1, kernel=3, init_std=0.0)
+        widths, self.levels = config.decoder_widths, config.levels[::-1]
+        self.conv_in = convolution(config.latent_channels, widths[-1], taps=2, kernel=3, narrow=True)
+        below = 0
+        for level, width, count in zip(self.levels, widths[::-1], config.decoder_blocks[::-1], strict=True):
+            if below:
+                grown = (8 if level in LEVELS[:2] else 4) * width
+                self.add_module(f"up_{level}", convolution(below, grown, taps=1, kernel=1))
+            taps = 1 if level == LEVELS[0] else 2
+            self.add_module(f"blocks_{level}", Chain(ResidualBlock(width, taps=taps) for _ in range(count)))
+            below = width
+        self.norm_out = ChannelNorm(widths[0])
+        self.conv_out = convolution(widths[0], RGB * 4, taps=1, kernel=3, init_std=0.0)
 
     def forward(self, latents: Tensor, cache: FeatureCache | None) -> Tensor:
-        """Latents [B, z, n, h, w] -> [B, 3, 4 n, 8 h, 8 w]; `cache` carries a stream on."""
-        x = self.blocks_quarter(self.conv_in(latents, cache), cache)
-        x = self.blocks_half(_enlarge(self.up_half(x)), cache)
-        x = self.blocks_full(_enlarge(self.up_full(x)), cache)
+        """Latents [B, z, n, h, w] -> [B, 3, 4 n, s h, s w]; `cache` carries a stream on."""
+        x = self.conv_in(latents, cache)
+        for level in self.levels:
+            if level != self.levels[0]:
+                x = _enlarge(self.get_submodule(f"up_{level}")(x), time=2 if level in LEVELS[:2] else 1)
+            x = self.get_submodule(f"blocks_{level}")(x, cache)
         return unfold_space(self.conv_out(F.silu(self.norm_out(x), inplace=True)), 2)
 
 
 class MiniVAE(nn.Module):
     """Encoder and decoder; latents leave and enter with unit standard deviation.
 
-    `encode`: video [B, 3, 1 + 4 n, H, W] in -1..1 -> latents [B, z, 1 + n, H/8, W/8].
+    `encode`: video [B, 3, 1 + 4 n, H, W] in -1..1 -> latents [B, z, 1 + n, H/s, W/s] of s = 8 or 16 pixels per cell.
     `decode`: the way back, clamped to -1..1. Both cast their input to the dtype of the parameters and raise ValueError
     for other shapes.
     """
 
-    spatial_factor = SPACE
-    """Pixels per latent pixel along height and along width."""
-
     def __init__(self, config: MiniVAEConfig = MiniVAEConfig()) -> None:
         super().__init__()
-        self.config = config
-        self.latent_channels = config.latent_channels
-        self.linear_encoder = convolution(BLOCK, config.latent_channels, taps=1, kernel=1)
-        self.linear_decoder = convolution(config.latent_channels, BLOCK, taps=1, kernel=1)
+        self.config, self.latent_channels, self.spatial_factor = config, config.latent_channels, config.spatial_factor
+        block = RGB * TIME * self.spatial_factor**2
+        self.linear_encoder = convolution(block, config.latent_channels, taps=1, kernel=1)
+        self.linear_decoder = convolution(config.latent_channels, block, taps=1, kernel=1)
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
         self.register_buffer("latent_std", torch.ones(()))
         name_cached_layers(self)
 
     def encode(self, video: Tensor, linear_only: bool = False) -> Tensor:
-        """Video [B, 3, 1 + 4 n, H, W] in -1..1 -> latents [B, z, 1 + n, H/8, W/8] of unit standard deviation."""
+        """Video [B, 3, 1 + 4 n, H, W] in -1..1 -> latents [B, z, 1 + n, H/s, W/s] of unit standard deviation."""
         require_shape("video", video, "B", RGB, "1 + 4 n", "H", "W")
         frames, height, width = video.shape[2:]
         require(frames % TIME == 1, "video", "1 + 4 n video frames", frames)
-        require(height % SPACE == 0 and width % SPACE == 0, "video", "H, W multiples of 8", (height, width))
+        multiple = self.spatial_factor
+        fits = height % multiple == 0 and width % multiple == 0
+        require(fits, "video", f"H, W multiples of {multiple}", (height, width))
         video = video.to(self.linear_encoder.weight.dtype)
         folded = fold_time(torch.cat([video[:, :, :1].expand(-1, -1, TIME - 1, -1, -1), video], dim=2), TIME)
-        latents = self.linear_encoder(fold_space(folded, SPACE))
+        latents = self.linear_encoder(fold_space(folded, self.spatial_factor))
         if not linear_only:
             latents = latents + self.encoder(folded, None)
         return latents / self.latent_std.to(latents.dtype)
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents [B, z, 1 + n, h, w] -> video [B, 3, 1 + 4 n, 8 h, 8 w] in -1..1."""
+        """Latents [B, z, 1 + n, h, w] -> video [B, 3, 1 + 4 n, s h, s w] in -1..1."""
         require_latents(latents, self.latent_channels)
         latents = latents.to(self.linear_decoder.weight.dtype)
         return self.reconstruct(latents)[:, :, TIME - 1 :].clamp(-1, 1)
 
     def decode_chunk(self, latents: Tensor, cache: FeatureCache) -> Tensor:
-        """The next latents [B, z, n, h, w] of the stream of `cache` -> video [B, 3, F, 8 h, 8 w] in -1..1.
+        """The next latents [B, z, n, h, w] of the stream of `cache` -> video [B, 3, F, s h, s w] in -1..1.
 
         F = 4 n, but one for the first latent frame.
         """
@@ -203,9 +234,9 @@ class MiniVAE(nn.Module):
         return video[:, :, TIME - 1 :] if first else video
 
     def reconstruct(self, latents: Tensor, cache: FeatureCache | None = None, linear_only: bool = False) -> Tensor:
-        """Latents [B, z, n, h, w] -> unclamped video [B, 3, 4 n, 8 h, 8 w]; `cache` carries a stream on."""
+        """Latents [B, z, n, h, w] -> unclamped video [B, 3, 4 n, s h, s w]; `cache` carries a stream on."""
         latents = latents * self.latent_std.to(latents.dtype)
-        video = unfold_time(unfold_space(self.linear_decoder(latents), SPACE), TIME)
+        video = unfold_time(unfold_space(self.linear_decoder(latents), self.spatial_factor), TIME)
         return video if linear_only else video + self.decoder(latents, cache)
 
     def stream(self) -> DecoderStream:
@@ -214,11 +245,12 @@ class MiniVAE(nn.Module):
 
     @torch.no_grad()
     def fit_linear(self, video: Tensor) -> None:
-        """Set both linear maps to the PCA of the 8x8x4 blocks of `video` [B, 3, 4 n, H, W].
+        """Set both linear maps to the PCA of the blocks of `video` [B, 3, 4 n, H, W].
 
         Channels keep the square root of their standard deviation, so that strong ones stay stronger.
         """
-        blocks = fold_space(fold_time(video, TIME), SPACE).permute(0, 2, 3, 4, 1).reshape(-1, BLOCK)
+        folded = fold_space(fold_time(video, TIME), self.spatial_factor)
+        blocks = folded.permute(0, 2, 3, 4, 1).reshape(-1, folded.shape[1])
         mean = blocks.mean(0)
         covariance = (blocks - mean).T @ (blocks - mean) / len(blocks)
         variances, directions = torch.linalg.eigh(covariance)
@@ -232,6 +264,6 @@ class MiniVAE(nn.Module):
         self.linear_decoder.bias.copy_(mean)
 
 
-def _enlarge(x: Tensor) -> Tensor:
-    """[B, 8 C, n, H, W] -> [B, C, 2 n, 2 H, 2 W], in the memory format that the following layers are fastest in."""
-    return unfold_time(unfold_space(x, 2), 2).contiguous(memory_format=torch.channels_last_3d)
+def _enlarge(x: Tensor, time: int) -> Tensor:
+    """[B, 4 time C, n, H, W] -> [B, C, time n, 2 H, 2 W], in the memory format that is fastest for what follows."""
+    return unfold_time(unfold_space(x, 2), time).contiguous(memory_format=torch.channels_last_3d)
