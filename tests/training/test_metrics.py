@@ -82,6 +82,14 @@ def test_sharpness_is_the_ratio_of_gradient_energies(contrast):
     assert_near(sharpness(contrast * truth + 0.1, truth), torch.full((2, 4), contrast**2), 1e-4, "sharpness")
 
 
+@pytest.mark.parametrize("metric", [ssim, sharpness])
+def test_a_video_in_half_precision_is_measured_like_its_values(metric):
+    """A codec that decodes in bfloat16, as on ranks, is not told to be worse than it is."""
+    truth = (torch.rand(2, 3, 4, 32, 32) * 2 - 1).bfloat16()
+    video = (truth.float() + 0.1 * torch.randn(truth.shape)).bfloat16()
+    assert_near(metric(video, truth), metric(video.float(), truth.float()), 1e-6, "half precision")
+
+
 def test_sharpness_counts_both_directions():
     """The truth rises by 1 across and by 2 down: energy 5, of which a video that rises across has 1."""
     across, down = torch.arange(8.0).expand(3, 1, 8, 8), torch.arange(8.0)[:, None].expand(3, 1, 8, 8)

@@ -106,12 +106,18 @@ def _require_videos(video: Tensor, truth: Tensor) -> None:
 
 
 def _luma(video: Tensor) -> Tensor:
-    weights = torch.tensor(LUMA, dtype=video.dtype, device=video.device).view(3, 1, 1, 1)
-    grey = ((video + 1) / 2 * weights).sum(dim=-4)
+    weights = torch.tensor(LUMA, device=video.device).view(3, 1, 1, 1)
+    grey = ((video.to(_wide(video)) + 1) / 2 * weights).sum(dim=-4)
     return grey.reshape(-1, 1, *grey.shape[-2:])
 
 
+def _wide(video: Tensor) -> torch.dtype:
+    """float32, or float64 as it is: differences of squares would lose all digits of a half-precision video."""
+    return torch.promote_types(video.dtype, torch.float32)
+
+
 def _gradient_energy(video: Tensor) -> Tensor:
+    video = video.to(_wide(video))
     across = (video[..., 1:] - video[..., :-1]).square().mean(dim=(-4, -2, -1))
     down = (video[..., 1:, :] - video[..., :-1, :]).square().mean(dim=(-4, -2, -1))
     return across + down

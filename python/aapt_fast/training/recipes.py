@@ -168,7 +168,8 @@ COMPANY = dataclasses.replace(
 LARGE = 192
 LARGE_CODEC = CodecConfig(
     model=LARGE_VAE,
-    steps=2800,
+    steps=2600,
+    batch=6,
     crop=128,
     evaluate_every=400,
 )

@@ -10,7 +10,7 @@ from aapt_fast.training.data import ClipSetConfig
 from aapt_fast.training.own_folder import TRIAL
 from aapt_fast.training.recipes import Recipe
 
-CLIPS = 8  # of either training set
+CLIPS = 8  # of each training set
 HELD_OUT_CLIPS = 1
 EVALUATED_FRAMES = 13  # video frames of held-out clips
 STEPS = {"codec": 12, "pretrain": 4, "diffusion": 12, "consistency": 4, "adversarial": 4}
@@ -32,6 +32,7 @@ def trial_of(recipe: Recipe) -> Recipe:
         held_out_strangers=recipe.held_out_strangers and _short(recipe.held_out_strangers),
         held_out_gallery=_short(recipe.held_out_gallery),
         held_out=(_short(first),),
+        also_coded=tuple((dataclasses.replace(each, clips=CLIPS), _short(other)) for each, other in recipe.also_coded),
         codec=recipe.codec and dataclasses.replace(recipe.codec, compile=False, **_few_steps("codec")),
         pretrain=recipe.pretrain and dataclasses.replace(recipe.pretrain, **_few_steps("pretrain")),
         diffusion=dataclasses.replace(recipe.diffusion, compile=False, **_few_steps("diffusion")),
