@@ -76,7 +76,7 @@ def cast(shadow: Shadow, size: int) -> Tensor:
 
 
 class Brush:
-    """Paints capsules in depth order; `paint(0)` is the farthest of each video frame.
+    """Paints capsules in depth order, each within its own box of pixels, as most of them are small.
 
     `things` all show the same N video frames, with `start` and `end` [N, K, 3].
     """
@@ -88,75 +88,87 @@ class Brush:
         radii = torch.cat([each.radii for each in things])
         nearer = torch.cat([each.nearer for each in things])
         counts = [len(each.radii) for each in things]
-        device = start.device
-        self.count = sum(counts)
-        self._xy = torch.stack(pixel_centres(size, device)).view(1, 2, -1)
+        self._x, self._y = pixel_centres(size, start.device)
         self._depth, self._metre = start_depth, CAMERA.focal * size  # a metre in pixels, one metre from the camera
         self._start, self._end = start[..., :2] * size, end[..., :2] * size
         self._radius0 = radii[:, 0] * CAMERA.focal * size / start_depth
         self._radius1 = radii[:, 1] * CAMERA.focal * size / end_depth
-        self._order = (0.5 * (start_depth + end_depth) - nearer).argsort(1, descending=True)
-        self._rows = torch.arange(len(start), device=device)
+        self._order = (0.5 * (start_depth + end_depth) - nearer).argsort(1, descending=True).tolist()
+        self._boxes = self._find_boxes(size)
         self._colours = torch.cat([each.colours for each in things])
-        self._striped = torch.cat([each.striped for each in things])
-        self._any_striped = bool(self._striped.any())
+        self._striped = torch.cat([each.striped for each in things]).tolist()
         self._unit = size / 96  # pixels in which stripes and eyes are measured on the stage
-        scales = [torch.full((count,), each.scale) for count, each in zip(counts, things, strict=True)]
-        self._scale = torch.cat(scales).to(device)
+        self._scale = [each.scale for count, each in zip(counts, things, strict=True) for _ in range(count)]
         firsts = [sum(counts[:number]) for number in range(len(counts))]
-        self._heads = [
-            (first + each.head.capsule, each.head) for first, each in zip(firsts, things, strict=True) if each.head
-        ]
+        self._heads = {
+            first + each.head.capsule: each.head for first, each in zip(firsts, things, strict=True) if each.head
+        }
 
-    def paint(self, rank: int) -> tuple[Tensor, Tensor]:
-        """Coverage [N, pixels] and lit colour [N, 3, pixels] of the capsule at place `rank` of each video frame."""
-        which, rows = self._order[:, rank], self._rows
-        start, along = self._start[rows, which], self._end[rows, which] - self._start[rows, which]
-        offset = self._xy - start[:, :, None]
-        length2 = along.square().sum(1, keepdim=True)
-        position = ((offset * along[:, :, None]).sum(1) / length2.clamp_min(1e-3)).clamp(0, 1)
-        away = offset - along[:, :, None] * position[:, None]
-        distance = away.square().sum(1).clamp_min(1e-8).sqrt()
-        radius0, radius1 = self._radius0[rows, which, None], self._radius1[rows, which, None]
+    def paint(self, image: Tensor) -> None:
+        """Paint all capsules over `image` [N, 3, size, size], the farthest of each video frame first."""
+        for frame, order in enumerate(self._order):
+            for which in order:
+                left, top, right, bottom = self._boxes[frame][which]
+                if left < right and top < bottom:
+                    x, y = (axis[top:bottom, left:right] for axis in (self._x, self._y))
+                    coverage, colour = self._capsule(frame, which, x, y)
+                    part = image[frame, :, top:bottom, left:right]
+                    part += coverage * (colour - part)
+
+    def _find_boxes(self, size: int) -> list[list[list[int]]]:
+        """Per video frame and capsule the pixels that it may cover: left, top, right, bottom."""
+        reach = torch.maximum(self._radius0, self._radius1)[..., None] + 1
+        low = (torch.minimum(self._start, self._end) - reach).floor()
+        high = (torch.maximum(self._start, self._end) + reach).ceil()
+        return torch.cat([low, high], dim=-1).clamp(0, size).long().tolist()  # type: ignore[no-any-return]
+
+    def _capsule(self, frame: int, which: int, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Coverage [h, w] and lit colour [3, h, w] of a capsule at pixels whose centres are x and y [h, w]."""
+        start, along = self._start[frame, which], self._end[frame, which] - self._start[frame, which]
+        offset_x, offset_y = x - start[0], y - start[1]
+        length2 = along.square().sum()
+        position = ((offset_x * along[0] + offset_y * along[1]) / length2.clamp_min(1e-3)).clamp(0, 1)
+        away_x, away_y = offset_x - along[0] * position, offset_y - along[1] * position
+        distance = (away_x.square() + away_y.square()).clamp_min(1e-8).sqrt()
+        radius0, radius1 = self._radius0[frame, which], self._radius1[frame, which]
         radius = radius0 + (radius1 - radius0) * position
         # a cylinder's normal: sideways at the rim, towards the viewer in the middle
         sideways = (distance / radius).clamp(0, 1)
-        normal_x, normal_y = (away / distance[:, None] * sideways[:, None]).unbind(1)
+        normal_x, normal_y = away_x / distance * sideways, away_y / distance * sideways
         normal_z = (1 - sideways.square()).sqrt()
         lit = 0.5 + 0.6 * (normal_x * _LIGHT[0] + normal_y * _LIGHT[1] + normal_z * _LIGHT[2]).clamp_min(0)
-        colour = self._colours[which][:, :, None].expand(-1, -1, lit.shape[1])
-        if self._any_striped:
+        colour, head = self._colours[which][:, None, None], self._heads.get(which)
+        if self._striped[which]:
             colour = colour * self._stripes(which, position, length2)
-        heads = [(number, head) for number, head in self._heads if (which == number).any()]
-        for number, head in heads:
-            haired = self._with_hair(number, head, normal_x, normal_y, normal_z)
-            colour = torch.where((which == number)[:, None, None], haired, colour)
-        colour = colour * lit[:, None]
-        for number, head in heads:
-            colour = self._with_eyes(colour, number, head, which == number)
+        if head is not None:
+            colour = self._with_hair(colour, head, frame, normal_x, normal_y, normal_z)
+        colour = colour * lit
+        if head is not None:
+            colour = self._with_eyes(colour, which, head, frame, x, y)
         return cover(distance - radius), colour
 
-    def _stripes(self, which: Tensor, position: Tensor, length2: Tensor) -> Tensor:
-        along = length2.sqrt() / self._scale[which, None]
+    def _stripes(self, which: int, position: Tensor, length2: Tensor) -> Tensor:
+        along = length2.sqrt() / self._scale[which]
         bands = (torch.sin(position * along / (1.9 * self._unit)) * 2).clamp(-1, 1) * 0.5 + 0.5
-        return (1 - 0.38 * bands * self._striped[which, None])[:, None]
+        return 1 - 0.38 * bands
 
-    def _with_hair(self, number: int, head: Head, normal_x: Tensor, normal_y: Tensor, normal_z: Tensor) -> Tensor:
+    def _with_hair(
+        self, colour: Tensor, head: Head, frame: int, normal_x: Tensor, normal_y: Tensor, normal_z: Tensor
+    ) -> Tensor:
         """Skin where the head's surface faces forwards, hair on its top and back."""
-        forwards = normal_x * head.face[:, :1] + normal_z * head.face[:, 2:]
-        hair = ((-normal_y - 0.75 * forwards + 0.05) * 6).clamp(-0.5, 0.5)[:, None] + 0.5
-        return self._colours[number][None, :, None] * (1 - hair) + head.hair[None, :, None] * hair
+        forwards = normal_x * head.face[frame, 0] + normal_z * head.face[frame, 2]
+        hair = ((-normal_y - 0.75 * forwards + 0.05) * 6).clamp(-0.5, 0.5) + 0.5
+        return colour * (1 - hair) + head.hair[:, None, None] * hair
 
-    def _with_eyes(self, colour: Tensor, number: int, head: Head, is_head: Tensor) -> Tensor:
-        x, y = self._xy.unbind(1)
-        centre, unit = self._start[:, number], self._unit * self._scale[number]
-        radius = head.radius * self._metre / self._depth[:, number]
+    def _with_eyes(self, colour: Tensor, which: int, head: Head, frame: int, x: Tensor, y: Tensor) -> Tensor:
+        centre, unit, face = self._start[frame, which], self._unit * self._scale[which], head.face[frame]
+        radius = head.radius * self._metre / self._depth[frame, which]
         for sign in (-1, 1):
-            turn = torch.atan2(head.face[:, 0], head.face[:, 2]) + 0.42 * sign
-            eye_x = centre[:, :1] + (turn.sin() * radius * 0.92)[:, None]
-            eye_y = centre[:, 1:] - 0.02 * radius[:, None]
+            turn = torch.atan2(face[0], face[2]) + 0.42 * sign
+            if turn.cos() <= 0.15:  # on the back of the head
+                continue
+            eye_x, eye_y = centre[0] + turn.sin() * radius * 0.92, centre[1] - 0.02 * radius
             distance = ((x - eye_x) ** 2 + ((y - eye_y) / 1.35) ** 2).sqrt() / unit
-            seen = (is_head & (turn.cos() > 0.15)).float()[:, None]
-            eye = ((1.25 - distance).clamp(0, 1) * seen)[:, None]
+            eye = (1.25 - distance).clamp(0, 1)
             colour = colour * (1 - eye) + 0.07 * eye
         return colour

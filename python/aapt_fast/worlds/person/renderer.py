@@ -140,9 +140,6 @@ def render(
     for thing in things:
         if thing.shadow is not None:
             image = image * cast(thing.shadow, size)
-    brush = Brush(things, size)
-    image = image.flatten(2)
-    for rank in range(brush.count):
-        coverage, colour = brush.paint(rank)
-        image = image + coverage[:, None] * (colour - image)
-    return image.view(-1, 3, size, size).clamp(0, 1)
+    image = image.clone(memory_format=torch.contiguous_format)
+    Brush(things, size).paint(image)
+    return image.clamp(0, 1)
