@@ -193,8 +193,10 @@ ROOMS = Recipe(
     codec=LARGE_CODEC,
     also_coded=((LARGE_PERSON, HELD_OUT_LARGE_PERSON),),
     pretrain=None,
-    diffusion=DiffusionConfig(model=MINI_ROOMS, steps=5000, share_at_one=0.15, recycled_noise=0.1),
-    consistency=ConsistencyConfig(model=MINI_ROOMS, steps=400, recycled_noise=0.1, matrix_rate=3e-3, rate=3e-4),
+    diffusion=DiffusionConfig(model=MINI_ROOMS, steps=5000, clip_frames=12, share_at_one=0.15, recycled_noise=0.1),
+    consistency=ConsistencyConfig(
+        model=MINI_ROOMS, steps=400, clip_frames=12, recycled_noise=0.1, matrix_rate=3e-3, rate=3e-4
+    ),
     adversarial=AdversarialConfig(
         model=MINI_ROOMS,
         steps=400,
