@@ -129,7 +129,7 @@ def test_random_crops_come_from_everywhere(clip_set):
 def test_the_codec_learns(tmp_path, clip_set):
     """Forty steps from the linear codec: the average improves on what it was trained on, and the sheet shows it."""
     whole_clips = dataclasses.replace(SHORT, batch=3, crop=32, crop_frames=9)
-    config = dataclasses.replace(whole_clips, steps=40, learning_rate=1e-2, gan_from=0.8, evaluate_every=100)
+    config = dataclasses.replace(whole_clips, steps=40, matrix_rate=0.05, rate=1e-2, gan_from=0.8, evaluate_every=100)
     train_codec(tmp_path, config, [clip_set], {"": clip_set.clip(0)[None]})
     with (tmp_path / "log.csv").open() as file:
         first, last = csv.DictReader(file)

@@ -4,9 +4,12 @@ from __future__ import annotations
 import copy
 
 import torch
+from torch import nn
 
 from aapt_fast.models.aapt.generator import Generator
 from aapt_fast.models.aapt.presets import NANO
+from aapt_fast.models.vae.mini import MiniVAE, MiniVAEConfig
+from aapt_fast.ops.causal_conv3d import tap_major
 from aapt_fast.testing.compare import assert_near
 from aapt_fast.training.optimiser import MatrixOptimiser
 
@@ -53,6 +56,36 @@ def test_matrices_inside_go_to_muon_and_the_rest_to_adam():
     assert {"head.conv_out.weight", "control_stem.0.weight"} <= muon
     assert {"patch_embed.weight", "unpatch.weight", "timestep.out.weight", "skip"} <= adam
     assert {"head.conv_in.bias", "blocks.0.video.q_norm", "blocks.0.video.modulation"} <= adam
+
+
+def test_a_codec_gives_its_kernels_to_muon_in_their_own_memory_and_its_linear_maps_to_slow_adam():
+    model = MiniVAE(MiniVAEConfig(4, (8, 8, 8), (1, 1, 1), (8, 8, 8), (1, 1, 1)))
+    optimiser = MatrixOptimiser(model, matrix_rate=0.02, rate=1e-3, slow={"linear": 0.1})
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    for view, parameter, _ in optimiser._views:
+        assert view.data_ptr() == parameter.data_ptr() and view.shape == (len(parameter), parameter[0].numel())
+    muon = {names[id(parameter)] for _, parameter, _ in optimiser._views}
+    assert {"encoder.conv_in.weight", "decoder.up_half.weight", "decoder.blocks_full.0.conv1.weight"} <= muon
+    _, usual, slow = optimiser.param_groups
+    assert {names[id(each)] for each in usual["params"]} >= {"decoder.conv_out.weight", "decoder.conv_in.bias"}
+    assert {names[id(each)].split(".")[0] for each in slow["params"]} == {"linear_encoder", "linear_decoder"}
+    assert (usual["lr"], slow["lr"]) == (1e-3, 1e-4)
+
+
+def test_the_order_of_a_kernels_memory_does_not_change_the_step():
+    torch.manual_seed(0)
+    weight, gradient = torch.randn(6, 4, 2, 3, 3), torch.randn(6, 4, 2, 3, 3)
+    moved = []
+    for layout in (lambda each: each.clone(), tap_major):
+        model = nn.Module()
+        model.decoder = nn.Module()
+        model.decoder.weight = nn.Parameter(layout(weight))
+        optimiser = MatrixOptimiser(model, matrix_rate=0.02, rate=1e-3)
+        model.decoder.weight.grad = gradient.clone()
+        optimiser.step()
+        moved.append(model.decoder.weight.detach())
+    assert_near(moved[1], moved[0], 1e-6, "weight")
+    assert not torch.equal(moved[0], weight)
 
 
 def test_a_fused_qkv_is_three_matrices():

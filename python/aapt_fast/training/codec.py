@@ -35,8 +35,10 @@ class CodecConfig:
     batch: int = 5
     crop: int = 64
     crop_frames: int = 9
-    learning_rate: float = 2e-3
-    linear_rate: float = 0.1  # the PCA-initialised maps learn at this share of the rate
+    matrix_rate: float = 0.02  # of Muon, for kernels
+    rate: float = 2e-3  # of AdamW, for all else
+    linear_rate: float = 0.1  # the PCA-initialised maps learn at this share of `rate`
+    weight_decay: float = 1e-3
     latent_noise: float = 0.1  # trains the decoder to tolerate errors of the generator
     gan_from: float = 0.7  # share of the steps after which the patch GAN joins
     gan_weight: float = 0.004
@@ -80,9 +82,9 @@ def train_codec(
         model,
         lambda: _evaluate_sets(model, held_out, folder if place.is_first else None),
         watch,
-        _optimiser(model, config),
         more=judged,
         share=share,
+        slow={"linear": config.linear_rate},
     )
 
     def reconstruct(truth: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -127,15 +129,6 @@ def train_codec(
     return model
 
 
-def _optimiser(model: MiniVAE, config: CodecConfig) -> torch.optim.Optimizer:
-    """AdamW, slower for the linear maps."""
-    linear = [p for name, p in model.named_parameters() if name.startswith("linear")]
-    convolutional = [p for name, p in model.named_parameters() if not name.startswith("linear")]
-    rate, slow = config.learning_rate, config.learning_rate * config.linear_rate
-    groups = [{"params": convolutional, "lr": rate}, {"params": linear, "lr": slow}]
-    return torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=1e-4, fused=True)
-
-
 def _evaluate_sets(model: MiniVAE, held_out: Mapping[str, Tensor], folder: Path | None) -> dict[str, float]:
     """Numbers of `evaluate_codec` for all sets, with the names of the sets in front; sample sheets go to `folder`."""
     numbers: dict[str, float] = {}
@@ -164,7 +157,7 @@ def evaluate_codec(model: MiniVAE, held_out: Tensor, sheet: Path | None = None) 
     }
 
 
-def _linear_sample(clip_sets: list[ClipSet], clips: int = 96) -> Tensor:
+def _linear_sample(clip_sets: list[ClipSet], clips: int = 64) -> Tensor:
     """About so many clips [n, 3, 4 k, H, W] for the PCA, from all sets alike and as long as the shortest."""
     frames, share = min(each.video.shape[1] for each in clip_sets), -(-clips // len(clip_sets))
     sample = [each.clip(i)[:, 1:frames] for each in clip_sets for i in range(0, len(each), -(-len(each) // share))]

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import torch
@@ -11,6 +13,8 @@ from torch import Tensor, nn
 
 from aapt_fast.training.muon import Float32Muon
 from aapt_fast.training.place import uncut
+
+NOTHING_SLOW: Mapping[str, float] = MappingProxyType({})
 
 
 class Stateful(Protocol):
@@ -52,20 +56,55 @@ def descend(model: nn.Module, optimiser: Optimiser, largest_norm: float = math.i
     optimiser.zero_grad()
 
 
+INNER = ("blocks.", "head.", "control_stem.", "encoder.", "decoder.")
+"""Beginnings of the names of what is inside a generator or a codec."""
+LAST = ("encoder.conv_out.weight", "decoder.conv_out.weight")
+"""Kernels of a codec that begin at zero: a step of Muon, of full length however small the gradient, is too much."""
+
+
 def matrices_in(name: str, parameter: Tensor) -> int:
     """How many matrices for Muon a parameter [...] of a network is, one below the other; 0 if it is for AdamW."""
-    inner = name.startswith(("blocks.", "head.", "control_stem.")) and name.endswith("weight")
-    return (3 if ".qkv." in name else 1) if inner and parameter.ndim in (2, 4) else 0
+    inner = name.startswith(INNER) and name.endswith("weight") and name not in LAST
+    return (3 if ".qkv." in name else 1) if inner and parameter.ndim in (2, 4, 5) else 0
+
+
+def as_matrix(values: Tensor, kernel: Tensor) -> Tensor:
+    """Values [O, ...] of a kernel or its gradient as [O, inputs * taps], columns in the order of the kernel's memory.
+
+    So the matrix of the kernel itself shares its memory, whatever its layout. Muon does not mind the order.
+    """
+    order = sorted(range(1, kernel.ndim), key=kernel.stride, reverse=True)
+    return values.permute(0, *order).reshape(len(values), -1)
+
+
+def adam_groups(model: nn.Module, rest: list[nn.Parameter], rate: float, slow: Mapping[str, float]) -> list[Any]:
+    """Groups of AdamW for the parameters `rest` of a model; names that begin as in `slow` get that share of `rate`."""
+    shares = {
+        parameter: next((share for start, share in slow.items() if name.startswith(start)), 1.0)
+        for name, parameter in model.named_parameters()
+    }
+    return [
+        {"params": [each for each in rest if shares[each] == share], "lr": rate * share}
+        for share in dict.fromkeys([1.0, *slow.values()])
+    ]
 
 
 class MatrixOptimiser:
     """Muon on linear maps and convolution kernels of blocks, head and stem; AdamW on the rest.
 
     Muon wants plain matrices: kernels are seen as [outputs, inputs * taps], a fused QKV as three matrices, through
-    parameters that share memory with the model's own.
+    parameters that share memory with the model's own. `slow` has beginnings of names and the share of `rate` for them.
     """
 
-    def __init__(self, model: nn.Module, *, matrix_rate: float, rate: float, weight_decay: float = 0.01) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        matrix_rate: float,
+        rate: float,
+        weight_decay: float = 0.01,
+        slow: Mapping[str, float] = NOTHING_SLOW,
+    ) -> None:
         self._views: list[tuple[nn.Parameter, Tensor, slice]] = []
         self._rest: list[nn.Parameter] = []
         for name, parameter in model.named_parameters():
@@ -73,11 +112,12 @@ class MatrixOptimiser:
                 rows = len(parameter) // parts
                 for part in range(parts):
                     span = slice(part * rows, (part + 1) * rows)
-                    self._views.append((nn.Parameter(parameter.data[span].flatten(1)), parameter, span))
+                    self._views.append((nn.Parameter(as_matrix(parameter.data[span], parameter)), parameter, span))
             else:
                 self._rest.append(parameter)
         self._muon = Float32Muon([view for view, _, _ in self._views], lr=matrix_rate, weight_decay=weight_decay)
-        self._adam = torch.optim.AdamW(self._rest, lr=rate, betas=(0.9, 0.95), weight_decay=weight_decay, fused=True)
+        groups = adam_groups(model, self._rest, rate, slow)
+        self._adam = torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.95), weight_decay=weight_decay, fused=True)
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
@@ -92,7 +132,7 @@ class MatrixOptimiser:
     def step(self) -> None:
         for view, parameter, span in self._views:
             if parameter.grad is not None:
-                view.grad = parameter.grad[span].flatten(1)
+                view.grad = as_matrix(parameter.grad[span], parameter)
         self._muon.step()
         self._adam.step()
 

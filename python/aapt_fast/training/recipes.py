@@ -148,7 +148,7 @@ COMPANY = dataclasses.replace(
     held_out=(HELD_OUT_SETS["company"],),
     start="mini-person",
     pretrain=None,
-    codec=CodecConfig(steps=1200, learning_rate=1e-3, gan_from=0.6),
+    codec=CodecConfig(steps=1200, matrix_rate=0.01, rate=1e-3, gan_from=0.6),
     diffusion=DiffusionConfig(model=MINI_PERSON, steps=2000, recycled_noise=0.15, matrix_rate=0.01, rate=7e-4),
     consistency=ConsistencyConfig(model=MINI_PERSON, steps=240, recycled_noise=0.15),
     # the truth is one of many here, so the adversarial loss leads and the reconstruction only keeps hold
@@ -166,13 +166,7 @@ COMPANY = dataclasses.replace(
 
 # Videos of 192 x 192 pixels. The recipe of the rooms trains one codec, 16 pixels per latent cell, for both worlds.
 LARGE = 192
-LARGE_CODEC = CodecConfig(
-    model=LARGE_VAE,
-    steps=2600,
-    batch=6,
-    crop=128,
-    evaluate_every=400,
-)
+LARGE_CODEC = CodecConfig(model=LARGE_VAE, steps=4000, batch=4, crop=96, evaluate_every=500)
 LARGE_PERSON = ClipSetConfig("person-large", STRANGERS, clips=480, frames=33, size=LARGE, seed=1)
 HELD_OUT_LARGE_PERSON = dataclasses.replace(LARGE_PERSON, name="held-out-large-person", clips=6, seed=3)
 HELD_OUT_ROOMS = ClipSetConfig("held-out-rooms", RoomsWorld(), clips=6, frames=33, size=LARGE, seed=23)

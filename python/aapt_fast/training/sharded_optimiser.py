@@ -8,6 +8,7 @@ back. So n ranks share the matrices of one shape, and each rank sends and gets 2
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aapt_fast.training.muon import Float32Muon, orthogonal
-from aapt_fast.training.optimiser import matrices_in
+from aapt_fast.training.optimiser import NOTHING_SLOW, adam_groups, matrices_in
 from aapt_fast.training.place import Place, own_part
 
 
@@ -41,7 +42,14 @@ class ShardedMatrixOptimiser:
     """
 
     def __init__(
-        self, model: nn.Module, place: Place, *, matrix_rate: float, rate: float, weight_decay: float = 0.01
+        self,
+        model: nn.Module,
+        place: Place,
+        *,
+        matrix_rate: float,
+        rate: float,
+        weight_decay: float = 0.01,
+        slow: Mapping[str, float] = NOTHING_SLOW,
     ) -> None:
         self._place, self._rest = place, list[nn.Parameter]()
         self._matrices: list[CutMatrices] = []
@@ -52,7 +60,8 @@ class ShardedMatrixOptimiser:
             else:
                 self._rest.append(parameter)
         self._muon = Float32Muon([each.own for each in self._matrices], lr=matrix_rate, weight_decay=weight_decay)
-        self._adam = torch.optim.AdamW(self._rest, lr=rate, betas=(0.9, 0.95), weight_decay=weight_decay, fused=True)
+        groups = adam_groups(model, self._rest, rate, slow)
+        self._adam = torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.95), weight_decay=weight_decay, fused=True)
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from aapt_fast.progress import say
 from aapt_fast.training.ema import WeightAverage
-from aapt_fast.training.optimiser import MatrixOptimiser, Optimiser, Stateful, descend
+from aapt_fast.training.optimiser import NOTHING_SLOW, MatrixOptimiser, Optimiser, Stateful, descend
 from aapt_fast.training.place import UNSHARED, Share
 from aapt_fast.training.run import TrainingRun, Watch
 from aapt_fast.training.schedule import warm_cosine
@@ -31,6 +31,7 @@ class Trainer:
             the end.
         watch: of the run.
         optimiser: of the model's parameters, with its full learning rates; None: a `MatrixOptimiser`.
+        slow: of that, see there.
         more: other parts of the run's checkpoints, by name.
         average_decay: of the average.
         share: of this rank. The place has put `model` and those of `more` already.
@@ -47,12 +48,15 @@ class Trainer:
         more: Mapping[str, Stateful] | None = None,
         average_decay: float = 0.995,
         share: Share = UNSHARED,
+        slow: Mapping[str, float] = NOTHING_SLOW,
     ) -> None:
         place = share.place
         if optimiser is None:
             rates = {name: getattr(config, name) for name in ("matrix_rate", "rate", "weight_decay")}
-            cut = place.mesh is not None
-            optimiser = ShardedMatrixOptimiser(model, place, **rates) if cut else MatrixOptimiser(model, **rates)
+            if place.mesh is None:
+                optimiser = MatrixOptimiser(model, slow=slow, **rates)
+            else:
+                optimiser = ShardedMatrixOptimiser(model, place, slow=slow, **rates)
         self._config, self._model, self._optimiser, self._evaluate = config, model, optimiser, evaluate
         self._place = place
         self._rates = [group["lr"] for group in optimiser.param_groups]

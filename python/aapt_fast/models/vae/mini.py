@@ -48,6 +48,8 @@ class MiniVAEConfig:
     encoder_blocks: tuple[int, ...] = (1, 1, 2)
     decoder_widths: tuple[int, ...] = (48, 112, 192)
     decoder_blocks: tuple[int, ...] = (2, 2, 2)
+    sees_linear: bool = False
+    """True if the convolutions of the decoder see the linear decoding, which they correct: so they learn faster."""
 
     def __post_init__(self) -> None:
         levels = len(self.decoder_widths)
@@ -74,7 +76,7 @@ class MiniVAEConfig:
         return cls(**fields)
 
 
-LARGE = MiniVAEConfig(48, (32, 64, 112, 128), (1, 1, 1, 1), (32, 96, 160, 160), (2, 2, 2, 1))
+LARGE = MiniVAEConfig(48, (32, 64, 112, 128), (1, 1, 1, 1), (32, 96, 160, 160), (2, 2, 2, 1), sees_linear=True)
 """The codec of 16 pixels per latent cell."""
 
 
@@ -156,30 +158,39 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """Latents [B, z, n, h, w] -> correction of the linear decoding [B, 3, 4 n, s h, s w], s pixels per latent cell.
 
-    Time doubles on the way to the levels half and full.
+    Time doubles on the way to the levels half and full. These two may see the linear decoding, folded to their size.
     """
 
     def __init__(self, config: MiniVAEConfig) -> None:
         super().__init__()
-        widths, self.levels = config.decoder_widths, config.levels[::-1]
+        widths, self.levels, self.sees_linear = config.decoder_widths, config.levels[::-1], config.sees_linear
         self.conv_in = convolution(config.latent_channels, widths[-1], taps=2, kernel=3, narrow=True)
         below = 0
         for level, width, count in zip(self.levels, widths[::-1], config.decoder_blocks[::-1], strict=True):
             if below:
                 grown = (8 if level in LEVELS[:2] else 4) * width
                 self.add_module(f"up_{level}", convolution(below, grown, taps=1, kernel=1))
+            if config.sees_linear and level in LEVELS[:2]:
+                folded = RGB * 4 if level == LEVELS[0] else RGB * 16 * 2
+                self.add_module(f"see_{level}", convolution(folded, width, taps=1, kernel=3))
             taps = 1 if level == LEVELS[0] else 2
             self.add_module(f"blocks_{level}", Chain(ResidualBlock(width, taps=taps) for _ in range(count)))
             below = width
         self.norm_out = ChannelNorm(widths[0])
         self.conv_out = convolution(widths[0], RGB * 4, taps=1, kernel=3, init_std=0.0)
 
-    def forward(self, latents: Tensor, cache: FeatureCache | None) -> Tensor:
-        """Latents [B, z, n, h, w] -> [B, 3, 4 n, s h, s w]; `cache` carries a stream on."""
+    def forward(self, latents: Tensor, linear: Tensor, cache: FeatureCache | None) -> Tensor:
+        """Latents [B, z, n, h, w], decoded linearly [B, 3, 4 n, s h, s w] -> the same shape.
+
+        `cache` carries a stream on.
+        """
+        folded = {"full": lambda: fold_space(linear, 2), "half": lambda: fold_space(fold_time(linear, 2), 4)}
         x = self.conv_in(latents, cache)
         for level in self.levels:
             if level != self.levels[0]:
-                x = _enlarge(self.get_submodule(f"up_{level}")(x), time=2 if level in LEVELS[:2] else 1)
+                x = _enlarge(self.get_submodule(f"up_{level}")(x), time=2 if level in folded else 1)
+            if self.sees_linear and level in folded:
+                x = x + self.get_submodule(f"see_{level}")(folded[level]())
             x = self.get_submodule(f"blocks_{level}")(x, cache)
         return unfold_space(self.conv_out(F.silu(self.norm_out(x), inplace=True)), 2)
 
@@ -237,7 +248,7 @@ class MiniVAE(nn.Module):
         """Latents [B, z, n, h, w] -> unclamped video [B, 3, 4 n, s h, s w]; `cache` carries a stream on."""
         latents = latents * self.latent_std.to(latents.dtype)
         video = unfold_time(unfold_space(self.linear_decoder(latents), self.spatial_factor), TIME)
-        return video if linear_only else video + self.decoder(latents, cache)
+        return video if linear_only else video + self.decoder(latents, video, cache)
 
     def stream(self) -> DecoderStream:
         """A streaming decoder at the start of a video."""
@@ -252,7 +263,8 @@ class MiniVAE(nn.Module):
         folded = fold_space(fold_time(video, TIME), self.spatial_factor)
         blocks = folded.permute(0, 2, 3, 4, 1).reshape(-1, folded.shape[1])
         mean = blocks.mean(0)
-        covariance = (blocks - mean).T @ (blocks - mean) / len(blocks)
+        blocks = blocks - mean
+        covariance = blocks.T @ blocks / len(blocks)
         variances, directions = torch.linalg.eigh(covariance)
         basis = directions.flip(1)[:, : self.latent_channels]
         deviation = variances.flip(0)[: self.latent_channels].clamp_min(1e-12).sqrt()
