@@ -37,7 +37,7 @@ serve: $(VENV)/.installed-video,serve ## play the bundled models in the browser:
 
 PYTEST = $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile
 # Left out by `make test`, for its time: planted bugs, builds, jobs of several processes, and what serves bench/.
-REST = tests/kernels/test_planted_bugs*.py tests/test_strict_build.py tests/bench tests/distributed/test_launch.py \
+REST = tests/kernels/test_planted_bugs*.py tests/test_strict_build.py tests/bench tests/distributed/test_agreement.py tests/distributed/test_launch.py \
   tests/cli/test_generate_on_ranks.py tests/serve/test_serve_on_ranks.py tests/distributed/test_train_on_ranks.py
 # Disassembles the whole compiled module, for a minute and a half. Continuous integration does it once, in the wheel.
 DISASSEMBLED = tests/test_machine_code.py
