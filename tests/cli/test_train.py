@@ -11,7 +11,7 @@ import pytest
 from aapt_fast.cli import main, train
 from aapt_fast.progress import say
 from aapt_fast.training.place import Place
-from aapt_fast.training.recipes import ANYONE, Recipe
+from aapt_fast.training.recipes import ANYONE, PERSON, Recipe
 from aapt_fast.training.run import CHECKPOINT, Stop, TrainingRun, Watch
 
 
@@ -22,6 +22,27 @@ def test_start_replaces_what_a_recipe_goes_on_from(tmp_path: Path, monkeypatch: 
     assert main(["train", "anyone", "--out", str(tmp_path), "--stage", "codec"]) == 0
     assert begun[0][0].start == "mini-anyone" and begun[0][0].diffusion == ANYONE.diffusion
     assert begun[1][:3] == (ANYONE, tmp_path, ("codec",))
+
+
+def test_a_codec_is_taken_instead_of_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[tuple] = []
+    monkeypatch.setattr(train, "train", lambda *arguments: begun.append(arguments))
+    assert main(["train", "person", "--out", str(tmp_path), "--codec", "mini-anyone"]) == 0
+    assert (begun[0][0].codec, begun[0][0].vae, begun[0][0].diffusion) == (None, "mini-anyone", PERSON.diffusion)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "codec", "said"),
+    [
+        ("anyone", "mini-person", "--codec: expected none for a recipe that takes that of its start, got mini-person"),
+        ("person", "no-such-file", "--codec: expected a bundled model (mini-anyone"),
+    ],
+)
+def test_codecs_that_cannot_be_taken_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], recipe: str, codec: str, said: str
+) -> None:
+    assert main(["train", recipe, "--out", str(tmp_path / "run"), "--codec", codec]) == 2
+    assert said in capsys.readouterr().err
 
 
 def test_a_recipe_that_begins_from_nothing_takes_no_start(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

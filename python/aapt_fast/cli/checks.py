@@ -37,11 +37,12 @@ from aapt_fast.errors import require, require_seed
 from aapt_fast.limits import require_empty_folder, require_file_target, require_folder
 from aapt_fast.media.video_target import check_video_target, require_room
 from aapt_fast.models.evaluations import MOST_EVALUATIONS
-from aapt_fast.models.files.bundled import PRESETS, bundled_models
+from aapt_fast.models.files.bundled import PRESETS, bundled_models, bundled_vaes
 from aapt_fast.models.files.find import model_path, own_model_path, require_path, weight_file
 from aapt_fast.models.files.gallery import Gallery, read_gallery
 from aapt_fast.models.files.outline import Outline, read_outline
-from aapt_fast.models.files.recognise import CONVERTED, PIPELINE, PRESET, recognise, refusal
+from aapt_fast.models.files.recognise import CONVERTED, PIPELINE, PRESET, VAE, recognise, refusal
+from aapt_fast.models.files.recognise import OWN as OWN_MODEL
 from aapt_fast.training.own_folder import TRIAL, require_own_folder, require_report_folder, require_same_note
 
 if TYPE_CHECKING:
@@ -162,6 +163,13 @@ def _check_train(arguments: argparse.Namespace) -> None:
         starts = arguments.recipe in STARTED_RECIPES
         require(starts, "--start", "none for a recipe that begins from nothing", arguments.start)
         require_model(arguments.start, "--start")
+    if arguments.codec is not None:
+        starts = arguments.recipe in STARTED_RECIPES
+        require(not starts, "--codec", "none for a recipe that takes that of its start", arguments.codec)
+        if arguments.codec not in bundled_vaes():
+            file = model_path(arguments.codec, "--codec")
+            if recognise(file).kind not in (OWN_MODEL, VAE):
+                raise refusal(file, "a codec of this package, or a model with one")
     require_folder("--out", arguments.out)
     require_own_folder("--out", arguments.out)
     name = MODEL_NAMES.get(arguments.recipe, OWN) + (TRIAL if arguments.trial else "")

@@ -177,6 +177,11 @@ def add_train(parser: argparse.ArgumentParser) -> None:
         help="model that anyone and company start from: a bundled one or a file (default: mini-person)",
     )
     parser.add_argument(
+        "--codec",
+        metavar="VAE",
+        help="take this codec instead of training one: mini-vae, a model, or codec/vae.safetensors of another folder",
+    )
+    parser.add_argument(
         "--stage", choices=STAGES, action="append", help="only this stage, repeatable (default: all but reconstruction)"
     )
     parser.add_argument(

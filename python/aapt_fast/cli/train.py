@@ -26,6 +26,8 @@ def run(arguments: argparse.Namespace) -> None:
     recipe = own_recipe(arguments.data, arguments.skip_faults) if own else RECIPES[arguments.recipe]
     if arguments.start is not None:
         recipe = dataclasses.replace(recipe, start=arguments.start)
+    if arguments.codec is not None:
+        recipe = dataclasses.replace(recipe, codec=None, vae=arguments.codec)
     if arguments.trial:
         recipe = trial_of(recipe)
     device = usable_device(arguments.device)

@@ -69,7 +69,7 @@ def _progress(recipe: Recipe, out: Path, stage: str) -> tuple[str, float]:
         words = " and ".join(f"{each.there} of {each.count} of {each.name}" for each in rows)
         return f"{words} are rendered", 1 - sum(each.there for each in rows) / sum(each.count for each in rows)
     if config is None:
-        instead = {"codec": f"taken from {recipe.start}", "pretrain": "not part of this recipe"}
+        instead = {"codec": f"taken from {recipe.vae or recipe.start}", "pretrain": "not part of this recipe"}
         return instead.get(stage, "made anew"), float(stage in WITHOUT_CLIPS)
     steps = steps_on_disk(out / stage)
     return f"{steps} of {config.steps} steps are done", max(0.0, 1 - steps / max(1, config.steps))

@@ -25,11 +25,14 @@ def note_recipe(recipe: Recipe, out: Path) -> None:
 def require_same_recipe(recipe: Recipe, out: Path, start: MiniVAE | None) -> None:
     """Raise ValueError, before anything is written, if the folder `out` belongs to another recipe or holds other files.
 
-    `start` is the codec of the recipe's start, None without one. A folder of an older version, which has stages but no
+    `start` is the codec that the recipe gives, None without one. A folder of an older version, which has stages but no
     recipe.json, is taken unless the settings of a stage or the origin of the codec contradict the recipe.
     """
     require_same_note("out", out, recipe.name, recipe.start)
     if (out / NOTE).exists():
+        if recipe.vae is not None and (path := result_path(out, "codec")).exists():
+            same = start is not None and _holds(path, start)
+            require(same, "out", f"a new folder, or one with the codec of {recipe.vae}", f"{out} with another codec")
         return
     require_own_folder("out", out)
     for stage in STAGES:

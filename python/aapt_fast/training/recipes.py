@@ -41,13 +41,14 @@ class Recipe:
     held_out_gallery: ClipSetConfig
     first_frames: ClipSetConfig  # the gallery that comes with the model
     held_out: tuple[ClipSetConfig, ...]  # for the final evaluations; the first is the gallery's
-    codec: CodecConfig | None  # None: the codec of `start` as it is
+    codec: CodecConfig | None  # None: the codec of `vae`, else that of `start`, as it is
     pretrain: PretrainConfig | None  # None: stage 1 begins from `start`
     diffusion: DiffusionConfig
     consistency: ConsistencyConfig
     adversarial: AdversarialConfig
     also_coded: tuple[tuple[ClipSetConfig, ClipSetConfig], ...] = ()  # only for the codec: to train and to evaluate it
     start: str | None = None  # a bundled model or a file, whose weights the codec and stage 1 start from
+    vae: str | None = None  # a bundled codec, a model or a file with one
     minutes: Mapping[str, float] = field(default_factory=dict)  # by stage and "render", of the run that was `measured`
     measured: str = ""
 
@@ -68,7 +69,10 @@ class Recipe:
 
     def __post_init__(self) -> None:
         nothing = self.start is None
-        require(not (nothing and self.codec is None), "start", "a model, as the recipe trains no codec", None)
+        without = self.codec is None and self.vae is None
+        require(not (nothing and without), "start", "a model, as the recipe trains no codec", None)
+        require(self.codec is None or self.vae is None, "codec", f"None, as it is that of {self.vae}", "settings")
+        require(nothing or self.vae is None, "vae", f"None, as the codec is that of {self.start}", self.vae)
         require(nothing or self.pretrain is None, "pretrain", f"None, as stage 1 begins from {self.start}", "settings")
 
 

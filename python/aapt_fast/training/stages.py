@@ -31,8 +31,10 @@ from aapt_fast.atomic import replacing
 from aapt_fast.errors import require, require_type
 from aapt_fast.models.aapt.convert import bidirectional, to_autoregressive
 from aapt_fast.models.aapt.generator import Generator
+from aapt_fast.models.files.load_vae import load_vae
+from aapt_fast.models.files.model_file import write_vae
 from aapt_fast.models.stream_model import StreamModel
-from aapt_fast.models.vae.mini import MiniVAE
+from aapt_fast.models.vae.mini import MiniVAE, MiniVAEConfig
 from aapt_fast.progress import progress, say
 from aapt_fast.training.adversarial import train_adversarial
 from aapt_fast.training.clips import LatentClips
@@ -148,10 +150,19 @@ class RecipeRun:
             require_type("start", start.vae, MiniVAE)
             assert isinstance(start.generator, Generator) and isinstance(start.vae, MiniVAE)
             self._start = (start.generator, start.vae)
+        self._given_codec = self._start[1] if self._start else None
+        if recipe.vae is not None:
+            vae = load_vae(recipe.vae, dtype=torch.float32)
+            require_type("vae", vae, MiniVAE)
+            assert isinstance(vae, MiniVAE)
+            self._given_codec = vae
+        model, width = recipe.diffusion.model, self._codec_config.latent_channels
+        expected = f"a codec of {model.latent_channels} channels, those of the generator"
+        require(width == model.latent_channels, "codec", expected, width)
 
     def require_own_folder(self) -> None:
         """Raise ValueError if the folder belongs to another recipe."""
-        require_same_recipe(self._recipe, self._out, self._start[1] if self._start else None)
+        require_same_recipe(self._recipe, self._out, self._given_codec)
 
     def require_predecessors(self, stages: Sequence[str]) -> None:
         """Raise ValueError if one of `stages` needs another that has not finished and is not among them.
@@ -187,11 +198,13 @@ class RecipeRun:
             if self._place.is_first:
                 (self._out / stage).mkdir(parents=True, exist_ok=True)
                 save_finite(result_path(self._out, stage), weights)
+                if stage == "codec":
+                    write_vae(self._out / stage / "vae.safetensors", self._codec(), self._recipe.name, "float16")
         self._place.wait()
 
     def _train_codec(self, stage: str, folder: Path, watch: Watch) -> MiniVAE:
-        """Stage 0: the VAE, on all sets of the codec; or that of the recipe's `start`, as it is."""
-        recipe, vae = self._recipe, self._start[1] if self._start else None
+        """Stage 0: the VAE, on all sets of the codec; or the one that the recipe gives, as it is."""
+        recipe, vae = self._recipe, self._given_codec
         if recipe.codec is not None:
             sets, own = self._clip_sets(recipe.codec_sets), recipe.held_out_strangers or recipe.held_out_gallery
             held_out = {"": held_out_clips(own)[0]}
@@ -301,9 +314,14 @@ class RecipeRun:
 
     def _codec(self) -> MiniVAE:
         """The finished codec, frozen."""
-        config = self._recipe.codec.model if self._recipe.codec else self._start and self._start[1].config
-        assert config  # as Recipe checks
-        return self._load(MiniVAE(config), "codec")
+        return self._load(MiniVAE(self._codec_config), "codec")
+
+    @property
+    def _codec_config(self) -> MiniVAEConfig:
+        if self._recipe.codec is not None:
+            return self._recipe.codec.model
+        assert self._given_codec is not None  # as Recipe checks
+        return self._given_codec.config
 
     def _generator(self, stage: str) -> Generator:
         """The generator of a finished stage, frozen."""

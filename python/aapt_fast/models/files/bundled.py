@@ -20,6 +20,12 @@ def bundled_models() -> dict[str, Path]:
     return {name: file for name, file in files.items() if file.is_file()}
 
 
+def bundled_vaes() -> dict[str, Path]:
+    """The files that hold a VAE, by name: those of the bundled models, and `vae.safetensors` of VAEs alone."""
+    alone = {entry.name: entry / "vae.safetensors" for entry in sorted(assets().iterdir())}
+    return bundled_models() | {name: file for name, file in alone.items() if file.is_file()}
+
+
 def list_models() -> dict[str, str]:
     """Names that `StreamModel.from_pretrained` takes without a file -> one sentence about each, from its model card."""
     return {name: _first_sentence(file.with_name("CARD.md")) for name, file in bundled_models().items()}

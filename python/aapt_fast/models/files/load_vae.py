@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from aapt_fast.errors import CheckpointError, require
-from aapt_fast.models.files.bundled import bundled_models
+from aapt_fast.models.files.bundled import bundled_vaes
 from aapt_fast.models.files.find import weight_file
 from aapt_fast.models.files.model_file import is_own_file, load_own_vae
 from aapt_fast.models.files.named_weights import NamedWeights, read_part
@@ -58,7 +58,8 @@ def load_vae(
     Args:
         path: a diffusers folder (`AutoencoderKLWan`, in shards or not, or a pipeline with a `vae` folder); an original
             file (`Wan2.1_VAE.pth`, `Wan2.2_VAE.pth`, SeedVR's `ema_vae.pth`, the same tensors as safetensors) or a
-            folder with one; a file of `save_pretrained` or the name of a bundled model; an all-in-one checkpoint.
+            folder with one; a file of `save_pretrained`, or one that training leaves in its folder `codec`; the name of
+            a bundled model or VAE; an all-in-one checkpoint.
         device: where the weights go.
         dtype: of the weights and the computation, or torch's name of it. None is that of the file; but float16 becomes
             float32 on the CPU, and so does a dtype that torch does not compute in.
@@ -81,7 +82,7 @@ def load_vae(
     """
     device, dtype = checked_placement(path, device, dtype)
     _check_config(config, WAN_ENTRIES | ENTRIES)
-    file = bundled_models().get(str(path)) or vae_file(Path(path))
+    file = bundled_vaes().get(str(path)) or vae_file(Path(path))
     if is_own_file(file):
         require(config is None, "config", "none: the file holds its configuration", config)
         return load_own_vae(file, device=device, dtype=dtype)
@@ -122,7 +123,7 @@ def meta_vae(config: WanVAEConfig | AAPTVAEConfig) -> WanVAE | AAPTVAE:
 
 def vae_file(path: Path) -> Path:
     """The file with the VAE's weights: of a folder the one that is a VAE's. Raises CheckpointError if none is."""
-    expected = f"a file, a folder or a bundled model ({', '.join(bundled_models())}) with a VAE"
+    expected = f"a file, a folder or a bundled model ({', '.join(bundled_vaes())}) with a VAE"
     if not os.path.isdir(path):
         return weight_file(path, expected)
     if (path / "vae").is_dir():

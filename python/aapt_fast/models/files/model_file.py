@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -33,7 +33,7 @@ from aapt_fast.models.files.read import (
     read_metadata,
     require_finite,
 )
-from aapt_fast.models.files.recognise import EMPTY, OWN, recognise, recognise_tensors
+from aapt_fast.models.files.recognise import EMPTY, OWN, VAE, recognise, recognise_tensors
 from aapt_fast.models.files.trainable import outside_inference_mode
 from aapt_fast.models.files.write import write_safetensors
 from aapt_fast.models.vae.mini import MiniVAE, MiniVAEConfig
@@ -54,15 +54,26 @@ def write_model(path: str | Path, generator: nn.Module, vae: nn.Module, name: st
     this package, OSError for a path in a folder that cannot be written to, CheckpointError for a weight that is not
     finite, or not in `dtype`.
     """
+    require_type("model.generator", generator, Generator)
+    require_type("model.vae", vae, MiniVAE)
+    _write_parts(path, {"generator": generator, "vae": vae}, name, dtype)
+
+
+def write_vae(path: str | Path, vae: MiniVAE, name: str, dtype: torch.dtype | str) -> None:
+    """Write a VAE alone, for `load_vae`. Raises as `write_model` does."""
+    require_type("vae", vae, MiniVAE)
+    _write_parts(path, {"vae": vae}, name, dtype)
+
+
+def _write_parts(
+    path: str | Path, parts: Mapping[str, Generator | MiniVAE], name: str, dtype: torch.dtype | str
+) -> None:
     require_path("path", path)
     path = Path(path)
     require_file_target("path", path)
     require(path.suffix == ENDING, "path", f"a name that ends in {ENDING}", path)
     _require_replaceable(path)
     dtype = require_usable_dtype(dtype, WAN_DTYPES)
-    require_type("model.generator", generator, Generator)
-    require_type("model.vae", vae, MiniVAE)
-    parts = {"generator": generator, "vae": vae}
     tensors = {
         f"{part}.{key}": value.detach().to("cpu", dtype).contiguous()
         for part, module in parts.items()
@@ -80,6 +91,8 @@ def _require_replaceable(path: Path) -> None:
     """Raise ValueError if a file that `write_model` would replace is something else than a model of this package."""
     if path.exists():
         found = recognise(path)
+        if found.kind == VAE and is_own_file(path):
+            return
         expected = "a new file, or a model of this package to replace"
         require(
             found.kind in (OWN, EMPTY), "path", expected, f"{path}: {found.what}; delete it first, or take another name"
@@ -112,7 +125,7 @@ def read_configs(path: str | Path) -> tuple[GeneratorConfig, MiniVAEConfig]:
 
 
 def load_own_vae(path: str | Path, *, device: torch.device | str, dtype: torch.dtype | None) -> MiniVAE:
-    """The VAE of a model that `read_model` reads, without its generator; `dtype` None as in `computing_dtype`.
+    """The VAE of a file of `write_model` or `write_vae`, or of a bundled model; `dtype` None as in `computing_dtype`.
 
     Weights in float64, in which it does not compute, become float32. Raises as `read_model` does.
     """
