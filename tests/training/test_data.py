@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 import torch
 
+from aapt_fast.testing.chance import ChanceWorld
 from aapt_fast.testing.compare import assert_near
 from aapt_fast.training import data
 from aapt_fast.training.data import ClipSetConfig, clip_rows, futures, make_clip, render_clips, to_float
-from aapt_fast.worlds.person.company.company import Company
 from aapt_fast.worlds.person.players import FADE
 from aapt_fast.worlds.person.skeleton import pose_points
 from aapt_fast.worlds.person.world import PersonWorld
@@ -219,12 +219,12 @@ def test_impossible_worlds_are_refused():
         PersonWorld(identities=-1)
 
 
-IN_COMPANY = ClipSetConfig("company", PersonWorld(company=Company()), clips=3, frames=13, size=32, seed=7)
+CHANCE = ClipSetConfig("chance", ChanceWorld(), clips=3, frames=13, size=32, seed=7)
 
 
 def test_futures_begin_alike_and_part():
-    clip = make_clip(IN_COMPANY, 1).video
-    several = futures(IN_COMPANY, 1, 3)
+    clip = make_clip(CHANCE, 1).video
+    several = futures(CHANCE, 1, 3)
     assert several.shape == (3, 13, 32, 32, 3) and torch.equal(several[0], clip)
     for other in several[1:]:
         assert torch.equal(other[0], clip[0])
@@ -232,26 +232,22 @@ def test_futures_begin_alike_and_part():
     assert min((later[a] - later[b]).abs().max() for a, b in ((0, 1), (1, 2), (0, 2))) > 20
 
 
-def test_company_changes_the_video_and_never_the_points():
-    plain = dataclasses.replace(IN_COMPANY, world=ALONE)
-    clip, plain_clip = make_clip(IN_COMPANY, 0), make_clip(plain, 0)
-    assert torch.equal(clip.controls, plain_clip.controls)
-    assert (clip.video.int() - plain_clip.video.int()).abs().max() > 50
+def test_a_world_without_chance_has_one_future():
     with pytest.raises(ValueError, match=r"config\.world: expected one in which chance has a part, got PersonWorld"):
-        futures(plain, 0, 2)
+        futures(CONFIG, 0, 2)
 
 
-@pytest.mark.parametrize("other", [None, Company(ball=False)], ids=["alone", "without the ball"])
-def test_sets_in_company_are_kept_apart_from_others(tmp_path, threads, monkeypatch, other):
-    clip_set = render_clips(tmp_path, IN_COMPANY)
-    assert torch.equal(torch.from_numpy(np.array(clip_set.video[2])), make_clip(IN_COMPANY, 2).video)
+@pytest.mark.parametrize("other", [ChanceWorld(step=2), ALONE], ids=["other pictures", "another world"])
+def test_sets_of_other_worlds_are_kept_apart(tmp_path, threads, monkeypatch, other):
+    clip_set = render_clips(tmp_path, CHANCE)
+    assert torch.equal(torch.from_numpy(np.array(clip_set.video[2])), make_clip(CHANCE, 2).video)
     monkeypatch.setattr(data, "_render_all", lambda *_: pytest.fail("rendered again"))
-    render_clips(tmp_path, IN_COMPANY)
+    render_clips(tmp_path, CHANCE)
     with pytest.raises(pytest.fail.Exception, match="rendered again"):
-        render_clips(tmp_path, dataclasses.replace(IN_COMPANY, world=PersonWorld(company=other)))
+        render_clips(tmp_path, dataclasses.replace(CHANCE, world=other))
 
 
-def test_a_set_rendered_before_there_was_company_is_still_good(tmp_path, threads):
+def test_a_set_of_persons_without_fades_has_the_card_of_old_ones(tmp_path, threads):
     render_clips(tmp_path, CONFIG)
     card = dict(name="tiny", clips=3, frames=5, size=16, identities=0, seed=7)
     assert json.loads((tmp_path / "tiny.json").read_text()) == card

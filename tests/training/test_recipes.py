@@ -35,6 +35,7 @@ from aapt_fast.training import (
     stages,
 )
 from aapt_fast.training.adversarial import AdversarialConfig
+from aapt_fast.training.camera_network import CameraNetworkConfig
 from aapt_fast.training.codec import CodecConfig
 from aapt_fast.training.consistency import ConsistencyConfig
 from aapt_fast.training.data import ClipSetConfig, make_clip, render_clips
@@ -48,8 +49,6 @@ from aapt_fast.training.run import CHECKPOINT, UNWATCHED
 from aapt_fast.training.step_latency import step_latency
 from aapt_fast.training.trial import STEPS, trial_of
 from aapt_fast.worlds.person.world import PersonWorld
-from aapt_fast.worlds.rooms.world import RoomsWorld
-from aapt_fast.worlds.world import clip_seed
 
 CLIPS = {"strangers": 2, "gallery": 4, "held_out_strangers": 2, "held_out_gallery": 2, "first_frames": 2}
 
@@ -58,8 +57,10 @@ CLIPS = {"strangers": 2, "gallery": 4, "held_out_strangers": 2, "held_out_galler
 def small_and_quick() -> Iterator[None]:
     """Renders in threads, with a tiny pose network, few evaluations, timed steps and futures, and no plots."""
     pose = functools.partial(PoseNetworkConfig, widths=(4, 4, 4), clips=2, held_out=1, frames=2, steps=2, batch=2)
+    camera = functools.partial(CameraNetworkConfig, widths=(4,) * 3, clips=2, held_out=1, pairs=2, steps=2, batch=2)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(recipes, "PoseNetworkConfig", pose)
+        patch.setattr(recipes, "CameraNetworkConfig", camera)
         patch.setattr(data, "ProcessPoolExecutor", lambda workers, *_, **__: ThreadPoolExecutor(workers))
         for name, number in {"FUTURES": 2, "SAMPLES": 2, "FRAMES": 8}.items():
             patch.setattr(several_futures, name, number)
@@ -76,31 +77,37 @@ def quick() -> Iterator[None]:
 
 
 def tiny(recipe: Recipe) -> Recipe:
-    """Everything of a recipe, smaller."""
+    """Everything of a recipe, smaller; with four levels of the codec where the recipe has them."""
+    levels = len(recipe.codec.model.decoder_widths) if recipe.codec else 3
+    size = 4 * 2**levels
     smaller = {
-        name: dataclasses.replace(config, clips=clips, frames=min(config.frames, 17), size=32)
+        name: dataclasses.replace(config, clips=clips, frames=min(config.frames, 17), size=size)
         for name, clips in CLIPS.items()
         for config in [getattr(recipe, name)]
     }
-    held_out = tuple(dataclasses.replace(config, clips=1, frames=17, size=32) for config in recipe.held_out)
-    vae = MiniVAEConfig(encoder_widths=(4, 4, 4), decoder_widths=(4, 4, 4))
+    held_out = tuple(dataclasses.replace(config, clips=1, frames=17, size=size) for config in recipe.held_out)
+    shorter = functools.partial(dataclasses.replace, frames=9, size=size)
+    also_coded = tuple((shorter(each, clips=2), shorter(other, clips=1)) for each, other in recipe.also_coded)
+    vae = MiniVAEConfig(16, *[(each,) * levels for each in (4, 1, 4, 1)])
+    model = dataclasses.replace(NANO, control=recipe.diffusion.model.control)
     short = {"steps": 3, "batch": 2, "evaluate_every": 3}
     return dataclasses.replace(
         recipe,
         **smaller,
         held_out=held_out,
+        also_coded=also_coded,
         start=None,
         codec=CodecConfig(model=vae, steps=3, batch=1, crop=32, evaluate_every=3, compile=False),
-        pretrain=PretrainConfig(bidirectional(NANO), clip_frames=5, **short) if recipe.pretrain else None,
-        diffusion=DiffusionConfig(NANO, clip_frames=4, compile=False, **short),
-        consistency=ConsistencyConfig(NANO, clip_frames=4, **short),
+        pretrain=PretrainConfig(bidirectional(model), clip_frames=5, **short) if recipe.pretrain else None,
+        diffusion=DiffusionConfig(model, clip_frames=4, compile=False, **short),
+        consistency=ConsistencyConfig(model, clip_frames=4, **short),
         adversarial=AdversarialConfig(
-            NANO, segment_frames=2, segments=2, adversarial=0.1, discriminator_alone=1, **short
+            model, segment_frames=2, segments=2, adversarial=0.1, discriminator_alone=1, **short
         ),
     )
 
 
-TAKEN = {"person": stages.STAGES, "company": stages.MAIN_STAGES}
+TAKEN = {"person": stages.STAGES, "rooms": stages.MAIN_STAGES}
 """Stages of the two runs below; the baseline `reconstruction` knows nothing of the world."""
 
 
@@ -117,8 +124,8 @@ def person_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def company_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return finish("company", tmp_path_factory.mktemp("company"))
+def rooms_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return finish("rooms", tmp_path_factory.mktemp("rooms"))
 
 
 @pytest.fixture
@@ -127,7 +134,7 @@ def person(person_run: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(person_run, tmp_path / "person"))
 
 
-@pytest.mark.parametrize("name", ["person", "company"])
+@pytest.mark.parametrize("name", ["person", "rooms"])
 def test_from_an_empty_folder_to_a_session(name: str, request: pytest.FixtureRequest) -> None:
     recipe, folder = tiny(recipes.RECIPES[name]), request.getfixturevalue(f"{name}_run")
     trained = [stage for stage in TAKEN[name] if stage in ("codec", "reconstruction", *stages.GENERATOR_STAGES)]
@@ -142,14 +149,13 @@ def test_from_an_empty_folder_to_a_session(name: str, request: pytest.FixtureReq
     assert {"psnr_12", "sharpness", "strangers_psnr_12", "dynamic_degree", "gap"} <= set(watched)
     file = folder / recipe.name / "model.safetensors"
     model, gallery = aapt_fast.StreamModel.from_pretrained(file), aapt_fast.load_gallery(file)
-    assert len(gallery) == 2 and len(gallery[0].pose) == 17 and model.world.name == "person"
-    alone = not recipe.first_frames.world.has_chance
-    assert gallery[1].scene == (recipe.first_frames.scene(1) if alone else None)
+    assert len(gallery) == 2 and len(gallery[0].pose) == (17 if name == "person" else 6) and model.world.name == name
+    assert gallery[1].scene == recipe.first_frames.scene(1)
     assert (gallery[1].image == make_clip(recipe.first_frames, 1).video[0].numpy()).all()
     last = torch.load(folder / "adversarial" / "generator.pt", weights_only=True)
     assert_near(model.generator.unpatch.weight, last["unpatch.weight"].half().float(), 1e-6)
     with aapt_fast.StreamSession(model, gallery[0].image) as session:
-        assert session.step(make_clip(recipe.gallery, 0).controls[:4]).shape == (4, 32, 32, 3)
+        assert session.step(make_clip(recipe.gallery, 0).controls[:4]).shape == (4, *model.video_size, 3)
 
 
 def test_a_trial_is_evaluated_without_a_pose_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,27 +210,6 @@ def test_stages_in_the_wrong_order_say_what_is_missing_and_leave_nothing(tmp_pat
     with pytest.raises(ValueError, match=r"stage: expected codec \| pretrain \| diffusion \| .*, got sing"):
         stages.train(PERSON, tmp_path, ("sing",))
     assert list(tmp_path.iterdir()) == []
-
-
-def known_scenes(world: PersonWorld | RoomsWorld) -> int:
-    """The number of scenes that clips of `world` share; 0 where each has its own."""
-    return world.houses if isinstance(world, RoomsWorld) else world.identities
-
-
-@pytest.mark.parametrize("recipe", recipes.RECIPES.values(), ids=recipes.RECIPES)
-def test_held_out_motions_are_held_out_and_persons_are_known(recipe: Recipe) -> None:
-    trained = {clip_seed(each.seed, clip) for each in (recipe.strangers, recipe.gallery) for clip in range(each.clips)}
-    held_out = (recipe.held_out_strangers, recipe.held_out_gallery, recipe.first_frames, *recipe.held_out)
-    assert not trained & {clip_seed(each.seed, clip) for each in held_out for clip in range(each.clips)}
-    seen = {each.scene(clip) for each in (recipe.strangers, recipe.gallery) for clip in range(each.clips)}
-    unseen = [each for each in held_out if known_scenes(each.world) == 0]
-    assert unseen and not seen & {each.scene(clip) for each in unseen for clip in range(each.clips)}
-    known = {recipe.gallery.scene(clip) for clip in range(recipe.gallery.clips)}
-    assert known == set(range(known_scenes(recipe.gallery.world)))
-    assert known >= {each.scene(clip) for each in held_out if known_scenes(each.world) for clip in range(each.clips)}
-    sets = [*(getattr(recipe, name) for name in CLIPS), *recipe.held_out]
-    assert len({each.name for each in sets}) == len(sets) and len({each.world.name for each in sets}) == 1
-    assert len({getattr(each.world, "company", None) for each in sets}) == 1
 
 
 def test_data_and_evaluations_of_stages_are_on_the_gpu_of_the_place(person: Path, tmp_path: Path, monkeypatch) -> None:
@@ -421,8 +406,8 @@ def test_a_folder_of_another_recipe_is_refused_and_keeps_every_byte(person: Path
     ):
         stages.train(onwards, person)
     assert contents(person) == before
-    with pytest.raises(ValueError, match=r"one of recipe mini-person from nothing, got .* recipe mini-company from no"):
-        (person / "recipe.json").write_text('{"name": "mini-company", "start": null}')
+    with pytest.raises(ValueError, match=r"one of recipe mini-person from nothing, got .* recipe mini-rooms from no"):
+        (person / "recipe.json").write_text('{"name": "mini-rooms", "start": null}')
         stages.train(tiny(PERSON), person)
 
 

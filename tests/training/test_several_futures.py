@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from aapt_fast.testing.chance import ChanceWorld
 from aapt_fast.training import several_futures
 from aapt_fast.training.data import ClipSetConfig, futures, to_float
-from aapt_fast.training.recipes import HELD_OUT_SETS
 from aapt_fast.training.report import Measurements, futures_table
 from aapt_fast.training.several_futures import ANOTHER, AVERAGE, FUTURES, SAMPLES, measure_futures
 
-CONFIG: ClipSetConfig = dataclasses.replace(HELD_OUT_SETS["company"], clips=2, size=32)
+CONFIG = ClipSetConfig("chance", ChanceWorld(), clips=2, size=32)
 CLIPS = range(2)
 SHORT = dataclasses.replace(CONFIG, frames=25)
 
@@ -31,7 +31,7 @@ def table(monkeypatch: pytest.MonkeyPatch, play) -> dict[str, dict]:
     asked = []
 
     def generate(model, image, points, seeds, nfe):
-        assert model == "model" and nfe == 3 and image.shape == (2, 3, 1, 32, 32) and points.shape == (2, 25, 19, 3)
+        assert model == "model" and nfe == 3 and image.shape == (2, 3, 1, 32, 32) and points.shape == (2, 25, 1, 2, 2)
         asked.append(tuple(seeds.tolist()))
         return play(len(asked) - 1)
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The deterministic world is the yardstick of every published number: the same seeds give the same pixels, for ever.
 
-`yardstick.png` was rendered before the world could have company: rows are clips, columns every fourth video frame.
+`yardstick.png` was rendered once, long ago: rows are clips, columns every fourth video frame.
 """
 
 from __future__ import annotations

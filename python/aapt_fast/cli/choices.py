@@ -19,15 +19,15 @@ MEDLEY = "medley"
 PART_FRAMES = 48
 JOINTS = 19
 """Joints of a pose in that world."""
-RECIPES = ("person", "anyone", "company", "rooms")
+RECIPES = ("person", "anyone", "rooms")
 OWN = "own"
 """The recipe for a folder of videos, and the name of its model."""
-STARTED_RECIPES = ("anyone", "company")
+STARTED_RECIPES = ("anyone",)
 """Recipes that begin from another model."""
 DEFAULT_START = "mini-person"
-MODEL_NAMES = {"person": "mini-person", "anyone": "mini-anyone", "company": "mini-company", "rooms": "mini-rooms"}
+MODEL_NAMES = {"person": "mini-person", "anyone": "mini-anyone", "rooms": "mini-rooms"}
 """Names of the models that the recipes make."""
-HELD_OUT_SETS = ("gallery", "strangers", "company")
+HELD_OUT_SETS = ("gallery", "strangers", "rooms", "new-rooms")
 HELD_OUT_CLIPS = 16
 HELD_OUT_FRAMES = 360
 """Clips, and video frames after the first one, of the held-out set of the gallery."""

@@ -158,7 +158,8 @@ def add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "recipe",
         choices=(*RECIPES, OWN),
-        help="person: 16 persons, from nothing; anyone: any person, from --start; company: beside passers-by; own: the "
+        help="person: 16 persons, from nothing; anyone: any person, from --start; rooms: walks through "
+        "rooms, from nothing; own: the "
         "videos of --data, from nothing",
     )
     parser.add_argument(
@@ -174,7 +175,7 @@ def add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--start",
         metavar="MODEL",
-        help="model that anyone and company start from: a bundled one or a file (default: mini-person)",
+        help="model that anyone starts from: a bundled one or a file (default: mini-person)",
     )
     parser.add_argument(
         "--codec",
@@ -225,7 +226,8 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
         "--held-out",
         choices=HELD_OUT_SETS,
         default="gallery",
-        help="motions of persons that the model knows, of strangers, or of persons in company (default: %(default)s)",
+        help="motions of persons that the model knows, or of strangers; walks through rooms that it knows, or new ones "
+        "(default: %(default)s)",
     )
     parser.add_argument(
         "--nfe",

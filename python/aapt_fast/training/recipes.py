@@ -22,7 +22,6 @@ from aapt_fast.training.evaluate import ControlReader
 from aapt_fast.training.own_folder import TRIAL
 from aapt_fast.training.pose_network import PoseNetworkConfig, describe_kept, pose_reader
 from aapt_fast.training.pretrain import PretrainConfig
-from aapt_fast.worlds.person.company.company import Company
 from aapt_fast.worlds.person.world import PersonWorld
 from aapt_fast.worlds.rooms.world import RoomsWorld
 
@@ -77,7 +76,6 @@ class Recipe:
 
 
 STRANGERS, GALLERY = PersonWorld(), PersonWorld(identities=16)
-IN_COMPANY = PersonWorld(identities=64, company=Company())
 
 STRANGERS_CLIPS = ClipSetConfig("open", dataclasses.replace(STRANGERS, fade_in=0.3), clips=640, seed=1)
 GALLERY_CLIPS = ClipSetConfig("gallery", dataclasses.replace(GALLERY, fade_in=0.3), clips=960, seed=2)
@@ -85,12 +83,7 @@ HELD_OUT_STRANGERS = ClipSetConfig("held-out-strangers", STRANGERS, clips=8, see
 HELD_OUT_GALLERY = ClipSetConfig("held-out-gallery", GALLERY, clips=8, seed=5)
 FIRST_FRAMES = ClipSetConfig("first-frames", GALLERY, clips=GALLERY.identities, frames=5, seed=6)
 HELD_OUT = ClipSetConfig("held-out", GALLERY, clips=16, frames=361, seed=4)
-HELD_OUT_SETS = {
-    "gallery": HELD_OUT,
-    "strangers": ClipSetConfig("held-out-unseen", STRANGERS, clips=16, frames=121, seed=9),
-    "company": dataclasses.replace(HELD_OUT, name="company-held-out", world=IN_COMPANY),
-}
-"""Sets of `aapt-fast evaluate --held-out`."""
+HELD_OUT_UNSEEN = ClipSetConfig("held-out-unseen", STRANGERS, clips=16, frames=121, seed=9)
 
 PERSON = Recipe(
     name="mini-person",
@@ -99,7 +92,7 @@ PERSON = Recipe(
     held_out_strangers=HELD_OUT_STRANGERS,
     held_out_gallery=HELD_OUT_GALLERY,
     first_frames=FIRST_FRAMES,
-    held_out=(HELD_OUT_SETS["gallery"], HELD_OUT_SETS["strangers"]),
+    held_out=(HELD_OUT, HELD_OUT_UNSEEN),
     codec=CodecConfig(),
     pretrain=PretrainConfig(model=bidirectional(MINI_PERSON), steps=500),
     diffusion=DiffusionConfig(model=MINI_PERSON, steps=5000, recycled_noise=0.15),
@@ -131,41 +124,6 @@ ANYONE = dataclasses.replace(
     pretrain=None,
     diffusion=dataclasses.replace(PERSON.diffusion, steps=2400, matrix_rate=0.01, rate=7e-4),
     minutes=dict(render=12, diffusion=41, consistency=6, reconstruction=16, adversarial=20),
-)
-
-COMPANY_CLIPS = ClipSetConfig("company", dataclasses.replace(IN_COMPANY, fade_in=0.3), clips=640, seed=2)
-
-
-def _in_company(config: ClipSetConfig, world: PersonWorld) -> ClipSetConfig:
-    """A set of the person recipe in a world with company."""
-    return dataclasses.replace(config, name=f"company-{config.name}", world=world)
-
-
-COMPANY = dataclasses.replace(
-    PERSON,
-    name="mini-company",
-    strangers=dataclasses.replace(_in_company(STRANGERS_CLIPS, PersonWorld(company=Company(), fade_in=0.3)), clips=64),
-    gallery=COMPANY_CLIPS,
-    held_out_strangers=_in_company(HELD_OUT_STRANGERS, PersonWorld(company=Company())),
-    held_out_gallery=_in_company(HELD_OUT_GALLERY, IN_COMPANY),
-    first_frames=_in_company(FIRST_FRAMES, IN_COMPANY),
-    held_out=(HELD_OUT_SETS["company"],),
-    start="mini-person",
-    pretrain=None,
-    codec=CodecConfig(steps=1200, matrix_rate=0.01, rate=1e-3, gan_from=0.6),
-    diffusion=DiffusionConfig(model=MINI_PERSON, steps=2000, recycled_noise=0.15, matrix_rate=0.01, rate=7e-4),
-    consistency=ConsistencyConfig(model=MINI_PERSON, steps=240, recycled_noise=0.15),
-    # the truth is one of many here, so the adversarial loss leads and the reconstruction only keeps hold
-    adversarial=dataclasses.replace(
-        PERSON.adversarial,
-        steps=160,
-        discriminator_alone=40,
-        discriminator_rate=1e-3,
-        adversarial=2.0,
-        balanced=True,
-        penalty=100.0,
-    ),
-    minutes={},  # never measured as a whole
 )
 
 # Videos of 192 x 192 pixels. The recipe of the rooms trains one codec, 16 pixels per latent cell, for both worlds.
@@ -209,7 +167,10 @@ ROOMS = Recipe(
     ),
 )
 
-RECIPES = {"person": PERSON, "anyone": ANYONE, "company": COMPANY, "rooms": ROOMS}
+RECIPES = {"person": PERSON, "anyone": ANYONE, "rooms": ROOMS}
+
+HELD_OUT_SETS = dict(zip(("gallery", "strangers", "rooms", "new-rooms"), PERSON.held_out + ROOMS.held_out, strict=True))
+"""Sets of `aapt-fast evaluate --held-out`."""
 
 
 def _read_poses(size: int, folder: Path) -> ControlReader:

@@ -3,7 +3,7 @@
 
     make train-person        # from nothing to the evaluated one-step weights; resumable at any kill
     aapt-fast train anyone --out runs/anyone    # persons that it has never seen, from the bundled mini-person
-    aapt-fast train company --out runs/company  # persons in company, from the bundled mini-person
+    aapt-fast train rooms --out runs/rooms      # walks through rooms, where chance has a part
     aapt-fast train person --trial --out runs/trial  # the same stages in minutes, to see that they work
 
 The stages of AAPT start from the results that are there: stage 1 from the recipe's `start`, else from the stage
@@ -353,7 +353,7 @@ def calibrate(vae: MiniVAE, clip_sets: list[ClipSet], clips: int = 16) -> None:
     """Set `latent_std` so that the latents of the data have unit standard deviation."""
     vae.latent_std.fill_(1.0)
     sample = [clip_set.clip(i) for clip_set in clip_sets for i in range(min(clips, len(clip_set)))]
-    latents: list[Tensor] = [vae.encode(video[None].to(vae.latent_std.device)).float() for video in sample]
+    latents = [vae.encode(video[None].to(vae.latent_std.device)).float().flatten() for video in sample]
     vae.latent_std.copy_(torch.cat(latents).std())
 
 

@@ -22,7 +22,6 @@ import aapt_fast
 from aapt_fast.errors import CheckpointError
 from aapt_fast.models.aapt.generator import Generator
 from aapt_fast.models.aapt.presets import NANO
-from aapt_fast.models.files.model_file import write_vae
 from aapt_fast.models.stream_model import StreamModel
 from aapt_fast.models.vae.mini import MiniVAE, MiniVAEConfig
 from aapt_fast.models.vae.wan import WAN_2_2, WanVAE, WanVAEConfig
@@ -270,14 +269,6 @@ def test_own_files_give_their_vae(own_file: Path, bundled: bool) -> None:
     with pytest.raises(ValueError, match="out: expected 'float' or 'uint8', got 'png'"):
         stream.decode(latents[:, :, :1], out="png")
     assert aapt_fast.load_vae(source, dtype=torch.bfloat16).decode(latents).dtype == torch.bfloat16
-
-
-def test_a_vae_alone_is_a_file_too(own_file: Path, tmp_path: Path) -> None:
-    expected = aapt_fast.load_vae(own_file)
-    write_vae(tmp_path / "vae.safetensors", expected, "codec", "float32")
-    found, latents = aapt_fast.load_vae(tmp_path / "vae.safetensors"), torch.randn(1, 16, 2, 2, 2)
-    with torch.no_grad():
-        assert torch.equal(found.decode(latents), expected.decode(latents))
 
 
 def test_own_files_need_no_config(own_file: Path) -> None:

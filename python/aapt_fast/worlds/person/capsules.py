@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tapered capsules and their painting: everything that moves in the person world is made of them.
+"""Tapered capsules and their painting: the person is made of them.
 
-Capsules of all things together are painted back to front and lit as cylinders; one without length is a ball. A
+They are painted back to front and lit as cylinders; one without length is a ball. A
 coverage of `clamp(0.5 - distance)` pixels makes the edges anti-aliased without supersampling.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -30,16 +29,15 @@ class Head:
 
 @dataclass(frozen=True)
 class Shadow:
-    """A soft dark spot on the floor under something; fainter the higher that is above it."""
+    """A soft dark spot on the floor under a body; fainter the higher that is above it."""
 
     ground: Tensor  # [N, 3] metres, the point of the floor
     height: Tensor  # [N] metres between the floor and what casts the shadow
-    width: float = 1.0  # relative to a standing person's
 
 
 @dataclass(frozen=True)
 class Capsules:
-    """K capsules in N video frames that belong together: a body, a ball, a scarf."""
+    """The K capsules of a body in N video frames."""
 
     start: Tensor  # [N, K, 3] metres
     end: Tensor  # [N, K, 3]
@@ -47,9 +45,8 @@ class Capsules:
     colours: Tensor  # [K, 3] RGB in 0..1
     nearer: Tensor  # [K] metres by which a capsule is painted nearer than its middle
     striped: Tensor  # [K] bool
-    head: Head | None = None
-    shadow: Shadow | None = None
-    scale: float = 1.0  # apparent size, relative to the stage, of stripes and eyes
+    head: Head
+    shadow: Shadow
 
 
 def cover(distance: Tensor) -> Tensor:
@@ -69,40 +66,27 @@ def cast(shadow: Shadow, size: int) -> Tensor:
     point = CAMERA.project(shadow.ground)
     spot = point * size
     near = (CAMERA.distance / (point[:, 2] + CAMERA.distance))[:, None, None]  # 1 on the stage, less behind it
-    dx = (x - spot[:, 0, None, None]) * 96 / size / (13 * shadow.width * near)
-    dy = (y - spot[:, 1, None, None]) * 96 / size / (4.5 * shadow.width * near.square())
+    dx = (x - spot[:, 0, None, None]) * 96 / size / (13 * near)
+    dy = (y - spot[:, 1, None, None]) * 96 / size / (4.5 * near.square())
     strength = 0.42 * (1 - 1.5 * shadow.height.clamp(0, 0.4))[:, None, None]
     return (1 - strength * torch.exp(-1.3 * (dx**2 + dy**2)))[:, None]
 
 
 class Brush:
-    """Paints capsules in depth order, each within its own box of pixels, as most of them are small.
+    """Paints capsules in depth order, each within its own box of pixels, as most of them are small."""
 
-    `things` all show the same N video frames, with `start` and `end` [N, K, 3].
-    """
-
-    def __init__(self, things: Sequence[Capsules], size: int) -> None:
-        start = CAMERA.project(torch.cat([each.start for each in things], dim=1))
-        end = CAMERA.project(torch.cat([each.end for each in things], dim=1))
+    def __init__(self, capsules: Capsules, size: int) -> None:
+        start, end = CAMERA.project(capsules.start), CAMERA.project(capsules.end)
         start_depth, end_depth = start[..., 2] + CAMERA.distance, end[..., 2] + CAMERA.distance
-        radii = torch.cat([each.radii for each in things])
-        nearer = torch.cat([each.nearer for each in things])
-        counts = [len(each.radii) for each in things]
         self._x, self._y = pixel_centres(size, start.device)
         self._depth, self._metre = start_depth, CAMERA.focal * size  # a metre in pixels, one metre from the camera
         self._start, self._end = start[..., :2] * size, end[..., :2] * size
-        self._radius0 = radii[:, 0] * CAMERA.focal * size / start_depth
-        self._radius1 = radii[:, 1] * CAMERA.focal * size / end_depth
-        self._order = (0.5 * (start_depth + end_depth) - nearer).argsort(1, descending=True).tolist()
+        self._radius0 = capsules.radii[:, 0] * CAMERA.focal * size / start_depth
+        self._radius1 = capsules.radii[:, 1] * CAMERA.focal * size / end_depth
+        self._order = (0.5 * (start_depth + end_depth) - capsules.nearer).argsort(1, descending=True).tolist()
         self._boxes = self._find_boxes(size)
-        self._colours = torch.cat([each.colours for each in things])
-        self._striped = torch.cat([each.striped for each in things]).tolist()
-        self._unit = size / 96  # pixels in which stripes and eyes are measured on the stage
-        self._scale = [each.scale for count, each in zip(counts, things, strict=True) for _ in range(count)]
-        firsts = [sum(counts[:number]) for number in range(len(counts))]
-        self._heads = {
-            first + each.head.capsule: each.head for first, each in zip(firsts, things, strict=True) if each.head
-        }
+        self._colours, self._striped, self._head = capsules.colours, capsules.striped.tolist(), capsules.head
+        self._unit = size / 96  # pixels in which stripes and eyes are measured
 
     def paint(self, image: Tensor) -> None:
         """Paint all capsules over `image` [N, 3, size, size], the farthest of each video frame first."""
@@ -137,38 +121,37 @@ class Brush:
         normal_x, normal_y = away_x / distance * sideways, away_y / distance * sideways
         normal_z = (1 - sideways.square()).sqrt()
         lit = 0.5 + 0.6 * (normal_x * _LIGHT[0] + normal_y * _LIGHT[1] + normal_z * _LIGHT[2]).clamp_min(0)
-        colour, head = self._colours[which][:, None, None], self._heads.get(which)
+        colour = self._colours[which][:, None, None]
         if self._striped[which]:
-            colour = colour * self._stripes(which, position, length2)
-        if head is not None:
-            colour = self._with_hair(colour, head, frame, normal_x, normal_y, normal_z)
-        colour = colour * lit
-        if head is not None:
-            colour = self._with_eyes(colour, which, head, frame, x, y)
+            colour = colour * self._stripes(position, length2)
+        if which == self._head.capsule:
+            colour = self._with_hair(colour, frame, normal_x, normal_y, normal_z)
+            colour = self._with_eyes(colour * lit, frame, x, y)
+        else:
+            colour = colour * lit
         return cover(distance - radius), colour
 
-    def _stripes(self, which: int, position: Tensor, length2: Tensor) -> Tensor:
-        along = length2.sqrt() / self._scale[which]
-        bands = (torch.sin(position * along / (1.9 * self._unit)) * 2).clamp(-1, 1) * 0.5 + 0.5
+    def _stripes(self, position: Tensor, length2: Tensor) -> Tensor:
+        bands = (torch.sin(position * length2.sqrt() / (1.9 * self._unit)) * 2).clamp(-1, 1) * 0.5 + 0.5
         return 1 - 0.38 * bands
 
-    def _with_hair(
-        self, colour: Tensor, head: Head, frame: int, normal_x: Tensor, normal_y: Tensor, normal_z: Tensor
-    ) -> Tensor:
+    def _with_hair(self, colour: Tensor, frame: int, normal_x: Tensor, normal_y: Tensor, normal_z: Tensor) -> Tensor:
         """Skin where the head's surface faces forwards, hair on its top and back."""
+        head = self._head
         forwards = normal_x * head.face[frame, 0] + normal_z * head.face[frame, 2]
         hair = ((-normal_y - 0.75 * forwards + 0.05) * 6).clamp(-0.5, 0.5) + 0.5
         return colour * (1 - hair) + head.hair[:, None, None] * hair
 
-    def _with_eyes(self, colour: Tensor, which: int, head: Head, frame: int, x: Tensor, y: Tensor) -> Tensor:
-        centre, unit, face = self._start[frame, which], self._unit * self._scale[which], head.face[frame]
-        radius = head.radius * self._metre / self._depth[frame, which]
+    def _with_eyes(self, colour: Tensor, frame: int, x: Tensor, y: Tensor) -> Tensor:
+        head = self._head
+        centre, face = self._start[frame, head.capsule], head.face[frame]
+        radius = head.radius * self._metre / self._depth[frame, head.capsule]
         for sign in (-1, 1):
             turn = torch.atan2(face[0], face[2]) + 0.42 * sign
             if turn.cos() <= 0.15:  # on the back of the head
                 continue
             eye_x, eye_y = centre[0] + turn.sin() * radius * 0.92, centre[1] - 0.02 * radius
-            distance = ((x - eye_x) ** 2 + ((y - eye_y) / 1.35) ** 2).sqrt() / unit
+            distance = ((x - eye_x) ** 2 + ((y - eye_y) / 1.35) ** 2).sqrt() / self._unit
             eye = (1.25 - distance).clamp(0, 1)
             colour = colour * (1 - eye) + 0.07 * eye
         return colour

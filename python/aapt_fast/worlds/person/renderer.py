@@ -1,13 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Renderer of the person world: a capsule human in a patterned room, drawn by exact distance functions.
 
-The pose decides everything in the picture but `company`. Pure torch, any device, batched over the
-video frames of one clip.
+The pose decides everything in the picture. Pure torch, any device, batched over the video frames of one clip.
 """
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -91,11 +88,8 @@ def draw_room(identity: Identity, size: int, device: torch.device | str = "cpu")
     return (wall * (1 - below) + floor * below).clamp(0, 1)
 
 
-def body(joints: Tensor, identity: Identity, scale: float = 1.0) -> Capsules:
-    """The capsules of the bodies `joints` [N, 19, 3] in metres.
-
-    `scale` is their apparent size, 1 on the stage.
-    """
+def body(joints: Tensor, identity: Identity) -> Capsules:
+    """The capsules of the bodies `joints` [N, 19, 3] in metres."""
     device = joints.device
     start = torch.tensor([JOINT[c[0]] for c in _CAPSULES], device=device)
     end = torch.tensor([JOINT[c[1]] for c in _CAPSULES], device=device)
@@ -113,33 +107,19 @@ def body(joints: Tensor, identity: Identity, scale: float = 1.0) -> Capsules:
         striped=torch.tensor(striped, device=device),
         head=Head(_HEAD, _CAPSULES[_HEAD][2], face, colours[HAIR]),
         shadow=Shadow(ground, torch.minimum(joints[:, JOINT["left_foot"], 1], joints[:, JOINT["right_foot"], 1])),
-        scale=scale,
     )
 
 
-def render(
-    joints: Tensor,
-    identity: Identity,
-    size: int = 96,
-    room: Tensor | None = None,
-    company: Sequence[Capsules] = (),
-) -> Tensor:
+def render(joints: Tensor, identity: Identity, size: int = 96, room: Tensor | None = None) -> Tensor:
     """Video frames [N, 3, size, size] in 0..1 of the bodies `joints` [N, 19, 3] in metres.
 
-    `room` [3, size, size] is the background if it was drawn before; `company` are all other things in the
-    same N video frames. Raises ValueError for another shape.
+    `room` [3, size, size] is the background if it was drawn before. Raises ValueError for another shape.
     """
     require_shape("joints", joints, "N", len(JOINT), 3)
     require(size % 8 == 0 and size > 0, "size", "a positive multiple of 8", size)
-    for each in company:
-        require_shape("company", each.start, len(joints), len(each.radii), 3)
     if room is None:
         room = draw_room(identity, size, joints.device)
-    things = (body(joints, identity), *company)
-    image = room.expand(len(joints), -1, -1, -1)
-    for thing in things:
-        if thing.shadow is not None:
-            image = image * cast(thing.shadow, size)
-    image = image.clone(memory_format=torch.contiguous_format)
-    Brush(things, size).paint(image)
+    person = body(joints, identity)
+    image = room * cast(person.shadow, size)
+    Brush(person, size).paint(image)
     return image.clamp(0, 1)

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The person world as a `World`: the person, the motion and the company of every clip."""
+"""The person world as a `World`: the person and the motion of every clip."""
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -12,9 +11,6 @@ import torch
 from torch import Tensor
 
 from aapt_fast.errors import require, require_seed, require_type
-from aapt_fast.worlds.chance import Chance
-from aapt_fast.worlds.person.capsules import Capsules
-from aapt_fast.worlds.person.company.company import Company, gather
 from aapt_fast.worlds.person.identity import make_identity
 from aapt_fast.worlds.person.motions import MOTIONS
 from aapt_fast.worlds.person.plausible import odd_poses
@@ -31,32 +27,24 @@ GOLDEN_RATIO = 0.6180339887498949
 class PersonWorld:
     """Persons in rooms. `identities` = 0 gives every clip a person and room of its own, n > 0 a gallery of n of them.
 
-    `company` is there by chance. `fade_in` is the share of clips that begin as live control does: in a pose which the
+    `fade_in` is the share of clips that begin as live control does: in a pose which the
     body leaves at once for another motion. All others begin in the middle of a motion.
     """
 
     identities: int = 0
-    company: Company | None = None
     fade_in: float = 0.0
 
     name: ClassVar[str] = "person"
+    has_chance: ClassVar[bool] = False
     actions: ClassVar[tuple[str, ...]] = tuple(MOTIONS)
 
     def __post_init__(self) -> None:
         require(self.identities >= 0, "identities", "0 or more", self.identities)
         require(0 <= self.fade_in <= 1, "fade_in", "a share, 0..1", self.fade_in)
 
-    @property
-    def has_chance(self) -> bool:
-        """True in company."""
-        return self.company is not None
-
     def settings(self) -> dict[str, Any]:
         """The fields. Fields that are newer than the first rendered sets are left out at their defaults."""
-        settings: dict[str, Any] = {"identities": self.identities}
-        if self.company is not None:
-            settings["company"] = dataclasses.asdict(self.company)
-        return settings | ({"fade_in": self.fade_in} if self.fade_in else {})
+        return {"identities": self.identities} | ({"fade_in": self.fade_in} if self.fade_in else {})
 
     def scene(self, seed: int, clip: int) -> int:
         """The person and room of a clip; those of a gallery are 0, 1, 2, ..."""
@@ -70,8 +58,8 @@ class PersonWorld:
         return random_motion(frames, own, start)
 
     def clip(self, seed: int, clip: int, frames: int, size: int, future: int = 0) -> Clip:
-        """Video uint8 [frames, size, size, 3] and image points [frames, 19, 3]. Alone, all futures are the same."""
-        return self._film(seed, clip, self.motion(seed, clip, frames), size, future)
+        """Video uint8 [frames, size, size, 3] and image points [frames, 19, 3]. All futures are the same."""
+        return self._film(seed, clip, self.motion(seed, clip, frames), size)
 
     def mirrored(self, seed: int, clip: int, frames: int, size: int) -> Clip:
         """The same person, moving mirrored after the first frame in the same, unmirrored room."""
@@ -79,11 +67,11 @@ class PersonWorld:
         return self._film(seed, clip, torch.cat([angles[:1], mirror(angles[1:])]), size)
 
     def first_frame(self, seed: int, clip: int, size: int) -> FirstFrame:
-        """The first video frame, its image points, its pose angles and its scene; in company the scene is None."""
+        """The first video frame, its image points, its pose angles and its scene."""
         angles = self.motion(seed, clip, 1)
         pose = tuple(round(angle, 6) for angle in angles[0].tolist())
-        scene = None if self.has_chance else self.scene(seed, clip)
-        return self.from_gallery(self._film(seed, clip, angles, size).video[0].numpy(), pose, scene)
+        video = self._film(seed, clip, angles, size).video
+        return self.from_gallery(video[0].numpy(), pose, self.scene(seed, clip))
 
     def from_gallery(self, image: np.ndarray, pose: tuple[float, ...], scene: int | None) -> FirstFrame:
         """A first frame of the picture uint8 [H, W, 3] and its 17 pose angles; raises ValueError for other poses."""
@@ -106,11 +94,8 @@ class PersonWorld:
         require_seed(seed)
         return PersonPlayer(read_script(script, self.actions), seed, first)
 
-    def _film(self, seed: int, clip: int, angles: Tensor, size: int, future: int = 0) -> Clip:
+    def _film(self, seed: int, clip: int, angles: Tensor, size: int) -> Clip:
         """A clip whose person moves by the poses `angles` [T, 17]."""
         joints, identity = forward_kinematics(angles), make_identity(self.scene(seed, clip))
-        company: list[Capsules] = []
-        if self.company is not None:
-            company = gather(self.company, joints, identity, Chance(clip_seed(seed, clip), future))
-        video = render(joints, identity, size, company=company)
+        video = render(joints, identity, size)
         return Clip((video * 255 + 0.5).byte().permute(0, 2, 3, 1), pose_points(angles))
