@@ -74,10 +74,10 @@ def train_diffusion(
     `channel_weights` [C] weigh the latent channels in the loss. `evaluate` is called on the averaged weights. `start`,
     a model of configuration config.model, gives the first weights of a new run (None: random ones); a run that has
     begun resumes from its own. Raises ValueError for clips that are too short and for a start of another configuration;
-    its shift may differ, no weight depends on it.
+    shift and grids may differ, no weight depends on them.
     """
     if start is not None:
-        fits = dataclasses.replace(start.config, shift=config.model.shift) == config.model
+        fits = dataclasses.replace(start.config, shift=config.model.shift, grids=config.model.grids) == config.model
         require(fits, "start", f"a generator of {config.model}", start.config)
     clips.require_frames(config.clip_frames, config.model.window + 2)
     torch.manual_seed(config.seed)

@@ -19,7 +19,7 @@ class GaussianPredictor:
     """The exact E[x0 | x_t] for frames whose every number is N(MEAN, DEVIATION^2); caches are its log of levels."""
 
     def __init__(self, shift: float) -> None:
-        self.config = SimpleNamespace(shift=shift)
+        self.config = SimpleNamespace(shift=shift, grids=())
 
     def __call__(self, noised, recycled, control, t, cache):
         t = t.view(-1, 1, 1, 1, 1)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -49,6 +50,34 @@ class ControlConfig:
 
 
 @dataclass(frozen=True)
+class TimeGrid:
+    """Levels of a step in n evaluations, as training/discretize.py learns them.
+
+    `solver` are the levels 1 = t_0 > t_1 > ... > t_n = 0 between which Euler steps lead, `network` those that the
+    network is told, one per evaluation. Raises ValueError for levels that do not descend so, or do not fit each other.
+    """
+
+    solver: tuple[float, ...]
+    network: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        ends = len(self.solver) >= 2 and self.solver[0] == 1 and self.solver[-1] == 0
+        require(ends and _descend(self.solver), "grid.solver", "levels that descend from 1 to 0", self.solver)
+        require(len(self.network) == self.evaluations, "grid.network", f"{self.evaluations} levels", self.network)
+        inside = self.network[-1] > 0 and self.network[0] <= 1
+        require(inside and _descend(self.network), "grid.network", "levels in 0..1 that descend", self.network)
+
+    @property
+    def evaluations(self) -> int:
+        """Network evaluations per step."""
+        return len(self.solver) - 1
+
+
+def _descend(levels: tuple[float, ...]) -> bool:
+    return all(before > after for before, after in itertools.pairwise(levels))
+
+
+@dataclass(frozen=True)
 class GeneratorConfig:
     """The block-causal MMDiT of AAPT (section 2) and its small relatives.
 
@@ -80,6 +109,8 @@ class GeneratorConfig:
     rope_theta: float = 10000.0
     temporal_interval: float = 1.0
     autoregressive: bool = True
+    grids: tuple[TimeGrid, ...] = ()
+    """Learned levels, for one number of evaluations each; for all others the levels are uniform, then shifted."""
 
     def __post_init__(self) -> None:
         require(self.layers >= 1, "layers", "at least 1", self.layers)
@@ -92,6 +123,8 @@ class GeneratorConfig:
         else:
             require(self.window == 0, "window", "0: a bidirectional model sees the whole clip", self.window)
             require(self.control is None, "control", "None: a bidirectional model has no control", self.control)
+        counts = [grid.evaluations for grid in self.grids]
+        require(len(set(counts)) == len(counts), "grids", "one for each number of evaluations", counts)
         for name, length in zip(("grid height", "grid width"), self.grid, strict=True):
             require(length % self.patch == 0, name, f"a multiple of patch = {self.patch}", length)
 
@@ -109,7 +142,8 @@ class GeneratorConfig:
             control = dict(fields["control"])
             control["limbs"] = tuple(tuple(limb) for limb in control.get("limbs", ()))
             fields["control"] = ControlConfig(**control)
-        return cls(**{**fields, "grid": tuple(fields["grid"])})
+        grids = tuple(TimeGrid(tuple(grid["solver"]), tuple(grid["network"])) for grid in fields.get("grids", ()))
+        return cls(**{**fields, "grid": tuple(fields["grid"]), "grids": grids})
 
     @property
     def head_dim(self) -> int:

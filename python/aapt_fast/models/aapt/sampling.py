@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from aapt_fast.errors import require, require_type
+from aapt_fast.models.aapt.config import GeneratorConfig
 from aapt_fast.models.evaluations import MOST_EVALUATIONS
 from aapt_fast.models.sampling import Prepared, Sampler, TakenStep
 from aapt_fast.ops.cache import Cache
@@ -27,9 +28,22 @@ def timesteps(num_inference_steps: int, shift: float) -> Tensor:
     return shift_time(torch.linspace(1, 0, num_inference_steps + 1, dtype=torch.float32), shift)
 
 
+def levels_of(config: GeneratorConfig, num_inference_steps: int) -> Tensor:
+    """Levels [2, n + 1] of a step in n evaluations, float32: the learned grid of a generator's `config`, if it has one.
+
+    Row 0 are the levels between which Euler steps lead, row 1 those that the network is told, and a 0.
+    """
+    for grid in config.grids:
+        if grid.evaluations == num_inference_steps:
+            return torch.tensor([grid.solver, (*grid.network, 0.0)], dtype=torch.float32)
+    return timesteps(num_inference_steps, config.shift).expand(2, -1).contiguous()
+
+
 @dataclass(frozen=True)
 class EulerSampler(Sampler):
     """One frame per step in `num_inference_steps` Euler steps; 1 is what AAPT trains for.
+
+    A generator with a learned grid for this number of steps is evaluated at its levels, any other at `timesteps`.
 
     Every evaluation has a cache of its own: training gives a whole clip one timestep, so the frames that evaluation k
     attends to must have been computed at the same t_k. For AAPT generators.
@@ -65,8 +79,8 @@ class EulerSampler(Sampler):
 
     def prepare(self, generator: Any, prompt: Tensor | None) -> Prepared:
         """Text keys and values at the timestep of every evaluation, for a prompt [1, L, text_width] or None."""
-        levels = timesteps(self.num_inference_steps, generator.config.shift).to(generator.weight.device)
-        text = [None if prompt is None else generator.encode_text(prompt, level[None]) for level in levels[:-1]]
+        levels = levels_of(generator.config, self.num_inference_steps).to(generator.weight.device)
+        text = [None if prompt is None else generator.encode_text(prompt, level[None]) for level in levels[1, :-1]]
         return Prepared(text, levels)
 
     def sample(
@@ -81,12 +95,11 @@ class EulerSampler(Sampler):
     ) -> Tensor:
         """See `Sampler.sample`: noise [1, B, C, 1, h, w] -> the next frame [B, C, 1, h, w], by Euler steps.
 
-        `context` holds the `timesteps` [num_inference_steps + 1] on the device of the noise.
+        `context` holds the levels [2, num_inference_steps + 1] of `levels_of` on the device of the noise.
         """
-        x, levels = noise[0], context
+        x, (levels, told) = noise[0], context
         for k, cache in enumerate(caches):
-            t = levels[k].expand(len(x))
-            clean = generator(x, recycled, control, t, cache)
+            clean = generator(x, recycled, control, told[k].expand(len(x)), cache)
             if k + 1 < len(caches):
                 velocity = (x - clean) / levels[k]
                 x = x + (levels[k + 1] - levels[k]) * velocity
@@ -106,5 +119,5 @@ def sample_frame(
     bidirectional model makes a whole clip [B, C, F, h, w] in this way, with recycled None and a whole_clip_cache per
     evaluation.
     """
-    levels = timesteps(len(caches), generator.config.shift).to(noise.device)
+    levels = levels_of(generator.config, len(caches)).to(noise.device)
     return EulerSampler(len(caches)).sample(generator, noise[None], recycled, control, levels, caches, first=False)
