@@ -17,6 +17,7 @@ from aapt_fast.worlds.rooms.camera import CHANNELS, Camera, control_maps
 from aapt_fast.worlds.rooms.house import make_house
 from aapt_fast.worlds.rooms.policy import DECIDES, Drifter, Guide
 from aapt_fast.worlds.rooms.renderer import Renderer
+from aapt_fast.worlds.rooms.sight import decided_house
 from aapt_fast.worlds.rooms.walker import ACTIONS, AXES, Walker
 from aapt_fast.worlds.world import MEDLEY, PART_FRAMES, FirstFrame, Part
 
@@ -26,8 +27,9 @@ MANY_FRAMES = 10_000  # in one call, above which it is worth the time to ask the
 class RoomsPlayer(NotCopied):
     """Live camera for a stream that starts from the picture `first`; see `worlds.world.Player`.
 
-    In a known house the camera stops at walls, things and closed doors, as it does in clips. What a model shows behind
-    a door is its own invention, though, and the walls there may be others than those of the house.
+    In a known house a medley stops at walls, things and closed doors, as clips do. Once a person has played an action
+    or steered, only walls, doors and the things in the first picture stop the camera: all else is for chance to decide,
+    and the model may show something other than the house has.
     """
 
     no_copy = (
@@ -38,8 +40,9 @@ class RoomsPlayer(NotCopied):
     def __init__(self, script: Sequence[Part], seed: int, first: FirstFrame, cells: int, camera: Camera) -> None:
         pose = np.array([0, 1.5, 0, 0, 0, 0] if first.pose is None else read_pose(first.pose))
         house = None if first.scene is None or first.pose is None else make_house(first.scene)
-        self._walker = Walker(house, pose)
+        self._walker, self._house, self._seed = Walker(house, pose), house, seed
         self._medley = Drifter(seed) if house is None else Guide(self._walker, seed)
+        self._first = pose
         self._parts, self._cells, self._camera = list(script), cells, camera
         self._speeds = np.zeros(6)
         self._poses, self._doors = self._walker.pose[None].copy(), self._walker.doors[None].copy()
@@ -65,6 +68,7 @@ class RoomsPlayer(NotCopied):
         fits = values.shape == (len(AXES),) and bool((np.abs(values) <= 1).all())
         require(fits, "speeds", f"{len(AXES)} numbers in -1..1: {', '.join(AXES)}", speeds)
         self._parts, self._left, self.action, self._speeds = [], math.inf, "steer", values
+        self._pass_what_is_not_decided()
 
     def next(self, frames: int) -> Tensor:
         """Control maps [frames, 6, h, w] of the next video frames.
@@ -92,11 +96,10 @@ class RoomsPlayer(NotCopied):
 
     def truth(self, size: int) -> Tensor | None:
         """True video [frames, 3, size, size] in 0..1 of the last `next`; None if the house is not known."""
-        house = self._walker.house
-        if house is None:
+        if self._house is None:
             return None
         if self._renderer is None or self._renderer.size != size:
-            self._renderer = Renderer(house, size, self._camera)
+            self._renderer = Renderer(self._house, size, self._camera)
         shown = [self._renderer.render(*each).image for each in zip(self._poses, self._doors, strict=True)]
         video = torch.from_numpy(np.array(shown, np.uint8).reshape(-1, size, size, 3))
         return video.permute(0, 3, 1, 2).float() / 255
@@ -107,6 +110,14 @@ class RoomsPlayer(NotCopied):
         last = len(self._parts) == 1
         self._left = float(part.frames or PART_FRAMES) if not last else math.inf
         self._speeds = np.array(ACTIONS.get(part.action, np.zeros(6)), float)
+        if part.action != MEDLEY:
+            self._pass_what_is_not_decided()
+
+    def _pass_what_is_not_decided(self) -> None:
+        if self._house is not None and self._walker.house is self._house:
+            closed = np.tile(np.array([0.0, 1.0]), (len(self._house.plan.doors), 1))
+            self._walker.house = decided_house(self._house, self._first, closed, self._camera)
+            self._medley = Guide(self._walker, self._seed)
 
 
 def read_pose(pose: Sequence[float]) -> tuple[float, ...]:

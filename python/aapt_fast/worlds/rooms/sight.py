@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The part of a house that the first video frame of a clip shows, and its other futures, which keep that."""
+"""The part of a house that the first video frame of a clip shows, and what keeps that: other futures, and bodies."""
 
 from __future__ import annotations
+
+import dataclasses
 
 import numpy as np
 
@@ -27,6 +29,19 @@ def known_at_first(house: House, poses: np.ndarray, doors: np.ndarray, camera: C
     """The part of a house that futures share of a clip with these poses [T, 6], which begins with `doors` [D, 2]."""
     seen = Renderer(house, 8, camera).visible_rooms(poses[0], doors)
     return Known(frozenset(seen), out_of_sight(poses[0], camera), poses[:, [0, 2]])
+
+
+def decided_house(house: House, pose: np.ndarray, doors: np.ndarray, camera: Camera) -> House:
+    """The house with only those things that a first video frame shows from `pose` [6]; walls and doors stay.
+
+    All others differ from future to future, so a model may show something else in their place.
+    """
+    known = known_at_first(house, pose[None], doors, camera)
+    rooms = []
+    for number, room in enumerate(house.rooms):
+        shown = [each for each in room.things if number in known.rooms and not known.hides(each.low, each.high)]
+        rooms.append(dataclasses.replace(room, things=tuple(shown)))
+    return dataclasses.replace(house, rooms=tuple(rooms))
 
 
 def other_future(house: House, seed: int, future: int, poses: np.ndarray, doors: np.ndarray, camera: Camera) -> House:
