@@ -12,7 +12,9 @@ import torch
 import aapt_fast
 from aapt_fast.models.files.model_file import write_vae
 from aapt_fast.models.vae.mini import MiniVAE, MiniVAEConfig
-from aapt_fast.training import stages
+from aapt_fast.training import recipes, stages
+from aapt_fast.training.data import held_out_clips
+from aapt_fast.training.metrics import psnr
 from aapt_fast.training.recipes import ANYONE, PERSON, Recipe
 
 
@@ -58,6 +60,20 @@ def test_recipes_with_two_codecs_are_refused(tmp_path: Path) -> None:
         dataclasses.replace(PERSON, vae="mini-vae")
     with pytest.raises(ValueError, match="vae: expected None, as the codec is that of mini-person, got mini-vae"):
         dataclasses.replace(ANYONE, vae="mini-vae")
+
+
+@torch.no_grad()
+def test_the_bundled_codec_codes_persons_and_rooms() -> None:
+    """Better than its linear part by some dB, and as well as its card says, roughly."""
+    vae = aapt_fast.load_vae("mini-vae")
+    assert isinstance(vae, MiniVAE) and (vae.spatial_factor, vae.latent_channels) == (16, 48)
+    for config, least in ((recipes.HELD_OUT_LARGE_PERSON, 31), (recipes.HELD_OUT_ROOMS, 24)):
+        video, _ = held_out_clips(dataclasses.replace(config, clips=1, frames=5))
+        latents = vae.encode(video)
+        assert 0.5 < latents.std() < 2
+        linear = vae.reconstruct(vae.encode(video, linear_only=True), linear_only=True)[:, :, 3:]
+        coded, plain = psnr(vae.decode(latents), video).mean(), psnr(linear, video).mean()
+        assert coded > max(least, plain + 1)
 
 
 def test_a_codec_alone_is_no_model(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from aapt_fast.testing.compare import assert_near
 from aapt_fast.worlds import WORLDS
 from aapt_fast.worlds.rooms.camera import Camera, control_maps, read_maps
 from aapt_fast.worlds.rooms.house import House, make_house
-from aapt_fast.worlds.rooms.policy import DECIDES, first_pose, guided_poses
+from aapt_fast.worlds.rooms.policy import DECIDES, Guide, first_pose, guided_poses
 from aapt_fast.worlds.rooms.renderer import Renderer
 from aapt_fast.worlds.rooms.sight import known_at_first, other_future
 from aapt_fast.worlds.rooms.walker import Walker, is_free
@@ -171,3 +171,14 @@ def test_bad_clips():
         WORLD.clip(0, 0, 1, SIZE, -1)
     with pytest.raises(ValueError, match="pose: expected six finite numbers"):
         WORLD.from_gallery(np.zeros((SIZE, SIZE, 3), np.uint8), (0.0,) * 5, 0)
+
+
+def test_hands_play_every_axis_both_ways():
+    """A model learns what a person can do with keys, up and down and tilts included."""
+    house = make_house(3)
+    guide = Guide(Walker(house, first_pose(house, 3)), 5)
+    keys = np.stack([guide._press_keys() for _ in range(400)])
+    assert np.abs(keys).max() == 1
+    for sign in (-1, 1):
+        assert ((sign * keys > 0.4).mean(0) > 0.03).all()
+    assert (keys[:, 2] < 0).mean() > (keys[:, 2] > 0).mean(), "a guide walks forwards itself"

@@ -2,7 +2,8 @@
 """The data policy: a guide who walks from thing to thing and from room to room, looks at things, and stands at times.
 
 It decides at the boundaries of latent frames only, every `DECIDES` video frames. A random walk would look at walls half
-of the time; a guide has something before it, at a distance, nearly always.
+of the time; a guide has something before it, at a distance, nearly always. But a guide hardly walks backwards or looks
+up, as people with a keyboard do. So in between it plays a hand: one or two keys, held for a second or so.
 """
 
 from __future__ import annotations
@@ -19,6 +20,13 @@ DECIDES = 4  # video frames between two decisions, those of a latent frame
 NEAR, FAR = 1.1, 3.2  # metres from which things are looked at
 BEFORE_DOOR = 0.85  # metres
 HOLDS = 0.15  # share of the goals that are to hold still
+HANDS = 0.5  # share of the others that are keys, held by a hand
+KEYS: dict[str, float] = {
+    "back": 0.26, "left": 0.15, "right": 0.15, "forward": 0.08, "turn_left": 0.09, "turn_right": 0.09,
+    "look_up": 0.09, "look_down": 0.09,
+}  # fmt: skip
+"""Share of each action among the first keys of hands; those that a guide plays least often most."""
+RISES, TILTS = 0.35, 0.25  # shares of the hands that also move up or down, or tilt the camera
 
 
 @dataclass
@@ -31,6 +39,7 @@ class _Goal:
     faces: bool  # look at `gaze` on the way already
     pace: float = 1.0
     patience: int = 40  # decisions after which the goal is given up
+    keys: np.ndarray | None = None  # speeds [6] of a hand, instead of looking
 
 
 class Guide:
@@ -40,7 +49,7 @@ class Guide:
         assert walker.house is not None
         self._walker, self._house = walker, walker.house
         self._rng = np.random.default_rng([seed % 2**63, 7])
-        self._goal = _Goal([], None, int(self._rng.integers(0, 3)), False)
+        self._goal = _Goal([], None, int(self._rng.integers(0, 3)), False)  # as live control begins
         self._extra = np.zeros(6)
         self._came_from: int | None = None
 
@@ -52,10 +61,14 @@ class Guide:
         goal.patience -= 1
         if goal.patience <= 0 or (not goal.way and goal.stay <= 0):
             self._goal = goal = self._next_goal()
-        if not goal.way:
-            goal.stay -= 1
+        if goal.way:
+            return self._walk(goal)
+        goal.stay -= 1
+        if goal.keys is None:
             return self._look(goal)
-        return self._walk(goal)
+        if not self._has_room_for(goal.keys):
+            goal.stay = 0
+        return goal.keys
 
     def _walk(self, goal: _Goal) -> np.ndarray:
         """Speeds towards the next point of the way, facing it or the thing to look at."""
@@ -111,6 +124,9 @@ class Guide:
         self._extra = np.zeros(6)
         if rng.random() < HOLDS:
             return _Goal([], None, int(rng.integers(3, 8)), False)
+        if rng.random() < HANDS:
+            keys = self._press_keys()
+            return _Goal([], None, int(rng.integers(3, 9)) if self._has_room_for(keys) else 0, False, keys=keys)
         if rng.random() < 0.5:  # while standing: move aside, up or down, or tilt
             axis = int(rng.choice([0, 0, 0, 1, 5]))
             self._extra[axis] = rng.choice([-0.5, 0.5])
@@ -138,6 +154,29 @@ class Guide:
             if (way := self._way_to(point)) is not None:
                 return _Goal(way, middle, stay, bool(rng.random() < 0.5), float(rng.choice([0.5, 0.75, 1.0])))
         return _Goal([], self._something(room), int(rng.integers(2, 5)), False)
+
+    def _press_keys(self) -> np.ndarray:
+        """Speeds [6] of one key or two, at full or half speed."""
+        rng, names = self._rng, list(KEYS)
+        keys = np.array(ACTIONS[names[int(rng.choice(len(names), p=list(KEYS.values())))]], float)
+        if rng.random() < 0.35:
+            second = np.array(ACTIONS[names[int(rng.integers(len(names)))]], float)
+            keys = np.where(keys == 0, second, keys)
+        for axis, share in ((1, RISES), (5, TILTS)):
+            if rng.random() < share:
+                keys[axis] = rng.choice([-1.0, 1.0])
+        return keys * rng.choice([0.5, 1.0, 1.0])
+
+    def _has_room_for(self, keys: np.ndarray) -> bool:
+        """True if the camera could move on for 35 cm as the keys ask for, forwards for 90, so that it faces no wall."""
+        pose = self._walker.pose
+        sin, cos = np.sin(pose[3]), np.cos(pose[3])
+        along = np.array([keys[2] * sin + keys[0] * cos, keys[2] * cos - keys[0] * sin])
+        length = float(np.linalg.norm(along))
+        far = 0.9 if keys[2] > 0 else 0.35
+        if length == 0:
+            return True
+        return is_free(self._house, pose[[0, 2]] + far * along / length, self._walker.doors)
 
     def _something(self, room: int) -> np.ndarray:
         """The middle [3] of a thing to turn to, not too near."""

@@ -32,15 +32,16 @@ def known_at_first(house: House, poses: np.ndarray, doors: np.ndarray, camera: C
 
 
 def decided_house(house: House, pose: np.ndarray, doors: np.ndarray, camera: Camera) -> House:
-    """The house with only those things that a first video frame shows from `pose` [6]; walls and doors stay.
+    """The house with only those solid things that a first video frame shows from `pose` [6]; all else stays.
 
-    All others differ from future to future, so a model may show something else in their place.
+    Other solid things differ from future to future, so a model may show a free floor in their place.
     """
     known = known_at_first(house, pose[None], doors, camera)
     rooms = []
     for number, room in enumerate(house.rooms):
-        shown = [each for each in room.things if number in known.rooms and not known.hides(each.low, each.high)]
-        rooms.append(dataclasses.replace(room, things=tuple(shown)))
+        seen = [number in known.rooms and not known.hides(each.low, each.high) for each in room.things]
+        kept = [each for each, shown in zip(room.things, seen, strict=True) if shown or not each.solid]
+        rooms.append(dataclasses.replace(room, things=tuple(kept)))
     return dataclasses.replace(house, rooms=tuple(rooms))
 
 

@@ -24,7 +24,7 @@ from aapt_fast.worlds.rooms.walker import ACTIONS, MIRRORED, Walker
 from aapt_fast.worlds.script import read_script
 from aapt_fast.worlds.world import MEDLEY, Clip, FirstFrame, Oddity, clip_seed
 
-VERSION = 1  # of the pictures; another number for another look
+VERSION = 2  # of the pictures; another number for another look
 
 
 @dataclass(frozen=True)
