@@ -24,13 +24,17 @@ export AAPT_CUDA CUTLASS_DIR
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo serve test test-rest test-ray test-release emulated stubs lint bench docs wheel train-person train-coin clean FORCE
+.PHONY: help demo demo-minute serve test test-rest test-ray test-release emulated stubs lint bench docs wheel train-person train-coin train-rooms clean FORCE
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.installed-video ## generate a dancing person: demo.mp4 and the contact sheet demo.png
 	$(BIN)/aapt-fast generate --motion dance --frames 240 --out demo.mp4 --sheet demo.png
+
+demo-minute: $(VENV)/.installed-video,plots ## generate a minute from one picture: minute.mp4, minute.png, and how it drifts, in minute/
+	$(BIN)/aapt-fast generate --frames 1440 --out minute.mp4 --sheet minute.png
+	$(BIN)/aapt-fast evaluate mini-person --clips 4 --frames 1440 --out minute
 
 serve: $(VENV)/.installed-video,serve ## play the bundled models in the browser: prints their addresses (PORT=8000)
 	$(BIN)/aapt-fast serve --model mini-person --model mini-anyone $(if $(PORT),--port $(PORT))
@@ -85,6 +89,9 @@ wheel: $(TOOLS) ## build a wheel in dist/
 
 train-person: $(VENV)/.installed-video ## train a person model from nothing to one evaluation per frame, in runs/person
 	$(BIN)/python -m aapt_fast train person --out runs/person
+
+train-rooms: $(VENV)/.installed-video ## train a model of walks through rooms on the bundled codec, in runs/rooms
+	$(BIN)/python -m aapt_fast train rooms --codec mini-vae --out runs/rooms
 
 train-coin: $(VENV)/.installed-video ## train on the world with a known answer, in runs/coin
 	$(BIN)/python -m aapt_fast.training.ablate recipe --seeds 1

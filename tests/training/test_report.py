@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from aapt_fast.training import report as module
+from aapt_fast.training.long_drift import long_drift_table
 from aapt_fast.training.plots import UNITS, can_plot, save_plots
 from aapt_fast.training.report import Measurements, dynamic_degree, make_report, mirrored, write_report
 
@@ -80,6 +81,22 @@ def test_the_dynamic_degree_is_a_ratio_of_sums_per_span() -> None:
     expected = {"frames 1-12": 3.0, "frames 13-14": 0.5, "all": pytest.approx(36 / 17)}
     assert dynamic_degree(change, truth) == expected
     assert list(dynamic_degree(change[:5], truth[:5])) == ["frames 1-4", "all"]
+
+
+def test_a_long_video_is_compared_with_itself_window_by_window() -> None:
+    torch.manual_seed(0)
+    frames, features = 1001, torch.randn(4, 1001, 2)
+    fading = torch.linspace(1, 0.5, frames)
+    curves = {("one", "change"): fading, ("one", "sharpness"): fading, ("truth", "change"): torch.ones(frames)}
+    shifted = features + torch.linspace(0.5, 2, frames).view(1, -1, 1)
+    table = long_drift_table(["one"], "truth", curves, {"one": shifted, "truth": features})
+    assert [row["what"] for row in table] == ["one dynamic degree", "one sharpness", "one frechet"]
+    assert list(table[0]) == ["what", "frame 240", "frame 480", "frame 720", "frame 960", "worst"]
+    middles = [fading[end - 119 : end + 1].mean() for end in (240, 960)]
+    assert table[0]["frame 960"] == pytest.approx(float(middles[1]), abs=5e-4)
+    assert table[0]["worst"] == pytest.approx(float(middles[0] / middles[1]), abs=0.006)
+    assert table[2]["worst"] > 4 and table[2]["frame 240"] == pytest.approx(2 * 0.77**2, rel=0.1)
+    assert not long_drift_table(["one"], "truth", {key: curve[:400] for key, curve in curves.items()}, {})
 
 
 def test_the_markdown_has_every_table_and_remark() -> None:

@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from aapt_fast.training.files import write_csv, write_text
+from aapt_fast.training.long_drift import WINDOW, long_drift_table
 from aapt_fast.training.metrics import frechet_distance
 from aapt_fast.training.own_folder import CURVES
 from aapt_fast.training.plots import UNITS, can_plot, save_plots
 
-MARKS = (4, 12, 40, 120, 240, 360)  # video frames of the drift curve
-SPAN_ENDS = (12, 60, 120, 240, 360)
+MARKS = (4, 12, 40, 120, 240, 360, 720, 1440)  # video frames of the drift curve
+SPAN_ENDS = (12, 60, 120, 240, 360, 720, 1440)
 TRUTH, CODEC, STILL = "true frames", "codec", "still"  # `still` repeats the first video frame
 BASELINES = (TRUTH, CODEC, STILL)
 
@@ -105,6 +106,7 @@ def make_report(measured: Measurements, control_notes: Mapping[str, str]) -> Rep
         "control": control_table(curves),
         "frechet": frechet,
         "dynamic degree": dynamic,
+        "long drift": long_drift_table([*measured.nfe, CODEC], TRUTH, curves, measured.features),
         "mirror": mirror_table(measured.followed),
         "latency": latency_table(measured.latency),
         "futures": futures_table(measured.futures),
@@ -119,6 +121,8 @@ def make_report(measured: Measurements, control_notes: Mapping[str, str]) -> Rep
         f"{control_notes.get('frechet', '')} `{mirrored(TRUTH)}`: other true frames of the same scenes, for scale.",
         "dynamic degree": "Mean absolute change from one video frame to the next, divided by that of the truth. Less "
         "than 1 is a video that moves too little; flicker of what should stand still adds to it.",
+        "long drift": f"Over the last {WINDOW} video frames up to the one above. Worst: how many times a later window "
+        "is as large, or as small, as the first.",
         "futures": "The same first frame and controls, continued by chance in several ways and by each row with "
         "several seeds. Nearest: PSNR to the most similar true future; mean: to the average of the futures. The higher "
         "the second above the first, the more a video is an average. Diversity: variance between seeds over that "
