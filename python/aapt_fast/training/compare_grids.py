@@ -28,7 +28,7 @@ from aapt_fast.training.diffusion import train_diffusion
 from aapt_fast.training.discretize import GridConfig, learn_grid
 from aapt_fast.training.files import write_text
 
-EVALUATIONS = (2, 3, 4, 6, 8)
+EVALUATIONS = (2, 4, 8)
 SHIFTS = (1.0, 1.5, 2.0, 3.0, 5.0)
 LEARNED = "learned"
 

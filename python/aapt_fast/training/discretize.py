@@ -38,10 +38,10 @@ class GridConfig:
     evaluations: int = 4  # of the step that the grid is for
     teacher_evaluations: int = 24
     batches: int = 8  # of noise and clips, drawn once and used in turn
-    batch: int = 16
+    batch: int = 8
     clip_frames: int = 8
     share_at_start: float = 0.5
-    steps: int = 240
+    steps: int = 160
     rate: float = 0.02  # of the grid's parameters
     ball: float = 0.1  # most distance of a noise from its own place, as a share of its norm
     noise_rate: float = 0.05  # of the noises, as a share of the ball
