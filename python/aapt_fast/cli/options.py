@@ -180,7 +180,7 @@ def add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--codec",
         metavar="VAE",
-        help="take this codec instead of training one: mini-vae, a model, or codec/vae.safetensors of another folder",
+        help="take this codec: mini-vae, a model, or codec/vae.safetensors of another folder (default: train one)",
     )
     parser.add_argument(
         "--stage", choices=STAGES, action="append", help="only this stage, repeatable (default: all but reconstruction)"

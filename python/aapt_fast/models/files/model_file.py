@@ -54,26 +54,27 @@ def write_model(path: str | Path, generator: nn.Module, vae: nn.Module, name: st
     this package, OSError for a path in a folder that cannot be written to, CheckpointError for a weight that is not
     finite, or not in `dtype`.
     """
-    require_type("model.generator", generator, Generator)
-    require_type("model.vae", vae, MiniVAE)
-    _write_parts(path, {"generator": generator, "vae": vae}, name, dtype)
+    _write_parts(path, {"model.generator": (generator, Generator), "model.vae": (vae, MiniVAE)}, name, dtype)
 
 
-def write_vae(path: str | Path, vae: MiniVAE, name: str, dtype: torch.dtype | str) -> None:
+def write_vae(path: str | Path, vae: nn.Module, name: str, dtype: torch.dtype | str) -> None:
     """Write a VAE alone, for `load_vae`. Raises as `write_model` does."""
-    require_type("vae", vae, MiniVAE)
-    _write_parts(path, {"vae": vae}, name, dtype)
+    _write_parts(path, {"vae": (vae, MiniVAE)}, name, dtype)
 
 
 def _write_parts(
-    path: str | Path, parts: Mapping[str, Generator | MiniVAE], name: str, dtype: torch.dtype | str
+    path: str | Path, given: Mapping[str, tuple[nn.Module, type]], name: str, dtype: torch.dtype | str
 ) -> None:
+    """Write the modules of arguments `given`, which say the types that they must have; keys end in the part's name."""
     require_path("path", path)
     path = Path(path)
     require_file_target("path", path)
     require(path.suffix == ENDING, "path", f"a name that ends in {ENDING}", path)
     _require_replaceable(path)
     dtype = require_usable_dtype(dtype, WAN_DTYPES)
+    for argument, (module, kind) in given.items():
+        require_type(argument, module, kind)
+    parts: dict[str, Any] = {argument.rpartition(".")[2]: module for argument, (module, _) in given.items()}
     tensors = {
         f"{part}.{key}": value.detach().to("cpu", dtype).contiguous()
         for part, module in parts.items()
