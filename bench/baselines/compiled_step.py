@@ -16,7 +16,7 @@ from torch import Tensor
 
 from aapt_fast.errors import require
 from aapt_fast.models.aapt.generator import Generator
-from aapt_fast.models.aapt.sampling import EulerSampler, timesteps
+from aapt_fast.models.aapt.sampling import EulerSampler, levels_of
 from aapt_fast.models.sampling import Prepared, Sampler
 from aapt_fast.ops import reference
 from aapt_fast.ops.cache import Cache, GrowingCache
@@ -35,8 +35,8 @@ class CompiledSampler(Sampler):
 
     def prepare(self, generator: Any, prompt: Tensor | None) -> Prepared:
         """Begin a run under a prompt [1, L, text_width] or None."""
-        levels = timesteps(1, generator.config.shift).to(generator.weight.device)
-        text = None if prompt is None else generator.encode_text(prompt, levels[:1])
+        levels = levels_of(generator.config, 1).to(generator.weight.device)
+        text = None if prompt is None else generator.encode_text(prompt, levels[1, :1])
         return Prepared([None], _PlainRun(plain(generator), levels, text, self._compiler))
 
     def sample(

@@ -142,9 +142,9 @@ def test_sides_take_turns_in_memory_and_are_compared(document, monkeypatch, emul
     assert [each["ours"] for each in (off, on, recorded)] == [False, True, True]
     assert off["ratio"] == 1.0 and on["ratio"] == off["p50_ms"] / on["p50_ms"] and off["repetitions"] == 1
     differences = [each["difference_of_the_first_frame"] for each in (off, on, recorded)]
-    assert differences[0] == 0 < differences[1] < 0.05
+    assert differences[0] == 0 <= differences[1] < 0.05  # on some CPUs torch rounds as the kernel does
     # A recorded step reads its inputs from other addresses, where a matrix product in bfloat16 may round otherwise.
-    assert differences[2] == pytest.approx(differences[1], rel=0.2)
+    assert differences[2] == pytest.approx(differences[1], rel=0.2, abs=2e-3)
 
 
 def test_a_side_that_fails_is_noted_beside_the_results(document, monkeypatch):
